@@ -1,0 +1,118 @@
+"""The second interface: a lane, the way in which a runtime starts processes.
+
+A runtime owns ids, sockets, records, admission and deadlines; a lane only turns a `StartSpec` into a running process
+with three descriptors. Two rules make every lane look the same from above:
+
+1. Output arrives on the read ends of two pipes, input leaves on the write end of one; all three are non-blocking,
+   close-on-exec, and belong to the caller from the moment `start` returns. EOF on a pipe is EOF of that stream.
+2. `start` returns only when the command really runs (or ran already), and raises `ExecFailed` otherwise; a `start`
+   that is cancelled or fails leaves no process, descriptor or task behind.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+class StartSpec(Struct, frozen=True, kw_only=True):
+    """One process to start, with everything decided.
+
+    Parameters:
+        process_id: unique in this runtime; also in `env` under `PROCESS_ID_VARIABLE`, so that descendants are known.
+        env: what to add to the environment's own variables.
+        working_dir: absolute path, or None for the environment's default.
+        stdin: False gives the process an empty stdin and the caller no `stdin_fd`.
+    """
+
+    process_id: str
+    cmd: list[str]
+    env: dict[str, str]
+    working_dir: str | None = None
+    user: str | None = None
+    stdin: bool = True
+
+
+class ExitStatus(Struct, frozen=True, kw_only=True):
+    """How the command itself ended, as the lane learnt it. At most one of `exit_code` and `signal` is set."""
+
+    reason: Literal["exited", "signaled", "container_gone", "unknown"]
+    exit_code: int | None = None
+    signal: int | None = None
+    usage: dict[str, int] | None = None
+
+
+PROCESS_ID_VARIABLE = "FASTCLAW_PROCESS_ID"
+"""Marks every process of an exec in its environment: how descendants that left the tree are found again."""
+
+
+class LaneProcess(ABC):
+    """A process that was started.
+
+    Attributes:
+        stdin_fd: write end of the process's stdin, or None.
+        stdout_fd, stderr_fd: read ends.
+        exited: resolves once, when the command itself has ended; never with an exception. Not before every byte
+            that the lane can know of is in the pipes or on its way there.
+        timings: microseconds by phase of the start, for the exit record.
+    """
+
+    stdin_fd: int | None
+    stdout_fd: int
+    stderr_fd: int
+    exited: asyncio.Future[ExitStatus]
+    timings: dict[str, int]
+
+    @abstractmethod
+    def signal(self, signum: int) -> None:
+        """Send a signal to the command itself; nothing happens where it has ended.
+
+        Raises:
+            ExecFailed: `unsupported`, where the lane cannot reach the process.
+        """
+
+    @abstractmethod
+    async def end_tree(self, grace: Grace) -> None:
+        """TERM to the whole tree, KILL once `grace` is over, until nothing is left. Also after the command's own end.
+
+        Raises:
+            ExecFailed: `engine_timeout` or `unsupported`, where the end cannot be brought about or proven.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Give back what the lane holds for this process. Called once, after `exited`."""
+
+
+class Grace(Struct):
+    """Time between TERM and KILL, which a second signal to fastclaw may cut short while it runs.
+
+    Parameters:
+        ends_at: `loop.time()` at which it is over.
+    """
+
+    ends_at: float
+
+
+class Lane(ABC):
+    """Starts processes."""
+
+    name: str
+    capabilities: list[str]
+
+    @abstractmethod
+    async def start(self, spec: StartSpec, shard: int) -> LaneProcess:
+        """Start one process on one shard (0-based; lanes without shards ignore it).
+
+        Raises:
+            ExecFailed: with a reason; see DESIGN of the contract in docs/contract.md.
+        """
+
+    def health(self) -> dict[str, object]:
+        """What `health.details.lane` says of this lane."""
+        return {"name": self.name}

@@ -1,0 +1,185 @@
+"""The words of the contract: the `Runtime` interface and the values that cross it.
+
+The first five methods are the trait `Runtime` of the Rust crate anyclaw-sdk-runtime 0.1.0; `ProcessRuntime` adds
+the extensions (wait, list, signal). Nothing here does I/O, and nothing here knows of engines, sockets or JSON-RPC.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+from fastclaw import limits
+
+OnDisconnect = Literal["eof", "hold", "kill"]
+ExitReason = Literal["exited", "signaled", "killed", "timeout", "container_gone", "unknown"]
+HealthWord = Literal["healthy", "degraded", "unhealthy"]
+
+Milliseconds = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
+class InitializeParams(Struct, frozen=True, kw_only=True):
+    """What `start` is given.
+
+    Parameters:
+        namespace: the owner's name for this environment, unique per host (`[A-Za-z0-9][A-Za-z0-9_.-]*`).
+        options: the runtime's own settings, not looked at by the harness.
+    """
+
+    namespace: Annotated[
+        str, Meta(min_length=1, max_length=limits.MAX_NAMESPACE_BYTES, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+    ]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class InitializeResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What `start` gives back: environment variables for every process, and where the workspace is inside."""
+
+    env: dict[str, str] = field(default_factory=dict)
+    workspace_root: str | None = None
+
+
+class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One process to start.
+
+    Parameters:
+        cmd: argv; `cmd[0]` is looked up in PATH inside the environment.
+        env: added to (and winning over) the environment's own variables.
+        working_dir: absolute path inside; None is the workspace root or the image's directory.
+        user: name or `uid[:gid]` inside; None is the environment's own user.
+        stdin: False gives the process an empty stdin.
+        timeout_ms: run time after which the process tree is killed; None is no limit.
+        on_disconnect: what a client that closes its connection means for the process.
+        key: idempotency key: a second exec with the same key answers for the first one's process.
+        limits: resource limits by name (`nofile`, …), where the lane offers them.
+        tty: a pseudo-terminal instead of pipes, where the lane offers it.
+    """
+
+    cmd: Annotated[list[str], Meta(min_length=1)]
+    env: dict[str, str] = field(default_factory=dict)
+    working_dir: str | None = None
+    user: str | None = None
+    stdin: bool = True
+    timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    on_disconnect: OnDisconnect = "eof"
+    key: Annotated[str, Meta(min_length=1, max_length=limits.MAX_KEY_BYTES)] | None = None
+    limits: dict[str, int] = field(default_factory=dict)
+    tty: bool = False
+
+
+class ExecResult(Struct, frozen=True, kw_only=True):
+    """A process that runs (or ran): its id and the two Unix sockets that listen for its client."""
+
+    process_id: str
+    stdio_addr: str
+    stderr_addr: str
+
+
+class HealthStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the runtime is, in one word; `message` says why in one line, `details` in numbers."""
+
+    status: HealthWord
+    message: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class ExitRecord(Struct, frozen=True, kw_only=True):
+    """How a process ended, or `state: "running"` where it has not yet.
+
+    Parameters:
+        exit_code: None when a signal ended it, or when it cannot be known.
+        signal: the number, when a signal ended it.
+        reason: why it ended; None while it runs.
+        timings: microseconds, integers, by phase.
+        usage: `user_us`, `system_us`, `max_rss_kb`; None where the lane cannot tell.
+        gap: present and True when a client left output unread in its socket, which is lost.
+    """
+
+    process_id: str
+    state: Literal["running", "exited"]
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: ExitReason | None = None
+    timings: dict[str, int] = field(default_factory=dict)
+    usage: dict[str, int] | None = None
+    gap: bool | UnsetType = UNSET
+
+
+class ProcessInfo(Struct, frozen=True, kw_only=True):
+    """One line of `list`. `started_at` is Unix time in seconds."""
+
+    process_id: str
+    state: Literal["running", "exited"]
+    cmd: list[str]
+    started_at: float
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: ExitReason | None = None
+
+
+class Runtime(ABC):
+    """An execution environment that starts processes. Implement this and serve it with `RuntimeHarness`.
+
+    Errors are raised as `fastclaw.errors.RuntimeSdkError`; anything else is a bug and reaches the supervisor as
+    `internal` without its text.
+    """
+
+    @property
+    def capabilities(self) -> list[str]:
+        """Names of the optional parts this runtime offers, as `initialize` reports them."""
+        return []
+
+    @abstractmethod
+    async def start(self, params: InitializeParams) -> InitializeResult:
+        """Bring the environment up. Called once.
+
+        Raises:
+            StartFailed: the environment cannot be had; whatever was set up is taken down by `stop`.
+            InvalidParams: an option is unknown or has the wrong shape.
+        """
+
+    @abstractmethod
+    async def exec(self, request: ExecRequest) -> ExecResult:
+        """Start a process; called concurrently. Returns once the command really runs and its sockets listen.
+
+        Raises:
+            ExecFailed: the command did not start.
+        """
+
+    @abstractmethod
+    async def health(self) -> HealthStatus:
+        """How it is. Never fails, never waits for an exec."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """End every process and remove everything that `start` and `exec` set up. Safe after a failed `start`."""
+
+    @abstractmethod
+    async def kill(self, process_id: str, grace_ms: int | None = None) -> None:
+        """End one process with everything it started; return when nothing is left of it.
+
+        Parameters:
+            grace_ms: time between TERM and KILL; None is the runtime's default, 0 is KILL at once.
+
+        Raises:
+            InvalidState: `unknown_process`.
+        """
+
+    def hasten(self) -> None:
+        """Cut a `stop` that is under way short: no more grace, but still nothing left behind."""
+
+
+class ProcessRuntime(Runtime):
+    """A runtime that also offers the extensions wait, list and signal."""
+
+    @abstractmethod
+    async def wait(self, process_id: str, timeout_ms: int | None = None) -> ExitRecord:
+        """The exit record, once there is one or `timeout_ms` has passed (then `state` is `running`)."""
+
+    @abstractmethod
+    async def list_processes(self) -> list[ProcessInfo]:
+        """The live processes and the ended ones whose record is kept."""
+
+    @abstractmethod
+    async def signal(self, process_id: str, signal: int) -> None:
+        """Send a signal to the process itself. A process that ended already is left alone."""
