@@ -18,8 +18,8 @@ MAX_BATCH_ITEMS = 10_000
 MAX_IN_FLIGHT = 32_768
 """Requests being worked on at once: a queued exec and a `wait` for each of 10 000, and room for control."""
 
-READ_CHUNK_BYTES = 256 * KIB
-"""One read of stdin: four times a default pipe, so a burst of requests costs one system call."""
+READ_CHUNK_BYTES = 64 * KIB
+"""One read of stdin: all that a default pipe holds (pipe(7)), and below malloc's threshold for a mapping of its own."""
 
 OUTPUT_HIGH_WATER_BYTES = 4 * MIB
 """Unwritten answers at which reading requests stops: the reader is slower than we are."""
@@ -29,6 +29,9 @@ OUTPUT_LOW_WATER_BYTES = 1 * MIB
 
 IDLE_WORKERS = 256
 """Request workers kept between bursts. A parked coroutine costs about 1 KB; a new task about 3 µs."""
+
+WORKER_STREAK = 256
+"""Requests handled without a pause before other work gets the loop: well under a millisecond of quick ones."""
 
 FINAL_FLUSH_MS = 2_000
 """How long the last answers may take to leave when the supervisor does not read them."""
@@ -131,3 +134,49 @@ OCI_ERROR_BYTES = 16 * KIB
 
 TREE_SCAN_MS = 20
 """Pause between two looks at a process tree that is being killed: processes die in well under a millisecond."""
+
+# --- The managed engine ----------------------------------------------------------------------------
+
+ENGINE_READY_MS = 20_000
+"""A new service until its first answered ping: 0.2 s measured on an idle machine, seconds on a first start
+with a cold disk."""
+
+ENGINE_STOP_MS = 5_000
+"""TERM to KILL of the service: Podman gives open connections one second (pkg/api/server/server.go, 4.3.1)."""
+
+ENGINE_READY_POLL_MS = 10
+"""Pause between two pings of a service that is coming up: far below its start-up time."""
+
+EXIT_COMMAND_DELAY_S = 10
+"""How long conmon and the exec session outlive an exec. Podman's 300 leaves two processes per exec for five
+minutes; 0 removes the session before its exit code can be asked for (notes on Podman, PR 20405)."""
+
+ENGINE_LOG_BYTES = 16 * KIB
+"""Tail of the service's stderr that is kept for error messages."""
+
+ENGINE_LOCK_MS = 5_000
+"""Waiting for another fastclaw that prepares the same state directory: it holds the lock for a few file operations."""
+
+LIFECYCLE_THREADS = 8
+"""Threads for podman-py: four shards created at once, and room for calls that hang until their deadline."""
+
+LIFECYCLE_TIMEOUT_SLACK_MS = 1_000
+"""By how much the event loop waits longer than the HTTP client: the client's own, more exact error goes first."""
+
+PULL_TIMEOUT_MS = 110_000
+"""An image pull, within `START_TIMEOUT_MS`."""
+
+MAX_BUSYBOX_BYTES = 16 * MIB
+"""A static busybox is 2 MB; anything larger is something else."""
+
+BUSYBOX_LIST_MS = 5_000
+"""`busybox --list` answers within a millisecond; a machine that swaps may take longer."""
+
+MIN_NOFILE = 1_024
+"""A container with fewer open files cannot do useful work; also what a host without a limit of its own reports."""
+
+MAX_NOFILE = 1_048_576
+"""fs.nr_open's default: no process may have more, and an RLIM_INFINITY must become a number."""
+
+MAX_NPROC = 4_194_304
+"""The largest pid_max of a 64-bit kernel (proc(5)): stands for "unlimited" where a number is needed."""

@@ -1,0 +1,151 @@
+"""Who may start now, who waits, who is turned away: O(1) per decision at any queue length.
+
+A start needs two things: a slot on a shard (starts in flight) and a place among the live processes. What waits, waits
+in order of arrival. Time is an argument; nothing here sleeps, and nothing here knows what is started.
+"""
+
+from collections import deque
+from enum import Enum
+from typing import NamedTuple
+
+from fastclaw.errors import ExecFailed
+
+
+class TicketState(Enum):
+    """What became of one exec call's wish to start."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    LIVE = "live"
+    GONE = "gone"
+
+
+class Ticket:
+    """One exec call's place. `shard` is set once it may start.
+
+    Parameters:
+        deadline: in the caller's clock, seconds; past it a waiting ticket is turned away.
+    """
+
+    __slots__ = ("deadline", "owner", "shard", "state")
+
+    def __init__(self, owner: object, deadline: float) -> None:
+        self.owner = owner
+        self.deadline = deadline
+        self.shard = -1
+        self.state = TicketState.WAITING
+
+
+class AdmissionStatistics(NamedTuple):
+    """How full it is: what waits, what is being started, what lives, and the bounds of the three."""
+
+    waiting: int
+    starting: int
+    live: int
+    queue_limit: int
+    max_starting: int
+    max_live: int
+
+
+class Admission:
+    """Parameters:
+    shards: how many containers (or 1) starts are spread over.
+    max_starting: starts in flight per shard.
+    max_live: processes that are starting or live.
+    queue_limit: tickets that wait.
+    """
+
+    def __init__(self, shards: int, max_starting: int, max_live: int, queue_limit: int) -> None:
+        # Slots are handed out round robin over the shards and come back to the end of the line: a shard that is
+        # slow to give its slots back gets fewer starts, without a scan.
+        self._slots: deque[int] = deque(shard for _ in range(max_starting) for shard in range(shards))
+        self._max_starting = len(self._slots)
+        self._max_live = max_live
+        self._queue_limit = queue_limit
+        self._queue: deque[Ticket] = deque()
+        self._waiting = 0
+        self._occupied = 0
+
+    def statistics(self) -> AdmissionStatistics:
+        """A snapshot."""
+        starting = self._max_starting - len(self._slots)
+        return AdmissionStatistics(
+            self._waiting, starting, self._occupied, self._queue_limit, self._max_starting, self._max_live
+        )
+
+    def request(self, owner: object, deadline: float) -> Ticket:
+        """Ask for a start. The ticket is STARTING (its shard is set) or WAITING.
+
+        Raises:
+            ExecFailed: `overloaded`, the queue is full.
+        """
+        ticket = Ticket(owner, deadline)
+        if not self._waiting and self._admit(ticket):
+            return ticket
+        if self._waiting >= self._queue_limit:
+            raise ExecFailed(f"{self._waiting} exec calls wait already; try again later", "overloaded")
+        self._queue.append(ticket)
+        self._waiting += 1
+        return ticket
+
+    def _admit(self, ticket: Ticket) -> bool:
+        if not self._slots or self._occupied >= self._max_live:
+            return False
+        ticket.shard = self._slots.popleft()
+        ticket.state = TicketState.STARTING
+        self._occupied += 1
+        return True
+
+    def started(self, ticket: Ticket) -> list[Ticket]:
+        """The process runs: its slot is free, its place is not. Returns the tickets that may start now."""
+        self._slots.append(ticket.shard)
+        ticket.state = TicketState.LIVE
+        return self._next()
+
+    def leave(self, ticket: Ticket) -> list[Ticket]:
+        """A waiting ticket gave up, a start failed, or a live process ended. Returns the tickets that may start now."""
+        state, ticket.state = ticket.state, TicketState.GONE
+        if state is TicketState.WAITING:
+            self._waiting -= 1  # its entry in the queue is passed over later
+            self._trim()
+            return []
+        if state is TicketState.GONE:
+            return []
+        if state is TicketState.STARTING:
+            self._slots.append(ticket.shard)
+        self._occupied -= 1
+        return self._next()
+
+    def _trim(self) -> None:
+        # Entries of tickets that gave up are at most as many as live entries before the queue is rebuilt: amortised O(1).
+        if len(self._queue) > 2 * self._waiting + 16:
+            self._queue = deque(ticket for ticket in self._queue if ticket.state is TicketState.WAITING)
+
+    def _next(self) -> list[Ticket]:
+        admitted: list[Ticket] = []
+        while self._waiting:
+            ticket = self._queue[0]
+            if ticket.state is TicketState.WAITING:
+                if not self._admit(ticket):
+                    break
+                self._waiting -= 1
+                admitted.append(ticket)
+            self._queue.popleft()
+        return admitted
+
+    def expire(self, now: float) -> list[Ticket]:
+        """Turn away what has waited past its deadline. Deadlines must not decrease in order of arrival."""
+        expired: list[Ticket] = []
+        while self._queue and (self._queue[0].state is not TicketState.WAITING or self._queue[0].deadline <= now):
+            ticket = self._queue.popleft()
+            if ticket.state is TicketState.WAITING:
+                ticket.state = TicketState.GONE
+                self._waiting -= 1
+                expired.append(ticket)
+        return expired
+
+    def next_deadline(self) -> float | None:
+        """When `expire` has something to do next, or None."""
+        while self._queue and self._queue[0].state is not TicketState.WAITING:
+            self._queue.popleft()
+        return self._queue[0].deadline if self._queue else None

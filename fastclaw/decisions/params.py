@@ -1,0 +1,152 @@
+"""What the params of each method must look like, and how a violation is reported.
+
+Owns shapes and their errors. Does not know what a method does.
+"""
+
+import difflib
+import re
+from signal import Signals
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed, InvalidParams
+from fastclaw.runtime import ExecRequest, Milliseconds
+
+Shape = TypeVar("Shape", bound=Struct)
+
+_MAX_SIGNAL = 64
+"""SIGRTMAX on Linux (signal(7))."""
+
+
+class NoParams(Struct, frozen=True):
+    """health, list, shutdown."""
+
+
+class KillParams(Struct, frozen=True):
+    """kill."""
+
+    process_id: str
+    grace_ms: Milliseconds | None = None
+
+
+class WaitParams(Struct, frozen=True):
+    """wait."""
+
+    process_id: str
+    timeout_ms: Milliseconds | None = None
+
+
+class SignalParams(Struct, frozen=True):
+    """signal: a number, or a name with or without its SIG."""
+
+    process_id: str
+    signal: int | str
+
+
+_PLACE = re.compile(r" - at `(\$[^`]*)`\Z")
+_MISSING = re.compile(r"missing required field `([^`]+)`")
+_UNKNOWN = re.compile(r"contains unknown field `([^`]+)`")
+
+
+def convert(params: Any, shape: type[Shape], root: str = "$") -> Shape:
+    """Params as sent (None where left out) → the struct.
+
+    Parameters:
+        root: JSON path of `params` itself, for the error.
+
+    Raises:
+        InvalidParams: with `data.path`; for an unknown option also `data.nearest`.
+    """
+    try:
+        return msgspec.convert({} if params is None else params, shape)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error), shape, root) from error
+
+
+def _explain(message: str, shape: type[Struct], root: str) -> InvalidParams:
+    place = _PLACE.search(message)
+    path = root + place.group(1)[1:] if place else root
+    text = message[: place.start()] if place else message
+    if missing := _MISSING.search(text):
+        path = f"{path}.{missing.group(1)}"
+        return InvalidParams(f"{path} is missing", path=path)
+    if unknown := _UNKNOWN.search(text):
+        return _unknown_field(path, unknown.group(1), shape)
+    return InvalidParams(f"{path}: {text[:1].lower()}{text[1:]}", path=path)
+
+
+def _unknown_field(parent: str, name: str, shape: type[Struct]) -> InvalidParams:
+    path = f"{parent}.{name}"
+    known = {field for struct in _structs_within(shape) for field in struct.__struct_fields__}
+    nearest = next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)), None)
+    hint = f"; did you mean {nearest!r}?" if nearest else ""
+    return InvalidParams(f"unknown option {path}{hint}", "unknown_option", path=path, nearest=nearest)
+
+
+def _structs_within(shape: type[Struct]) -> list[type[Struct]]:
+    found = [shape]
+    for field in msgspec.structs.fields(shape):
+        for part in getattr(field.type, "__args__", (field.type,)):
+            if isinstance(part, type) and issubclass(part, Struct):
+                found += _structs_within(part)
+    return found
+
+
+def check_exec(request: ExecRequest) -> None:
+    """What a struct's shape cannot say: bytes that no argv, environment or path can carry.
+
+    Raises:
+        InvalidParams: with the path of the value.
+        ExecFailed: `too_long`, for a string over the kernel's limit for one argument.
+    """
+    if not request.cmd[0]:
+        raise InvalidParams("$.cmd[0] is empty; name a program", path="$.cmd[0]")
+    for index, word in enumerate(request.cmd):
+        _check_string(word, f"$.cmd[{index}]")
+    for name, value in request.env.items():
+        _check_name(name)
+        _check_string(value, f"$.env[{name!r}]", extra=len(name) + 1)
+    for path, text in (("$.working_dir", request.working_dir), ("$.user", request.user)):
+        if text is not None:
+            _check_string(text, path)
+    if request.working_dir is not None and not request.working_dir.startswith("/"):
+        raise InvalidParams("$.working_dir must be an absolute path", path="$.working_dir")
+
+
+def _check_name(name: str) -> None:
+    if not name or "=" in name or "\0" in name:
+        path = f"$.env[{name!r}]"
+        raise InvalidParams(f"{path} is no name for an environment variable", path=path)
+
+
+def _check_string(text: str, path: str, extra: int = 0) -> None:
+    if "\0" in text:
+        raise InvalidParams(f"{path} holds a NUL byte", path=path)
+    # Four bytes per character at most, so short strings need no encoding to be known good.
+    length = len(text) + extra
+    if 4 * length >= limits.MAX_ARG_BYTES and len(text.encode()) + extra >= limits.MAX_ARG_BYTES:
+        raise ExecFailed(
+            f"{path} is longer than the kernel's {limits.MAX_ARG_BYTES} bytes for one string; pass it by file or stdin",
+            "too_long",
+            path=path,
+        )
+
+
+def signal_number(value: int | str) -> int:
+    """`15`, `"TERM"` or `"SIGTERM"` → 15.
+
+    Raises:
+        InvalidParams: no such signal.
+    """
+    if isinstance(value, int):
+        if 1 <= value <= _MAX_SIGNAL:
+            return value
+    else:
+        name = value.upper()
+        found = Signals.__members__.get(name) or Signals.__members__.get("SIG" + name)
+        if found is not None:
+            return int(found)
+    raise InvalidParams(f"$.signal: no signal {value!r}; use a number up to {_MAX_SIGNAL} or a name", path="$.signal")
