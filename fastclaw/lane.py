@@ -113,6 +113,13 @@ class Lane(ABC):
             ExecFailed: with a reason; see DESIGN of the contract in docs/contract.md.
         """
 
+    @abstractmethod
+    async def end_all(self, processes: list[LaneProcess], grace: Grace) -> None:
+        """End these processes with all they started: TERM, `grace`, KILL; return when all have `exited`.
+
+        The caller sets a deadline, and the environment goes afterwards.
+        """
+
     def health(self) -> dict[str, object]:
         """What `health.details.lane` says of this lane."""
         return {"name": self.name}

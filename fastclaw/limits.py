@@ -106,10 +106,13 @@ LISTEN_BACKLOG = 8
 """Connections waiting at a process's socket: one is served, the rest are turned away at once."""
 
 MAX_DRAINING_CLIENTS = 16
-"""Clients that left while their last input still waits for the process. Past it, no new one is accepted until one is through."""
+"""Clients that left while their last input still waits for the process. Past it, new ones wait in the backlog."""
 
 RELAY_CHUNK_BYTES = 1 * MIB
 """One splice: the largest pipe an unprivileged process may ask for (fs.pipe-max-size)."""
+
+COPY_CHUNK_BYTES = 64 * KIB
+"""One read of the copying relay: all that a default pipe holds."""
 
 RELAY_BURST = 16
 """Splices of one relay before it gives the loop back: fairness among thousands of streams."""
@@ -119,6 +122,9 @@ PIPE_BYTES = 64 * KIB
 
 BULK_PIPE_BYTES = 1 * MIB
 """A pipe that has proved busy grows to fs.pipe-max-size's default: fewer wake-ups per byte."""
+
+DISPENSABLE_SCAN = 64
+"""Lingering processes looked at to find one without output to read: keeps the choice O(1)."""
 
 ENGINE_IDLE_CONNECTIONS = 16
 """Keep-alive connections kept towards the engine: 4 shards of 4 starts."""
@@ -130,7 +136,7 @@ MAX_HTTP_BODY_BYTES = 16 * MIB
 """An answer of the engine: the inspect of a command line of 2 MiB with escapes stays well below."""
 
 OCI_ERROR_BYTES = 16 * KIB
-"""How much of a stream is held back while it may be the engine's own error message instead of the command's output."""
+"""How much of a stream is held back while it may be the engine's own error message, not the command's output."""
 
 TREE_SCAN_MS = 20
 """Pause between two looks at a process tree that is being killed: processes die in well under a millisecond."""
@@ -169,14 +175,137 @@ PULL_TIMEOUT_MS = 110_000
 MAX_BUSYBOX_BYTES = 16 * MIB
 """A static busybox is 2 MB; anything larger is something else."""
 
-BUSYBOX_LIST_MS = 5_000
-"""`busybox --list` answers within a millisecond; a machine that swaps may take longer."""
+CONTAINER_STOP_S = 1
+"""Podman's TERM to KILL of a container's init, in seconds: by then its processes have been ended one by one."""
 
-MIN_NOFILE = 1_024
-"""A container with fewer open files cannot do useful work; also what a host without a limit of its own reports."""
+PROGRAM_ANSWER_MS = 5_000
+"""A program asked for its version or its list of applets: milliseconds; a machine that swaps may take longer."""
 
 MAX_NOFILE = 1_048_576
 """fs.nr_open's default: no process may have more, and an RLIM_INFINITY must become a number."""
 
-MAX_NPROC = 4_194_304
-"""The largest pid_max of a 64-bit kernel (proc(5)): stands for "unlimited" where a number is needed."""
+# --- The client ------------------------------------------------------------------------------------
+
+CLIENT_CALL_MS = 30_000
+"""An answer to a call that does not wait for anything slow: the patience of the sibling supervisors."""
+
+CLIENT_INITIALIZE_MS = START_TIMEOUT_MS + 10_000
+"""The runtime's own deadline for its start goes first, so that the caller reads its reason."""
+
+CLIENT_EXEC_MS = QUEUE_TIMEOUT_MS + 2 * ENGINE_TIMEOUT_MS
+"""The runtime's own deadlines (waiting, then the engine, then taking a failed start back) go first."""
+
+CLIENT_SHUTDOWN_MS = SHUTDOWN_TIMEOUT_MS + FINAL_FLUSH_MS + 3_000
+"""The runtime's own bound on shutdown, and room for a machine under load."""
+
+CLIENT_EXIT_MS = 5_000
+"""Each step of the escalation that ends a runtime: after its answer to shutdown, after EOF, after TERM."""
+
+CLIENT_EXIT_NOTICE_MS = 1_000
+"""From the end of a runtime's stdout to its exit code, or the other way round: both come within milliseconds
+unless the runtime closed one on purpose or left a child behind that holds it."""
+
+CLIENT_PENDING = MAX_IN_FLIGHT
+"""Calls of one client under way: no more than a runtime works on at once. The next call waits for its turn."""
+
+CLIENT_READ_BYTES = 64 * KIB
+"""One read of a process's stream: what its pipe holds, and below malloc's threshold for a mapping of its own."""
+
+CLIENT_CONNECT_MS = 5_000
+"""Connecting to a process's socket that listens with a full backlog."""
+
+CLIENT_CONNECT_RETRY_MS = 5
+"""Pause before the next try at a full backlog: the kernel has no event for room in it."""
+
+# --- What one process takes from the host (decisions/capacity.py) -----------------------------------
+
+FILES_PER_PROCESS = 8
+"""Two listeners, two connections, three pipe ends, one pidfd."""
+
+RESERVED_FILES = 512
+"""The runtime's own: loop, stdio, engine connections, libraries, log; and room for bursts of accepts."""
+
+PIDS_PER_PROCESS = 2
+"""The command and, on the REST lane, its conmon. What the command itself starts falls under the pids limit."""
+
+RESERVED_PIDS = 1_024
+"""The host's own processes and the engine's threads."""
+
+MEMORY_PER_PROCESS = 1 * MIB
+"""A small static worker with its page tables and kernel structures; real agents take more."""
+
+HTTP_READ_BYTES = 64 * KIB
+"""One read of an engine's answer: all but the inspect of a huge command line come whole."""
+
+# --- Processes of this host (transport/proctree.py, spawn/, runtimes/memory_lane.py) ----------------
+
+TREE_DEADLINE_MS = 5_000
+"""After the grace is over, how long a killed tree may take to be gone: a large core of memory takes a second to
+free; what takes longer sits in an uninterruptible call and may take for ever."""
+
+GRACE_LOOK_MS = 50
+"""How often the end of a grace is read again while it runs: a second signal to fastclaw may have moved it."""
+
+ORPHAN_SWEEP_MS = 1_000
+"""Pause between two looks for zombies that nobody else reaps; each costs a process number until then."""
+
+ORPHAN_PATIENCE_MS = 2_000
+"""How long an unknown zombie is left to whoever may have started it: libraries reap within milliseconds."""
+
+WARDEN_TRACKED = 32_768
+"""Slots in the table of live commands that the warden reads: the default pid_max. 4 bytes each."""
+
+WARDEN_EXIT_MS = 2_000
+"""A warden told to leave takes about a millisecond, or some 30 where Python has only just started."""
+
+MEMORY_WRITER_BYTES = 64 * KIB
+"""Output of an in-process program that waits for its pipe: as much again as the pipe holds."""
+
+MEMORY_MAX_OUT_BYTES = 1024 * MIB
+"""The most that the built-in program `out` writes, so that a typing error does not run for hours."""
+
+# --- The conformance checker -----------------------------------------------------------------------
+
+CHECK_ANSWER_MS = 30_000
+"""An answer that a check waits for, a loaded machine and a slow engine included."""
+
+CHECK_MS = 150_000
+"""One whole check, the start of an environment included."""
+
+CHECK_SOON_MS = 5_000
+"""What the contract calls "at once": an event, not a timer; the rest is room for a loaded machine."""
+
+CHECK_POLL_MS = 20
+"""Pause between two looks at what sends no event: a path, /proc."""
+
+CHECK_EXCHANGE_ENTRIES = 40
+"""Messages shown with a broken promise: the last ones tell what happened."""
+
+CHECK_ENTRY_CHARS = 300
+"""Of each message shown: a 33 MiB line needs no reading."""
+
+ATTACH_READ_BYTES = 64 * KIB
+"""One read of an exec's stream, so also what a process with a full pipe costs in memory. bench/relay_frames.py: 256 KiB
+reads are no faster, because Podman flushes every frame of 8 KiB on its own."""
+
+ATTACH_GATHER_SLICES = 64
+"""Payloads written with one writev; past it they are tiny, and joining them is cheaper (and IOV_MAX is 1 024)."""
+
+EXECVE_POLL_MS = 1
+"""Pause between two looks whether a child of the OCI runtime has become the command: execve tells nobody."""
+
+EXECVE_PROOF_MS = 250
+"""How long that may take; a command that hides its environment counts as started then. Measured: below 2 ms."""
+
+ABANDONED_START_MS = 2_000
+"""How long a cancelled start waits for the engine to finish it, so that what it started can be ended."""
+
+ABANDONED_KILL_MS = 2_000
+"""How long the processes of a failed start may take to die."""
+
+EXIT_POLL_MS = (5, 10, 20, 40, 80, 160, 320, 640, 1_280, 2_560)
+"""Pauses between inspects after the stream has ended while the engine still says running: it saves the exit before it
+closes the stream, so the first is almost never needed; conmon gets 5 s to write its exit file."""
+
+EXIT_SETTLE_MS = 500
+"""After a SIGKILL that was not ours: how long the end of the stream is waited for before the container is looked at."""

@@ -165,7 +165,7 @@ class Runtime(ABC):
             InvalidState: `unknown_process`.
         """
 
-    def hasten(self) -> None:
+    def hasten(self) -> None:  # noqa: B027 - optional: a stop without grace periods cannot be cut short
         """Cut a `stop` that is under way short: no more grace, but still nothing left behind."""
 
 

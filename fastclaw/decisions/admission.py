@@ -117,7 +117,7 @@ class Admission:
         return self._next()
 
     def _trim(self) -> None:
-        # Entries of tickets that gave up are at most as many as live entries before the queue is rebuilt: amortised O(1).
+        # Rebuilt only when most entries are of tickets that gave up: amortised O(1).
         if len(self._queue) > 2 * self._waiting + 16:
             self._queue = deque(ticket for ticket in self._queue if ticket.state is TicketState.WAITING)
 

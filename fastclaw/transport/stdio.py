@@ -186,7 +186,7 @@ class ByteSink:
             self._on_pressure(True)
 
     async def drain(self) -> None:
-        """Return once everything is in the kernel or the reader is gone. One caller at a time; the caller sets the deadline."""
+        """Return once all is in the kernel or the reader is gone. One caller at a time, who sets the deadline."""
         self._flush()
         if self._size and not self._broken:
             self._drained = self._loop.create_future()

@@ -1,0 +1,5 @@
+"""`python -m fastclaw`."""
+
+from fastclaw.cli.main import main
+
+main()

@@ -1,0 +1,49 @@
+"""How many processes this host can hold, and which of its limits binds first.
+
+Takes the limits as numbers and does not know where they were read.
+"""
+
+from typing import NamedTuple
+
+from fastclaw import limits
+
+
+class HostLimits(NamedTuple):
+    """What the host allows this process. None is no limit.
+
+    Parameters:
+        nofile: open files (hard limit).
+        nproc: processes of this user.
+        pid_max: kernel.pid_max.
+        memory_bytes: memory of the machine.
+    """
+
+    nofile: int | None
+    nproc: int | None
+    pid_max: int | None
+    memory_bytes: int | None
+
+
+class Capacity(NamedTuple):
+    """How many processes, and the name of the limit that says so."""
+
+    processes: int
+    binds: str
+
+
+def capacity(host: HostLimits, asked: int) -> Capacity:
+    """The most processes that `options.max_processes` (`asked`) and the host allow."""
+    ceilings = {
+        "options.max_processes": asked,
+        "open files": _share(host.nofile, limits.RESERVED_FILES, limits.FILES_PER_PROCESS),
+        "processes of this user": _share(host.nproc, limits.RESERVED_PIDS, limits.PIDS_PER_PROCESS),
+        "kernel.pid_max": _share(host.pid_max, limits.RESERVED_PIDS, limits.PIDS_PER_PROCESS),
+        "memory": _share(host.memory_bytes, 0, limits.MEMORY_PER_PROCESS),
+    }
+    known = {name: count for name, count in ceilings.items() if count is not None}
+    binds = min(known, key=lambda name: known[name])
+    return Capacity(known[binds], binds)
+
+
+def _share(total: int | None, reserved: int, each: int) -> int | None:
+    return None if total is None else max(1, (total - reserved) // each)

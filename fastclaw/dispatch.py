@@ -1,0 +1,263 @@
+"""From lines to answers: the one place where a line becomes a call, and an exception a wire error.
+
+Owns the methods, the connection's state and the requests in flight. Knows neither descriptors nor environments.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from fastclaw import __version__, limits
+from fastclaw.decisions import lifecycle
+from fastclaw.decisions.lifecycle import RuntimeState
+from fastclaw.decisions.params import KillParams, NoParams, SignalParams, WaitParams, convert, signal_number
+from fastclaw.errors import (
+    FastclawError,
+    InternalError,
+    InvalidRequest,
+    InvalidState,
+    MethodNotFound,
+)
+from fastclaw.protocol import jsonrpc
+from fastclaw.protocol.framing import LineFramer, Oversized
+from fastclaw.runtime import ExecRequest, HealthStatus, InitializeParams, ProcessRuntime, Runtime
+from fastclaw.transport.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+SERVER_NAME = "fastclaw"
+
+_NOTHING: dict[str, Any] = {}
+
+
+class Method(NamedTuple):
+    """How a method is served.
+
+    Parameters:
+        shape: what its params are.
+        serve: takes the harness's calls and the params.
+        is_control: answered however many requests are in flight.
+        yields_to_shutdown: a shutdown does not wait for it but cancels it.
+    """
+
+    shape: type[msgspec.Struct]
+    serve: Callable[["Calls", Any], Awaitable[Any]]
+    is_control: bool = False
+    yields_to_shutdown: bool = False
+
+
+class Calls:
+    """The methods, in terms of the served runtime."""
+
+    def __init__(self, runtime: Runtime, shut_down: Callable[[], Awaitable[None]]) -> None:
+        self._runtime = runtime
+        self._shut_down = shut_down
+        self.machine = lifecycle.runtime_machine()
+        self.shutdown_timeout_ms = limits.SHUTDOWN_TIMEOUT_MS
+
+    async def initialize(self, params: InitializeParams) -> dict[str, Any]:
+        lifecycle.require_new(self.machine.state)
+        self.machine.move(RuntimeState.STARTING)
+        timeout = params.options.get("shutdown_timeout_ms")
+        if type(timeout) is int and timeout >= 0:
+            self.shutdown_timeout_ms = timeout
+        try:
+            result = await self._runtime.start(params)
+        except BaseException:
+            if self.machine.state is RuntimeState.STARTING:
+                self.machine.move(RuntimeState.NEW)
+            raise
+        self.machine.move(RuntimeState.RUNNING)
+        server = {"name": SERVER_NAME, "version": __version__}
+        return {**msgspec.to_builtins(result), "server": server, "capabilities": self._runtime.capabilities}
+
+    async def exec(self, params: ExecRequest) -> Any:
+        lifecycle.require_running(self.machine.state)
+        return await self._runtime.exec(params)
+
+    async def health(self, params: NoParams) -> HealthStatus:
+        if self.machine.state is not RuntimeState.RUNNING:
+            return HealthStatus(status="unhealthy", message=self.machine.state.value)
+        return await self._runtime.health()
+
+    async def kill(self, params: KillParams) -> dict[str, Any]:
+        lifecycle.require_running(self.machine.state)
+        await self._runtime.kill(params.process_id, params.grace_ms)
+        return _NOTHING
+
+    async def wait(self, params: WaitParams) -> Any:
+        return await self._extended().wait(params.process_id, params.timeout_ms)
+
+    async def list(self, params: NoParams) -> dict[str, Any]:
+        return {"processes": await self._extended().list_processes()}
+
+    async def signal(self, params: SignalParams) -> dict[str, Any]:
+        signum = signal_number(params.signal)
+        await self._extended().signal(params.process_id, signum)
+        return _NOTHING
+
+    async def shutdown(self, params: NoParams) -> dict[str, Any]:
+        if self.machine.state in (RuntimeState.STOPPING, RuntimeState.STOPPED):
+            raise InvalidState("the runtime is shutting down", "shutting_down")
+        await self._shut_down()
+        return _NOTHING
+
+    def _extended(self) -> ProcessRuntime:
+        if not isinstance(self._runtime, ProcessRuntime):
+            raise MethodNotFound("this runtime offers initialize, exec, health, kill and shutdown")
+        lifecycle.require_running(self.machine.state)
+        return self._runtime
+
+
+METHODS: dict[str, Method] = {
+    "initialize": Method(InitializeParams, Calls.initialize, yields_to_shutdown=True),
+    "exec": Method(ExecRequest, Calls.exec, yields_to_shutdown=True),
+    "wait": Method(WaitParams, Calls.wait),
+    "health": Method(NoParams, Calls.health, is_control=True),
+    "kill": Method(KillParams, Calls.kill, is_control=True),
+    "signal": Method(SignalParams, Calls.signal, is_control=True),
+    "list": Method(NoParams, Calls.list, is_control=True),
+    "shutdown": Method(NoParams, Calls.shutdown, is_control=True),
+    "stop": Method(NoParams, Calls.shutdown, is_control=True),
+}
+
+Reply = Callable[[bytes], None]
+
+
+class _Batch:
+    """Collects the answers of a batch and sends them as one line when the last is there."""
+
+    __slots__ = ("_answers", "_missing", "_send")
+
+    def __init__(self, missing: int, send: Reply) -> None:
+        self._answers: list[bytes] = []
+        self._missing = missing
+        self._send = send
+
+    def __call__(self, answer: bytes) -> None:
+        self._answers.append(answer)
+        self._missing -= 1
+        if not self._missing:
+            self._send(jsonrpc.encode_batch(self._answers))
+
+
+class Dispatcher:
+    """From lines to answers. Knows the runtime, not the descriptors.
+
+    Parameters:
+        send: takes each answer line; never blocks.
+        shut_down: brings the runtime down; raises nothing.
+    """
+
+    def __init__(self, runtime: Runtime, send: Reply, shut_down: Callable[[], Awaitable[None]]) -> None:
+        self.calls = Calls(runtime, shut_down)
+        self._send = send
+        self._framer = LineFramer()
+        self._workers: Workers[tuple[jsonrpc.Request, Reply]] = Workers(self._answer)
+        self._in_flight = 0
+        self._yielding: dict[asyncio.Task[Any], None] = {}
+        self._settled: asyncio.Future[None] | None = None
+        self._idle: asyncio.Future[None] | None = None
+
+    def receive(self, data: bytes) -> None:
+        """Take what one read brought."""
+        for line in self._framer.feed(data):
+            if isinstance(line, Oversized):
+                error = InvalidRequest(
+                    f"a line is at most {limits.MAX_LINE_BYTES} bytes; this one is dropped", "line_too_long"
+                )
+                self._send(jsonrpc.encode_error(None, error))
+            else:
+                self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            message = jsonrpc.decode(line)
+        except FastclawError as error:
+            self._send(jsonrpc.encode_error(None, error))
+            return
+        if isinstance(message, jsonrpc.Request):
+            self._submit(message, self._send)
+        else:
+            self._take_batch(message)
+
+    def _take_batch(self, items: list[jsonrpc.Item]) -> None:
+        answers = sum(1 for item in items if isinstance(item, FastclawError) or item.id is not None)
+        reply = _Batch(answers, self._send)
+        for item in items:
+            if isinstance(item, FastclawError):
+                reply(jsonrpc.encode_error(None, item))
+            else:
+                self._submit(item, reply)
+
+    def _submit(self, request: jsonrpc.Request, reply: Reply) -> None:
+        self._in_flight += 1
+        self._workers.submit((request, reply))
+
+    async def _answer(self, work: tuple[jsonrpc.Request, Reply]) -> None:
+        request, reply = work
+        try:
+            answer = await self._result(request)
+        except FastclawError as error:
+            answer = None if request.id is None else jsonrpc.encode_error(request.id, error)
+        except Exception:
+            logger.exception("%s failed: a bug", request.method)
+            answer = None if request.id is None else jsonrpc.encode_error(request.id, InternalError("internal error"))
+        finally:
+            self._in_flight -= 1
+        if answer is not None:
+            reply(answer)
+        if not self._in_flight and self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
+
+    async def _result(self, request: jsonrpc.Request) -> bytes | None:
+        method = METHODS.get(request.method)
+        if method is None:
+            raise MethodNotFound(f"no method {request.method!r}; there are {', '.join(METHODS)}", method=request.method)
+        if self._in_flight > limits.MAX_IN_FLIGHT and not method.is_control:
+            raise InvalidState(f"{limits.MAX_IN_FLIGHT} requests are in flight; try again later", "overloaded")
+        params = convert(request.params, method.shape)
+        if method.yields_to_shutdown:
+            result = await self._yielding_to_shutdown(method.serve(self.calls, params))
+        else:
+            result = await method.serve(self.calls, params)
+        return None if request.id is None else jsonrpc.encode_result(request.id, result)
+
+    async def _yielding_to_shutdown(self, call: Awaitable[Any]) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        self._yielding[task] = None
+        try:
+            return await call
+        except asyncio.CancelledError:
+            if self.calls.machine.state is not RuntimeState.STOPPING or task.cancelling() != 1:
+                raise
+            task.uncancel()
+            raise InvalidState("the runtime is shutting down", "shutting_down") from None
+        finally:
+            del self._yielding[task]
+            if self._settled is not None and not self._yielding:
+                self._settled.set_result(None)
+
+    async def cancel_yielding(self) -> None:
+        """Cut short what a shutdown does not wait for; return when it has all answered."""
+        for task in list(self._yielding):
+            task.cancel()
+        if self._yielding:
+            self._settled = asyncio.get_running_loop().create_future()
+            await self._settled
+            self._settled = None
+
+    async def wait_idle(self) -> None:
+        """Return when every request has been answered. The caller sets a deadline."""
+        if self._in_flight:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
+
+    async def aclose(self) -> None:
+        """Cancel everything that is still in flight."""
+        await self._workers.aclose()

@@ -1,0 +1,104 @@
+"""The runtime whose kind is chosen when it starts: by `options.runtime`, else by what the command line said.
+
+`auto` takes podman where an engine is usable and `local` where none is, with a warning, because `local` isolates nothing.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fastclaw.decisions import lifecycle
+from fastclaw.errors import InvalidState
+from fastclaw.runtime import (
+    ExecRequest,
+    ExecResult,
+    ExitRecord,
+    HealthStatus,
+    InitializeParams,
+    InitializeResult,
+    ProcessInfo,
+    ProcessRuntime,
+)
+from fastclaw.runtimes.container import ContainerRuntime, why_no_engine
+from fastclaw.runtimes.local import LocalRuntime
+from fastclaw.runtimes.memory import MemoryRuntime
+
+logger = logging.getLogger(__name__)
+
+RUNTIMES: dict[str, Callable[[], ProcessRuntime]] = {
+    "podman": ContainerRuntime,
+    "local": LocalRuntime,
+    "memory": MemoryRuntime,
+}
+
+
+def choose(wanted: str, options: dict[str, Any]) -> str:
+    """A key of `RUNTIMES`.
+
+    Parameters:
+        wanted: one of them, or `auto`.
+        options: as the supervisor sent them: `url` and `oci_runtime` decide whether an engine is usable.
+    """
+    if wanted != "auto":
+        return wanted
+    reason = why_no_engine(options)
+    if reason is None:
+        return "podman"
+    logger.warning("no usable engine (%s); taking the local runtime, which isolates nothing", reason)
+    return "local"
+
+
+class AutoRuntime(ProcessRuntime):
+    """Becomes another runtime at `start`.
+
+    Parameters:
+        default: taken where `options.runtime` is left out or `auto`.
+    """
+
+    def __init__(self, default: str = "auto") -> None:
+        self._default = default
+        self._chosen: ProcessRuntime | None = None
+
+    def _runtime(self) -> ProcessRuntime:
+        if self._chosen is None:
+            raise InvalidState("call initialize first", "not_initialized")
+        return self._chosen
+
+    @property
+    def capabilities(self) -> list[str]:
+        return self._runtime().capabilities
+
+    async def start(self, params: InitializeParams) -> InitializeResult:
+        wanted = params.options.get("runtime", "auto")
+        wanted = self._default if wanted == "auto" else str(wanted)
+        # A name that does not exist is left to the options' own check, which any runtime makes first.
+        self._chosen = RUNTIMES.get(choose(wanted, params.options), LocalRuntime)()
+        return await self._chosen.start(params)
+
+    async def exec(self, request: ExecRequest) -> ExecResult:
+        return await self._runtime().exec(request)
+
+    async def health(self) -> HealthStatus:
+        if self._chosen is None:
+            return HealthStatus(status="unhealthy", message=lifecycle.RuntimeState.NEW.value)
+        return await self._chosen.health()
+
+    async def stop(self) -> None:
+        if self._chosen is not None:
+            await self._chosen.stop()
+
+    async def kill(self, process_id: str, grace_ms: int | None = None) -> None:
+        await self._runtime().kill(process_id, grace_ms)
+
+    def hasten(self) -> None:
+        if self._chosen is not None:
+            self._chosen.hasten()
+
+    async def wait(self, process_id: str, timeout_ms: int | None = None) -> ExitRecord:
+        return await self._runtime().wait(process_id, timeout_ms)
+
+    async def list_processes(self) -> list[ProcessInfo]:
+        return await self._runtime().list_processes()
+
+    async def signal(self, process_id: str, signal: int) -> None:
+        await self._runtime().signal(process_id, signal)

@@ -1,0 +1,170 @@
+"""What the runtimes of this package have in common: the order in which everything comes up and goes down, and health.
+
+A subclass brings its environment and names the lane; the processes are `ProcessPool`'s. Nothing here knows the wire.
+"""
+
+import asyncio
+import contextlib
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+from fastclaw.decisions import lifecycle
+from fastclaw.decisions.capacity import Capacity, capacity
+from fastclaw.decisions.lifecycle import RuntimeState
+from fastclaw.decisions.options import Options, read_options
+from fastclaw.lane import Lane
+from fastclaw.runtime import (
+    ExecRequest,
+    ExecResult,
+    ExitRecord,
+    HealthStatus,
+    InitializeParams,
+    InitializeResult,
+    ProcessInfo,
+    ProcessRuntime,
+)
+from fastclaw.runtimes.pool import ProcessPool
+from fastclaw.transport import splice
+from fastclaw.transport.host import host_limits, raise_file_limit
+from fastclaw.transport.listener import SocketDirectory
+
+_CAPABILITIES = ["wait", "list", "signal", "timeout_ms", "on_disconnect", "key"]
+"""What the pool offers over any lane; the lane adds its own."""
+
+
+class Environment(NamedTuple):
+    """What a subclass has brought up.
+
+    Parameters:
+        env: for every process, and for the supervisor to know of.
+        working_dir: the workspace as the processes see it.
+        shards, max_starting: how starts are spread.
+    """
+
+    lane: Lane
+    env: dict[str, str]
+    working_dir: str | None
+    shards: int
+    max_starting: int
+
+
+class ManagedRuntime(ProcessRuntime):
+    """Base of the runtimes of this package."""
+
+    def __init__(self) -> None:
+        self._machine = lifecycle.runtime_machine()
+        self._setup = contextlib.AsyncExitStack()
+        self._environment: Environment | None = None
+        self._pool: ProcessPool | None = None
+        self._room: Capacity | None = None
+
+    # --- what a subclass brings ---
+
+    name: str
+
+    @abstractmethod
+    async def _bring_up(
+        self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
+    ) -> Environment:
+        """Set the environment up. What must be undone goes on `setup`, which is unwound even when this fails."""
+
+    def _trouble(self) -> str | None:
+        """What is wrong with the environment now, in one line."""
+        return None
+
+    def _details(self) -> dict[str, Any]:
+        """What `health.details` says of the environment."""
+        return {}
+
+    # --- up and down ---
+
+    @property
+    def capabilities(self) -> list[str]:
+        lane = self._environment.lane.capabilities if self._environment else []
+        return list(dict.fromkeys([*_CAPABILITIES, *lane]))
+
+    async def start(self, params: InitializeParams) -> InitializeResult:
+        lifecycle.require_new(self._machine.state)
+        options = read_options(params)
+        self._machine.move(RuntimeState.STARTING)
+        try:
+            environment = await self._set_up(params.namespace, options)
+        except BaseException:
+            await asyncio.shield(self._setup.aclose())
+            if self._machine.state is RuntimeState.STARTING:
+                self._machine.move(RuntimeState.NEW)
+            raise
+        self._machine.move(RuntimeState.RUNNING)
+        return InitializeResult(env=environment.env, workspace_root=environment.working_dir)
+
+    async def _set_up(self, namespace: str, options: Options) -> Environment:
+        raise_file_limit()
+        self._room = capacity(host_limits(), options.max_processes)
+        sockets = SocketDirectory()
+        self._setup.callback(sockets.remove)
+        self._environment = environment = await self._bring_up(namespace, options, sockets, self._setup)
+        self._pool = ProcessPool(
+            environment.lane,
+            options,
+            sockets,
+            environment={**options.env, **environment.env},
+            working_dir=environment.working_dir,
+            shards=environment.shards,
+            max_starting=environment.max_starting,
+            max_live=self._room.processes,
+        )
+        # Last in, first out: the sockets close before the environment goes.
+        self._setup.push_async_callback(self._pool.aclose)
+        return environment
+
+    async def stop(self) -> None:
+        if self._machine.state in (RuntimeState.STOPPING, RuntimeState.STOPPED):
+            return
+        self._machine.move(RuntimeState.STOPPING)
+        try:
+            if self._pool is not None:
+                await self._pool.end_all()
+        finally:
+            await asyncio.shield(self._setup.aclose())
+            self._machine.move(RuntimeState.STOPPED)
+
+    def hasten(self) -> None:
+        if self._pool is not None:
+            self._pool.hasten()
+
+    async def health(self) -> HealthStatus:
+        state = self._machine.state
+        if state is not RuntimeState.RUNNING or self._pool is None or self._environment is None or self._room is None:
+            return HealthStatus(status="unhealthy", message=state.value)
+        trouble = self._trouble()
+        details = {
+            "runtime": self.name,
+            "lane": self._environment.lane.health(),
+            "relay": splice.kind(),
+            "processes": self._pool.health(),
+            "bound_by": self._room.binds,
+            **self._details(),
+        }
+        return HealthStatus(status="degraded" if trouble else "healthy", message=trouble, details=details)
+
+    # --- processes ---
+
+    def _running(self) -> ProcessPool:
+        lifecycle.require_running(self._machine.state)
+        assert self._pool is not None
+        return self._pool
+
+    async def exec(self, request: ExecRequest) -> ExecResult:
+        return await self._running().exec(request)
+
+    async def kill(self, process_id: str, grace_ms: int | None = None) -> None:
+        await self._running().kill(process_id, grace_ms)
+
+    async def wait(self, process_id: str, timeout_ms: int | None = None) -> ExitRecord:
+        return await self._running().wait(process_id, timeout_ms)
+
+    async def list_processes(self) -> list[ProcessInfo]:
+        return [process.info() for process in self._running().table]
+
+    async def signal(self, process_id: str, signal: int) -> None:
+        self._running().signal(process_id, signal)

@@ -1,0 +1,22 @@
+"""The in-process runtime, for users' own tests: processes are coroutines, all above the lane is the real thing."""
+
+import contextlib
+
+from fastclaw import limits
+from fastclaw.decisions.options import Options
+from fastclaw.runtimes.managed import Environment, ManagedRuntime
+from fastclaw.runtimes.memory_lane import MemoryLane
+from fastclaw.transport.listener import SocketDirectory
+
+
+class MemoryRuntime(ManagedRuntime):
+    """Runs the programs of `fastclaw.runtimes.programs`. No isolation, no processes."""
+
+    name = "memory"
+
+    async def _bring_up(
+        self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
+    ) -> Environment:
+        lane = MemoryLane()
+        target = options.workspace.target if options.workspace else None
+        return Environment(lane, {}, target, 1, options.max_starting or limits.MAX_STARTING_LOCAL)

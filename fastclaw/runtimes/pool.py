@@ -1,0 +1,271 @@
+"""The processes of one environment over one lane: exec, kill, wait, signal, and the end of all.
+
+Owns ids, admission, deadlines, records and every task it starts. Knows no engine and no wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+from fastclaw.decisions.admission import Admission
+from fastclaw.decisions.params import check_exec
+from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, IoError, RuntimeSdkError
+from fastclaw.lane import PROCESS_ID_VARIABLE, Grace, Lane, StartSpec
+from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord
+from fastclaw.runtimes.process import Process
+from fastclaw.runtimes.starts import StartQueue
+from fastclaw.runtimes.table import ProcessTable
+from fastclaw.transport.hangup import HangupWatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+    from fastclaw.decisions.options import Options
+    from fastclaw.transport.listener import ProcessSockets, SocketDirectory
+
+logger = logging.getLogger(__name__)
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EAGAIN})
+"""What the kernel says when there is not enough of something now: trying later may help."""
+
+
+class ProcessPool:
+    """Parameters:
+    environment: variables that every process gets before those of its request.
+    working_dir: where a process starts whose request names no directory.
+    sockets: where the sockets go.
+    shards, max_starting: how starts are spread (`decisions.admission`).
+    max_live: the most processes at a time.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        options: Options,
+        sockets: SocketDirectory,
+        *,
+        environment: dict[str, str],
+        working_dir: str | None,
+        shards: int,
+        max_starting: int,
+        max_live: int,
+    ) -> None:
+        self._lane = lane
+        self._options = options
+        self._sockets = sockets
+        self._environment = environment
+        self._working_dir = working_dir
+        self._loop = asyncio.get_running_loop()
+        self._hangups = HangupWatcher()
+        self.table = ProcessTable(options)
+        self._admission = Admission(shards, max_starting, max_live, options.queue_limit)
+        self._starts = StartQueue(self._admission, options.queue_timeout_ms / 1000)
+        self._keyed: dict[str, tuple[ExecRequest, asyncio.Task[ExecResult]]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._graces: list[Grace] = []
+        self._prefix = secrets.token_hex(4)
+        self._count = 0
+
+    # --- exec ---
+
+    async def exec(self, request: ExecRequest) -> ExecResult:
+        """See `Runtime.exec`."""
+        check_exec(request)
+        self._check_offered(request)
+        if request.key is None:
+            return await self._exec(request)
+        return await self._exec_once(request.key, request)
+
+    def _check_offered(self, request: ExecRequest) -> None:
+        asked = (("tty", request.tty), ("limits", bool(request.limits)), ("user", request.user is not None))
+        for name, is_asked in asked:
+            if is_asked and name not in self._lane.capabilities:
+                raise InvalidParams(
+                    f"$.{name} is not offered by the {self._lane.name} lane; leave it out",
+                    "unsupported",
+                    path=f"$.{name}",
+                )
+
+    async def _exec_once(self, key: str, request: ExecRequest) -> ExecResult:
+        """The same key never runs twice. A start that failed frees it."""
+        if (process := self.table.with_key(key)) is not None:
+            return _same(process.request, request, process.result)
+        if key not in self._keyed:
+            starting = self._own(self._exec(request))
+            self._keyed[key] = (request, starting)
+            starting.add_done_callback(lambda _: self._keyed.pop(key))
+        first, starting = self._keyed[key]
+        return _same(first, request, await asyncio.shield(starting))
+
+    async def _exec(self, request: ExecRequest) -> ExecResult:
+        asked_at = time.monotonic_ns()
+        ticket = await self._starts.admit()
+        admitted_at = time.monotonic_ns()
+        process_id = self._next_id()
+        sockets: ProcessSockets | None = None
+        try:
+            sockets = self._sockets.open(process_id)
+            lane_process = await self._lane.start(self._spec(process_id, request), ticket.shard)
+        except BaseException as error:
+            if sockets is not None:
+                sockets.close()
+            self._starts.leave(ticket)
+            if isinstance(error, OSError):
+                raise _explain(error) from error
+            raise
+        self._starts.started(ticket)
+        result = ExecResult(
+            process_id=process_id,
+            stdio_addr=sockets.stdio.getsockname(),
+            stderr_addr=sockets.stderr.getsockname(),
+        )
+        timings = {
+            "queued_us": (admitted_at - asked_at) // 1000,
+            "start_us": (time.monotonic_ns() - admitted_at) // 1000,
+            **lane_process.timings,
+        }
+        process = Process(
+            request,
+            result,
+            ticket,
+            lane_process,
+            sockets,
+            hangups=self._hangups,
+            started_at=time.time(),
+            timings=timings,
+            on_exit=self._exited,
+            on_drained=self.table.drained,
+            on_abandoned=lambda process: self._end_later(process, "killed"),
+        )
+        self.table.add(process)
+        if request.timeout_ms is not None:
+            process.timeout = self._loop.call_later(request.timeout_ms / 1000, self._end_later, process, "timeout")
+        return result
+
+    def _next_id(self) -> str:
+        self._count += 1
+        return f"{self._prefix}-{self._count}"
+
+    def _spec(self, process_id: str, request: ExecRequest) -> StartSpec:
+        return StartSpec(
+            process_id=process_id,
+            cmd=request.cmd,
+            env={**self._environment, **request.env, PROCESS_ID_VARIABLE: process_id},
+            working_dir=request.working_dir or self._working_dir,
+            user=request.user or self._options.user,
+            stdin=request.stdin,
+        )
+
+    def _exited(self, process: Process) -> None:
+        self.table.exited(process)
+        self._starts.leave(process.ticket)
+        self._own(process.lane_process.aclose())
+
+    # --- what else can be done to a process ---
+
+    async def kill(self, process_id: str, grace_ms: int | None) -> None:
+        """See `Runtime.kill`."""
+        process = self.table.find(process_id)
+        await self._end(process, self._options.kill_grace_ms if grace_ms is None else grace_ms, "killed")
+
+    async def wait(self, process_id: str, timeout_ms: int | None) -> ExitRecord:
+        """See `ProcessRuntime.wait`."""
+        process = self.table.find(process_id)
+        if not process.exited.done():
+            timeout = None if timeout_ms is None else timeout_ms / 1000
+            await asyncio.wait((process.exited,), timeout=timeout)
+        return process.record()
+
+    def signal(self, process_id: str, signum: int) -> None:
+        """See `ProcessRuntime.signal`."""
+        process = self.table.find(process_id)
+        if process.is_running:
+            process.lane_process.signal(signum)
+
+    async def _end(self, process: Process, grace_ms: int, reason: ExitReason) -> None:
+        with self._grace(grace_ms) as grace:
+            await process.end_tree(grace, reason)
+
+    def _end_later(self, process: Process, reason: ExitReason) -> None:
+        self._own(self._end_logged(process, reason))
+
+    async def _end_logged(self, process: Process, reason: ExitReason) -> None:
+        try:
+            await self._end(process, self._options.kill_grace_ms, reason)
+        except FastclawError as error:
+            logger.warning("process %s could not be ended: %s", process.id, error)
+
+    @contextlib.contextmanager
+    def _grace(self, milliseconds: int) -> Iterator[Grace]:
+        grace = Grace(self._loop.time() + milliseconds / 1000)
+        self._graces.append(grace)
+        try:
+            yield grace
+        finally:
+            self._graces.remove(grace)
+
+    # --- the end of all ---
+
+    async def end_all(self) -> None:
+        """Turn away what waits, end every process; bounded by half of `shutdown_timeout_ms`."""
+        self._starts.close()
+        await self._cancel_tasks()
+        processes = self.table.live()
+        for process in processes:
+            process.end_reason = process.end_reason or "killed"
+        budget_ms = self._options.shutdown_timeout_ms // 2  # the other half is for the environment
+        with self._grace(min(self._options.kill_grace_ms, budget_ms)) as grace:
+            try:
+                async with asyncio.timeout(budget_ms / 1000):
+                    await self._lane.end_all([process.lane_process for process in processes], grace)
+            except (TimeoutError, RuntimeSdkError) as error:
+                # The environment's own teardown, which follows, takes what is left.
+                logger.warning("not every process ended in time: %s", error or f"{budget_ms} ms passed")
+
+    def hasten(self) -> None:
+        """No more grace for anything that is being ended."""
+        for grace in self._graces:
+            grace.ends_at = 0.0
+
+    async def aclose(self) -> None:
+        """Close every socket. A process whose end was not seen by now gets the exit `unknown`."""
+        await self._cancel_tasks()
+        self.table.close()
+        self._hangups.close()
+
+    def health(self) -> dict[str, Any]:
+        """Counts and bounds."""
+        statistics = self._admission.statistics()
+        return {**self.table.counts(), **statistics._asdict()}
+
+    def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _cancel_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _same(first: ExecRequest, again: ExecRequest, result: ExecResult) -> ExecResult:
+    if first != again:
+        raise InvalidParams("$.key was used for another request; take a new key", path="$.key")
+    return result
+
+
+def _explain(error: OSError) -> RuntimeSdkError:
+    text = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in _EXHAUSTED:
+        return ExecFailed(f"{text}; fewer processes at a time, or a higher limit (fastclaw doctor)", "overloaded")
+    return IoError(f"the process's sockets: {text}")

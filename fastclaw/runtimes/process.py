@@ -1,0 +1,177 @@
+"""One process as the runtime holds it: the lane's process, its two sockets, its state and its record.
+
+Knows nothing of admission, of other processes, or of the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from fastclaw.decisions.lifecycle import ProcessState, process_machine
+from fastclaw.lane import ExitStatus, Grace
+from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo
+from fastclaw.transport.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastclaw.decisions.admission import Ticket
+    from fastclaw.lane import LaneProcess
+    from fastclaw.transport.hangup import HangupWatcher
+    from fastclaw.transport.listener import ProcessSockets
+
+
+class Process:
+    """Parameters:
+    lane_process: what the lane started; its pipes become ours.
+    sockets: listening; they become ours.
+    started_at: Unix time, seconds.
+    on_exit: called once, when the command has ended and `record` is there.
+    on_drained: called when both outputs have reached a client, or never.
+    on_abandoned: called when a client left a process whose `on_disconnect` is `kill`.
+    """
+
+    def __init__(
+        self,
+        request: ExecRequest,
+        result: ExecResult,
+        ticket: Ticket,
+        lane_process: LaneProcess,
+        sockets: ProcessSockets,
+        *,
+        hangups: HangupWatcher,
+        started_at: float,
+        timings: dict[str, int],
+        on_exit: Callable[[Process], None],
+        on_drained: Callable[[Process], None],
+        on_abandoned: Callable[[Process], None],
+    ) -> None:
+        self.id = result.process_id
+        self.request = request
+        self.result = result
+        self.ticket = ticket
+        self.lane_process = lane_process
+        self.started_at = started_at
+        self.expires_at = 0.0
+        self.timeout: asyncio.TimerHandle | None = None
+        self.end_reason: ExitReason | None = None
+        self._machine = process_machine()
+        self._loop = hangups.loop
+        self._running_since = self._loop.time()
+        self._timings = timings
+        self._on_exit = on_exit
+        self._on_drained = on_drained
+        self.exited: asyncio.Future[ExitRecord] = self._loop.create_future()
+        self._stdio = Endpoint(
+            sockets.stdio,
+            lane_process.stdout_fd,
+            lane_process.stdin_fd,
+            hangups=hangups,
+            on_disconnect=request.on_disconnect,
+            on_abandoned=lambda: on_abandoned(self),
+            on_drained=self._drained,
+        )
+        self._stderr = Endpoint(
+            sockets.stderr,
+            lane_process.stderr_fd,
+            None,
+            hangups=hangups,
+            on_disconnect="hold",
+            on_abandoned=lambda: None,
+            on_drained=self._drained,
+        )
+        lane_process.exited.add_done_callback(self._exited)
+
+    @property
+    def state(self) -> ProcessState:
+        """Where it stands in `decisions.lifecycle.PROCESS_MOVES`."""
+        return self._machine.state
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the command has not ended, as far as is known."""
+        return self._machine.state is ProcessState.RUNNING
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether clients have been given both streams to the end."""
+        return self._stdio.drained and self._stderr.drained
+
+    def has_pending_output(self) -> bool:
+        """Whether output waits for a reader."""
+        return self._stdio.has_pending_output() or self._stderr.has_pending_output()
+
+    def info(self) -> ProcessInfo:
+        """Its line in `list`."""
+        record = self.record()
+        return ProcessInfo(
+            process_id=self.id,
+            state=record.state,
+            cmd=self.request.cmd,
+            started_at=self.started_at,
+            exit_code=record.exit_code,
+            signal=record.signal,
+            reason=record.reason,
+        )
+
+    def record(self) -> ExitRecord:
+        """The exit record, or the record of a process that runs."""
+        if not self.exited.done():
+            return ExitRecord(process_id=self.id, state="running", timings=self._timings)
+        record = self.exited.result()
+        # A client may leave output unread after the exit, too.
+        return structs.replace(record, gap=True) if self._stdio.gap or self._stderr.gap else record
+
+    def _exited(self, exited: asyncio.Future[ExitStatus]) -> None:
+        if self.is_running:
+            self._finish(ExitStatus(reason="unknown") if exited.cancelled() else exited.result())
+            self._on_exit(self)
+
+    def _finish(self, status: ExitStatus) -> None:
+        if self.timeout is not None:
+            self.timeout.cancel()
+        self._timings["run_us"] = round((self._loop.time() - self._running_since) * 1e6)
+        self._machine.move(ProcessState.LINGERING)
+        self.exited.set_result(
+            ExitRecord(
+                process_id=self.id,
+                state="exited",
+                exit_code=status.exit_code,
+                signal=status.signal,
+                reason=self._reason(status),
+                timings=self._timings,
+                usage=status.usage,
+            )
+        )
+
+    def _reason(self, status: ExitStatus) -> ExitReason:
+        if status.reason in ("exited", "signaled") and self.end_reason is not None:
+            return self.end_reason
+        return status.reason
+
+    def _drained(self) -> None:
+        if self.is_drained:
+            self._on_drained(self)
+
+    async def end_tree(self, grace: Grace, reason: ExitReason) -> None:
+        """End it with all it started; `reason` goes into the record if it still runs."""
+        if self.is_running and self.end_reason is None:
+            self.end_reason = reason
+        await self.lane_process.end_tree(grace)
+        await asyncio.shield(self.exited)
+
+    def close_sockets(self) -> None:
+        """Unlink and close both sockets and the pipes behind them. Idempotent; only after the exit."""
+        if self._machine.state is ProcessState.LINGERING:
+            self._machine.move(ProcessState.CLOSED)
+            self._stdio.close()
+            self._stderr.close()
+
+    def give_up(self) -> None:
+        """The environment goes: an end that was not seen by now will never be known."""
+        if self.is_running:
+            self._finish(ExitStatus(reason="unknown"))
+        self.close_sockets()

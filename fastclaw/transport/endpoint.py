@@ -1,0 +1,258 @@
+"""One socket of a process: serves one client at a time, and outlives each of them.
+
+The outbound half is one pipe of the process relayed to whoever is connected; nothing is read from the pipe while nobody
+is. The inbound half takes what clients send, one client after the other, into the process's stdin; what a client sent
+before it left is still delivered. Both halves of a client end on their own.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+import termios
+from collections import deque
+from collections.abc import Callable
+
+from fastclaw import limits
+from fastclaw.runtime import OnDisconnect
+from fastclaw.transport import splice
+from fastclaw.transport.hangup import HangupWatcher
+from fastclaw.transport.listener import close_listener, is_trusted_peer
+from fastclaw.transport.relay import Relay
+
+_INT = struct.Struct("i")
+
+
+class _Client:
+    """One connection. Closed when both halves are through."""
+
+    __slots__ = ("fd", "inbound", "inbound_done", "outbound_done", "socket")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.fd = connection.fileno()
+        self.inbound: Relay | None = None
+        self.inbound_done = False
+        self.outbound_done = False
+
+
+class Endpoint:
+    """Parameters:
+    listener: listening socket; owned, its path is unlinked at the end.
+    output_fd: read end of the process's stdout or stderr; owned.
+    input_fd: write end of the process's stdin, or None; owned.
+    on_disconnect: what a client that leaves for good means.
+    on_abandoned: called when a client left and `on_disconnect` is `kill`.
+    on_drained: called once, when the output's end has reached a client.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        output_fd: int,
+        input_fd: int | None,
+        *,
+        hangups: HangupWatcher,
+        on_disconnect: OnDisconnect,
+        on_abandoned: Callable[[], None],
+        on_drained: Callable[[], None],
+    ) -> None:
+        self._listener = listener
+        self._output_fd = output_fd
+        self._input_fd = input_fd
+        self._hangups = hangups
+        self._on_disconnect = on_disconnect
+        self._on_abandoned = on_abandoned
+        self._on_drained = on_drained
+        self._loop = hangups.loop
+        self._move_output = splice.mover()
+        self._client: _Client | None = None
+        self._outbound: Relay | None = None
+        self._senders: deque[_Client] = deque()
+        self._accepting = True
+        self.drained = False
+        self.gap = False
+        self._loop.add_reader(listener.fileno(), self._on_connection)
+
+    @property
+    def moved_out(self) -> int:
+        """Bytes of output handed to the client that is connected now."""
+        return self._outbound.moved if self._outbound else 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether a client is being served."""
+        return self._client is not None
+
+    def has_pending_output(self) -> bool:
+        """Whether output waits in the pipe (FIONREAD, pipe(7))."""
+        waiting = bytearray(_INT.size)
+        fcntl.ioctl(self._output_fd, termios.FIONREAD, waiting)
+        return bool(_INT.unpack(waiting)[0])
+
+    # --- connections ---
+
+    def _on_connection(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return  # gone again, or out of descriptors: it waits in the backlog
+        if self._client is not None or not is_trusted_peer(connection):
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._serve(_Client(connection))
+
+    def _serve(self, client: _Client) -> None:
+        self._client = client
+        self._hangups.watch(client.fd, lambda: self._client_left(client))
+        self._outbound = Relay(self._output_fd, client.fd, self._output_fd, self._move_output, self._output_ended)
+        self._outbound.start()
+        if self._input_fd is None:
+            self._refuse_input(client)
+        else:
+            self._senders.append(client)
+            self._take_input()
+
+    def _client_left(self, client: _Client) -> None:
+        """The peer closed for good. What it sent before stays in its socket until stdin has taken it."""
+        if self._client is not client:
+            return
+        self._client = None
+        self._hangups.unwatch(client.fd)
+        if client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET:
+            self.gap = True  # it closed with output of ours unread; AF_UNIX does not say how much
+        self._stop_outbound(client)
+        if self._on_disconnect == "kill":
+            self._on_abandoned()
+
+    # --- outbound: process → client ---
+
+    def _output_ended(self, error: OSError | None) -> None:
+        client = self._client
+        assert client is not None  # only a served client has an outbound relay
+        if error is not None:
+            self._client_left(client)
+            return
+        with contextlib.suppress(OSError):  # the client may be gone already
+            client.socket.shutdown(socket.SHUT_WR)
+        self._hangups.unwatch(client.fd)  # from here our own shutdown makes a half-close look like a hang-up
+        self._stop_outbound(client)
+        if not self.drained:
+            self.drained = True
+            self._on_drained()
+
+    def _stop_outbound(self, client: _Client) -> None:
+        if self._outbound is not None:
+            self._outbound.stop()
+            self._outbound = None
+        client.outbound_done = True
+        self._close_if_through(client)
+
+    # --- inbound: client → process ---
+
+    def _take_input(self) -> None:
+        """Relay the first sender's input, if none is being relayed."""
+        if not self._senders or self._input_fd is None:
+            return
+        client = self._senders[0]
+        if client.inbound is None:
+            client.inbound = Relay(
+                client.fd,
+                self._input_fd,
+                self._input_fd,
+                splice.mover(),
+                lambda error: self._input_ended(client, error),
+            )
+            client.inbound.start()
+        self._limit_senders()
+
+    def _input_ended(self, client: _Client, error: OSError | None) -> None:
+        """Its input is through (half-close, full close), or the process does not read any more (EPIPE)."""
+        self._senders.popleft()
+        process_stopped_reading = error is not None and error.errno == errno.EPIPE
+        if error is not None and error.errno == errno.ECONNRESET:
+            self.gap = True
+        left = self._client is not client or (not self.drained and _has_hung_up(client.socket))
+        client.inbound_done = True
+        if process_stopped_reading or not (left and self._on_disconnect == "hold"):
+            self.close_input()
+        if process_stopped_reading:
+            self._refuse_input(client)
+        self._close_if_through(client)
+        self._take_input()
+        self._limit_senders()
+
+    def close_input(self) -> None:
+        """EOF on the process's stdin; whoever still sends is told that nobody reads. Idempotent."""
+        if self._input_fd is None:
+            return
+        senders, self._senders = self._senders, deque()
+        for client in senders:
+            if client.inbound is not None:
+                client.inbound.stop()
+        os.close(self._input_fd)
+        self._input_fd = None
+        for client in senders:
+            self._refuse_input(client)
+
+    def _refuse_input(self, client: _Client) -> None:
+        """The client's next write fails with EPIPE; what it wrote already is dropped, as by a pipe without reader."""
+        client.inbound_done = True
+        with contextlib.suppress(OSError):
+            client.socket.shutdown(socket.SHUT_RD)
+        self._close_if_through(client)
+
+    def _limit_senders(self) -> None:
+        accepting = len(self._senders) < limits.MAX_DRAINING_CLIENTS
+        if accepting is not self._accepting:
+            self._accepting = accepting
+            if accepting:
+                self._loop.add_reader(self._listener.fileno(), self._on_connection)
+            else:
+                self._loop.remove_reader(self._listener.fileno())
+
+    # --- the end ---
+
+    def _close_if_through(self, client: _Client) -> None:
+        if client.inbound_done and client.outbound_done and client.fd >= 0:
+            self._close(client)
+
+    def _close(self, client: _Client) -> None:
+        """Close so that the client reads what it was sent and then a clean EOF, never a reset."""
+        if self._client is client:
+            self._client = None
+        self._hangups.unwatch(client.fd)
+        if client.inbound is not None:
+            client.inbound.stop()
+        client.fd = -1
+        with contextlib.suppress(OSError):
+            client.socket.shutdown(socket.SHUT_RDWR)
+            while client.socket.recv(limits.COPY_CHUNK_BYTES):  # unread input would turn our close into a reset
+                pass
+        client.socket.close()
+
+    def close(self) -> None:
+        """Unlink the path and close everything. Idempotent."""
+        if self._listener.fileno() < 0:
+            return
+        self._loop.remove_reader(self._listener.fileno())
+        close_listener(self._listener)
+        clients = {id(client): client for client in (self._client, *self._senders) if client is not None}
+        if self._outbound is not None:
+            self._outbound.stop()
+            self._outbound = None
+        self.close_input()
+        for client in clients.values():
+            if client.fd >= 0:
+                self._close(client)
+        os.close(self._output_fd)
+
+
+def _has_hung_up(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))

@@ -1,0 +1,28 @@
+"""What the operating system grants this process: limits read from /proc and rlimits, and the file limit raised."""
+
+import os
+import resource
+from pathlib import Path
+
+from fastclaw.decisions.capacity import HostLimits
+
+
+def host_limits() -> HostLimits:
+    """The limits that decide how many processes fit. See `decisions.capacity`."""
+    return HostLimits(
+        nofile=_hard(resource.RLIMIT_NOFILE),
+        nproc=None if os.geteuid() == 0 else _hard(resource.RLIMIT_NPROC),  # root is exempt (getrlimit(2))
+        pid_max=int(Path("/proc/sys/kernel/pid_max").read_text(encoding="ascii")),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
+
+
+def _hard(which: int) -> int | None:
+    hard = resource.getrlimit(which)[1]
+    return None if hard == resource.RLIM_INFINITY else hard
+
+
+def raise_file_limit() -> None:
+    """Raise this process's soft limit of open files to the hard one. Idempotent."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
