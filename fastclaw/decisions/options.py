@@ -37,7 +37,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         url: the engine's API (`unix://`, `tcp://`, `ssh://`); None is CONTAINER_HOST, else an engine of our own.
         image, pull: what the containers are made of, and whether it may be fetched.
         containers: shards of the REST lane.
-        storage: `own`, or `host` to share the images of the host's own engine (only without `url`).
+        storage: `private`, or `host` to share the images of the host's own engine (only without `url`).
         oci_runtime: name of the OCI runtime; None is what works here.
         user: default user inside.
     """
@@ -51,7 +51,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     image: str | None = None
     pull: Literal["missing", "never", "always"] = "missing"
     containers: Annotated[int, Meta(ge=1, le=64)] = limits.CONTAINERS
-    storage: Literal["own", "host"] = "own"
+    storage: Literal["private", "host"] = "private"
     state_dir: AbsolutePath | None = None
     oci_runtime: str | None = None
     user: str | None = None

@@ -1,13 +1,13 @@
 """The runtime whose kind is chosen when it starts: by `options.runtime`, else by what the command line said.
 
-`auto` takes podman where an engine is usable and `local` where none is, with a warning, because `local` isolates nothing.
+`auto` takes podman where an engine is usable and `local`, which isolates nothing, with a warning where none is.
 """
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from fastclaw.decisions import lifecycle
+from fastclaw.decisions.options import read_options
 from fastclaw.errors import InvalidState
 from fastclaw.runtime import (
     ExecRequest,
@@ -32,16 +32,16 @@ RUNTIMES: dict[str, Callable[[], ProcessRuntime]] = {
 }
 
 
-def choose(wanted: str, options: dict[str, Any]) -> str:
+def choose(wanted: str, params: InitializeParams) -> str:
     """A key of `RUNTIMES`.
 
     Parameters:
         wanted: one of them, or `auto`.
-        options: as the supervisor sent them: `url` and `oci_runtime` decide whether an engine is usable.
+        params: as the supervisor sent them: `url` and `oci_runtime` decide whether an engine is usable.
     """
     if wanted != "auto":
         return wanted
-    reason = why_no_engine(options)
+    reason = why_no_engine(read_options(params))
     if reason is None:
         return "podman"
     logger.warning("no usable engine (%s); taking the local runtime, which isolates nothing", reason)
@@ -72,7 +72,7 @@ class AutoRuntime(ProcessRuntime):
         wanted = params.options.get("runtime", "auto")
         wanted = self._default if wanted == "auto" else str(wanted)
         # A name that does not exist is left to the options' own check, which any runtime makes first.
-        self._chosen = RUNTIMES.get(choose(wanted, params.options), LocalRuntime)()
+        self._chosen = RUNTIMES.get(choose(wanted, params), LocalRuntime)()
         return await self._chosen.start(params)
 
     async def exec(self, request: ExecRequest) -> ExecResult:

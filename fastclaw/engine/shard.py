@@ -1,0 +1,101 @@
+"""One container of an environment: created, started, watched, killed, removed.
+
+Owns the container and the pidfd of its init. Where the engine is on this host, its death is noticed at once, elsewhere
+by the next exec. Knows nothing of what runs in it.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.errors import StartFailed
+
+_PROC = Path("/proc")
+
+
+class Shard:
+    """Parameters:
+    engine: the engine it lives in.
+
+    Attributes:
+        container: its full id; empty before `start`.
+        is_local: its processes are this host's.
+        alive: as far as is known.
+    """
+
+    def __init__(self, engine: EngineLifecycle) -> None:
+        self._engine = engine
+        self._pidfd: int | None = None
+        self.container = ""
+        self.is_local = False
+        self.alive = False
+
+    async def start(self, spec: Mapping[str, Any]) -> None:
+        """Create and start it.
+
+        Parameters:
+            spec: SpecGenerator JSON, as from `decisions.container.container_spec`.
+
+        Raises:
+            StartFailed: with the engine's reason; `remove` takes back what is there.
+        """
+        self.container = await self._engine.create_container(spec)
+        await self._engine.start_container(self.container)
+        state = await self._engine.inspect_container(self.container)
+        if state is None or not state.running:
+            raise StartFailed(
+                f"the container ended at once; does the image {spec['image']} have a /bin/sh? "
+                "(it needs none where catatonit is installed on this host)"
+            )
+        self.alive = True
+        self._watch(state.pid)
+
+    def _watch(self, init: int) -> None:
+        """Take hold of the init, if that number is its own here and not on some other machine."""
+        try:
+            pidfd = os.pidfd_open(init)
+        except (ProcessLookupError, ValueError):
+            return
+        # Asked for after the open: a number that was given out anew in between does not carry our container's id.
+        if not self._is_ours(init):
+            os.close(pidfd)
+            return
+        self.is_local = True
+        self._pidfd = pidfd
+        asyncio.get_running_loop().add_reader(pidfd, self._died)
+
+    def _is_ours(self, init: int) -> bool:
+        try:
+            return self.container in (_PROC / str(init) / "cgroup").read_text(encoding="utf-8")
+        except OSError:
+            return False
+
+    def _died(self) -> None:
+        self.alive = False
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    async def kill(self) -> None:
+        """End everything in it at once: the kernel kills a PID namespace with its init (pid_namespaces(7))."""
+        if self._pidfd is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        elif self.container and not self.is_local:
+            await self._engine.remove_container(self.container)
+
+    async def remove(self) -> None:
+        """Remove it with all that runs in it. Idempotent, also after a failed `start`."""
+        self._forget()
+        container, self.container = self.container, ""
+        if container:
+            await self._engine.remove_container(container)
