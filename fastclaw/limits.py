@@ -108,6 +108,9 @@ LISTEN_BACKLOG = 8
 MAX_DRAINING_CLIENTS = 16
 """Clients that left while their last input still waits for the process. Past it, new ones wait in the backlog."""
 
+ACCEPT_RETRY_MS = 100
+"""Pause after an accept that found no free descriptor: the kernel has no event for one, and the backlog stays ready."""
+
 RELAY_CHUNK_BYTES = 1 * MIB
 """One splice: the largest pipe an unprivileged process may ask for (fs.pipe-max-size)."""
 
@@ -309,3 +312,14 @@ closes the stream, so the first is almost never needed; conmon gets 5 s to write
 
 EXIT_SETTLE_MS = 500
 """After a SIGKILL that was not ours: how long the end of the stream is waited for before the container is looked at."""
+
+# --- What a full runtime wants of the host (decisions/diagnosis.py) ---------------------------------
+
+PAGE_BYTES = 4 * KIB
+"""A page on x86_64 and on most aarch64 systems."""
+
+WANTED_KEYS = 1_000
+"""Session keyrings: one per container and per exec that is being set up; the kernel's default for users is 200."""
+
+WANTED_INOTIFY = 128
+"""inotify instances: the kernel's default; the engine takes one per exec whose exit it waits for, then polls instead."""

@@ -8,14 +8,56 @@ Rules:
 """
 
 import asyncio
+import contextlib
 import os
 import stat
 from collections.abc import Callable
+from typing import Self
 
 from fastclaw import limits
 from fastclaw.errors import IoError
 
 _claimed = False
+
+
+class OwnedDescriptor:
+    """A non-blocking descriptor for what an inherited one is, without changing it for the others who share it (rule 2).
+
+    Attributes:
+        fd: use this one.
+    """
+
+    def __init__(self, fd: int, mode: int) -> None:
+        self._inherited = fd
+        self._was_blocking = os.get_blocking(fd)
+        self.fd = _open_again(fd, mode)
+        if self.fd == fd:
+            os.set_blocking(fd, False)
+
+    @classmethod
+    def input(cls, fd: int) -> Self:
+        """To read from."""
+        return cls(fd, os.O_RDONLY)
+
+    @classmethod
+    def output(cls, fd: int) -> Self:
+        """To write to."""
+        return cls(fd, os.O_WRONLY)
+
+    def release(self) -> None:
+        """Close what was opened, undo what was changed."""
+        if self.fd == self._inherited:
+            os.set_blocking(self.fd, self._was_blocking)
+        else:
+            os.close(self.fd)
+
+
+def _open_again(fd: int, mode: int) -> int:
+    """A descriptor with flags of its own, or `fd` where there can be none."""
+    if stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd):
+        with contextlib.suppress(OSError):  # another user's pipe, or no /proc
+            return os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    return fd
 
 
 class StdioClaim:
@@ -32,13 +74,15 @@ class StdioClaim:
         global _claimed
         if _claimed:
             raise IoError("stdin and stdout are claimed already; serve one runtime per process")
-        try:
-            self._saved = (os.dup(0), os.dup(1))
-        except OSError as error:
-            raise IoError("stdin or stdout is closed; start fastclaw serve with both connected") from error
+        if not (_is_open(0) and _is_open(1)):
+            raise IoError("stdin or stdout is closed; start fastclaw serve with both connected")
+        if not _is_open(2):
+            os.open(os.devnull, os.O_WRONLY)  # takes 2, the lowest free one: none of ours may become stderr
+        self._saved = (os.dup(0), os.dup(1))
         _claimed = True
-        self.input_fd, self._restore_input = _own(self._saved[0], os.O_RDONLY)
-        self.output_fd, self._restore_output = _own(self._saved[1], os.O_WRONLY)
+        self._input = OwnedDescriptor.input(self._saved[0])
+        self._output = OwnedDescriptor.output(self._saved[1])
+        self.input_fd, self.output_fd = self._input.fd, self._output.fd
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
@@ -47,27 +91,21 @@ class StdioClaim:
     def release(self) -> None:
         """Undo the claim."""
         global _claimed
-        self._restore_input()
-        self._restore_output()
+        # In reverse: where both are one socket, only the input's claim saw its flag untouched.
+        self._output.release()
+        self._input.release()
         for target, saved in enumerate(self._saved):
             os.dup2(saved, target)
             os.close(saved)
         _claimed = False
 
 
-def _own(fd: int, mode: int) -> tuple[int, Callable[[], None]]:
-    """A non-blocking descriptor for what `fd` is, and how to give it back."""
-    kind = os.fstat(fd).st_mode
-    if stat.S_ISFIFO(kind) or os.isatty(fd):
-        try:
-            owned = os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        except OSError:
-            pass  # rule 2: another user's pipe, or no /proc
-        else:
-            return owned, lambda: os.close(owned)
-    blocking = os.get_blocking(fd)
-    os.set_blocking(fd, False)
-    return fd, lambda: os.set_blocking(fd, blocking)
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _is_pollable(fd: int) -> bool:

@@ -1,0 +1,98 @@
+"""`fastclaw doctor`: can this host run it, how much of it, and what to change."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from fastclaw import limits
+from fastclaw.decisions.capacity import capacity
+from fastclaw.decisions.diagnosis import Finding, Quotas, capacity_finding, engine_findings, quota_findings
+from fastclaw.decisions.options import Options
+from fastclaw.decisions.service import HostFacts, plan_service
+from fastclaw.engine.dirs import default_run_dir, default_state_dir
+from fastclaw.engine.host import host_facts
+from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.engine.service import ManagedService
+from fastclaw.errors import FastclawError
+from fastclaw.runtimes.container import engine_url
+from fastclaw.transport import loop, splice
+from fastclaw.transport.host import host_limits, raise_file_limit
+
+_COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+@click.command()
+@click.option("--url", metavar="URL", help="Look at this engine instead of a private one.")
+@click.option("--json", "as_json", is_flag=True, help="Findings as JSON.")
+def doctor(url: str | None, as_json: bool) -> None:
+    """Check this host: engine, known bugs, limits, and how many processes it can hold."""
+    findings = loop.run(_examine(url))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(findings)).decode())
+    else:
+        Console().print(_table(findings))
+    if any(finding.level == "problem" for finding in findings):
+        sys.exit(1)
+
+
+async def _examine(url: str | None) -> list[Finding]:
+    raise_file_limit()
+    facts = host_facts(default_state_dir())
+    unusable, versions = await _ask_engine(engine_url(Options(url=url)), facts)
+    return [
+        *engine_findings(facts, unusable, versions),
+        capacity_finding(capacity(host_limits(), limits.MAX_PROCESSES)),
+        *quota_findings(_quotas()),
+        Finding(subject="relay", level="ok", text=f"streams are moved by {splice.kind()}"),
+    ]
+
+
+async def _ask_engine(url: str | None, facts: HostFacts) -> tuple[str | None, dict[str, str] | None]:
+    """Why the engine cannot be used, or what it is made of. A private one is started for the question."""
+    service = None
+    try:
+        if url is None:
+            service = ManagedService(plan_service(facts), default_state_dir(), default_run_dir())
+            await service.start()
+            url = service.url
+        engine = EngineLifecycle(url)
+        try:
+            version = await engine.version()
+        finally:
+            await engine.close()
+    except FastclawError as error:
+        return str(error), None
+    finally:
+        if service is not None:
+            await service.stop()
+    names = ("podman", "conmon", "oci_runtime_version", "storage_driver")
+    return None, {name: getattr(version, name) for name in names}
+
+
+def _quotas() -> Quotas:
+    keys = "root_maxkeys" if os.geteuid() == 0 else "maxkeys"
+    return Quotas(
+        keys=_number(f"kernel/keys/{keys}"),
+        inotify_instances=_number("fs/inotify/max_user_instances"),
+        pipe_pages=None if os.geteuid() == 0 else _number("fs/pipe-user-pages-soft"),
+    )
+
+
+def _number(name: str) -> int | None:
+    try:
+        return int((Path("/proc/sys") / name).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _table(findings: list[Finding]) -> Table:
+    table = Table("", "finding", "what to do", title="fastclaw doctor")
+    for finding in findings:
+        colour = _COLOURS[finding.level]
+        table.add_row(f"[{colour}]{finding.level}[/] {finding.subject}", finding.text, finding.advice or "")
+    return table

@@ -1,0 +1,116 @@
+"""What `fastclaw doctor` makes of a host: findings, each with what to do about it.
+
+Takes facts, gives findings; reads nothing itself.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+from fastclaw import limits
+from fastclaw.decisions.capacity import Capacity
+from fastclaw.decisions.service import BROKEN_CONMON, HostFacts
+
+Level = Literal["ok", "warning", "problem"]
+
+
+class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the report. `advice` says what to do where there is something to do."""
+
+    subject: str
+    level: Level
+    text: str
+    advice: str | None = None
+
+
+class Quotas(Struct, frozen=True, kw_only=True):
+    """Kernel quotas that limit how many containers and execs fit; None where the host has no such file.
+
+    Parameters:
+        keys: kernel.keys.maxkeys, or root_maxkeys for root: each container takes a session keyring (Podman #13363).
+        inotify_instances: fs.inotify.max_user_instances: one per waiting exit in the engine (containerd #10309).
+        pipe_pages: fs.pipe-user-pages-soft, 0 for no limit; root is exempt.
+    """
+
+    keys: int | None
+    inotify_instances: int | None
+    pipe_pages: int | None
+
+
+def engine_findings(host: HostFacts, unusable: str | None, versions: Mapping[str, str] | None) -> list[Finding]:
+    """Whether an engine is there, answers, and is free of known bugs.
+
+    Parameters:
+        unusable: why it is not, in one line; None where it answered.
+        versions: what it says it is made of.
+    """
+    if unusable is not None:
+        return [
+            Finding(subject="engine", level="problem", text=unusable, advice=_INSTALL if host.podman is None else None)
+        ]
+    findings = [Finding(subject="engine", level="ok", text=_list(versions or {}))]
+    if host.conmon_version in BROKEN_CONMON:
+        findings.append(
+            Finding(
+                subject="conmon",
+                level="problem",
+                text=f"{host.conmon_version} never ends an exec whose child keeps a pipe (conmon #632)",
+                advice="install conmon 2.2.1 or later",
+            )
+        )
+    if host.catatonit is None:
+        findings.append(
+            Finding(
+                subject="init",
+                level="warning",
+                text="no static catatonit: images without /bin/sh cannot be used",
+                advice="apt-get install catatonit",
+            )
+        )
+    return findings
+
+
+_INSTALL = "apt-get install podman crun netavark uidmap busybox-static"
+
+
+def capacity_finding(room: Capacity) -> Finding:
+    """How many processes fit, and which limit binds first."""
+    enough = room.processes >= limits.MAX_PROCESSES
+    return Finding(
+        subject="capacity",
+        level="ok" if enough else "warning",
+        text=f"{room.processes} processes at a time; {room.binds} binds first",
+        advice=None if enough else f"raise {room.binds} to hold {limits.MAX_PROCESSES}",
+    )
+
+
+def quota_findings(quotas: Quotas) -> list[Finding]:
+    """Kernel quotas, measured against what a full runtime takes."""
+    checks = (
+        ("keyrings", quotas.keys, limits.WANTED_KEYS, "sysctl kernel.keys.maxkeys"),
+        ("inotify", quotas.inotify_instances, limits.WANTED_INOTIFY, "sysctl fs.inotify.max_user_instances"),
+    )
+    return [_quota(*check) for check in checks if check[1] is not None] + _pipe_quota(quotas.pipe_pages)
+
+
+def _quota(subject: str, has: int | None, wants: int, setting: str) -> Finding:
+    enough = has is not None and has >= wants
+    return Finding(
+        subject=subject,
+        level="ok" if enough else "warning",
+        text=f"{setting.partition(' ')[2]} is {has}",
+        advice=None if enough else f"{setting}={wants}",
+    )
+
+
+def _pipe_quota(pages: int | None) -> list[Finding]:
+    if not pages:
+        return []
+    streams = pages * limits.PAGE_BYTES // limits.BULK_PIPE_BYTES
+    text = f"{streams} streams at a time may have a large pipe (fs.pipe-user-pages-soft is {pages}; root is exempt)"
+    return [Finding(subject="pipes", level="ok", text=text)]
+
+
+def _list(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
