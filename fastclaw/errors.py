@@ -17,7 +17,7 @@ A runtime raises one of these; the harness is the one place that turns it into a
 stable word a program may branch on; the message is for people.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 Fault = Literal["caller", "engine", "runtime"]
 
@@ -51,6 +51,9 @@ REASONS: dict[str, tuple[Fault, bool]] = {
     "unknown_process": ("caller", False),
     "protocol_error": ("engine", False),
     "io_error": ("runtime", False),
+    # Of the client's own making:
+    "no_answer": ("runtime", True),
+    "runtime_exited": ("runtime", False),
 }
 """Every reason that can be on the wire. A reason that is not here cannot be raised."""
 
@@ -85,6 +88,33 @@ class FastclawError(Exception):
             **self.data,
         }
         return {"code": self.code, "message": str(self), "data": data}
+
+    @staticmethod
+    def from_wire(error: Any) -> "FastclawError":
+        """The exception for an `error` member, whoever wrote it: nothing in it is trusted to have the right shape.
+
+        A code that is not ours becomes a `ProtocolError` with `data["code"]`.
+        """
+        fields = error if isinstance(error, dict) else {"message": f"an error that is no object: {error!r}"}
+        code, told = fields.get("code"), fields.get("data")
+        data = dict(told) if isinstance(told, dict) else {} if told is None else {"data": told}
+        known = BY_CODE.get(code) if isinstance(code, int) else None
+        if known is None:
+            data["code"] = code
+        made = (known or ProtocolError)("")
+        made.args = (str(fields.get("message", "no message")),)
+        made._adopt(data)
+        return made
+
+    def _adopt(self, data: dict[str, Any]) -> None:
+        """Take over the `data` of a wire error; words that are missing or strange keep this class's own."""
+        data.pop("kind", None)
+        self.reason = str(data.pop("reason", self.reason))
+        fault, retryable = REASONS.get(self.reason, ("runtime", False))
+        told = data.pop("fault", fault)
+        self.fault = told if told in get_args(Fault) else fault
+        self.retryable = data.pop("retryable", retryable) is True
+        self.data = data
 
 
 class ParseError(FastclawError):

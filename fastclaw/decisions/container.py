@@ -1,0 +1,195 @@
+"""The sandbox: what a container is allowed, in Podman's SpecGenerator JSON, and whose it is.
+
+Every safe default of the sandbox is here and nowhere else. Knows no engine, no files, no clocks. Field names are those
+of Podman 4.3.1 (pkg/specgen/specgen.go); later versions still read them.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from fastclaw import limits
+
+LABEL_NAMESPACE = "io.fastclaw.namespace"
+LABEL_OWNER = "io.fastclaw.owner"
+LABEL_SHARD = "io.fastclaw.shard"
+
+INIT_TARGET = "/run/fastclaw-init"
+SHELL_INIT = "trap 'exit 0' TERM INT; while :; do sleep 2147483 & wait $!; done"
+"""An init of the image's own shell: its `wait` reaps every child of PID 1, adopted orphans included, and a trapped
+signal ends that `wait` at once. 2 147 483 s is the longest sleep whose milliseconds fit into 31 bits."""
+
+NetworkMode = Literal["none", "open"]
+
+
+Workspace = tuple[str | None, str]
+"""Source on the engine's host (None: a fresh volume that goes with the container), and absolute target inside."""
+
+
+class InitPlan(Struct, frozen=True, kw_only=True):
+    """What runs as PID 1.
+
+    Parameters:
+        catatonit: the host's static catatonit, bind-mounted read-only; None takes the image's own /bin/sh.
+    """
+
+    catatonit: str | None = None
+
+
+class Owner(Struct, frozen=True, kw_only=True):
+    """The fastclaw process that made something.
+
+    Parameters:
+        start_time: clock ticks since boot (/proc/PID/stat, field 22).
+        boot_id: /proc/sys/kernel/random/boot_id.
+    """
+
+    pid: int
+    start_time: int
+    boot_id: str
+
+    @property
+    def label(self) -> str:
+        """As it stands in the label `LABEL_OWNER`."""
+        return f"{self.pid}:{self.start_time}:{self.boot_id}"
+
+
+class OwnerFacts(Struct, frozen=True, kw_only=True):
+    """Which owners may still live.
+
+    Parameters:
+        start_times: of the processes that run now, by pid; only those that were asked about are needed.
+    """
+
+    boot_id: str
+    start_times: Mapping[int, int]
+
+
+def container_spec(
+    *,
+    image: str,
+    name: str,
+    namespace: str,
+    owner: str,
+    shard: int,
+    init: InitPlan,
+    env: Mapping[str, str] | None = None,
+    workspace: Workspace | None = None,
+    network: NetworkMode = "none",
+    pids_limit: int = limits.PIDS_LIMIT,
+    shm_bytes: int = limits.SHM_BYTES,
+    memory_bytes: int | None = None,
+    nofile: int | None = None,
+    nproc: int | None = None,
+    user: str | None = None,
+    oci_runtime: str | None = None,
+) -> dict[str, Any]:
+    """The body of `POST /libpod/containers/create`.
+
+    Parameters:
+        owner: from `Owner.label`.
+        shard: 0-based number among the containers of one environment.
+        network: `none` has a loopback device only; `open` is the engine's default bridge.
+        pids_limit: processes and threads of the whole container.
+        memory_bytes: None is no limit.
+        nofile, nproc: hard limits of the engine's host for every process in it; None leaves them to the engine.
+        user: name or `uid[:gid]` for PID 1 and the default of every exec; None is the image's.
+        oci_runtime: None is the service's default.
+    """
+    return {
+        "image": image,
+        "name": name,
+        "labels": container_labels(namespace, owner, shard),
+        "env": dict(env or {}),
+        **_chosen(user=user, oci_runtime=oci_runtime),
+        **_lifecycle(init),
+        **_confinement(),
+        **_resources(pids_limit, memory_bytes, nofile, nproc),
+        "shm_size": shm_bytes,
+        "netns": {"nsmode": "none" if network == "none" else "bridge"},
+        **_places(init, workspace),
+    }
+
+
+def container_labels(namespace: str, owner: str, shard: int) -> dict[str, str]:
+    """What a container is found by again."""
+    return {LABEL_NAMESPACE: namespace, LABEL_OWNER: owner, LABEL_SHARD: str(shard)}
+
+
+def parse_owner(label: str) -> Owner | None:
+    """The owner in a label, or None where the label is not one of ours."""
+    pid, _, rest = label.partition(":")
+    start_time, _, boot_id = rest.partition(":")
+    if not (pid.isascii() and pid.isdecimal() and start_time.isascii() and start_time.isdecimal() and boot_id):
+        return None
+    return Owner(pid=int(pid), start_time=int(start_time), boot_id=boot_id)
+
+
+def is_dead_owner(label: str, facts: OwnerFacts) -> bool:
+    """Whether the owner named by a label is gone for certain. A label that cannot be read is nobody's to remove."""
+    owner = parse_owner(label)
+    if owner is None:
+        return False
+    return owner.boot_id != facts.boot_id or facts.start_times.get(owner.pid) != owner.start_time
+
+
+def _chosen(**fields: str | None) -> dict[str, str]:
+    """The fields that are set: an empty one would not mean "the default" to every version."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _lifecycle(init: InitPlan) -> dict[str, Any]:
+    """Gone when it stops, nothing logged, no health checks (each would be an exec that holds the container's lock)."""
+    entrypoint = ["/bin/sh", "-c", SHELL_INIT] if init.catatonit is None else [INIT_TARGET, "-P"]
+    return {
+        "entrypoint": entrypoint,
+        "command": [],
+        "remove": True,
+        "stop_timeout": limits.CONTAINER_STOP_S,
+        "systemd": "false",
+        "log_configuration": {"driver": "none"},
+        "healthconfig": {"Test": ["NONE"]},
+    }
+
+
+def _confinement() -> dict[str, Any]:
+    """No rights and nothing shared. seccomp is the engine's default profile as long as the spec names none."""
+    private = {"nsmode": "private"}
+    return {
+        "cap_drop": ["ALL"],
+        "no_new_privileges": True,
+        "privileged": False,
+        "pidns": private,
+        "ipcns": private,
+        "utsns": private,
+        "cgroupns": private,
+        "umask": "0022",
+    }
+
+
+def _resources(pids_limit: int, memory_bytes: int | None, nofile: int | None, nproc: int | None) -> dict[str, Any]:
+    memory = {} if memory_bytes is None else {"memory": {"limit": memory_bytes}}
+    ulimits = {"nofile": nofile, "nproc": nproc}
+    return {
+        "resource_limits": {"pids": {"limit": pids_limit}, **memory},
+        "r_limits": [
+            {"type": kind, "soft": value, "hard": value} for kind, value in ulimits.items() if value is not None
+        ],
+    }
+
+
+def _places(init: InitPlan, workspace: Workspace | None) -> dict[str, Any]:
+    mounts = [] if init.catatonit is None else [_bind(init.catatonit, INIT_TARGET, "ro")]
+    if workspace is None:
+        return {"mounts": mounts}
+    source, target = workspace
+    if source is None:
+        volume = {"Name": "", "Dest": target, "Options": ["nosuid", "nodev"]}
+        return {"mounts": mounts, "volumes": [volume]}
+    return {"mounts": [*mounts, _bind(source, target, "rw")]}
+
+
+def _bind(source: str, target: str, access: str) -> dict[str, Any]:
+    options = [access, "nosuid", "nodev", "rbind", "rprivate"]
+    return {"type": "bind", "source": source, "destination": target, "options": options}

@@ -1,0 +1,292 @@
+"""How a private Podman service must be started on this host: OCI runtime, settings, command line, environment.
+
+Owns the rules. Knows no files, processes or clocks: `engine/host.py` gathers the facts, `engine/service.py` acts.
+"""
+
+import shlex
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from fastclaw import limits
+from fastclaw.errors import StartFailed
+
+DEFAULT_IMAGE = "localhost/fastclaw-busybox:latest"
+"""The image that fastclaw makes itself, from the host's static busybox, where there is no registry."""
+
+CgroupMode = Literal["v1", "hybrid", "v2"]
+Storage = Literal["private", "host"]
+
+BROKEN_CONMON = frozenset({"2.2.0"})
+"""An exec whose child keeps a pipe never ends there and takes a whole CPU (conmon issue 632, fixed in 2.2.1)."""
+
+NEEDS_SINGLE_CGROUP = frozenset({"crun", "krun"})
+"""Refuse a host that has cgroup v1 controllers and a cgroup2 mount at once (crun 1.8, `libcrun_get_cgroup_mode`)."""
+
+DROPPED_VARIABLES = frozenset(
+    {"CONTAINER_HOST", "CONTAINER_CONNECTION", "CONTAINERS_CONF_OVERRIDE", "NOTIFY_SOCKET"}
+    | {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}
+)
+"""They would turn the service into a client of another one, or make it take over somebody else's socket."""
+
+SHELL = "/bin/sh"
+
+CONMON_WITHOUT_EXIT_COMMAND = """\
+#!/bin/sh
+kind=container
+for word in "$@"; do
+    [ "$word" = -e ] && kind=exec
+done
+[ "$kind" = exec ] || exec {conmon} "$@"
+left=$#
+while [ "$left" -gt 0 ]; do
+    word=$1
+    shift
+    left=$((left - 1))
+    case $word in
+    --exit-command | --exit-command-arg | --exit-delay)
+        shift
+        left=$((left - 1))
+        ;;
+    *) set -- "$@" "$word" ;;
+    esac
+done
+exec {conmon} "$@"
+"""
+"""Stands for conmon and takes the exit command from execs (`-e`). Podman's would keep two processes per exec for
+`exit_command_delay` and then start a whole Podman to forget the session. At full rate those Podmans starve the engine,
+and sessions were gone before their exit code was asked for (measured with delays of 2 and 10 s, 2 CPUs, Podman 4.3.1).
+Sessions then stay in the container's record, about 1 KB each, until `POST /exec/{id}/remove` (Podman 4.8) or the
+container's end."""
+
+GUARD = '[ "$PPID" = "$1" ] || exit 1; shift; '
+"""The death signal is asked for after the fork: a parent that died before it is noticed by its pid having changed."""
+
+RECORD = 'read -r line < "/proc/$$/stat" && printf "%s\\n" "$line" > "$1" || exit 1; shift; '
+"""The service writes down who it is before it becomes Podman, so there is never one that nobody can find again."""
+
+HIDE_CGROUP2 = "umount /sys/fs/cgroup/unified || exit 1; "
+
+PDEATHSIG_WITHOUT_SETPRIV = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""prctl(PR_SET_PDEATHSIG = 1, SIGKILL = 9), prctl(2). It survives execve of a program without file capabilities."""
+
+
+class HostFacts(Struct, frozen=True, kw_only=True):
+    """What the rules need to know of this host.
+
+    Parameters:
+        cgroups: `hybrid` is v1 controllers with a cgroup2 mount at /sys/fs/cgroup/unified.
+        podman, crun, runc, conmon, catatonit, netavark, setpriv, unshare, python: absolute paths; None where missing.
+        conmon_version: as `conmon --version` says it, or None.
+        nofile, nproc: hard limits of this process, at most `limits.MAX_NOFILE` and kernel.pid_max.
+        storage_driver: what the state directory's file system can carry, or None where Podman may decide.
+        state_executable: the state directory's file system lets programs run.
+        user_systemd: a systemd of this user's own answers, so that cgroups can be had without root.
+    """
+
+    is_root: bool
+    cgroups: CgroupMode
+    podman: str | None = None
+    crun: str | None = None
+    runc: str | None = None
+    conmon: str | None = None
+    conmon_version: str | None = None
+    catatonit: str | None = None
+    netavark: str | None = None
+    setpriv: str | None = None
+    unshare: str | None = None
+    python: str | None = None
+    nofile: int
+    nproc: int
+    storage_driver: Literal["overlay", "vfs"] | None = None
+    state_executable: bool = True
+    user_systemd: bool = False
+
+
+class ServicePlan(Struct, frozen=True, kw_only=True):
+    """What was decided.
+
+    Parameters:
+        private_mounts: the service needs a mount namespace of its own, without the cgroup2 mount.
+        conmon_shim: a shell script to be used as conmon, or None for conmon itself.
+        bind_launcher: argv in front of Podman that ties its life to its parent's; the parent's pid comes next.
+        free_launcher: the same for a service that lives on by itself; the path of its pid file comes next.
+    """
+
+    podman: str
+    oci_runtime: str
+    private_mounts: bool
+    storage: Storage
+    storage_driver: str | None
+    facts: HostFacts
+    conmon_shim: str | None
+    bind_launcher: list[str]
+    free_launcher: list[str]
+
+
+class ServicePaths(Struct, frozen=True, kw_only=True):
+    """Where one service lives. `root`, `runroot` and `tmpdir` are unused with the host's storage."""
+
+    root: str
+    runroot: str
+    tmpdir: str
+    socket: str
+    conf: str
+
+
+def plan_service(facts: HostFacts, *, oci_runtime: str | None = None, storage: Storage = "private") -> ServicePlan:
+    """Decide how to run a service here.
+
+    Parameters:
+        oci_runtime: the user's choice, which wins over the rule.
+
+    Raises:
+        StartFailed: `engine_unavailable`: something is missing or known to be broken; the message says what to install.
+    """
+    podman = _usable_podman(facts)
+    runtime = oci_runtime or _choose_runtime(facts)
+    private_mounts = _needs_private_mounts(facts, runtime)
+    return ServicePlan(
+        podman=podman,
+        oci_runtime=runtime,
+        private_mounts=private_mounts,
+        storage=storage,
+        storage_driver=facts.storage_driver,
+        facts=facts,
+        conmon_shim=_conmon_shim(facts),
+        bind_launcher=[*_death_signal(facts), *_mount_namespace(facts, private_mounts), *_shell(private_mounts, GUARD)],
+        free_launcher=[*_mount_namespace(facts, private_mounts), *_shell(private_mounts, RECORD)],
+    )
+
+
+def bound_argv(plan: ServicePlan, paths: ServicePaths, parent: int) -> list[str]:
+    """The command line of a service that ends with the process `parent`, which starts it."""
+    return [*plan.bind_launcher, str(parent), plan.podman, *_storage_flags(plan, paths), *_serve(paths)]
+
+
+def standing_argv(plan: ServicePlan, paths: ServicePaths, pid_file: str) -> list[str]:
+    """The command line of a service that lives on (`fastclaw engine start`).
+
+    Parameters:
+        pid_file: gets the service's own line of /proc/PID/stat.
+    """
+    podman = [plan.podman, "--log-level=error", *_storage_flags(plan, paths)]
+    return [*plan.free_launcher, pid_file, *podman, *_serve(paths)]
+
+
+def service_env(paths: ServicePaths, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the service: the caller's, without what would redirect it, with its own settings file."""
+    kept = {name: value for name, value in inherited.items() if name not in DROPPED_VARIABLES}
+    return {**kept, "CONTAINERS_CONF": paths.conf}
+
+
+def _usable_podman(facts: HostFacts) -> str:
+    if facts.podman is None:
+        raise _unavailable("podman is not installed; run: apt-get install podman")
+    if facts.conmon is None:
+        raise _unavailable("conmon is not installed; run: apt-get install conmon")
+    if facts.conmon_version in BROKEN_CONMON:
+        raise _unavailable(
+            f"conmon {facts.conmon_version} never ends an exec whose child keeps a pipe; install conmon 2.2.1 or later"
+        )
+    return facts.podman
+
+
+def _choose_runtime(facts: HostFacts) -> str:
+    """crun where it works: it starts execs faster than runc (14.6/s against 11.5/s, one container, one at a time)."""
+    if facts.crun is not None and (facts.cgroups != "hybrid" or _can_hide_cgroup2(facts)):
+        return "crun"
+    if facts.runc is not None:
+        return "runc"
+    if facts.crun is not None:
+        raise _unavailable("crun refuses this host's hybrid cgroups without root; run: apt-get install runc")
+    raise _unavailable("no OCI runtime on this host; run: apt-get install crun")
+
+
+def _needs_private_mounts(facts: HostFacts, runtime: str) -> bool:
+    if facts.cgroups != "hybrid" or runtime.rpartition("/")[2] not in NEEDS_SINGLE_CGROUP:
+        return False
+    if not _can_hide_cgroup2(facts):
+        raise _unavailable(
+            f"{runtime} refuses this host's hybrid cgroups without root; set options.oci_runtime to runc"
+        )
+    return True
+
+
+def _can_hide_cgroup2(facts: HostFacts) -> bool:
+    return facts.is_root and facts.unshare is not None
+
+
+def conf_text(plan: ServicePlan, conmon: str) -> str:
+    """Text of the file for CONTAINERS_CONF.
+
+    Parameters:
+        conmon: where conmon, or what stands for it, is.
+    """
+    facts = plan.facts
+    ulimits = [f"nofile={facts.nofile}:{facts.nofile}", f"nproc={facts.nproc}:{facts.nproc}"]
+    lines = [
+        "[containers]",
+        f"default_ulimits = {_toml(ulimits)}",
+        "[engine]",
+        f"runtime = {_toml(plan.oci_runtime)}",
+        f"cgroup_manager = {_toml(_cgroup_manager(facts))}",
+        'events_logger = "none"',
+        f"exit_command_delay = {limits.EXIT_COMMAND_DELAY_S}",
+        f"conmon_path = {_toml([conmon])}",
+    ]
+    if facts.netavark is not None:
+        lines += ["[network]", 'network_backend = "netavark"']
+    return "\n".join(lines) + "\n"
+
+
+def _conmon_shim(facts: HostFacts) -> str | None:
+    if not facts.state_executable or facts.conmon is None:
+        return None
+    return CONMON_WITHOUT_EXIT_COMMAND.format(conmon=shlex.quote(facts.conmon))
+
+
+def _cgroup_manager(facts: HostFacts) -> str:
+    """The systemd manager costs a D-Bus connection per exec; without root it is the only one that may make cgroups."""
+    return "systemd" if facts.user_systemd and not facts.is_root else "cgroupfs"
+
+
+def _death_signal(facts: HostFacts) -> list[str]:
+    if facts.setpriv is not None:
+        return [facts.setpriv, "--pdeathsig", "KILL"]
+    if facts.python is not None:
+        return [facts.python, "-I", "-S", "-c", PDEATHSIG_WITHOUT_SETPRIV]
+    raise _unavailable("setpriv is not installed; run: apt-get install util-linux")
+
+
+def _mount_namespace(facts: HostFacts, wanted: bool) -> list[str]:
+    return [facts.unshare, "-m"] if wanted and facts.unshare is not None else []
+
+
+def _shell(hide_cgroup2: bool, guard: str) -> list[str]:
+    return [SHELL, "-c", guard + (HIDE_CGROUP2 if hide_cgroup2 else "") + 'exec "$@"', "fastclaw-engine"]
+
+
+def _storage_flags(plan: ServicePlan, paths: ServicePaths) -> list[str]:
+    if plan.storage == "host":
+        return []
+    driver = [f"--storage-driver={plan.storage_driver}"] if plan.storage_driver else []
+    return [f"--root={paths.root}", f"--runroot={paths.runroot}", f"--tmpdir={paths.tmpdir}", *driver]
+
+
+def _serve(paths: ServicePaths) -> list[str]:
+    """`--time=0`: never ends by itself, and keeps idle connections open."""
+    return ["system", "service", "--time=0", f"unix://{paths.socket}"]
+
+
+def _toml(value: object) -> str:
+    """JSON strings and arrays are TOML too."""
+    return msgspec.json.encode(value).decode()
+
+
+def _unavailable(message: str) -> StartFailed:
+    return StartFailed(message, "engine_unavailable")

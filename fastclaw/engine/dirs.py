@@ -1,0 +1,189 @@
+"""The directories of managed engines: what lasts, what lives until the next boot, what lives as long as a service.
+
+    STATE/<key>/storage           images and containers, shared by every service of this user
+    STATE/conf/<hash>             settings and conmon's stand-in; named by content, since containers outlive a service
+    RUN/store-<key>/{run,tmp,boot}  Podman's runroot and tmpdir of that storage
+    RUN/<pid>-<start>-<n>/        one service: its socket
+    RUN/engine/                   the service of `fastclaw engine start`
+
+`<key>` stands for the pair of both directories: Podman writes runroot and tmpdir into its database and refuses
+any other (libpod/boltdb_state_internal.go, 4.3.1). Knows files and locks; starts nothing.
+"""
+
+import fcntl
+import hashlib
+import itertools
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fastclaw import limits
+from fastclaw.decisions.service import ServicePaths, ServicePlan, conf_text
+from fastclaw.engine.owner import boot_id, own_start_time, start_time
+from fastclaw.errors import StartFailed
+
+SOCKET_NAME = "podman.sock"
+ENGINE_DIR = "engine"
+
+_counter = itertools.count()
+
+
+def default_state_dir() -> Path:
+    """`$XDG_STATE_HOME/fastclaw`, else `~/.local/state/fastclaw` (XDG Base Directory Specification)."""
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "fastclaw"
+
+
+def default_run_dir() -> Path:
+    """`$XDG_RUNTIME_DIR/fastclaw`, else `/run/fastclaw` for root, else `/tmp/fastclaw-<uid>`."""
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime_dir:
+        return Path(runtime_dir) / "fastclaw"
+    return Path("/run/fastclaw") if os.geteuid() == 0 else Path(f"/tmp/fastclaw-{os.geteuid()}")
+
+
+def service_dir(run_dir: Path) -> Path:
+    """A new directory for one service of this process; its name says who owns it."""
+    path = run_dir / f"{os.getpid()}-{own_start_time()}-{next(_counter)}"
+    private_directory(path)
+    return path
+
+
+def service_paths(state_dir: Path, run_dir: Path, own_dir: Path, plan: ServicePlan) -> ServicePaths:
+    """Make and name everything one service needs.
+
+    Parameters:
+        own_dir: where its socket goes.
+
+    Raises:
+        StartFailed: `engine_error`: a directory cannot be had, or the socket's path is too long for the kernel.
+    """
+    socket = own_dir / SOCKET_NAME
+    check_socket_path(socket)
+    key = hashlib.sha256(f"{state_dir}\0{run_dir}".encode()).hexdigest()[:8]
+    store = run_dir / f"store-{key}"
+    private_directory(store)
+    private_directory(state_dir)
+    with locked(store / "lock"):
+        _forget_last_boot(store)
+        remove_dead_service_dirs(run_dir)
+        conf_path = _write_settings(state_dir / "conf", plan)
+    return ServicePaths(
+        root=str(state_dir / key / "storage"),
+        runroot=str(store / "run"),
+        tmpdir=str(store / "tmp"),
+        socket=str(socket),
+        conf=str(conf_path),
+    )
+
+
+def check_socket_path(socket: Path) -> None:
+    """Refuse a path that does not fit into `sun_path`."""
+    if len(os.fsencode(socket)) > limits.SOCKET_PATH_BYTES:
+        raise StartFailed(
+            f"socket path {socket} is longer than {limits.SOCKET_PATH_BYTES} bytes; "
+            "set XDG_RUNTIME_DIR to a shorter directory"
+        )
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory that only this user can enter, or check that it is one.
+
+    Raises:
+        StartFailed: it belongs to somebody else, is open to others, is no directory, or cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise StartFailed(f"cannot make directory {path}: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise StartFailed(f"{path} is not a directory that only this user can write; remove it or choose another one")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file for a few file operations.
+
+    Raises:
+        StartFailed: `engine_timeout`: somebody else holds it for longer than `limits.ENGINE_LOCK_MS`.
+    """
+    fd = lock_file(path, limits.ENGINE_LOCK_MS)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def lock_file(path: Path, timeout_ms: int) -> int:
+    """Take a lock file and return the descriptor that holds it. Waits in small steps: flock(2) knows no deadline.
+
+    Raises:
+        StartFailed: `engine_timeout`: somebody else holds it for longer.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _flock(fd, path, timeout_ms)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def remove_dead_service_dirs(run_dir: Path) -> None:
+    """Remove what services of killed processes left. The services themselves died with their owners."""
+    for path in run_dir.iterdir():
+        owner = _owner(path.name)
+        if owner is not None and start_time(owner[0]) != owner[1]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _flock(fd: int, path: Path, timeout_ms: int) -> None:
+    deadline = time.monotonic() + timeout_ms / 1000
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if time.monotonic() > deadline:
+            raise StartFailed(f"{path} is locked by another process; try again", "engine_timeout")
+        time.sleep(limits.ENGINE_READY_POLL_MS / 1000)
+
+
+def _owner(name: str) -> tuple[int, int] | None:
+    parts = name.split("-")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        return None
+    return int(parts[0]), int(parts[1])
+
+
+def _forget_last_boot(store: Path) -> None:
+    """Empty runroot and tmpdir after a reboot: left as they are, Podman would believe that its containers still run."""
+    marker = store / "boot"
+    if marker.exists() and marker.read_text() == boot_id():
+        return
+    for name in ("run", "tmp"):
+        shutil.rmtree(store / name, ignore_errors=True)
+    marker.write_text(boot_id())
+
+
+def _write_settings(directory: Path, plan: ServicePlan) -> Path:
+    private_directory(directory)
+    conmon = plan.facts.conmon or "conmon"
+    if plan.conmon_shim is not None:
+        conmon = str(_write_once(directory, plan.conmon_shim, 0o700))
+    return _write_once(directory, conf_text(plan, conmon), 0o600)
+
+
+def _write_once(directory: Path, text: str, mode: int) -> Path:
+    """A file named by its content. It appears complete or not at all."""
+    path = directory / hashlib.sha256(text.encode()).hexdigest()[:16]
+    if not path.exists():
+        draft = directory / f"{path.name}.{os.getpid()}"
+        draft.write_text(text)
+        draft.chmod(mode)
+        draft.replace(path)
+    return path

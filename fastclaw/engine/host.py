@@ -1,0 +1,164 @@
+"""Gathers the facts about this host that `decisions/service.py` judges. Reads, never changes anything.
+
+Knows where Linux distributions keep their programs and how /proc and /sys spell things; decides nothing.
+"""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+from fastclaw import limits
+from fastclaw.decisions.service import CgroupMode, HostFacts
+
+HELPER_DIRS = (
+    "/usr/libexec/podman",
+    "/usr/local/libexec/podman",
+    "/usr/lib/podman",
+    "/usr/local/lib/podman",
+    "/usr/libexec/catatonit",
+)
+"""Where Podman itself looks for its helpers (containers/common, pkg/config: DefaultHelperBinariesDir)."""
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+PID_MAX = Path("/proc/sys/kernel/pid_max")
+"""Podman 4.3.1 lowers its own RLIMIT_NPROC to it, so a container can have no more (found by experiment)."""
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+PT_INTERP = 3
+OVERLAY_BAD_LOWER = frozenset({"overlay", "nfs", "nfs4", "9p", "fuse.sshfs"})
+"""File systems that cannot be the upper layer of an overlay mount (kernel: Documentation/filesystems/overlayfs.rst)."""
+
+
+def host_facts(state_dir: Path) -> HostFacts:
+    """Look at this host.
+
+    Parameters:
+        state_dir: where images will be kept; its file system decides the storage driver. Need not exist.
+    """
+    conmon = find_program("conmon")
+    return HostFacts(
+        is_root=os.geteuid() == 0,
+        cgroups=cgroup_mode(CGROUP_ROOT),
+        podman=find_program("podman"),
+        crun=find_program("crun"),
+        runc=find_program("runc"),
+        conmon=conmon,
+        conmon_version=conmon and program_version(conmon),
+        catatonit=static_catatonit(),
+        netavark=find_program("netavark"),
+        setpriv=_util_linux_setpriv(),
+        unshare=find_program("unshare"),
+        python=sys.executable or None,
+        nofile=hard_limit(resource.RLIMIT_NOFILE, limits.MAX_NOFILE),
+        nproc=hard_limit(resource.RLIMIT_NPROC, int(PID_MAX.read_text())),
+        storage_driver=storage_driver(state_dir),
+        user_systemd=_user_systemd(),
+        state_executable=runs_programs(state_dir),
+    )
+
+
+def find_program(name: str) -> str | None:
+    """Absolute path of a program: PATH, then the system directories, then Podman's own helper directories."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), SYSTEM_PATH, *HELPER_DIRS])
+    return shutil.which(name, path=path)
+
+
+def program_version(path: str) -> str | None:
+    """The first dotted number that `PROGRAM --version` prints, or None where it does not answer."""
+    try:
+        done = subprocess.run(
+            [path, "--version"], capture_output=True, timeout=limits.PROGRAM_ANSWER_MS / 1000, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(rb"\d+\.\d+(?:\.\d+)*", done.stdout)
+    return found and found[0].decode()
+
+
+def static_catatonit() -> str | None:
+    """Path of the host's catatonit, if it runs inside any image: a dynamic one would miss its libraries there."""
+    path = find_program("catatonit")
+    return path if path is not None and is_static_elf(Path(path)) else None
+
+
+def is_static_elf(path: Path) -> bool:
+    """Whether a file is a 64-bit little-endian ELF program without an interpreter (elf(5), PT_INTERP)."""
+    with path.open("rb") as file:
+        header = file.read(64)
+        if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+            return False
+        offset, entry_bytes, entries = _program_headers(header)
+        file.seek(offset)
+        table = file.read(entry_bytes * entries)
+    kinds = {int.from_bytes(table[at : at + 4], "little") for at in range(0, len(table), entry_bytes or 1)}
+    return PT_INTERP not in kinds
+
+
+def cgroup_mode(root: Path) -> CgroupMode:
+    """Which cgroups are mounted: v2 has cgroup.controllers at its root, hybrid has it one directory below."""
+    if (root / "cgroup.controllers").exists():
+        return "v2"
+    return "hybrid" if (root / "unified" / "cgroup.controllers").exists() else "v1"
+
+
+def hard_limit(which: int, ceiling: int) -> int:
+    """The hard limit as a number; `ceiling` stands for "unlimited"."""
+    hard = resource.getrlimit(which)[1]
+    return ceiling if hard == resource.RLIM_INFINITY else min(hard, ceiling)
+
+
+def storage_driver(state_dir: Path) -> Literal["overlay", "vfs"] | None:
+    """The driver that works on the state directory's file system; None leaves it to Podman (fuse-overlayfs)."""
+    kind = file_system(state_dir, Path("/proc/self/mountinfo").read_text())
+    if kind not in OVERLAY_BAD_LOWER:
+        return "overlay" if os.geteuid() == 0 else None
+    return None if find_program("fuse-overlayfs") else "vfs"
+
+
+def runs_programs(state_dir: Path) -> bool:
+    """Whether the file system that holds (or will hold) the state directory is mounted without noexec."""
+    existing = next(path for path in (state_dir, *state_dir.absolute().parents) if path.exists())
+    return not os.statvfs(existing).f_flag & os.ST_NOEXEC
+
+
+def file_system(path: Path, mountinfo: str) -> str:
+    """Type of the file system that holds `path` (proc(5), mountinfo: mount point is field 5, type follows the dash)."""
+    wanted = os.path.realpath(path)
+    best, kind = "", ""
+    for line in mountinfo.splitlines():
+        fields = line.split(" ")
+        point = _unescape(fields[4])
+        if len(point) >= len(best) and _contains(point, wanted):
+            best, kind = point, fields[fields.index("-") + 1]
+    return kind
+
+
+def _program_headers(header: bytes) -> tuple[int, int, int]:
+    """e_phoff, e_phentsize and e_phnum of a 64-bit ELF header."""
+    offset = int.from_bytes(header[32:40], "little")
+    return offset, int.from_bytes(header[54:56], "little"), int.from_bytes(header[56:58], "little")
+
+
+def _contains(point: str, path: str) -> bool:
+    return path == point or path.startswith(point.rstrip("/") + "/")
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
+
+
+def _util_linux_setpriv() -> str | None:
+    """busybox has a setpriv as well, without --pdeathsig."""
+    path = find_program("setpriv")
+    return path if path is not None and "busybox" not in os.path.realpath(path) else None
+
+
+def _user_systemd() -> bool:
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
+    return runtime_dir is not None and Path(runtime_dir, "systemd", "private").exists()

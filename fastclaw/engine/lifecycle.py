@@ -1,0 +1,289 @@
+"""Images and containers of one engine, asked for from the event loop and done by podman-py in threads.
+
+Every call has a deadline, twice: the HTTP client's, so that no thread hangs for ever, and the loop's, so that the
+caller does not. Knows no shards, lanes or policies; `failures.py` turns what goes wrong into the product's errors.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote_plus
+
+import msgspec
+from msgspec import Struct
+from podman.api.client import APIClient, APIResponse
+from podman.errors import APIError
+
+from fastclaw import limits
+from fastclaw.decisions.service import DEFAULT_IMAGE
+from fastclaw.engine.failures import mapped_errors
+from fastclaw.engine.image import make_busybox_image
+from fastclaw.engine.podman_client import Created, Info, Inspected, Listed, answer, make_client
+from fastclaw.errors import StartFailed
+
+Pull = Literal["missing", "never", "always"]
+T = TypeVar("T")
+
+JSON = {"Content-Type": "application/json"}
+
+
+class EngineVersion(Struct, frozen=True, kw_only=True):
+    """What an engine is made of. `oci_runtime` is its default one, with the first line of its version."""
+
+    podman: str
+    conmon: str
+    oci_runtime: str
+    oci_runtime_version: str
+    rootless: bool
+    storage_driver: str
+    cgroup_version: str
+
+
+class ContainerInfo(Struct, frozen=True, kw_only=True):
+    """One line of the engine's list."""
+
+    id: str
+    labels: dict[str, str]
+    state: str
+
+
+class ContainerState(Struct, frozen=True, kw_only=True):
+    """A container now. `pid` is that of its init in the engine's PID namespace, 0 when it does not run."""
+
+    pid: int
+    running: bool
+
+
+class EngineLifecycle:
+    """The slow side of the engine.
+
+    Parameters:
+        url: `unix:///…`, `tcp://host:port` or `ssh://user@host/path`.
+        timeout_s: deadline of one call, in seconds.
+    """
+
+    def __init__(self, url: str, timeout_s: float = limits.ENGINE_TIMEOUT_MS / 1000) -> None:
+        self.url = url
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(limits.LIFECYCLE_THREADS, "fastclaw-engine")
+        self._local = threading.local()
+        self._clients: list[APIClient] = []
+        self._clients_lock = threading.Lock()
+
+    async def version(self) -> EngineVersion:
+        """What the engine and its helpers are."""
+        return _version(await self._run(lambda client: answer(client.get("/info"), Info)))
+
+    async def ensure_image(self, reference: str, pull: Pull = "missing") -> None:
+        """Return once the image is in the engine's storage.
+
+        Parameters:
+            pull: `missing` pulls where it is not there, `always` asks the registry first, `never` neither. The default
+                image is made, never pulled.
+
+        Raises:
+            StartFailed: `image_not_found`, besides the reasons of every call.
+        """
+        if (pull != "always" or reference == DEFAULT_IMAGE) and await self.has_image(reference):
+            return
+        if pull == "never":
+            raise StartFailed(
+                f"image {reference} is not in the engine's storage and options.pull is never", "image_not_found"
+            )
+        if reference == DEFAULT_IMAGE:
+            await self.make_image(reference)
+        else:
+            await self._run(lambda client: _pull(client, reference), limits.PULL_TIMEOUT_MS / 1000)
+
+    async def make_image(self, reference: str) -> None:
+        """Make the busybox image under this name, from this host's static busybox.
+
+        Raises:
+            StartFailed: `image_not_found`: there is no static busybox; besides the reasons of every call.
+        """
+        await self._run(lambda client: make_busybox_image(client, reference))
+
+    async def has_image(self, reference: str) -> bool:
+        """Whether the image is in the engine's storage."""
+        return await self._run(lambda client: _exists(client, f"/images/{quote_plus(reference)}/exists"))
+
+    async def create_container(self, spec: Mapping[str, Any]) -> str:
+        """Create a container and return its id. Cancelled or too late, what the engine still creates is removed again.
+
+        Parameters:
+            spec: SpecGenerator JSON, as from `decisions.container.container_spec`.
+
+        Raises:
+            StartFailed: `image_not_found`, `bad_mount`; `engine_error` also where the engine takes another OCI runtime
+                than `spec` names.
+        """
+        creation = _Creation(spec)
+        try:
+            return await self._run(creation.run)
+        except BaseException:
+            created = creation.abandon()
+            if created is not None:
+                with suppress(RuntimeError):  # closed: the next `initialize` of the namespace removes it
+                    self._threads.submit(lambda: _remove(self._client(), created))
+            raise
+
+    async def start_container(self, container: str) -> None:
+        """Start a container. Nothing happens for one that runs.
+
+        Raises:
+            StartFailed: `bad_mount`, `container_gone`, besides the reasons of every call.
+        """
+        await self._run(lambda client: client.post(f"/containers/{container}/start").raise_for_status())
+
+    async def remove_container(self, container: str) -> None:
+        """Kill and remove a container, by id or name, with its anonymous volumes; one that is gone is fine."""
+        await self._run(lambda client: _remove(client, container))
+
+    async def list_containers(self, labels: Mapping[str, str]) -> list[ContainerInfo]:
+        """All containers, in any state, that carry every one of these labels."""
+        wanted = [f"{name}={value}" for name, value in labels.items()]
+        params = {"all": "true", "filters": msgspec.json.encode({"label": wanted}).decode()}
+        found = await self._run(lambda client: answer(client.get("/containers/json", params=params), list[Listed]))
+        return [ContainerInfo(id=one.id, labels=one.labels or {}, state=one.state) for one in found]
+
+    async def inspect_container(self, container: str) -> ContainerState | None:
+        """How a container is now, or None where there is none."""
+        return await self._run(lambda client: _inspect(client, container))
+
+    async def close(self) -> None:
+        """Give back connections and threads. A thread that still waits for the engine ends with its own deadline."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._clients_lock:
+            for client in self._clients:
+                client.close()
+            self._clients.clear()
+
+    async def _run(self, call: Callable[[APIClient], T], timeout_s: float | None = None) -> T:
+        """One call in a thread, with its errors mapped."""
+        seconds = timeout_s or self._timeout_s
+        with mapped_errors(self.url, seconds):
+            future = self._submit(call, seconds)
+            async with asyncio.timeout(seconds + limits.LIFECYCLE_TIMEOUT_SLACK_MS / 1000):
+                return await asyncio.wrap_future(future)
+
+    def _submit(self, call: Callable[[APIClient], T], seconds: float) -> Future[T]:
+        def in_thread() -> T:
+            client = self._client()
+            client.timeout = seconds
+            return call(client)
+
+        return self._threads.submit(in_thread)
+
+    def _client(self) -> APIClient:
+        """This thread's own client."""
+        client: APIClient | None = getattr(self._local, "client", None)
+        if client is None:
+            client = self._local.client = make_client(self.url, self._timeout_s)
+            with self._clients_lock:
+                self._clients.append(client)
+        return client
+
+
+class _Creation:
+    """One create call and the question who removes the container when nobody waits for it any more."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self._body = msgspec.json.encode(spec)
+        self._runtime: str | None = spec.get("oci_runtime")
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._created: str | None = None
+
+    def run(self, client: APIClient) -> str:
+        """In the thread: create; remove at once what nobody waits for."""
+        response = client.post("/containers/create", data=self._body, headers=JSON)
+        created = answer(response, Created).id
+        with self._lock:
+            self._created = created
+            abandoned = self._abandoned
+        if abandoned:
+            _remove(client, created)
+        else:
+            self._check_runtime(client, created)
+        return created
+
+    def _check_runtime(self, client: APIClient, container: str) -> None:
+        """Podman 4.3.1 ignores the field without a word, and a microVM asked for must not become a namespace."""
+        if self._runtime is None:
+            return
+        given = answer(client.get(f"/containers/{container}/json"), Inspected).oci_runtime
+        if given.rpartition("/")[2] != self._runtime.rpartition("/")[2]:
+            raise StartFailed(
+                f"the engine takes the OCI runtime {given} and not {self._runtime}; make it the engine's default "
+                "(containers.conf, [engine] runtime)",
+                "engine_error",
+            )
+
+    def abandon(self) -> str | None:
+        """On the loop: nobody waits any more. Returns what was created before."""
+        with self._lock:
+            self._abandoned = True
+            return self._created
+
+
+def _exists(client: APIClient, path: str) -> bool:
+    response = client.get(path)
+    if response.status_code == 404:
+        return False
+    response.raise_for_status()
+    return True
+
+
+def _inspect(client: APIClient, container: str) -> ContainerState | None:
+    try:
+        state = answer(client.get(f"/containers/{container}/json"), Inspected).state
+    except APIError:
+        if _exists(client, f"/containers/{container}/exists"):
+            raise
+        return None
+    return ContainerState(pid=state.pid, running=state.running)
+
+
+def _remove(client: APIClient, container: str) -> None:
+    """A container with `remove` set may be on its way out by itself; a failure counts once it stays for long."""
+    deadline = time.monotonic() + limits.CONTAINER_GONE_MS / 1000
+    params = {"force": "true", "timeout": "0", "v": "true"}
+    while (response := client.delete(f"/containers/{container}", params=params)).status_code >= 400:
+        if not _exists(client, f"/containers/{container}/exists"):
+            return
+        if time.monotonic() > deadline:
+            response.raise_for_status()
+        time.sleep(limits.ENGINE_READY_POLL_MS / 1000)  # the engine tells nobody when it is done
+
+
+def _pull(client: APIClient, reference: str) -> None:
+    response = client.post("/images/pull", params={"reference": reference, "quiet": "true"})
+    response.raise_for_status()
+    problem = _pull_error(response)
+    if problem is not None:
+        raise StartFailed(f"cannot pull {reference}: {problem}", "image_not_found")
+
+
+def _pull_error(response: APIResponse) -> str | None:
+    """The engine answers 200 before it pulls and reports a failure as one of its lines."""
+    for line in response.content.splitlines():
+        problem: str = msgspec.json.decode(line, type=dict[str, Any]).get("error", "")
+        if problem:
+            return " ".join(problem.split())
+    return None
+
+
+def _version(info: Info) -> EngineVersion:
+    return EngineVersion(
+        podman=info.version.version,
+        conmon=info.host.conmon.version,
+        oci_runtime=info.host.oci_runtime.name,
+        oci_runtime_version=info.host.oci_runtime.version.partition("\n")[0],
+        rootless=info.host.security.rootless,
+        storage_driver=info.store.graph_driver_name,
+        cgroup_version=info.host.cgroup_version,
+    )

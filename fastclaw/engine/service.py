@@ -1,0 +1,168 @@
+"""A private Podman service that lives as long as its owner: started, proven ready, stopped, gone.
+
+    idle ── start() ──> running ── stop() ──> idle        (a failed start() is stopped before it raises)
+
+The service dies with fastclaw even when fastclaw is killed outright (see `process.py` on threads); containers survive
+that and are removed by the next `initialize` of their namespace. Knows nothing of images and containers.
+"""
+
+import asyncio
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from fastclaw import limits
+from fastclaw.decisions.service import ServicePaths, ServicePlan, bound_argv, service_env
+from fastclaw.engine.dirs import service_dir, service_paths
+from fastclaw.engine.process import end_process, reap, spawn_service, wait_readable
+from fastclaw.errors import StartFailed
+
+PING = b"GET /libpod/_ping HTTP/1.0\r\nHost: d\r\n\r\n"
+PING_OK = (b"HTTP/1.0 200", b"HTTP/1.1 200")
+
+
+class ManagedService:
+    """Podman's API on a socket of our own.
+
+    Parameters:
+        plan: from `decisions.service.plan_service`.
+        state_dir: where images are kept (`dirs.default_state_dir`).
+        run_dir: where the socket goes (`dirs.default_run_dir`); its path must be short.
+    """
+
+    def __init__(self, plan: ServicePlan, state_dir: Path, run_dir: Path) -> None:
+        self.plan = plan
+        self._state_dir = state_dir
+        self._run_dir = run_dir
+        self._own_dir: Path | None = None
+        self._process: ServiceProcess | None = None
+        self._url: str | None = None
+
+    @property
+    def url(self) -> str:
+        """`unix:///…` of the running service."""
+        if self._url is None:
+            raise RuntimeError("the service is not running")
+        return self._url
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running service."""
+        return self._process.pid if self._process else None
+
+    @property
+    def log_tail(self) -> str:
+        """The last that the service wrote to its stderr."""
+        return self._process.log_tail if self._process else ""
+
+    async def start(self) -> None:
+        """Start the service and return once it answers. Call from the thread that outlives it.
+
+        Raises:
+            StartFailed: `engine_unavailable` with the service's last words when it dies, `engine_timeout` when it does
+                not answer within `limits.ENGINE_READY_MS`. Nothing is left then.
+        """
+        try:
+            paths = await self._prepare()
+            self._process = ServiceProcess(bound_argv(self.plan, paths, os.getpid()), service_env(paths, os.environ))
+            await self._process.ready(paths.socket)
+            self._url = f"unix://{paths.socket}"
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End the service and remove its directory. Safe at any time, any number of times."""
+        process, self._process, self._url = self._process, None, None
+        own_dir, self._own_dir = self._own_dir, None
+        try:
+            if process is not None:
+                await process.end()
+        finally:
+            if own_dir is not None:
+                shutil.rmtree(own_dir, ignore_errors=True)
+
+    async def _prepare(self) -> ServicePaths:
+        self._own_dir = service_dir(self._run_dir)
+        return await asyncio.to_thread(service_paths, self._state_dir, self._run_dir, self._own_dir, self.plan)
+
+
+class ServiceProcess:
+    """The process of a managed service with the tail of its stderr.
+
+    Raises:
+        StartFailed: `engine_unavailable`: the program cannot be started.
+    """
+
+    def __init__(self, argv: list[str], env: dict[str, str]) -> None:
+        self._log = bytearray()
+        self._stderr, stderr = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            os.set_blocking(stderr, True)
+            self.pid = spawn_service(argv, env, stderr)
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError as error:
+            os.close(self._stderr)
+            raise StartFailed(f"cannot start {argv[0]}: {error.strerror}", "engine_unavailable") from error
+        finally:
+            os.close(stderr)
+        asyncio.get_running_loop().add_reader(self._stderr, self._read_log)
+
+    @property
+    def log_tail(self) -> str:
+        """The last `limits.ENGINE_LOG_BYTES` of its stderr."""
+        return self._log.decode(errors="replace")
+
+    async def ready(self, socket: str) -> None:
+        """Return once it answers on `socket`; raise when it ends first or never does."""
+        try:
+            async with asyncio.timeout(limits.ENGINE_READY_MS / 1000):
+                while not await answers_ping(socket):
+                    if await wait_readable(self._pidfd, limits.ENGINE_READY_POLL_MS):
+                        raise self._died()
+        except TimeoutError as error:
+            raise StartFailed(
+                f"podman does not answer after {limits.ENGINE_READY_MS} ms{self._last_words()}", "engine_timeout"
+            ) from error
+
+    async def end(self) -> None:
+        """End and reap it, and give its descriptors back."""
+        try:
+            await end_process(self._pidfd, limits.ENGINE_STOP_MS)
+        finally:
+            asyncio.get_running_loop().remove_reader(self._stderr)
+            os.close(self._stderr)
+            os.close(self._pidfd)
+            reap(self.pid)
+
+    def _died(self) -> StartFailed:
+        self._read_log()
+        return StartFailed(f"podman ended at once{self._last_words()}", "engine_unavailable")
+
+    def _last_words(self) -> str:
+        lines = self.log_tail.strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+
+    def _read_log(self) -> None:
+        with suppress(BlockingIOError):
+            data = os.read(self._stderr, limits.ENGINE_LOG_BYTES)
+            if not data:
+                asyncio.get_running_loop().remove_reader(self._stderr)
+            self._log += data
+            del self._log[: -limits.ENGINE_LOG_BYTES]
+
+
+async def answers_ping(socket: str) -> bool:
+    """Whether a service answers 200 on a Unix socket. No deadline of its own."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(socket)
+    except OSError:
+        return False
+    try:
+        writer.write(PING)
+        return (await reader.readline()).startswith(PING_OK)
+    except OSError:
+        return False
+    finally:
+        writer.close()

@@ -1,0 +1,105 @@
+"""What is found out about this host, against other ways of finding it out."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastclaw.engine.host import (
+    cgroup_mode,
+    file_system,
+    find_program,
+    hard_limit,
+    host_facts,
+    is_static_elf,
+    program_version,
+)
+
+MOUNTS = """\
+1 0 8:1 / / rw - ext4 /dev/vda rw
+2 1 0:1 / /run rw shared:5 master:1 - tmpfs tmpfs rw
+3 1 0:2 / /run/with\\040space rw - overlay overlay rw
+4 1 0:3 / /home rw - nfs4 host:/home rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "ext4"),
+        ("/running", "ext4"),
+        ("/run", "tmpfs"),
+        ("/run/x/y", "tmpfs"),
+        ("/run/with space/x", "overlay"),
+        ("/home/someone", "nfs4"),
+    ],
+)
+def test_file_system_of_the_longest_mount_point(path: str, kind: str) -> None:
+    assert file_system(Path(path), MOUNTS) == kind
+
+
+@pytest.mark.parametrize(
+    ("files", "mode"),
+    [(["cgroup.controllers"], "v2"), (["unified/cgroup.controllers", "pids/tasks"], "hybrid"), (["pids/tasks"], "v1")],
+)
+def test_cgroup_mode(tmp_path: Path, files: list[str], mode: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert cgroup_mode(tmp_path) == mode
+
+
+def test_a_dynamic_program_is_not_static() -> None:
+    assert not is_static_elf(Path(os.path.realpath("/bin/ls")))
+
+
+def test_a_script_is_not_static(tmp_path: Path) -> None:
+    script = tmp_path / "x"
+    script.write_text("#!/bin/sh\n")
+    assert not is_static_elf(script)
+
+
+def test_a_program_without_interpreter_is_static(tmp_path: Path) -> None:
+    header = bytearray(64)
+    header[:6] = b"\x7fELF\x02\x01"
+    header[32:40] = (64).to_bytes(8, "little")
+    header[54:56], header[56:58] = (56).to_bytes(2, "little"), (1).to_bytes(2, "little")
+    program = tmp_path / "x"
+    program.write_bytes(bytes(header) + (1).to_bytes(4, "little") + bytes(52))
+    assert is_static_elf(program)
+    program.write_bytes(bytes(header) + (3).to_bytes(4, "little") + bytes(52))
+    assert not is_static_elf(program)
+
+
+def test_hard_limit_has_a_ceiling() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert hard_limit(resource.RLIMIT_NOFILE, 100) == 100
+    assert hard_limit(resource.RLIMIT_NOFILE, hard + 1) == hard
+
+
+def test_version_of_a_program() -> None:
+    assert program_version(sys.executable) == sys.version.split()[0]
+
+
+def test_version_of_nothing(tmp_path: Path) -> None:
+    assert program_version(str(tmp_path / "none")) is None
+
+
+def test_programs_are_found_without_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert find_program("sh") is not None
+    assert find_program("no-such-program-here") is None
+
+
+def test_facts_of_this_host(tmp_path: Path) -> None:
+    facts = host_facts(tmp_path)
+    assert facts.is_root is (os.geteuid() == 0)
+    assert facts.nproc <= int(Path("/proc/sys/kernel/pid_max").read_text())
+    assert facts.cgroups == cgroup_mode(Path("/sys/fs/cgroup"))
+    if facts.conmon is not None:
+        said = subprocess.run([facts.conmon, "--version"], capture_output=True, text=True, check=True).stdout
+        assert facts.conmon_version is not None
+        assert facts.conmon_version in said
