@@ -1,0 +1,254 @@
+"""The REST lane: starts processes through a Podman API socket, with create, start and inspect.
+
+Owns the sequence of one start and everything it must take back when it fails or is cancelled. Works with any Podman
+service; what needs the engine on this host (signals, ends of trees in milliseconds, exits while nobody reads) says so.
+Knows nothing of admission: a runtime decides how many starts a shard gets at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from fastclaw.engine.attached import Attached
+from fastclaw.engine.exec_calls import ExecCalls, SessionGone, create_body
+from fastclaw.engine.remote_tree import RemoteTree
+from fastclaw.engine.rest_process import EndTree, RestProcess
+from fastclaw.engine.start_proof import Started, prove
+from fastclaw.errors import ExecFailed
+from fastclaw.lane import Grace, Lane, LaneProcess, StartSpec
+from fastclaw.limits import ABANDONED_KILL_MS, ABANDONED_START_MS, ENGINE_TIMEOUT_MS, MAX_ARG_BYTES, MAX_ARGS_BYTES
+from fastclaw.transport.foreign_stdin import open_stdin
+from fastclaw.transport.unix_http import HttpPool, Upgraded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class RestLane(Lane):
+    """Starts processes in running containers.
+
+    Parameters:
+        url: `unix:///path` or `tcp://host:port` of the engine's API.
+        containers: full ids of running containers, one per shard.
+        local: the engine's processes are this host's, and this process may signal them.
+        end_tree: ends what carries a marker; `transport.proctree.end_tree` . Used only where `local`;
+            elsewhere a second exec does it.
+        timeout_ms: deadline of each engine call.
+
+    Raises:
+        ValueError: the URL has another form.
+    """
+
+    name = "rest"
+
+    def __init__(
+        self,
+        url: str,
+        containers: Sequence[str],
+        *,
+        local: bool,
+        end_tree: EndTree,
+        timeout_ms: int = ENGINE_TIMEOUT_MS,
+    ) -> None:
+        self.capabilities = ["signal"] if local else []
+        self._pool = HttpPool(url)
+        self._calls = ExecCalls(self._pool, timeout_ms)
+        self._containers = tuple(containers)
+        self._local = local
+        self._end_trees: dict[str, EndTree] = {
+            container: end_tree if local else RemoteTree(self._calls, container) for container in self._containers
+        }
+        self._timeout_ms = timeout_ms
+
+    async def start(self, spec: StartSpec, shard: int) -> RestProcess:
+        """As `Lane.start`. A cancelled start goes on for a moment in the background of its own cancellation: the engine
+        cannot be told to stop, so what it starts is ended as soon as it is known."""
+        _refuse_impossible(spec)
+        launch = _Launch(self, spec, self._containers[shard % len(self._containers)])
+        task = asyncio.get_running_loop().create_task(launch.run(), name=f"start of {spec.process_id}")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await launch.take_back(task)
+            raise
+
+    async def end_all(self, processes: list[LaneProcess], grace: Grace) -> None:
+        """As `Lane.end_all`. What cannot be ended one by one ends with its container."""
+        await asyncio.gather(*(_end_quietly(process, grace) for process in processes))
+        if processes:
+            await asyncio.wait([process.exited for process in processes])
+
+    def health(self) -> dict[str, object]:
+        """As `Lane.health`."""
+        return {
+            "name": self.name,
+            "containers": len(self._containers),
+            "idle_connections": self._pool.idle(),
+            "local": self._local,
+        }
+
+    def close(self) -> None:
+        """Close the kept connections. Processes keep theirs until their own `aclose`."""
+        self._pool.close()
+
+
+class _Launch:
+    """One start under way."""
+
+    __slots__ = ("_abandoned", "_container", "_lane", "_may_run", "_spec")
+
+    def __init__(self, lane: RestLane, spec: StartSpec, container: str) -> None:
+        self._lane = lane
+        self._spec = spec
+        self._container = container
+        self._abandoned = False
+        self._may_run = False
+
+    async def run(self) -> RestProcess:
+        """The whole start."""
+        try:
+            return await self._run()
+        except SessionGone as error:
+            raise ExecFailed("the container stopped during the start", "container_gone") from error
+        except BaseException:
+            if self._may_run:
+                await self._end_leftovers()
+            raise
+
+    async def take_back(self, task: asyncio.Task[RestProcess]) -> None:
+        """After a cancellation: let the engine finish, then end what it started."""
+        self._abandoned = True
+        try:
+            await asyncio.wait((task,), timeout=ABANDONED_START_MS / 1000)
+        finally:
+            if not task.done():
+                task.cancel()
+        await asyncio.wait((task,))
+        if task.cancelled() or task.exception() is not None:
+            return
+        await self._discard(task.result())
+
+    async def _run(self) -> RestProcess:
+        calls, spec = self._lane._calls, self._spec
+        began = time.monotonic_ns()
+        session = await calls.create(self._container, create_body(spec))
+        if self._abandoned:
+            raise asyncio.CancelledError
+        created = time.monotonic_ns()
+        self._may_run = True
+        hijacked = await self._attach(session)
+        started_at = time.monotonic_ns()
+        try:
+            started = await prove(
+                calls,
+                session,
+                hijacked.sock,
+                hijacked.leftover,
+                spec,
+                local=self._lane._local,
+                timeout_ms=self._lane._timeout_ms,
+            )
+            process = self._assemble(session, hijacked, started)
+        except BaseException:
+            hijacked.sock.close()
+            raise
+        process.timings = {
+            "create_us": (created - began) // 1000,
+            "start_us": (started_at - created) // 1000,
+            "proof_us": (time.monotonic_ns() - started_at) // 1000,
+        }
+        return process
+
+    async def _attach(self, session: str) -> Upgraded:
+        try:
+            return await self._lane._calls.start(session)
+        except ExecFailed as error:
+            # An answer, even a refusal, means that nothing runs; silence or a broken connection do not.
+            self._may_run = error.retryable and error.reason != "container_gone"
+            raise
+
+    def _assemble(self, session: str, hijacked: Upgraded, started: Started) -> RestProcess:
+        """Pipes, relay and process; on failure (no descriptors left) nothing stays open but the connection."""
+        direct = (
+            open_stdin(started.pid) if self._spec.stdin and started.pidfd is not None and not started.ended else None
+        )
+        try:
+            pipes = _pipes(3 if self._spec.stdin and direct is None else 2)
+        except OSError as error:
+            _close_all(direct, started.pidfd)
+            raise ExecFailed(f"no pipes for the process: {error.strerror}", "io_error") from error
+        lane = self._lane
+        process = RestProcess(
+            lane._calls, self._container, session, self._spec.process_id, started, lane._end_trees[self._container]
+        )
+        process.stdout_fd, stdout, process.stderr_fd, stderr = pipes[:4]
+        stdin, process.stdin_fd = pipes[4:] or (None, direct)
+        if direct is not None:
+            _end_input(hijacked.sock)
+        attached = Attached(hijacked.sock, started.head, stdin, stdout, stderr, process.on_stream_end)
+        process.attach(attached, ended=started.ended)
+        return process
+
+    async def _discard(self, process: RestProcess) -> None:
+        _close_all(process.stdin_fd, process.stdout_fd, process.stderr_fd)
+        try:
+            await self._end_leftovers()
+        finally:
+            await process.aclose()
+
+    async def _end_leftovers(self) -> None:
+        """End whatever the engine started for this spec. A failure here must not hide the reason for it; what is left
+        carries the marker and ends with its container."""
+        now = Grace(ends_at=asyncio.get_running_loop().time())
+        with suppress(ExecFailed):
+            await self._lane._end_trees[self._container](
+                self._spec.process_id, None, now, deadline_s=ABANDONED_KILL_MS / 1000
+            )
+
+
+def _pipes(count: int) -> list[int]:
+    """Read and write end, `count` times; all or none."""
+    made: list[int] = []
+    try:
+        for _ in range(count):
+            made += os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        _close_all(*made)
+        raise
+    return made
+
+
+def _close_all(*fds: int | None) -> None:
+    for fd in fds:
+        if fd is not None:
+            os.close(fd)
+
+
+def _end_input(sock: socket.socket) -> None:
+    """The engine closes its own end of stdin, so that ours is the last one."""
+    with suppress(OSError):  # the command has ended and the engine with it: nothing is left to close
+        sock.shutdown(socket.SHUT_WR)
+
+
+async def _end_quietly(process: LaneProcess, grace: Grace) -> None:
+    with suppress(ExecFailed):
+        await process.end_tree(grace)
+
+
+def _refuse_impossible(spec: StartSpec) -> None:
+    """What crun would cut at the NUL, and what execve refuses only after the start was reported."""
+    strings = [*spec.cmd, *(f"{name}={value}" for name, value in spec.env.items())]
+    if any("\0" in text for text in (*strings, spec.working_dir or "", spec.user or "")):
+        raise ExecFailed("a NUL byte cannot be passed to a process", "invalid_params")
+    if sum(map(len, strings)) > MAX_ARGS_BYTES:
+        raise ExecFailed(f"command and environment are longer than {MAX_ARGS_BYTES} bytes", "too_long")
+    for text in strings:
+        if len(text) >= MAX_ARG_BYTES // 4 and len(text.encode()) >= MAX_ARG_BYTES:
+            raise ExecFailed(f"one argument or variable is longer than {MAX_ARG_BYTES} bytes", "too_long")
+    if not spec.cmd[0]:
+        raise ExecFailed("the command is empty", "not_found")

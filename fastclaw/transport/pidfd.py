@@ -1,0 +1,75 @@
+"""How a process that is not our child ended, from its pidfd: no polling of the engine, no signal sent to a stranger.
+
+Owns two outside facts. Linux 6.15 keeps the wait status behind the pidfd once the process was reaped
+(PIDFD_GET_INFO with PIDFD_INFO_EXIT, include/uapi/linux/pidfd.h). Before the reap, and on any kernel, a zombie shows it
+as field 52 of proc_pid_stat(5) to those who may trace it. It does not know of engines or trees.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+
+_INFO = struct.Struct("<Q52xi")
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_GET_INFO = (3 << 30) | (_INFO.size << 16) | (0xFF << 8) | 11  # _IOWR(PIDFS_IOCTL_MAGIC, 11, 64 bytes)
+_EXIT_CODE_FIELD = 49  # counted from the state, which follows the parenthesis
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A close-on-exec pidfd, or None where the process is gone already.
+
+    Raises:
+        OSError: no descriptors left, or a kernel without pidfds.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def wait_status(pidfd: int, pid: int) -> int | None:
+    """The wait status as of wait(2), or None where it runs, or where the kernel no longer tells."""
+    status = _kept_status(pidfd)
+    if status is None:
+        status = _zombie_status(pidfd, pid)
+    return _kept_status(pidfd) if status is None else status
+
+
+def _kept_status(pidfd: int) -> int | None:
+    """What the kernel keeps after the reap."""
+    buffer = bytearray(_INFO.size)
+    _INFO.pack_into(buffer, 0, _PIDFD_INFO_EXIT, 0)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
+    except OSError:
+        return None  # ENOTTY, EINVAL: an older kernel; ESRCH: reaped, and not kept
+    mask, status = _INFO.unpack(buffer)
+    return status if mask & _PIDFD_INFO_EXIT else None
+
+
+def _zombie_status(pidfd: int, pid: int) -> int | None:
+    """What /proc says before the reap. The number is ours for sure if the pidfd can still be signalled afterwards."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            fields = file.read(4096).rpartition(b")")[2].split()
+        signal.pidfd_send_signal(pidfd, 0)
+    except OSError:
+        return None
+    return int(fields[_EXIT_CODE_FIELD]) if fields and fields[0] == b"Z" else None
+
+
+def has_variable(pid: int, entry: bytes) -> bool:
+    """Whether the process started (execve) with `NAME=value` in its environment. False where it is gone.
+
+    True, too, where it may not be looked at: then there is nothing to wait for.
+    """
+    try:
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            return entry in file.read().split(b"\0")
+    except PermissionError:
+        return True
+    except (FileNotFoundError, ProcessLookupError):
+        return False
