@@ -22,7 +22,7 @@ from fastclaw.runtimes.programs import BUILT_IN, Program
 from fastclaw.spawn import refusals, users
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 _ENDING = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 _PREFIXES = ("/bin/", "/usr/bin/")
@@ -37,13 +37,15 @@ class MemoryLane(Lane):
     Parameters:
         programs: by name, added to (and winning over) `programs.BUILT_IN`. A command under /bin or /usr/bin is found
             by its last part.
+        directories: working directories that count as there beside those of this host.
     """
 
     name = "memory"
 
-    def __init__(self, programs: Mapping[str, Program] | None = None) -> None:
+    def __init__(self, programs: Mapping[str, Program] | None = None, directories: Iterable[str] = ()) -> None:
         self.capabilities = ["signal"]
         self._programs = {**BUILT_IN, **(programs or {})}
+        self._directories = frozenset(directories)
         self._live = 0
 
     async def start(self, spec: StartSpec, shard: int) -> LaneProcess:
@@ -51,7 +53,7 @@ class MemoryLane(Lane):
         began = time.perf_counter_ns()
         _check_text(spec)
         program = self._find(spec.cmd[0])
-        cwd = _directory(spec.working_dir)
+        cwd = self._directory(spec.working_dir)
         if spec.user is not None:
             users.resolve(spec.user)
         process = MemoryProcess(spec, program, cwd)
@@ -68,6 +70,25 @@ class MemoryLane(Lane):
         if command and os.path.isdir(command):
             raise ExecFailed(f"{command!r} is a directory", "permission_denied")
         raise ExecFailed(f"no program {command!r} in memory: {', '.join(sorted(self._programs))}", "not_found")
+
+    def _directory(self, path: str | None) -> str:
+        """One of this host's, so that programs may use it, or one that was promised."""
+        if path is None:
+            return "/"
+        if not path.startswith("/") or not (path in self._directories or os.path.isdir(path)):
+            raise ExecFailed(f"working directory {path!r}: no such directory", "bad_working_dir")
+        return path
+
+    async def end_all(self, processes: list[LaneProcess], grace: Grace) -> None:
+        """End these programs.
+
+        Raises:
+            ExecFailed: `engine_timeout`, one does not let itself be cancelled; the others are ended all the same.
+        """
+        outcomes = await asyncio.gather(*(one.end_tree(grace) for one in processes), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     def _ended(self, _exited: asyncio.Future[ExitStatus]) -> None:
         self._live -= 1
@@ -179,15 +200,6 @@ def _check_text(spec: StartSpec) -> None:
             raise ExecFailed(f"{spec.cmd[0]!r}: embedded null byte", "invalid_params")
         if len(text.encode("utf-8", "surrogateescape")) > limits.MAX_ARG_BYTES:
             raise ExecFailed(f"{spec.cmd[0]!r}: an argument or variable over 128 KiB", "too_long")
-
-
-def _directory(path: str | None) -> str:
-    """The working directory has to be one of this host's, so that programs may use it."""
-    if path is None:
-        return "/"
-    if not path.startswith("/") or not os.path.isdir(path):
-        raise ExecFailed(f"working directory {path!r}: no such directory", "bad_working_dir")
-    return path
 
 
 def _exit_code(left: SystemExit) -> int:

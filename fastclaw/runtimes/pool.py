@@ -143,6 +143,7 @@ class ProcessPool:
             on_exit=self._exited,
             on_drained=self.table.drained,
             on_abandoned=lambda process: self._end_later(process, "killed"),
+            on_closed=self._closed,
         )
         self.table.add(process)
         if request.timeout_ms is not None:
@@ -166,6 +167,8 @@ class ProcessPool:
     def _exited(self, process: Process) -> None:
         self.table.exited(process)
         self._starts.leave(process.ticket)
+
+    def _closed(self, process: Process) -> None:
         self._own(process.lane_process.aclose())
 
     # --- what else can be done to a process ---
@@ -238,6 +241,7 @@ class ProcessPool:
         """Close every socket. A process whose end was not seen by now gets the exit `unknown`."""
         await self._cancel_tasks()
         self.table.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._hangups.close()
 
     def health(self) -> dict[str, Any]:

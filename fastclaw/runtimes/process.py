@@ -31,6 +31,7 @@ class Process:
     started_at: Unix time, seconds.
     on_exit: called once, when the command has ended and `record` is there.
     on_drained: called when both outputs have reached a client, or never.
+    on_closed: called once, when its sockets and pipes are closed for good.
     on_abandoned: called when a client left a process whose `on_disconnect` is `kill`.
     """
 
@@ -48,6 +49,7 @@ class Process:
         on_exit: Callable[[Process], None],
         on_drained: Callable[[Process], None],
         on_abandoned: Callable[[Process], None],
+        on_closed: Callable[[Process], None],
     ) -> None:
         self.id = result.process_id
         self.request = request
@@ -64,6 +66,7 @@ class Process:
         self._timings = timings
         self._on_exit = on_exit
         self._on_drained = on_drained
+        self._on_closed = on_closed
         self.exited: asyncio.Future[ExitRecord] = self._loop.create_future()
         self._stdio = Endpoint(
             sockets.stdio,
@@ -169,6 +172,7 @@ class Process:
             self._machine.move(ProcessState.CLOSED)
             self._stdio.close()
             self._stderr.close()
+            self._on_closed(self)
 
     def give_up(self) -> None:
         """The environment goes: an end that was not seen by now will never be known."""

@@ -125,8 +125,11 @@ class ProcessTable:
             for table, life in ((self._lingering, self._options.linger_ms), (self._kept, self._options.keep_exited_ms))
             if table
         ]
-        if dues and self._timer is None:
-            self._timer = self._loop.call_at(min(dues), self._on_timer)
+        if not dues or (self._timer is not None and self._timer.when() <= min(dues)):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(min(dues), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -1,0 +1,75 @@
+"""Turns the `user` of a request into numbers of this host's user database.
+
+Owns the reading of `name`, `uid`, and either with `:group`. Knows nothing of processes.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from typing import NamedTuple
+
+from fastclaw.errors import ExecFailed
+
+_MAX_ID = 2**32 - 2
+"""The kernel keeps (uid_t)-1 for "no change" (setuid(2))."""
+
+
+class Identity(NamedTuple):
+    """Who a process runs as. `groups` are the supplementary ones."""
+
+    uid: int
+    gid: int
+    groups: list[int]
+
+
+def resolve(user: str) -> Identity | None:
+    """The identity of `name`, `uid`, `name:group` or `uid:gid`; None where that is who we are already.
+
+    A number without an entry in the user database is its own group unless one is given, and has no others.
+
+    Raises:
+        ExecFailed: `unknown_user`; `permission_denied` where we may not become that user.
+    """
+    name, colon, group = user.partition(":")
+    wanted = _identity(name)
+    if colon:
+        wanted = wanted._replace(gid=_gid(group), groups=[])
+    return _permitted(user, wanted)
+
+
+def _permitted(user: str, wanted: Identity) -> Identity | None:
+    if os.geteuid() == 0:
+        return wanted
+    if (wanted.uid, wanted.gid) == (os.geteuid(), os.getegid()):
+        return None
+    raise ExecFailed(f"only root can start processes as user {user!r}", "permission_denied")
+
+
+def _identity(name: str) -> Identity:
+    try:
+        entry = pwd.getpwuid(_number(name)) if name.isdecimal() else pwd.getpwnam(name)
+    except (KeyError, ValueError) as unknown:
+        if not name.isdecimal():
+            raise _unknown(name) from unknown
+        return Identity(_number(name), _number(name), [])
+    return Identity(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid))
+
+
+def _gid(name: str) -> int:
+    try:
+        return _number(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError) as unknown:
+        raise _unknown(name) from unknown
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number > _MAX_ID:
+        raise _unknown(text)
+    return number
+
+
+def _unknown(name: str) -> ExecFailed:
+    return ExecFailed(f"no user or group {name!r} on this host", "unknown_user")

@@ -1,0 +1,28 @@
+"""What the host grants."""
+
+import os
+import resource
+
+from fastclaw.transport.host import host_limits, raise_file_limit
+
+
+def test_the_limits_are_those_of_this_machine() -> None:
+    found = host_limits()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert found.nofile == (None if hard == resource.RLIM_INFINITY else hard)
+    assert found.pid_max is not None
+    assert found.pid_max >= os.getpid()
+    assert found.memory_bytes is not None
+    assert found.memory_bytes > 2**26
+    assert (found.nproc is None) or os.geteuid() != 0
+
+
+def test_the_file_limit_goes_up_to_the_hard_one() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+    try:
+        raise_file_limit()
+        raise_file_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

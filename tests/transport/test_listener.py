@@ -1,0 +1,95 @@
+"""Paths, modes and peers of a process's sockets."""
+
+import os
+import socket
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.errors import IoError
+from fastclaw.transport.listener import SocketDirectory, is_trusted_peer, runtime_parent
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_modes_and_paths() -> None:
+    previous = os.umask(0o077)
+    os.umask(0)
+    directory = SocketDirectory()
+    try:
+        sockets = directory.open("0123abcd-1")
+        assert mode(directory.path) == 0o700
+        paths = [Path(listener.getsockname()) for listener in sockets]
+        assert [mode(path) for path in paths] == [0o600, 0o600]
+        assert all(len(os.fsencode(path)) <= limits.SOCKET_PATH_BYTES for path in paths)
+        sockets.close()
+        sockets.close()
+        assert not any(path.exists() for path in paths)
+    finally:
+        os.umask(previous)
+        directory.remove()
+    directory.remove()
+    assert not directory.path.exists()
+
+
+def test_a_parent_too_long_for_sockets_is_refused_and_left_clean(tmp_path: Path) -> None:
+    parent = tmp_path / ("x" * 100)
+    parent.mkdir()
+    with pytest.raises(IoError, match="too long"):
+        SocketDirectory(parent)
+    assert list(parent.iterdir()) == []
+
+
+def test_a_parent_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(IoError, match="cannot make"):
+        SocketDirectory(tmp_path / "gone")
+
+
+def test_a_second_socket_that_fails_takes_the_first_with_it() -> None:
+    directory = SocketDirectory()
+    try:
+        (directory.path / "p.err").mkdir()
+        with pytest.raises(OSError, match="in use"):
+            directory.open("p")
+        assert [path.name for path in directory.path.iterdir()] == ["p.err"]
+    finally:
+        directory.remove()
+
+
+def test_where_directories_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert runtime_parent() == tmp_path
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
+    assert runtime_parent() != Path("relative")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
+    assert runtime_parent().is_dir()
+
+
+def test_this_user_is_trusted() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert is_trusted_peer(ours)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_user_is_not_trusted() -> None:
+    directory = SocketDirectory(Path(tempfile.gettempdir()))
+    sockets = directory.open("p")
+    path = sockets.stdio.getsockname()
+    directory.path.chmod(0o711)
+    os.chmod(path, 0o666)
+    code = f"import socket; c = socket.socket(socket.AF_UNIX); c.connect({path!r}); c.recv(1)"
+    with subprocess.Popen(["/usr/bin/env", "python3", "-c", code], user=65534, extra_groups=[]) as client:
+        sockets.stdio.setblocking(True)
+        connection, _ = sockets.stdio.accept()
+        assert not is_trusted_peer(connection)
+        connection.close()
+    assert client.returncode == 0
+    sockets.close()
+    directory.remove()
