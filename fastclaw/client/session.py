@@ -1,0 +1,250 @@
+"""The supervisor's client: start a runtime, call it, end it.
+
+Owns the runtime's child process and the shapes of its answers. Knows no engine and no particular runtime.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from fastclaw import limits
+from fastclaw.client.child import Child, Stderr
+from fastclaw.client.process import RemoteProcess
+from fastclaw.client.rpc import Calls
+from fastclaw.errors import FastclawError, ProtocolError
+from fastclaw.runtime import ExecResult, ExitRecord, HealthStatus, InitializeResult, ProcessInfo
+
+log = logging.getLogger(__name__)
+Shape = TypeVar("Shape")
+
+
+class Welcome(InitializeResult, frozen=True, kw_only=True):
+    """What a runtime answers to `initialize`.
+
+    Parameters:
+        server: its name and version.
+        capabilities: the optional parts of the contract that it offers.
+    """
+
+    server: dict[str, str] = msgspec.field(default_factory=dict)
+    capabilities: list[str] = msgspec.field(default_factory=list)
+
+
+class _Listing(msgspec.Struct, frozen=True):
+    processes: list[ProcessInfo]
+
+
+class RuntimeClient:
+    """A runtime extension that runs as a child and is spoken to over its stdin and stdout.
+
+        async with RuntimeClient.spawn(["fastclaw", "serve"], namespace="demo") as rt:
+            process = await rt.exec(["cat"])
+            out, err = await process.communicate(b"hello")
+
+    Attributes:
+        welcome: the answer to `initialize`; None before it.
+    """
+
+    def __init__(
+        self, command: Sequence[str], namespace: str | None, options: dict[str, Any] | None,
+        env: Mapping[str, str] | None, stderr: Stderr,
+    ) -> None:  # fmt: skip
+        self._command = list(command)
+        self._namespace = namespace
+        self._options = options
+        self._env = env
+        self._stderr = stderr
+        self._child: Child | None = None
+        self._calls: Calls | None = None
+        self.welcome: Welcome | None = None
+
+    @classmethod
+    def spawn(
+        cls,
+        command: Sequence[str],
+        *,
+        namespace: str | None = None,
+        options: dict[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        stderr: Stderr = None,
+    ) -> Self:
+        """A client whose runtime starts when the client is entered and ends when it is left.
+
+        Parameters:
+            command: argv of the runtime.
+            namespace: `initialize` is called on entering with this and `options`; None leaves that to the caller.
+            env: the runtime's whole environment; None is this process's own.
+            stderr: where the runtime's log goes, as for `subprocess`; None is this process's own stderr.
+        """
+        return cls(command, namespace, options, env, stderr)
+
+    async def __aenter__(self) -> Self:
+        child = Child(on_data=lambda data: calls.feed(data), on_lost=lambda why: calls.lose(why))
+        calls = Calls(child.write, child.writable)
+        await child.start(self._command, self._env, self._stderr)
+        self._child, self._calls = child, calls
+        if self._namespace is not None:
+            try:
+                await self.initialize(self._namespace, self._options)
+            except BaseException:
+                await child.end()
+                raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the runtime: `shutdown`, then EOF, then TERM, then KILL, each with its deadline."""
+        if self._child is None:
+            return
+        try:
+            if self._child.code is None:
+                await self._try_shutdown()
+        finally:
+            await self._child.end()
+
+    async def _try_shutdown(self) -> None:
+        try:
+            await self.shutdown()
+        except FastclawError as error:
+            log.debug("the runtime did not take shutdown: %s", error)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the runtime."""
+        assert self._child is not None, "enter the client first"
+        return self._child.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the runtime itself ended, negative for a signal; None while it runs."""
+        return None if self._child is None else self._child.code
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """The optional parts of the contract that the runtime offers."""
+        return frozenset(self.welcome.capabilities if self.welcome else ())
+
+    async def call(
+        self, method: str, params: dict[str, Any] | None = None, timeout_s: float | None = limits.CLIENT_CALL_MS / 1000
+    ) -> Any:
+        """Any method, as it is on the wire.
+
+        Parameters:
+            timeout_s: seconds until `IoError` (`no_answer`); None waits as long as the runtime lives.
+
+        Raises:
+            FastclawError: what the runtime answered.
+            IoError: it did not, or it is gone.
+        """
+        assert self._calls is not None, "enter the client first"
+        return await self._calls.call(method, params, timeout_s)
+
+    async def initialize(self, namespace: str, options: dict[str, Any] | None = None) -> Welcome:
+        """Bring the environment up.
+
+        Raises:
+            StartFailed, InvalidParams, InvalidState.
+        """
+        params = {"namespace": namespace, "options": options or {}}
+        answer = await self.call("initialize", params, limits.CLIENT_INITIALIZE_MS / 1000)
+        self.welcome = _shaped(answer, Welcome, "initialize")
+        return self.welcome
+
+    async def exec(
+        self,
+        cmd: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        working_dir: str | None = None,
+        timeout_s: float | None = limits.CLIENT_EXEC_MS / 1000,
+        **extensions: Any,
+    ) -> RemoteProcess:
+        """Start a process; it runs when this returns.
+
+        Parameters:
+            env: added to, and winning over, the environment's variables.
+            working_dir: absolute path inside; None is the environment's default.
+            timeout_s: seconds to wait for the answer.
+            extensions: `user`, `stdin`, `timeout_ms`, `on_disconnect`, `key`, `limits`, as in the contract.
+
+        Raises:
+            ExecFailed: with the reason why it does not run.
+            InvalidParams, InvalidState, IoError.
+        """
+        params: dict[str, Any] = {"cmd": list(cmd), **extensions}
+        if env:
+            params["env"] = dict(env)
+        if working_dir is not None:
+            params["working_dir"] = working_dir
+        return RemoteProcess(self, _shaped(await self.call("exec", params, timeout_s), ExecResult, "exec"))
+
+    async def health(self) -> HealthStatus:
+        """How the runtime is."""
+        return _shaped(await self.call("health"), HealthStatus, "health")
+
+    async def kill(self, process_id: str, grace_ms: int | None = None) -> None:
+        """End a process with its whole tree; back when nothing is left.
+
+        Parameters:
+            grace_ms: milliseconds from TERM to KILL; None is the runtime's default, 0 KILL at once.
+
+        Raises:
+            InvalidState: `unknown_process`.
+        """
+        params: dict[str, Any] = {"process_id": process_id}
+        if grace_ms is not None:
+            params["grace_ms"] = grace_ms
+        await self.call("kill", params, ((grace_ms or 0) + limits.CLIENT_CALL_MS) / 1000)
+
+    async def wait(self, process_id: str, timeout_ms: int | None = None) -> ExitRecord:
+        """How a process ended; with `state` "running" where it has not within `timeout_ms` milliseconds.
+
+        Raises:
+            InvalidState: `unknown_process`.
+        """
+        params: dict[str, Any] = {"process_id": process_id}
+        timeout_s = None
+        if timeout_ms is not None:
+            params["timeout_ms"] = timeout_ms
+            timeout_s = (timeout_ms + limits.CLIENT_CALL_MS) / 1000
+        return _shaped(await self.call("wait", params, timeout_s), ExitRecord, "wait")
+
+    async def list(self) -> "list[ProcessInfo]":
+        """The live processes, and the ended ones whose record is kept."""
+        return _shaped(await self.call("list"), _Listing, "list").processes
+
+    async def signal(self, process_id: str, signal: int | str) -> None:
+        """Send a signal to a process, by number or name.
+
+        Raises:
+            InvalidState: `unknown_process`.
+        """
+        await self.call("signal", {"process_id": process_id, "signal": signal})
+
+    async def shutdown(self) -> None:
+        """End every process and take the environment down; the runtime exits after its answer.
+
+        Raises:
+            IoError: the runtime is gone, or took longer than `limits.CLIENT_SHUTDOWN_MS`.
+        """
+        await self.call("shutdown", None, limits.CLIENT_SHUTDOWN_MS / 1000)
+
+    async def exited(self, timeout_s: float) -> int | None:
+        """The runtime's exit code once it ended by itself; None where it has not within `timeout_s` seconds."""
+        assert self._child is not None, "enter the client first"
+        await self._child.ended(int(timeout_s * 1000))
+        return self._child.code
+
+
+def _shaped(answer: Any, shape: type[Shape], method: str) -> Shape:
+    try:
+        return msgspec.convert(answer, shape)
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"the runtime's answer to {method} has the wrong shape: {error}") from error

@@ -1,0 +1,118 @@
+"""Checks of exit records, of the list and of signals."""
+
+import signal
+import time
+from typing import Any
+
+from fastclaw import limits
+from fastclaw.conformance.check_kill import TIDY, ready
+from fastclaw.conformance.registry import proves
+from fastclaw.conformance.rig import Rig, Session, expect
+
+REASONS = ("exited", "signaled", "killed", "timeout", "container_gone", "unknown")
+USAGE = ("user_us", "system_us", "max_rss_kb")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+async def _exit(rig: Rig, session: Session, code: int) -> dict[str, Any]:
+    return await (await session.exec(rig.words.exit(code))).wait()
+
+
+@proves("R-CODE")
+async def exit_codes(rig: Rig) -> None:
+    session = await rig.shared()
+    for code in (0, 1, 42, 128, 137, 143, 255):
+        record = await _exit(rig, session, code)
+        told = (record.get("state"), record.get("exit_code"), record.get("signal"), record.get("reason"))
+        expect(told == ("exited", code, None, "exited"), f"exit {code} gave {record}")
+
+
+@proves("R-SIGNAL")
+async def signaled(rig: Rig) -> None:
+    session = await rig.shared()
+    for signum in (signal.SIGKILL, signal.SIGTERM):
+        process = await session.exec(rig.shell(f"kill -{signum.name[3:]} $$"))
+        record = await process.wait()
+        told = (record.get("exit_code"), record.get("signal"), record.get("reason"))
+        expect(told == (None, int(signum), "signaled"), f"{signum.name} gave {record}")
+
+
+@proves("R-KILLED")
+async def killed(rig: Rig) -> None:
+    process = await (await rig.shared()).exec(rig.words.sleep(300))
+    await process.kill()
+    record = await process.wait()
+    expect((record.get("state"), record.get("reason")) == ("exited", "killed"), f"after kill: {record}")
+
+
+@proves("R-KILLED")
+async def killed_and_tidy(rig: Rig) -> None:
+    process = await ready(rig, await rig.shared(), TIDY)
+    await process.kill(grace_ms=limits.CHECK_SOON_MS)
+    record = await process.wait()
+    expect((record.get("exit_code"), record.get("reason")) == (7, "killed"), f"after kill: {record}")
+
+
+@proves("R-RUNNING")
+async def running(rig: Rig) -> None:
+    process = await (await rig.shared()).exec(rig.words.sleep(300))
+    for timeout_ms in (0, 100):
+        record = await process.wait(timeout_ms=timeout_ms)
+        expect((record.get("process_id"), record.get("state")) == (process.id, "running"), f"wait gave {record}")
+
+
+@proves("R-AGAIN")
+async def again(rig: Rig) -> None:
+    session = await rig.shared()
+    process = await session.exec(rig.words.exit(3))
+    posted = [session.wire.post("wait", {"process_id": process.id}) for _ in range(10)]
+    records = [(await session.wire.answer(request_id)).get("result", {}) for request_id in posted]
+    records.append(await process.wait())
+    await process.outputs()
+    records.append(await process.wait())
+    told = {(record.get("state"), record.get("exit_code"), record.get("reason")) for record in records}
+    expect(told == {("exited", 3, "exited")}, f"the waits gave {records}")
+
+
+@proves("R-SHAPE")
+async def shape(rig: Rig) -> None:
+    record = await _exit(rig, await rig.shared(), 0)
+    missing = {"process_id", "state", "exit_code", "signal", "reason", "timings", "usage"} - set(record)
+    expect(not missing, f"the record lacks {sorted(missing)}: {record}")
+    expect(record["reason"] in REASONS, f"reason is {record['reason']!r}")
+    timings = record["timings"]
+    expect(isinstance(timings, dict) and all(map(_is_number, timings.values())), f"timings are {timings}")
+    expect(record["usage"] is None or isinstance(record["usage"], dict), f"usage is {record['usage']}")
+
+
+@proves("R-USAGE")
+async def usage(rig: Rig) -> None:
+    record = await _exit(rig, await rig.shared(), 0)
+    told = record.get("usage") or {}
+    expect(all(_is_number(told.get(name)) for name in USAGE), f"usage is {record.get('usage')}")
+
+
+@proves("T-LIST")
+async def listing(rig: Rig) -> None:
+    session = await rig.shared()
+    live, ended = await session.exec(rig.words.sleep(300)), await session.exec(rig.words.exit(3))
+    await ended.outputs()
+    await session.result("wait", {"process_id": ended.id})
+    rows = {row["process_id"]: row for row in (await session.result("list"))["processes"]}
+    expect(rows.get(live.id, {}).get("state") == "running", f"the live one is {rows.get(live.id)}")
+    row = rows.get(ended.id, {})
+    expect((row.get("state"), row.get("cmd")) == ("exited", rig.words.exit(3)), f"the ended one is {row}")
+    expect(abs(time.time() - row.get("started_at", 0)) < limits.CHECK_MS / 1000, f"started_at is {row}")
+
+
+@proves("T-SIGNAL")
+async def signals(rig: Rig) -> None:
+    session = await rig.shared()
+    for signum in (int(signal.SIGTERM), "KILL", "SIGTERM"):
+        process = await session.exec(rig.words.sleep(300))
+        answer = await session.result("signal", {"process_id": process.id, "signal": signum})
+        expect(answer == {}, f"signal answered {answer}")
+        await process.outputs()

@@ -1,0 +1,207 @@
+"""The promises of the contract, as data: what the checker proves and what tests cite.
+
+Owns ids and wording; docs/contract.md shows this table. Knows no way to check anything.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+Capability = Literal[
+    "wait",
+    "list",
+    "signal",
+    "timeout_ms",
+    "on_disconnect",
+    "key",
+    "user",
+    "kill_tree",
+    "usage",
+    "separate_eof",
+    "signal_number",
+    "reopen_stdio",
+]
+"""What a runtime may report in `capabilities` of its answer to `initialize`."""
+
+
+class Promise(Struct, frozen=True):
+    """One sentence that a supervisor may rely on.
+
+    Parameters:
+        id: stable name; tests cite it.
+        section: part of the contract.
+        text: the sentence.
+        needs: the capability that a runtime reports where it makes this promise; None: every runtime makes it.
+    """
+
+    id: str
+    section: str
+    text: str
+    needs: Capability | None = None
+
+    @property
+    def required(self) -> bool:
+        """Whether every runtime makes it."""
+        return self.needs is None
+
+
+_TEXTS = {
+    "wire": {
+        "W-LINE": ("A message is a line that ends with LF; one CR before it is dropped, blank lines are skipped."),
+        "W-PIECES": "A line that arrives one byte at a time is one request.",
+        "W-UTF8": "Text goes through as UTF-8, unchanged; bytes that are no UTF-8 are a parse error.",
+        "W-LINE-MAX": "A line of 32 MiB is a request like any other.",
+        "W-LINE-OVER": (
+            "A longer line gets -32600 with a null id, once, and the connection goes on after its newline."
+        ),
+        "W-PARSE": "A line that is not JSON gets -32700 with a null id, and the connection goes on.",
+        "W-INVALID": "JSON that is no JSON-RPC 2.0 request gets -32600, and the connection goes on.",
+        "W-ID-ECHO": ("Integers (64 bits, signed or unsigned) and strings are ids, and come back exactly as sent."),
+        "W-ID-BAD": "An id of any other JSON type gets -32600 with a null id.",
+        "W-ID-DUP": "Two requests with the same id are two requests: each is answered once.",
+        "W-BURST": "10 000 requests in one write get exactly one answer each.",
+        "W-NOTIFY": "A notification gets no answer.",
+        "W-PIPELINE": "Requests are answered as they finish, in any order: one that waits holds up no other.",
+        "W-BATCH": ("A batch is answered as a batch: one line, one answer for each request with an id or error in it."),
+        "W-BATCH-BAD": "An empty batch and one of over 10 000 items get a single -32600.",
+        "W-BATCH-QUIET": "A batch of notifications only gets no answer.",
+        "W-METHOD": "An unknown method gets -32601.",
+        "W-PARAMS": "Params of the wrong shape get -32602, and `data.path` names the field.",
+        "W-PARAMS-NONE": ("Params may be left out or null where nothing is required; an array is -32602 at `$`."),
+        "W-PARAMS-MORE": "Unknown keys in params are ignored.",
+        "W-STDOUT": "stdout carries nothing but the protocol.",
+    },
+    "errors": {
+        "E-DATA": (
+            "`error.data` has `kind`, `reason`, `fault` (caller, engine or runtime) and `retryable`; "
+            "`kind` fits the code."
+        ),
+        "E-WORDS": 'Messages of -32000 to -32004 begin with the crate\'s words ("exec failed: " and so on).',
+    },
+    "lifecycle": {
+        "L-BEFORE": "Before `initialize`, exec and kill are `invalid_state` with reason `not_initialized`.",
+        "L-BEFORE-HEALTH": 'Before `initialize`, `health` is `unhealthy` with "not initialized".',
+        "L-BEFORE-STOP": "Before `initialize`, `shutdown` works and the process exits 0.",
+        "L-INIT": (
+            "`initialize` answers `server`, `capabilities`, and `env` and `workspace_root` where there are any."
+        ),
+        "L-TWICE": "A second `initialize` is `invalid_state` with reason `already_initialized`.",
+        "L-NAMESPACE": "`initialize` without a usable namespace is -32602, and may be tried again.",
+        "L-OPTION": ("An unknown option is -32602; `data.path` names it and `data.nearest` the nearest known one."),
+        "L-HEALTH": "`health` answers one of its three words, and `details` shows the bounds in force.",
+        "L-STOP": "`shutdown` (or its alias `stop`) answers `{}` and then the process exits 0.",
+        "L-EOF": "EOF on stdin is a shutdown and ends with exit code 0, in the middle of work too.",
+        "L-TERM": "SIGTERM and SIGINT are a shutdown and end with exit code 0.",
+        "L-CLOSING": (
+            "During shutdown `health` is answered; anything else is `invalid_state` with reason `shutting_down`."
+        ),
+        "L-NOTHING-LEFT": "After shutdown no process and no socket is left.",
+        "L-KILLED": (
+            "Where the runtime itself is killed, its processes end within a second or at the next "
+            "`initialize` of the namespace."
+        ),
+    },
+    "exec": {
+        "X-RESULT": "`exec` answers a fresh `process_id` and the paths of two sockets.",
+        "X-LISTEN": "Both sockets listen before the answer is sent.",
+        "X-MISSING": ("A missing binary is `exec_failed` with reason `not_found`, not an exit code found later."),
+        "X-NOT-A-PROGRAM": "A directory as binary is `exec_failed`.",
+        "X-DIR": "The process runs in `working_dir`; without one in `workspace_root`, where there is one.",
+        "X-DIR-MISSING": "A missing working directory is `exec_failed` with reason `bad_working_dir`.",
+        "X-USER": "An unknown user is `exec_failed` with reason `unknown_user`.",
+        "X-EMPTY": "An empty `cmd` is -32602 at `$.cmd`.",
+        "X-NUL": "A NUL character in cmd, env or working_dir is -32602 that names the field.",
+        "X-BIG": "An environment value of 1 MiB works, or is `exec_failed` with reason `too_long`.",
+        "X-ENV": (
+            "The environment is `options.env`, then the env that `initialize` answered, then the "
+            "request's; the last wins."
+        ),
+        "X-OWN-127": "A command that runs and then exits 126 or 127 itself is no failed exec.",
+        "X-NO-STDIN": "With `stdin: false` the process reads an empty stdin.",
+        "X-KEY": "A second exec with the same `key` answers for the first one's process and starts nothing.",
+        "X-TIMEOUT": "`timeout_ms` ends the process; its record says `timeout`.",
+    },
+    "streams": {
+        "P-ECHO": "What the client sends on stdio is stdin, what it receives is stdout.",
+        "P-STDERR": "stderr arrives on its own socket and nowhere else.",
+        "P-EARLY": ("Output written before anyone connects is not lost, not even that of a process that ended."),
+        "P-LOSSLESS": ("Every byte arrives in order, once, also with a late reader and an exit during the write."),
+        "P-BOTH-WAYS": "8 MiB go in and come out through `cat` at the same time, unchanged.",
+        "P-HALF-CLOSE": "The client's half-close is EOF on stdin; output flows on.",
+        "P-EOF": "Both streams reach EOF when the process has ended; a silent one brings EOF and no bytes.",
+        "P-EOF-OWN": "EOF on stdout arrives while the process lives on and stderr flows.",
+        "P-SLOW": "A client that never reads holds up its own process and no other.",
+        "P-REOPEN": "/dev/stdin, /dev/stdout and /dev/stderr can be opened again by the process.",
+        "P-SECOND": "While a client is connected, another connection is accepted and closed at once.",
+        "P-RETURN": "A client that leaves and comes back reads the output that waited.",
+        "P-GONE-EOF": "A client that leaves is EOF on stdin, by default.",
+        "P-GONE-HOLD": 'With `on_disconnect: "hold"`, stdin stays open for the client\'s return.',
+        "P-GONE-KILL": 'With `on_disconnect: "kill"`, the process is killed.',
+    },
+    "sockets": {
+        "S-MODE": "The sockets have mode 0600 in a directory of mode 0700, both of the runtime's own user.",
+        "S-PATH": "Socket paths are absolute and within 107 bytes.",
+        "S-PEER": "A peer of another user is turned away even where it can reach the socket.",
+        "S-UNLINK": ("Both sockets are unlinked once the process ended and a client read both streams to the end."),
+        "S-LINGER": "Sockets nobody reads are unlinked `options.linger_ms` after the exit.",
+    },
+    "kill": {
+        "K-KILL": "`kill` answers `{}` when the process is gone; its streams have reached EOF or do at once.",
+        "K-TERM": "TERM comes first: a process that ends itself within the grace time may tidy up.",
+        "K-HARD": "A process that ignores TERM is killed after `grace_ms`; with 0 at once.",
+        "K-TREE": "`kill` takes the whole tree, new sessions and orphans included.",
+        "K-ORPHANS": "`kill` of a process that ended takes the orphans it left.",
+        "K-ENDED": "`kill` of a process that ended answers `{}`.",
+        "K-UNKNOWN": "An unknown process is `invalid_state` with reason `unknown_process`.",
+    },
+    "records": {
+        "R-CODE": "The exit code is exact: 0 to 255.",
+        "R-SIGNAL": ("Where a signal ended it, `exit_code` is null, `signal` its number and `reason` `signaled`."),
+        "R-KILLED": "`reason` is `killed` whenever `kill` ended it, even if it exited by itself after TERM.",
+        "R-RUNNING": '`wait` that runs into its `timeout_ms` answers `state: "running"`.',
+        "R-AGAIN": "The record is kept: any number of waits, at once or later, get the same.",
+        "R-SHAPE": ("The record has every field of the contract; `timings` are integers, `usage` an object or null."),
+        "R-USAGE": "`usage` tells CPU time and memory of an ended process.",
+    },
+    "extras": {
+        "T-LIST": ("`list` shows live processes and ended ones whose record is kept, with state, cmd and start."),
+        "T-SIGNAL": "`signal` takes a number or a name and reaches the process.",
+    },
+}
+
+_NEEDS: dict[str, Capability] = {
+    "W-PIPELINE": "wait",
+    "X-USER": "user",
+    "X-OWN-127": "wait",
+    "X-KEY": "key",
+    "X-TIMEOUT": "timeout_ms",
+    "P-EOF-OWN": "separate_eof",
+    "P-REOPEN": "reopen_stdio",
+    "P-GONE-HOLD": "on_disconnect",
+    "P-GONE-KILL": "on_disconnect",
+    "K-TREE": "kill_tree",
+    "K-ORPHANS": "kill_tree",
+    "R-CODE": "wait",
+    "R-SIGNAL": "signal_number",
+    "R-KILLED": "wait",
+    "R-RUNNING": "wait",
+    "R-AGAIN": "wait",
+    "R-SHAPE": "wait",
+    "R-USAGE": "usage",
+    "T-LIST": "list",
+    "T-SIGNAL": "signal",
+}
+
+PROMISES: tuple[Promise, ...] = tuple(
+    Promise(promise_id, section, text, _NEEDS.get(promise_id))
+    for section, texts in _TEXTS.items()
+    for promise_id, text in texts.items()
+)
+
+BY_ID = {promise.id: promise for promise in PROMISES}
+
+
+def to_markdown() -> str:
+    """The promises as a Markdown table, the one in docs/contract.md."""
+    rows = [f"| {p.id} | {p.text} | {f'`{p.needs}`' if p.needs else ''} |" for p in PROMISES]
+    return "\n".join(["| id | promise | needs |", "| --- | --- | --- |", *rows]) + "\n"

@@ -1,0 +1,272 @@
+"""What checks stand on: sessions with the runtime, and processes with their sockets.
+
+Owns the sessions of one run. Knows no promise.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastclaw import limits
+from fastclaw.client.channel import Channel
+from fastclaw.client.child import Stderr
+from fastclaw.conformance.vocabulary import Vocabulary
+from fastclaw.conformance.wire import Broken, NotOffered, Wire
+
+
+class Process:
+    """A process in the runtime under check, and the checker's connections to it."""
+
+    def __init__(self, session: "Session", answer: dict[str, Any]) -> None:
+        expect(
+            all(
+                isinstance(answer.get(key), str) and answer[key] for key in ("process_id", "stdio_addr", "stderr_addr")
+            ),
+            f"exec answered {answer}",
+        )
+        self.id: str = answer["process_id"]
+        self.stdio_addr: str = answer["stdio_addr"]
+        self.stderr_addr: str = answer["stderr_addr"]
+        self._session = session
+        self._channels: list[Channel] = []
+
+    async def stdio(self) -> Channel:
+        """A new connection to stdin and stdout."""
+        return await self._connect(self.stdio_addr)
+
+    async def stderr(self) -> Channel:
+        """A new connection to stderr."""
+        return await self._connect(self.stderr_addr)
+
+    async def _connect(self, path: str) -> Channel:
+        channel = await Channel.connect(path)
+        self._channels.append(channel)
+        return channel
+
+    async def outputs(self, data: bytes = b"") -> tuple[bytes, bytes]:
+        """Send `data`, half-close, and read both streams to their ends."""
+        stdio, stderr = await self.stdio(), await self.stderr()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_pour(stdio, data))
+            out, err = group.create_task(drain(stdio)), group.create_task(drain(stderr))
+        return out.result(), err.result()
+
+    async def wait(self, **params: Any) -> dict[str, Any]:
+        """The runtime's answer to `wait`."""
+        answer: dict[str, Any] = await self._session.result("wait", {"process_id": self.id, **params})
+        return answer
+
+    async def kill(self, **params: Any) -> Any:
+        """The runtime's answer to `kill`."""
+        return await self._session.result("kill", {"process_id": self.id, **params})
+
+    def leave(self) -> None:
+        """Close every connection."""
+        for channel in self._channels:
+            channel.close()
+        self._channels.clear()
+
+
+class Session:
+    """One runtime child; its answers unpacked."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.welcome: dict[str, Any] = {}
+        self._processes: list[Process] = []
+
+    async def initialize(self, namespace: str, options: dict[str, Any]) -> None:
+        """Bring the environment up.
+
+        Raises:
+            Broken: the runtime refuses.
+        """
+        request_id = self.wire.post("initialize", {"namespace": namespace, "options": options})
+        answer = await self.wire.answer(request_id, limits.CLIENT_INITIALIZE_MS)
+        if "error" in answer:
+            raise Broken(f"initialize failed: {answer['error']}")
+        expect(isinstance(answer["result"], dict), f"initialize answered {answer['result']!r}")
+        self.welcome = answer["result"]
+
+    async def result(self, method: str, params: Any = None) -> Any:
+        """What a call answers.
+
+        Raises:
+            Broken: it is an error.
+        """
+        answer = await self.wire.request(method, params)
+        expect("result" in answer, f"{method} answered {answer.get('error')}")
+        return answer["result"]
+
+    async def error(self, method: str, params: Any, code: int, reason: str | None = None) -> dict[str, Any]:
+        """The error of a call that must fail in this way.
+
+        Raises:
+            Broken: it does not.
+        """
+        return refused(await self.wire.request(method, params), code, reason)
+
+    async def exec(self, cmd: list[str], **params: Any) -> Process:
+        """Start a process.
+
+        Raises:
+            Broken: the runtime refuses.
+        """
+        process = Process(self, await self.result("exec", {"cmd": cmd, **params}))
+        self._processes.append(process)
+        return process
+
+    async def tidy(self) -> None:
+        """Leave every process's sockets and end what still runs."""
+        processes, self._processes = self._processes, []
+        for process in processes:
+            process.leave()
+        if not self.wire.lost:
+            for request_id in [self.wire.post("kill", {"process_id": p.id, "grace_ms": 0}) for p in processes]:
+                await self.wire.answer(request_id)
+
+    async def aclose(self) -> None:
+        """End the session and its runtime."""
+        for process in self._processes:
+            process.leave()
+        await self.wire.aclose()
+
+
+class Rig:
+    """One run: the command under check, and a session that checks share where they do not break it."""
+
+    def __init__(
+        self, command: list[str], vocabulary: Vocabulary, options: dict[str, Any], stderr: Stderr = None
+    ) -> None:
+        self.words = vocabulary
+        self._command = command
+        self.options = options
+        self._stderr = stderr
+        self._shared: Session | None = None
+        self._count = 0
+        self._open: list[Wire] = []
+
+    def namespace(self) -> str:
+        """A namespace that nobody else on this host uses."""
+        self._count += 1
+        return f"check-{os.getpid()}-{self._count}-{time.monotonic_ns() % 1_000_000}"
+
+    def exchange(self) -> list[str]:
+        """What went over the wires of the current check."""
+        wires = [*reversed(self._open), *([self._shared.wire] if self._shared else [])]
+        return next((list(wire.exchange) for wire in wires if wire.exchange), [])
+
+    async def shared(self) -> Session:
+        """The common initialized session, started anew where a check has ended it."""
+        if self._shared is None or self._shared.wire.lost:
+            await self.aclose()
+            self._shared = await self._start(self.namespace(), {})
+        return self._shared
+
+    async def between_checks(self) -> None:
+        """Forget the last check's exchange and end its processes."""
+        self._open.clear()
+        if self._shared is None:
+            return
+        try:
+            await self._shared.tidy()
+            self._shared.wire.exchange.clear()
+            if await self._shared.wire.rest() or self._shared.wire.foul:
+                await self.aclose()
+        except Broken:
+            await self.aclose()
+        if self._shared is not None:
+            self._shared.wire.exchange.clear()
+
+    @asynccontextmanager
+    async def fresh(self) -> AsyncIterator[Session]:
+        """A session of the check's own, not initialized."""
+        session = Session(await Wire.start(self._command, self._stderr))
+        self._open.append(session.wire)
+        try:
+            yield session
+        finally:
+            await session.aclose()
+
+    @asynccontextmanager
+    async def started(self, namespace: str | None = None, **options: Any) -> AsyncIterator[Session]:
+        """A session of the check's own, initialized with further options."""
+        async with self.fresh() as session:
+            await session.initialize(namespace or self.namespace(), {**self.options, **options})
+            yield session
+
+    async def _start(self, namespace: str, options: dict[str, Any]) -> Session:
+        session = Session(await Wire.start(self._command, self._stderr))
+        self._open.append(session.wire)
+        try:
+            await session.initialize(namespace, {**self.options, **options})
+        except BaseException:
+            await session.aclose()
+            raise
+        return session
+
+    async def aclose(self) -> None:
+        """End the shared session."""
+        session, self._shared = self._shared, None
+        if session is not None:
+            await session.aclose()
+
+    def shell(self, script: str) -> list[str]:
+        """argv that runs a shell script.
+
+        Raises:
+            NotOffered: this vocabulary has no shell.
+        """
+        if self.words.shell is None:
+            raise NotOffered(f"the {self.words.name} vocabulary has no shell")
+        return self.words.shell(script)
+
+
+def expect(holds: bool, seen: str) -> None:
+    """Raise `Broken(seen)` unless it holds."""
+    if not holds:
+        raise Broken(seen)
+
+
+def refused(answer: dict[str, Any], code: int, reason: str | None = None) -> dict[str, Any]:
+    """The error of an answer that must be one.
+
+    Raises:
+        Broken: it is none, or another one.
+    """
+    error = answer.get("error")
+    if not isinstance(error, dict):
+        raise Broken(f"expected the error {code}, got {answer.get('result')!r}")
+    expect(error.get("code") == code, f"expected the error {code}, got {error}")
+    expect(reason is None or data_of(error).get("reason") == reason, f"expected the reason {reason!r}, got {error}")
+    return error
+
+
+def data_of(error: dict[str, Any]) -> dict[str, Any]:
+    """`error.data`, or an empty object where it is none."""
+    data = error.get("data")
+    return data if isinstance(data, dict) else {}
+
+
+async def drain(channel: Channel) -> bytes:
+    """Everything up to EOF."""
+    chunks = []
+    while chunk := await channel.read():
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def read_exactly(channel: Channel, count: int) -> bytes:
+    """`count` bytes, or fewer where EOF comes first."""
+    got = b""
+    while len(got) < count and (chunk := await channel.read(count - len(got))):
+        got += chunk
+    return got
+
+
+async def _pour(channel: Channel, data: bytes) -> None:
+    await channel.write(data)
+    channel.write_eof()

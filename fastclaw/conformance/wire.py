@@ -1,0 +1,210 @@
+"""The checker's own end of the wire: sends any bytes, keeps every answer and the exchange.
+
+Owns one runtime's child process during a check. Does not use the client's call table: that one hides what breaks rules.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+
+from fastclaw import limits
+from fastclaw.client.child import Child, Stderr
+from fastclaw.errors import FastclawError
+from fastclaw.protocol.framing import LineFramer, Oversized
+
+
+class Broken(Exception):
+    """A promise does not hold; the text says what was seen instead."""
+
+
+class NotOffered(Exception):
+    """A promise that this runtime, vocabulary or machine cannot be asked for; the text says why."""
+
+
+class Wire:
+    """A runtime started as a child, spoken to in raw lines."""
+
+    def __init__(self) -> None:
+        self._child = Child(self._feed, self._lose)
+        self._framer = LineFramer()
+        self._inbox: deque[Any] = deque()
+        self._news = asyncio.Event()
+        self._last_id = 0
+        self.exchange: deque[str] = deque(maxlen=limits.CHECK_EXCHANGE_ENTRIES)
+        self.foul: list[str] = []
+        self.lost = False
+
+    @classmethod
+    async def start(cls, command: Sequence[str], stderr: Stderr = None) -> "Wire":
+        """Start the runtime.
+
+        Raises:
+            IoError: it cannot be started.
+        """
+        wire = cls()
+        await wire._child.start(command, stderr=stderr)
+        return wire
+
+    # --- Sending ---
+
+    def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self._record("->", data)
+        self._child.write(data)
+
+    def post(self, method: str, params: Any = None, **members: Any) -> Any:
+        """Send one request and return its id; `members` replace the request's own."""
+        self._last_id += 1
+        request = {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params, **members}
+        if params is None:
+            del request["params"]
+        self.send(orjson.dumps(request) + b"\n")
+        return request["id"]
+
+    def close_stdin(self) -> None:
+        """EOF for the runtime."""
+        self._record("->", b"(EOF)")
+        self._child.write_eof()
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the runtime."""
+        self._record("->", f"(signal {signum})".encode())
+        self._child.send_signal(signum)
+
+    # --- Receiving ---
+
+    async def request(self, method: str, params: Any = None) -> dict[str, Any]:
+        """Send a request and await its answer."""
+        return await self.answer(self.post(method, params))
+
+    async def answer(self, request_id: Any, timeout_ms: int | None = None) -> dict[str, Any]:
+        """The answer with this id; others stay for their own reader.
+
+        Parameters:
+            timeout_ms: None is `limits.CHECK_ANSWER_MS`.
+
+        Raises:
+            Broken: it does not come.
+        """
+        deadline_ms = limits.CHECK_ANSWER_MS if timeout_ms is None else timeout_ms
+        what = f"the answer to id {request_id!r}"
+        found = await self.take(lambda message: _answers(message, request_id), deadline_ms, what)
+        assert isinstance(found, dict)
+        return found
+
+    async def next(self) -> Any:
+        """The oldest message not yet taken, whatever it is."""
+        return await self.take(lambda message: True, limits.CHECK_ANSWER_MS, "a message")
+
+    async def collect(self, count: int) -> list[Any]:
+        """The next `count` messages."""
+        return [await self.next() for _ in range(count)]
+
+    async def take(self, wanted: Callable[[Any], bool], timeout_ms: int, what: str) -> Any:
+        """The oldest message that is `wanted`.
+
+        Raises:
+            Broken: none within `timeout_ms`, or the runtime is gone, or it sent something else than the protocol.
+        """
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await self._take(wanted, what)
+        except TimeoutError as error:
+            raise Broken(f"{what} did not come within {timeout_ms} ms") from error
+
+    async def _take(self, wanted: Callable[[Any], bool], what: str) -> Any:
+        while True:
+            for index, message in enumerate(self._inbox):
+                if wanted(message):
+                    del self._inbox[index]
+                    return message
+            if self.foul:
+                raise Broken(f"stdout carried something else than the protocol: {self.foul[0]}")
+            if self.lost:
+                raise Broken(f"{what} did not come: the runtime ended with code {self._child.code}")
+            self._news.clear()
+            await self._news.wait()
+
+    async def rest(self) -> list[Any]:
+        """What else has come once the runtime has answered another `health`."""
+        await self.request("health")
+        others = list(self._inbox)
+        self._inbox.clear()
+        return others
+
+    async def exit_code(self, timeout_ms: int) -> int | None:
+        """How the runtime ended, negative for a signal.
+
+        Raises:
+            Broken: it has not within `timeout_ms`.
+        """
+        if not await self._child.ended(timeout_ms):
+            raise Broken(f"the runtime still runs after {timeout_ms} ms")
+        return self._child.code
+
+    async def finished(self) -> list[Any]:
+        """After the runtime's end: the messages that nobody took."""
+        async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+            while not self.lost:
+                self._news.clear()
+                await self._news.wait()
+        return list(self._inbox)
+
+    async def aclose(self) -> None:
+        """End the runtime, the hard way where it does not go by itself."""
+        await self._child.end()
+
+    # --- What the child tells ---
+
+    def _feed(self, data: bytes) -> None:
+        for line in self._framer.feed(data):
+            self._take_in(line)
+        self._news.set()
+
+    def _take_in(self, line: bytes | Oversized) -> None:
+        if isinstance(line, Oversized):
+            self.foul.append("a line over the limit")
+            return
+        self._record("<-", line)
+        try:
+            message = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            self.foul.append(_clip(line))
+            return
+        if not all(_is_answer(item) for item in (message if isinstance(message, list) and message else [message])):
+            self.foul.append(_clip(line))
+        self._inbox.append(message)
+
+    def _lose(self, why: Callable[[], FastclawError]) -> None:
+        self._record("<-", f"({why()})".encode())
+        self.lost = True
+        self._news.set()
+
+    def _record(self, direction: str, data: bytes) -> None:
+        self.exchange.append(f"{direction} {_clip(data)}")
+
+
+def _answers(message: Any, request_id: Any) -> bool:
+    if not isinstance(message, dict) or "id" not in message:
+        return False
+    told = message["id"]
+    # 1 == True == 1.0 in Python, not on the wire.
+    return type(told) is type(request_id) and bool(told == request_id)
+
+
+def _is_answer(message: Any) -> bool:
+    return (
+        isinstance(message, dict)
+        and message.get("jsonrpc") == "2.0"
+        and "id" in message
+        and ("result" in message) != ("error" in message)
+    )
+
+
+def _clip(data: bytes) -> str:
+    shown = data[: limits.CHECK_ENTRY_CHARS].decode(errors="backslashreplace").rstrip("\n")
+    more = len(data) - limits.CHECK_ENTRY_CHARS
+    return shown + (f" … ({more} bytes more)" if more > 0 else "")

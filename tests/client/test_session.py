@@ -1,0 +1,324 @@
+"""The client against scripted runtimes: its calls, its errors, and every way a runtime can end."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import uvloop
+
+from fastclaw import limits
+from fastclaw.client import RuntimeClient
+from fastclaw.errors import (
+    ExecFailed,
+    InvalidParams,
+    InvalidRequest,
+    InvalidState,
+    IoError,
+    ProtocolError,
+    StartFailed,
+)
+from tests.client.fakes import POLITE, fake
+
+
+def _gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+async def test_initialize_on_entering_and_shutdown_on_leaving() -> None:
+    async with RuntimeClient.spawn(fake(POLITE), namespace="demo", options={"a": 1}) as rt:
+        assert rt.welcome is not None
+        assert rt.welcome.server == {"name": "polite", "version": "1"}
+        assert rt.welcome.env == {"NAMESPACE": "demo"}
+        assert rt.capabilities == {"wait"}
+    assert rt.exit_code == 0
+
+
+async def test_without_namespace_nothing_is_sent_before_the_caller_asks() -> None:
+    async with RuntimeClient.spawn(fake(POLITE)) as rt:
+        assert rt.welcome is None
+        assert await rt.call("first", {"x": [1, None, "é"]}) == {"x": [1, None, "é"]}
+        assert (await rt.initialize("late")).env == {"NAMESPACE": "late"}
+
+
+async def test_answers_find_their_calls_in_any_order() -> None:
+    script = """
+held = [next(requests()) for _ in range(100)]
+for request in reversed(held):
+    answer(request, request["params"])
+for request in requests():
+    answer(request, {})
+    break
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        answers = await asyncio.gather(*(rt.call("echo", {"n": number}) for number in range(100)))
+        assert answers == [{"n": number} for number in range(100)]
+
+
+async def test_many_calls_at_once_all_come_back() -> None:
+    async with RuntimeClient.spawn(fake(POLITE)) as rt:
+        answers = await asyncio.gather(*(rt.call("echo", {"n": number}) for number in range(20_000)))
+        assert [answer["n"] for answer in answers] == list(range(20_000))
+
+
+async def test_no_more_calls_under_way_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CLIENT_PENDING", 2)
+    # Answers two at a time, with how many requests had come by then.
+    script = """
+import select
+held = []
+while len(held) < 2:
+    held.append(json.loads(sys.stdin.buffer.raw.readline()))
+early = bool(select.select([0], [], [], 0.3)[0])
+for request in held:
+    answer(request, early)
+answer(json.loads(sys.stdin.buffer.raw.readline()), "third")
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        assert await asyncio.gather(*(rt.call("x") for _ in range(3))) == [False, False, "third"]
+
+
+async def test_a_wire_error_is_the_matching_exception() -> None:
+    script = """
+for request in requests():
+    say(id=request["id"], error={"code": -32000, "message": "exec failed: no such file", "data": {
+        "kind": "exec_failed", "reason": "not_found", "fault": "caller", "retryable": False, "path": "/x"}})
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        with pytest.raises(ExecFailed) as caught:
+            await rt.exec(["x"])
+        assert str(caught.value) == "exec failed: no such file"
+        assert (caught.value.reason, caught.value.fault, caught.value.retryable) == ("not_found", "caller", False)
+        assert caught.value.data == {"path": "/x"}
+
+
+async def test_a_refused_initialize_leaves_no_child() -> None:
+    script = """
+for request in requests():
+    say(id=request["id"], error={"code": -32001, "message": str(os.getpid()), "data": {"reason": "image_not_found"}})
+"""
+    with pytest.raises(StartFailed) as caught:
+        async with RuntimeClient.spawn(fake(script), namespace="x"):
+            pytest.fail("entered")
+    assert caught.value.reason == "image_not_found"
+    assert _gone(int(str(caught.value)))
+
+
+async def test_the_end_of_the_runtime_wakes_every_call_and_fails_later_ones_alike() -> None:
+    script = """
+for _ in range(3):
+    next(requests())
+sys.exit(7)
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        results = await asyncio.gather(*(rt.call("x", timeout_s=None) for _ in range(3)), return_exceptions=True)
+        with pytest.raises(IoError) as later:
+            await rt.call("x")
+    for error in [*results, later.value]:
+        assert isinstance(error, IoError)
+        assert str(error) == "io error: runtime exited with code 7"
+        assert (error.reason, error.data) == ("runtime_exited", {"exit_code": 7})
+
+
+async def test_a_runtime_killed_by_a_signal_says_so() -> None:
+    async with RuntimeClient.spawn(fake("next(requests()); os.kill(os.getpid(), 9)")) as rt:
+        with pytest.raises(IoError, match="code -9"):
+            await rt.call("x")
+    assert rt.exit_code == -signal.SIGKILL
+
+
+async def test_a_closed_stdout_is_noticed_though_the_runtime_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CLIENT_EXIT_NOTICE_MS", 50)
+    async with RuntimeClient.spawn(fake("next(requests()); os.close(1); sys.stdin.read()")) as rt:
+        with pytest.raises(IoError, match="closed its stdout"):
+            await rt.call("x")
+
+
+async def test_an_exit_is_noticed_though_a_grandchild_holds_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CLIENT_EXIT_NOTICE_MS", 50)
+    script = """
+next(requests())
+held, release = os.pipe()
+os.set_inheritable(held, True)
+if os.fork() == 0:
+    os.close(release)
+    sys.stdin.close()
+    os.read(0, 1)
+os._exit(5)
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        with pytest.raises(IoError, match="code 5"):
+            await rt.call("x")
+
+
+async def test_a_late_answer_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    script = """
+first = next(requests())
+second = next(requests())
+answer(first, "late")
+answer(second, "in time")
+for request in requests():
+    answer(request, {})
+    break
+"""
+    caplog.set_level("DEBUG", logger="fastclaw.client.rpc")
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        with pytest.raises(IoError, match=r"no answer to slow within 0\.05 s") as caught:
+            await rt.call("slow", timeout_s=0.05)
+        assert caught.value.reason == "no_answer"
+        assert await rt.call("fast") == "in time"
+    assert "dropped an answer with id 1" in caplog.text
+
+
+async def test_a_doubled_answer_settles_one_call() -> None:
+    script = """
+for request in requests():
+    answer(request, "once")
+    answer(request, "twice")
+    if request["method"] == "shutdown":
+        break
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        assert [await rt.call("x") for _ in range(3)] == ["once"] * 3
+
+
+@pytest.mark.parametrize("line", ["no json", "7", '{"jsonrpc":"2.0","id":1}', '{"id":1,"result":1,"error":{}}', "[7]"])
+async def test_a_line_that_is_no_answer_ends_the_connection(line: str) -> None:
+    script = f"next(requests()); print({line!r}, flush=True); sys.stdin.read()"
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        for _ in range(2):
+            with pytest.raises(ProtocolError, match=r"^protocol error: the runtime sent"):
+                await rt.call("x")
+
+
+async def test_a_line_of_the_limit_arrives_and_a_longer_one_is_a_protocol_error() -> None:
+    script = f"""
+for request in requests():
+    room = {limits.MAX_LINE_BYTES} - len(json.dumps({{"jsonrpc": "2.0", "id": request["id"], "result": ""}}))
+    answer(request, "x" * (room + request["params"]["more"]))
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        assert len(await rt.call("x", {"more": 0})) > limits.MAX_LINE_BYTES - 100
+        with pytest.raises(ProtocolError, match="a line over"):
+            await rt.call("x", {"more": 1})
+
+
+async def test_answers_in_a_batch_count() -> None:
+    script = """
+held = [next(requests()) for _ in range(2)]
+print(json.dumps([{"jsonrpc": "2.0", "id": r["id"], "result": r["method"]} for r in held]), flush=True)
+for request in requests():
+    answer(request, {})
+    break
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        assert [*await asyncio.gather(rt.call("a"), rt.call("b"))] == ["a", "b"]
+
+
+async def test_params_that_are_no_json_do_not_leave() -> None:
+    async with RuntimeClient.spawn(fake(POLITE)) as rt:
+        with pytest.raises(InvalidParams, match="no JSON"):
+            await rt.call("x", {"x": "\ud800"})
+        with pytest.raises(InvalidRequest) as caught:
+            await rt.call("x", {"x": "x" * limits.MAX_LINE_BYTES})
+        assert caught.value.reason == "line_too_long"
+        assert await rt.call("x", {"x": 1}) == {"x": 1}
+
+
+async def test_an_answer_of_the_wrong_shape_is_a_protocol_error() -> None:
+    async with RuntimeClient.spawn(fake(POLITE)) as rt:
+        with pytest.raises(ProtocolError, match="answer to exec has the wrong shape"):
+            await rt.exec(["x"])
+        with pytest.raises(ProtocolError, match="answer to wait has the wrong shape"):
+            await rt.wait("x", timeout_ms=5)
+
+
+async def test_a_stubborn_runtime_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CLIENT_SHUTDOWN_MS", "CLIENT_EXIT_MS"):
+        monkeypatch.setattr(limits, name, 50)
+    script = """
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+answer(next(requests()), "deaf from now on")
+while True:
+    signal.pause()
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        await rt.call("x")
+    assert rt.exit_code == -signal.SIGKILL
+
+
+async def test_a_runtime_that_does_not_answer_shutdown_goes_at_eof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CLIENT_SHUTDOWN_MS", 50)
+    async with RuntimeClient.spawn(fake("sys.stdin.read(); sys.exit(4)")) as rt:
+        pid = rt.pid
+    assert rt.exit_code == 4
+    assert _gone(pid)
+
+
+async def test_leaving_while_calls_wait_fails_them() -> None:
+    script = """
+for request in requests():
+    if request["method"] == "shutdown":
+        answer(request, {})
+        break
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        waiting = asyncio.ensure_future(rt.wait("x"))
+        await asyncio.sleep(0)
+    with pytest.raises(IoError, match="code 0"):
+        await waiting
+
+
+async def test_a_runtime_that_cannot_be_started() -> None:
+    with pytest.raises(IoError, match="cannot be started: No such file"):
+        async with RuntimeClient.spawn(["/no/such/runtime"]):
+            pytest.fail("entered")
+
+
+async def test_shutdown_twice_is_an_error_of_the_second() -> None:
+    async with RuntimeClient.spawn(fake(POLITE), namespace="x") as rt:
+        await rt.shutdown()
+        assert await rt.exited(timeout_s=10) == 0
+        with pytest.raises(IoError, match="code 0"):
+            await rt.shutdown()
+
+
+async def test_an_error_under_the_null_id_is_nobodys() -> None:
+    script = """
+request = next(requests())
+say(id=None, error={"code": -32002, "message": "invalid state: x"})
+say(id=request["id"], error={"code": -32002, "message": "invalid state: y", "data": None})
+for request in requests():
+    answer(request, {})
+    break
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        with pytest.raises(InvalidState, match="invalid state: y"):
+            await rt.kill("x")
+
+
+def test_the_same_on_uvloop() -> None:
+    async def main() -> None:
+        async with RuntimeClient.spawn(fake(POLITE), namespace="x") as rt:
+            answers = await asyncio.gather(*(rt.call("echo", {"n": number}) for number in range(1000)))
+            assert [answer["n"] for answer in answers] == list(range(1000))
+        assert rt.exit_code == 0
+        async with RuntimeClient.spawn(fake("next(requests()); sys.exit(7)")) as rt:
+            with pytest.raises(IoError, match="code 7"):
+                await rt.call("x")
+
+    uvloop.run(main())
+
+
+def test_importing_the_client_imports_neither_uvloop_nor_podman_nor_the_cli() -> None:
+    script = (
+        "import sys, fastclaw.client; print([m for m in ('uvloop', 'podman', 'click', 'rich') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"

@@ -1,0 +1,78 @@
+"""The checker against a runtime that breaks promises on purpose."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.conformance import POSIX, Report, check
+
+COMMAND = [sys.executable, str(Path(__file__).with_name("broken_runtime.py"))]
+BROKEN = {
+    "W-PARSE": "what?",
+    "W-ID-ECHO": '"id":"ключ-🦀"',
+    "W-NOTIFY": '"id": null',
+    "L-BEFORE": '"method":"exec"',
+    "L-BEFORE-HEALTH": '"fine"',
+    "L-BEFORE-STOP": "exited with code 3",
+    "L-INIT": '"env": {}',
+    "L-TWICE": '"method":"initialize"',
+    "X-RESULT": '"process_id": "1"',
+    "X-LISTEN": "/no/such/socket",
+    "X-MISSING": "no-such-thing-here",
+    "K-UNKNOWN": "no such process",
+}
+"""Promise → what the exchange must show."""
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    only = {*BROKEN, "W-LINE", "W-PIECES", "W-ID-DUP", "L-EOF", "X-KEY", "R-CODE"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "CHECK_ANSWER_MS", 300)
+        return asyncio.run(check(COMMAND, POSIX, {}, only, stderr=subprocess.DEVNULL))
+
+
+@pytest.mark.parametrize("promise_id", BROKEN)
+def test_a_broken_promise_is_reported_with_its_exchange(report: Report, promise_id: str) -> None:
+    finding = report[promise_id]
+    assert finding.verdict == "broken"
+    assert finding.detail
+    assert any(BROKEN[promise_id] in entry for entry in finding.exchange), finding.exchange
+
+
+def test_what_it_keeps_is_not_blamed(report: Report) -> None:
+    assert [report[name].verdict for name in ("W-LINE", "W-PIECES")] == ["kept", "kept"]
+
+
+def test_what_it_does_not_offer_is_not_blamed(report: Report) -> None:
+    assert report["R-CODE"].verdict == "not offered"
+    assert "'wait'" in report["R-CODE"].detail
+
+
+def test_what_it_claims_to_offer_is_checked(report: Report) -> None:
+    assert report["X-KEY"].verdict == "broken"
+
+
+def test_the_report_as_a_whole(report: Report) -> None:
+    assert not report.ok
+    assert report.capabilities == ["key"]
+    assert "no such process" in report.to_text()
+
+
+async def test_a_runtime_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHECK_ANSWER_MS", "CLIENT_INITIALIZE_MS"):
+        monkeypatch.setattr(limits, name, 100)
+    report = await check([sys.executable, "-c", "import sys; sys.stdin.read()"], POSIX, {}, {"L-HEALTH", "X-RESULT"})
+    assert report.capabilities is None
+    assert [finding.verdict for finding in report.findings] == ["broken", "broken"]
+    assert "did not come within 100 ms" in report["L-HEALTH"].detail
+
+
+async def test_a_runtime_that_cannot_be_started() -> None:
+    report = await check(["/no/such/runtime"], POSIX, {}, {"W-LINE"})
+    assert report["W-LINE"].verdict == "broken"
+    assert "cannot be started" in report["W-LINE"].detail

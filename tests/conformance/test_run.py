@@ -1,0 +1,94 @@
+"""The whole contract over the runtimes of this package.
+
+Each runtime is checked once per run; each promise is a test of its own. What a test cites, that runtime keeps; everything else it
+does not offer, and breaks nothing.
+"""
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+import pytest
+
+from fastclaw.conformance import BY_ID, MEMORY, POSIX, Report, Vocabulary, check
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each id that a test cites."""
+    if "promise_id" in metafunc.fixturenames:
+        metafunc.parametrize("promise_id", _cited(metafunc.definition))
+
+
+def _cited(item: Any) -> list[str]:
+    marker = item.get_closest_marker("promise")
+    assert marker is not None
+    return list(marker.args)
+
+
+def _report(runtime: str, vocabulary: Vocabulary) -> Report:
+    command = [sys.executable, "-m", "fastclaw", "serve", "--runtime", runtime]
+    # The log of hundreds of deliberate errors helps nobody who reads the result of a test.
+    with open(os.devnull, "wb") as log:
+        return asyncio.run(check(command, vocabulary, {}, stderr=log))
+
+
+@pytest.fixture(scope="module")
+def memory() -> Report:
+    """The contract over `memory`."""
+    return _report("memory", MEMORY)
+
+
+@pytest.fixture(scope="module")
+def local() -> Report:
+    """The contract over `local`."""
+    return _report("local", POSIX)
+
+
+@pytest.fixture(scope="module")
+def podman() -> Report:
+    """The contract over `podman`, with an engine of its own."""
+    return _report("podman", POSIX)
+
+
+def _is_kept(report: Report, promise_id: str) -> None:
+    finding = report[promise_id]
+    assert finding.verdict == "kept", "\n".join([finding.detail, *finding.exchange])
+
+
+def _offers_no_more(report: Report, test: Any) -> None:
+    """Neither more nor less than the test cites is kept."""
+    marker = next(mark for mark in test.pytestmark if mark.name == "promise")
+    others = {finding.promise.id: finding.verdict for finding in report.findings if finding.verdict != "kept"}
+    assert others == dict.fromkeys(set(BY_ID) - set(marker.args), "not offered")
+
+
+@MEMORY_MARK@
+def test_memory_keeps(memory: Report, promise_id: str) -> None:
+    _is_kept(memory, promise_id)
+
+
+def test_memory_does_not_offer_the_rest(memory: Report) -> None:
+    _offers_no_more(memory, test_memory_keeps)
+
+
+@LOCAL_MARK@
+def test_local_keeps(local: Report, promise_id: str) -> None:
+    _is_kept(local, promise_id)
+
+
+def test_local_does_not_offer_the_rest(local: Report) -> None:
+    _offers_no_more(local, test_local_keeps)
+
+
+@pytest.mark.podman
+@PODMAN_MARK@
+def test_podman_keeps(podman: Report, promise_id: str) -> None:
+    _is_kept(podman, promise_id)
+
+
+@pytest.mark.podman
+def test_podman_does_not_offer_the_rest(podman: Report) -> None:
+    _offers_no_more(podman, test_podman_keeps)
