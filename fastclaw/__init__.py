@@ -1,3 +1,79 @@
-"""fastclaw: a runtime that starts and holds agent worker processes, for supervisors that speak JSON-RPC."""
+"""fastclaw: a runtime that starts and holds agent worker processes, for supervisors that speak JSON-RPC.
+
+The names of the SDK are here, each imported with its first use: importing this package costs nothing, and brings in
+neither an engine's client nor an event loop nor the command line.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fastclaw.errors import (
+        ExecFailed,
+        FastclawError,
+        InternalError,
+        InvalidParams,
+        InvalidRequest,
+        InvalidState,
+        IoError,
+        MethodNotFound,
+        ParseError,
+        ProtocolError,
+        RuntimeSdkError,
+        StartFailed,
+    )
+    from fastclaw.harness import RuntimeHarness
+    from fastclaw.runtime import (
+        ExecRequest,
+        ExecResult,
+        ExitRecord,
+        HealthStatus,
+        InitializeParams,
+        InitializeResult,
+        ProcessInfo,
+        ProcessRuntime,
+        Runtime,
+    )
+
+__all__ = [
+    "ExecFailed",
+    "ExecRequest",
+    "ExecResult",
+    "ExitRecord",
+    "FastclawError",
+    "HealthStatus",
+    "InitializeParams",
+    "InitializeResult",
+    "InternalError",
+    "InvalidParams",
+    "InvalidRequest",
+    "InvalidState",
+    "IoError",
+    "MethodNotFound",
+    "ParseError",
+    "ProcessInfo",
+    "ProcessRuntime",
+    "ProtocolError",
+    "Runtime",
+    "RuntimeHarness",
+    "RuntimeSdkError",
+    "StartFailed",
+    "__version__",
+]
+
+_HOMES = ("fastclaw.runtime", "fastclaw.errors", "fastclaw.harness")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            if (found := getattr(import_module(home), name, None)) is not None:
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

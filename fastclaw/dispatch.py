@@ -70,6 +70,9 @@ class Calls:
             if self.machine.state is RuntimeState.STARTING:
                 self.machine.move(RuntimeState.NEW)
             raise
+        if self.machine.state is not RuntimeState.STARTING:
+            # A start that did not heed its cancellation.
+            raise InvalidState("the runtime is shutting down", "shutting_down")
         self.machine.move(RuntimeState.RUNNING)
         server = {"name": SERVER_NAME, "version": __version__}
         return {**msgspec.to_builtins(result), "server": server, "capabilities": self._runtime.capabilities}
@@ -125,6 +128,28 @@ METHODS: dict[str, Method] = {
 }
 
 Reply = Callable[[bytes], None]
+
+
+def _refusal(request: jsonrpc.Request, error: FastclawError) -> bytes | None:
+    """The answer that says `error`, or None to a notification."""
+    if request.id is None:
+        return None
+    try:
+        return jsonrpc.encode_error(request.id, error)
+    except TypeError:  # orjson: the served runtime put something into its error that JSON has no form for
+        return _bug(request)
+
+
+def _bug(request: jsonrpc.Request) -> bytes | None:
+    """To be called while the exception is handled: its traceback goes to the log, its text nowhere else."""
+    logger.exception("%s failed: a bug", request.method)
+    return None if request.id is None else jsonrpc.encode_error(request.id, InternalError("internal error"))
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled the task that runs."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class _Batch:
@@ -202,10 +227,13 @@ class Dispatcher:
         try:
             answer = await self._result(request)
         except FastclawError as error:
-            answer = None if request.id is None else jsonrpc.encode_error(request.id, error)
+            answer = _refusal(request, error)
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            answer = _bug(request)  # the runtime let the end of a task of its own through
         except Exception:
-            logger.exception("%s failed: a bug", request.method)
-            answer = None if request.id is None else jsonrpc.encode_error(request.id, InternalError("internal error"))
+            answer = _bug(request)
         finally:
             self._in_flight -= 1
         if answer is not None:
@@ -240,7 +268,7 @@ class Dispatcher:
             raise InvalidState("the runtime is shutting down", "shutting_down") from None
         finally:
             del self._yielding[task]
-            if self._settled is not None and not self._yielding:
+            if self._settled is not None and not self._yielding and not self._settled.done():
                 self._settled.set_result(None)
 
     async def cancel_yielding(self) -> None:

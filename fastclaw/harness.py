@@ -91,12 +91,13 @@ class _Session:
         """Bring the runtime down, once, whoever asks and however often."""
         self._begin_shutdown()
         if self._stopping is None:
+            # Now, not in the task: what was read together with the shutdown comes after it.
+            self._dispatcher.calls.machine.move(RuntimeState.STOPPING)
             self._stopping = self._loop.create_task(self._stop())
         await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
         calls = self._dispatcher.calls
-        calls.machine.move(RuntimeState.STOPPING)
         try:
             async with asyncio.timeout(calls.shutdown_timeout_ms / 1000):
                 await self._dispatcher.cancel_yielding()

@@ -86,7 +86,7 @@ class LaneProcess(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Give back what the lane holds for this process. Called once, after `exited`."""
+        """Give back what the lane holds for this process. Called once, after `exited`, when nobody reads the pipes."""
 
 
 class Grace(Struct):

@@ -108,7 +108,7 @@ def check_exec(request: ExecRequest) -> None:
         _check_string(word, f"$.cmd[{index}]")
     for name, value in request.env.items():
         _check_name(name)
-        _check_string(value, f"$.env[{name!r}]", extra=len(name) + 1)
+        _check_string(value, f"$.env[{name!r}]", extra=len(name.encode()) + 1)
     for path, text in (("$.working_dir", request.working_dir), ("$.user", request.user)):
         if text is not None:
             _check_string(text, path)

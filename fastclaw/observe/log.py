@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -24,7 +24,15 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(entry, default=str).decode()
+        return orjson.dumps(_printable(entry), default=str).decode()
+
+
+def _printable(entry: dict[str, Any]) -> dict[str, Any]:
+    """Bytes of a path that are no UTF-8 are lone surrogates in a str, for which JSON has no form."""
+    return {
+        name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in entry.items()
+    }
 
 
 def configure(form: Format, level: str = "INFO") -> None:

@@ -22,18 +22,17 @@ class LineFramer:
         limit: the longest line in bytes, its newline not counted.
     """
 
-    __slots__ = ("_dropping", "_held", "_limit", "_parts")
+    __slots__ = ("_dropping", "_held", "_limit")
 
     def __init__(self, limit: int = limits.MAX_LINE_BYTES) -> None:
         self._limit = limit
-        self._parts: list[bytes] = []
-        self._held = 0
+        self._held = bytearray()  # not a list of pieces: 16 million of two bytes each would take a GiB
         self._dropping = False
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the unfinished line."""
-        return self._held
+        return len(self._held)
 
     def feed(self, data: bytes) -> list[bytes | Oversized]:
         """Take what one read brought, give back the lines that it completed, in order."""
@@ -53,11 +52,10 @@ class LineFramer:
         if self._dropping:
             self._dropping = False
             return
-        if self._parts:
-            self._parts.append(piece)
-            piece = b"".join(self._parts)
-            self._parts.clear()
-            self._held = 0
+        if self._held:
+            self._held += piece
+            piece = bytes(self._held)
+            self._held.clear()
         self._keep(piece, lines)
 
     def _keep(self, line: bytes, lines: list[bytes | Oversized]) -> None:
@@ -71,11 +69,9 @@ class LineFramer:
     def _hold(self, tail: bytes, lines: list[bytes | Oversized]) -> None:
         if self._dropping:
             return
-        self._parts.append(tail)
-        self._held += len(tail)
+        self._held += tail
         # One more than the limit may still be the CR.
-        if self._held > self._limit + 1:
-            self._parts.clear()
-            self._held = 0
+        if len(self._held) > self._limit + 1:
+            self._held.clear()
             self._dropping = True
             lines.append(OVERSIZED)

@@ -15,6 +15,7 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.runtime import OnDisconnect
@@ -22,6 +23,9 @@ from fastclaw.transport import splice
 from fastclaw.transport.hangup import HangupWatcher
 from fastclaw.transport.listener import close_listener, is_trusted_peer
 from fastclaw.transport.relay import Relay
+
+if TYPE_CHECKING:
+    import asyncio
 
 _INT = struct.Struct("i")
 
@@ -73,6 +77,7 @@ class Endpoint:
         self._outbound: Relay | None = None
         self._senders: deque[_Client] = deque()
         self._accepting = True
+        self._retry: asyncio.TimerHandle | None = None
         self.drained = False
         self.gap = False
         self._loop.add_reader(listener.fileno(), self._on_connection)
@@ -88,7 +93,9 @@ class Endpoint:
         return self._client is not None
 
     def has_pending_output(self) -> bool:
-        """Whether output waits in the pipe (FIONREAD, pipe(7))."""
+        """Whether output waits in the pipe (FIONREAD, pipe(7)) or in a copying mover."""
+        if splice.is_holding(self._move_output):
+            return True
         waiting = bytearray(_INT.size)
         fcntl.ioctl(self._output_fd, termios.FIONREAD, waiting)
         return bool(_INT.unpack(waiting)[0])
@@ -98,13 +105,29 @@ class Endpoint:
     def _on_connection(self) -> None:
         try:
             connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return  # gone again
         except OSError:
-            return  # gone again, or out of descriptors: it waits in the backlog
+            self._accept_later()
+            return
+        # Its predecessor may have left in this very turn of the loop, with the news of that still to come.
+        if self._client is not None and not self.drained and _has_hung_up(self._client.socket):
+            self._client_left(self._client)
         if self._client is not None or not is_trusted_peer(connection):
             connection.close()
             return
         connection.setblocking(False)
         self._serve(_Client(connection))
+
+    def _accept_later(self) -> None:
+        """Out of descriptors: the client waits in the backlog, and the loop must not spin on it meanwhile."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._retry = self._loop.call_later(limits.ACCEPT_RETRY_MS / 1000, self._accept_again)
+
+    def _accept_again(self) -> None:
+        self._retry = None
+        if self._accepting:
+            self._loop.add_reader(self._listener.fileno(), self._on_connection)
 
     def _serve(self, client: _Client) -> None:
         self._client = client
@@ -204,6 +227,7 @@ class Endpoint:
         client.inbound_done = True
         with contextlib.suppress(OSError):
             client.socket.shutdown(socket.SHUT_RD)
+            _drop_input(client.socket)  # a client that polls for room is told of the end by that room only
         self._close_if_through(client)
 
     def _limit_senders(self) -> None:
@@ -231,14 +255,16 @@ class Endpoint:
         client.fd = -1
         with contextlib.suppress(OSError):
             client.socket.shutdown(socket.SHUT_RDWR)
-            while client.socket.recv(limits.COPY_CHUNK_BYTES):  # unread input would turn our close into a reset
-                pass
+            _drop_input(client.socket)  # unread input would turn our close into a reset
         client.socket.close()
 
     def close(self) -> None:
         """Unlink the path and close everything. Idempotent."""
         if self._listener.fileno() < 0:
             return
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         self._loop.remove_reader(self._listener.fileno())
         close_listener(self._listener)
         clients = {id(client): client for client in (self._client, *self._senders) if client is not None}
@@ -250,6 +276,12 @@ class Endpoint:
             if client.fd >= 0:
                 self._close(client)
         os.close(self._output_fd)
+
+
+def _drop_input(connection: socket.socket) -> None:
+    """Read what came before a shutdown; nothing can come after it."""
+    while connection.recv(limits.COPY_CHUNK_BYTES):
+        pass
 
 
 def _has_hung_up(connection: socket.socket) -> bool:

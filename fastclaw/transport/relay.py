@@ -11,7 +11,7 @@ import fcntl
 from collections.abc import Callable
 
 from fastclaw import limits
-from fastclaw.transport.splice import Move
+from fastclaw.transport.splice import Move, is_holding
 
 OnEnd = Callable[[OSError | None], None]
 
@@ -39,7 +39,10 @@ class Relay:
 
     def start(self) -> None:
         """Begin. `on_end` is never called from within this."""
-        self._wait_for_source()
+        if is_holding(self._move):  # from an earlier relay of the same source
+            self._wait_for_target()
+        else:
+            self._wait_for_source()
 
     def stop(self) -> None:
         """Leave both descriptors alone from now on. Idempotent; `on_end` will not be called."""
@@ -64,7 +67,9 @@ class Relay:
             try:
                 moved = self._move(self._source, self._target)
             except BlockingIOError:
-                if turn == 0:
+                if is_holding(self._move):
+                    self._wait_for_target()
+                elif turn == 0:
                     other_side_blocked()
                 return
             except OSError as error:
@@ -76,6 +81,8 @@ class Relay:
             self.moved += moved
             # A short move most likely emptied the source: asking again would cost a call for an EAGAIN.
             if moved < limits.PIPE_BYTES:
+                if is_holding(self._move):
+                    self._wait_for_target()
                 return
             self._enlarge()
 

@@ -36,6 +36,11 @@ class Copy:
     def __init__(self) -> None:
         self._held = memoryview(b"")
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether bytes of the source wait in here for the target."""
+        return len(self._held) > 0
+
     def __call__(self, source: int, target: int) -> int:
         """Write what was held back, else read and write."""
         if not self._held:
@@ -45,6 +50,11 @@ class Copy:
         written = os.write(target, self._held)
         self._held = self._held[written:]
         return written
+
+
+def is_holding(move: Move) -> bool:
+    """Whether `move` has taken bytes that the target has not: then only the target is worth waiting for."""
+    return isinstance(move, Copy) and move.is_holding
 
 
 @functools.cache

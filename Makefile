@@ -1,0 +1,59 @@
+# Every target works on a fresh machine: the virtual environment is made first, and again when pyproject.toml changes.
+
+PYTHON ?= $(shell scripts/find-python)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := fastclaw bench tests
+
+ROUNDS ?= 20
+BENCH := $(BIN)/python -m pytest bench -p no:cacheprovider --benchmark-columns=min,median,max,rounds --benchmark-sort=name
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help install engine-packages test check fmt demo bench bench-check soak fuzz clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make the virtual environment (VENV=.venv, PYTHON=python3)
+
+$(STAMP): pyproject.toml
+	@scripts/make-venv "$(PYTHON)" "$(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+engine-packages: ## install the engine's packages (root on Debian or Ubuntu; elsewhere say which command does)
+	@scripts/engine-packages "$(PYTHON)"
+
+test: engine-packages install ## run all tests
+	$(BIN)/python -m pytest
+
+check: install ## lint, formatting and types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+fmt: install ## format and fix what ruff can fix
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+demo: install ## start 100 workers, stream through them, show what it took (no sudo)
+	@$(BIN)/fastclaw demo
+
+bench: install ## measure everything, print the ratios, write docs/benchmarks.md
+	$(BENCH) --ratios-write
+
+bench-check: install ## measure and fail below the goals in bench/budgets.toml
+	$(BENCH) --ratios-check
+
+soak: install ## the demo again and again (ROUNDS=20); stops at the first leftover or wrong byte
+	@$(BIN)/fastclaw demo --rounds $(ROUNDS)
+
+fuzz: install ## the property tests with 100 times as many examples
+	$(BIN)/python -m pytest -p tests.fuzz --hypothesis-profile=fuzz -m hypothesis --timeout=0
+
+clean: ## remove the virtual environment and everything generated
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

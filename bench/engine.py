@@ -1,0 +1,86 @@
+"""One private Podman service with four containers, for the benches that compare ways to use it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastclaw import limits
+from fastclaw.decisions.container import InitPlan, Owner, container_spec
+from fastclaw.decisions.service import DEFAULT_IMAGE, plan_service
+from fastclaw.engine.host import host_facts, static_catatonit
+from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.engine.owner import boot_id, own_start_time
+from fastclaw.engine.service import ManagedService
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+NAMESPACE = "bench"
+
+
+class Engine(NamedTuple):
+    """A running service. `containers` are the full ids of running ones, all alike; the image is the default one."""
+
+    url: str
+    containers: list[str]
+    about: str
+
+    @property
+    def socket(self) -> str:
+        """Path of the service's socket."""
+        return self.url.removeprefix("unix://")
+
+
+@contextlib.asynccontextmanager
+async def running_engine() -> AsyncIterator[Engine]:
+    """A service with storage of its own, which is gone afterwards.
+
+    Raises:
+        StartFailed: Podman cannot be used here.
+    """
+    with _directory() as directory:
+        service = ManagedService(plan_service(host_facts(directory)), directory / "state", directory / "run")
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(service.stop)
+            await service.start()
+            lifecycle = EngineLifecycle(service.url)
+            stack.push_async_callback(lifecycle.close)
+            await lifecycle.ensure_image(DEFAULT_IMAGE)
+            containers = [await _container(lifecycle, number, stack) for number in range(limits.CONTAINERS)]
+            version = await lifecycle.version()
+            yield Engine(service.url, containers, f"Podman {version.podman}, {version.oci_runtime_version}")
+
+
+async def _container(lifecycle: EngineLifecycle, number: int, stack: contextlib.AsyncExitStack) -> str:
+    spec = container_spec(
+        image=DEFAULT_IMAGE,
+        name=f"fastclaw-{NAMESPACE}-{number}",
+        namespace=NAMESPACE,
+        owner=Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label,
+        shard=number,
+        init=InitPlan(catatonit=static_catatonit()),
+    )
+    container = await lifecycle.create_container(spec)
+    stack.push_async_callback(lifecycle.remove_container, container)
+    await lifecycle.start_container(container)
+    return container
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    """With a short path, for sockets; what the engine leaves mounted below it is unmounted first."""
+    path = Path(tempfile.mkdtemp(prefix="fcb", dir="/tmp"))
+    try:
+        yield path
+    finally:
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            point = line.split(" ")[4]
+            if point.startswith(f"{path}/"):
+                subprocess.run(["umount", "-l", point], check=True)
+        shutil.rmtree(path)

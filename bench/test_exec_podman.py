@@ -1,0 +1,131 @@
+"""Start to exit code in a container, through fastclaw and around it, all on one service."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench.engine import Engine, running_engine
+from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli, posix_spawn
+from bench.ratios import Ratios, compare
+from fastclaw.client import RuntimeClient
+from fastclaw.engine.rest import RestLane
+from fastclaw.errors import StartFailed
+from fastclaw.transport.proctree import end_tree
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+COUNTS = {1: 16, 4: 48, 16: 64}
+"""Execs per round, by how many run at once: about a second each."""
+
+ROUNDS = 5
+PODMAN_PY_THREADS = 8
+PODMAN_CLI_COUNT = 8
+
+
+@pytest.fixture
+def engine(runner: asyncio.Runner) -> Iterator[Engine]:
+    """A fresh one for each bench: the engine remembers every exec, and gets slower with them."""
+    stack = contextlib.AsyncExitStack()
+    try:
+        yield runner.run(stack.enter_async_context(running_engine()))
+    except StartFailed as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    finally:
+        runner.run(stack.aclose())
+
+
+@pytest.fixture
+def client(runner: asyncio.Runner, engine: Engine) -> Iterator[RuntimeClient]:
+    command = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman", "--log-level", "error"]
+    client = RuntimeClient.spawn(command, namespace="bench-client", options={"url": engine.url})
+    runner.run(client.__aenter__())
+    yield client
+    runner.run(client.aclose())
+    assert client.exit_code == 0
+
+
+@pytest.fixture
+def lane(runner: asyncio.Runner, engine: Engine) -> Iterator[RestLane]:
+    async def make() -> RestLane:
+        return RestLane(engine.url, engine.containers, local=True, end_tree=end_tree)
+
+    lane = runner.run(make())
+    yield lane
+    lane.close()
+
+
+@pytest.mark.parametrize("at_once", COUNTS)
+def test_exec(
+    benchmark: BenchmarkFixture,
+    ratios: Ratios,
+    runner: asyncio.Runner,
+    engine: Engine,
+    client: RuntimeClient,
+    lane: RestLane,
+    at_once: int,
+) -> None:
+    count = COUNTS[at_once]
+    raw = RawClient(engine.socket, engine.containers)
+    found = compare(
+        benchmark,
+        lambda: runner.run(over_client(client, count, at_once)),
+        {
+            "raw": lambda: runner.run(raw.run(count, at_once)),
+            "lane": lambda: runner.run(over_lane(lane, count, at_once)),
+            "floor": lambda: posix_spawn(count, at_once),
+        },
+        ROUNDS,
+    )
+    ratios.ratio(f"podman REST lane, {at_once} at once / minimal raw client", found.ratios["raw"])
+    ratios.ratio(f"podman REST lane, {at_once} at once / the same without JSON-RPC", found.ratios["lane"])
+    floor = count / found.rivals["floor"]
+    ratios.fact(f"podman REST lane, {at_once} at once", f"{count / found.seconds:.1f}/s (no sandbox: {floor:.0f}/s)")
+
+
+def test_against_podman_py(
+    benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, engine: Engine, client: RuntimeClient
+) -> None:
+    count = COUNTS[16]
+    rival = PodmanPy(engine.url, engine.containers, PODMAN_PY_THREADS)
+    with contextlib.closing(rival):
+        found = compare(
+            benchmark,
+            lambda: runner.run(over_client(client, count, 16)),
+            {"podman-py": lambda: rival.run(count)},
+            ROUNDS,
+        )
+    ratios.ratio(f"podman REST lane / podman-py in {PODMAN_PY_THREADS} threads", found.ratios["podman-py"])
+    ratios.fact(
+        f"podman-py in {PODMAN_PY_THREADS} threads", f"{count / found.rivals['podman-py']:.1f}/s; {engine.about}"
+    )
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_against_podman_exec(
+    benchmark: BenchmarkFixture,
+    ratios: Ratios,
+    runner: asyncio.Runner,
+    engine: Engine,
+    client: RuntimeClient,
+    at_once: int,
+) -> None:
+    count = PODMAN_CLI_COUNT * at_once
+    found = compare(
+        benchmark,
+        lambda: runner.run(over_client(client, count, at_once)),
+        {"cli": lambda: podman_cli(engine.url, engine.containers, count, at_once)},
+        ROUNDS,
+    )
+    ratios.ratio(f"podman REST lane, {at_once} at once / `podman exec`", found.ratios["cli"])
+    ratios.fact(f"`podman exec`, {at_once} at once", f"{count / found.rivals['cli']:.1f}/s")

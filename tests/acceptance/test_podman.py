@@ -1,0 +1,195 @@
+"""The main job on a real Podman, from the supervisor's side: nothing lost, nothing mixed up, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fastclaw.client import RemoteProcess, RuntimeClient
+from fastclaw.decisions.container import LABEL_NAMESPACE
+from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.errors import ExecFailed, StartFailed
+from fastclaw.transport import procfs
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.engine.conftest import EngineService
+
+pytestmark = [pytest.mark.podman, pytest.mark.timeout(300)]
+
+SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman"]
+NAMESPACE = "acceptance"
+EXECS = 1_000
+IN_FLIGHT = 64
+BULK = 64 * 1024 * 1024
+
+
+@pytest.fixture
+async def runtime(engine_service: EngineService) -> AsyncIterator[RuntimeClient]:
+    """A runtime on the shared engine; afterwards its containers must be gone."""
+    options = {"url": engine_service.url, "image": engine_service.image}
+    async with RuntimeClient.spawn(SERVE, namespace=NAMESPACE, options=options) as client:
+        yield client
+    assert await containers(engine_service.url) == []
+
+
+async def containers(url: str) -> list[str]:
+    engine = EngineLifecycle(url)
+    try:
+        return [found.id for found in await engine.list_containers({LABEL_NAMESPACE: NAMESPACE})]
+    finally:
+        await engine.close()
+
+
+async def shell(runtime: RuntimeClient, script: str, **request: Any) -> RemoteProcess:
+    return await runtime.exec(["sh", "-c", script], **request)
+
+
+@pytest.mark.promise("S-EXACT", "X-CODE")
+async def test_a_thousand_execs_have_no_wrong_byte_code_or_stream(runtime: RuntimeClient) -> None:
+    gate = asyncio.Semaphore(IN_FLIGHT)
+
+    async def one(number: int) -> None:
+        payload = f"{number}:{number * 7919 % 10007}"
+        script = f'printf %s "{payload}"; printf %s "e{payload}" >&2; exit {number % 120}'
+        async with gate, await shell(runtime, script, stdin=number % 2 == 0) as process:
+            out, err = await process.communicate()
+            record = await process.wait()
+        assert (out, err) == (payload.encode(), b"e" + payload.encode())
+        assert (record.exit_code, record.reason) == (number % 120, "exited")
+
+    await asyncio.gather(*(one(number) for number in range(EXECS)))
+
+
+@pytest.mark.promise("S-EXACT")
+async def test_bulk_goes_both_ways_unchanged(runtime: RuntimeClient) -> None:
+    data = os.urandom(BULK)
+    async with await runtime.exec(["cat"]) as process:
+        out, err = await process.communicate(data)
+        record = await process.wait()
+    assert hashlib.sha256(out).digest() == hashlib.sha256(data).digest()
+    assert (err, record.exit_code) == (b"", 0)
+
+
+@pytest.mark.promise("S-HALF-CLOSE")
+async def test_stdin_ends_while_output_flows(runtime: RuntimeClient) -> None:
+    script = "cat >/dev/null; echo eof; while read -r _ < /tmp/go; do :; done; echo more"
+    async with await shell(runtime, f"mkfifo /tmp/go; {script}") as process:
+        await process.write(b"input")
+        await process.write_eof()
+        assert await process.stdout_read() == b"eof\n"
+        async with await shell(runtime, "echo x > /tmp/go", stdin=False) as other:
+            await other.wait()
+        out, _ = await process.communicate()
+        assert (out, (await process.wait()).exit_code) == (b"more\n", 0)
+
+
+async def test_this_lane_does_not_claim_to_end_streams_one_by_one(runtime: RuntimeClient) -> None:
+    """Both outputs share one connection of the engine, which says nothing when one of them ends."""
+    assert "separate_eof" not in runtime.capabilities
+
+
+async def test_a_grandchild_that_keeps_stdout_does_not_hold_up_the_end(runtime: RuntimeClient) -> None:
+    async with await shell(runtime, "sleep 1000 & echo parent") as process:
+        record = await asyncio.wait_for(process.wait(), 20)
+        out, _ = await asyncio.wait_for(process.communicate(), 20)
+        assert (record.exit_code, out) == (0, b"parent\n")
+        await process.kill(0)
+    assert not marked(process.id)
+
+
+async def test_a_reader_that_never_reads_holds_up_nobody_else(runtime: RuntimeClient) -> None:
+    async with await shell(runtime, "cat /dev/zero", stdin=False) as stuck:
+        await stuck.connect()
+        for _ in range(4):
+            async with await runtime.exec(["echo", "fine"], stdin=False) as process:
+                assert (await asyncio.wait_for(process.communicate(), 20))[0] == b"fine\n"
+        await asyncio.wait_for(stuck.kill(0), 20)
+        assert (await stuck.wait()).reason == "killed"
+
+
+@pytest.mark.promise("K-TREE")
+async def test_kill_takes_a_tree_with_a_new_session_in_it(runtime: RuntimeClient) -> None:
+    script = "trap '' TERM; setsid sh -c \"trap '' TERM; echo deep; sleep 1000\" & sleep 1000"
+    async with await shell(runtime, script, stdin=False) as process:
+        assert await process.stdout_read() == b"deep\n"
+        assert len(marked(process.id)) >= 3
+        await asyncio.wait_for(process.kill(100), 20)
+        assert marked(process.id) == []
+        assert (await process.wait()).reason == "killed"
+
+
+def marked(process_id: str) -> list[int]:
+    """Live processes of an exec, as this host sees them."""
+    rows = procfs.scan("FASTCLAW_PROCESS_ID")
+    return [row.pid for row in rows if row.marker == process_id]
+
+
+@pytest.mark.parametrize(
+    ("command", "request_", "reason"),
+    [
+        (["no-such-binary"], {}, "not_found"),
+        (["/etc"], {}, "permission_denied"),
+        (["true"], {"working_dir": "/no/such/dir"}, "bad_working_dir"),
+        (["true"], {"user": "nobody-here"}, "unknown_user"),
+        (["true"], {"env": {"BIG": "x" * 1024 * 1024}}, "too_long"),
+    ],
+)
+async def test_what_cannot_start_says_why(
+    runtime: RuntimeClient, command: list[str], request_: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ExecFailed) as caught:
+        await runtime.exec(command, **request_)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("code", [0, 1, 125, 126, 127, 255])
+async def test_a_code_of_the_commands_own_is_never_taken_for_the_engines(runtime: RuntimeClient, code: int) -> None:
+    async with await shell(runtime, f"exit {code}", stdin=False) as process:
+        assert (await process.wait()).exit_code == code
+
+
+async def test_an_image_that_is_not_there(engine_service: EngineService) -> None:
+    options = {"url": engine_service.url, "image": "localhost/no-such-image:1", "pull": "never"}
+    with pytest.raises(StartFailed) as caught:
+        async with RuntimeClient.spawn(SERVE, namespace=NAMESPACE, options=options):
+            pass
+    assert caught.value.reason == "image_not_found"
+
+
+async def test_an_engine_that_is_not_there() -> None:
+    with pytest.raises(StartFailed) as caught:
+        async with RuntimeClient.spawn(SERVE, namespace=NAMESPACE, options={"url": "unix:///tmp/no-such.sock"}):
+            pass
+    assert caught.value.reason == "engine_unavailable"
+    assert caught.value.retryable
+
+
+@pytest.mark.promise("L-EOF")
+async def test_eof_in_the_middle_of_many_execs_tears_everything_down(engine_service: EngineService) -> None:
+    options = {"url": engine_service.url, "image": engine_service.image}
+    async with RuntimeClient.spawn(SERVE, namespace=NAMESPACE, options=options) as client:
+        calls = [asyncio.ensure_future(client.exec(["sleep", "1000"], stdin=False)) for _ in range(EXECS)]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        client.close_stdin()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert await client.exited(30) == 0
+    assert await containers(engine_service.url) == []
+
+
+async def test_a_killed_owner_is_cleaned_up_after(engine_service: EngineService) -> None:
+    options = {"url": engine_service.url, "image": engine_service.image}
+    async with RuntimeClient.spawn(SERVE, namespace=NAMESPACE, options=options) as client:
+        await client.exec(["sleep", "1000"], stdin=False)
+        os.kill(client.pid, 9)
+        assert await client.exited(10) == -9
+    left = await containers(engine_service.url)
+    assert left
+    async with RuntimeClient.spawn(SERVE, namespace=NAMESPACE, options=options):
+        assert not set(left) & set(await containers(engine_service.url))

@@ -1,0 +1,41 @@
+"""What a test of processes must leave behind: nothing. Compares descriptors, children and tasks before and after."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastclaw.transport import procfs
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+def open_descriptors() -> dict[int, str]:
+    """Our descriptors with what they refer to."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the one that listed the directory
+    return found
+
+
+def children() -> set[int]:
+    """Our children, zombies included."""
+    return {pid for pid, _ in procfs.children(os.getpid())}
+
+
+@asynccontextmanager
+async def balanced() -> AsyncIterator[None]:
+    """Fails where the block leaves a descriptor, a child or a task behind."""
+    await asyncio.to_thread(int)  # the executor's first thread is no leak
+    before = open_descriptors(), children(), asyncio.all_tasks()
+    yield
+    await asyncio.sleep(0)  # callbacks that are due
+    assert open_descriptors() == before[0]
+    assert children() == before[1]
+    assert asyncio.all_tasks() == before[2]

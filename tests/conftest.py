@@ -1,0 +1,128 @@
+"""What holds for every test: which event loops it runs on, and that it leaves nothing behind.
+
+Async tests under tests/transport run on both loops, all others on uvloop, which is the production one. Every test is
+weighed before and after: descriptors, children, tasks, socket directories, and complaints of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvloop
+
+from tests.balance import children, open_descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+_SETTLE_S = 2.0
+"""How long what was ended may take to be gone: the kernel closes and reaps a moment after the event."""
+
+_complaints: list[str] = []
+_runtime_dir = Path("/nonexistent")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Socket directories of this run go to a place of their own, so that a leftover is known to be ours."""
+    global _runtime_dir
+    _runtime_dir = Path(tempfile.mkdtemp(prefix="fct", dir="/tmp"))
+    os.environ["XDG_RUNTIME_DIR"] = str(_runtime_dir)
+    uvloop.new_event_loop().close()  # libuv opens a pipe for signals with its first loop and keeps it
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Take it away again."""
+    shutil.rmtree(_runtime_dir, ignore_errors=True)
+
+
+def _observed(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    loop.set_exception_handler(_complain)
+    return loop
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    _complaints.append(f"{context.get('message')}: {error!r}")
+    loop.default_exception_handler(context)
+
+
+def _stock_loop() -> asyncio.AbstractEventLoop:
+    return _observed(asyncio.SelectorEventLoop())
+
+
+def _uvloop() -> asyncio.AbstractEventLoop:
+    return _observed(uvloop.new_event_loop())
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loops of one test: both where the loop itself matters."""
+    if "tests/transport/" in item.nodeid:
+        return {"asyncio": _stock_loop, "uvloop": _uvloop}
+    return {"uvloop": _uvloop}
+
+
+def _socket_directories() -> set[str]:
+    return {path.name for path in _runtime_dir.glob("fastclaw-*")}
+
+
+def _possessions() -> dict[str, set[str]]:
+    return {
+        "descriptors": {f"{fd} {target}" for fd, target in open_descriptors().items()},
+        "children": {str(pid) for pid in children()},
+        "socket directories": _socket_directories(),
+    }
+
+
+def _difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> str:
+    lines = []
+    for name, old in before.items():
+        lines += [f"  {name}: left behind {entry}" for entry in sorted(after[name] - old)]
+        lines += [f"  {name}: missing {entry}" for entry in sorted(old - after[name])]
+    return "\n".join(lines)
+
+
+def _settled_difference(before: dict[str, set[str]]) -> str:
+    deadline = time.monotonic() + _SETTLE_S
+    while (difference := _difference(before, _possessions())) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)  # /proc sends no event
+    return difference
+
+
+@pytest.fixture(autouse=True)
+def _balanced_books(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves something behind in this process or made the loop complain."""
+    _complaints.clear()
+    before = _possessions()
+    yield
+    difference = _settled_difference(before)
+    complaints = "\n".join(f"  loop: {complaint}" for complaint in _complaints)
+    if difference or complaints:
+        pytest.fail(f"{request.node.nodeid} left things behind:\n{difference}\n{complaints}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _balanced_loop(request: pytest.FixtureRequest, _balanced_books: None) -> None:
+    """For async tests: `_balanced_tasks` comes before all fixtures of the test, and ends after them."""
+    if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
+        request.getfixturevalue("_balanced_tasks")
+
+
+@pytest.fixture
+async def _balanced_tasks() -> AsyncIterator[None]:
+    own = asyncio.all_tasks()
+    yield
+    await asyncio.sleep(0)  # what is due now
+    left = [task for task in asyncio.all_tasks() - own - {asyncio.current_task()} if not task.done()]
+    assert not left, f"tasks left behind: {left}"

@@ -1,0 +1,159 @@
+"""Params: their shapes, and the path of what is wrong."""
+
+import signal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Struct
+
+from fastclaw import limits
+from fastclaw.decisions.options import Options
+from fastclaw.decisions.params import (
+    KillParams,
+    NoParams,
+    SignalParams,
+    WaitParams,
+    check_exec,
+    convert,
+    signal_number,
+)
+from fastclaw.errors import ExecFailed, InvalidParams
+from fastclaw.runtime import ExecRequest, InitializeParams
+
+
+@pytest.mark.parametrize(
+    ("params", "shape", "path"),
+    [
+        ({}, ExecRequest, "$.cmd"),
+        (None, ExecRequest, "$.cmd"),
+        ([], ExecRequest, "$"),
+        (1, ExecRequest, "$"),
+        ({"cmd": []}, ExecRequest, "$.cmd"),
+        ({"cmd": "true"}, ExecRequest, "$.cmd"),
+        ({"cmd": [1]}, ExecRequest, "$.cmd[0]"),
+        ({"cmd": ["a", None]}, ExecRequest, "$.cmd[1]"),
+        ({"cmd": ["a"], "env": {"A": 1}}, ExecRequest, "$.env[...]"),
+        ({"cmd": ["a"], "env": []}, ExecRequest, "$.env"),
+        ({"cmd": ["a"], "timeout_ms": 0}, ExecRequest, "$.timeout_ms"),
+        ({"cmd": ["a"], "on_disconnect": "x"}, ExecRequest, "$.on_disconnect"),
+        ({"cmd": ["a"], "key": ""}, ExecRequest, "$.key"),
+        ({"cmd": ["a"], "stdin": 1}, ExecRequest, "$.stdin"),
+        ({}, KillParams, "$.process_id"),
+        ({"process_id": "p", "grace_ms": -1}, KillParams, "$.grace_ms"),
+        ({"process_id": "p", "grace_ms": 2**31}, KillParams, "$.grace_ms"),
+        ({"process_id": "p", "grace_ms": True}, KillParams, "$.grace_ms"),
+        ({"process_id": 1}, WaitParams, "$.process_id"),
+        ({"process_id": "p"}, SignalParams, "$.signal"),
+        ({"namespace": "../x"}, InitializeParams, "$.namespace"),
+        ({"namespace": "x", "options": None}, InitializeParams, "$.options"),
+    ],
+)
+def test_the_path_names_the_field(params: Any, shape: type[Struct], path: str) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        convert(params, shape)
+    assert raised.value.data["path"] == path
+    assert path in str(raised.value)
+
+
+def test_unknown_keys_of_params_are_ignored() -> None:
+    assert convert({"cmd": ["a"], "future": 1}, ExecRequest).cmd == ["a"]
+    assert convert({"anything": 1}, NoParams) == NoParams()
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "nearest"),
+    [
+        ({"max_proceses": 1}, "$.options.max_proceses", "max_processes"),
+        ({"linger": 1}, "$.options.linger", "linger_ms"),
+        ({"zzzzzzzz": 1}, "$.options.zzzzzzzz", None),
+        ({"workspace": {"target": "/w", "sorce": "/x"}}, "$.options.workspace.sorce", "source"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest(options: dict[str, Any], path: str, nearest: str | None) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        convert(options, Options, "$.options")
+    assert raised.value.reason == "unknown_option"
+    assert raised.value.data == {"path": path, "nearest": nearest}
+
+
+@pytest.mark.parametrize(
+    ("request_", "path"),
+    [
+        (ExecRequest(cmd=[""]), "$.cmd[0]"),
+        (ExecRequest(cmd=["a\0"]), "$.cmd[0]"),
+        (ExecRequest(cmd=["a", "b\0c"]), "$.cmd[1]"),
+        (ExecRequest(cmd=["a"], env={"": "x"}), "$.env['']"),
+        (ExecRequest(cmd=["a"], env={"A=B": "x"}), "$.env['A=B']"),
+        (ExecRequest(cmd=["a"], env={"A": "\0"}), "$.env['A']"),
+        (ExecRequest(cmd=["a"], working_dir="x"), "$.working_dir"),
+        (ExecRequest(cmd=["a"], working_dir=""), "$.working_dir"),
+        (ExecRequest(cmd=["a"], working_dir="/x\0"), "$.working_dir"),
+        (ExecRequest(cmd=["a"], user="x\0"), "$.user"),
+    ],
+)
+def test_what_no_process_can_be_given(request_: ExecRequest, path: str) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        check_exec(request_)
+    assert raised.value.data["path"] == path
+
+
+LONGEST = limits.MAX_ARG_BYTES - 1
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ExecRequest(cmd=["a", "x" * LONGEST]),
+        ExecRequest(cmd=["a"], env={"A": "x" * (LONGEST - 2)}),
+        ExecRequest(cmd=["a"], env={"é": "x" * (LONGEST - 3)}),
+        ExecRequest(cmd=["a", "€" * (LONGEST // 3)]),
+    ],
+)
+def test_the_longest_strings_pass(request_: ExecRequest) -> None:
+    check_exec(request_)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ExecRequest(cmd=["a", "x" * (LONGEST + 1)]),
+        ExecRequest(cmd=["a"], env={"A": "x" * (LONGEST - 1)}),
+        ExecRequest(cmd=["a"], env={"é": "x" * (LONGEST - 2)}),
+        ExecRequest(cmd=["a"], env={"A": "x" * limits.MIB}),
+        ExecRequest(cmd=["a", "€" * (LONGEST // 3 + 1)]),
+    ],
+)
+def test_one_byte_more_is_too_long(request_: ExecRequest) -> None:
+    with pytest.raises(ExecFailed) as raised:
+        check_exec(request_)
+    assert raised.value.reason == "too_long"
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("value", [15, "TERM", "SIGTERM", "term", "sigterm"])
+def test_signals_by_number_and_name(value: int | str) -> None:
+    assert signal_number(value) == signal.SIGTERM
+
+
+@pytest.mark.parametrize("value", [0, -1, 65, "", "SIG", "NOPE", "15", "SIG_DFL", "SIGSIGTERM"])
+def test_no_signals(value: int | str) -> None:
+    with pytest.raises(InvalidParams):
+        signal_number(value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = dict.fromkeys(("cmd", "env", "working_dir", "stdin", "limits", "key", "on_disconnect"), JSON)
+
+
+@given(JSON | st.fixed_dictionaries({}, optional=FIELDS))
+def test_any_params_convert_or_are_explained(params: Any) -> None:
+    try:
+        check_exec(convert(params, ExecRequest))
+    except InvalidParams as error:
+        assert error.data["path"].startswith("$")  # noqa: PT017 - an error is one of two right outcomes

@@ -1,0 +1,227 @@
+"""Dependencies go one way: a module imports only what stands above it in `ORDER`. The design's section 6 as a test."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "fastclaw"
+ROOT = Path(__file__).parent.parent / PACKAGE
+
+LAYERS: dict[str, list[str]] = {
+    "limits": [],
+    "errors": [],
+    "runtime": [],
+    "lane": [],
+    "protocol": ["attach", "framing", "http1", "jsonrpc"],
+    "decisions": ["admission", "capacity", "container", "lifecycle", "params", "options", "service", "tree", "verdict"],
+    "transport": [
+        "hangup",
+        "host",
+        "listener",
+        "loop",
+        "pidfd",
+        "procfs",
+        "foreign_stdin",
+        "proctree",
+        "splice",
+        "relay",
+        "endpoint",
+        "stdio",
+        "unix_http",
+        "workers",
+    ],
+    "engine": [
+        "attached",
+        "exec_calls",
+        "failures",
+        "host",
+        "image",
+        "owner",
+        "dirs",
+        "podman_client",
+        "lifecycle",
+        "process",
+        "service",
+        "shard",
+        "standing",
+        "start_proof",
+        "rest_process",
+        "rest",
+    ],
+    "spawn": ["orphans", "refusals", "users", "warden", "guard", "host"],
+    "runtimes": [
+        "memory_pipes",
+        "process",
+        "programs",
+        "memory_lane",
+        "starts",
+        "table",
+        "pool",
+        "managed",
+        "container",
+        "local",
+        "memory",
+        "auto",
+    ],
+    "dispatch": [],
+    "harness": [],
+    "client": ["channel", "child", "process", "rpc", "session"],
+    "conformance": [
+        "promises",
+        "report",
+        "vocabulary",
+        "wire",
+        "outside",
+        "rig",
+        "registry",
+        "check_clients",
+        "check_errors",
+        "check_sockets",
+        "check_streams",
+        "check_wire",
+        "check_exec",
+        "check_lifecycle",
+        "check_kill",
+        "check_records",
+        "run",
+    ],
+    "observe": ["histogram", "log"],
+    "cli": ["demo_round", "demo", "options", "passthrough", "run", "serve", "main"],
+    "__main__": [],
+}
+"""The package from its words up to its commands: what stands lower may import what stands above, and nothing else.
+A folder has its modules in order; its `__init__` stands below them, for it may offer what they define."""
+
+ORDER = [name for folder, names in LAYERS.items() for name in [*(f"{folder}.{one}" for one in names), folder]]
+
+PURE = ("protocol", "decisions")
+"""Folders without I/O, clock or chance: bytes and values in, values out."""
+
+IMPURE = frozenset(
+    {"asyncio", "socket", "os", "time", "logging", "random", "subprocess", "threading", "select", "aiofiles"}
+)
+
+ONLY_IN = {
+    "podman": ("engine",),
+    "uvloop": ("transport.loop",),
+    "click": ("cli",),
+    "rich": ("cli",),
+    "hdrh": ("observe",),
+}
+"""Heavy libraries, each with the only places that may import it: whoever uses the SDK pays for none of them."""
+
+
+def all_modules() -> list[str]:
+    """Dotted names below the package; the package itself is the empty name."""
+    return sorted(module_name(path) for path in ROOT.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def source(module: str) -> Path:
+    path = ROOT.joinpath(*module.split(".")) if module else ROOT
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """Every absolute name that is imported, in functions and under TYPE_CHECKING too. `from a import b` is `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they lead"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports_of(module: str) -> list[str]:
+    return list(imported_names(ast.parse(source(module).read_text())))
+
+
+def target(name: str, modules: set[str]) -> str | None:
+    """The module of this package that an imported name belongs to; None for another package's."""
+    top, _, rest = name.partition(".")
+    if top != PACKAGE:
+        return None
+    while rest not in modules:
+        rest = rest.rpartition(".")[0]
+    return rest
+
+
+def upward(module: str, imports: list[str], order: list[str]) -> list[str]:
+    """The imported modules that do not stand above `module`. The package's own `__init__` stands above all."""
+    known = set(order) | {""}
+    place = {name: index for index, name in enumerate(["", *order])}
+    targets = [found for name in imports if (found := target(name, known)) is not None]
+    return [found for found in targets if place[found] >= place[module]]
+
+
+def outsiders(imports: list[str]) -> set[str]:
+    return {name.partition(".")[0] for name in imports}
+
+
+def is_in(module: str, places: tuple[str, ...]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def test_the_list_is_complete_and_has_nothing_else() -> None:
+    assert sorted(ORDER) == [module for module in all_modules() if module]
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_only_what_stands_above(module: str) -> None:
+    assert upward(module, imports_of(module), ORDER) == []
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert imports_of("") == []
+
+
+@pytest.mark.parametrize("module", [module for module in ORDER if is_in(module, PURE)])
+def test_pure_folders_do_no_io(module: str) -> None:
+    assert outsiders(imports_of(module)) & IMPURE == set()
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_heavy_libraries_stay_in_their_places(module: str) -> None:
+    found = outsiders(imports_of(module))
+    assert [name for name, places in ONLY_IN.items() if name in found and not is_in(module, places)] == []
+
+
+def test_importing_the_sdk_loads_no_heavy_library() -> None:
+    heavy = sorted(set(ONLY_IN) - {"hdrh"})
+    check = f"import sys, {PACKAGE}.harness, {PACKAGE}.client; print([n for n in {heavy} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+# --- the checks themselves ---
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from fastclaw import harness",
+        "import fastclaw.harness",
+        "from fastclaw.harness import RuntimeHarness",
+        "def f():\n    from fastclaw.harness import RuntimeHarness",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import fastclaw.harness",
+    ],
+)
+def test_an_upward_import_is_seen(text: str) -> None:
+    assert upward("limits", list(imported_names(ast.parse(text))), ORDER) == ["harness"]
+
+
+def test_an_upward_import_within_a_folder_is_seen() -> None:
+    assert upward("a.first", ["fastclaw.a.second.Name"], ["a", "a.first", "a.second"]) == ["a.second"]
+
+
+def test_downward_imports_are_fine() -> None:
+    names = ["fastclaw.limits", "fastclaw.errors.FastclawError", "fastclaw.__version__", "asyncio"]
+    assert upward("harness", names, ORDER) == []
