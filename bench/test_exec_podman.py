@@ -12,10 +12,12 @@ import pytest
 from bench.engine import Engine, running_engine
 from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli, posix_spawn
 from bench.ratios import Ratios, compare
+from fastclaw import limits
 from fastclaw.client import RuntimeClient
 from fastclaw.engine.rest import RestLane
 from fastclaw.errors import StartFailed
 from fastclaw.transport.proctree import end_tree
+from tests.engine.fixed_containers import FixedContainers
 
 if TYPE_CHECKING:
     import asyncio
@@ -58,7 +60,7 @@ def client(runner: asyncio.Runner, engine: Engine) -> Iterator[RuntimeClient]:
 @pytest.fixture
 def lane(runner: asyncio.Runner, engine: Engine) -> Iterator[RestLane]:
     async def make() -> RestLane:
-        return RestLane(engine.url, engine.containers, local=True, end_tree=end_tree)
+        return RestLane(engine.url, FixedContainers(engine.containers), local=True, end_tree=end_tree)
 
     lane = runner.run(make())
     yield lane
@@ -93,11 +95,18 @@ def test_exec(
     ratios.fact(f"podman REST lane, {at_once} at once", f"{count / found.seconds:.1f}/s (no sandbox: {floor:.0f}/s)")
 
 
+@pytest.mark.parametrize("containers", [1, limits.CONTAINERS])
 def test_against_podman_py(
-    benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, engine: Engine, client: RuntimeClient
+    benchmark: BenchmarkFixture,
+    ratios: Ratios,
+    runner: asyncio.Runner,
+    engine: Engine,
+    client: RuntimeClient,
+    containers: int,
 ) -> None:
+    """A user of podman-py has one container. Spreading over several is what the lane adds; the second case lends it."""
     count = COUNTS[16]
-    rival = PodmanPy(engine.url, engine.containers, PODMAN_PY_THREADS)
+    rival = PodmanPy(engine.url, engine.containers[:containers], PODMAN_PY_THREADS)
     with contextlib.closing(rival):
         found = compare(
             benchmark,
@@ -105,10 +114,9 @@ def test_against_podman_py(
             {"podman-py": lambda: rival.run(count)},
             ROUNDS,
         )
-    ratios.ratio(f"podman REST lane / podman-py in {PODMAN_PY_THREADS} threads", found.ratios["podman-py"])
-    ratios.fact(
-        f"podman-py in {PODMAN_PY_THREADS} threads", f"{count / found.rivals['podman-py']:.1f}/s; {engine.about}"
-    )
+    name = f"podman-py in {PODMAN_PY_THREADS} threads, {containers} container{'s' * (containers > 1)}"
+    ratios.ratio(f"podman REST lane, 16 at once / {name}", found.ratios["podman-py"])
+    ratios.fact(name, f"{count / found.rivals['podman-py']:.1f}/s ({engine.about})")
 
 
 @pytest.mark.parametrize("at_once", [1, 4])

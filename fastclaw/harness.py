@@ -12,7 +12,7 @@ from fastclaw import limits
 from fastclaw.decisions.lifecycle import RuntimeState
 from fastclaw.dispatch import Dispatcher
 from fastclaw.runtime import Runtime
-from fastclaw.transport.stdio import ByteSink, ByteSource, StdioClaim
+from fastclaw.transport.stdio import ByteSink, ByteSource, StdioClaim, require_standard_descriptors
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,12 @@ class RuntimeHarness:
         self._runtime = runtime
 
     def run(self) -> None:
-        """Serve on an event loop of its own: the blocking form of `serve`."""
+        """Serve on an event loop of its own: the blocking form of `serve`.
+
+        Raises:
+            IoError, RuntimeSdkError: as `serve`.
+        """
+        require_standard_descriptors()
         asyncio.run(self.serve())
 
     async def serve(self) -> None:

@@ -82,8 +82,25 @@ PIDS_LIMIT = 4_096
 SHM_BYTES = 64 * MIB
 """/dev/shm of a container: Podman's default."""
 
+EXECS_PER_CONTAINER = 400
+"""Execs that one container serves before a fresh one takes over: Podman 4.3.1 lost a third of its speed by some 500
+sessions in one record (measured, 4 workers on one shard)."""
+
+DRAIN_LOOK_MS = 1_000
+"""How often a container that gets no more execs is looked at, until nothing runs in it."""
+
+REVIVE_FIRST_MS = 100
+"""Pause before a container that died is replaced: an engine that is going down gets to say so."""
+
+REVIVE_LAST_MS = 30_000
+"""Longest pause between attempts to replace a container."""
+
+REVIVE_PROVEN_MS = 10_000
+"""A container that lived this long has not failed: the next replacement is quick again."""
+
 ENGINE_TIMEOUT_MS = 30_000
-"""One call to the engine. An engine whose OCI runtime is missing hangs for ever; a loaded one answers within seconds."""
+"""One call to the engine. An engine whose OCI runtime is missing hangs for ever; a loaded one answers within
+seconds."""
 
 START_TIMEOUT_MS = 120_000
 """Bringing the whole environment up, an image pull included."""
@@ -94,8 +111,8 @@ MAX_ARG_BYTES = 128 * KIB
 """One argument or `K=V` string: the kernel's MAX_ARG_STRLEN is 32 pages (include/uapi/linux/binfmts.h)."""
 
 MAX_ARGS_BYTES = 6 * MIB
-"""All arguments and variables: whatever RLIMIT_STACK says, the kernel takes no more (execve(2), 3/4 of _STK_LIM). An engine
-would keep a longer one in its database before it fails, and be slow for all others meanwhile."""
+"""All arguments and variables: whatever RLIMIT_STACK says, the kernel takes no more (execve(2), 3/4 of _STK_LIM). An
+engine would keep a longer one in its database before it fails, and be slow for all others meanwhile."""
 
 MAX_KEY_BYTES = 256
 """An idempotency key: room for a UUID with a path around it."""
@@ -137,7 +154,8 @@ ENGINE_IDLE_CONNECTIONS = 16
 """Keep-alive connections kept towards the engine: 4 shards of 4 starts."""
 
 MAX_HTTP_HEADER_BYTES = 64 * KIB
-"""Header block of an engine's answer; h11's own default for an incomplete event is 16 KiB, Go servers send up to 1 MiB."""
+"""Header block of an engine's answer; h11's own default for an incomplete event is 16 KiB, Go servers send up to 1
+MiB."""
 
 MAX_HTTP_BODY_BYTES = 16 * MIB
 """An answer of the engine: the inspect of a command line of 2 MiB with escapes stays well below."""
@@ -310,8 +328,8 @@ CHECK_ENTRY_CHARS = 300
 """Of each message shown: a 33 MiB line needs no reading."""
 
 ATTACH_READ_BYTES = 64 * KIB
-"""One read of an exec's stream, so also what a process with a full pipe costs in memory. bench/relay_frames.py: reads of 256 KiB
-are 0 to 40 % faster in bulk, and four times that memory."""
+"""One read of an exec's stream, so also what a process with a full pipe costs in memory. bench/relay_frames.py: reads
+of 256 KiB are 0 to 40 % faster in bulk, and four times that memory."""
 
 ATTACH_GATHER_SLICES = 64
 """Payloads written with one writev; past it they are tiny, and joining them is cheaper (and IOV_MAX is 1 024)."""
@@ -344,4 +362,5 @@ WANTED_KEYS = 1_000
 """Session keyrings: one per container and per exec that is being set up; the kernel's default for users is 200."""
 
 WANTED_INOTIFY = 128
-"""inotify instances: the kernel's default; the engine takes one per exec whose exit it waits for, then polls instead."""
+"""inotify instances: the kernel's default; the engine takes one per exec whose exit it waits for, then polls
+instead."""

@@ -7,7 +7,7 @@ import click
 from fastclaw.harness import RuntimeHarness
 from fastclaw.observe import log
 from fastclaw.runtimes.auto import RUNTIMES, AutoRuntime
-from fastclaw.transport import loop
+from fastclaw.transport import loop, stdio
 
 
 @click.command()
@@ -17,4 +17,5 @@ from fastclaw.transport import loop
 def serve(runtime: str, log_format: Literal["text", "json"], log_level: str) -> None:
     """Serve a runtime over stdin and stdout, as JSON-RPC, until shutdown or end of input."""
     log.configure(log_format, log_level)
+    stdio.require_standard_descriptors()
     loop.run(RuntimeHarness(AutoRuntime(runtime)).serve())

@@ -211,7 +211,7 @@ class Child:
                 process.wait(limits.CLIENT_EXIT_MS / 1000)
             self._ended.set()
         self._forget_pidfd()
-        if self._input is not None:
+        if self._input is not None and (not self._input.is_closing() or self._input.get_write_buffer_size()):
             # Not close(): what nobody will read any more need not be flushed.
             self._input.abort()
         if self._output is not None:

@@ -236,6 +236,11 @@ class RuntimeClient:
         """
         await self.call("shutdown", None, limits.CLIENT_SHUTDOWN_MS / 1000)
 
+    def close_stdin(self) -> None:
+        """End the runtime's input, which is another way to say `shutdown`; `exited` tells when it is through."""
+        assert self._child is not None, "enter the client first"
+        self._child.write_eof()
+
     async def exited(self, timeout_s: float) -> int | None:
         """The runtime's exit code once it ended by itself; None where it has not within `timeout_s` seconds."""
         assert self._child is not None, "enter the client first"

@@ -44,7 +44,7 @@ class AdmissionStatistics(NamedTuple):
     live: int
     queue_limit: int
     max_starting: int
-    max_live: int
+    max_processes: int
 
 
 class Admission:

@@ -36,6 +36,11 @@ class InitPlan(Struct, frozen=True, kw_only=True):
 
     catatonit: str | None = None
 
+    @property
+    def processes(self) -> int:
+        """How many processes it consists of: catatonit alone, or the shell and its sleep."""
+        return 2 if self.catatonit is None else 1
+
 
 class Owner(Struct, frozen=True, kw_only=True):
     """The fastclaw process that made something.

@@ -22,7 +22,7 @@ from fastclaw import limits
 from fastclaw.decisions.service import DEFAULT_IMAGE
 from fastclaw.engine.failures import mapped_errors
 from fastclaw.engine.image import make_busybox_image
-from fastclaw.engine.podman_client import Created, Info, Inspected, Listed, answer, make_client
+from fastclaw.engine.podman_client import Created, Info, Inspected, Listed, Top, answer, make_client
 from fastclaw.errors import StartFailed
 
 Pull = Literal["missing", "never", "always"]
@@ -153,6 +153,16 @@ class EngineLifecycle:
     async def inspect_container(self, container: str) -> ContainerState | None:
         """How a container is now, or None where there is none."""
         return await self._run(lambda client: _inspect(client, container))
+
+    async def count_processes(self, container: str) -> int:
+        """How many processes run in a container, its init included.
+
+        Raises:
+            StartFailed: it does not run, besides the reasons of every call.
+        """
+        path = f"/containers/{container}/top"
+        top = await self._run(lambda client: answer(client.get(path, params={"stream": "false"}), Top))
+        return len(top.processes)
 
     async def close(self) -> None:
         """Give back connections and threads. A thread that still waits for the engine ends with its own deadline."""

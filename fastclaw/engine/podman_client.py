@@ -27,6 +27,12 @@ class Listed(Struct, rename="pascal"):
     labels: dict[str, str] | None = None
 
 
+class Top(Struct, rename="pascal"):
+    """Answer to `GET /containers/{name}/top`."""
+
+    processes: list[list[str]]
+
+
 class _State(Struct, rename="pascal"):
     pid: int
     running: bool

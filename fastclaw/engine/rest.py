@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from fastclaw.engine.attached import Attached
 from fastclaw.engine.exec_calls import ExecCalls, SessionGone, create_body
@@ -25,8 +25,29 @@ from fastclaw.limits import ABANDONED_KILL_MS, ABANDONED_START_MS, ENGINE_TIMEOU
 from fastclaw.transport.foreign_stdin import open_stdin
 from fastclaw.transport.unix_http import HttpPool, Upgraded
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+
+class Lease(Protocol):
+    """One exec's claim on a container."""
+
+    @property
+    def container(self) -> str:
+        """Its full id."""
+
+    def give_back(self) -> None:
+        """The exec is over, or did not come about. Called once."""
+
+    def lost(self) -> None:
+        """The engine says that the container no longer runs."""
+
+
+class Containers(Protocol):
+    """The containers of an environment, as `engine.shards.Shards` holds them."""
+
+    def take(self, index: int) -> Lease:
+        """The container for the next exec of a shard."""
+
+    async def kill(self) -> None:
+        """End everything in all of them at once."""
 
 
 class RestLane(Lane):
@@ -34,7 +55,7 @@ class RestLane(Lane):
 
     Parameters:
         url: `unix:///path` or `tcp://host:port` of the engine's API.
-        containers: full ids of running containers, one per shard.
+        containers: where execs go.
         local: the engine's processes are this host's, and this process may signal them.
         end_tree: ends what carries a marker; `transport.proctree.end_tree` . Used only where `local`;
             elsewhere a second exec does it.
@@ -49,27 +70,37 @@ class RestLane(Lane):
     def __init__(
         self,
         url: str,
-        containers: Sequence[str],
+        containers: Containers,
         *,
         local: bool,
         end_tree: EndTree,
         timeout_ms: int = ENGINE_TIMEOUT_MS,
     ) -> None:
-        self.capabilities = ["signal"] if local else []
+        self.capabilities = ["user", "kill_tree", "reopen_stdio", *(["signal"] if local else [])]
         self._pool = HttpPool(url)
         self._calls = ExecCalls(self._pool, timeout_ms)
-        self._containers = tuple(containers)
+        self._containers = containers
         self._local = local
-        self._end_trees: dict[str, EndTree] = {
-            container: end_tree if local else RemoteTree(self._calls, container) for container in self._containers
-        }
+        self._end_local_tree = end_tree
         self._timeout_ms = timeout_ms
 
     async def start(self, spec: StartSpec, shard: int) -> RestProcess:
         """As `Lane.start`. A cancelled start goes on for a moment in the background of its own cancellation: the engine
         cannot be told to stop, so what it starts is ended as soon as it is known."""
         _refuse_impossible(spec)
-        launch = _Launch(self, spec, self._containers[shard % len(self._containers)])
+        lease = self._containers.take(shard)
+        try:
+            process = await self._start_in(lease.container, spec)
+        except BaseException as error:
+            lease.give_back()
+            if isinstance(error, ExecFailed) and error.reason == "container_gone":
+                lease.lost()
+            raise
+        process.on_closed = lease.give_back
+        return process
+
+    async def _start_in(self, container: str, spec: StartSpec) -> RestProcess:
+        launch = _Launch(self, spec, container, self._tree_ender(container))
         task = asyncio.get_running_loop().create_task(launch.run(), name=f"start of {spec.process_id}")
         try:
             return await asyncio.shield(task)
@@ -77,9 +108,14 @@ class RestLane(Lane):
             await launch.take_back(task)
             raise
 
+    def _tree_ender(self, container: str) -> EndTree:
+        return self._end_local_tree if self._local else RemoteTree(self._calls, container)
+
     async def end_all(self, processes: list[LaneProcess], grace: Grace) -> None:
-        """As `Lane.end_all`. What cannot be ended one by one ends with its container."""
-        await asyncio.gather(*(_end_quietly(process, grace) for process in processes))
+        """As `Lane.end_all`. On another host one exec per tree would take too long: there the containers are ended."""
+        if self._local:
+            await asyncio.gather(*(_end_quietly(process, grace) for process in processes))
+        await self._containers.kill()
         if processes:
             await asyncio.wait([process.exited for process in processes])
 
@@ -87,7 +123,6 @@ class RestLane(Lane):
         """As `Lane.health`."""
         return {
             "name": self.name,
-            "containers": len(self._containers),
             "idle_connections": self._pool.idle(),
             "local": self._local,
         }
@@ -100,10 +135,11 @@ class RestLane(Lane):
 class _Launch:
     """One start under way."""
 
-    __slots__ = ("_abandoned", "_container", "_lane", "_may_run", "_spec")
+    __slots__ = ("_abandoned", "_container", "_end_tree", "_lane", "_may_run", "_spec")
 
-    def __init__(self, lane: RestLane, spec: StartSpec, container: str) -> None:
+    def __init__(self, lane: RestLane, spec: StartSpec, container: str, end_tree: EndTree) -> None:
         self._lane = lane
+        self._end_tree = end_tree
         self._spec = spec
         self._container = container
         self._abandoned = False
@@ -183,9 +219,7 @@ class _Launch:
             _close_all(direct, started.pidfd)
             raise ExecFailed(f"no pipes for the process: {error.strerror}", "io_error") from error
         lane = self._lane
-        process = RestProcess(
-            lane._calls, self._container, session, self._spec.process_id, started, lane._end_trees[self._container]
-        )
+        process = RestProcess(lane._calls, self._container, session, self._spec.process_id, started, self._end_tree)
         process.stdout_fd, stdout, process.stderr_fd, stderr = pipes[:4]
         stdin, process.stdin_fd = pipes[4:] or (None, direct)
         if direct is not None:
@@ -206,9 +240,7 @@ class _Launch:
         carries the marker and ends with its container."""
         now = Grace(ends_at=asyncio.get_running_loop().time())
         with suppress(ExecFailed):
-            await self._lane._end_trees[self._container](
-                self._spec.process_id, None, now, deadline_s=ABANDONED_KILL_MS / 1000
-            )
+            await self._end_tree(self._spec.process_id, None, now, deadline_s=ABANDONED_KILL_MS / 1000)
 
 
 def _pipes(count: int) -> list[int]:

@@ -28,7 +28,7 @@ from fastclaw.limits import EXIT_POLL_MS, EXIT_SETTLE_MS, TREE_DEADLINE_MS
 from fastclaw.transport.pidfd import wait_status
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from fastclaw.engine.attached import Attached
     from fastclaw.engine.start_proof import Started
@@ -38,6 +38,10 @@ class EndTree(Protocol):
     """Ends every process that carries a marker, as `transport.proctree.end_tree` does on this host."""
 
     def __call__(self, marker: str, root_pid: int | None, grace: Grace, *, deadline_s: float) -> Awaitable[object]: ...
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 class RestProcess(LaneProcess):
@@ -57,6 +61,7 @@ class RestProcess(LaneProcess):
         "_pidfd",
         "_session",
         "exited",
+        "on_closed",
         "stderr_fd",
         "stdin_fd",
         "stdout_fd",
@@ -79,6 +84,7 @@ class RestProcess(LaneProcess):
         self._learning: asyncio.Task[None] | None = None
         self._attached: Attached | None = None
         self.exited = self._loop.create_future()
+        self.on_closed: Callable[[], None] = _nothing
         self.timings = {}
         self.stdin_fd = None
         self.stdout_fd = self.stderr_fd = -1
@@ -126,6 +132,7 @@ class RestProcess(LaneProcess):
             self._learning.cancel()
             await asyncio.wait((self._learning,))
         self._settle(ExitStatus(reason="unknown"))
+        self.on_closed()
 
     def _is_alive(self) -> bool:
         """Runs, or is a zombie: the pidfd has not been readable yet, or is just now."""

@@ -7,13 +7,13 @@ by the next exec. Knows nothing of what runs in it.
 import asyncio
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fastclaw.engine.lifecycle import EngineLifecycle
-from fastclaw.errors import StartFailed
+from fastclaw.errors import FastclawError, StartFailed
 
 _PROC = Path("/proc")
 
@@ -21,38 +21,46 @@ _PROC = Path("/proc")
 class Shard:
     """Parameters:
     engine: the engine it lives in.
+    spec: SpecGenerator JSON, as from `decisions.container.container_spec`.
+    init_processes: how many processes its init consists of.
+    on_death: called once, when it is noticed that the container has ended.
 
     Attributes:
         container: its full id; empty before `start`.
         is_local: its processes are this host's.
         alive: as far as is known.
+        started_at: when it came up, on the loop's clock.
     """
 
-    def __init__(self, engine: EngineLifecycle) -> None:
+    def __init__(
+        self, engine: EngineLifecycle, spec: Mapping[str, Any], init_processes: int, on_death: Callable[[], None]
+    ) -> None:
         self._engine = engine
+        self._spec = spec
+        self._init_processes = init_processes
+        self._on_death = on_death
         self._pidfd: int | None = None
         self.container = ""
         self.is_local = False
         self.alive = False
+        self.started_at = 0.0
 
-    async def start(self, spec: Mapping[str, Any]) -> None:
+    async def start(self) -> None:
         """Create and start it.
-
-        Parameters:
-            spec: SpecGenerator JSON, as from `decisions.container.container_spec`.
 
         Raises:
             StartFailed: with the engine's reason; `remove` takes back what is there.
         """
-        self.container = await self._engine.create_container(spec)
+        self.container = await self._engine.create_container(self._spec)
         await self._engine.start_container(self.container)
         state = await self._engine.inspect_container(self.container)
         if state is None or not state.running:
             raise StartFailed(
-                f"the container ended at once; does the image {spec['image']} have a /bin/sh? "
+                f"the container ended at once; does the image {self._spec['image']} have a /bin/sh? "
                 "(it needs none where catatonit is installed on this host)"
             )
         self.alive = True
+        self.started_at = asyncio.get_running_loop().time()
         self._watch(state.pid)
 
     def _watch(self, init: int) -> None:
@@ -67,7 +75,7 @@ class Shard:
             return
         self.is_local = True
         self._pidfd = pidfd
-        asyncio.get_running_loop().add_reader(pidfd, self._died)
+        asyncio.get_running_loop().add_reader(pidfd, self.mark_dead)
 
     def _is_ours(self, init: int) -> bool:
         try:
@@ -75,9 +83,12 @@ class Shard:
         except OSError:
             return False
 
-    def _died(self) -> None:
-        self.alive = False
+    def mark_dead(self) -> None:
+        """The container has ended. Idempotent."""
         self._forget()
+        if self.alive:
+            self.alive = False
+            self._on_death()
 
     def _forget(self) -> None:
         if self._pidfd is not None:
@@ -85,17 +96,23 @@ class Shard:
             os.close(self._pidfd)
             self._pidfd = None
 
+    async def is_idle(self) -> bool:
+        """Whether nothing but its init runs in it. A container that cannot be asked is taken for busy."""
+        with suppress(FastclawError):
+            return await self._engine.count_processes(self.container) <= self._init_processes
+        return False
+
     async def kill(self) -> None:
         """End everything in it at once: the kernel kills a PID namespace with its init (pid_namespaces(7))."""
         if self._pidfd is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        elif self.container and not self.is_local:
+        elif self.alive and not self.is_local:
             await self._engine.remove_container(self.container)
 
     async def remove(self) -> None:
         """Remove it with all that runs in it. Idempotent, also after a failed `start`."""
         self._forget()
-        container, self.container = self.container, ""
-        if container:
-            await self._engine.remove_container(container)
+        self.alive = False
+        if self.container:
+            await self._engine.remove_container(self.container)

@@ -6,9 +6,11 @@ started is the lane's affair, how the engine is asked is `engine/`'s.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from fastclaw.engine.owner import boot_id, own_start_time, start_time
 from fastclaw.engine.rest import RestLane
 from fastclaw.engine.service import ManagedService
 from fastclaw.engine.shard import Shard
+from fastclaw.engine.shards import Shards
 from fastclaw.errors import StartFailed
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
 from fastclaw.transport.listener import SocketDirectory
@@ -73,7 +76,7 @@ class ContainerRuntime(ManagedRuntime):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shards: list[Shard] = []
+        self._shards: Shards | None = None
         self._engine: dict[str, Any] = {}
 
     async def _bring_up(
@@ -100,17 +103,13 @@ class ContainerRuntime(ManagedRuntime):
         await remove_abandoned(engine, namespace)
         image = options.image or DEFAULT_IMAGE
         await engine.ensure_image(image, options.pull)
-        self._shards = await self._create_shards(engine, namespace, options, image, init, setup)
-        lane = RestLane(
-            url,
-            [shard.container for shard in self._shards],
-            local=all(shard.is_local for shard in self._shards),
-            end_tree=end_tree,
-            timeout_ms=options.engine_timeout_ms,
-        )
+        self._shards = shards = Shards(options.containers, _shard_maker(engine, namespace, options, image, init))
+        setup.push_async_callback(shards.aclose)
+        await shards.start()
+        lane = RestLane(url, shards, local=shards.is_local, end_tree=end_tree, timeout_ms=options.engine_timeout_ms)
         setup.callback(lane.close)
         workspace = options.workspace.target if options.workspace else None
-        return Environment(lane, {}, workspace, len(self._shards), options.max_starting or limits.MAX_STARTING_REST)
+        return Environment(lane, {}, workspace, len(shards), options.max_starting or limits.MAX_STARTING_REST)
 
     async def _own_engine(self, options: Options, setup: contextlib.AsyncExitStack) -> str:
         service = ManagedService(_plan(options), _state_dir(options), default_run_dir())
@@ -118,40 +117,26 @@ class ContainerRuntime(ManagedRuntime):
         await service.start()
         return service.url
 
-    async def _create_shards(
-        self,
-        engine: EngineLifecycle,
-        namespace: str,
-        options: Options,
-        image: str,
-        init: InitPlan,
-        setup: contextlib.AsyncExitStack,
-    ) -> list[Shard]:
-        """All at once; when one fails, those that came up go with the rest of the setup."""
-        token = secrets.token_hex(4)
-        shards = [Shard(engine) for _ in range(options.containers)]
-        setup.push_async_callback(_remove_all, shards)
-        starts = [
-            shard.start(_spec(namespace, options, image, init, f"fastclaw-{namespace}-{token}-{index}", index))
-            for index, shard in enumerate(shards)
-        ]
-        results = await asyncio.gather(*starts, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return shards
-
-    async def _kill_shards(self) -> None:
-        await asyncio.gather(*(shard.kill() for shard in self._shards))
-
     def _trouble(self) -> str | None:
-        dead = sum(not shard.alive for shard in self._shards)
-        if not dead:
-            return None
-        return f"{dead} of {len(self._shards)} containers are gone; shut down and initialize again"
+        counts = self._shards.counts() if self._shards else {"places": 0, "usable": 0}
+        missing = counts["places"] - counts["usable"]
+        return f"{missing} of {counts['places']} containers are gone; they are being replaced" if missing else None
 
     def _details(self) -> dict[str, Any]:
-        return {"engine": self._engine}
+        return {"engine": self._engine, "containers": self._shards.counts() if self._shards else {}}
+
+
+def _shard_maker(
+    engine: EngineLifecycle, namespace: str, options: Options, image: str, init: InitPlan
+) -> Callable[[int, Callable[[], None]], Shard]:
+    """How a container for a place comes about; each gets a name of its own."""
+    token, numbers = secrets.token_hex(4), itertools.count()
+
+    def make(place: int, on_death: Callable[[], None]) -> Shard:
+        name = f"fastclaw-{namespace}-{token}-{next(numbers)}"
+        return Shard(engine, _spec(namespace, options, image, init, name, place), init.processes, on_death)
+
+    return make
 
 
 def _spec(namespace: str, options: Options, image: str, init: InitPlan, name: str, shard: int) -> dict[str, Any]:
@@ -173,14 +158,6 @@ def _spec(namespace: str, options: Options, image: str, init: InitPlan, name: st
         user=options.user,
         oci_runtime=options.oci_runtime,
     )
-
-
-async def _remove_all(shards: list[Shard]) -> None:
-    """Every container, even if one resists; the first error is raised then."""
-    results = await asyncio.gather(*(shard.remove() for shard in shards), return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
 
 
 async def remove_abandoned(engine: EngineLifecycle, namespace: str) -> None:

@@ -28,7 +28,7 @@ from fastclaw.transport import splice
 from fastclaw.transport.host import host_limits, raise_file_limit
 from fastclaw.transport.listener import SocketDirectory
 
-_CAPABILITIES = ["wait", "list", "signal", "timeout_ms", "on_disconnect", "key"]
+_CAPABILITIES = ["wait", "list", "timeout_ms", "on_disconnect", "key"]
 """What the pool offers over any lane; the lane adds its own."""
 
 

@@ -17,6 +17,6 @@ class MemoryRuntime(ManagedRuntime):
     async def _bring_up(
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
     ) -> Environment:
-        lane = MemoryLane()
         target = options.workspace.target if options.workspace else None
+        lane = MemoryLane(directories=[target] if target else [])
         return Environment(lane, {}, target, 1, options.max_starting or limits.MAX_STARTING_LOCAL)

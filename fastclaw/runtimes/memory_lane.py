@@ -43,7 +43,7 @@ class MemoryLane(Lane):
     name = "memory"
 
     def __init__(self, programs: Mapping[str, Program] | None = None, directories: Iterable[str] = ()) -> None:
-        self.capabilities = ["signal"]
+        self.capabilities = ["signal", "separate_eof", "signal_number"]
         self._programs = {**BUILT_IN, **(programs or {})}
         self._directories = frozenset(directories)
         self._live = 0

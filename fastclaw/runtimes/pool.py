@@ -246,8 +246,8 @@ class ProcessPool:
 
     def health(self) -> dict[str, Any]:
         """Counts and bounds."""
-        statistics = self._admission.statistics()
-        return {**self.table.counts(), **statistics._asdict()}
+        statistics = self._admission.statistics()._asdict()
+        return {**self.table.counts(), **statistics, "queue_timeout_ms": self._options.queue_timeout_ms}
 
     def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)

@@ -151,9 +151,7 @@ class Process:
         )
 
     def _reason(self, status: ExitStatus) -> ExitReason:
-        if status.reason in ("exited", "signaled") and self.end_reason is not None:
-            return self.end_reason
-        return status.reason
+        return status.reason if self.end_reason is None or status.reason == "unknown" else self.end_reason
 
     def _drained(self) -> None:
         if self.is_drained:

@@ -49,7 +49,7 @@ class HostLane(Lane):
     name = "host"
 
     def __init__(self, guard: Guard | None = None) -> None:
-        self.capabilities = ["user", "signal", "usage"]
+        self.capabilities = ["user", "signal", "kill_tree", "usage", "separate_eof", "signal_number", "reopen_stdio"]
         become_subreaper()
         clean_signals()
         self.orphans = Orphanage()

@@ -25,12 +25,13 @@ class Relay:
         on_end: called once, unless stopped before: None at the source's end, the error when either side broke.
     """
 
-    __slots__ = ("_loop", "_move", "_on_end", "_pipe", "_source", "_target", "_waits_for", "moved")
+    __slots__ = ("_loop", "_move", "_on_end", "_pipe", "_source", "_source_is_pipe", "_target", "_waits_for", "moved")
 
     def __init__(self, source: int, target: int, pipe: int, move: Move, on_end: OnEnd) -> None:
         self._source = source
         self._target = target
         self._pipe: int | None = pipe
+        self._source_is_pipe = pipe == source
         self._move = move
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -79,8 +80,9 @@ class Relay:
                 self._end(None)
                 return
             self.moved += moved
-            # A short move most likely emptied the source: asking again would cost a call for an EAGAIN.
-            if moved < limits.PIPE_BYTES:
+            # A short move most likely emptied a pipe: asking again would cost a call for an EAGAIN. A socket is read on
+            # until EAGAIN or its end: after a reset (POLLERR) uvloop calls once more and then drops the watcher.
+            if moved < limits.PIPE_BYTES and self._source_is_pipe:
                 if is_holding(self._move):
                     self._wait_for_target()
                 return

@@ -60,6 +60,18 @@ def _open_again(fd: int, mode: int) -> int:
     return fd
 
 
+def require_standard_descriptors() -> None:
+    """To be called before anything else takes a descriptor: an event loop's would become stdin, stdout or stderr.
+
+    Raises:
+        IoError: stdin or stdout is closed.
+    """
+    if not (_is_open(0) and _is_open(1)):
+        raise IoError("stdin or stdout is closed; start fastclaw serve with both connected")
+    if not _is_open(2):
+        os.open(os.devnull, os.O_WRONLY)  # takes 2, the lowest that is free
+
+
 class StdioClaim:
     """Takes fd 0 and 1 for the protocol; `release` puts them back as they were.
 
@@ -74,10 +86,7 @@ class StdioClaim:
         global _claimed
         if _claimed:
             raise IoError("stdin and stdout are claimed already; serve one runtime per process")
-        if not (_is_open(0) and _is_open(1)):
-            raise IoError("stdin or stdout is closed; start fastclaw serve with both connected")
-        if not _is_open(2):
-            os.open(os.devnull, os.O_WRONLY)  # takes 2, the lowest free one: none of ours may become stderr
+        require_standard_descriptors()
         self._saved = (os.dup(0), os.dup(1))
         _claimed = True
         self._input = OwnedDescriptor.input(self._saved[0])

@@ -51,7 +51,7 @@ async def shell(runtime: RuntimeClient, script: str, **request: Any) -> RemotePr
     return await runtime.exec(["sh", "-c", script], **request)
 
 
-@pytest.mark.promise("S-EXACT", "X-CODE")
+@pytest.mark.promise("P-LOSSLESS", "R-CODE")
 async def test_a_thousand_execs_have_no_wrong_byte_code_or_stream(runtime: RuntimeClient) -> None:
     gate = asyncio.Semaphore(IN_FLIGHT)
 
@@ -67,7 +67,7 @@ async def test_a_thousand_execs_have_no_wrong_byte_code_or_stream(runtime: Runti
     await asyncio.gather(*(one(number) for number in range(EXECS)))
 
 
-@pytest.mark.promise("S-EXACT")
+@pytest.mark.promise("P-LOSSLESS")
 async def test_bulk_goes_both_ways_unchanged(runtime: RuntimeClient) -> None:
     data = os.urandom(BULK)
     async with await runtime.exec(["cat"]) as process:
@@ -77,7 +77,7 @@ async def test_bulk_goes_both_ways_unchanged(runtime: RuntimeClient) -> None:
     assert (err, record.exit_code) == (b"", 0)
 
 
-@pytest.mark.promise("S-HALF-CLOSE")
+@pytest.mark.promise("P-HALF-CLOSE")
 async def test_stdin_ends_while_output_flows(runtime: RuntimeClient) -> None:
     script = "cat >/dev/null; echo eof; while read -r _ < /tmp/go; do :; done; echo more"
     async with await shell(runtime, f"mkfifo /tmp/go; {script}") as process:

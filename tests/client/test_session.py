@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Coroutine
 
 import pytest
 import uvloop
@@ -304,7 +305,8 @@ for request in requests():
             await rt.kill("x")
 
 
-def test_the_same_on_uvloop() -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_on_either_loop(run: Callable[[Coroutine[None, None, None]], None]) -> None:
     async def main() -> None:
         async with RuntimeClient.spawn(fake(POLITE), namespace="x") as rt:
             answers = await asyncio.gather(*(rt.call("echo", {"n": number}) for number in range(1000)))
@@ -314,7 +316,11 @@ def test_the_same_on_uvloop() -> None:
             with pytest.raises(IoError, match="code 7"):
                 await rt.call("x")
 
-    uvloop.run(main())
+        async with RuntimeClient.spawn(fake("os.close(0); next(requests(), None); sys.exit(1)")) as rt:
+            with pytest.raises(IoError, match="code 1"):
+                await rt.call("x", {"x": "x" * limits.MIB})
+
+    run(main())
 
 
 def test_importing_the_client_imports_neither_uvloop_nor_podman_nor_the_cli() -> None:

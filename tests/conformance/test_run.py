@@ -1,7 +1,7 @@
 """The whole contract over the runtimes of this package.
 
-Each runtime is checked once per run; each promise is a test of its own. What a test cites, that runtime keeps; everything else it
-does not offer, and breaks nothing.
+Each runtime is checked once per run; each promise is a test of its own. What a test cites, that runtime keeps; all
+else it does not offer, and it breaks nothing.
 """
 
 import asyncio
@@ -65,7 +65,18 @@ def _offers_no_more(report: Report, test: Any) -> None:
     assert others == dict.fromkeys(set(BY_ID) - set(marker.args), "not offered")
 
 
-@MEMORY_MARK@
+@pytest.mark.promise(
+    "W-LINE", "W-PIECES", "W-UTF8", "W-LINE-MAX", "W-LINE-OVER", "W-PARSE", "W-INVALID", "W-ID-ECHO",
+    "W-ID-BAD", "W-ID-DUP", "W-BURST", "W-NOTIFY", "W-PIPELINE", "W-BATCH", "W-BATCH-BAD",
+    "W-BATCH-QUIET", "W-METHOD", "W-PARAMS", "W-PARAMS-NONE", "W-PARAMS-MORE", "W-STDOUT", "E-DATA",
+    "E-WORDS", "L-BEFORE", "L-BEFORE-HEALTH", "L-BEFORE-STOP", "L-INIT", "L-TWICE", "L-NAMESPACE",
+    "L-OPTION", "L-HEALTH", "L-STOP", "L-EOF", "L-TERM", "X-RESULT", "X-LISTEN", "X-MISSING", "X-DIR",
+    "X-EMPTY", "X-NUL", "X-BIG", "X-ENV", "X-OWN-127", "X-NO-STDIN", "X-KEY", "X-TIMEOUT", "P-ECHO",
+    "P-STDERR", "P-EARLY", "P-LOSSLESS", "P-BOTH-WAYS", "P-HALF-CLOSE", "P-EOF", "P-SLOW", "P-SECOND",
+    "P-RETURN", "P-GONE-EOF", "P-GONE-HOLD", "P-GONE-KILL", "S-MODE", "S-PATH", "S-PEER", "S-UNLINK",
+    "S-LINGER", "K-KILL", "K-ENDED", "K-UNKNOWN", "R-CODE", "R-KILLED", "R-RUNNING", "R-AGAIN",
+    "R-SHAPE", "T-LIST", "T-SIGNAL",
+)  # fmt: skip
 def test_memory_keeps(memory: Report, promise_id: str) -> None:
     _is_kept(memory, promise_id)
 
@@ -74,7 +85,20 @@ def test_memory_does_not_offer_the_rest(memory: Report) -> None:
     _offers_no_more(memory, test_memory_keeps)
 
 
-@LOCAL_MARK@
+@pytest.mark.promise(
+    "W-LINE", "W-PIECES", "W-UTF8", "W-LINE-MAX", "W-LINE-OVER", "W-PARSE", "W-INVALID", "W-ID-ECHO",
+    "W-ID-BAD", "W-ID-DUP", "W-BURST", "W-NOTIFY", "W-PIPELINE", "W-BATCH", "W-BATCH-BAD",
+    "W-BATCH-QUIET", "W-METHOD", "W-PARAMS", "W-PARAMS-NONE", "W-PARAMS-MORE", "W-STDOUT", "E-DATA",
+    "E-WORDS", "L-BEFORE", "L-BEFORE-HEALTH", "L-BEFORE-STOP", "L-INIT", "L-TWICE", "L-NAMESPACE",
+    "L-OPTION", "L-HEALTH", "L-STOP", "L-EOF", "L-TERM", "L-CLOSING", "L-NOTHING-LEFT", "L-KILLED",
+    "X-RESULT", "X-LISTEN", "X-MISSING", "X-NOT-A-PROGRAM", "X-DIR", "X-DIR-MISSING", "X-USER",
+    "X-EMPTY", "X-NUL", "X-BIG", "X-ENV", "X-OWN-127", "X-NO-STDIN", "X-KEY", "X-TIMEOUT", "P-ECHO",
+    "P-STDERR", "P-EARLY", "P-LOSSLESS", "P-BOTH-WAYS", "P-HALF-CLOSE", "P-EOF", "P-EOF-OWN", "P-SLOW",
+    "P-REOPEN", "P-SECOND", "P-RETURN", "P-GONE-EOF", "P-GONE-HOLD", "P-GONE-KILL", "S-MODE", "S-PATH",
+    "S-PEER", "S-UNLINK", "S-LINGER", "K-KILL", "K-TERM", "K-HARD", "K-TREE", "K-ORPHANS", "K-ENDED",
+    "K-UNKNOWN", "R-CODE", "R-SIGNAL", "R-KILLED", "R-RUNNING", "R-AGAIN", "R-SHAPE", "R-USAGE",
+    "T-LIST", "T-SIGNAL",
+)  # fmt: skip
 def test_local_keeps(local: Report, promise_id: str) -> None:
     _is_kept(local, promise_id)
 
@@ -84,7 +108,19 @@ def test_local_does_not_offer_the_rest(local: Report) -> None:
 
 
 @pytest.mark.podman
-@PODMAN_MARK@
+@pytest.mark.promise(
+    "W-LINE", "W-PIECES", "W-UTF8", "W-LINE-MAX", "W-LINE-OVER", "W-PARSE", "W-INVALID", "W-ID-ECHO",
+    "W-ID-BAD", "W-ID-DUP", "W-BURST", "W-NOTIFY", "W-PIPELINE", "W-BATCH", "W-BATCH-BAD",
+    "W-BATCH-QUIET", "W-METHOD", "W-PARAMS", "W-PARAMS-NONE", "W-PARAMS-MORE", "W-STDOUT", "E-DATA",
+    "E-WORDS", "L-BEFORE", "L-BEFORE-HEALTH", "L-BEFORE-STOP", "L-INIT", "L-TWICE", "L-NAMESPACE",
+    "L-OPTION", "L-HEALTH", "L-STOP", "L-EOF", "L-TERM", "L-CLOSING", "L-NOTHING-LEFT", "L-KILLED",
+    "X-RESULT", "X-LISTEN", "X-MISSING", "X-NOT-A-PROGRAM", "X-DIR", "X-DIR-MISSING", "X-EMPTY",
+    "X-NUL", "X-BIG", "X-ENV", "X-OWN-127", "X-NO-STDIN", "X-KEY", "X-TIMEOUT", "P-ECHO", "P-STDERR",
+    "P-EARLY", "P-LOSSLESS", "P-BOTH-WAYS", "P-HALF-CLOSE", "P-EOF", "P-SLOW", "P-SECOND", "P-RETURN",
+    "P-GONE-EOF", "P-GONE-HOLD", "P-GONE-KILL", "S-MODE", "S-PATH", "S-PEER", "S-UNLINK", "S-LINGER",
+    "K-KILL", "K-TERM", "K-HARD", "K-ENDED", "K-UNKNOWN", "R-CODE", "R-KILLED", "R-RUNNING", "R-AGAIN",
+    "R-SHAPE", "T-LIST", "T-SIGNAL",
+)  # fmt: skip
 def test_podman_keeps(podman: Report, promise_id: str) -> None:
     _is_kept(podman, promise_id)
 

@@ -25,6 +25,7 @@ from fastclaw.errors import ExecFailed
 from fastclaw.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace, StartSpec
 from fastclaw.transport import pidfd, procfs
 from fastclaw.transport.proctree import end_tree
+from tests.engine.fixed_containers import FixedContainers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -117,7 +118,9 @@ class Engine:
 
     def lane(self, runtime: str, *, local: bool = True) -> RestLane:
         """A lane over one container."""
-        return RestLane(self.url, [self.containers[runtime]], local=local, end_tree=end_tree, timeout_ms=30_000)
+        return RestLane(
+            self.url, FixedContainers([self.containers[runtime]]), local=local, end_tree=end_tree, timeout_ms=30_000
+        )
 
 
 RUNTIMES = [name for name in ("crun", "runc") if shutil.which(name)]
@@ -376,7 +379,7 @@ async def test_a_cancelled_start_leaves_nothing(lane: RestLane, delay_ms: int) -
 async def test_a_container_that_dies_takes_its_processes_along(engine_service: EngineService) -> None:
     with PodmanClient(base_url=engine_service.url) as client:
         container = await asyncio.to_thread(_container, client, engine_service.image, RUNTIMES[0])
-        lane = RestLane(engine_service.url, [container], local=True, end_tree=end_tree)
+        lane = RestLane(engine_service.url, FixedContainers([container]), local=True, end_tree=end_tree)
         process = await lane.start(spec("sleep", "100"), 0)
         path = f"/containers/{container}"
         await asyncio.to_thread(client.api.delete, path, params={"force": True, "timeout": 0})
@@ -439,7 +442,7 @@ async def fake_engine(
 
     path = directory / "engine.sock"
     server = await asyncio.start_unix_server(accept, path)
-    lane = RestLane(f"unix://{path}", ["c"], local=False, end_tree=end_tree, timeout_ms=150)
+    lane = RestLane(f"unix://{path}", FixedContainers(["c"]), local=False, end_tree=end_tree, timeout_ms=150)
     try:
         yield lane
     finally:

@@ -164,7 +164,7 @@ async def test_a_workspace_without_source_goes_with_the_container(box: Box, engi
     with PodmanClient(base_url=engine_service.url) as client:
         assert len(client.volumes.list()) == 1
         await box._lifecycle.remove_container(box.id)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while client.volumes.list():  # noqa: ASYNC110 - the container's own end may be the one that removes it
                 await asyncio.sleep(limits.ENGINE_READY_POLL_MS / 1000)
 
@@ -202,7 +202,7 @@ async def test_the_init_ends_at_once_on_a_signal(box: Box, init: InitPlan, signu
     await box.start(init=init)
     pidfd = os.pidfd_open(box.pid)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not handles(box.status(), signum):
                 assert not await wait_readable(pidfd, limits.ENGINE_READY_POLL_MS)
         os.kill(box.pid, signum)

@@ -121,8 +121,17 @@ async def test_the_exit_record() -> None:
         assert (record.state, record.exit_code, record.signal, record.reason) == ("exited", 3, None, "exited")
         assert {"queued_us", "start_us", "run_us", "lane_us"} <= set(record.timings)
         assert await pool.wait(result.process_id, None) == record
+
+
+@pytest.mark.parametrize("linger_ms", [0, 60_000])
+async def test_the_lane_gets_its_process_back_once_with_its_sockets(linger_ms: int) -> None:
+    lane = ScriptedLane()
+    async with a_pool(lane, linger_ms=linger_ms) as pool:
+        await pool.exec(request())
+        lane.processes[0].end()
         await turns()
-        assert lane.processes[0].closed == 1
+        assert lane.processes[0].closed == (0 if linger_ms else 1)
+    assert lane.processes[0].closed == 1
 
 
 @pytest.mark.parametrize("reason", ["unknown", "container_gone"])

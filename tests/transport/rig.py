@@ -182,8 +182,10 @@ class EndpointRig:
         self.endpoint.close()
         self._sockets.stderr.close()
         self.hangups.close()
-        for end in (self.stdin, self.stdout, *self._clients):
-            end.close()
+        self.stdin.close()
+        self.stdout.close()
+        for client in self._clients:
+            client.close()
 
 
 @asynccontextmanager

@@ -62,9 +62,9 @@ async def feed_all(rig: Rig, data: bytes, rng: random.Random) -> None:
         try:
             view = view[os.write(rig.feed, view[: rng.choice((1, 100, 4096, 100_000))]) :]
         except BlockingIOError:
-            writable = loop.create_future()
-            loop.add_writer(rig.feed, lambda done=writable: done.done() or done.set_result(None))
-            await writable
+            writable = asyncio.Event()
+            loop.add_writer(rig.feed, writable.set)
+            await writable.wait()
             loop.remove_writer(rig.feed)
         if rng.random() < 0.2:
             await asyncio.sleep(0)

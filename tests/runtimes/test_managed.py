@@ -1,0 +1,168 @@
+"""The order in which everything comes up and goes down, over the in-process and the host's own runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fastclaw.errors import InvalidParams, InvalidState, StartFailed
+from fastclaw.runtime import ExecRequest, InitializeParams, ProcessRuntime
+from fastclaw.runtimes.auto import AutoRuntime
+from fastclaw.runtimes.local import LocalRuntime
+from fastclaw.runtimes.managed import Environment, ManagedRuntime
+from fastclaw.runtimes.memory import MemoryRuntime
+from tests.runtimes.lanes import ScriptedLane
+
+if TYPE_CHECKING:
+    import contextlib
+    from pathlib import Path
+
+    from fastclaw.decisions.options import Options
+    from fastclaw.transport.listener import SocketDirectory
+
+
+def params(**options: Any) -> InitializeParams:
+    return InitializeParams(namespace="n", options=options)
+
+
+class FailingRuntime(ManagedRuntime):
+    """Its environment cannot be had before `works`."""
+
+    name = "failing"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.works = False
+        self.undone = 0
+        self.hangs: asyncio.Event | None = None
+
+    async def _bring_up(
+        self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
+    ) -> Environment:
+        setup.callback(self._undo)
+        if self.hangs is not None:
+            await self.hangs.wait()
+        if not self.works:
+            raise StartFailed("no engine", "engine_unavailable")
+        return Environment(ScriptedLane(), {"E": "1"}, "/w", 1, 4)
+
+    def _undo(self) -> None:
+        self.undone += 1
+
+
+async def test_a_start_that_fails_undoes_what_was_done_and_may_be_tried_again() -> None:
+    runtime = FailingRuntime()
+    with pytest.raises(StartFailed):
+        await runtime.start(params())
+    assert runtime.undone == 1
+    assert (await runtime.health()).status == "unhealthy"
+    runtime.works = True
+    result = await runtime.start(params())
+    assert (result.env, result.workspace_root) == ({"E": "1"}, "/w")
+    await runtime.stop()
+    assert runtime.undone == 2
+
+
+async def test_a_cancelled_start_undoes_what_was_done() -> None:
+    runtime = FailingRuntime()
+    runtime.hangs = asyncio.Event()
+    starting = asyncio.create_task(runtime.start(params()))
+    await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait((starting,))
+    assert runtime.undone == 1
+    await runtime.stop()
+
+
+async def test_bad_options_change_nothing() -> None:
+    runtime = MemoryRuntime()
+    with pytest.raises(InvalidParams):
+        await runtime.start(params(max_proceses=1))
+    await runtime.start(params())
+    await runtime.stop()
+
+
+@pytest.mark.parametrize("make", [MemoryRuntime, LocalRuntime])
+async def test_up_and_down(make: type[ManagedRuntime]) -> None:
+    runtime = make()
+    assert (await runtime.health()).message == "not initialized"
+    with pytest.raises(InvalidState):
+        await runtime.exec(ExecRequest(cmd=["true"]))
+    await runtime.start(params())
+    with pytest.raises(InvalidState):
+        await runtime.start(params())
+    health = await runtime.health()
+    assert health.status == "healthy"
+    assert health.details["relay"] == "splice"
+    assert health.details["processes"]["live"] == 0
+    result = await runtime.exec(ExecRequest(cmd=["true"]))
+    async with asyncio.timeout(10):
+        record = await runtime.wait(result.process_id)
+    assert (record.exit_code, record.reason) == (0, "exited")
+    assert [info.process_id for info in await runtime.list_processes()] == [result.process_id]
+    await runtime.stop()
+    await runtime.stop()
+    assert (await runtime.health()).message == "stopped"
+    assert not os.path.exists(os.path.dirname(result.stdio_addr))  # noqa: ASYNC240 - one stat
+
+
+async def test_stop_before_start() -> None:
+    for runtime in (MemoryRuntime(), LocalRuntime(), AutoRuntime()):
+        await runtime.stop()
+
+
+async def test_stop_ends_what_runs() -> None:
+    runtime = LocalRuntime()
+    await runtime.start(params(kill_grace_ms=100))
+    results = [await runtime.exec(ExecRequest(cmd=["sleep", "1000"])) for _ in range(5)]
+    waits = [asyncio.create_task(runtime.wait(result.process_id)) for result in results]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await runtime.stop()
+        assert {(await wait).reason for wait in waits} == {"killed"}
+
+
+async def test_local_says_that_it_isolates_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    runtime = LocalRuntime()
+    await runtime.start(params())
+    assert (await runtime.health()).details["isolation"] == "none"
+    assert "no isolation" in caplog.text
+    await runtime.stop()
+
+
+async def test_the_local_workspace(tmp_path: Path) -> None:
+    runtime = LocalRuntime()
+    with pytest.raises(StartFailed) as raised:
+        await runtime.start(params(workspace={"target": "/nowhere/at/all"}))
+    assert raised.value.reason == "bad_mount"
+    result = await runtime.start(params(workspace={"target": "/w", "source": str(tmp_path)}))
+    assert result.workspace_root == str(tmp_path)
+    await runtime.exec(ExecRequest(cmd=["touch", "here"]))
+    async with asyncio.timeout(10):
+        await runtime.wait((await runtime.list_processes())[0].process_id)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]  # noqa: ASYNC240 - a directory of one
+    await runtime.stop()
+
+
+@pytest.mark.parametrize(("default", "option", "expected"), [("memory", None, "memory"), ("memory", "local", "local")])
+async def test_auto_becomes_what_was_asked_for(default: str, option: str | None, expected: str) -> None:
+    runtime = AutoRuntime(default)
+    with pytest.raises(InvalidState):
+        _ = runtime.capabilities
+    assert (await runtime.health()).message == "not initialized"
+    await runtime.start(params(**({"runtime": option} if option else {})))
+    assert (await runtime.health()).details["runtime"] == expected
+    assert {"wait", "list", "signal"} <= set(runtime.capabilities)
+    runtime.hasten()
+    await runtime.stop()
+
+
+async def test_auto_refuses_a_runtime_that_does_not_exist() -> None:
+    runtime: ProcessRuntime = AutoRuntime("memory")
+    with pytest.raises(InvalidParams) as raised:
+        await runtime.start(params(runtime="vm"))
+    assert raised.value.data["path"] == "$.options.runtime"
+    await runtime.stop()

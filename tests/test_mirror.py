@@ -1,0 +1,34 @@
+"""Every module has the test file that a reader would look for: fastclaw/x/y.py is tested by tests/x/test_y.py."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+EXCEPTIONS = {
+    "__main__.py": "two lines, run by every test that starts `python -m fastclaw`",
+}
+"""Modules without a test file of their own, with the reason. A name here that needs no exception fails too."""
+
+
+def modules() -> list[str]:
+    """Paths below the package. An `__init__` that only carries a docstring or names has nothing to test."""
+    package = ROOT / "fastclaw"
+    return sorted(str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py")
+
+
+def mirror(module: str) -> Path:
+    path = Path(module)
+    return ROOT / "tests" / path.parent / f"test_{path.name}"
+
+
+@pytest.mark.parametrize("module", [module for module in modules() if module not in EXCEPTIONS])
+def test_module_has_its_test_file(module: str) -> None:
+    assert mirror(module).is_file()
+
+
+@pytest.mark.parametrize("module", EXCEPTIONS)
+def test_exception_is_needed(module: str) -> None:
+    assert module in modules()
+    assert not mirror(module).exists()

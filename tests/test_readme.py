@@ -1,0 +1,33 @@
+"""The README's first program is a real file, and prints what the README says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PROGRAM = ROOT / "docs" / "hello.py"
+
+
+def block(after: str) -> str:
+    """The first code block behind a text."""
+    return README.split(after, 1)[1].split("```", 1)[0]
+
+
+def test_the_first_program_is_the_file() -> None:
+    assert block("```python\n") == PROGRAM.read_text()
+
+
+def test_the_first_program_prints_what_the_readme_says() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=100, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout) == (0, block("```\n\n```\n")), done.stderr
+
+
+def test_every_file_that_the_readme_links_to_exists() -> None:
+    links = [part.split(")")[0] for part in README.split("](")[1:]]
+    assert links
+    assert [link for link in links if not (ROOT / link).is_file()] == []
