@@ -7,7 +7,8 @@ STAMP := $(VENV)/.installed
 SOURCES := fastclaw bench tests
 
 ROUNDS ?= 20
-BENCH := $(BIN)/python -m pytest bench -p no:cacheprovider --benchmark-columns=min,median,max,rounds --benchmark-sort=name
+BENCH := $(BIN)/python -m pytest bench -p no:cacheprovider --timeout=600 \
+	--benchmark-columns=min,median,max,rounds --benchmark-sort=name
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -85,7 +85,8 @@ def _start(source: int, target: int, ended: asyncio.Future[None]) -> Relay:
         if is_pipe(target):
             os.close(target)
         else:
-            socket.socket(fileno=os.dup(target)).shutdown(socket.SHUT_WR)
+            with socket.socket(fileno=os.dup(target)) as stream:
+                stream.shutdown(socket.SHUT_WR)
         ended.set_result(None)
 
     os.set_blocking(source, False)

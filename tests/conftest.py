@@ -7,6 +7,7 @@ weighed before and after: descriptors, children, tasks, socket directories, and 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import inspect
 import os
@@ -24,8 +25,13 @@ from tests.balance import children, open_descriptors
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
+pytest_plugins = ["tests.engine_fixtures"]
+
 _SETTLE_S = 2.0
 """How long what was ended may take to be gone: the kernel closes and reaps a moment after the event."""
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37  # include/uapi/linux/prctl.h
 
 _complaints: list[str] = []
 _runtime_dir = Path("/nonexistent")
@@ -84,6 +90,12 @@ def _possessions() -> dict[str, set[str]]:
     }
 
 
+def _is_subreaper() -> bool:
+    flag = ctypes.c_int()
+    _LIBC.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
+    return bool(flag.value)
+
+
 def _difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> str:
     lines = []
     for name, old in before.items():
@@ -105,8 +117,11 @@ def _balanced_books(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves something behind in this process or made the loop complain."""
     _complaints.clear()
     before = _possessions()
+    was_subreaper = _is_subreaper()
     yield
     difference = _settled_difference(before)
+    # The host lane makes its process a subreaper for good; the next test's orphans are init's again.
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, int(was_subreaper), 0, 0, 0)
     complaints = "\n".join(f"  loop: {complaint}" for complaint in _complaints)
     if difference or complaints:
         pytest.fail(f"{request.node.nodeid} left things behind:\n{difference}\n{complaints}", pytrace=False)

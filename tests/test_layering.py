@@ -17,7 +17,19 @@ LAYERS: dict[str, list[str]] = {
     "runtime": [],
     "lane": [],
     "protocol": ["attach", "framing", "http1", "jsonrpc"],
-    "decisions": ["admission", "capacity", "container", "lifecycle", "params", "options", "service", "tree", "verdict"],
+    "decisions": [
+        "admission",
+        "capacity",
+        "container",
+        "lifecycle",
+        "params",
+        "options",
+        "rotation",
+        "service",
+        "diagnosis",
+        "tree",
+        "verdict",
+    ],
     "transport": [
         "hangup",
         "host",
@@ -45,8 +57,10 @@ LAYERS: dict[str, list[str]] = {
         "podman_client",
         "lifecycle",
         "process",
+        "remote_tree",
         "service",
         "shard",
+        "shards",
         "standing",
         "start_proof",
         "rest_process",
@@ -90,7 +104,7 @@ LAYERS: dict[str, list[str]] = {
         "run",
     ],
     "observe": ["histogram", "log"],
-    "cli": ["demo_round", "demo", "options", "passthrough", "run", "serve", "main"],
+    "cli": ["demo_round", "demo", "doctor", "engine", "options", "check", "passthrough", "run", "serve", "main"],
     "__main__": [],
 }
 """The package from its words up to its commands: what stands lower may import what stands above, and nothing else.
@@ -149,17 +163,23 @@ def target(name: str, modules: set[str]) -> str | None:
     top, _, rest = name.partition(".")
     if top != PACKAGE:
         return None
-    while rest not in modules:
+    while rest and rest not in modules:
         rest = rest.rpartition(".")[0]
     return rest
 
 
 def upward(module: str, imports: list[str], order: list[str]) -> list[str]:
-    """The imported modules that do not stand above `module`. The package's own `__init__` stands above all."""
+    """What is imported and does not stand above `module`. Names of the package itself may lead anywhere."""
     known = set(order) | {""}
-    place = {name: index for index, name in enumerate(["", *order])}
-    targets = [found for name in imports if (found := target(name, known)) is not None]
-    return [found for found in targets if place[found] >= place[module]]
+    place = {name: index for index, name in enumerate(order)}
+    found = []
+    for name in imports:
+        home = target(name, known)
+        if home == "" and name != f"{PACKAGE}.__version__":
+            found.append(name)
+        elif home and place[home] >= place[module]:
+            found.append(home)
+    return found
 
 
 def outsiders(imports: list[str]) -> set[str]:
@@ -179,8 +199,12 @@ def test_imports_only_what_stands_above(module: str) -> None:
     assert upward(module, imports_of(module), ORDER) == []
 
 
-def test_the_package_itself_imports_nothing() -> None:
-    assert imports_of("") == []
+def test_the_package_itself_offers_the_sdk_and_loads_nothing() -> None:
+    offered = {home for name in imports_of("") if (home := target(name, set(ORDER)))}
+    assert offered == {"errors", "harness", "runtime"}
+    check = f"import sys, {PACKAGE}; print([name for name in sys.modules if name.startswith('{PACKAGE}.')])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("module", [module for module in ORDER if is_in(module, PURE)])
@@ -220,6 +244,10 @@ def test_an_upward_import_is_seen(text: str) -> None:
 
 def test_an_upward_import_within_a_folder_is_seen() -> None:
     assert upward("a.first", ["fastclaw.a.second.Name"], ["a", "a.first", "a.second"]) == ["a.second"]
+
+
+def test_a_name_of_the_package_itself_is_no_way_around() -> None:
+    assert upward("limits", ["fastclaw.RuntimeHarness"], ORDER) == ["fastclaw.RuntimeHarness"]
 
 
 def test_downward_imports_are_fine() -> None:

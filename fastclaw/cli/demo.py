@@ -41,7 +41,7 @@ def demo(runtime: str, workers: int, lines: int, rounds: int, as_json: bool) -> 
         else:
             console.print(table(result))
         if not result.is_good:
-            _explain(result, console)
+            explain(result, console)
             sys.exit(1)
 
 
@@ -101,6 +101,7 @@ def table(result: Result) -> Table:
     return shown
 
 
-def _explain(result: Result, console: Console) -> None:
+def explain(result: Result, console: Console) -> None:
+    """Say what was wrong, the first of it."""
     for sentence in result.wrong[:LOG_LINES]:
         console.print(sentence, style="red", markup=False, highlight=False)

@@ -84,8 +84,15 @@ class Child:
             IoError: it cannot be started.
         """
         try:
+            # A session of its own: a terminal's Ctrl-C is for its owner, who then ends the runtime in good order.
             self._process = process = subprocess.Popen(  # noqa: ASYNC220 - a vfork; the loops' own do the same
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=env, bufsize=0
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=env,
+                bufsize=0,
+                start_new_session=True,
             )
         except OSError as error:
             raise IoError(f"the runtime {command[0]!r} cannot be started: {error.strerror}") from error

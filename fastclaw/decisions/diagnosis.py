@@ -3,6 +3,7 @@
 Takes facts, gives findings; reads nothing itself.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -28,12 +29,14 @@ class Quotas(Struct, frozen=True, kw_only=True):
     """Kernel quotas that limit how many containers and execs fit; None where the host has no such file.
 
     Parameters:
-        keys: kernel.keys.maxkeys, or root_maxkeys for root: each container takes a session keyring (Podman #13363).
+        keys: keyrings that this user may have: each container takes a session keyring (Podman #13363).
+        keys_setting: which sysctl says so: root has one of its own (keyrings(7)).
         inotify_instances: fs.inotify.max_user_instances: one per waiting exit in the engine (containerd #10309).
         pipe_pages: fs.pipe-user-pages-soft, 0 for no limit; root is exempt.
     """
 
     keys: int | None
+    keys_setting: Literal["kernel.keys.maxkeys", "kernel.keys.root_maxkeys"] = "kernel.keys.maxkeys"
     inotify_instances: int | None
     pipe_pages: int | None
 
@@ -43,19 +46,21 @@ def engine_findings(host: HostFacts, unusable: str | None, versions: Mapping[str
 
     Parameters:
         unusable: why it is not, in one line; None where it answered.
-        versions: what it says it is made of.
+        versions: what it says it is made of, by the names of `EngineVersion`'s fields.
     """
     if unusable is not None:
         return [
             Finding(subject="engine", level="problem", text=unusable, advice=_INSTALL if host.podman is None else None)
         ]
-    findings = [Finding(subject="engine", level="ok", text=_list(versions or {}))]
-    if host.conmon_version in BROKEN_CONMON:
+    parts = versions or {}
+    conmon = _number(parts.get("conmon", "")) or host.conmon_version
+    findings = [Finding(subject="engine", level="ok", text=_parts(parts))]
+    if conmon in BROKEN_CONMON:
         findings.append(
             Finding(
                 subject="conmon",
                 level="problem",
-                text=f"{host.conmon_version} never ends an exec whose child keeps a pipe (conmon #632)",
+                text=f"{conmon} never ends an exec whose child keeps a pipe (conmon #632)",
                 advice="install conmon 2.2.1 or later",
             )
         )
@@ -88,7 +93,7 @@ def capacity_finding(room: Capacity) -> Finding:
 def quota_findings(quotas: Quotas) -> list[Finding]:
     """Kernel quotas, measured against what a full runtime takes."""
     checks = (
-        ("keyrings", quotas.keys, limits.WANTED_KEYS, "sysctl kernel.keys.maxkeys"),
+        ("keyrings", quotas.keys, limits.WANTED_KEYS, f"sysctl {quotas.keys_setting}"),
         ("inotify", quotas.inotify_instances, limits.WANTED_INOTIFY, "sysctl fs.inotify.max_user_instances"),
     )
     return [_quota(*check) for check in checks if check[1] is not None] + _pipe_quota(quotas.pipe_pages)
@@ -112,5 +117,18 @@ def _pipe_quota(pages: int | None) -> list[Finding]:
     return [Finding(subject="pipes", level="ok", text=text)]
 
 
-def _list(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+def _parts(versions: Mapping[str, str]) -> str:
+    """`podman 4.3.1, conmon 2.1.6, crun 1.8.1, overlay`: the engine's own texts also carry commits and build flags."""
+    numbered = (
+        ("podman", versions.get("podman")),
+        ("conmon", versions.get("conmon")),
+        (versions.get("oci_runtime") or "OCI runtime", versions.get("oci_runtime_version")),
+    )
+    parts = [f"{name} {_number(text) or text}" for name, text in numbered if text]
+    return ", ".join([*parts, *filter(None, [versions.get("storage_driver")])])
+
+
+def _number(text: str) -> str | None:
+    """The first dotted number in a version text."""
+    found = re.search(r"\d+(?:\.\d+)+", text)
+    return found and found[0]

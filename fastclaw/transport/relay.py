@@ -82,11 +82,12 @@ class Relay:
             self.moved += moved
             # A short move most likely emptied a pipe: asking again would cost a call for an EAGAIN. A socket is read on
             # until EAGAIN or its end: after a reset (POLLERR) uvloop calls once more and then drops the watcher.
-            if moved < limits.PIPE_BYTES and self._source_is_pipe:
+            if moved >= limits.PIPE_BYTES:
+                self._enlarge()
+            elif self._source_is_pipe:
                 if is_holding(self._move):
                     self._wait_for_target()
                 return
-            self._enlarge()
 
     def _enlarge(self) -> None:
         if self._pipe is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw.errors import InvalidParams, InvalidState, StartFailed
-from fastclaw.runtime import ExecRequest, InitializeParams, ProcessRuntime
+from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.auto import AutoRuntime
 from fastclaw.runtimes.local import LocalRuntime
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
@@ -18,7 +18,6 @@ from tests.runtimes.lanes import ScriptedLane
 
 if TYPE_CHECKING:
     import contextlib
-    from pathlib import Path
 
     from fastclaw.decisions.options import Options
     from fastclaw.transport.listener import SocketDirectory
@@ -112,57 +111,3 @@ async def test_up_and_down(make: type[ManagedRuntime]) -> None:
 async def test_stop_before_start() -> None:
     for runtime in (MemoryRuntime(), LocalRuntime(), AutoRuntime()):
         await runtime.stop()
-
-
-async def test_stop_ends_what_runs() -> None:
-    runtime = LocalRuntime()
-    await runtime.start(params(kill_grace_ms=100))
-    results = [await runtime.exec(ExecRequest(cmd=["sleep", "1000"])) for _ in range(5)]
-    waits = [asyncio.create_task(runtime.wait(result.process_id)) for result in results]
-    await asyncio.sleep(0)
-    async with asyncio.timeout(10):
-        await runtime.stop()
-        assert {(await wait).reason for wait in waits} == {"killed"}
-
-
-async def test_local_says_that_it_isolates_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    runtime = LocalRuntime()
-    await runtime.start(params())
-    assert (await runtime.health()).details["isolation"] == "none"
-    assert "no isolation" in caplog.text
-    await runtime.stop()
-
-
-async def test_the_local_workspace(tmp_path: Path) -> None:
-    runtime = LocalRuntime()
-    with pytest.raises(StartFailed) as raised:
-        await runtime.start(params(workspace={"target": "/nowhere/at/all"}))
-    assert raised.value.reason == "bad_mount"
-    result = await runtime.start(params(workspace={"target": "/w", "source": str(tmp_path)}))
-    assert result.workspace_root == str(tmp_path)
-    await runtime.exec(ExecRequest(cmd=["touch", "here"]))
-    async with asyncio.timeout(10):
-        await runtime.wait((await runtime.list_processes())[0].process_id)
-    assert [path.name for path in tmp_path.iterdir()] == ["here"]  # noqa: ASYNC240 - a directory of one
-    await runtime.stop()
-
-
-@pytest.mark.parametrize(("default", "option", "expected"), [("memory", None, "memory"), ("memory", "local", "local")])
-async def test_auto_becomes_what_was_asked_for(default: str, option: str | None, expected: str) -> None:
-    runtime = AutoRuntime(default)
-    with pytest.raises(InvalidState):
-        _ = runtime.capabilities
-    assert (await runtime.health()).message == "not initialized"
-    await runtime.start(params(**({"runtime": option} if option else {})))
-    assert (await runtime.health()).details["runtime"] == expected
-    assert {"wait", "list", "signal"} <= set(runtime.capabilities)
-    runtime.hasten()
-    await runtime.stop()
-
-
-async def test_auto_refuses_a_runtime_that_does_not_exist() -> None:
-    runtime: ProcessRuntime = AutoRuntime("memory")
-    with pytest.raises(InvalidParams) as raised:
-        await runtime.start(params(runtime="vm"))
-    assert raised.value.data["path"] == "$.options.runtime"
-    await runtime.stop()

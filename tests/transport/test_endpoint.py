@@ -22,6 +22,10 @@ SOCKET_ROOM = 1 << 20
 """More than a Unix socket and its overhead ever hold here (net.core.wmem_default)."""
 
 
+STDIN_ROOM = limits.BULK_PIPE_BYTES // 4096 * 32768 + SOCKET_ROOM
+"""What a pipe of that many slots holds at most: splice puts whole fragments of a socket, up to 32 KiB, into a slot."""
+
+
 @pytest.fixture(params=["splice", "copy"], autouse=True)
 def mover(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(splice, "kind", lambda: request.param)
@@ -255,7 +259,7 @@ async def test_a_process_that_closes_its_stdin_refuses_input_and_goes_on_writing
 async def test_a_client_blocked_on_a_full_stdin_learns_that_nobody_reads() -> None:
     async with endpoint() as rig:
         client = await rig.connect()
-        sending = asyncio.create_task(client.send(b"x" * (4 * SOCKET_ROOM)))
+        sending = asyncio.create_task(client.send(b"x" * (2 * STDIN_ROOM)))
         await until(lambda: _is_full(rig.stdin))
         rig.stdin.close()
         with pytest.raises(BrokenPipeError):
@@ -336,7 +340,17 @@ async def test_a_process_that_never_reads_holds_no_more_than_pipe_and_socket() -
         for _ in range(300):
             sent += client.fill()
             await asyncio.sleep(0)
-        assert sent <= 2 * limits.BULK_PIPE_BYTES + SOCKET_ROOM
+        assert sent <= STDIN_ROOM
+
+
+async def test_a_few_bytes_of_input_do_not_enlarge_the_pipe() -> None:
+    """Pipes of 1 MiB are few per user (fs.pipe-user-pages-soft)."""
+    async with endpoint() as rig:
+        client = await rig.connect()
+        for _ in range(3):
+            await client.send(b"x" * 1000)
+            assert len(await rig.stdin.read()) > 0
+        assert fcntl.fcntl(rig.stdin.fd, fcntl.F_GETPIPE_SZ) == limits.PIPE_BYTES
 
 
 async def test_a_blocked_stdin_does_not_hold_up_the_output() -> None:

@@ -1,0 +1,150 @@
+"""One private Podman service for all tests that need an engine, with its own storage and the busybox image in it.
+
+Registered by tests/conftest.py; started by the first test that asks for it.
+"""
+
+import asyncio
+import os
+import select
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from msgspec import Struct
+from podman import PodmanClient
+
+from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
+from fastclaw.engine.host import host_facts
+from fastclaw.engine.image import make_busybox_image
+from fastclaw.engine.service import ManagedService
+from fastclaw.errors import StartFailed
+
+
+class EngineService(Struct, frozen=True, kw_only=True):
+    """A running service. `image` is in its storage."""
+
+    url: str
+    image: str
+    state_dir: Path
+    run_dir: Path
+    plan: ServicePlan
+
+
+class LoopThread:
+    """An event loop in a thread that lives as long as the session, as the service's death signal asks for."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine-service")
+        self._thread.start()
+
+    def run(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a coroutine on the loop and wait for it."""
+        asyncio.run_coroutine_threadsafe(call(), self._loop).result(60)
+
+    def close(self) -> None:
+        """End the loop and its thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+def unusable(reason: str) -> NoReturn:
+    """Skip where a developer has no engine; fail where CI promises one."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"engine tests need Podman in CI: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory with a path short enough for sockets; what is mounted below it is unmounted first."""
+    yield from _short_dir()
+
+
+@pytest.fixture(scope="session")
+def engine_plan() -> ServicePlan:
+    """How a service runs on this machine."""
+    try:
+        return plan_service(host_facts(Path(tempfile.gettempdir())))
+    except StartFailed as error:
+        unusable(str(error))
+
+
+@pytest.fixture(scope="session")
+def engine_service(engine_plan: ServicePlan) -> Iterator[EngineService]:
+    """A service with `.url` and `.image`, shared by all tests of the session."""
+    loop = LoopThread()
+    for base in _short_dir():
+        state_dir, run_dir = base / "s", base / "r"
+        service = ManagedService(engine_plan, state_dir, run_dir)
+        try:
+            loop.run(service.start)
+            _import_image(service.url)
+            yield EngineService(
+                url=service.url, image=DEFAULT_IMAGE, state_dir=state_dir, run_dir=run_dir, plan=engine_plan
+            )
+            _remove_containers(service.url)
+        except StartFailed as error:
+            unusable(str(error))
+        finally:
+            loop.run(service.stop)
+            loop.close()
+
+
+def _short_dir() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="fc", dir="/tmp"))
+    try:
+        yield path
+    finally:
+        _end_processes_of(path)
+        _unmount_below(path)
+        shutil.rmtree(path)
+
+
+def _import_image(url: str) -> None:
+    with PodmanClient(base_url=url) as client:
+        make_busybox_image(client.api)
+
+
+def _remove_containers(url: str) -> None:
+    with PodmanClient(base_url=url) as client:
+        for container in client.containers.list(all=True):
+            client.api.delete(f"/containers/{container.id}", params={"force": True, "timeout": 0})
+
+
+def _end_processes_of(path: Path) -> None:
+    """conmon starts a Podman when its container ends; it would go on writing below `path`."""
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal() and f"{path}/".encode() in _command_line(process):
+            _kill_and_wait(int(process.name))
+
+
+def _command_line(process: Path) -> bytes:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return (process / "cmdline").read_bytes()
+    return b""
+
+
+def _kill_and_wait(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], 5)
+        finally:
+            os.close(pidfd)
+
+
+def _unmount_below(path: Path) -> None:
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        point = line.split(" ")[4]
+        if point.startswith(f"{path}/"):
+            os.spawnlp(os.P_WAIT, "umount", "umount", "-l", point)

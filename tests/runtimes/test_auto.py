@@ -1,0 +1,52 @@
+"""The runtime that is chosen when it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastclaw.errors import InvalidParams, InvalidState
+from fastclaw.runtime import InitializeParams, ProcessRuntime
+from fastclaw.runtimes import auto
+from fastclaw.runtimes.auto import AutoRuntime
+
+
+def params(**options: Any) -> InitializeParams:
+    return InitializeParams(namespace="n", options=options)
+
+
+@pytest.mark.parametrize(("default", "option", "expected"), [("memory", None, "memory"), ("memory", "local", "local")])
+async def test_auto_becomes_what_was_asked_for(default: str, option: str | None, expected: str) -> None:
+    runtime = AutoRuntime(default)
+    with pytest.raises(InvalidState):
+        _ = runtime.capabilities
+    assert (await runtime.health()).message == "not initialized"
+    await runtime.start(params(**({"runtime": option} if option else {})))
+    assert (await runtime.health()).details["runtime"] == expected
+    assert {"wait", "list", "signal"} <= set(runtime.capabilities)
+    runtime.hasten()
+    await runtime.stop()
+
+
+async def test_auto_refuses_a_runtime_that_does_not_exist() -> None:
+    runtime: ProcessRuntime = AutoRuntime("memory")
+    with pytest.raises(InvalidParams) as raised:
+        await runtime.start(params(runtime="vm"))
+    assert raised.value.data["path"] == "$.options.runtime"
+    await runtime.stop()
+
+
+def test_without_an_engine_auto_is_local_and_warns(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(auto, "why_no_engine", lambda *_: "none is installed")
+    assert auto.choose("auto", params()) == "local"
+    assert "none is installed" in caplog.text
+    assert "isolates nothing" in caplog.text
+
+
+def test_with_an_engine_auto_is_podman(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "why_no_engine", lambda *_: None)
+    assert auto.choose("auto", params()) == "podman"
+    assert auto.choose("memory", params()) == "memory"

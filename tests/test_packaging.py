@@ -1,0 +1,89 @@
+"""The commands of a fresh machine: what the Makefile offers, and the one line that says what is missing."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOBODY = 65534
+
+TARGETS = {"install", "test", "check", "fmt", "demo", "bench", "bench-check", "soak", "fuzz", "clean"}
+
+
+def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **more}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env=environment)
+
+
+def test_help_is_the_default_and_lists_every_target() -> None:
+    done = run("make", "--no-print-directory", MAKEFLAGS="")
+    assert done.returncode == 0
+    listed = {line.split()[0] for line in done.stdout.splitlines()}
+    assert listed >= TARGETS
+    phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY"))
+    assert listed == set(phony.split()[1:])
+
+
+def test_ci_runs_tests_and_checks() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    steps = re.findall(r"^step make (\w+)$", script.read_text(), re.MULTILINE)
+    assert steps == ["test", "check"]
+
+
+@pytest.mark.parametrize("python", ["no-such-python", "false"])
+def test_a_python_that_does_not_run_is_one_line(tmp_path: Path, python: str) -> None:
+    done = run(str(ROOT / "scripts" / "make-venv"), python, str(tmp_path / "venv"))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"fastclaw: {python} does not run; install Python 3.11")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "venv").exists()
+
+
+def test_the_python_that_is_found_is_new_enough() -> None:
+    done = run(str(ROOT / "scripts" / "find-python"))
+    check = [done.stdout.strip(), "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    assert subprocess.run(check, check=False, timeout=60).returncode == 0
+
+
+def engine_packages(path: str) -> subprocess.CompletedProcess[str]:
+    """The script as somebody who is not root; read from stdin, for the project may lie where only its owner looks."""
+    script = (ROOT / "scripts" / "engine-packages").read_text()
+    user = NOBODY if os.geteuid() == 0 else None
+    return subprocess.run(
+        ["/bin/sh", "-s", "true"],
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        user=user,
+        cwd="/",
+        env={"PATH": path},
+    )
+
+
+def test_without_root_or_apt_what_is_missing_is_said_in_one_line_and_things_go_on() -> None:
+    done = engine_packages("/nonexistent")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.count("\n") == 1
+    assert "podman" in done.stderr
+    assert "busybox-static" in done.stderr
+
+
+def test_without_root_the_one_command_is_printed() -> None:
+    if shutil.which("apt-get") is None:
+        pytest.skip("no apt-get on this system: the other message is the right one")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        for name in ("id", "apt-get"):
+            Path(directory, name).symlink_to(shutil.which(name) or name)
+        done = engine_packages(directory)
+    assert done.returncode == 0
+    assert done.stderr.startswith("fastclaw: the engine tests need more: sudo apt-get install podman crun ")
+    assert done.stderr.count("\n") == 1
