@@ -219,8 +219,21 @@ class Dispatcher:
                 self._submit(item, reply)
 
     def _submit(self, request: jsonrpc.Request, reply: Reply) -> None:
+        method = METHODS.get(request.method)
+        if self._in_flight >= limits.MAX_IN_FLIGHT and not (method and method.is_control):
+            self._refuse(request, reply)
+            return
         self._in_flight += 1
         self._workers.submit((request, reply))
+
+    def _refuse(self, request: jsonrpc.Request, reply: Reply) -> None:
+        if request.id is not None:
+            error = InvalidState(f"{limits.MAX_IN_FLIGHT} requests are in flight; try again later", "overloaded")
+            reply(jsonrpc.encode_error(request.id, error))
+
+    def hold(self, is_held: bool) -> None:
+        """Begin no more requests, or go on: for an output that is not read, so that answers do not pile up."""
+        self._workers.hold(is_held)
 
     async def _answer(self, work: tuple[jsonrpc.Request, Reply]) -> None:
         request, reply = work
@@ -246,8 +259,6 @@ class Dispatcher:
         method = METHODS.get(request.method)
         if method is None:
             raise MethodNotFound(f"no method {request.method!r}; there are {', '.join(METHODS)}", method=request.method)
-        if self._in_flight > limits.MAX_IN_FLIGHT and not method.is_control:
-            raise InvalidState(f"{limits.MAX_IN_FLIGHT} requests are in flight; try again later", "overloaded")
         params = convert(request.params, method.shape)
         if method.yields_to_shutdown:
             result = await self._yielding_to_shutdown(method.serve(self.calls, params))

@@ -79,6 +79,7 @@ class _Session:
 
     def _on_pressure(self, is_high: bool) -> None:
         """A reader that is slower than we are: read no more requests until it has caught up."""
+        self._dispatcher.hold(is_high)
         if is_high:
             self._source.pause()
         else:

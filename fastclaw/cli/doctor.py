@@ -1,13 +1,13 @@
 """`fastclaw doctor`: can this host run it, how much of it, and what to change."""
 
 import os
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from fastclaw import limits
 from fastclaw.decisions.capacity import capacity
@@ -24,6 +24,8 @@ from fastclaw.transport import loop, splice
 from fastclaw.transport.host import host_limits, raise_file_limit
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+_LEVEL_WIDTH = max(map(len, _COLOURS))
+_MIN_TEXT_WIDTH = 20
 
 
 @click.command()
@@ -35,7 +37,7 @@ def doctor(url: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(findings)).decode())
     else:
-        Console().print(_table(findings))
+        click.echo(report(findings, shutil.get_terminal_size().columns))
     if any(finding.level == "problem" for finding in findings):
         sys.exit(1)
 
@@ -70,16 +72,17 @@ async def _ask_engine(url: str | None, facts: HostFacts) -> tuple[str | None, di
     finally:
         if service is not None:
             await service.stop()
-    names = ("podman", "conmon", "oci_runtime_version", "storage_driver")
+    names = ("podman", "conmon", "oci_runtime", "oci_runtime_version", "storage_driver")
     return None, {name: getattr(version, name) for name in names}
 
 
 def _quotas() -> Quotas:
-    keys = "root_maxkeys" if os.geteuid() == 0 else "maxkeys"
+    is_root = os.geteuid() == 0
     return Quotas(
-        keys=_number(f"kernel/keys/{keys}"),
+        keys=_number("kernel/keys/root_maxkeys" if is_root else "kernel/keys/maxkeys"),
+        keys_setting="kernel.keys.root_maxkeys" if is_root else "kernel.keys.maxkeys",
         inotify_instances=_number("fs/inotify/max_user_instances"),
-        pipe_pages=None if os.geteuid() == 0 else _number("fs/pipe-user-pages-soft"),
+        pipe_pages=None if is_root else _number("fs/pipe-user-pages-soft"),
     )
 
 
@@ -90,9 +93,17 @@ def _number(name: str) -> int | None:
         return None
 
 
-def _table(findings: list[Finding]) -> Table:
-    table = Table("", "finding", "what to do", title="fastclaw doctor")
-    for finding in findings:
-        colour = _COLOURS[finding.level]
-        table.add_row(f"[{colour}]{finding.level}[/] {finding.subject}", finding.text, finding.advice or "")
-    return table
+def report(findings: list[Finding], width: int) -> str:
+    """One finding per line, wrapped to `width` columns, with what to do below it."""
+    subject_width = max(len(finding.subject) for finding in findings)
+    return "\n".join(line for finding in findings for line in _lines(finding, subject_width, width))
+
+
+def _lines(finding: Finding, subject_width: int, width: int) -> list[str]:
+    level = f"{finding.level:<{_LEVEL_WIDTH}}"
+    head = f"{level}  {finding.subject:<{subject_width}}  "
+    text = textwrap.wrap(finding.text, max(width - len(head), _MIN_TEXT_WIDTH), break_long_words=False)
+    # Not wrapped: it is there to be copied.
+    text += [f"-> {finding.advice}"] if finding.advice else []
+    first, *rest = [(" " * len(head) if number else head) + line for number, line in enumerate(text)]
+    return [click.style(level, fg=_COLOURS[finding.level]) + first[len(level) :], *rest]

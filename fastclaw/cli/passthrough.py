@@ -1,18 +1,40 @@
 """This terminal's stdin, stdout and stderr, passed to and from a process with backpressure in every direction."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from fastclaw.client import RemoteProcess
 from fastclaw.errors import IoError
 from fastclaw.transport.stdio import ByteSink, ByteSource, OwnedDescriptor
 
 
-async def feed_stdin(process: RemoteProcess) -> None:
-    """Send our stdin to the process until its end, then end the process's. Cancel it when the process has ended."""
+def complete_standard_descriptors() -> None:
+    """Have fd 0, 1 and 2 stand for nothing where they are closed. To be called before anything else takes a descriptor:
+    an event loop's own would become stdin or stdout."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes `fd`, the lowest that is free
+
+
+@contextmanager
+def own_streams() -> Iterator[tuple[int, int, int]]:
+    """Non-blocking descriptors for our stdin, stdout and stderr."""
+    with ExitStack() as release:  # in reverse: where all are one socket, only the first saw its flag untouched
+        streams = OwnedDescriptor.input(0), OwnedDescriptor.output(1), OwnedDescriptor.output(2)
+        for owned in streams:
+            release.callback(owned.release)
+        yield streams[0].fd, streams[1].fd, streams[2].fd
+
+
+async def feed_stdin(process: RemoteProcess, fd: int) -> None:
+    """Send what `fd` gives to the process until its end, then end the process's stdin. Cancel it when the process has
+    ended."""
     chunks: asyncio.Queue[bytes] = asyncio.Queue(1)
-    owned = OwnedDescriptor.input(0)
-    source = ByteSource(owned.fd, lambda data: _take(source, chunks, data), lambda: chunks.put_nowait(b""))
+    source = ByteSource(fd, lambda data: _take(source, chunks, data), lambda: chunks.put_nowait(b""))
     try:
         source.resume()
         while chunk := await chunks.get():
@@ -23,7 +45,6 @@ async def feed_stdin(process: RemoteProcess) -> None:
         pass  # the process reads no more: nothing to pass on
     finally:
         source.close()
-        owned.release()
 
 
 def _take(source: ByteSource, chunks: "asyncio.Queue[bytes]", data: bytes) -> None:
@@ -31,14 +52,16 @@ def _take(source: ByteSource, chunks: "asyncio.Queue[bytes]", data: bytes) -> No
     chunks.put_nowait(data)
 
 
-async def pass_on(read: Callable[[], Awaitable[bytes]], fd: int) -> None:
-    """Write what `read` gives to one of our own descriptors until its end. A reader of ours that left is no error."""
-    owned = OwnedDescriptor.output(fd)
-    sink = ByteSink(owned.fd, lambda is_high: None, lambda: None)
+async def pass_on(read: Callable[[], Awaitable[bytes]], fd: int, on_left: Callable[[], None]) -> None:
+    """Write what `read` gives to `fd` until its end.
+
+    Parameters:
+        on_left: called once when nobody reads `fd` any more; what still comes is dropped.
+    """
+    sink = ByteSink(fd, lambda is_high: None, on_left)
     try:
         while chunk := await read():
             sink.write(bytes(chunk))
             await sink.drain()
     finally:
         sink.close()
-        owned.release()

@@ -4,12 +4,14 @@ import asyncio
 import os
 import signal
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
 
 import click
 
 from fastclaw.cli.options import runtime_options
-from fastclaw.cli.passthrough import feed_stdin, pass_on
+from fastclaw.cli.passthrough import feed_stdin, own_streams, pass_on
 from fastclaw.client import RemoteProcess, RuntimeClient
 from fastclaw.errors import ExecFailed
 from fastclaw.runtime import ExitRecord
@@ -18,11 +20,14 @@ from fastclaw.transport import loop
 _SHELL_CODES = {"not_found": 127, "permission_denied": 126, "not_executable": 126}
 """What a shell would return for a command that does not start; podman exec does the same."""
 
-_NOT_STARTED = 125
+NOT_STARTED = 125
+"""What podman exec returns where the failure is not the command's; any other code may be the command's own."""
+
 _SIGNALLED = 128
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"allow_interspersed_args": False})
 @runtime_options
 @click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="Set a variable; may be repeated.")
 @click.option("--workdir", "-w", metavar="PATH", help="Directory inside in which the command starts.")
@@ -55,34 +60,89 @@ def _pair(entry: str) -> tuple[str, str]:
 async def _run(command: list[str], options: dict[str, Any], env: dict[str, str], request: dict[str, Any]) -> int:
     serve = [sys.executable, "-m", "fastclaw", "serve", "--log-level", "warning"]
     namespace = f"run-{os.getpid()}"
-    async with RuntimeClient.spawn(serve, namespace=namespace, options=options) as runtime:
+    with _Ending() as ending:
         try:
-            process = await runtime.exec(command, env=env, **request)
-        except ExecFailed as error:
-            click.echo(f"fastclaw: {error}", err=True)
-            return _SHELL_CODES.get(error.reason, _NOT_STARTED)
-        async with process:
-            return await _attend(process)
+            async with RuntimeClient.spawn(serve, namespace=namespace, options=options) as runtime:
+                return await _run_in(runtime, ending, command, env, request)
+        except asyncio.CancelledError:
+            if ending.signum is None:
+                raise
+            return _SIGNALLED + ending.signum
 
 
-async def _attend(process: RemoteProcess) -> int:
-    """Pass the streams through until both outputs have ended, then give back the exit code."""
+async def _run_in(
+    runtime: RuntimeClient, ending: "_Ending", command: list[str], env: dict[str, str], request: dict[str, Any]
+) -> int:
+    try:
+        process = await runtime.exec(command, env=env, **request)
+    except ExecFailed as error:
+        click.echo(f"fastclaw: {error}", err=True)
+        return _SHELL_CODES.get(error.reason, NOT_STARTED)
+    async with process:
+        try:
+            await _attend(process, ending)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from group  # one failure cancels the rest
+        record = await process.wait()
+    return _exit_code(record) if ending.signum is None else _SIGNALLED + ending.signum
+
+
+async def _attend(process: RemoteProcess, ending: "_Ending") -> None:
+    """Pass the streams through until both outputs have ended."""
     await process.connect()
-    interrupted: list[int] = []
-    async with asyncio.TaskGroup() as group:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(signum, _interrupt, signum, process, interrupted, group)
-        feeding = group.create_task(feed_stdin(process))
-        await asyncio.gather(pass_on(process.stdout_read, 1), pass_on(process.stderr_read, 2))
-        feeding.cancel()
-    record = await process.wait()
-    return _SIGNALLED + interrupted[0] if interrupted else _exit_code(record)
+    with own_streams() as (stdin, stdout, stderr):
+        async with asyncio.TaskGroup() as group:
+            with ending.of(process, group):
+                feeding = group.create_task(feed_stdin(process, stdin))
+                await asyncio.gather(
+                    pass_on(process.stdout_read, stdout, lambda: ending.ask(signal.SIGPIPE)),
+                    pass_on(process.stderr_read, stderr, lambda: ending.ask(signal.SIGPIPE)),
+                )
+                feeding.cancel()
 
 
-def _interrupt(signum: int, process: RemoteProcess, seen: list[int], group: asyncio.TaskGroup) -> None:
-    """The first signal asks the tree to end, a second one does not wait."""
-    seen.append(signum)
-    group.create_task(process.kill(None if len(seen) == 1 else 0))
+class _Ending:
+    """Ends what is under way before its own end: for a signal to us, or because nobody reads our output any more.
+
+    Before the command runs, the start is given up; while it runs, the first time asks its tree to end and the second
+    does not wait; once it has ended, the teardown, which has a deadline, goes on.
+
+    Attributes:
+        signum: the first signal, or what a shell would report for it.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._main = asyncio.current_task()
+        self._kill: Callable[[int | None], object] | None = None
+        self._is_over = False
+        self.signum: int | None = None
+
+    def __enter__(self) -> Self:
+        for signum in _SIGNALS:
+            self._loop.add_signal_handler(signum, self.ask, signum)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum in _SIGNALS:
+            self._loop.remove_signal_handler(signum)
+
+    @contextmanager
+    def of(self, process: RemoteProcess, group: asyncio.TaskGroup) -> Iterator[None]:
+        """Ending means this process meanwhile; `group` owns the calls."""
+        self._kill = lambda grace_ms: group.create_task(process.kill(grace_ms))
+        try:
+            yield
+        finally:
+            self._kill, self._is_over = None, True
+
+    def ask(self, signum: int) -> None:
+        """End it."""
+        first, self.signum = self.signum is None, self.signum or signum
+        if self._kill is not None:
+            self._kill(None if first else 0)
+        elif first and not self._is_over and self._main is not None:
+            self._main.cancel()
 
 
 def _exit_code(record: ExitRecord) -> int:
@@ -90,5 +150,5 @@ def _exit_code(record: ExitRecord) -> int:
         return _SIGNALLED + record.signal
     if record.exit_code is None:
         click.echo(f"fastclaw: how the command ended is not known ({record.reason})", err=True)
-        return _NOT_STARTED
+        return NOT_STARTED
     return record.exit_code

@@ -23,8 +23,8 @@ signal ends that `wait` at once. 2 147 483 s is the longest sleep whose millisec
 NetworkMode = Literal["none", "open"]
 
 
-Workspace = tuple[str | None, str]
-"""Source on the engine's host (None: a fresh volume that goes with the container), and absolute target inside."""
+Workspace = tuple[str, str]
+"""Source (an absolute path on the engine's host, or a volume's name), and absolute target inside."""
 
 
 class InitPlan(Struct, frozen=True, kw_only=True):
@@ -189,8 +189,8 @@ def _places(init: InitPlan, workspace: Workspace | None) -> dict[str, Any]:
     if workspace is None:
         return {"mounts": mounts}
     source, target = workspace
-    if source is None:
-        volume = {"Name": "", "Dest": target, "Options": ["nosuid", "nodev"]}
+    if not source.startswith("/"):
+        volume = {"Name": source, "Dest": target, "Options": ["nosuid", "nodev"]}
         return {"mounts": mounts, "volumes": [volume]}
     return {"mounts": [*mounts, _bind(source, target, "rw")]}
 

@@ -22,7 +22,7 @@ from fastclaw import limits
 from fastclaw.decisions.service import DEFAULT_IMAGE
 from fastclaw.engine.failures import mapped_errors
 from fastclaw.engine.image import make_busybox_image
-from fastclaw.engine.podman_client import Created, Info, Inspected, Listed, Top, answer, make_client
+from fastclaw.engine.podman_client import Created, Info, Inspected, Listed, ListedVolume, Top, answer, make_client
 from fastclaw.errors import StartFailed
 
 Pull = Literal["missing", "never", "always"]
@@ -49,6 +49,13 @@ class ContainerInfo(Struct, frozen=True, kw_only=True):
     id: str
     labels: dict[str, str]
     state: str
+
+
+class VolumeInfo(Struct, frozen=True, kw_only=True):
+    """One line of the engine's list of volumes."""
+
+    name: str
+    labels: dict[str, str]
 
 
 class ContainerState(Struct, frozen=True, kw_only=True):
@@ -145,14 +152,28 @@ class EngineLifecycle:
 
     async def list_containers(self, labels: Mapping[str, str]) -> list[ContainerInfo]:
         """All containers, in any state, that carry every one of these labels."""
-        wanted = [f"{name}={value}" for name, value in labels.items()]
-        params = {"all": "true", "filters": msgspec.json.encode({"label": wanted}).decode()}
+        params = {"all": "true", "filters": _label_filter(labels)}
         found = await self._run(lambda client: answer(client.get("/containers/json", params=params), list[Listed]))
         return [ContainerInfo(id=one.id, labels=one.labels or {}, state=one.state) for one in found]
 
     async def inspect_container(self, container: str) -> ContainerState | None:
         """How a container is now, or None where there is none."""
         return await self._run(lambda client: _inspect(client, container))
+
+    async def create_volume(self, name: str, labels: Mapping[str, str]) -> None:
+        """Make an empty named volume."""
+        body = msgspec.json.encode({"Name": name, "Label": dict(labels)})
+        await self._run(lambda client: client.post("/volumes/create", data=body, headers=JSON).raise_for_status())
+
+    async def remove_volume(self, name: str) -> None:
+        """Remove a volume with what is in it; one that is gone is fine."""
+        await self._run(lambda client: _remove_volume(client, name))
+
+    async def list_volumes(self, labels: Mapping[str, str]) -> list[VolumeInfo]:
+        """All volumes that carry every one of these labels."""
+        params = {"filters": _label_filter(labels)}
+        found = await self._run(lambda client: answer(client.get("/volumes/json", params=params), list[ListedVolume]))
+        return [VolumeInfo(name=one.name, labels=one.labels or {}) for one in found]
 
     async def count_processes(self, container: str) -> int:
         """How many processes run in a container, its init included.
@@ -256,6 +277,16 @@ def _inspect(client: APIClient, container: str) -> ContainerState | None:
             raise
         return None
     return ContainerState(pid=state.pid, running=state.running)
+
+
+def _label_filter(labels: Mapping[str, str]) -> str:
+    return msgspec.json.encode({"label": [f"{name}={value}" for name, value in labels.items()]}).decode()
+
+
+def _remove_volume(client: APIClient, name: str) -> None:
+    response = client.delete(f"/volumes/{quote_plus(name)}", params={"force": "true"})
+    if response.status_code != 404:
+        response.raise_for_status()
 
 
 def _remove(client: APIClient, container: str) -> None:

@@ -27,6 +27,13 @@ class Listed(Struct, rename="pascal"):
     labels: dict[str, str] | None = None
 
 
+class ListedVolume(Struct, rename="pascal"):
+    """One entry of `GET /volumes/json`."""
+
+    name: str
+    labels: dict[str, str] | None = None
+
+
 class Top(Struct, rename="pascal"):
     """Answer to `GET /containers/{name}/top`."""
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fastclaw import limits
 from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.errors import FastclawError, StartFailed
 
@@ -39,6 +40,7 @@ class Shard:
         self._spec = spec
         self._init_processes = init_processes
         self._on_death = on_death
+        self._creation: asyncio.Task[str] | None = None
         self._pidfd: int | None = None
         self.container = ""
         self.is_local = False
@@ -51,7 +53,8 @@ class Shard:
         Raises:
             StartFailed: with the engine's reason; `remove` takes back what is there.
         """
-        self.container = await self._engine.create_container(self._spec)
+        self._creation = asyncio.get_running_loop().create_task(self._engine.create_container(self._spec))
+        self.container = await asyncio.shield(self._creation)
         await self._engine.start_container(self.container)
         state = await self._engine.inspect_container(self.container)
         if state is None or not state.running:
@@ -69,6 +72,8 @@ class Shard:
             pidfd = os.pidfd_open(init)
         except (ProcessLookupError, ValueError):
             return
+        except OSError as error:
+            raise StartFailed(f"the container cannot be watched: {error.strerror}", "io_error") from error
         # Asked for after the open: a number that was given out anew in between does not carry our container's id.
         if not self._is_ours(init):
             os.close(pidfd)
@@ -114,5 +119,15 @@ class Shard:
         """Remove it with all that runs in it. Idempotent, also after a failed `start`."""
         self._forget()
         self.alive = False
+        await self._finish_creation()
         if self.container:
             await self._engine.remove_container(self.container)
+
+    async def _finish_creation(self) -> None:
+        """A start that was cancelled: let the engine say what it creates, so that it can be removed here and now."""
+        if self._creation is None or self.container:
+            return
+        await asyncio.wait((self._creation,), timeout=limits.ABANDONED_START_MS / 1000)
+        self._creation.cancel()  # too late: the engine's thread removes what still comes
+        with suppress(FastclawError, asyncio.CancelledError):
+            self.container = await self._creation

@@ -10,7 +10,7 @@ comes up and goes is `Shard`'s.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from fastclaw import limits
@@ -91,15 +91,12 @@ class Shards:
         Raises:
             StartFailed: one of them did not come up; `aclose` takes the others down.
         """
-        results = await asyncio.gather(*(self._fill(place) for place in self._places), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        _raise_first(await asyncio.gather(*(self._fill(place) for place in self._places), return_exceptions=True))
 
     async def kill(self) -> None:
-        """End everything in every container at once."""
+        """End everything in every container at once, even if one resists; the first error is raised then."""
         self._closed = True
-        await asyncio.gather(*(shard.kill() for shard in self._rotations))
+        _raise_first(await asyncio.gather(*(shard.kill() for shard in self._rotations), return_exceptions=True))
 
     async def aclose(self) -> None:
         """Remove every container, even if one resists; the first error is raised then."""
@@ -110,10 +107,7 @@ class Shards:
         await asyncio.gather(*tasks, return_exceptions=True)
         shards = list(self._rotations)
         self._rotations.clear()
-        results = await asyncio.gather(*(shard.remove() for shard in shards), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        _raise_first(await asyncio.gather(*(shard.remove() for shard in shards), return_exceptions=True))
 
     async def _fill(self, place: Place) -> None:
         """Bring a container up and give it the place; what it replaces drains."""
@@ -162,9 +156,9 @@ class Shards:
 
     async def _succeed(self, place: Place) -> None:
         try:
+            if place.shard is not None and not place.shard.alive:
+                await asyncio.sleep(revival_delay_s(place.failures))
             while not self._closed:
-                if place.shard is not None and not place.shard.alive:
-                    await asyncio.sleep(revival_delay_s(place.failures))
                 try:
                     await self._fill(place)
                     return
@@ -196,3 +190,9 @@ class Shards:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _raise_first(results: Iterable[object]) -> None:
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

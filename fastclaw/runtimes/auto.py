@@ -3,12 +3,13 @@
 `auto` takes podman where an engine is usable and `local`, which isolates nothing, with a warning where none is.
 """
 
+import difflib
 import logging
 from collections.abc import Callable
 
 from fastclaw.decisions import lifecycle
 from fastclaw.decisions.options import read_options
-from fastclaw.errors import InvalidState
+from fastclaw.errors import InvalidParams, InvalidState
 from fastclaw.runtime import (
     ExecRequest,
     ExecResult,
@@ -38,7 +39,15 @@ def choose(wanted: str, params: InitializeParams) -> str:
     Parameters:
         wanted: one of them, or `auto`.
         params: as the supervisor sent them: `url` and `oci_runtime` decide whether an engine is usable.
+
+    Raises:
+        InvalidParams: there is no such runtime (`data.nearest`), or another option is wrong.
     """
+    if wanted not in ("auto", *RUNTIMES):
+        nearest = next(iter(difflib.get_close_matches(wanted, RUNTIMES, n=1)), None)
+        hint = f"did you mean {nearest!r}?" if nearest else f"there are auto, {', '.join(RUNTIMES)}"
+        path = "$.options.runtime"
+        raise InvalidParams(f"{path}: no runtime {wanted!r}; {hint}", path=path, nearest=nearest)
     if wanted != "auto":
         return wanted
     reason = why_no_engine(read_options(params))
@@ -71,8 +80,7 @@ class AutoRuntime(ProcessRuntime):
     async def start(self, params: InitializeParams) -> InitializeResult:
         wanted = params.options.get("runtime", "auto")
         wanted = self._default if wanted == "auto" else str(wanted)
-        # A name that does not exist is left to the options' own check, which any runtime makes first.
-        self._chosen = RUNTIMES.get(choose(wanted, params), LocalRuntime)()
+        self._chosen = RUNTIMES[choose(wanted, params)]()
         return await self._chosen.start(params)
 
     async def exec(self, request: ExecRequest) -> ExecResult:

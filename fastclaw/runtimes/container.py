@@ -23,6 +23,7 @@ from fastclaw.decisions.container import (
     InitPlan,
     Owner,
     OwnerFacts,
+    Workspace,
     container_spec,
     is_dead_owner,
     parse_owner,
@@ -103,13 +104,16 @@ class ContainerRuntime(ManagedRuntime):
         await remove_abandoned(engine, namespace)
         image = options.image or DEFAULT_IMAGE
         await engine.ensure_image(image, options.pull)
-        self._shards = shards = Shards(options.containers, _shard_maker(engine, namespace, options, image, init))
+        token = secrets.token_hex(4)
+        workspace = await _workspace(engine, namespace, options, f"fastclaw-{namespace}-{token}", setup)
+        template = _template(namespace, options, image, init, workspace)
+        self._shards = shards = Shards(options.containers, _shard_maker(engine, template, token, init))
         setup.push_async_callback(shards.aclose)
         await shards.start()
         lane = RestLane(url, shards, local=shards.is_local, end_tree=end_tree, timeout_ms=options.engine_timeout_ms)
         setup.callback(lane.close)
-        workspace = options.workspace.target if options.workspace else None
-        return Environment(lane, {}, workspace, len(shards), options.max_starting or limits.MAX_STARTING_REST)
+        target = workspace[1] if workspace else None
+        return Environment(lane, {}, target, len(shards), options.max_starting or limits.MAX_STARTING_REST)
 
     async def _own_engine(self, options: Options, setup: contextlib.AsyncExitStack) -> str:
         service = ManagedService(_plan(options), _state_dir(options), default_run_dir())
@@ -126,49 +130,77 @@ class ContainerRuntime(ManagedRuntime):
         return {"engine": self._engine, "containers": self._shards.counts() if self._shards else {}}
 
 
+async def _workspace(
+    engine: EngineLifecycle, namespace: str, options: Options, name: str, setup: contextlib.AsyncExitStack
+) -> Workspace | None:
+    """What all containers share: the user's directory, else a volume that goes with the environment."""
+    if options.workspace is None:
+        return None
+    if options.workspace.source is not None:
+        return options.workspace.source, options.workspace.target
+    setup.push_async_callback(engine.remove_volume, name)
+    await engine.create_volume(name, {LABEL_NAMESPACE: namespace, LABEL_OWNER: _own_label()})
+    return name, options.workspace.target
+
+
+def _own_label() -> str:
+    return Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label
+
+
 def _shard_maker(
-    engine: EngineLifecycle, namespace: str, options: Options, image: str, init: InitPlan
+    engine: EngineLifecycle, spec: Callable[[str, int], dict[str, Any]], token: str, init: InitPlan
 ) -> Callable[[int, Callable[[], None]], Shard]:
     """How a container for a place comes about; each gets a name of its own."""
-    token, numbers = secrets.token_hex(4), itertools.count()
+    numbers = itertools.count()
 
     def make(place: int, on_death: Callable[[], None]) -> Shard:
-        name = f"fastclaw-{namespace}-{token}-{next(numbers)}"
-        return Shard(engine, _spec(namespace, options, image, init, name, place), init.processes, on_death)
+        return Shard(engine, spec(f"{token}-{next(numbers)}", place), init.processes, on_death)
 
     return make
 
 
-def _spec(namespace: str, options: Options, image: str, init: InitPlan, name: str, shard: int) -> dict[str, Any]:
-    workspace = options.workspace
+def _template(
+    namespace: str, options: Options, image: str, init: InitPlan, workspace: Workspace | None
+) -> Callable[[str, int], dict[str, Any]]:
+    """The spec of a container, but for the end of its name and its place."""
     network = options.network.mode
     assert network in ("none", "open")  # read_options refuses the others
-    return container_spec(
-        image=image,
-        name=name,
-        namespace=namespace,
-        owner=Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label,
-        shard=shard,
-        init=init,
-        workspace=(workspace.source, workspace.target) if workspace else None,
-        network=network,
-        pids_limit=options.pids_limit,
-        shm_bytes=options.shm_bytes,
-        memory_bytes=options.memory_bytes,
-        user=options.user,
-        oci_runtime=options.oci_runtime,
-    )
+
+    def spec(name: str, place: int) -> dict[str, Any]:
+        return container_spec(
+            image=image,
+            name=f"fastclaw-{namespace}-{name}",
+            namespace=namespace,
+            owner=_own_label(),
+            shard=place,
+            init=init,
+            workspace=workspace,
+            network=network,
+            pids_limit=options.pids_limit,
+            shm_bytes=options.shm_bytes,
+            memory_bytes=options.memory_bytes,
+            user=options.user,
+            oci_runtime=options.oci_runtime,
+        )
+
+    return spec
 
 
 async def remove_abandoned(engine: EngineLifecycle, namespace: str) -> None:
-    """Remove the containers that a dead fastclaw left in this namespace."""
-    found = await engine.list_containers({LABEL_NAMESPACE: namespace})
-    owners = {container.id: container.labels.get(LABEL_OWNER, "") for container in found}
-    pids = {owner.pid for label in owners.values() if (owner := parse_owner(label)) is not None}
-    facts = OwnerFacts(
-        boot_id=boot_id(), start_times={pid: ticks for pid in pids if (ticks := start_time(pid)) is not None}
-    )
-    dead = [container for container, label in owners.items() if is_dead_owner(label, facts)]
+    """Remove the containers and volumes that a dead fastclaw left in this namespace."""
+    mine = {LABEL_NAMESPACE: namespace}
+    containers, volumes = await asyncio.gather(engine.list_containers(mine), engine.list_volumes(mine))
+    labels = [found.labels for found in containers] + [found.labels for found in volumes]
+    facts = _owner_facts([label.get(LABEL_OWNER, "") for label in labels])
+    dead = [found.id for found in containers if is_dead_owner(found.labels.get(LABEL_OWNER, ""), facts)]
     if dead:
         logger.info("removing %d containers that a dead owner left", len(dead))
     await asyncio.gather(*(engine.remove_container(container) for container in dead))
+    unused = [found.name for found in volumes if is_dead_owner(found.labels.get(LABEL_OWNER, ""), facts)]
+    await asyncio.gather(*(engine.remove_volume(volume) for volume in unused))
+
+
+def _owner_facts(labels: list[str]) -> OwnerFacts:
+    pids = {owner.pid for label in labels if (owner := parse_owner(label)) is not None}
+    times = {pid: ticks for pid in pids if (ticks := start_time(pid)) is not None}
+    return OwnerFacts(boot_id=boot_id(), start_times=times)

@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 from fastclaw import limits
 from fastclaw.errors import IoError
+from fastclaw.transport import procfs
 
+_PREFIX = "fastclaw-"
 _UCRED = struct.Struct("3i")
 _LONGEST_NAME = len("/") + len("0123456789abcdef-1000000000.err")
 
@@ -30,7 +32,7 @@ def runtime_parent() -> Path:
 
 
 class SocketDirectory:
-    """A private directory for the sockets of one runtime.
+    """A private directory for the sockets of one runtime. Making one removes those of runtimes that were killed.
 
     Raises:
         IoError: none can be made, or its path leaves no room for a socket's name.
@@ -38,8 +40,9 @@ class SocketDirectory:
 
     def __init__(self, parent: Path | None = None) -> None:
         parent = parent or runtime_parent()
+        _remove_abandoned(parent)
         try:
-            self.path = Path(tempfile.mkdtemp(prefix="fastclaw-", dir=parent))
+            self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{_owner(os.getpid())}-", dir=parent))
         except OSError as error:
             raise IoError(f"cannot make a directory for sockets in {parent}: {error.strerror}") from error
         if len(os.fsencode(self.path)) + _LONGEST_NAME > limits.SOCKET_PATH_BYTES:
@@ -62,6 +65,23 @@ class SocketDirectory:
     def remove(self) -> None:
         """Remove the directory with all that is in it. Idempotent."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _owner(pid: int) -> str:
+    """A process in a directory's name: a pid alone may have been given out anew."""
+    stat = procfs.read_stat(pid)
+    return f"{pid}-{0 if stat is None else stat.starttime}"
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove directories of ours whose owner is gone."""
+    for path in parent.glob(f"{_PREFIX}*-*-*"):
+        pid, starttime, _ = path.name.removeprefix(_PREFIX).split("-", 2)
+        if not (pid.isdecimal() and starttime.isdecimal()) or procfs.is_running(int(pid), int(starttime)):
+            continue
+        with contextlib.suppress(OSError):  # somebody else was quicker
+            if path.lstat().st_uid == os.geteuid():
+                shutil.rmtree(path)
 
 
 class ProcessSockets(NamedTuple):

@@ -29,12 +29,19 @@ class Workers(Generic[Work]):
         self._idle: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._awake = False
+        self._held = False
         self._loop = asyncio.get_running_loop()
 
     def submit(self, work: Work) -> None:
         """Have `work` handled; never blocks. The caller bounds how much is submitted."""
         self._queue.append(work)
         self._wake_one()
+
+    def hold(self, is_held: bool) -> None:
+        """Begin nothing more, or go on. What has begun goes on either way."""
+        self._held = is_held
+        if not is_held and self._queue:
+            self._wake_one()
 
     def _wake_one(self) -> None:
         if self._awake:
@@ -60,7 +67,7 @@ class Workers(Generic[Work]):
     async def _drain(self) -> None:
         queue = self._queue
         streak = 0
-        while queue:
+        while queue and not self._held:
             work = queue.popleft()
             if queue:
                 self._wake_one()

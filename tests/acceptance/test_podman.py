@@ -192,3 +192,19 @@ async def test_a_killed_owner_is_cleaned_up_after(engine_service: EngineService)
     assert left
     async with RuntimeClient.spawn(SERVE, namespace=NAMESPACE, options=options):
         assert not set(left) & set(await containers(engine_service.url))
+
+
+async def test_all_containers_share_the_workspace(engine_service: EngineService) -> None:
+    """Files elsewhere are each container's own; the workspace is where processes meet."""
+    options = {"url": engine_service.url, "image": engine_service.image, "workspace": {"target": "/work"}}
+    async with RuntimeClient.spawn(SERVE, namespace=NAMESPACE, options=options) as client:
+        assert client.welcome is not None
+        assert client.welcome.workspace_root == "/work"
+        async with await shell(client, "pwd > here", stdin=False) as writer:
+            assert (await writer.wait()).exit_code == 0
+        for _ in range(4):
+            async with await shell(client, "cat here", stdin=False) as reader:
+                assert (await reader.communicate())[0] == b"/work\n"
+    engine = EngineLifecycle(engine_service.url)
+    assert await engine.list_volumes({LABEL_NAMESPACE: NAMESPACE}) == []
+    await engine.close()

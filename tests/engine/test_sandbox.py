@@ -158,15 +158,18 @@ async def test_a_bound_workspace_is_writable_both_ways(box: Box, workspace: Path
     assert (workspace / "there").read_text() == "from inside\n"
 
 
-async def test_a_workspace_without_source_goes_with_the_container(box: Box, engine_service: EngineService) -> None:
-    await box.start(workspace=(None, "/w"))
+async def test_a_workspace_may_be_a_volume(box: Box, engine_service: EngineService) -> None:
+    await box._lifecycle.create_volume("fastclaw-test-volume", {"a": "b"})
+    await box.start(workspace=("fastclaw-test-volume", "/w"))
     assert await box.run("echo x > /w/x; cat /w/x") == "x"
     with PodmanClient(base_url=engine_service.url) as client:
-        assert len(client.volumes.list()) == 1
+        assert [volume.name for volume in client.volumes.list()] == ["fastclaw-test-volume"]
+        assert [found.name for found in await box._lifecycle.list_volumes({"a": "b"})] == ["fastclaw-test-volume"]
+        assert await box._lifecycle.list_volumes({"a": "c"}) == []
         await box._lifecycle.remove_container(box.id)
-        async with asyncio.timeout(30):
-            while client.volumes.list():  # noqa: ASYNC110 - the container's own end may be the one that removes it
-                await asyncio.sleep(limits.ENGINE_READY_POLL_MS / 1000)
+        await box._lifecycle.remove_volume("fastclaw-test-volume")
+        await box._lifecycle.remove_volume("fastclaw-test-volume")
+        assert client.volumes.list() == []
 
 
 async def zombies_after_an_orphan(box: Box) -> list[str]:

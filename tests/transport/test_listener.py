@@ -93,3 +93,18 @@ def test_another_user_is_not_trusted() -> None:
     assert client.returncode == 0
     sockets.close()
     directory.remove()
+
+
+def test_the_directory_of_a_dead_owner_goes_and_that_of_a_live_one_stays(short_dir: Path) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    abandoned = short_dir / f"fastclaw-{dead.pid}-12345-abc"
+    abandoned.mkdir()
+    (abandoned / "p.io").touch()
+    foreign = short_dir / "fastclaw-not-ours-abc"
+    foreign.mkdir()
+    first = SocketDirectory(short_dir)
+    second = SocketDirectory(short_dir)
+    assert {path.name for path in short_dir.iterdir()} == {first.path.name, second.path.name, foreign.name}
+    first.remove()
+    second.remove()

@@ -151,3 +151,23 @@ async def test_closing_cancels_what_waits_and_drops_what_has_not_begun() -> None
     await workers.aclose()
     assert sorted(cancelled) == [1, 2]
     assert begun == [1, 2]
+
+
+async def test_what_is_held_begins_when_it_is_let_go() -> None:
+    begun: list[int] = []
+
+    async def handle(work: int) -> None:
+        begun.append(work)
+        if work == 1:
+            workers.hold(True)
+
+    async with working(handle) as workers:
+        for number in range(5):
+            workers.submit(number)
+        await until(lambda: len(begun) == 2)
+        await asyncio.sleep(0)
+        workers.submit(5)
+        await asyncio.sleep(0)
+        assert begun == [0, 1]
+        workers.hold(False)
+        await until(lambda: begun == [0, 1, 2, 3, 4, 5])
