@@ -77,9 +77,10 @@ class Calls:
         server = {"name": SERVER_NAME, "version": __version__}
         return {**msgspec.to_builtins(result), "server": server, "capabilities": self._runtime.capabilities}
 
-    async def exec(self, params: ExecRequest) -> Any:
+    def exec(self, params: ExecRequest) -> Awaitable[Any]:
+        # No coroutine of its own: this is the call that comes by the thousand.
         lifecycle.require_running(self.machine.state)
-        return await self._runtime.exec(params)
+        return self._runtime.exec(params)
 
     async def health(self, params: NoParams) -> HealthStatus:
         if self.machine.state is not RuntimeState.RUNNING:
@@ -128,6 +129,7 @@ METHODS: dict[str, Method] = {
 }
 
 Reply = Callable[[bytes], None]
+Work = tuple[jsonrpc.Request, Method, Reply]
 
 
 def _refusal(request: jsonrpc.Request, error: FastclawError) -> bytes | None:
@@ -144,6 +146,12 @@ def _bug(request: jsonrpc.Request) -> bytes | None:
     """To be called while the exception is handled: its traceback goes to the log, its text nowhere else."""
     logger.exception("%s failed: a bug", request.method)
     return None if request.id is None else jsonrpc.encode_error(request.id, InternalError("internal error"))
+
+
+def _why_refused(name: str, method: Method | None) -> FastclawError:
+    if method is None:
+        return MethodNotFound(f"no method {name!r}; there are {', '.join(METHODS)}", method=name)
+    return InvalidState(f"{limits.MAX_IN_FLIGHT} requests are in flight; try again later", "overloaded")
 
 
 def _is_cancelled() -> bool:
@@ -181,7 +189,7 @@ class Dispatcher:
         self.calls = Calls(runtime, shut_down)
         self._send = send
         self._framer = LineFramer()
-        self._workers: Workers[tuple[jsonrpc.Request, Reply]] = Workers(self._answer)
+        self._workers: Workers[Work] = Workers(self._answer)
         self._in_flight = 0
         self._yielding: dict[asyncio.Task[Any], None] = {}
         self._settled: asyncio.Future[None] | None = None
@@ -220,67 +228,61 @@ class Dispatcher:
 
     def _submit(self, request: jsonrpc.Request, reply: Reply) -> None:
         method = METHODS.get(request.method)
-        if self._in_flight >= limits.MAX_IN_FLIGHT and not (method and method.is_control):
-            self._refuse(request, reply)
+        if method is None or (self._in_flight >= limits.MAX_IN_FLIGHT and not method.is_control):
+            answer = _refusal(request, _why_refused(request.method, method))
+            if answer is not None:
+                reply(answer)
             return
         self._in_flight += 1
-        self._workers.submit((request, reply))
-
-    def _refuse(self, request: jsonrpc.Request, reply: Reply) -> None:
-        if request.id is not None:
-            error = InvalidState(f"{limits.MAX_IN_FLIGHT} requests are in flight; try again later", "overloaded")
-            reply(jsonrpc.encode_error(request.id, error))
+        self._workers.submit((request, method, reply))
 
     def hold(self, is_held: bool) -> None:
         """Begin no more requests, or go on: for an output that is not read, so that answers do not pile up."""
         self._workers.hold(is_held)
 
-    async def _answer(self, work: tuple[jsonrpc.Request, Reply]) -> None:
-        request, reply = work
+    async def _answer(self, work: Work) -> None:
+        request, method, reply = work
+        task = self._note_yielding() if method.yields_to_shutdown else None
         try:
-            answer = await self._result(request)
+            result = await method.serve(self.calls, convert(request.params, method.shape))
+            answer = None if request.id is None else jsonrpc.encode_result(request.id, result)
         except FastclawError as error:
             answer = _refusal(request, error)
-        except asyncio.CancelledError:
-            if _is_cancelled():
-                raise
-            answer = _bug(request)  # the runtime let the end of a task of its own through
+        except asyncio.CancelledError as cancelled:
+            answer = self._cut_short(request, task, cancelled)
         except Exception:
             answer = _bug(request)
         finally:
             self._in_flight -= 1
+            if task is not None:
+                self._forget_yielding(task)
         if answer is not None:
             reply(answer)
         if not self._in_flight and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
 
-    async def _result(self, request: jsonrpc.Request) -> bytes | None:
-        method = METHODS.get(request.method)
-        if method is None:
-            raise MethodNotFound(f"no method {request.method!r}; there are {', '.join(METHODS)}", method=request.method)
-        params = convert(request.params, method.shape)
-        if method.yields_to_shutdown:
-            result = await self._yielding_to_shutdown(method.serve(self.calls, params))
-        else:
-            result = await method.serve(self.calls, params)
-        return None if request.id is None else jsonrpc.encode_result(request.id, result)
-
-    async def _yielding_to_shutdown(self, call: Awaitable[Any]) -> Any:
+    def _note_yielding(self) -> asyncio.Task[Any]:
         task = asyncio.current_task()
         assert task is not None
         self._yielding[task] = None
-        try:
-            return await call
-        except asyncio.CancelledError:
-            if self.calls.machine.state is not RuntimeState.STOPPING or task.cancelling() != 1:
-                raise
-            task.uncancel()
-            raise InvalidState("the runtime is shutting down", "shutting_down") from None
-        finally:
-            del self._yielding[task]
-            if self._settled is not None and not self._yielding and not self._settled.done():
-                self._settled.set_result(None)
+        return task
+
+    def _forget_yielding(self, task: asyncio.Task[Any]) -> None:
+        del self._yielding[task]
+        if self._settled is not None and not self._yielding and not self._settled.done():
+            self._settled.set_result(None)
+
+    def _cut_short(
+        self, request: jsonrpc.Request, yielding: asyncio.Task[Any] | None, cancelled: asyncio.CancelledError
+    ) -> bytes | None:
+        """The answer of a call that was cancelled: by the shutdown, by a bug of the runtime, or, raised, by our end."""
+        if yielding is not None and self.calls.machine.state is RuntimeState.STOPPING and yielding.cancelling() == 1:
+            yielding.uncancel()
+            return _refusal(request, InvalidState("the runtime is shutting down", "shutting_down"))
+        if _is_cancelled():
+            raise cancelled
+        return _bug(request)  # the runtime let the end of a task of its own through
 
     async def cancel_yielding(self) -> None:
         """Cut short what a shutdown does not wait for; return when it has all answered."""
