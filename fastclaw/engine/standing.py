@@ -14,7 +14,7 @@ from msgspec import Struct
 from fastclaw import limits
 from fastclaw.decisions.service import ServicePaths, ServicePlan, service_env, standing_argv
 from fastclaw.engine.dirs import ENGINE_DIR, SOCKET_NAME, lock_file, private_directory, service_paths
-from fastclaw.engine.owner import parse_stat, start_time
+from fastclaw.engine.owner import identity, start_time
 from fastclaw.engine.process import end_process, reap, spawn_service, wait_readable
 from fastclaw.engine.service import answers_ping
 from fastclaw.errors import StartFailed
@@ -93,7 +93,7 @@ def _home(run_dir: Path) -> Path:
 def _recorded(home: Path) -> int | None:
     """Pid of the service if the process that wrote the pid file still runs."""
     try:
-        pid, started = parse_stat((home / "pid").read_text())
+        pid, started = identity((home / "pid").read_text())
     except (FileNotFoundError, ValueError, IndexError):
         return None
     return pid if start_time(pid) == started else None

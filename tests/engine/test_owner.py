@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from fastclaw.engine.owner import boot_id, own_start_time, parse_stat, start_time
+from fastclaw.engine.owner import boot_id, identity, own_start_time, start_time
 
 
 def test_this_process_has_a_start_time() -> None:
@@ -31,7 +31,7 @@ def test_a_zombie_counts_as_gone() -> None:
 @pytest.mark.parametrize("name", ["x", "a b", ") R (", "((", "R 1 2 3"])
 def test_a_program_may_have_any_name(name: str) -> None:
     fields = " ".join(str(number) for number in range(4, 53))
-    assert parse_stat(f"77 ({name}) S {fields}\n") == (77, 22)
+    assert identity(f"77 ({name}) S {fields}\n") == (77, 22)
 
 
 def test_boot_id_is_the_kernels() -> None:
