@@ -14,9 +14,12 @@ class EchoRuntime(Runtime):
 
     async def exec(self, request: ExecRequest) -> ExecResult:
         name = f"echo-{next(self.ids)}"
-        paths = [f"{self.directory.name}/{name}.{kind}" for kind in ("io", "err")]
-        self.servers[name] = [await asyncio.start_unix_server(echo, path) for path in paths]
-        return ExecResult(process_id=name, stdio_addr=paths[0], stderr_addr=paths[1])
+        stdio, stderr = f"{self.directory.name}/{name}.io", f"{self.directory.name}/{name}.err"
+        self.servers[name] = [
+            await asyncio.start_unix_server(echo, stdio),
+            await asyncio.start_unix_server(silence, stderr),
+        ]
+        return ExecResult(process_id=name, stdio_addr=stdio, stderr_addr=stderr)
 
     async def health(self) -> HealthStatus:
         return HealthStatus(status="healthy")
@@ -35,6 +38,10 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     while data := await reader.read(65536):
         writer.write(data)
         await writer.drain()
+    writer.close()
+
+
+async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.close()
 
 
