@@ -1,6 +1,5 @@
 """`fastclaw`: the commands, and how an error looks on a terminal: one line that says what to do next."""
 
-import os
 import sys
 from typing import Any
 
@@ -14,16 +13,13 @@ from fastclaw.errors import FastclawError
 _INTERRUPTED = 130
 """128 + SIGINT, as a shell reports it."""
 
-_UNREAD = 141
-"""128 + SIGPIPE: nobody reads our output any more."""
-
 
 class _Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
-            raise
+            raise  # click's own affairs, also that nobody reads our output any more
         except Exception as error:
             if context.params["debug"]:
                 raise
@@ -69,9 +65,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(_INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at the end
-        sys.exit(_UNREAD)
 
 
 def _hint(error: click.ClickException) -> str:

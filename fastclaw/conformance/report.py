@@ -43,8 +43,8 @@ class Report(Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """Whether no promise is broken."""
-        return not any(finding.verdict == "broken" for finding in self.findings)
+        """Whether the runtime came up and no promise is broken."""
+        return self.capabilities is not None and not any(finding.verdict == "broken" for finding in self.findings)
 
     def __getitem__(self, promise_id: str) -> Finding:
         """The finding on one promise.
@@ -70,7 +70,8 @@ class Report(Struct, frozen=True, kw_only=True):
 
     def _summary(self) -> str:
         counts = Counter(finding.verdict for finding in self.findings)
-        return f"{counts['kept']} kept, {counts['broken']} broken, {counts['not offered']} not offered"
+        up = "" if self.capabilities is not None else "; the runtime could not be initialized"
+        return f"{counts['kept']} kept, {counts['broken']} broken, {counts['not offered']} not offered{up}"
 
     def to_json(self) -> bytes:
         """The report as one JSON object."""

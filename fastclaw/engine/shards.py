@@ -165,7 +165,8 @@ class Shards:
                 except FastclawError as error:
                     place.failures += 1
                     pause = revival_delay_s(place.failures)
-                    logger.warning("no new container (%s); trying again in %g s", error, pause)
+                    # As text: a record that somebody keeps must not keep the error's frames and their descriptors.
+                    logger.warning("no new container (%s); trying again in %g s", str(error), pause)
                     await asyncio.sleep(pause)
         finally:
             place.replacing = None
@@ -182,7 +183,7 @@ class Shards:
             await shard.remove()
         except FastclawError as error:
             # Its labels say whose it is: the next initialize of the namespace removes it.
-            logger.warning("container %s was not removed: %s", shard.container[:12], error)
+            logger.warning("container %s was not removed: %s", shard.container[:12], str(error))
         self._rotations.pop(shard, None)
 
     def _own(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":

@@ -119,7 +119,7 @@ def test_local_does_not_offer_the_rest(local: Report) -> None:
     "P-EARLY", "P-LOSSLESS", "P-BOTH-WAYS", "P-HALF-CLOSE", "P-EOF", "P-SLOW", "P-SECOND", "P-RETURN",
     "P-GONE-EOF", "P-GONE-HOLD", "P-GONE-KILL", "S-MODE", "S-PATH", "S-PEER", "S-UNLINK", "S-LINGER",
     "K-KILL", "K-TERM", "K-HARD", "K-ENDED", "K-UNKNOWN", "R-CODE", "R-KILLED", "R-RUNNING", "R-AGAIN",
-    "R-SHAPE", "T-LIST", "T-SIGNAL",
+    "R-SHAPE", "T-LIST", "T-SIGNAL", "X-USER", "P-REOPEN", "K-TREE", "K-ORPHANS",
 )  # fmt: skip
 def test_podman_keeps(podman: Report, promise_id: str) -> None:
     _is_kept(podman, promise_id)

@@ -50,3 +50,11 @@ def test_with_an_engine_auto_is_podman(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "why_no_engine", lambda *_: None)
     assert auto.choose("auto", params()) == "podman"
     assert auto.choose("memory", params()) == "memory"
+
+
+@pytest.mark.parametrize(("wanted", "nearest"), [("podmann", "podman"), ("Local", "local"), ("qqq", None)])
+async def test_the_nearest_runtime_is_named(wanted: str, nearest: str | None) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        await AutoRuntime().start(params(runtime=wanted))
+    assert raised.value.data == {"path": "$.options.runtime", "nearest": nearest}
+    assert (nearest or "memory") in str(raised.value)

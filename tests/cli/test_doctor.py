@@ -1,0 +1,77 @@
+"""`fastclaw doctor` on this host, and on one without an engine."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from fastclaw.cli.doctor import report
+from fastclaw.decisions.diagnosis import Finding
+from tests.cli.programs import FASTCLAW_WITHOUT_PODMAN, Call, fastclaw, homes, without_podman
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.engine_fixtures import EngineService
+
+ENGINE = r"podman \d+\.\d[\d.]*, conmon \d+\.\d[\d.]*, (crun|runc) \d+\.\d[\d.]*, \w+"
+
+
+@pytest.mark.podman
+def test_a_private_engine_is_started_for_the_question_and_stopped(
+    engine_service: EngineService, short_dir: Path
+) -> None:
+    done = fastclaw("doctor", "--json", env=homes(short_dir))
+    assert (done.returncode, done.stderr) == (0, b"")
+    findings = {finding.subject: finding for finding in msgspec.json.decode(done.stdout, type=list[Finding])}
+    assert re.fullmatch(ENGINE, findings["engine"].text)
+    assert {"engine", "capacity", "relay"} <= set(findings)
+    assert re.match(r"\d+ processes at a time; .* binds first", findings["capacity"].text)
+    assert list((short_dir / "r").rglob("podman.sock")) == []
+
+
+@pytest.mark.podman
+def test_the_report_fits_a_terminal(engine_service: EngineService, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = call("doctor", "--url", engine_service.url)
+    assert done.returncode == 0
+    lines = done.stdout.decode().splitlines()
+    assert re.search(ENGINE, lines[0])
+    assert all(len(line) <= 80 for line in lines if "->" not in line)
+    assert all(re.match(r"(ok|warning|problem)? +\S", line) for line in lines)
+    assert "\x1b" not in done.stdout.decode(), "no colours where there is no terminal"
+
+
+def test_without_podman_there_is_a_problem_with_advice(tmp_path: Path) -> None:
+    environment = {**homes(tmp_path), **without_podman(tmp_path)}
+    done = fastclaw("doctor", "--json", command=FASTCLAW_WITHOUT_PODMAN, env=environment)
+    assert (done.returncode, done.stderr) == (1, b"")
+    engine = msgspec.json.decode(done.stdout, type=list[Finding])[0]
+    assert (engine.subject, engine.level) == ("engine", "problem")
+    assert "podman is not installed" in engine.text
+    assert (engine.advice or "").startswith("apt-get install podman")
+
+
+@pytest.mark.parametrize("url", ["unix:///nonexistent/socket", "nonsense://x"])
+def test_an_engine_that_is_not_there_is_a_problem(call: Call, url: str) -> None:
+    done = call("doctor", "--url", url)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert done.stdout.startswith(b"problem  engine ")
+
+
+def test_lines_are_wrapped_below_their_text_and_advice_is_not() -> None:
+    findings = [
+        Finding(subject="a", level="ok", text="fine"),
+        Finding(
+            subject="longer", level="problem", text="one two three four five six", advice="do this and then that too"
+        ),
+    ]
+    assert report(findings, 38).replace("\x1b[0m", "").replace("\x1b[32m", "").replace("\x1b[31m", "").splitlines() == [
+        "ok       a       fine",
+        "problem  longer  one two three four",
+        "                 five six",
+        "                 -> do this and then that too",
+    ]

@@ -1,0 +1,91 @@
+"""What doctor makes of a host."""
+
+from typing import Any
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.decisions.capacity import Capacity
+from fastclaw.decisions.diagnosis import Quotas, capacity_finding, engine_findings, quota_findings
+from fastclaw.decisions.service import HostFacts
+
+VERSIONS = {
+    "podman": "4.3.1",
+    "conmon": "conmon version 2.1.6, commit: unknown",
+    "oci_runtime": "crun",
+    "oci_runtime_version": "crun version 1.8.1",
+    "storage_driver": "overlay",
+}
+
+
+def host(**facts: Any) -> HostFacts:
+    given: dict[str, Any] = {"podman": "/usr/bin/podman", "conmon_version": "2.1.6", "catatonit": "/usr/bin/catatonit"}
+    return HostFacts(is_root=True, cgroups="v2", nofile=1, nproc=1, **given | facts)
+
+
+def test_an_engine_that_answers_is_told_in_one_line() -> None:
+    [finding] = engine_findings(host(), None, VERSIONS)
+    assert (finding.level, finding.text) == ("ok", "podman 4.3.1, conmon 2.1.6, crun 1.8.1, overlay")
+
+
+def test_a_version_without_a_number_is_shown_as_it_is() -> None:
+    [finding] = engine_findings(host(), None, VERSIONS | {"podman": "devel", "storage_driver": ""})
+    assert finding.text == "podman devel, conmon 2.1.6, crun 1.8.1"
+
+
+@pytest.mark.parametrize(("podman", "advises"), [(None, True), ("/usr/bin/podman", False)])
+def test_an_engine_that_cannot_be_used_is_a_problem(podman: str | None, advises: bool) -> None:
+    [finding] = engine_findings(host(podman=podman), "it does not answer", None)
+    assert (finding.level, finding.text) == ("problem", "it does not answer")
+    assert ("apt-get install podman" in (finding.advice or "")) is advises
+
+
+def test_a_conmon_that_never_ends_execs_is_a_problem() -> None:
+    """Also that of an engine elsewhere, whatever this host has."""
+    versions = VERSIONS | {"conmon": "conmon version 2.2.0, commit: x"}
+    _, finding = engine_findings(host(conmon_version="2.1.6"), None, versions)
+    assert (finding.subject, finding.level) == ("conmon", "problem")
+    assert finding.text.startswith("2.2.0 ")
+    assert "2.2.1" in (finding.advice or "")
+
+
+def test_this_hosts_conmon_does_not_speak_for_an_engine_elsewhere() -> None:
+    assert [finding.subject for finding in engine_findings(host(conmon_version="2.2.0"), None, VERSIONS)] == ["engine"]
+
+
+def test_without_catatonit_there_is_a_warning() -> None:
+    _, finding = engine_findings(host(catatonit=None), None, VERSIONS)
+    assert (finding.subject, finding.level) == ("init", "warning")
+    assert finding.advice
+
+
+def test_room_for_all_is_fine_and_for_fewer_a_warning() -> None:
+    fine = capacity_finding(Capacity(limits.MAX_PROCESSES, "options.max_processes"))
+    assert (fine.level, fine.advice) == ("ok", None)
+    tight = capacity_finding(Capacity(100, "open files"))
+    assert tight.level == "warning"
+    assert tight.text == "100 processes at a time; open files binds first"
+    assert tight.advice == f"raise open files to hold {limits.MAX_PROCESSES}"
+
+
+def test_quotas_that_the_host_does_not_have_are_left_out() -> None:
+    assert quota_findings(Quotas(keys=None, inotify_instances=None, pipe_pages=None)) == []
+    assert quota_findings(Quotas(keys=None, inotify_instances=None, pipe_pages=0)) == []
+
+
+def test_quotas_that_suffice() -> None:
+    keys, inotify, pipes = quota_findings(
+        Quotas(keys=limits.WANTED_KEYS, inotify_instances=limits.WANTED_INOTIFY, pipe_pages=16_384)
+    )
+    assert [finding.level for finding in (keys, inotify, pipes)] == ["ok"] * 3
+    assert [finding.advice for finding in (keys, inotify, pipes)] == [None] * 3
+    assert pipes.text.startswith("64 streams ")
+
+
+def test_quotas_that_do_not() -> None:
+    keys, inotify = quota_findings(
+        Quotas(keys=200, keys_setting="kernel.keys.root_maxkeys", inotify_instances=1, pipe_pages=None)
+    )
+    assert (keys.level, keys.text) == ("warning", "kernel.keys.root_maxkeys is 200")
+    assert keys.advice == f"sysctl kernel.keys.root_maxkeys={limits.WANTED_KEYS}"
+    assert inotify.advice == f"sysctl fs.inotify.max_user_instances={limits.WANTED_INOTIFY}"

@@ -1,0 +1,224 @@
+"""The production runtime on a real Podman: up, degraded, healthy again, down with nothing left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.client.channel import Channel
+from fastclaw.decisions.container import LABEL_NAMESPACE, InitPlan, Owner, container_spec
+from fastclaw.decisions.options import Options
+from fastclaw.engine import host
+from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.engine.owner import boot_id, own_start_time
+from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
+from fastclaw.runtime import ExecRequest, InitializeParams
+from fastclaw.runtimes.container import ContainerRuntime, engine_url, remove_abandoned, why_no_engine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from fastclaw.decisions.service import ServicePlan
+    from tests.engine_fixtures import EngineService
+
+NAMESPACE = "containertest"
+PATIENCE_S = 20
+
+
+@asynccontextmanager
+async def engine_of(service: EngineService) -> AsyncIterator[EngineLifecycle]:
+    engine = EngineLifecycle(service.url)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def containers(engine: EngineLifecycle) -> set[str]:
+    return {found.id for found in await engine.list_containers({LABEL_NAMESPACE: NAMESPACE})}
+
+
+@asynccontextmanager
+async def running(**options: Any) -> AsyncIterator[ContainerRuntime]:
+    """A runtime that is up, stopped at the end."""
+    runtime = ContainerRuntime()
+    try:
+        await runtime.start(InitializeParams(namespace=NAMESPACE, options=options))
+        yield runtime
+    finally:
+        await runtime.stop()
+
+
+async def output(runtime: ContainerRuntime, *cmd: str, **request: Any) -> bytes:
+    """What a command writes on stdout."""
+    process = await runtime.exec(ExecRequest(cmd=[*cmd], stdin=False, **request))
+    channel = await Channel.connect(process.stdio_addr)
+    try:
+        parts = []
+        while part := await channel.read():
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        channel.close()
+
+
+async def becomes(runtime: ContainerRuntime, status: str) -> str | None:
+    """Return the message once health says so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (health := await runtime.health()).status != status:  # noqa: ASYNC110 - it does not tell
+            await asyncio.sleep(limits.ENGINE_READY_POLL_MS / 1000)
+    return health.message
+
+
+@pytest.mark.podman
+async def test_up_and_down(engine_service: EngineService) -> None:
+    async with engine_of(engine_service) as engine:
+        async with running(url=engine_service.url, containers=2) as runtime:
+            health = await runtime.health()
+            assert (health.status, health.details["runtime"]) == ("healthy", "podman")
+            assert health.details["containers"] == {"places": 2, "usable": 2, "containers": 2}
+            assert health.details["engine"]["managed"] is False
+            assert health.details["engine"]["podman"]
+            assert health.details["lane"]["local"] is True
+            assert {"signal", "kill_tree", "user"} <= set(runtime.capabilities)
+            assert len(await containers(engine)) == 2
+            assert await output(runtime, "echo", "hi") == b"hi\n"
+        assert await containers(engine) == set()
+
+
+@pytest.mark.podman
+async def test_a_container_killed_from_outside_degrades_for_a_while(
+    engine_service: EngineService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REVIVE_FIRST_MS", 200)
+    async with engine_of(engine_service) as engine:
+        async with running(url=engine_service.url, containers=1) as runtime:
+            live = await runtime.exec(ExecRequest(cmd=["sleep", "1000"]))
+            [container] = await containers(engine)
+            state = await engine.inspect_container(container)
+            assert state is not None
+            os.kill(state.pid, signal.SIGKILL)
+            assert await becomes(runtime, "degraded") == "1 of 1 containers are gone; they are being replaced"
+            with pytest.raises(ExecFailed) as caught:
+                await runtime.exec(ExecRequest(cmd=["true"]))
+            assert (caught.value.reason, caught.value.retryable) == ("container_gone", True)
+            record = await runtime.wait(live.process_id, PATIENCE_S * 1000)
+            assert (record.reason, record.exit_code) == ("container_gone", None)
+            assert await becomes(runtime, "healthy") is None
+            assert await output(runtime, "echo", "again") == b"again\n"
+            assert container not in await containers(engine)
+        assert await containers(engine) == set()
+
+
+def open_directory(path: Path) -> str:
+    """One with a file that everybody may read."""
+    path.chmod(0o755)
+    (path / "f").write_text("from the host")
+    return str(path)
+
+
+def engine_sockets(path: Path) -> int:
+    """How many there are below it."""
+    return len(list(path.rglob("podman.sock")))
+
+
+@pytest.mark.podman
+async def test_environment_workspace_and_user(engine_service: EngineService, tmp_path: Path) -> None:
+    shared = open_directory(tmp_path)
+    workspace = {"source": shared, "target": "/w"}
+    options = {"workspace": workspace, "env": {"A": "b"}, "user": "65534", "containers": 1}
+    async with running(url=engine_service.url, **options) as runtime:
+        script = 'echo "$A $(id -u) $PWD $(cat f)"'
+        assert await output(runtime, "sh", "-c", script) == b"b 65534 /w from the host\n"
+
+
+@pytest.mark.podman
+async def test_an_engine_of_our_own_comes_and_goes(
+    engine_plan: ServicePlan, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_dir))
+    monkeypatch.delenv("CONTAINER_HOST", raising=False)
+    async with running(state_dir=str(short_dir / "s"), containers=1) as runtime:
+        assert (await runtime.health()).details["engine"]["managed"] is True
+        assert await output(runtime, "echo", "own") == b"own\n"
+        assert engine_sockets(short_dir) == 1
+    assert engine_sockets(short_dir) == 0
+
+
+@pytest.mark.podman
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"image": "localhost/none", "pull": "never"}, "image_not_found"),
+        ({"workspace": {"source": "/nonexistent/x", "target": "/w"}}, "bad_mount"),
+        ({"start_timeout_ms": 1}, "engine_timeout"),
+        ({"url": "unix:///nonexistent/socket"}, "engine_unavailable"),
+    ],
+)
+async def test_a_start_that_fails_says_why_and_leaves_nothing(
+    engine_service: EngineService, options: dict[str, Any], reason: str
+) -> None:
+    async with engine_of(engine_service) as engine:
+        with pytest.raises(StartFailed) as caught:
+            async with running(**{"url": engine_service.url} | options):
+                pass
+        assert caught.value.reason == reason
+        assert await containers(engine) == set()
+
+
+@pytest.mark.podman
+async def test_a_start_that_failed_may_be_tried_again(engine_service: EngineService) -> None:
+    runtime = ContainerRuntime()
+    wrong = InitializeParams(namespace=NAMESPACE, options={"url": engine_service.url, "nonsense": 1})
+    with pytest.raises(InvalidParams):
+        await runtime.start(wrong)
+    await runtime.start(InitializeParams(namespace=NAMESPACE, options={"url": engine_service.url, "containers": 1}))
+    assert await output(runtime, "echo", "second") == b"second\n"
+    await runtime.stop()
+
+
+@pytest.mark.podman
+async def test_only_what_a_dead_owner_left_is_removed(engine_service: EngineService) -> None:
+    alive = Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label
+    dead = Owner(pid=os.getpid(), start_time=own_start_time() + 1, boot_id=boot_id()).label
+    last_boot = Owner(pid=os.getpid(), start_time=own_start_time(), boot_id="0").label
+    async with engine_of(engine_service) as engine:
+        made = {}
+        for name, owner in (("alive", alive), ("dead", dead), ("boot", last_boot), ("strange", "x")):
+            made[name] = await engine.create_container(left_behind(engine_service.image, name, owner, NAMESPACE))
+        made["other"] = await engine.create_container(left_behind(engine_service.image, "o", dead, "another"))
+        await remove_abandoned(engine, NAMESPACE)
+        assert await containers(engine) == {made["alive"], made["strange"]}
+        assert await engine.inspect_container(made["other"]) is not None
+        for container in made.values():
+            await engine.remove_container(container)
+
+
+def left_behind(image: str, name: str, owner: str, namespace: str) -> dict[str, Any]:
+    return container_spec(image=image, name=f"left-{name}", namespace=namespace, owner=owner, shard=0, init=InitPlan())
+
+
+def test_the_named_engine_wins_over_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONTAINER_HOST", raising=False)
+    assert engine_url(Options()) is None
+    monkeypatch.setenv("CONTAINER_HOST", "")
+    assert engine_url(Options()) is None
+    monkeypatch.setenv("CONTAINER_HOST", "tcp://env:1")
+    assert engine_url(Options()) == "tcp://env:1"
+    assert engine_url(Options(url="unix:///x")) == "unix:///x"
+
+
+def test_without_podman_it_says_so_unless_an_engine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CONTAINER_HOST", "")
+    monkeypatch.setattr(host, "SYSTEM_PATH", "")
+    monkeypatch.setattr(host, "HELPER_DIRS", ())
+    assert "apt-get install podman" in (why_no_engine(Options()) or "")
+    assert why_no_engine(Options(url="unix:///x")) is None
