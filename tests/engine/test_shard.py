@@ -16,6 +16,7 @@ from fastclaw.engine import shard as shard_module
 from fastclaw.engine.lifecycle import JSON
 from fastclaw.errors import FastclawError, StartFailed
 from tests.engine.fleet import Fleet, until
+from tests.engine.test_sandbox import handles
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -97,8 +98,6 @@ async def test_its_end_is_noticed_at_once_and_once(fleet: Fleet, signum: signal.
 
 def shard_handles(pid: int, signum: int) -> bool:
     """PID 1 is not even sent a signal that it does not handle yet (pid_namespaces(7)), KILL from outside apart."""
-    from tests.engine.test_sandbox import handles
-
     with open(f"/proc/{pid}/status") as file:
         status = {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
     return signum == signal.SIGKILL or handles(status, signum)
