@@ -33,11 +33,11 @@ LAYERS: dict[str, list[str]] = {
     "transport": [
         "hangup",
         "host",
-        "listener",
         "loop",
         "pidfd",
         "procfs",
         "foreign_stdin",
+        "listener",
         "proctree",
         "splice",
         "relay",
