@@ -11,7 +11,14 @@ import msgspec
 
 from fastclaw import limits
 from fastclaw.decisions.capacity import capacity
-from fastclaw.decisions.diagnosis import Finding, Quotas, capacity_finding, engine_findings, quota_findings
+from fastclaw.decisions.diagnosis import (
+    Finding,
+    Quotas,
+    capacity_finding,
+    engine_findings,
+    network_finding,
+    quota_findings,
+)
 from fastclaw.decisions.options import Options
 from fastclaw.decisions.service import HostFacts, plan_service
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
@@ -48,6 +55,7 @@ async def _examine(url: str | None) -> list[Finding]:
     unusable, versions = await _ask_engine(engine_url(Options(url=url)), facts)
     return [
         *engine_findings(facts, unusable, versions),
+        network_finding(facts),
         capacity_finding(capacity(host_limits(), limits.MAX_PROCESSES)),
         *quota_findings(_quotas()),
         Finding(subject="relay", level="ok", text=f"streams are moved by {splice.kind()}"),

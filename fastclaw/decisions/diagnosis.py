@@ -76,6 +76,19 @@ def engine_findings(host: HostFacts, unusable: str | None, versions: Mapping[str
     return findings
 
 
+def network_finding(host: HostFacts) -> Finding:
+    """Whether `network: open` can work: netavark before 1.10 has no nftables driver of its own."""
+    missing = [name for name, path in (("netavark", host.netavark), ("iptables", host.iptables)) if path is None]
+    if not missing:
+        return Finding(subject="network", level="ok", text="netavark and iptables are there")
+    return Finding(
+        subject="network",
+        level="warning",
+        text=f"no {' and no '.join(missing)}: network mode open fails; none, the default, works",
+        advice=f"apt-get install {' '.join(missing)}",
+    )
+
+
 _INSTALL = "apt-get install podman crun netavark uidmap busybox-static"
 
 

@@ -80,7 +80,8 @@ class HostFacts(Struct, frozen=True, kw_only=True):
 
     Parameters:
         cgroups: `hybrid` is v1 controllers with a cgroup2 mount at /sys/fs/cgroup/unified.
-        podman, crun, runc, conmon, catatonit, netavark, setpriv, unshare, python: absolute paths; None where missing.
+        podman, crun, runc, conmon, catatonit, netavark, iptables, setpriv, unshare, python: absolute paths; None
+            where missing.
         conmon_version: as `conmon --version` says it, or None.
         nofile, nproc: hard limits of this process, at most `limits.MAX_NOFILE` and kernel.pid_max.
         storage_driver: what the state directory's file system can carry, or None where Podman may decide.
@@ -97,6 +98,7 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     conmon_version: str | None = None
     catatonit: str | None = None
     netavark: str | None = None
+    iptables: str | None = None
     setpriv: str | None = None
     unshare: str | None = None
     python: str | None = None

@@ -16,6 +16,7 @@ from fastclaw.errors import StartFailed
 
 IMAGE_WORDS = re.compile(r"no such image|image not known|image.*not found", re.IGNORECASE)
 CONTAINER_WORDS = re.compile(r"no such container|no container with", re.IGNORECASE)
+NETWORK_WORDS = re.compile(r"netavark|setting up network|network namespace", re.IGNORECASE)
 MOUNT_WORDS = re.compile(r"\bstatfs\b|\bmounts?(ing|ed)?\b|invalid (container|host) path", re.IGNORECASE)
 """Podman 4.3.1 gives no machine-readable cause for these: all are a 500 or 404 with a sentence."""
 
@@ -53,6 +54,8 @@ def to_start_failed(error: Exception, url: str, seconds: float) -> StartFailed:
 
 def _refused(answer: APIError) -> StartFailed:
     text = _line(answer.explanation or answer)
+    if NETWORK_WORDS.search(text):
+        return StartFailed(f"{text}; netavark needs iptables (fastclaw doctor), or take network none", "network_failed")
     if IMAGE_WORDS.search(text):
         return StartFailed(f"{text}; pull it first or set options.pull to missing", "image_not_found")
     if CONTAINER_WORDS.search(text):

@@ -52,6 +52,7 @@ def host_facts(state_dir: Path) -> HostFacts:
         conmon_version=conmon and program_version(conmon),
         catatonit=static_catatonit(),
         netavark=find_program("netavark"),
+        iptables=find_program("iptables"),
         setpriv=_util_linux_setpriv(),
         unshare=find_program("unshare"),
         python=sys.executable or None,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -208,3 +211,50 @@ async def test_all_containers_share_the_workspace(engine_service: EngineService)
     engine = EngineLifecycle(engine_service.url)
     assert await engine.list_volumes({LABEL_NAMESPACE: NAMESPACE}) == []
     await engine.close()
+
+
+async def test_an_open_network_works_or_says_what_it_needs(engine_service: EngineService) -> None:
+    options = {"url": engine_service.url, "image": engine_service.image, "network": {"mode": "open"}, "containers": 1}
+    client = RuntimeClient.spawn(SERVE, namespace=NAMESPACE, options=options)
+    if shutil.which("iptables") is None:
+        with pytest.raises(StartFailed, match="needs iptables") as caught:
+            await client.__aenter__()
+        assert caught.value.reason == "network_failed"
+    else:
+        async with client, await shell(client, "cat /proc/net/dev", stdin=False) as process:
+            assert b"eth0" in (await process.communicate())[0]
+    assert await containers(engine_service.url) == []
+
+
+async def test_a_private_engine_leaves_nothing_behind(short_dir: Path) -> None:
+    """Processes, mounts, sockets and directories: all that a run may keep is the storage and its lock."""
+    home = {"XDG_STATE_HOME": str(short_dir / "s"), "XDG_RUNTIME_DIR": str(short_dir / "r")}
+    (short_dir / "r").mkdir(mode=0o700)
+    networks = set(os.listdir("/sys/class/net"))
+    async with RuntimeClient.spawn(SERVE, namespace=NAMESPACE, env={**os.environ, **home}) as client:
+        for number in range(20):
+            async with await shell(client, f"exit {number}", stdin=False) as process:
+                assert (await process.wait()).exit_code == number
+        await shell(client, "sleep 1000 & setsid sleep 1000", stdin=False)
+        assert processes_of(short_dir)
+    assert client.exit_code == 0
+    assert processes_of(short_dir) == []
+    assert mounts_below(short_dir) == []
+    assert [path.name.partition("-")[0] for path in (short_dir / "r" / "fastclaw").iterdir()] == ["store"]
+    assert list((short_dir / "r").glob("fastclaw-*")) == []
+    assert set(os.listdir("/sys/class/net")) == networks
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Mount points of this mount namespace."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if str(directory) in line]
+
+
+def processes_of(directory: Path) -> list[str]:
+    """Command lines that name a directory: the engine's, its monitors'."""
+    lines = []
+    for pid in procfs.pids():
+        with contextlib.suppress(OSError):
+            lines.append(Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace"))
+    return [line for line in lines if str(directory) in line]

@@ -6,7 +6,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.decisions.capacity import Capacity
-from fastclaw.decisions.diagnosis import Quotas, capacity_finding, engine_findings, quota_findings
+from fastclaw.decisions.diagnosis import Quotas, capacity_finding, engine_findings, network_finding, quota_findings
 from fastclaw.decisions.service import HostFacts
 
 VERSIONS = {
@@ -89,3 +89,16 @@ def test_quotas_that_do_not() -> None:
     assert (keys.level, keys.text) == ("warning", "kernel.keys.root_maxkeys is 200")
     assert keys.advice == f"sysctl kernel.keys.root_maxkeys={limits.WANTED_KEYS}"
     assert inotify.advice == f"sysctl fs.inotify.max_user_instances={limits.WANTED_INOTIFY}"
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "advice"),
+    [
+        ({"netavark": "/n", "iptables": "/i"}, "ok", None),
+        ({"netavark": "/n"}, "warning", "apt-get install iptables"),
+        ({}, "warning", "apt-get install netavark iptables"),
+    ],
+)
+def test_an_open_network_needs_two_programs(facts: dict[str, str], level: str, advice: str | None) -> None:
+    finding = network_finding(host(**facts))
+    assert (finding.level, finding.advice) == (level, advice)

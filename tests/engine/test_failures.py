@@ -24,6 +24,7 @@ def refused(status: int, text: str) -> APIError:
         (refused(404, 'no container with name or ID "x" found: no such container'), "container_gone"),
         (refused(500, "statfs /nowhere: no such file or directory"), "bad_mount"),
         (refused(500, "crun: mount `/x` to `y`: Permission denied: OCI permission denied"), "bad_mount"),
+        (refused(500, "netavark: No such file or directory (os error 2)"), "network_failed"),
         (refused(500, "crun: setrlimit: Operation not permitted"), "engine_error"),
         (TimeoutError(), "engine_timeout"),
         (requests.ReadTimeout("read timed out"), "engine_timeout"),
