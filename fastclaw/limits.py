@@ -5,7 +5,10 @@ the process. Nothing elsewhere in the package carries a bare number for a size, 
 """
 
 KIB = 1024
+"""Powers of two, as the kernel's own sizes are."""
+
 MIB = 1024 * KIB
+"""Powers of two, as the kernel's own sizes are."""
 
 # --- The wire -------------------------------------------------------------------------------------
 
@@ -34,7 +37,8 @@ WORKER_STREAK = 256
 """Requests handled without a pause before other work gets the loop: well under a millisecond of quick ones."""
 
 FINAL_FLUSH_MS = 2_000
-"""How long the last answers may take to leave when the supervisor does not read them."""
+"""How long the last answers may take to leave when the supervisor does not read them: with `SHUTDOWN_TIMEOUT_MS` before
+it, well under the supervisor's 30 s."""
 
 # --- Defaults of `options` -------------------------------------------------------------------------
 
@@ -52,10 +56,10 @@ QUEUE_LIMIT = 10_000
 """exec calls waiting for a start: beyond it a caller is better served by `overloaded` than by the wait."""
 
 QUEUE_TIMEOUT_MS = 30_000
-"""How long an exec call may wait for its turn."""
+"""How long an exec call may wait for its turn: the patience of the sibling supervisors with a call."""
 
 KILL_GRACE_MS = 1_000
-"""TERM to KILL."""
+"""TERM to KILL: Docker's and Podman's 10 s would take up all of `SHUTDOWN_TIMEOUT_MS`."""
 
 SHUTDOWN_TIMEOUT_MS = 10_000
 """The supervisor's own patience with an extension is 30 s (notes on anyclaw v0.11.0); this stays well under it."""
@@ -67,7 +71,7 @@ KEEP_EXITED = 10_000
 """Exit records kept, about 1 KB each."""
 
 LINGER_MS = 30_000
-"""How long the sockets of an ended process wait for their reader."""
+"""How long the sockets of an ended process wait for their reader: as long as a caller waits for the answer to exec."""
 
 MAX_LINGERING = 1_000
 """Ended processes that wait for a reader: six descriptors each."""
@@ -93,7 +97,8 @@ REVIVE_FIRST_MS = 100
 """Pause before a container that died is replaced: an engine that is going down gets to say so."""
 
 REVIVE_LAST_MS = 30_000
-"""Longest pause between attempts to replace a container."""
+"""Longest pause between attempts to replace a container: a dead engine costs two tries a minute, a live one is found
+within half of one."""
 
 REVIVE_PROVEN_MS = 10_000
 """A container that lived this long has not failed: the next replacement is quick again."""
@@ -118,7 +123,7 @@ MAX_KEY_BYTES = 256
 """An idempotency key: room for a UUID with a path around it."""
 
 MAX_NAMESPACE_BYTES = 64
-"""A namespace ends up in container names and directories."""
+"""A namespace ends up in container names and directories: room for a UUID with a prefix, far below NAME_MAX."""
 
 SOCKET_PATH_BYTES = 107
 """sun_path holds 108 with its NUL (unix(7))."""
@@ -184,7 +189,7 @@ keeps two processes per exec for five minutes; with 2 and 10, four shards at ful
 code was asked for (measured, Podman 4.3.1, 2 CPUs)."""
 
 ENGINE_LOG_BYTES = 16 * KIB
-"""Tail of the service's stderr that is kept for error messages."""
+"""Tail of the service's stderr that is kept for error messages: some hundred lines, the last of which say why it ended."""
 
 ENGINE_LOCK_MS = 5_000
 """Waiting for another fastclaw that prepares the same state directory: it holds the lock for a few file operations."""
@@ -241,7 +246,7 @@ CLIENT_READ_BYTES = 64 * KIB
 """One read of a process's stream: what its pipe holds, and below malloc's threshold for a mapping of its own."""
 
 CLIENT_CONNECT_MS = 5_000
-"""Connecting to a process's socket that listens with a full backlog."""
+"""Connecting to a process's socket that listens with a full backlog: a live runtime makes room within milliseconds."""
 
 CLIENT_CONNECT_RETRY_MS = 5
 """Pause before the next try at a full backlog: the kernel has no event for room in it."""
@@ -258,7 +263,7 @@ PIDS_PER_PROCESS = 2
 """The command and, on the REST lane, its conmon. What the command itself starts falls under the pids limit."""
 
 RESERVED_PIDS = 1_024
-"""The host's own processes and the engine's threads."""
+"""The host's own processes and the engine's threads: some hundreds of each on a usual server."""
 
 MEMORY_PER_PROCESS = 1 * MIB
 """A small static worker with its page tables and kernel structures; real agents take more."""
@@ -344,7 +349,7 @@ ABANDONED_START_MS = 2_000
 """How long a cancelled start waits for the engine to finish it, so that what it started can be ended."""
 
 ABANDONED_KILL_MS = 2_000
-"""How long the processes of a failed start may take to die."""
+"""How long the processes of a failed start may take to die: KILL needs milliseconds, a loaded machine more."""
 
 EXIT_POLL_MS = (5, 10, 20, 40, 80, 160, 320, 640, 1_280, 2_560)
 """Pauses between inspects after the stream has ended while the engine still says running: it saves the exit before it
@@ -356,7 +361,7 @@ EXIT_SETTLE_MS = 500
 # --- What a full runtime wants of the host (decisions/diagnosis.py) ---------------------------------
 
 PAGE_BYTES = 4 * KIB
-"""A page on x86_64 and on most aarch64 systems."""
+"""A page on x86_64 and on most aarch64 systems: decisions/ cannot ask the system itself."""
 
 WANTED_KEYS = 1_000
 """Session keyrings: one per container and per exec that is being set up; the kernel's default for users is 200."""

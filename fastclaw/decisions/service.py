@@ -35,11 +35,6 @@ SHELL = "/bin/sh"
 
 CONMON_WITHOUT_EXIT_COMMAND = """\
 #!/bin/sh
-kind=container
-for word in "$@"; do
-    [ "$word" = -e ] && kind=exec
-done
-[ "$kind" = exec ] || exec {conmon} "$@"
 left=$#
 while [ "$left" -gt 0 ]; do
     word=$1
@@ -55,9 +50,10 @@ while [ "$left" -gt 0 ]; do
 done
 exec {conmon} "$@"
 """
-"""Stands for conmon and takes the exit command from execs (`-e`). Podman's would keep two processes per exec for
+"""Stands for conmon and leaves out the exit command. After an exec Podman's would keep two processes for
 `exit_command_delay` and then start a whole Podman to forget the session. At full rate those Podmans starve the engine,
 and sessions were gone before their exit code was asked for (measured with delays of 2 and 10 s, 2 CPUs, Podman 4.3.1).
+After a container it would start one that outlives our shutdown; we remove every container ourselves.
 Sessions then stay in the container's record, about 1 KB each, until `POST /exec/{id}/remove` (Podman 4.8) or the
 container's end."""
 

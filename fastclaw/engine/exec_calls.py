@@ -6,7 +6,7 @@ become the contract's words. It does not know what a stream carries or what a se
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import msgspec
 import orjson
@@ -17,6 +17,8 @@ from fastclaw.transport.unix_http import HttpPool, Response, Upgraded
 
 if TYPE_CHECKING:
     from fastclaw.lane import StartSpec
+
+T = TypeVar("T")
 
 API = "/v4.3.1/libpod"
 """Any service from 4.0 on takes it; the prefix picks the dialect (pkg/api/server, VersionedPath)."""
@@ -58,7 +60,11 @@ class SessionGone(Exception):
 
 
 def create_body(spec: StartSpec) -> bytes:
-    """The create call's JSON for a spec."""
+    """The create call's JSON for a spec.
+
+    Raises:
+        ExecFailed: `invalid_params`, where a string is no Unicode text (a lone surrogate).
+    """
     body: dict[str, object] = {
         "AttachStdin": spec.stdin,
         "AttachStdout": True,
@@ -72,7 +78,10 @@ def create_body(spec: StartSpec) -> bytes:
         body["WorkingDir"] = spec.working_dir
     if spec.user is not None:
         body["User"] = spec.user
-    return orjson.dumps(body)
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise ExecFailed("the engine takes only command lines and variables in UTF-8", "invalid_params") from error
 
 
 class ExecCalls:
@@ -97,10 +106,7 @@ class ExecCalls:
         answer = await self._call("POST", f"{API}/containers/{container_id}/exec", body)
         if answer.status != 201:
             _refuse(answer)
-        try:
-            return _CREATED.decode(answer.body).id
-        except msgspec.DecodeError as error:
-            raise ExecFailed(f"the engine's answer to create makes no sense: {error}") from error
+        return _decode(_CREATED, answer, "create").id
 
     async def start(self, session: str) -> Upgraded:
         """Run a session and attach to it. That it answers does not mean that the command started.
@@ -128,10 +134,7 @@ class ExecCalls:
             raise SessionGone(session)
         if answer.status != 200:
             _refuse(answer)
-        try:
-            return _STATE.decode(answer.body)
-        except msgspec.DecodeError as error:
-            raise ExecFailed(f"the engine's answer to inspect makes no sense: {error}") from error
+        return _decode(_STATE, answer, "inspect")
 
     async def is_running(self, container_id: str) -> bool:
         """Whether the container itself runs.
@@ -142,16 +145,20 @@ class ExecCalls:
         answer = await self._call("GET", f"{API}/containers/{container_id}/json", None)
         if answer.status != 200:
             _refuse(answer)
-        try:
-            return _CONTAINER.decode(answer.body).state.running
-        except msgspec.DecodeError as error:
-            raise ExecFailed(f"the engine's answer to inspect makes no sense: {error}") from error
+        return _decode(_CONTAINER, answer, "inspect").state.running
 
     async def _call(self, method: str, path: str, body: bytes | None) -> Response:
         try:
             return await self._pool.request(method, path, body, self._timeout_ms)
         except (OSError, ProtocolError) as error:
             _translate(error, self._timeout_ms)
+
+
+def _decode(decoder: msgspec.json.Decoder[T], answer: Response, call: str) -> T:
+    try:
+        return decoder.decode(answer.body)
+    except (ValueError, RecursionError) as error:  # msgspec's own is a ValueError, and so is broken UTF-8
+        raise ExecFailed(f"the engine's answer to {call} makes no sense: {error}") from error
 
 
 def _refuse(answer: Response) -> NoReturn:

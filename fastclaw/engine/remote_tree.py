@@ -57,7 +57,8 @@ class RemoteTree:
         """As `transport.proctree.end_tree`. The grace is read once; `root_pid` means nothing here.
 
         Raises:
-            ExecFailed: `unsupported`, where the image lacks the tools; `engine_timeout`, where something is left.
+            ExecFailed: `unsupported`, where the image lacks the tools; `engine_timeout`, where something is left; and as
+            `ExecCalls.create` and `start`.
         """
         loop = asyncio.get_running_loop()
         seconds = max(grace.ends_at - loop.time(), 0.0)
@@ -84,15 +85,21 @@ class RemoteTree:
 
 async def _stdout(hijacked: Upgraded) -> bytes:
     """All of it; the script writes one word."""
+    with hijacked.sock:
+        try:
+            return await _read(hijacked)
+        except ProtocolError as error:
+            raise ExecFailed(f"the engine's stream makes no sense: {error}") from error
+        except OSError as error:
+            raise ExecFailed(f"the engine's stream broke: {error.strerror}", "engine_unavailable") from error
+
+
+async def _read(hijacked: Upgraded) -> bytes:
     loop = asyncio.get_running_loop()
     demultiplexer, said = Demultiplexer(), b""
-    with hijacked.sock:
-        data = hijacked.leftover or await loop.sock_recv(hijacked.sock, HTTP_READ_BYTES)
-        while data and len(said) < MAX_HTTP_BODY_BYTES:
-            try:
-                slices = demultiplexer.feed(memoryview(data))
-            except ProtocolError as error:
-                raise ExecFailed(f"the engine's stream makes no sense: {error}") from error
-            said += b"".join(payload for stream, payload in slices if stream == STDOUT)
-            data = await loop.sock_recv(hijacked.sock, HTTP_READ_BYTES)
+    data = hijacked.leftover or await loop.sock_recv(hijacked.sock, HTTP_READ_BYTES)
+    while data and len(said) < MAX_HTTP_BODY_BYTES:
+        slices = demultiplexer.feed(memoryview(data))
+        said += b"".join(payload for stream, payload in slices if stream == STDOUT)
+        data = await loop.sock_recv(hijacked.sock, HTTP_READ_BYTES)
     return said

@@ -280,7 +280,7 @@ def _refuse_impossible(spec: StartSpec) -> None:
     if sum(map(len, strings)) > MAX_ARGS_BYTES:
         raise ExecFailed(f"command and environment are longer than {MAX_ARGS_BYTES} bytes", "too_long")
     for text in strings:
-        if len(text) >= MAX_ARG_BYTES // 4 and len(text.encode()) >= MAX_ARG_BYTES:
+        if len(text) >= MAX_ARG_BYTES // 4 and len(text.encode(errors="surrogatepass")) >= MAX_ARG_BYTES:
             raise ExecFailed(f"one argument or variable is longer than {MAX_ARG_BYTES} bytes", "too_long")
     if not spec.cmd[0]:
         raise ExecFailed("the command is empty", "not_found")

@@ -88,14 +88,15 @@ async def prove(
         timeout_ms: for the wait on the stream of a command that has ended.
 
     Raises:
-        ExecFailed: it never ran, with the reason; or the engine failed. No pidfd is left open.
+        ExecFailed: it never ran, with the reason; or the engine failed; or `io_error`, where there is no descriptor for
+            a pidfd. No pidfd is left open.
         SessionGone: as `ExecCalls.inspect`.
     """
     state = await calls.inspect(session)
     had_pid = state.running and state.pid > 0
     if had_pid and not local:
         return Started(0, None, head, None, ended=False)
-    pidfd = open_pidfd(state.pid) if had_pid else None
+    pidfd = _hold(state.pid) if had_pid else None
     try:
         if pidfd is not None and await _became_command(state.pid, pidfd, spec):
             return Started(state.pid, pidfd, head, None, ended=False)
@@ -105,6 +106,13 @@ async def prove(
             os.close(pidfd)
         raise
     return Started(state.pid, pidfd, raw, exit_code, ended=True)
+
+
+def _hold(pid: int) -> int | None:
+    try:
+        return open_pidfd(pid)
+    except OSError as error:
+        raise ExecFailed(f"no pidfd for the process: {error.strerror}", "io_error") from error
 
 
 async def _became_command(pid: int, pidfd: int, spec: StartSpec) -> bool:
@@ -155,7 +163,7 @@ async def _read_head(sock: socket.socket, leftover: bytes, timeout_ms: int) -> _
                 head.feed(data)
     except TimeoutError as error:
         raise ExecFailed("the engine does not end the stream of a command that ended", "engine_timeout") from error
-    except ConnectionError:
+    except OSError:
         head.ended = True
     except ProtocolError as error:
         raise ExecFailed(f"the engine's stream makes no sense: {error}", "engine_error") from error

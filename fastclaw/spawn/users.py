@@ -49,9 +49,9 @@ def _permitted(user: str, wanted: Identity) -> Identity | None:
 
 def _identity(name: str) -> Identity:
     try:
-        entry = pwd.getpwuid(_number(name)) if name.isdecimal() else pwd.getpwnam(name)
+        entry = pwd.getpwuid(_number(name)) if _is_number(name) else pwd.getpwnam(name)
     except (KeyError, ValueError) as unknown:
-        if not name.isdecimal():
+        if not _is_number(name):
             raise _unknown(name) from unknown
         return Identity(_number(name), _number(name), [])
     return Identity(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid))
@@ -59,16 +59,21 @@ def _identity(name: str) -> Identity:
 
 def _gid(name: str) -> int:
     try:
-        return _number(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+        return _number(name) if _is_number(name) else grp.getgrnam(name).gr_gid
     except (KeyError, ValueError) as unknown:
         raise _unknown(name) from unknown
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
 def _number(text: str) -> int:
-    number = int(text)
-    if number > _MAX_ID:
+    # Compared by length first: int() refuses thousands of digits, and no number of a user has them.
+    digits = text.lstrip("0")
+    if len(digits) > len(str(_MAX_ID)) or int(digits or "0") > _MAX_ID:
         raise _unknown(text)
-    return number
+    return int(digits or "0")
 
 
 def _unknown(name: str) -> ExecFailed:

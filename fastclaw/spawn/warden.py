@@ -84,7 +84,7 @@ def end_owned(token: str, commands: Iterable[int]) -> None:
     led = dict.fromkeys(commands, now)
     roots = {pid for pid in led if (stat := procfs.read_stat(pid)) and stat.starttime <= now}
     quiet = 0
-    while quiet < 2 and time.monotonic() < deadline:
+    while quiet < limits.TREE_QUIET_SCANS and time.monotonic() < deadline:
         table = ProcessTable(procfs.scan(VARIABLE))
         found = table.members(token, roots, led=led, protected=table.ancestors(os.getpid()))
         quiet = 0 if found else quiet + 1

@@ -184,13 +184,13 @@ def test_environment_names_the_settings_and_drops_redirections() -> None:
     ("given", "passed_on"),
     [
         (["--version"], ["--version"]),
-        (["-c", "1", "--exit-command", "p", "--exit-command-arg", "a"],) * 2,
+        (["-c", "1", "--exit-command", "p", "--exit-command-arg", "a"], ["-c", "1"]),
         (["-c", "1", "-e", "--exit-command", "p", "--exit-command-arg", "-e", "x y"], ["-c", "1", "-e", "x y"]),
         (["--exit-delay", "10", "-e", "", "$HOME", "'"], ["-e", "", "$HOME", "'"]),
         ([], []),
     ],
 )
-def test_execs_lose_their_exit_command(tmp_path: Path, given: list[str], passed_on: list[str]) -> None:
+def test_conmon_gets_no_exit_command(tmp_path: Path, given: list[str], passed_on: list[str]) -> None:
     conmon = tmp_path / "con mon"
     conmon.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
     conmon.chmod(0o700)

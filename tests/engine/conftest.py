@@ -1,5 +1,7 @@
-"""What the engine tests import by this name; the fixtures themselves are those of tests/engine_fixtures.py."""
+"""What the engine tests import by this name; the fixtures themselves are those of tests/engine_fixtures.py, and those of
+the REST lane in rest_rig.py."""
 
+from tests.engine.rest_rig import any_lane, lane, rest_engine
 from tests.engine_fixtures import EngineService, unusable
 
-__all__ = ["EngineService", "unusable"]
+__all__ = ["EngineService", "any_lane", "lane", "rest_engine", "unusable"]

@@ -19,7 +19,7 @@ from fastclaw.engine.shards import Shards
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.transport.proctree import end_tree
 from tests.engine.fleet import PATIENCE_S, Fleet, until
-from tests.engine.test_rest import complete, drop, grace, spec
+from tests.engine.rest_rig import complete, drop, grace, spec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

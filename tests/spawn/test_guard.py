@@ -125,18 +125,3 @@ async def test_slots_are_given_back() -> None:
         assert sorted(guard.track(4712) for _ in range(3)) == sorted(slots)
         await guard.aclose()
         guard.untrack(slots[0])
-
-
-def test_orders_arrive_in_any_pieces() -> None:
-    orders = warden.Orders()
-    for byte in b"+/a b\0+/c\0-/a b\0":
-        orders.feed(bytes([byte]))
-    assert (orders.directories, orders.quiet) == ({"/c"}, False)
-    orders.feed(b"q")
-    assert not orders.quiet
-    orders.feed(b"\0")
-    assert orders.quiet
-
-
-def test_the_table_of_commands() -> None:
-    assert warden.tracked(bytes(8) + (4711).to_bytes(4, sys.byteorder)) == [4711]
