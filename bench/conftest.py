@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from bench.ratios import Ratios, read_goals
+from bench.ratios import Ratios, read_budgets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """One collection for the whole run."""
-    config.stash[RATIOS] = Ratios(read_goals())
+    config.stash[RATIOS] = Ratios(*read_budgets())
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -58,15 +58,17 @@ class Ratios:
 
     Parameters:
         goals: by name of the ratio, the least that is good enough.
+        aims: the same, but shown only: what the design asks for and cannot be had so far.
     """
 
-    def __init__(self, goals: Mapping[str, float]) -> None:
+    def __init__(self, goals: Mapping[str, float], aims: Mapping[str, float]) -> None:
         self.goals = goals
+        self.aims = aims
         self.rows: list[Row] = []
 
     def ratio(self, what: str, value: float) -> None:
         """Keep a ratio: the rate of ours over the rival's, so above 1 is better."""
-        self.rows.append(Row(what, f"{value:.3g}", value, self.goals.get(what)))
+        self.rows.append(Row(what, f"{value:.3g}", value, self.goals.get(what, self.aims.get(what))))
 
     def fact(self, what: str, value: str) -> None:
         """Keep something that has no goal."""
@@ -75,7 +77,9 @@ class Ratios:
     def missed(self) -> list[str]:
         """Goals that were missed, and goals that nothing was measured for."""
         measured = {row.what for row in self.rows}
-        below = [f"{row.what}: {row.value}, goal {row.goal}" for row in self.rows if row.missed]
+        below = [
+            f"{row.what}: {row.value}, goal {row.goal}" for row in self.rows if row.missed and row.what in self.goals
+        ]
         return below + [f"{what}: not measured" for what in self.goals if what not in measured]
 
     def table(self) -> list[str]:
@@ -91,10 +95,10 @@ class Ratios:
         PAGE.write_text("\n".join([*_head(), *self.table()]) + "\n")
 
 
-def read_goals() -> dict[str, float]:
-    """The goals in budgets.toml."""
-    ratios: dict[str, float] = tomllib.loads(BUDGETS.read_text())["ratios"]
-    return ratios
+def read_budgets() -> tuple[dict[str, float], dict[str, float]]:
+    """Goals and aims in budgets.toml."""
+    budgets: dict[str, dict[str, float]] = tomllib.loads(BUDGETS.read_text())
+    return budgets["ratios"], budgets["aims"]
 
 
 def _head() -> list[str]:

@@ -189,7 +189,7 @@ keeps two processes per exec for five minutes; with 2 and 10, four shards at ful
 code was asked for (measured, Podman 4.3.1, 2 CPUs)."""
 
 ENGINE_LOG_BYTES = 16 * KIB
-"""Tail of the service's stderr that is kept for error messages: some hundred lines, the last of which say why it ended."""
+"""Tail of the service's stderr that is kept for error messages: some hundred lines, and the last say why it ended."""
 
 ENGINE_LOCK_MS = 5_000
 """Waiting for another fastclaw that prepares the same state directory: it holds the lock for a few file operations."""

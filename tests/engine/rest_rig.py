@@ -117,6 +117,8 @@ def drop(process: RestProcess) -> None:
 # --- A real Podman -----------------------------------------------------------------------------------
 
 RUNTIMES = [name for name in ("crun", "runc") if shutil.which(name)]
+RUNTIME = RUNTIMES[0] if RUNTIMES else "crun"
+"""Where one is enough."""
 
 FILES = r"""
 printf 'echo hi\n' >/bin/noshebang; printf '#!/nope/interp\n' >/bin/badinterp; printf '\177ELFgarbage' >/bin/badelf
@@ -130,7 +132,7 @@ class Engine:
     def __init__(self, service: EngineService, containers: dict[str, str]) -> None:
         self.url, self.containers = service.url, containers
 
-    def lane(self, runtime: str = RUNTIMES[0], *, local: bool = True) -> RestLane:
+    def lane(self, runtime: str = RUNTIME, *, local: bool = True) -> RestLane:
         """A lane over one container."""
         return RestLane(
             self.url, FixedContainers([self.containers[runtime]]), local=local, end_tree=end_tree, timeout_ms=30_000
@@ -164,7 +166,7 @@ def lane(rest_engine: Engine) -> Iterator[RestLane]:
     made.close()
 
 
-def make_container(client: PodmanClient, image: str, runtime: str = RUNTIMES[0], **changes: Any) -> str:
+def make_container(client: PodmanClient, image: str, runtime: str = RUNTIME, **changes: Any) -> str:
     """A running container with odd files in it; its id."""
     body = {"image": image, "command": ["/bin/sh", "-c", FILES], "netns": {"nsmode": "none"}, "oci_runtime": runtime}
     answer = client.api.post("/containers/create", data=json.dumps(body | changes))

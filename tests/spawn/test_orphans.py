@@ -20,8 +20,6 @@ from tests.balance import children
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-Spawn = "Callable[..., int]"
-
 
 @pytest.fixture
 def spawn() -> Iterator[Callable[..., int]]:
@@ -61,10 +59,10 @@ def test_orphans_of_descendants_come_to_us() -> None:
     become_subreaper()
     become_subreaper()
     before = children()
-    said = subprocess.run(["sh", "-c", "sleep 1000 >/dev/null & echo $!"], capture_output=True, check=True).stdout
-    assert children() - before == {int(said)}
-    os.kill(int(said), signal.SIGKILL)
-    os.waitpid(int(said), 0)
+    orphan = int(subprocess.check_output(["sh", "-c", "sleep 1000 >/dev/null & echo $!"]))
+    assert children() - before == {orphan}
+    os.kill(orphan, signal.SIGKILL)
+    os.waitpid(orphan, 0)
 
 
 def test_a_kernel_that_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,8 +125,8 @@ async def test_an_orphan_that_outlives_the_last_command_is_still_waited_for(spaw
     orphan, command = spawn("sleep", "1000"), spawn("true")
     ended(command)
     orphanage.register(command)
-    os.waitpid(command, 0)
     orphanage.forget(command)
+    orphanage.reap([command])
     await asyncio.sleep(0.02)  # several sweeps see it alive
     assert orphan in children()
     os.kill(orphan, signal.SIGKILL)

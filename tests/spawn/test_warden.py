@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
-
-import pytest
 
 from fastclaw import limits
 from fastclaw.spawn import warden
@@ -19,6 +20,8 @@ from fastclaw.transport import procfs
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    import pytest
 
 
 def pipe_with(data: bytes) -> tuple[int, int]:
@@ -156,10 +159,6 @@ def order(child: subprocess.Popen[bytes], data: bytes) -> None:
 
 
 def _unread(fd: int) -> int:
-    import array
-    import fcntl
-    import termios
-
     count = array.array("i", [0])
     fcntl.ioctl(fd, termios.FIONREAD, count)
     return count[0]
