@@ -86,9 +86,9 @@ PIDS_LIMIT = 4_096
 SHM_BYTES = 64 * MIB
 """/dev/shm of a container: Podman's default."""
 
-EXECS_PER_CONTAINER = 400
+EXECS_PER_CONTAINER = 100
 """Execs that one container serves before a fresh one takes over: Podman 4.3.1 lost a third of its speed by some 500
-sessions in one record (measured, 4 workers on one shard)."""
+sessions in one record, and a tenth by 200 (measured). A container costs 50 ms and, while a worker lives in it, 3 MB."""
 
 DRAIN_LOOK_MS = 1_000
 """How often a container that gets no more execs is looked at, until nothing runs in it."""

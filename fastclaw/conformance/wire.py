@@ -146,11 +146,18 @@ class Wire:
         return self._child.code
 
     async def finished(self) -> list[Any]:
-        """After the runtime's end: the messages that nobody took."""
-        async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
-            while not self.lost:
-                self._news.clear()
-                await self._news.wait()
+        """After the runtime's end: the messages that nobody took.
+
+        Raises:
+            Broken: its stdout has not ended within `limits.CHECK_SOON_MS`.
+        """
+        try:
+            async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+                while not self.lost:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError as error:
+            raise Broken(f"stdout did not end within {limits.CHECK_SOON_MS} ms") from error
         return list(self._inbox)
 
     async def aclose(self) -> None:

@@ -31,6 +31,10 @@ DROPPED_VARIABLES = frozenset(
 )
 """They would turn the service into a client of another one, or make it take over somebody else's socket."""
 
+GC_PERCENT = "400"
+"""Podman spends its time on decoding and encoding its containers' records: collecting that garbage a quarter as often
+gives 6 % more execs (61 to 65/s, alternating runs) for a few MB of heap. The user's own GOGC wins."""
+
 SHELL = "/bin/sh"
 
 CONMON_WITHOUT_EXIT_COMMAND = """\
@@ -179,7 +183,7 @@ def standing_argv(plan: ServicePlan, paths: ServicePaths, pid_file: str) -> list
 def service_env(paths: ServicePaths, inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment of the service: the caller's, without what would redirect it, with its own settings file."""
     kept = {name: value for name, value in inherited.items() if name not in DROPPED_VARIABLES}
-    return {**kept, "CONTAINERS_CONF": paths.conf}
+    return {"GOGC": GC_PERCENT, **kept, "CONTAINERS_CONF": paths.conf}
 
 
 def _usable_podman(facts: HostFacts) -> str:

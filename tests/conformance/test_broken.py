@@ -9,6 +9,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.conformance import POSIX, Report, check
+from fastclaw.conformance.registry import CHECKS
 
 COMMAND = [sys.executable, str(Path(__file__).with_name("broken_runtime.py"))]
 BROKEN = {
@@ -27,6 +28,16 @@ BROKEN = {
 }
 """Promise → what the exchange must show."""
 
+CARELESS = {
+    "E-DATA": "`kind` does not fit the code",
+    "E-WORDS": "the message does not begin with 'exec failed: '",
+    "P-ECHO": "cat gave b'FIRST",
+    "P-SECOND": "a second client was served",
+    "S-MODE": "has mode 755",
+    "R-CODE": "exit 1 gave",
+}
+"""Promise → what must be said of the runtime that has sockets."""
+
 
 @pytest.fixture(scope="module")
 def report() -> Report:
@@ -42,6 +53,29 @@ def test_a_broken_promise_is_reported_with_its_exchange(report: Report, promise_
     assert finding.verdict == "broken"
     assert finding.detail
     assert any(BROKEN[promise_id] in entry for entry in finding.exchange), finding.exchange
+
+
+@pytest.fixture(scope="module")
+def careless(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    command = [*COMMAND, str(tmp_path_factory.mktemp("careless"))]
+    return asyncio.run(check(command, POSIX, {}, {*CARELESS, "X-LISTEN"}, stderr=subprocess.DEVNULL))
+
+
+@pytest.mark.parametrize("promise_id", CARELESS)
+def test_a_broken_promise_is_reported_with_what_was_seen(careless: Report, promise_id: str) -> None:
+    finding = careless[promise_id]
+    assert finding.verdict == "broken"
+    assert CARELESS[promise_id] in finding.detail
+    assert finding.exchange
+
+
+def test_what_the_careless_one_keeps_is_not_blamed(careless: Report) -> None:
+    assert careless["X-LISTEN"].verdict == "kept"
+
+
+def test_each_module_of_checks_is_seen_to_report_something_broken() -> None:
+    modules = {entry.run.__module__ for entry in CHECKS}
+    assert {entry.run.__module__ for entry in CHECKS if entry.promise_id in {*BROKEN, *CARELESS}} == modules
 
 
 def test_what_it_keeps_is_not_blamed(report: Report) -> None:
