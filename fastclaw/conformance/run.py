@@ -62,14 +62,16 @@ async def _judge(rig: Rig, promise: Promise, capabilities: list[str] | None) -> 
 
 async def _attempt(rig: Rig, promise: Promise, run: Check) -> Finding:
     await rig.between_checks()
+    bound = asyncio.timeout(limits.CHECK_MS / 1000)
     try:
-        async with asyncio.timeout(limits.CHECK_MS / 1000):
+        async with bound:
             await run(rig)
     except NotOffered as reason:
         return Finding(promise=promise, verdict="not offered", detail=str(reason))
     except Exception as seen:
         # Whatever a check stumbles over was put there by the runtime under check.
-        return Finding(promise=promise, verdict="broken", detail=_told(seen), exchange=rig.exchange())
+        detail = f"no end within {limits.CHECK_MS} ms" if bound.expired() else _told(seen)
+        return Finding(promise=promise, verdict="broken", detail=detail, exchange=rig.exchange())
     return Finding(promise=promise, verdict="kept")
 
 
@@ -77,6 +79,6 @@ def _told(seen: BaseException) -> str:
     if isinstance(seen, ExceptionGroup):
         return "; ".join(_told(part) for part in seen.exceptions)
     if isinstance(seen, TimeoutError):
-        return f"no end within {limits.CHECK_MS} ms"
+        return f"what was due within {limits.CHECK_SOON_MS} ms did not come"
     text = str(seen)
     return text if isinstance(seen, Broken | FastclawError) else f"{type(seen).__name__}: {text}"

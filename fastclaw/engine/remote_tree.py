@@ -57,8 +57,8 @@ class RemoteTree:
         """As `transport.proctree.end_tree`. The grace is read once; `root_pid` means nothing here.
 
         Raises:
-            ExecFailed: `unsupported`, where the image lacks the tools; `engine_timeout`, where something is left; and as
-            `ExecCalls.create` and `start`.
+            ExecFailed: `unsupported`, where the image lacks the tools; `engine_timeout`, where something is left; and
+            as `ExecCalls.create` and `start`.
         """
         loop = asyncio.get_running_loop()
         seconds = max(grace.ends_at - loop.time(), 0.0)
@@ -98,8 +98,10 @@ async def _read(hijacked: Upgraded) -> bytes:
     loop = asyncio.get_running_loop()
     demultiplexer, said = Demultiplexer(), b""
     data = hijacked.leftover or await loop.sock_recv(hijacked.sock, HTTP_READ_BYTES)
-    while data and len(said) < MAX_HTTP_BODY_BYTES:
+    while data:
         slices = demultiplexer.feed(memoryview(data))
         said += b"".join(payload for stream, payload in slices if stream == STDOUT)
+        if len(said) > MAX_HTTP_BODY_BYTES:
+            break
         data = await loop.sock_recv(hijacked.sock, HTTP_READ_BYTES)
     return said

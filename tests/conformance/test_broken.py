@@ -33,6 +33,7 @@ CARELESS = {
     "E-WORDS": "the message does not begin with 'exec failed: '",
     "P-ECHO": "cat gave b'FIRST",
     "P-SECOND": "a second client was served",
+    "K-KILL": "what was due within 1000 ms did not come",
     "S-MODE": "has mode 755",
     "R-CODE": "exit 1 gave",
 }
@@ -58,7 +59,9 @@ def test_a_broken_promise_is_reported_with_its_exchange(report: Report, promise_
 @pytest.fixture(scope="module")
 def careless(tmp_path_factory: pytest.TempPathFactory) -> Report:
     command = [*COMMAND, str(tmp_path_factory.mktemp("careless"))]
-    return asyncio.run(check(command, POSIX, {}, {*CARELESS, "X-LISTEN"}, stderr=subprocess.DEVNULL))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "CHECK_SOON_MS", 1_000)
+        return asyncio.run(check(command, POSIX, {}, {*CARELESS, "X-LISTEN"}, stderr=subprocess.DEVNULL))
 
 
 @pytest.mark.parametrize("promise_id", CARELESS)
@@ -104,6 +107,13 @@ async def test_a_runtime_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> 
     assert report.capabilities is None
     assert [finding.verdict for finding in report.findings] == ["broken", "broken"]
     assert "did not come within 100 ms" in report["L-HEALTH"].detail
+
+
+async def test_a_check_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHECK_MS", "CLIENT_INITIALIZE_MS"):
+        monkeypatch.setattr(limits, name, 100)
+    report = await check([sys.executable, "-c", "import sys; sys.stdin.read()"], POSIX, {}, {"W-LINE"})
+    assert report["W-LINE"].detail == "no end within 100 ms"
 
 
 async def test_a_runtime_that_cannot_be_started() -> None:

@@ -51,8 +51,8 @@ async def test_what_a_post_puts_on_the_wire() -> None:
         assert wire.post("a") == 1
         assert wire.post("b", {"x": None}, id="own", jsonrpc="1.0") == "own"
         wire.post("c", [], id=None)
-        wire.send(b'{"jsonrpc":"2.0","id":0,"result":0}\n')
-        await wire.take(lambda message: message == {"jsonrpc": "2.0", "id": 0, "result": 0}, 10_000, "the last line")
+        wire.close_stdin()
+        assert len(await wire.finished()) == 3
         sent = [
             '{"jsonrpc":"2.0","id":1,"method":"a"}',
             '{"jsonrpc":"1.0","id":"own","method":"b","params":{"x":null}}',

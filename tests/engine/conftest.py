@@ -1,5 +1,5 @@
-"""What the engine tests import by this name; the fixtures themselves are those of tests/engine_fixtures.py, and those of
-the REST lane in rest_rig.py."""
+"""What the engine tests import by this name; the fixtures are those of tests/engine_fixtures.py and, for the REST
+lane, of rest_rig.py."""
 
 from tests.engine.rest_rig import any_lane, lane, rest_engine
 from tests.engine_fixtures import EngineService, unusable

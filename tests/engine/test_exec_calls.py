@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -96,7 +97,7 @@ def test_what_is_no_text_is_refused() -> None:
 def test_detach_keys_are_too_long_to_be_typed() -> None:
     keys = DETACH_KEYS.split(",")
     assert len(keys) == 16
-    assert all(first != second for first, second in zip(keys, keys[1:], strict=False))
+    assert all(first != second for first, second in pairwise(keys))
 
 
 async def test_each_call_asks_one_question(short_dir: Path) -> None:
@@ -145,7 +146,9 @@ async def test_silence_is_a_timeout(short_dir: Path, step: str) -> None:
 
 
 @pytest.mark.parametrize("step", CALLS)
-@pytest.mark.parametrize("wire", [b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 200 O", b"HTTP/1.1 200 X\r\nContent-Length: x\r\n\r\n"])
+@pytest.mark.parametrize(
+    "wire", [b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 200 O", b"HTTP/1.1 200 X\r\nContent-Length: x\r\n\r\n"]
+)
 async def test_what_is_no_http(short_dir: Path, step: str, wire: bytes) -> None:
     error = await failure(short_dir, step, wire, close=True)
     assert (error.reason, error.retryable) == ("engine_error", False)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from podman import PodmanClient
@@ -66,7 +66,8 @@ async def test_term_comes_first_and_only_to_the_tree_that_is_meant(rest_engine: 
     for process in (meant, other):
         await wait_readable(process.stdout_fd, 5000)
     await meant.end_tree(grace(5))
-    assert await complete(meant) == (b"up\nbye\n", b"", ExitStatus(reason="exited", exit_code=5))
+    out, _, status = await complete(meant)
+    assert (out, status) == (b"up\nbye\n", ExitStatus(reason="exited", exit_code=5))
     assert len(marked(longer[PROCESS_ID_VARIABLE])) == 1
     await other.end_tree(grace())
     assert (await complete(other))[2].exit_code in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
@@ -92,7 +93,7 @@ async def test_nothing_to_end_is_no_failure(rest_engine: Engine) -> None:
 async def test_an_image_without_a_shell_is_not_supported(engine_service: EngineService) -> None:
     pool = HttpPool(engine_service.url)
     with PodmanClient(base_url=engine_service.url) as client:
-        changes = {"command": ["/bin/sleep", "1000"], "env": {"PATH": "/nowhere"}}
+        changes: dict[str, Any] = {"command": ["/bin/sleep", "1000"], "env": {"PATH": "/nowhere"}}
         container = await asyncio.to_thread(make_container, client, engine_service.image, **changes)
         with pytest.raises(ExecFailed, match="lacks one") as caught:
             await RemoteTree(ExecCalls(pool, 10_000), container)("m", None, grace(), deadline_s=2)
@@ -113,7 +114,11 @@ async def end(directory: Path, wire: bytes, *, seconds: float = 0.0, deadline_s:
 
 @pytest.mark.parametrize(
     "wire",
-    [frame(b"gone\n"), b"".join(frame(b"%c" % byte) for byte in b"gone\n"), stderr_frame(b"warning\n") + frame(b"gone\n")],
+    [
+        frame(b"gone\n"),
+        b"".join(frame(b"%c" % byte) for byte in b"gone\n"),
+        stderr_frame(b"warning\n") + frame(b"gone\n"),
+    ],
     ids=["at once", "in pieces", "with stderr"],
 )
 async def test_gone_is_gone(short_dir: Path, wire: bytes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from fastclaw.transport import pidfd
 from fastclaw.transport.pidfd import has_variable, open_pidfd, wait_status
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
 KEEPS_STATUS = tuple(map(int, platform.release().split("-")[0].split(".")[:2])) >= (6, 15)
 """Whether this kernel tells the status after the reap."""
@@ -132,9 +131,15 @@ def test_a_name_with_blanks_and_parentheses_moves_no_field(older_kernel: None, t
 )
 def test_a_variable_counts_as_a_whole(entry: bytes, expected: bool) -> None:
     env = {"A": "x" * 100_000, "X": "KEY=c", "KEY": "a b"}
-    with subprocess.Popen(["/bin/sleep", "60"], env=env) as process:
-        assert has_variable(process.pid, entry) is expected
+    with subprocess.Popen(["/bin/cat"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()  # it runs: during execve the environment is empty for a moment
+        found = has_variable(process.pid, entry)
         process.kill()
+    assert found is expected
 
 
 def test_what_has_ended_has_no_variables() -> None:
