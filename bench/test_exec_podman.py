@@ -110,8 +110,10 @@ def test_against_podman_py(
     client: RuntimeClient,
     containers: int,
 ) -> None:
-    """A user of podman-py has one container; the second case lends it the lane's four. Sustained: Podman slows down with
-    every exec that a container has had, which the lane answers by taking a fresh one."""
+    """A user of podman-py has one container; the second case lends it the lane's four.
+
+    Sustained: Podman slows down with every exec that a container has had, and the lane goes on with a fresh one.
+    """
     count = SUSTAINED
     rival = PodmanPy(engine.url, engine.containers[:containers], PODMAN_PY_THREADS)
     with contextlib.closing(rival):

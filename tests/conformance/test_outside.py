@@ -36,8 +36,10 @@ async def test_what_never_holds_is_broken_and_named() -> None:
 def test_bearers_are_the_processes_with_the_token_in_their_command_line() -> None:
     token = uuid.uuid4().hex
     assert bearers(token) == []
-    argv = [sys.executable, "-S", "-c", "input()", token]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as bearer:
+    argv = [sys.executable, "-S", "-c", "print('up', flush=True); input()", token]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as bearer:
+        assert bearer.stdout is not None
+        assert bearer.stdout.readline() == b"up\n"  # before that, the kernel may not have its command line yet
         assert bearers(token) == [bearer.pid]
         bearer.kill()
         os.waitid(os.P_PID, bearer.pid, os.WEXITED | os.WNOWAIT)
