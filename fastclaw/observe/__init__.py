@@ -1,1 +1,1 @@
-
+"""What is told about a run: logs and histograms."""

@@ -58,18 +58,22 @@ def _zombie_status(pidfd: int, pid: int) -> int | None:
         signal.pidfd_send_signal(pidfd, 0)
     except OSError:
         return None
-    return int(fields[_EXIT_CODE_FIELD]) if fields and fields[0] == b"Z" else None
+    if not fields or fields[0] != b"Z":
+        return None
+    status = int(fields[_EXIT_CODE_FIELD])
+    # To who may not trace the process the kernel shows 0 (proc_pid_stat(5)), which is no exit code then.
+    return status if status or os.geteuid() == 0 else None
 
 
 def has_variable(pid: int, entry: bytes) -> bool:
     """Whether the process started (execve) with `NAME=value` in its environment. False where it is gone.
 
-    True, too, where it may not be looked at: then there is nothing to wait for.
+    True, too, where it cannot be looked at, for want of rights or descriptors: then there is nothing to wait for.
     """
     try:
         with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
             return entry in file.read().split(b"\0")
-    except PermissionError:
-        return True
     except (FileNotFoundError, ProcessLookupError):
         return False
+    except OSError:
+        return True

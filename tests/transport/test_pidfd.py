@@ -162,3 +162,12 @@ def test_what_may_not_be_looked_at_counts_as_found() -> None:
     """An ordinary user looks at PID 1. The interpreter drops its rights after it has read what it needs."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(pidfd.__file__)))
     assert subprocess.run([sys.executable, "-c", SECRETIVE, root], check=False, timeout=20).returncode == 0
+
+
+def test_a_zero_that_may_be_made_up_is_no_status(older_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel shows the exit code of somebody else's process as 0; root sees the real one."""
+    with zombie("exit 0") as (pid, fd):
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        assert wait_status(fd, pid) is None
+    with zombie("exit 3") as (pid, fd):
+        assert wait_status(fd, pid) == 3 << 8
