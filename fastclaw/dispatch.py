@@ -39,7 +39,7 @@ class Method(NamedTuple):
     Parameters:
         shape: what its params are.
         serve: takes the harness's calls and the params.
-        is_control: answered however many requests are in flight.
+        is_control: answered even while `exec` and `wait` are turned away.
         yields_to_shutdown: a shutdown does not wait for it but cancels it.
     """
 
@@ -47,6 +47,10 @@ class Method(NamedTuple):
     serve: Callable[["Calls", Any], Awaitable[Any]]
     is_control: bool = False
     yields_to_shutdown: bool = False
+
+    def ceiling(self) -> int:
+        """Requests in flight at which it is turned away."""
+        return limits.MAX_CONTROL_IN_FLIGHT if self.is_control else limits.MAX_IN_FLIGHT
 
 
 class Calls:
@@ -151,7 +155,7 @@ def _bug(request: jsonrpc.Request) -> bytes | None:
 def _why_refused(name: str, method: Method | None) -> FastclawError:
     if method is None:
         return MethodNotFound(f"no method {name!r}; there are {', '.join(METHODS)}", method=name)
-    return InvalidState(f"{limits.MAX_IN_FLIGHT} requests are in flight; try again later", "overloaded")
+    return InvalidState(f"{method.ceiling()} requests are in flight; try again later", "overloaded")
 
 
 def _is_cancelled() -> bool:
@@ -228,7 +232,7 @@ class Dispatcher:
 
     def _submit(self, request: jsonrpc.Request, reply: Reply) -> None:
         method = METHODS.get(request.method)
-        if method is None or (self._in_flight >= limits.MAX_IN_FLIGHT and not method.is_control):
+        if method is None or (self._in_flight >= limits.MAX_IN_FLIGHT and self._in_flight >= method.ceiling()):
             answer = _refusal(request, _why_refused(request.method, method))
             if answer is not None:
                 reply(answer)

@@ -21,6 +21,9 @@ MAX_BATCH_ITEMS = 10_000
 MAX_IN_FLIGHT = 32_768
 """Requests being worked on at once: a queued exec and a `wait` for each of 10 000, and room for control."""
 
+MAX_CONTROL_IN_FLIGHT = 65_536
+"""The same for kill, signal, list, health and shutdown: as much again, so that a full runtime can be controlled."""
+
 READ_CHUNK_BYTES = 64 * KIB
 """One read of stdin: all that a default pipe holds (pipe(7)), and below malloc's threshold for a mapping of its own."""
 

@@ -355,6 +355,16 @@ async def test_more_in_flight_than_allowed_is_overloaded_but_control_is_served(m
         assert "result" in await wire.call("exec", cmd=["nothing"])
 
 
+async def test_control_has_a_ceiling_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_IN_FLIGHT", 2)
+    monkeypatch.setattr(limits, "MAX_CONTROL_IN_FLIGHT", 3)
+    async with a_wire() as wire:
+        wire.feed(b"".join(_line("kill", number, process_id="p") for number in range(5)))
+        answers = await wire.answers(5)
+        refused = [answer["id"] for answer in answers if "error" in answer]
+        assert refused == [3, 4]
+
+
 async def test_shutdown_cancels_execs_and_answers_all() -> None:
     async with a_wire() as wire:
         for number in range(1_000):
