@@ -42,7 +42,10 @@ class LineFramer:
         if pieces:
             self._finish(pieces[0], lines)
             for piece in pieces[1:]:
-                self._keep(piece, lines)
+                if piece[:1] == b"{" and piece[-1:] == b"}" and len(piece) <= self._limit:
+                    lines.append(piece)  # what nearly all lines look like, without a call
+                else:
+                    self._keep(piece, lines)
         if tail:
             self._hold(tail, lines)
         return lines

@@ -35,17 +35,17 @@ class Workers(Generic[Work]):
     def submit(self, work: Work) -> None:
         """Have `work` handled; never blocks. The caller bounds how much is submitted."""
         self._queue.append(work)
-        self._wake_one()
+        if not self._awake:
+            self._wake_one()
 
     def hold(self, is_held: bool) -> None:
         """Begin nothing more, or go on. What has begun goes on either way."""
         self._held = is_held
-        if not is_held and self._queue:
+        if not is_held and self._queue and not self._awake:
             self._wake_one()
 
     def _wake_one(self) -> None:
-        if self._awake:
-            return
+        """To be called while nobody is awake."""
         self._awake = True
         if self._idle:
             self._idle.pop().set_result(None)
@@ -69,7 +69,7 @@ class Workers(Generic[Work]):
         streak = 0
         while queue and not self._held:
             work = queue.popleft()
-            if queue:
+            if queue and not self._awake:
                 self._wake_one()
             await self._handle(work)
             streak += 1
