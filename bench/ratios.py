@@ -104,6 +104,7 @@ def read_budgets() -> tuple[dict[str, float], dict[str, float]]:
 def _head() -> list[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     today = datetime.datetime.now(datetime.UTC).date()
+    kernel = ".".join(platform.release().split(".")[:2])  # the rest names a distribution's build
     return [
         "# Benchmarks",
         "",
@@ -111,7 +112,7 @@ def _head() -> list[str]:
         "one run, the median of the pairs: above 1 is better than the rival. Ratios carry over to other machines;",
         "rates do not.",
         "",
-        f"- {today}, {os.cpu_count()} CPUs, {memory:.0f} GiB, Linux {platform.release()} {platform.machine()}",
+        f"- {today}, {os.cpu_count()} CPUs, {memory:.0f} GiB, Linux {kernel} {platform.machine()}",
         f"- Python {platform.python_version()}, uvloop {version('uvloop')}, orjson {version('orjson')}, "
         f"msgspec {version('msgspec')}, podman-py {version('podman')}",
         "",
