@@ -354,6 +354,9 @@ ABANDONED_START_MS = 2_000
 ABANDONED_KILL_MS = 2_000
 """How long the processes of a failed start may take to die: KILL needs milliseconds, a loaded machine more."""
 
+GONE_LOOKS_MS = (1, 20, 80)
+"""Pauses before each question whether the container is gone: after a SIGKILL of nobody we know, the engine may lag."""
+
 EXIT_POLL_MS = (5, 10, 20, 40, 80, 160, 320, 640, 1_280, 2_560)
 """Pauses between inspects after the stream has ended while the engine still says running: it saves the exit before it
 closes the stream, so the first is almost never needed; conmon gets 5 s to write its exit file."""

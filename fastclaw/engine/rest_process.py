@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 from fastclaw.engine.exec_calls import ExecCalls, SessionGone
 from fastclaw.errors import ExecFailed
 from fastclaw.lane import ExitStatus, Grace, LaneProcess
-from fastclaw.limits import EXIT_POLL_MS, EXIT_SETTLE_MS, TREE_DEADLINE_MS
+from fastclaw.limits import EXIT_POLL_MS, EXIT_SETTLE_MS, GONE_LOOKS_MS, TREE_DEADLINE_MS
 from fastclaw.transport.pidfd import wait_status
 
 if TYPE_CHECKING:
@@ -211,10 +211,15 @@ class RestProcess(LaneProcess):
         return status is not None and status & 0x7F == signal.SIGKILL
 
     async def _container_gone(self) -> bool:
-        try:
-            return not await self._calls.is_running(self._container)
-        except ExecFailed as error:
-            return error.reason == "container_gone"
+        """Asked more than once: a container's processes are gone a moment before the engine says that it is."""
+        for pause_ms in GONE_LOOKS_MS:
+            await asyncio.sleep(pause_ms / 1000)
+            try:
+                if not await self._calls.is_running(self._container):
+                    return True
+            except ExecFailed as error:
+                return error.reason == "container_gone"
+        return False
 
     def _settle_code(self, code: int) -> None:
         self._settle(ExitStatus(reason="exited", exit_code=code))

@@ -173,10 +173,12 @@ class Shards:
 
     async def _drain(self, shard: Shard) -> None:
         """Wait until no process needs it, daemons that a command left included, then remove it."""
-        # The engine sends no event when a container falls idle.
-        while shard.alive and not (self._rotations[shard].is_drained and await shard.is_idle()):  # noqa: ASYNC110
+        while await self._is_needed(shard):  # noqa: ASYNC110 - the engine sends no event when a container falls idle
             await asyncio.sleep(limits.DRAIN_LOOK_MS / 1000)
         await self._remove(shard)
+
+    async def _is_needed(self, shard: Shard) -> bool:
+        return shard.alive and not (self._rotations[shard].is_drained and await shard.is_idle())
 
     async def _remove(self, shard: Shard) -> None:
         try:
