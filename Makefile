@@ -20,7 +20,7 @@ help: ## show this list
 
 install: $(STAMP) ## make the virtual environment (VENV=.venv, PYTHON=python3)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml fastclaw/spawn/spawner.c scripts/build_spawner.py
 	@scripts/make-venv "$(PYTHON)" "$(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

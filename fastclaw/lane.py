@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,6 +28,8 @@ class StartSpec(Struct, frozen=True, kw_only=True):
         env: what to add to the environment's own variables.
         working_dir: absolute path, or None for the environment's default.
         stdin: False gives the process an empty stdin and the caller no `stdin_fd`.
+        limits: soft and hard resource limit by name, where the lane offers it (`decisions.rlimits`).
+        tty: a pseudo-terminal instead of pipes, where the lane offers it.
     """
 
     process_id: str
@@ -36,6 +38,8 @@ class StartSpec(Struct, frozen=True, kw_only=True):
     working_dir: str | None = None
     user: str | None = None
     stdin: bool = True
+    limits: dict[str, int] = field(default_factory=dict)
+    tty: bool = False
 
 
 class ExitStatus(Struct, frozen=True, kw_only=True):
@@ -61,6 +65,8 @@ class LaneProcess(ABC):
             that the lane can know of is in the pipes or on its way there.
         timings: microseconds by phase of the start, for the exit record.
     """
+
+    __slots__ = ()
 
     stdin_fd: int | None
     stdout_fd: int

@@ -52,7 +52,7 @@ MAX_STARTING_REST = 4
 """Starts in flight per container on the REST lane: every one pins a thread of the engine on the container's
 lock (Podman's SHM locks are taken with LockOSThread), and only one of them proceeds."""
 
-MAX_STARTING_LOCAL = 64
+MAX_STARTING_SPAWN = 64
 """Starts in flight where a start costs about a millisecond: enough to hide the round trip."""
 
 QUEUE_LIMIT = 10_000
@@ -314,6 +314,63 @@ MEMORY_WRITER_BYTES = 64 * KIB
 
 MEMORY_MAX_OUT_BYTES = 1024 * MIB
 """The most that the built-in program `out` writes, so that a typing error does not run for hours."""
+
+# --- The spawner (spawn/, protocol/spawner.py; what is also in spawner.c is compared by a test) ------
+
+SPAWN_FRAME_BYTES = 16 * KIB
+"""One frame: a usual command with its environment takes 1 to 4 KB; a longer one comes as a file. Every keeper has one
+such buffer, of which it touches only what it needs."""
+
+SPAWN_INLINE_STRINGS = 2_046
+"""Arguments and variables within a frame: a keeper has 16 KiB for pointers to them."""
+
+SPAWN_STRINGS_BYTES = 8 * MIB
+"""Arguments and variables in a file: more than `MAX_ARGS_BYTES`, so that the kernel's own answer is what counts."""
+
+SPAWN_STRINGS = MIB
+"""Their number: 8 MiB are a million strings of a few bytes."""
+
+SPAWN_HELLO_BYTES = 64 * KIB
+"""A spawner's greeting with its environment, which is the image's and the engine's: a few hundred bytes, usually."""
+
+SPAWN_HELLO_MS = 10_000
+"""From a spawner's start to its greeting: a millisecond, on a machine that swaps seconds."""
+
+SPAWN_START_MS = 30_000
+"""A start that is not through its execve by then is given up: as long as a caller waits for anything else."""
+
+SPAWN_ANSWER_MS = 10_000
+"""An order that main answers: microseconds; 256 keepers on a machine under load take a second."""
+
+SPAWN_SPARE_KEEPERS = 16
+"""Idle keepers below which more are made: a burst of starts finds one each while the next are on their way."""
+
+SPAWN_GROWTH_SHARE = 8
+"""With many processes, an eighth as many keepers again at once: 5 000 live are reached in some 40 steps."""
+
+SPAWN_IDLE_KEEPERS = 256
+"""Idle keepers that are kept after a burst: each is a kernel task of some 30 KB."""
+
+SPAWN_EVENT_BURST = 64
+"""Events read before the loop goes on: some 100 µs."""
+
+SPAWN_OUTBOX_FRAMES = 4_096
+"""Frames that wait for room in a socket: more than starts are ever in flight, and an order for each live process."""
+
+SPAWN_FILE_BYTES = 1 * MIB
+"""/etc/passwd or /etc/group of an image: a few KB; a directory of ten thousand users has 1 MB."""
+
+SPAWN_GROUPS = 256
+"""Supplementary groups of one process: the kernel takes 65 536, and nobody has more than a few dozen."""
+
+SPAWN_LISTEN_BACKLOG = 1_024
+"""Connections waiting at a listener inside: what a burst of agents opens at once."""
+
+SPAWN_EXIT_MS = 5_000
+"""A spawner whose socket was closed ends all it keeps first: killed processes are gone within milliseconds."""
+
+KEEPER_UID = 64_535
+"""Who the keepers are: a number that no distribution gives out, below 65 536 so that user namespaces have it."""
 
 # --- The conformance checker -----------------------------------------------------------------------
 

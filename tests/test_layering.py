@@ -16,7 +16,7 @@ LAYERS: dict[str, list[str]] = {
     "errors": [],
     "runtime": [],
     "lane": [],
-    "protocol": ["attach", "framing", "http1", "jsonrpc"],
+    "protocol": ["attach", "framing", "http1", "jsonrpc", "spawner"],
     "decisions": [
         "admission",
         "capacity",
@@ -24,10 +24,12 @@ LAYERS: dict[str, list[str]] = {
         "lifecycle",
         "params",
         "options",
+        "rlimits",
         "rotation",
         "service",
         "diagnosis",
         "tree",
+        "userdb",
         "verdict",
     ],
     "transport": [
@@ -46,6 +48,7 @@ LAYERS: dict[str, list[str]] = {
         "unix_http",
         "workers",
     ],
+    "spawn": ["binary", "outbox", "refusals", "stdio", "users", "process", "spawner", "lane", "host"],
     "engine": [
         "attached",
         "exec_calls",
@@ -61,12 +64,12 @@ LAYERS: dict[str, list[str]] = {
         "service",
         "shard",
         "shards",
+        "spawn_shard",
         "standing",
         "start_proof",
         "rest_process",
         "rest",
     ],
-    "spawn": ["orphans", "refusals", "users", "warden", "guard", "host"],
     "runtimes": [
         "memory_pipes",
         "process",

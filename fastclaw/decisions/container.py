@@ -16,6 +16,7 @@ LABEL_OWNER = "io.fastclaw.owner"
 LABEL_SHARD = "io.fastclaw.shard"
 
 INIT_TARGET = "/run/fastclaw-init"
+SOCKET_TARGET = "/run/fastclaw-init.sock"
 SHELL_INIT = "trap 'exit 0' TERM INT; while :; do sleep 2147483 & wait $!; done"
 """An init of the image's own shell: its `wait` reaps every child of PID 1, adopted orphans included, and a trapped
 signal ends that `wait` at once. 2 147 483 s is the longest sleep whose milliseconds fit into 31 bits."""
@@ -32,9 +33,27 @@ class InitPlan(Struct, frozen=True, kw_only=True):
 
     Parameters:
         catatonit: the host's static catatonit, bind-mounted read-only; None takes the image's own /bin/sh.
+        spawner: our own spawner instead, bind-mounted read-only: the spawn lane. It needs nothing of the image.
+        socket: where the spawner is awaited, on the host.
     """
 
     catatonit: str | None = None
+    spawner: str | None = None
+    socket: str | None = None
+
+    @property
+    def command(self) -> list[str]:
+        """Its command line."""
+        if self.spawner is not None:
+            return [INIT_TARGET, SOCKET_TARGET]
+        return ["/bin/sh", "-c", SHELL_INIT] if self.catatonit is None else [INIT_TARGET, "-P"]
+
+    @property
+    def mounts(self) -> list[tuple[str, str, str]]:
+        """What it needs of the host: source, target, access."""
+        program = self.spawner or self.catatonit
+        mounts = [] if program is None else [(program, INIT_TARGET, "ro")]
+        return mounts if self.socket is None else [*mounts, (self.socket, SOCKET_TARGET, "ro")]
 
     @property
     def processes(self) -> int:
@@ -99,7 +118,8 @@ def container_spec(
         pids_limit: processes and threads of the whole container.
         memory_bytes: None is no limit.
         nofile, nproc: hard limits of the engine's host for every process in it; None leaves them to the engine.
-        user: name or `uid[:gid]` for PID 1 and the default of every exec; None is the image's.
+        user: name or `uid[:gid]` for PID 1 and the default of every exec; None is the image's. A spawner is always
+            the container's root and becomes somebody else for each process.
         oci_runtime: None is the service's default.
     """
     return {
@@ -107,9 +127,9 @@ def container_spec(
         "name": name,
         "labels": container_labels(namespace, owner, shard),
         "env": dict(env or {}),
-        **_chosen(user=user, oci_runtime=oci_runtime),
+        **_chosen(user="0" if init.spawner else user, oci_runtime=oci_runtime),
         **_lifecycle(init),
-        **_confinement(),
+        **_confinement(init),
         **_resources(pids_limit, memory_bytes, nofile, nproc),
         "shm_size": shm_bytes,
         "netns": {"nsmode": "none" if network == "none" else "bridge"},
@@ -146,9 +166,8 @@ def _chosen(**fields: str | None) -> dict[str, str]:
 
 def _lifecycle(init: InitPlan) -> dict[str, Any]:
     """Gone when it stops, nothing logged, no health checks (each would be an exec that holds the container's lock)."""
-    entrypoint = ["/bin/sh", "-c", SHELL_INIT] if init.catatonit is None else [INIT_TARGET, "-P"]
     return {
-        "entrypoint": entrypoint,
+        "entrypoint": init.command,
         "command": [],
         "remove": True,
         "stop_timeout": limits.CONTAINER_STOP_S,
@@ -158,11 +177,16 @@ def _lifecycle(init: InitPlan) -> dict[str, Any]:
     }
 
 
-def _confinement() -> dict[str, Any]:
+SPAWNER_CAPABILITIES = ["CAP_KILL", "CAP_SETGID", "CAP_SETUID"]
+"""What the spawner keeps for `user` and for signals to who has one; nothing that it starts has any (spawner.c)."""
+
+
+def _confinement(init: InitPlan) -> dict[str, Any]:
     """No rights and nothing shared. seccomp is the engine's default profile as long as the spec names none."""
     private = {"nsmode": "private"}
     return {
         "cap_drop": ["ALL"],
+        **({"cap_add": SPAWNER_CAPABILITIES} if init.spawner else {}),
         "no_new_privileges": True,
         "privileged": False,
         "pidns": private,
@@ -185,7 +209,7 @@ def _resources(pids_limit: int, memory_bytes: int | None, nofile: int | None, np
 
 
 def _places(init: InitPlan, workspace: Workspace | None) -> dict[str, Any]:
-    mounts = [] if init.catatonit is None else [_bind(init.catatonit, INIT_TARGET, "ro")]
+    mounts = [_bind(*mount) for mount in init.mounts]
     if workspace is None:
         return {"mounts": mounts}
     source, target = workspace

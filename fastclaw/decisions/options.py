@@ -43,7 +43,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     runtime: Literal["auto", "podman", "local", "memory"] = "auto"
-    lane: Literal["auto", "rest"] = "auto"
+    lane: Literal["auto", "spawn", "rest"] = "auto"
     env: dict[str, str] = field(default_factory=dict)
     workspace: Workspace | None = None
 

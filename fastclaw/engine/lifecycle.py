@@ -22,7 +22,17 @@ from fastclaw import limits
 from fastclaw.decisions.service import DEFAULT_IMAGE
 from fastclaw.engine.failures import mapped_errors
 from fastclaw.engine.image import make_busybox_image
-from fastclaw.engine.podman_client import Created, Info, Inspected, Listed, ListedVolume, Top, answer, make_client
+from fastclaw.engine.podman_client import (
+    Created,
+    Info,
+    Inspected,
+    InspectedImage,
+    Listed,
+    ListedVolume,
+    Top,
+    answer,
+    make_client,
+)
 from fastclaw.errors import StartFailed
 
 Pull = Literal["missing", "never", "always"]
@@ -117,6 +127,11 @@ class EngineLifecycle:
     async def has_image(self, reference: str) -> bool:
         """Whether the image is in the engine's storage."""
         return await self._run(lambda client: _exists(client, f"/images/{quote_plus(reference)}/exists"))
+
+    async def image_user(self, reference: str) -> str:
+        """The user that an image names for its processes; empty where it names none."""
+        path = f"/images/{quote_plus(reference)}/json"
+        return (await self._run(lambda client: answer(client.get(path), InspectedImage))).config.user
 
     async def create_container(self, spec: Mapping[str, Any]) -> str:
         """Create a container and return its id. Cancelled or too late, what the engine still creates is removed again.

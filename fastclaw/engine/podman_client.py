@@ -52,6 +52,16 @@ class Inspected(Struct, rename="pascal"):
     oci_runtime: str = field(name="OCIRuntime", default="")
 
 
+class _ImageConfig(Struct, rename="pascal"):
+    user: str = ""
+
+
+class InspectedImage(Struct, rename="pascal"):
+    """Answer to `GET /images/{name}/json`."""
+
+    config: _ImageConfig = field(default_factory=_ImageConfig)
+
+
 class _Conmon(Struct):
     version: str
 

@@ -62,9 +62,13 @@ class Shard:
                 f"the container ended at once; does the image {self._spec['image']} have a /bin/sh? "
                 "(it needs none where catatonit is installed on this host)"
             )
+        await self._came_up(state.pid)
         self.alive = True
         self.started_at = asyncio.get_running_loop().time()
         self._watch(state.pid)
+
+    async def _came_up(self, init: int) -> None:
+        """For a kind of container that has something to do before it takes execs."""
 
     def _watch(self, init: int) -> None:
         """Take hold of the init, if that number is its own here and not on some other machine."""

@@ -80,8 +80,7 @@ class Shards:
 
     def counts(self) -> dict[str, int]:
         """For `health`: places, containers that take execs, containers in all."""
-        usable = sum(place.shard is not None and place.shard.alive for place in self._places)
-        return {"places": len(self._places), "usable": usable, "containers": len(self._rotations)}
+        return {"places": len(self._places), "usable": len(self.alive()), "containers": len(self._rotations)}
 
     # --- up and down ---
 
@@ -124,6 +123,21 @@ class Shards:
 
     # --- execs ---
 
+    def current(self, index: int) -> Shard:
+        """The container in use at a place, for who does not wear it out.
+
+        Raises:
+            ExecFailed: `container_gone`: it died and its successor is not there yet.
+        """
+        shard = self._places[index % len(self._places)].shard
+        if shard is None or not shard.alive:
+            raise ExecFailed("the container is gone and its successor is not up yet; try again", "container_gone")
+        return shard
+
+    def alive(self) -> list[Shard]:
+        """The containers in use that are up."""
+        return [place.shard for place in self._places if place.shard is not None and place.shard.alive]
+
     def take(self, index: int) -> Lease:
         """The container for the next exec at a place.
 
@@ -131,9 +145,7 @@ class Shards:
             ExecFailed: `container_gone`: it died and its successor is not there yet.
         """
         place = self._places[index % len(self._places)]
-        shard = place.shard
-        if shard is None or not shard.alive:
-            raise ExecFailed("the container is gone and its successor is not up yet; try again", "container_gone")
+        shard = self.current(index)
         rotation = self._rotations[shard]
         rotation.take()
         if rotation.is_worn:

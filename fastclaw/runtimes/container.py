@@ -38,8 +38,12 @@ from fastclaw.engine.rest import RestLane
 from fastclaw.engine.service import ManagedService
 from fastclaw.engine.shard import Shard
 from fastclaw.engine.shards import Shards
+from fastclaw.engine.spawn_shard import SpawnShard, SpawnShards
 from fastclaw.errors import StartFailed
+from fastclaw.lane import Lane
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
+from fastclaw.spawn.binary import find_spawner, why_no_spawner
+from fastclaw.spawn.lane import SpawnLane
 from fastclaw.transport.listener import SocketDirectory
 from fastclaw.transport.proctree import end_tree
 
@@ -62,6 +66,13 @@ def why_no_engine(options: Options) -> str | None:
     return None
 
 
+def why_not_spawn(url: str) -> str | None:
+    """Why an engine's containers cannot have a spawner, in one line; None where they can, as far as can be told."""
+    if not url.startswith("unix:"):
+        return f"the engine at {url} is not on this host"
+    return why_no_spawner()
+
+
 def _state_dir(options: Options) -> Path:
     return Path(options.state_dir) if options.state_dir else default_state_dir()
 
@@ -79,13 +90,14 @@ class ContainerRuntime(ManagedRuntime):
         super().__init__()
         self._shards: Shards | None = None
         self._engine: dict[str, Any] = {}
+        self._why_not_spawn: str | None = None
 
     async def _bring_up(
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
     ) -> Environment:
         try:
             async with asyncio.timeout(options.start_timeout_ms / 1000):
-                return await self._bring_up_in_time(namespace, options, setup)
+                return await self._bring_up_in_time(namespace, options, sockets, setup)
         except TimeoutError as error:
             raise StartFailed(
                 f"the environment is not up after {options.start_timeout_ms} ms (options.start_timeout_ms)",
@@ -93,10 +105,9 @@ class ContainerRuntime(ManagedRuntime):
             ) from error
 
     async def _bring_up_in_time(
-        self, namespace: str, options: Options, setup: contextlib.AsyncExitStack
+        self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
     ) -> Environment:
         url = engine_url(options) or await self._own_engine(options, setup)
-        init = InitPlan(catatonit=static_catatonit() if url.startswith("unix:") else None)
         engine = EngineLifecycle(url, options.engine_timeout_ms / 1000)
         setup.push_async_callback(engine.close)
         version = await engine.version()
@@ -106,14 +117,75 @@ class ContainerRuntime(ManagedRuntime):
         await engine.ensure_image(image, options.pull)
         token = secrets.token_hex(4)
         workspace = await _workspace(engine, namespace, options, f"fastclaw-{namespace}-{token}", setup)
-        template = _template(namespace, options, image, init, workspace)
-        self._shards = shards = Shards(options.containers, _shard_maker(engine, template, token, init))
-        setup.push_async_callback(shards.aclose)
-        await shards.start()
+        template = Template(namespace, options, image, token, workspace)
+        lane = await self._lane(url, engine, template, sockets, setup)
+        assert self._shards is not None
+        target = workspace[1] if workspace else None
+        most = limits.MAX_STARTING_SPAWN if lane.name == "spawn" else limits.MAX_STARTING_REST
+        return Environment(lane, {}, target, len(self._shards), options.max_starting or most)
+
+    async def _lane(
+        self,
+        url: str,
+        engine: EngineLifecycle,
+        template: "Template",
+        sockets: SocketDirectory,
+        setup: contextlib.AsyncExitStack,
+    ) -> Lane:
+        """The lane that the options name; `auto` is spawn, and REST where that cannot be had."""
+        wanted = template.options.lane
+        self._why_not_spawn = why_not_spawn(url) if wanted == "auto" else None
+        if wanted != "rest" and self._why_not_spawn is None:
+            try:
+                return await self._spawn_lane(engine, template, sockets, setup)
+            except StartFailed as error:
+                if wanted == "spawn":
+                    raise
+                self._why_not_spawn = str(error)
+                logger.warning("no spawn lane (%s); taking the REST lane, which is far slower", error)
+        return await self._rest_lane(url, engine, template, setup)
+
+    async def _spawn_lane(
+        self, engine: EngineLifecycle, template: "Template", sockets: SocketDirectory, setup: contextlib.AsyncExitStack
+    ) -> Lane:
+        binary = find_spawner()
+        if binary is None:
+            raise StartFailed(why_no_spawner() or "no spawner", "unsupported")
+        user = template.options.user or await engine.image_user(template.image) or "0"
+
+        def make(place: int, on_death: Callable[[], None]) -> Shard:
+            name = template.next_name()
+            path = f"{sockets.path}/{name[-8:]}.init"
+            init = InitPlan(spawner=str(binary), socket=path)
+            return SpawnShard(engine, template.spec(name, place, init), on_death, path=path, user=user)
+
+        shards = await self._start_shards(Shards(1, make), setup)
+        home = SpawnShards(shards)
+        return SpawnLane(home, can_set_user=all(one.spawner.hello.can_set_user for one in home.all()))
+
+    async def _rest_lane(
+        self, url: str, engine: EngineLifecycle, template: "Template", setup: contextlib.AsyncExitStack
+    ) -> Lane:
+        init = InitPlan(catatonit=static_catatonit() if url.startswith("unix:") else None)
+
+        def make(place: int, on_death: Callable[[], None]) -> Shard:
+            return Shard(engine, template.spec(template.next_name(), place, init), init.processes, on_death)
+
+        options = template.options
+        shards = await self._start_shards(Shards(options.containers, make), setup)
         lane = RestLane(url, shards, local=shards.is_local, end_tree=end_tree, timeout_ms=options.engine_timeout_ms)
         setup.callback(lane.close)
-        target = workspace[1] if workspace else None
-        return Environment(lane, {}, target, len(shards), options.max_starting or limits.MAX_STARTING_REST)
+        return lane
+
+    async def _start_shards(self, shards: Shards, setup: contextlib.AsyncExitStack) -> Shards:
+        try:
+            await shards.start()
+        except BaseException:
+            await asyncio.shield(shards.aclose())
+            raise
+        setup.push_async_callback(shards.aclose)
+        self._shards = shards
+        return shards
 
     async def _own_engine(self, options: Options, setup: contextlib.AsyncExitStack) -> str:
         service = ManagedService(_plan(options), _state_dir(options), default_run_dir())
@@ -127,7 +199,8 @@ class ContainerRuntime(ManagedRuntime):
         return f"{missing} of {counts['places']} containers are gone; they are being replaced" if missing else None
 
     def _details(self) -> dict[str, Any]:
-        return {"engine": self._engine, "containers": self._shards.counts() if self._shards else {}}
+        reason = {"why_not_spawn": self._why_not_spawn} if self._why_not_spawn else {}
+        return {**reason, "engine": self._engine, "containers": self._shards.counts() if self._shards else {}}
 
 
 async def _workspace(
@@ -147,34 +220,29 @@ def _own_label() -> str:
     return Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label
 
 
-def _shard_maker(
-    engine: EngineLifecycle, spec: Callable[[str, int], dict[str, Any]], token: str, init: InitPlan
-) -> Callable[[int, Callable[[], None]], Shard]:
-    """How a container for a place comes about; each gets a name of its own."""
-    numbers = itertools.count()
+class Template:
+    """What all containers of an environment have in common; each gets a name of its own."""
 
-    def make(place: int, on_death: Callable[[], None]) -> Shard:
-        return Shard(engine, spec(f"{token}-{next(numbers)}", place), init.processes, on_death)
+    def __init__(self, namespace: str, options: Options, image: str, token: str, workspace: Workspace | None) -> None:
+        self.options, self.image = options, image
+        self._namespace, self._token, self._workspace = namespace, token, workspace
+        self._numbers = itertools.count()
 
-    return make
+    def next_name(self) -> str:
+        return f"fastclaw-{self._namespace}-{self._token}-{next(self._numbers)}"
 
-
-def _template(
-    namespace: str, options: Options, image: str, init: InitPlan, workspace: Workspace | None
-) -> Callable[[str, int], dict[str, Any]]:
-    """The spec of a container, but for the end of its name and its place."""
-    network = options.network.mode
-    assert network in ("none", "open")  # read_options refuses the others
-
-    def spec(name: str, place: int) -> dict[str, Any]:
+    def spec(self, name: str, place: int, init: InitPlan) -> dict[str, Any]:
+        """The body of the create call."""
+        options, network = self.options, self.options.network.mode
+        assert network in ("none", "open")  # read_options refuses the others
         return container_spec(
-            image=image,
-            name=f"fastclaw-{namespace}-{name}",
-            namespace=namespace,
+            image=self.image,
+            name=name,
+            namespace=self._namespace,
             owner=_own_label(),
             shard=place,
             init=init,
-            workspace=workspace,
+            workspace=self._workspace,
             network=network,
             pids_limit=options.pids_limit,
             shm_bytes=options.shm_bytes,
@@ -182,8 +250,6 @@ def _template(
             user=options.user,
             oci_runtime=options.oci_runtime,
         )
-
-    return spec
 
 
 async def remove_abandoned(engine: EngineLifecycle, namespace: str) -> None:

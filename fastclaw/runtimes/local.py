@@ -9,8 +9,8 @@ from fastclaw import limits
 from fastclaw.decisions.options import Options
 from fastclaw.errors import StartFailed
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
-from fastclaw.spawn.guard import Guard
-from fastclaw.spawn.host import HostLane
+from fastclaw.spawn.host import HostHome
+from fastclaw.spawn.lane import SpawnLane
 from fastclaw.transport.listener import SocketDirectory
 
 logger = logging.getLogger(__name__)
@@ -27,12 +27,11 @@ class LocalRuntime(ManagedRuntime):
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
     ) -> Environment:
         logger.warning("local runtime: %s", NO_ISOLATION)
-        guard = Guard()
-        setup.push_async_callback(guard.aclose)
-        guard.add_directory(sockets.path)
-        lane = HostLane(guard)
-        setup.push_async_callback(lane.aclose)
-        return Environment(lane, {}, _workspace(options), 1, options.max_starting or limits.MAX_STARTING_LOCAL)
+        home = HostHome()
+        setup.push_async_callback(home.aclose)
+        await home.start()
+        lane = SpawnLane(home, can_set_user=home.spawner.hello.can_set_user)
+        return Environment(lane, {}, _workspace(options), 1, options.max_starting or limits.MAX_STARTING_SPAWN)
 
     def _details(self) -> dict[str, Any]:
         return {"isolation": "none"}

@@ -19,4 +19,4 @@ class MemoryRuntime(ManagedRuntime):
     ) -> Environment:
         target = options.workspace.target if options.workspace else None
         lane = MemoryLane(directories=[target] if target else [])
-        return Environment(lane, {}, target, 1, options.max_starting or limits.MAX_STARTING_LOCAL)
+        return Environment(lane, {}, target, 1, options.max_starting or limits.MAX_STARTING_SPAWN)

@@ -162,6 +162,8 @@ class ProcessPool:
             working_dir=request.working_dir or self._working_dir,
             user=request.user or self._options.user,
             stdin=request.stdin,
+            limits=request.limits,
+            tty=request.tty,
         )
 
     def _exited(self, process: Process) -> None:

@@ -1,15 +1,20 @@
 """Says in the product's words why the kernel did not start a command: the one seam from errno to `ExecFailed`.
 
-Pure apart from `os.strerror`. Sources: execve(2), chdir(2), fork(2), pipe(2), and CPython's subprocess, which gives
-the `filename` of the step that failed.
+Pure apart from `os.strerror`. Sources: execve(2), chdir(2), clone(2), pipe(2), setrlimit(2), pty(7).
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from errno import EPERM
+from typing import TYPE_CHECKING
 
 from fastclaw.errors import ExecFailed
+from fastclaw.protocol import spawner as frames
+
+if TYPE_CHECKING:
+    from fastclaw.lane import StartSpec
 
 _OVERLOADED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 _BY_ERRNO = {
@@ -27,56 +32,37 @@ _BY_ERRNO = {
     errno.ENAMETOOLONG: "too_long",
     **dict.fromkeys(_OVERLOADED, "overloaded"),
 }
-_USER_ERRNOS = {errno.EPERM, errno.EINVAL}
 
 
-def exec_refused(command: str, error: OSError) -> ExecFailed:
-    """The command itself cannot be run."""
-    return _failed(f"{command!r}: {_words(error)}", _BY_ERRNO.get(error.errno or 0, "io_error"))
+def step_refused(step: int, errno: int, spec: StartSpec) -> ExecFailed:
+    """What a spawner said of a start: the step that failed, and why.
 
-
-def directory_refused(directory: str, error: OSError) -> ExecFailed:
-    """The working directory cannot be entered."""
-    reason = "overloaded" if error.errno in _OVERLOADED else "bad_working_dir"
-    return _failed(f"working directory {directory!r}: {_words(error)}", reason)
-
-
-def user_refused(user: str, error: OSError) -> ExecFailed:
-    """The process may not become this user."""
-    reason = "unknown_user" if error.errno == errno.EINVAL else "permission_denied"
-    return _failed(f"user {user!r}: {_words(error)}", reason)
+    Parameters:
+        step: one of `protocol.spawner`'s STEPs.
+        spec: what was to be started.
+    """
+    words = os.strerror(errno)
+    if step == frames.STEP_EXEC:
+        return ExecFailed(f"{spec.cmd[0]!r}: {words}", _BY_ERRNO.get(errno, "io_error"))
+    if errno in _OVERLOADED:
+        return resources_refused(OSError(errno, words))
+    if step == frames.STEP_DIRECTORY:
+        return ExecFailed(f"working directory {spec.working_dir!r}: {words}", "bad_working_dir")
+    what = {
+        frames.STEP_TTY: "no pseudo-terminal",
+        frames.STEP_LIMIT: f"limits {spec.limits}",
+        frames.STEP_USER: f"user {spec.user!r}",
+    }.get(step, "the process")
+    return ExecFailed(f"{what}: {words}", "permission_denied" if errno == EPERM else "io_error")
 
 
 def resources_refused(error: OSError) -> ExecFailed:
     """No pipes or no process are to be had."""
     reason = "overloaded" if error.errno in _OVERLOADED else "io_error"
-    return _failed(f"the host has no room for one more process: {_words(error)}", reason)
+    words = os.strerror(error.errno) if error.errno else str(error)
+    return ExecFailed(f"there is no room for one more process: {words}", reason)
 
 
 def text_refused(command: str, error: ValueError) -> ExecFailed:
-    """An argument or variable that no process can be given: a NUL inside, `=` in a name, or no valid text."""
-    return _failed(f"{command!r}: {error}", "invalid_params")
-
-
-def start_refused(command: str, directory: str | None, user: str | None, error: OSError) -> ExecFailed:
-    """Tell apart which step of `subprocess.Popen` failed.
-
-    `filename` is the command where exec failed, and the directory where a step before it did. The directory must
-    have been handed over as bytes, so that the two differ even where their text is the same. setuid's errors are
-    none that chdir has.
-    """
-    if error.filename is None or isinstance(error.filename, bytes):
-        if user is not None and error.errno in _USER_ERRNOS:
-            return user_refused(user, error)
-        if directory is not None and isinstance(error.filename, bytes):
-            return directory_refused(directory, error)
-        return resources_refused(error)
-    return exec_refused(command, error)
-
-
-def _failed(message: str, reason: str) -> ExecFailed:
-    return ExecFailed(message, reason)
-
-
-def _words(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else str(error)
+    """An argument or variable that no process can be given: a NUL inside, or no valid text."""
+    return ExecFailed(f"{command!r}: {error}", "invalid_params")

@@ -8,20 +8,12 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from typing import NamedTuple
 
 from fastclaw.errors import ExecFailed
+from fastclaw.protocol.spawner import Identity
 
 _MAX_ID = 2**32 - 2
 """The kernel keeps (uid_t)-1 for "no change" (setuid(2))."""
-
-
-class Identity(NamedTuple):
-    """Who a process runs as. `groups` are the supplementary ones."""
-
-    uid: int
-    gid: int
-    groups: list[int]
 
 
 def resolve(user: str) -> Identity | None:
@@ -54,7 +46,7 @@ def _identity(name: str) -> Identity:
         if not _is_number(name):
             raise _unknown(name) from unknown
         return Identity(_number(name), _number(name), [])
-    return Identity(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return Identity(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid), entry.pw_dir)
 
 
 def _gid(name: str) -> int:

@@ -20,7 +20,8 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace, LaneProcess, StartSpec
-from fastclaw.spawn.host import HostLane
+from fastclaw.spawn.host import HostHome
+from fastclaw.spawn.lane import SpawnLane
 from fastclaw.transport import procfs
 from tests.balance import balanced, children
 
@@ -32,11 +33,12 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start p
 
 
 @asynccontextmanager
-async def a_lane() -> AsyncIterator[HostLane]:
-    lane = HostLane()
+async def a_lane() -> AsyncIterator[SpawnLane]:
     async with balanced():
-        yield lane
-        await lane.aclose()
+        home = HostHome()
+        await home.start()
+        yield SpawnLane(home, can_set_user=True)
+        await home.aclose()
 
 
 def spec(*cmd: str, **more: object) -> StartSpec:
@@ -73,7 +75,7 @@ async def finish(process: LaneProcess, stdin: bytes = b"") -> tuple[ExitStatus, 
     return status, out, err
 
 
-async def run(lane: HostLane, *cmd: str, stdin: bytes = b"", **more: object) -> tuple[ExitStatus, bytes, bytes]:
+async def run(lane: SpawnLane, *cmd: str, stdin: bytes = b"", **more: object) -> tuple[ExitStatus, bytes, bytes]:
     return await finish(await lane.start(spec(*cmd, **more), 0), stdin)
 
 

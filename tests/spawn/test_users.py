@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.errors import ExecFailed
-from fastclaw.spawn.users import Identity, resolve
+from fastclaw.protocol.spawner import Identity
+from fastclaw.spawn.users import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +38,8 @@ def without_privilege() -> Iterator[None]:
 @needs_root
 @pytest.mark.parametrize("user", ["nobody", str(NOBODY.pw_uid), f"000{NOBODY.pw_uid}"])
 def test_a_name_and_its_number_are_the_same_user(user: str) -> None:
-    identity = resolve(user)
-    assert identity is not None
-    assert identity == (NOBODY.pw_uid, NOBODY.pw_gid, os.getgrouplist("nobody", NOBODY.pw_gid))
+    groups = os.getgrouplist("nobody", NOBODY.pw_gid)
+    assert resolve(user) == Identity(NOBODY.pw_uid, NOBODY.pw_gid, groups, NOBODY.pw_dir)
 
 
 @needs_root
@@ -48,9 +48,9 @@ def test_a_name_and_its_number_are_the_same_user(user: str) -> None:
     [
         (f"{UNLISTED}", Identity(UNLISTED, UNLISTED, [])),
         (f"{UNLISTED}:7", Identity(UNLISTED, 7, [])),
-        ("nobody:root", Identity(NOBODY.pw_uid, 0, [])),
-        (f"nobody:{UNLISTED}", Identity(NOBODY.pw_uid, UNLISTED, [])),
-        ("0:0", Identity(0, 0, [])),
+        ("nobody:root", Identity(NOBODY.pw_uid, 0, [], NOBODY.pw_dir)),
+        (f"nobody:{UNLISTED}", Identity(NOBODY.pw_uid, UNLISTED, [], NOBODY.pw_dir)),
+        ("0:0", Identity(0, 0, [], pwd.getpwuid(0).pw_dir)),
         ("4294967294", Identity(2**32 - 2, 2**32 - 2, [])),
     ],
 )

@@ -1,0 +1,139 @@
+"""A container whose init is our spawner: a shard of the spawn lane.
+
+Owns the socket that its spawner connects to, for as long as that takes: one connection, from the container's own init
+process, and then the socket is gone. Knows nothing of what is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from fastclaw import limits
+from fastclaw.decisions import userdb
+from fastclaw.engine.shard import Shard
+from fastclaw.errors import ExecFailed, StartFailed
+from fastclaw.spawn.lane import Home, Homes
+from fastclaw.spawn.spawner import greet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from fastclaw.engine.lifecycle import EngineLifecycle
+    from fastclaw.engine.shards import Shards
+    from fastclaw.protocol.spawner import Identity
+
+_UCRED = struct.Struct("3i")
+
+
+class SpawnShard(Shard, Home):
+    """Parameters:
+    engine, spec, on_death: as for `Shard`; the spec's init is the spawner.
+    path: where the spec has the spawner's socket on this host.
+    user: who its processes are by default, by name or number.
+    """
+
+    def __init__(
+        self,
+        engine: EngineLifecycle,
+        spec: Mapping[str, Any],
+        on_death: Callable[[], None],
+        *,
+        path: str,
+        user: str,
+    ) -> None:
+        super().__init__(engine, spec, 1, on_death)
+        self.env = {}
+        self.identity = None
+        self._path = path
+        self._user = user
+
+    async def start(self) -> None:
+        """Create and start it, and let its spawner in.
+
+        Raises:
+            StartFailed: besides the engine's reasons: nothing connected in time, or something else than its init did.
+        """
+        listener = _listen(self._path)
+        try:
+            self._listener = listener
+            await super().start()
+        finally:
+            listener.close()
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
+
+    async def _came_up(self, init: int) -> None:
+        control = await self._accept(init)
+        self.spawner = await greet(control, confine=True, keeper_uid=limits.KEEPER_UID, on_end=self.mark_dead)
+        self.env = self.spawner.hello.env
+        if self.spawner.hello.can_set_user:
+            try:
+                self.identity = await self.identify(self._user)
+            except ExecFailed as error:
+                raise StartFailed(f"options.user or the image's user: {error}", "unknown_user") from error
+
+    async def _accept(self, init: int) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(limits.SPAWN_HELLO_MS / 1000):
+                control, _ = await loop.sock_accept(self._listener)
+        except TimeoutError as error:
+            raise StartFailed("the container's spawner did not connect; is the engine on this host?") from error
+        peer, _, _ = _UCRED.unpack(control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        if peer != init:
+            control.close()
+            raise StartFailed(f"process {peer} connected to the spawner's socket, and not the container's init {init}")
+        return control
+
+    async def identify(self, user: str) -> Identity | None:
+        if not self.spawner.hello.can_set_user:
+            raise ExecFailed("this container's spawner may not change users", "permission_denied")
+        passwd = await self.spawner.read_file("/etc/passwd")
+        group = await self.spawner.read_file("/etc/group")
+        return userdb.resolve(user, passwd, group)
+
+    def _forget(self) -> None:
+        super()._forget()
+        if hasattr(self, "spawner"):
+            self.spawner.close()
+
+
+class SpawnShards(Homes):
+    """The containers of a spawn lane, as its homes.
+
+    Parameters:
+        shards: made of `SpawnShard`s.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+
+    def take(self, shard: int) -> Home:
+        home = self._shards.current(shard)
+        assert isinstance(home, SpawnShard)
+        return home
+
+    def all(self) -> Sequence[Home]:
+        return [shard for shard in self._shards.alive() if isinstance(shard, SpawnShard)]
+
+    def health(self) -> dict[str, object]:
+        counts = [home.spawner.counts() for home in self.all()]
+        return {name: sum(count[name] for count in counts) for name in ("keepers", "kept")}
+
+
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    try:
+        os.fchmod(listener.fileno(), 0o600)  # before bind: the path is born with this mode
+        listener.bind(path)
+        listener.listen(1)
+    except OSError as error:
+        listener.close()
+        raise StartFailed(f"cannot await the spawner at {path}: {error.strerror}", "io_error") from error
+    return listener

@@ -1,0 +1,156 @@
+"""The spawn lane: one message to a resident spawner, one vfork there, no engine in between.
+
+Owns how a `StartSpec` becomes a request: environment, user, limits, streams. What a spawner is init of, and who brings
+it back when it has ended, is the business of whoever gives it (`Home`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from fastclaw.decisions.rlimits import rlimits
+from fastclaw.errors import ExecFailed
+from fastclaw.lane import Grace, Lane, LaneProcess, StartSpec
+from fastclaw.protocol import spawner as frames
+from fastclaw.spawn import refusals
+from fastclaw.spawn.process import SpawnProcess
+from fastclaw.spawn.stdio import Stdio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastclaw.spawn.spawner import Spawner
+
+
+class Home(ABC):
+    """Where processes are started: a spawner, and what must be known of its surroundings.
+
+    Attributes:
+        spawner: takes the requests.
+        env: what every process gets before the request's own variables.
+        identity: who a process is that names no user; None leaves it who its spawner is.
+    """
+
+    spawner: Spawner
+    env: dict[str, str]
+    identity: frames.Identity | None
+
+    @abstractmethod
+    async def identify(self, user: str) -> frames.Identity | None:
+        """Who `user` is inside: a name or a number, either with `:group`; None is who its spawner is.
+
+        Raises:
+            ExecFailed: `unknown_user`, `permission_denied`.
+        """
+
+
+class Homes(ABC):
+    """The homes there are."""
+
+    @abstractmethod
+    def take(self, shard: int) -> Home:
+        """The one for the next start.
+
+        Raises:
+            ExecFailed: `container_gone`, it is dead and its successor is not up yet.
+        """
+
+    @abstractmethod
+    def all(self) -> Sequence[Home]:
+        """Those that are up."""
+
+    @abstractmethod
+    def health(self) -> dict[str, object]:
+        """What `health` says of them."""
+
+
+class SpawnLane(Lane):
+    """Parameters:
+    homes: where processes are started; the caller's to bring up and down.
+    """
+
+    name = "spawn"
+
+    def __init__(self, homes: Homes, *, can_set_user: bool) -> None:
+        self._homes = homes
+        self._loop = asyncio.get_running_loop()
+        self.capabilities = [
+            *(["user"] if can_set_user else []),
+            "signal",
+            "kill_tree",
+            "usage",
+            "separate_eof",
+            "signal_number",
+            "reopen_stdio",
+            "limits",
+        ]
+
+    async def start(self, spec: StartSpec, shard: int) -> LaneProcess:
+        """Start one process."""
+        home = self._homes.take(shard)
+        identity = home.identity if spec.user is None else await home.identify(spec.user)
+        if not home.spawner.has_room:
+            await home.spawner.make_room()
+        id = home.spawner.next_id()
+        request = _request(id, spec, home, identity)
+        stdio = Stdio(spec.stdin)
+        if identity is not None and identity.uid != os.geteuid():
+            stdio.give_to(identity.uid, identity.gid)
+        process = SpawnProcess(home.spawner, id, spec, stdio, self._loop)
+        try:
+            home.spawner.start(process, request, stdio.theirs)
+            await process.started
+        except BaseException as error:
+            if not process.started.done() or process.started.cancelled():
+                process.abandon()
+            stdio.close_ours()
+            if isinstance(error, asyncio.CancelledError) or not isinstance(error, OSError):
+                raise
+            raise refusals.resources_refused(error) from error
+        return process
+
+    async def end_all(self, processes: list[LaneProcess], grace: Grace) -> None:
+        """End everything that is kept, and what commands that ended before have left.
+
+        Raises:
+            ExecFailed: `engine_timeout`.
+        """
+        kept = [process for home in self._homes.all() for process in home.spawner.kept()]
+        results = await asyncio.gather(*(process.end_tree(grace) for process in kept), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def health(self) -> dict[str, object]:
+        return {"name": self.name, **self._homes.health()}
+
+
+def _request(id: int, spec: StartSpec, home: Home, identity: frames.Identity | None) -> frames.Start:
+    command, directory = spec.cmd[0], spec.working_dir
+    if not command:
+        raise ExecFailed("an empty command", "not_found")
+    if directory is not None and not directory.startswith("/"):
+        raise ExecFailed(f"working directory {directory!r} is not absolute", "bad_working_dir")
+    try:
+        return frames.start(
+            id,
+            frames.strings(spec.cmd),
+            _environment(spec, home, identity),
+            directory=directory,
+            null_stdin=not spec.stdin,
+            tty=spec.tty,
+            identity=identity,
+            rlimits=rlimits(spec.limits) if spec.limits else (),
+        )
+    except ValueError as error:
+        raise refusals.text_refused(command, error) from error
+
+
+def _environment(spec: StartSpec, home: Home, identity: frames.Identity | None) -> frames.Strings:
+    env = {**home.env, **spec.env}
+    if identity is not None and "HOME" not in spec.env:
+        env["HOME"] = identity.home
+    return frames.strings([f"{name}={value}" for name, value in env.items()])

@@ -1,0 +1,72 @@
+"""Compiles the spawner when the package is built: a hatch build hook, so for wheels and editable installs alike.
+
+With zig (the build requirement ziglang) for every architecture, else with the system's C compiler (CC, else cc) for
+this machine's. Where both are missing the package is built without, and `fastclaw doctor` says so: the REST lane works.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCE = "fastclaw/spawn/spawner.c"
+BINARIES = "fastclaw/spawn/bin"
+KERNEL_HEADERS = {"x86_64": "x86", "aarch64": "aarch64"}
+"""The architectures, and what zig calls the folder with the kernel's headers for each."""
+
+FLAGS = [
+    *("-Os", "-std=gnu11", "-Wall", "-Wextra", "-Werror"),
+    *("-ffreestanding", "-fno-builtin", "-nostdlib", "-static", "-s", "-fno-pic", "-no-pie"),
+    *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-Wl,-z,noexecstack"),
+]
+"""Freestanding and static: what it needs is in the one file."""
+
+
+class SpawnerHook(BuildHookInterface[Any]):
+    """Puts the binaries where spawn/binary.py looks for them, and into the wheel."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Called by hatchling before it packs a wheel or makes an editable install."""
+        root = Path(self.root)
+        (root / BINARIES).mkdir(exist_ok=True)
+        for compiler, architecture in compilers():
+            binary = root / BINARIES / f"spawner-{architecture}"
+            compile_spawner(compiler, root / SOURCE, binary)
+            build_data["artifacts"].append(f"/{BINARIES}/{binary.name}")
+
+
+def compilers() -> list[tuple[list[str], str]]:
+    """Command lines, without files, and what each compiles for."""
+    if importlib.util.find_spec("ziglang") is not None:
+        return [(zig(architecture), architecture) for architecture in KERNEL_HEADERS]
+    system = shutil.which(os.environ.get("CC", "cc"))
+    machine = platform.machine()
+    return [([system, *FLAGS], machine)] if system and machine in KERNEL_HEADERS else []
+
+
+def zig(architecture: str) -> list[str]:
+    """Without a libc there are no default headers, so they are named: musl's for the C side, the kernel's own."""
+    spec = importlib.util.find_spec("ziglang")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    headers = Path(spec.submodule_search_locations[0]) / "lib" / "libc" / "include"
+    kernel = f"{KERNEL_HEADERS[architecture]}-linux-any"
+    folders = (f"{architecture}-linux-musl", "generic-musl", kernel, "any-linux-any")
+    includes = [word for folder in folders for word in ("-isystem", str(headers / folder))]
+    return [sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-none", *FLAGS, *includes]
+
+
+def compile_spawner(compiler: list[str], source: Path, binary: Path) -> None:
+    """Beside its place first: a binary that runs cannot be written to, but it can be replaced."""
+    fresh = binary.with_suffix(".new")
+    subprocess.run([*compiler, str(source), "-o", str(fresh)], check=True)
+    fresh.chmod(0o755)
+    fresh.replace(binary)
