@@ -5,8 +5,9 @@ with three descriptors. Two rules make every lane look the same from above:
 
 1. Output arrives on the read ends of two pipes, input leaves on the write end of one; all three are non-blocking,
    close-on-exec, and belong to the caller from the moment `start` returns. EOF on a pipe is EOF of that stream.
-2. `start` returns only when the command really runs (or ran already), and raises `ExecFailed` otherwise; a `start`
-   that is cancelled or fails leaves no process, descriptor or task behind.
+2. `start` returns when the command really runs (or ran already), and raises `ExecFailed` otherwise; a `start` that is
+   cancelled or fails leaves no process, descriptor or task behind. A lane may return sooner, as soon as the streams
+   are there, and say by `LaneProcess.started` when the command runs: then the caller has that time for its own work.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from msgspec import Struct, field
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Awaitable
 
 
 class StartSpec(Struct, frozen=True, kw_only=True):
     """One process to start, with everything decided.
 
     Parameters:
-        process_id: unique in this runtime; also in `env` under `PROCESS_ID_VARIABLE`, so that descendants are known.
-        env: what to add to the environment's own variables.
+        process_id: unique in this runtime.
+        base_env: what every process gets on top of the environment's own variables: the same object for all of them.
+        env: this one's variables, which win.
         working_dir: absolute path, or None for the environment's default.
         stdin: False gives the process an empty stdin and the caller no `stdin_fd`.
         limits: soft and hard resource limit by name, where the lane offers it (`decisions.rlimits`).
@@ -34,12 +37,23 @@ class StartSpec(Struct, frozen=True, kw_only=True):
 
     process_id: str
     cmd: list[str]
-    env: dict[str, str]
+    env: dict[str, str] = field(default_factory=dict)
+    base_env: dict[str, str] = field(default_factory=dict)
     working_dir: str | None = None
     user: str | None = None
     stdin: bool = True
     limits: dict[str, int] = field(default_factory=dict)
     tty: bool = False
+
+    @property
+    def marker(self) -> dict[str, str]:
+        """Marks the process and all its descendants: how those that left the tree are found again."""
+        return {PROCESS_ID_VARIABLE: self.process_id}
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """All of them, the marker included."""
+        return {**self.base_env, **self.env, **self.marker}
 
 
 class ExitStatus(Struct, frozen=True, kw_only=True):
@@ -59,6 +73,7 @@ class LaneProcess(ABC):
     """A process that was started.
 
     Attributes:
+        started: resolves when the command really runs, or fails with `ExecFailed`; None where it runs already.
         stdin_fd: write end of the process's stdin, or None.
         stdout_fd, stderr_fd: read ends.
         exited: resolves once, when the command itself has ended; never with an exception. Not before every byte
@@ -68,6 +83,7 @@ class LaneProcess(ABC):
 
     __slots__ = ()
 
+    started: asyncio.Future[None] | None = None
     stdin_fd: int | None
     stdout_fd: int
     stderr_fd: int
@@ -84,15 +100,21 @@ class LaneProcess(ABC):
 
     @abstractmethod
     async def end_tree(self, grace: Grace) -> None:
-        """TERM to the whole tree, KILL once `grace` is over, until nothing is left. Also after the command's own end.
+        """TERM to the whole tree, KILL once `grace` is over, until nothing is left.
+
+        Also after the command's own end, and before its start is known: then it never runs, or is ended at once.
 
         Raises:
             ExecFailed: `engine_timeout` or `unsupported`, where the end cannot be brought about or proven.
         """
 
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Give back what the lane holds for this process. Called once, after `exited`, when nobody reads the pipes."""
+    def aclose(self) -> Awaitable[None] | None:
+        """Give back what the lane holds for this process. Called once, after `exited`, when nobody reads the pipes.
+
+        Returns:
+            What is to be awaited; None where nothing is held.
+        """
+        return None
 
 
 class Grace(Struct):

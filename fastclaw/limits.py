@@ -39,6 +39,10 @@ IDLE_WORKERS = 256
 WORKER_STREAK = 256
 """Requests handled without a pause before other work gets the loop: well under a millisecond of quick ones."""
 
+GC_THRESHOLDS = (20_000, 50, 100)
+"""New objects, then collections of the younger generation, before the collector looks: reference counts free all that
+the hot path makes, so looking is for what errors and library code leave in cycles."""
+
 FINAL_FLUSH_MS = 2_000
 """How long the last answers may take to leave when the supervisor does not read them: with `SHUTDOWN_TIMEOUT_MS` before
 it, well under the supervisor's 30 s."""
@@ -182,6 +186,16 @@ with a cold disk."""
 
 ENGINE_STOP_MS = 5_000
 """TERM to KILL of the service: Podman gives open connections one second (pkg/api/server/server.go, 4.3.1)."""
+
+JANITOR_DRAIN_MS = 1_500
+"""TERM to KILL of a service whose owner was killed: Podman gives open connections one second, and after two seconds
+nothing of a killed owner shall be left."""
+
+JANITOR_CALL_MS = 10_000
+"""One Podman command of a janitor: 0.1 s measured on an idle machine; one that hangs must not outlive us for ever."""
+
+JANITOR_TRIES = 3
+"""How often a janitor removes what stays: a successor that starts at once removes the same containers."""
 
 ENGINE_READY_POLL_MS = 10
 """Pause between two pings of a service that is coming up: far below its start-up time."""

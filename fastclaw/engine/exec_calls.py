@@ -72,7 +72,7 @@ def create_body(spec: StartSpec) -> bytes:
         "Tty": False,
         "DetachKeys": DETACH_KEYS,
         "Cmd": spec.cmd,
-        "Env": [f"{name}={value}" for name, value in spec.env.items()],
+        "Env": [f"{name}={value}" for name, value in spec.variables.items()],
     }
     if spec.working_dir is not None:
         body["WorkingDir"] = spec.working_dir

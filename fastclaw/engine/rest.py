@@ -274,7 +274,7 @@ async def _end_quietly(process: LaneProcess, grace: Grace) -> None:
 
 def _refuse_impossible(spec: StartSpec) -> None:
     """What crun would cut at the NUL, and what execve refuses only after the start was reported."""
-    strings = [*spec.cmd, *(f"{name}={value}" for name, value in spec.env.items())]
+    strings = [*spec.cmd, *(f"{name}={value}" for name, value in spec.variables.items())]
     if any("\0" in text for text in (*strings, spec.working_dir or "", spec.user or "")):
         raise ExecFailed("a NUL byte cannot be passed to a process", "invalid_params")
     if sum(map(len, strings)) > MAX_ARGS_BYTES:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace, Lane, LaneProcess, StartSpec
+from fastclaw.lane import ExitStatus, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.runtimes.memory_pipes import PipeSource, PipeWriter
 from fastclaw.runtimes.programs import BUILT_IN, Program
 from fastclaw.spawn import refusals, users
@@ -106,7 +106,7 @@ class MemoryProcess(LaneProcess):
         self.exited: asyncio.Future[ExitStatus] = self._loop.create_future()
         self._signal = int(signal.SIGKILL)
         self._open(spec.stdin)
-        env = {**spec.env, PROCESS_ID_VARIABLE: spec.process_id}
+        env = spec.variables
         self._task = self._loop.create_task(self._run(program, spec.cmd, env, cwd), name=f"memory-{spec.process_id}")
         self._task.add_done_callback(self._ended)
 
@@ -195,7 +195,7 @@ def _pipe(opened: ExitStack) -> tuple[int, int]:
 
 def _check_text(spec: StartSpec) -> None:
     """Refuse what no real process could be given, so that a test finds it here too."""
-    for text in (*spec.cmd, *spec.env, *spec.env.values()):
+    for text in (*spec.cmd, *spec.variables, *spec.variables.values()):
         if "\0" in text:
             raise ExecFailed(f"{spec.cmd[0]!r}: embedded null byte", "invalid_params")
         if len(text.encode("utf-8", "surrogateescape")) > limits.MAX_ARG_BYTES:

@@ -14,21 +14,21 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
-from fastclaw.decisions.admission import Admission
+from fastclaw.decisions.admission import Admission, Ticket
 from fastclaw.decisions.params import check_exec
 from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, IoError, RuntimeSdkError
-from fastclaw.lane import PROCESS_ID_VARIABLE, Grace, Lane, StartSpec
-from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord
-from fastclaw.runtimes.process import Process
+from fastclaw.lane import Grace, Lane, LaneProcess, StartSpec
+from fastclaw.runtimes.process import Process, close_streams
 from fastclaw.runtimes.starts import StartQueue
 from fastclaw.runtimes.table import ProcessTable
-from fastclaw.transport.hangup import HangupWatcher
+from fastclaw.transport.watcher import Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Awaitable, Iterator
 
     from fastclaw.decisions.options import Options
-    from fastclaw.transport.listener import ProcessSockets, SocketDirectory
+    from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord
+    from fastclaw.transport.listener import SocketDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +63,12 @@ class ProcessPool:
         self._environment = environment
         self._working_dir = working_dir
         self._loop = asyncio.get_running_loop()
-        self._hangups = HangupWatcher()
+        self._watcher = Watcher()
         self.table = ProcessTable(options)
         self._admission = Admission(shards, max_starting, max_live, options.queue_limit)
         self._starts = StartQueue(self._admission, options.queue_timeout_ms / 1000)
-        self._keyed: dict[str, tuple[ExecRequest, asyncio.Task[ExecResult]]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._keyed: dict[str, tuple[ExecRequest, asyncio.Future[ExecResult]]] = {}
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._graces: list[Grace] = []
         self._prefix = secrets.token_hex(4)
         self._count = 0
@@ -109,46 +109,61 @@ class ProcessPool:
         ticket = await self._starts.admit()
         admitted_at = time.monotonic_ns()
         process_id = self._next_id()
-        sockets: ProcessSockets | None = None
         try:
-            sockets = self._sockets.open(process_id)
             lane_process = await self._lane.start(self._spec(process_id, request), ticket.shard)
-        except BaseException as error:
-            if sockets is not None:
-                sockets.close()
+            process = self._receive(request, process_id, ticket, lane_process)
+        except BaseException:
             self._starts.leave(ticket)
-            if isinstance(error, OSError):
-                raise _explain(error) from error
             raise
+        if lane_process.started is not None:
+            await self._see_started(process)
         self._starts.started(ticket)
-        result = ExecResult(
-            process_id=process_id,
-            stdio_addr=sockets.stdio.getsockname(),
-            stderr_addr=sockets.stderr.getsockname(),
-        )
-        timings = {
-            "queued_us": (admitted_at - asked_at) // 1000,
-            "start_us": (time.monotonic_ns() - admitted_at) // 1000,
-            **lane_process.timings,
-        }
-        process = Process(
-            request,
-            result,
-            ticket,
-            lane_process,
-            sockets,
-            hangups=self._hangups,
-            started_at=time.time(),
-            timings=timings,
-            on_exit=self._exited,
-            on_drained=self.table.drained,
-            on_abandoned=lambda process: self._end_later(process, "killed"),
-            on_closed=self._closed,
-        )
+        process.began(queued_us=(admitted_at - asked_at) // 1000, start_us=(time.monotonic_ns() - admitted_at) // 1000)
         self.table.add(process)
         if request.timeout_ms is not None:
             process.timeout = self._loop.call_later(request.timeout_ms / 1000, self._end_later, process, "timeout")
-        return result
+        return process.result
+
+    def _receive(self, request: ExecRequest, process_id: str, ticket: Ticket, lane_process: LaneProcess) -> Process:
+        """Put sockets before the streams of what the lane has begun to start: they listen before it is answered."""
+        try:
+            sockets = self._sockets.open(process_id)
+        except OSError as error:
+            close_streams(lane_process)
+            self._own(self._take_back(lane_process))
+            raise _explain(error) from error
+        return Process(
+            request,
+            process_id,
+            ticket,
+            lane_process,
+            sockets,
+            watcher=self._watcher,
+            on_exit=self._exited,
+            on_drained=self.table.drained,
+            on_abandoned=self._abandoned,
+            on_closed=self._closed,
+        )
+
+    async def _see_started(self, process: Process) -> None:
+        """Wait until the command runs. Where it does not, nothing of it stays."""
+        started = process.lane_process.started
+        assert started is not None
+        try:
+            await started
+        except BaseException:
+            process.give_up()
+            self._starts.leave(process.ticket)
+            if started.cancelled():
+                self._own(self._take_back(process.lane_process))
+            raise
+
+    async def _take_back(self, lane_process: LaneProcess) -> None:
+        """End what nobody will ever be told of."""
+        try:
+            await lane_process.end_tree(Grace(ends_at=0.0))
+        except FastclawError as error:
+            logger.warning("a start that was given up could not be ended: %s", error)
 
     def _next_id(self) -> str:
         self._count += 1
@@ -158,7 +173,8 @@ class ProcessPool:
         return StartSpec(
             process_id=process_id,
             cmd=request.cmd,
-            env={**self._environment, **request.env, PROCESS_ID_VARIABLE: process_id},
+            base_env=self._environment,
+            env=request.env,
             working_dir=request.working_dir or self._working_dir,
             user=request.user or self._options.user,
             stdin=request.stdin,
@@ -170,8 +186,13 @@ class ProcessPool:
         self.table.exited(process)
         self._starts.leave(process.ticket)
 
+    def _abandoned(self, process: Process) -> None:
+        self._end_later(process, "killed")
+
     def _closed(self, process: Process) -> None:
-        self._own(process.lane_process.aclose())
+        closing = process.lane_process.aclose()
+        if closing is not None:
+            self._own(closing)
 
     # --- what else can be done to a process ---
 
@@ -184,8 +205,7 @@ class ProcessPool:
         """See `ProcessRuntime.wait`."""
         process = self.table.find(process_id)
         if not process.exited.done():
-            timeout = None if timeout_ms is None else timeout_ms / 1000
-            await asyncio.wait((process.exited,), timeout=timeout)
+            await process.wait_exited(timeout_ms)
         return process.record()
 
     def signal(self, process_id: str, signum: int) -> None:
@@ -244,15 +264,15 @@ class ProcessPool:
         await self._cancel_tasks()
         self.table.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._hangups.close()
+        self._watcher.close()
 
     def health(self) -> dict[str, Any]:
         """Counts and bounds."""
         statistics = self._admission.statistics()._asdict()
         return {**self.table.counts(), **statistics, "queue_timeout_ms": self._options.queue_timeout_ms}
 
-    def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = self._loop.create_task(work)
+    def _own(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -6,6 +6,9 @@ Knows nothing of admission, of other processes, or of the wire.
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
+import time
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -20,73 +23,93 @@ if TYPE_CHECKING:
 
     from fastclaw.decisions.admission import Ticket
     from fastclaw.lane import LaneProcess
-    from fastclaw.transport.hangup import HangupWatcher
     from fastclaw.transport.listener import ProcessSockets
+    from fastclaw.transport.watcher import Watcher
+
+
+def close_streams(lane_process: LaneProcess) -> None:
+    """Close our ends of a process's pipes, for one that gets no sockets."""
+    for fd in (lane_process.stdin_fd, lane_process.stdout_fd, lane_process.stderr_fd):
+        if fd is not None:
+            os.close(fd)
 
 
 class Process:
     """Parameters:
-    lane_process: what the lane started; its pipes become ours.
+    lane_process: what the lane starts; its pipes become ours.
     sockets: listening; they become ours.
-    started_at: Unix time, seconds.
     on_exit: called once, when the command has ended and `record` is there.
     on_drained: called when both outputs have reached a client, or never.
     on_closed: called once, when its sockets and pipes are closed for good.
     on_abandoned: called when a client left a process whose `on_disconnect` is `kill`.
     """
 
+    __slots__ = (
+        "_loop",
+        "_machine",
+        "_on_abandoned",
+        "_on_closed",
+        "_on_drained",
+        "_on_exit",
+        "_running_since",
+        "_stderr",
+        "_stdio",
+        "_timings",
+        "end_reason",
+        "exited",
+        "expires_at",
+        "id",
+        "lane_process",
+        "request",
+        "result",
+        "started_at",
+        "ticket",
+        "timeout",
+    )
+
     def __init__(
         self,
         request: ExecRequest,
-        result: ExecResult,
+        process_id: str,
         ticket: Ticket,
         lane_process: LaneProcess,
         sockets: ProcessSockets,
         *,
-        hangups: HangupWatcher,
-        started_at: float,
-        timings: dict[str, int],
+        watcher: Watcher,
         on_exit: Callable[[Process], None],
         on_drained: Callable[[Process], None],
         on_abandoned: Callable[[Process], None],
         on_closed: Callable[[Process], None],
     ) -> None:
-        self.id = result.process_id
+        self.id = process_id
         self.request = request
-        self.result = result
+        self.result = ExecResult(process_id=process_id, stdio_addr=sockets.stdio.path, stderr_addr=sockets.stderr.path)
         self.ticket = ticket
         self.lane_process = lane_process
-        self.started_at = started_at
+        self.started_at = time.time()
         self.expires_at = 0.0
         self.timeout: asyncio.TimerHandle | None = None
         self.end_reason: ExitReason | None = None
         self._machine = process_machine()
-        self._loop = hangups.loop
+        self._loop = watcher.loop
         self._running_since = self._loop.time()
-        self._timings = timings
+        self._timings: dict[str, int] = {}
         self._on_exit = on_exit
         self._on_drained = on_drained
+        self._on_abandoned = on_abandoned
         self._on_closed = on_closed
         self.exited: asyncio.Future[ExitRecord] = self._loop.create_future()
         self._stdio = Endpoint(
-            sockets.stdio,
-            lane_process.stdout_fd,
-            lane_process.stdin_fd,
-            hangups=hangups,
-            on_disconnect=request.on_disconnect,
-            on_abandoned=lambda: on_abandoned(self),
-            on_drained=self._drained,
+            self, sockets.stdio, lane_process.stdout_fd, lane_process.stdin_fd, watcher, request.on_disconnect
         )
-        self._stderr = Endpoint(
-            sockets.stderr,
-            lane_process.stderr_fd,
-            None,
-            hangups=hangups,
-            on_disconnect="hold",
-            on_abandoned=lambda: None,
-            on_drained=self._drained,
-        )
+        self._stderr = Endpoint(self, sockets.stderr, lane_process.stderr_fd, None, watcher, "hold")
         lane_process.exited.add_done_callback(self._exited)
+
+    def began(self, **timings: int) -> None:
+        """The command runs: from here its run time counts. `timings`: microseconds of what came before, by phase."""
+        self.started_at = time.time()
+        self._running_since = self._loop.time()
+        self._timings = {**timings, **self.lane_process.timings}
 
     @property
     def state(self) -> ProcessState:
@@ -119,6 +142,19 @@ class Process:
             signal=record.signal,
             reason=record.reason,
         )
+
+    async def wait_exited(self, timeout_ms: int | None) -> None:
+        """Return once `exited` is done, or when this many milliseconds have passed."""
+        woken: asyncio.Future[None] = self._loop.create_future()
+        timer = None if timeout_ms is None else self._loop.call_later(timeout_ms / 1000, _wake, woken)
+        wake = functools.partial(_wake, woken)
+        self.exited.add_done_callback(wake)
+        try:
+            await woken
+        finally:
+            self.exited.remove_done_callback(wake)
+            if timer is not None:
+                timer.cancel()
 
     def record(self) -> ExitRecord:
         """The exit record, or the record of a process that runs."""
@@ -153,7 +189,12 @@ class Process:
     def _reason(self, status: ExitStatus) -> ExitReason:
         return status.reason if self.end_reason is None or status.reason == "unknown" else self.end_reason
 
-    def _drained(self) -> None:
+    def on_abandoned(self) -> None:
+        """A client left it for good, which kills it."""
+        self._on_abandoned(self)
+
+    def on_drained(self) -> None:
+        """A client has got one of its streams to the end."""
         if self.is_drained:
             self._on_drained(self)
 
@@ -177,3 +218,8 @@ class Process:
         if self.is_running:
             self._finish(ExitStatus(reason="unknown"))
         self.close_sockets()
+
+
+def _wake(woken: asyncio.Future[None], _done: object = None) -> None:
+    if not woken.done():
+        woken.set_result(None)

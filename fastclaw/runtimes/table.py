@@ -5,6 +5,7 @@ serves all.
 """
 
 import asyncio
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -103,8 +104,9 @@ class ProcessTable:
 
     def _dispensable(self) -> Process:
         """The oldest without output to read, among the oldest few; else the oldest."""
-        oldest = [process for process, _ in zip(self._lingering.values(), range(limits.DISPENSABLE_SCAN), strict=False)]
-        return next((process for process in oldest if not process.has_pending_output()), oldest[0])
+        oldest = itertools.islice(self._lingering.values(), limits.DISPENSABLE_SCAN)
+        empty = (process for process in oldest if not process.has_pending_output())
+        return next(empty, None) or next(iter(self._lingering.values()))
 
     def _forget_kept(self, now: float) -> None:
         keep = self._options.keep_exited_ms / 1000

@@ -77,6 +77,7 @@ class SpawnLane(Lane):
     def __init__(self, homes: Homes, *, can_set_user: bool) -> None:
         self._homes = homes
         self._loop = asyncio.get_running_loop()
+        self._environments = Environments()
         self.capabilities = [
             *(["user"] if can_set_user else []),
             "signal",
@@ -89,28 +90,43 @@ class SpawnLane(Lane):
         ]
 
     async def start(self, spec: StartSpec, shard: int) -> LaneProcess:
-        """Start one process."""
+        """Send the request for one process. Once its turn has come, nothing is awaited: nobody can cut in half-way."""
         home = self._homes.take(shard)
         identity = home.identity if spec.user is None else await home.identify(spec.user)
         if not home.spawner.has_room:
             await home.spawner.make_room()
         id = home.spawner.next_id()
-        request = _request(id, spec, home, identity)
+        request = self._request(id, spec, home, identity)
         stdio = Stdio(spec.stdin)
         if identity is not None and identity.uid != os.geteuid():
             stdio.give_to(identity.uid, identity.gid)
         process = SpawnProcess(home.spawner, id, spec, stdio, self._loop)
         try:
             home.spawner.start(process, request, stdio.theirs)
-            await process.started
-        except BaseException as error:
-            if not process.started.done() or process.started.cancelled():
-                process.abandon()
+        except BaseException:
             stdio.close_ours()
-            if isinstance(error, asyncio.CancelledError) or not isinstance(error, OSError):
-                raise
-            raise refusals.resources_refused(error) from error
+            raise
         return process
+
+    def _request(self, id: int, spec: StartSpec, home: Home, identity: frames.Identity | None) -> frames.Start:
+        command, directory = spec.cmd[0], spec.working_dir
+        if not command:
+            raise ExecFailed("an empty command", "not_found")
+        if directory is not None and not directory.startswith("/"):
+            raise ExecFailed(f"working directory {directory!r} is not absolute", "bad_working_dir")
+        try:
+            return frames.start(
+                id,
+                frames.strings(spec.cmd),
+                self._environments.encode(spec, home, identity),
+                directory=directory,
+                null_stdin=not spec.stdin,
+                tty=spec.tty,
+                identity=identity,
+                rlimits=rlimits(spec.limits) if spec.limits else (),
+            )
+        except ValueError as error:
+            raise refusals.text_refused(command, error) from error
 
     async def end_all(self, processes: list[LaneProcess], grace: Grace) -> None:
         """End everything that is kept, and what commands that ended before have left.
@@ -128,29 +144,40 @@ class SpawnLane(Lane):
         return {"name": self.name, **self._homes.health()}
 
 
-def _request(id: int, spec: StartSpec, home: Home, identity: frames.Identity | None) -> frames.Start:
-    command, directory = spec.cmd[0], spec.working_dir
-    if not command:
-        raise ExecFailed("an empty command", "not_found")
-    if directory is not None and not directory.startswith("/"):
-        raise ExecFailed(f"working directory {directory!r} is not absolute", "bad_working_dir")
-    try:
-        return frames.start(
-            id,
-            frames.strings(spec.cmd),
-            _environment(spec, home, identity),
-            directory=directory,
-            null_stdin=not spec.stdin,
-            tty=spec.tty,
-            identity=identity,
-            rlimits=rlimits(spec.limits) if spec.limits else (),
-        )
-    except ValueError as error:
-        raise refusals.text_refused(command, error) from error
+class Environments:
+    """Environments as they go into a request: what most requests have in common is encoded once."""
+
+    def __init__(self) -> None:
+        self._base: dict[str, str] | None = None
+        self._home: Home | None = None
+        self._identity: frames.Identity | None = None
+        self._names: frozenset[str] = frozenset()
+        self._encoded = frames.Strings(b"", 0)
+
+    def encode(self, spec: StartSpec, home: Home, identity: frames.Identity | None) -> frames.Strings:
+        """The home's own variables, HOME, the environment's, the request's; the last wins.
+
+        Raises:
+            ValueError: a variable that no process can have.
+        """
+        if spec.base_env is not self._base or home is not self._home or identity is not self._identity:
+            self._prepare(spec.base_env, home, identity)
+        if spec.env and not self._names.isdisjoint(spec.env):
+            return _encoded({**_common(spec.base_env, home, identity), **spec.env, **spec.marker})
+        more = _encoded({**spec.env, **spec.marker} if spec.env else spec.marker)
+        return frames.Strings(self._encoded.data + more.data, self._encoded.number + more.number)
+
+    def _prepare(self, base: dict[str, str], home: Home, identity: frames.Identity | None) -> None:
+        common = _common(base, home, identity)
+        self._names = frozenset(common)
+        self._encoded = _encoded(common)
+        self._base, self._home, self._identity = base, home, identity
 
 
-def _environment(spec: StartSpec, home: Home, identity: frames.Identity | None) -> frames.Strings:
-    env = {**home.env, **spec.env}
-    if identity is not None and "HOME" not in spec.env:
-        env["HOME"] = identity.home
+def _common(base: dict[str, str], home: Home, identity: frames.Identity | None) -> dict[str, str]:
+    """What every process of one user has."""
+    return {**home.env, **({} if identity is None else {"HOME": identity.home}), **base}
+
+
+def _encoded(env: dict[str, str]) -> frames.Strings:
     return frames.strings([f"{name}={value}" for name, value in env.items()])

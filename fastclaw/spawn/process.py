@@ -6,7 +6,6 @@ Knows its spawner and its own id there; nothing of sockets, records or container
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import suppress
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
@@ -30,7 +29,7 @@ class SpawnProcess(LaneProcess):
     stdio: its pipes; ours become this object's.
 
     Attributes:
-        started: resolves when execve has succeeded (with the terminal's descriptor, or None), fails with `ExecFailed`.
+        terminal: the master's descriptor of one that was started with a terminal, once it runs.
     """
 
     __slots__ = (
@@ -38,7 +37,6 @@ class SpawnProcess(LaneProcess):
         "_gone",
         "_spawner",
         "_spec",
-        "abandoned",
         "exited",
         "id",
         "is_gone",
@@ -46,6 +44,7 @@ class SpawnProcess(LaneProcess):
         "stderr_fd",
         "stdin_fd",
         "stdout_fd",
+        "terminal",
         "timings",
     )
 
@@ -56,8 +55,8 @@ class SpawnProcess(LaneProcess):
         self.stdin_fd, self.stdout_fd, self.stderr_fd = stdio.stdin, stdio.stdout, stdio.stderr
         self.timings = {}
         self.exited = loop.create_future()
-        self.started: asyncio.Future[int | None] = loop.create_future()
-        self.abandoned = False
+        self.started: asyncio.Future[None] = loop.create_future()
+        self.terminal: int | None = None
         self.is_gone = False
         self._began = perf_counter_ns()
         self._spawner = spawner
@@ -70,12 +69,11 @@ class SpawnProcess(LaneProcess):
         """execve has succeeded."""
         self.timings["spawn"] = (perf_counter_ns() - self._began) // 1000
         self._spec = None
-        if self.abandoned:
-            if terminal is not None:
-                os.close(terminal)
+        self.terminal = terminal
+        if self.started.done():  # given up
             self._spawner.end(self.id, frames.LEVEL_KILL)
         else:
-            self.started.set_result(terminal)
+            self.started.set_result(None)
 
     def on_refused(self, step: int, errno: int) -> None:
         """It never ran."""
@@ -100,7 +98,7 @@ class SpawnProcess(LaneProcess):
 
     def on_lost(self, why: str) -> None:
         """Its keeper or the whole environment is gone, and so is it."""
-        if not self.started.done() and not self.abandoned:
+        if not self.started.done():
             self.started.set_exception(ExecFailed(why, "container_gone"))
         self._exit(ExitStatus(reason="container_gone"))
         self.on_gone()
@@ -111,9 +109,10 @@ class SpawnProcess(LaneProcess):
 
     # --- what is done to it ---
 
-    def abandon(self) -> None:
-        """Nobody waits for its start any more: it is ended, now or as soon as it runs."""
-        self.abandoned = True
+    def give_up(self, error: ExecFailed) -> None:
+        """Its start took too long: it is ended, now or as soon as it runs."""
+        if not self.started.done():
+            self.started.set_exception(error)
         self._spawner.end(self.id, frames.LEVEL_KILL)
 
     def signal(self, signum: int) -> None:
@@ -123,6 +122,8 @@ class SpawnProcess(LaneProcess):
     async def end_tree(self, grace: Grace) -> None:
         if self.is_gone:
             return
+        if not self.started.done():
+            self.started.cancel()
         if self._gone is None:
             self._gone = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -135,9 +136,6 @@ class SpawnProcess(LaneProcess):
             await _set_within(self._gone, limits.TREE_DEADLINE_MS / 1000)
         if not self.is_gone:
             raise ExecFailed(f"the process tree did not end within {limits.TREE_DEADLINE_MS} ms", "engine_timeout")
-
-    async def aclose(self) -> None:
-        """Nothing is held for a process: its keeper goes on to the next by itself."""
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:

@@ -201,11 +201,8 @@ class Spawner:
                 self._watch = self._loop.call_at(deadline, self._look_at_starts)
                 return
             del self._starting[id]
-            process = self._kept[id]
-            process.abandon()
-            if not process.started.done():
-                text = f"the command was not started within {limits.SPAWN_START_MS} ms"
-                process.started.set_exception(ExecFailed(text, "engine_timeout"))
+            text = f"the command was not started within {limits.SPAWN_START_MS} ms"
+            self._kept[id].give_up(ExecFailed(text, "engine_timeout"))
 
     def signal(self, id: int, signum: int) -> None:
         """A signal to the command itself, if it still runs."""
@@ -295,7 +292,7 @@ class Spawner:
             return b"", None
 
     def _heed(self, event: tuple[int, ...], terminal: int | None) -> None:
-        op, id, a, b, *usage = event
+        op, id, a, b, user_us, system_us, max_rss_kb = event
         process = self._kept.get(id)
         if process is None:
             return  # given up long ago
@@ -304,7 +301,7 @@ class Spawner:
             self._terminals -= terminal is not None
             process.on_started(terminal)
         elif op == frames.EXITED:
-            process.on_exited(a, *usage)
+            process.on_exited(a, user_us, system_us, max_rss_kb)
             if b:
                 self._let_go(process)
         elif op == frames.EMPTY:

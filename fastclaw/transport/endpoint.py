@@ -14,20 +14,21 @@ import socket
 import struct
 import termios
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fastclaw import limits
 from fastclaw.runtime import OnDisconnect
 from fastclaw.transport import splice
-from fastclaw.transport.hangup import HangupWatcher
-from fastclaw.transport.listener import close_listener, is_trusted_peer
+from fastclaw.transport.listener import Listener, is_trusted_peer
 from fastclaw.transport.relay import Relay
+from fastclaw.transport.watcher import Watcher
 
 if TYPE_CHECKING:
     import asyncio
 
 _INT = struct.Struct("i")
+_NOBODY: deque["_Client"] = deque(maxlen=0)
+"""No senders: most endpoints have none for most of their life."""
 
 
 class _Client:
@@ -43,44 +44,70 @@ class _Client:
         self.outbound_done = False
 
 
+class Owner(Protocol):
+    """Whoever holds an endpoint and wants to know."""
+
+    def on_abandoned(self) -> None:
+        """A client left, and `on_disconnect` is `kill`."""
+
+    def on_drained(self) -> None:
+        """The output's end has reached a client. Called once for each endpoint."""
+
+
 class Endpoint:
     """Parameters:
-    listener: listening socket; owned, its path is unlinked at the end.
+    owner: is told.
+    listener: owned, its path is unlinked at the end.
     output_fd: read end of the process's stdout or stderr; owned.
     input_fd: write end of the process's stdin, or None; owned.
     on_disconnect: what a client that leaves for good means.
-    on_abandoned: called when a client left and `on_disconnect` is `kill`.
-    on_drained: called once, when the output's end has reached a client.
     """
+
+    __slots__ = (
+        "_accepting",
+        "_client",
+        "_input_fd",
+        "_is_open",
+        "_listener",
+        "_loop",
+        "_move_output",
+        "_on_disconnect",
+        "_outbound",
+        "_output_fd",
+        "_owner",
+        "_retry",
+        "_senders",
+        "_watcher",
+        "drained",
+        "gap",
+    )
 
     def __init__(
         self,
-        listener: socket.socket,
+        owner: Owner,
+        listener: Listener,
         output_fd: int,
         input_fd: int | None,
-        *,
-        hangups: HangupWatcher,
+        watcher: Watcher,
         on_disconnect: OnDisconnect,
-        on_abandoned: Callable[[], None],
-        on_drained: Callable[[], None],
     ) -> None:
+        self._owner = owner
         self._listener = listener
         self._output_fd = output_fd
         self._input_fd = input_fd
-        self._hangups = hangups
+        self._watcher = watcher
         self._on_disconnect = on_disconnect
-        self._on_abandoned = on_abandoned
-        self._on_drained = on_drained
-        self._loop = hangups.loop
+        self._loop = watcher.loop
         self._move_output = splice.mover()
         self._client: _Client | None = None
         self._outbound: Relay | None = None
-        self._senders: deque[_Client] = deque()
+        self._senders: deque[_Client] = _NOBODY
         self._accepting = True
+        self._is_open = True
         self._retry: asyncio.TimerHandle | None = None
         self.drained = False
         self.gap = False
-        self._loop.add_reader(listener.fileno(), self._on_connection)
+        watcher.watch_listener(listener.fd, self._on_connection)
 
     @property
     def moved_out(self) -> int:
@@ -104,7 +131,7 @@ class Endpoint:
 
     def _on_connection(self) -> None:
         try:
-            connection, _ = self._listener.accept()
+            connection = self._listener.accept()
         except BlockingIOError:
             return  # gone again
         except OSError:
@@ -116,27 +143,27 @@ class Endpoint:
         if self._client is not None or not is_trusted_peer(connection):
             connection.close()
             return
-        connection.setblocking(False)
         self._serve(_Client(connection))
 
     def _accept_later(self) -> None:
         """Out of descriptors: the client waits in the backlog, and the loop must not spin on it meanwhile."""
-        self._loop.remove_reader(self._listener.fileno())
+        self._watcher.unwatch(self._listener.fd)
         self._retry = self._loop.call_later(limits.ACCEPT_RETRY_MS / 1000, self._accept_again)
 
     def _accept_again(self) -> None:
         self._retry = None
         if self._accepting:
-            self._loop.add_reader(self._listener.fileno(), self._on_connection)
+            self._watcher.watch_listener(self._listener.fd, self._on_connection)
 
     def _serve(self, client: _Client) -> None:
         self._client = client
-        self._hangups.watch(client.fd, lambda: self._client_left(client))
+        self._watcher.watch_hangup(client.fd, lambda: self._client_left(client))
         self._outbound = Relay(self._output_fd, client.fd, self._output_fd, self._move_output, self._output_ended)
         self._outbound.start()
         if self._input_fd is None:
             self._refuse_input(client)
         else:
+            self._senders = self._senders or deque()
             self._senders.append(client)
             self._take_input()
 
@@ -145,12 +172,12 @@ class Endpoint:
         if self._client is not client:
             return
         self._client = None
-        self._hangups.unwatch(client.fd)
+        self._watcher.unwatch(client.fd)
         if client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET:
             self.gap = True  # it closed with output of ours unread; AF_UNIX does not say how much
         self._stop_outbound(client)
         if self._on_disconnect == "kill":
-            self._on_abandoned()
+            self._owner.on_abandoned()
 
     # --- outbound: process → client ---
 
@@ -162,11 +189,11 @@ class Endpoint:
             return
         with contextlib.suppress(OSError):  # the client may be gone already
             client.socket.shutdown(socket.SHUT_WR)
-        self._hangups.unwatch(client.fd)  # from here our own shutdown makes a half-close look like a hang-up
+        self._watcher.unwatch(client.fd)  # from here our own shutdown makes a half-close look like a hang-up
         self._stop_outbound(client)
         if not self.drained:
             self.drained = True
-            self._on_drained()
+            self._owner.on_drained()
 
     def _stop_outbound(self, client: _Client) -> None:
         if self._outbound is not None:
@@ -213,7 +240,7 @@ class Endpoint:
         """EOF on the process's stdin; whoever still sends is told that nobody reads. Idempotent."""
         if self._input_fd is None:
             return
-        senders, self._senders = self._senders, deque()
+        senders, self._senders = self._senders, _NOBODY
         for client in senders:
             if client.inbound is not None:
                 client.inbound.stop()
@@ -235,9 +262,9 @@ class Endpoint:
         if accepting is not self._accepting:
             self._accepting = accepting
             if accepting:
-                self._loop.add_reader(self._listener.fileno(), self._on_connection)
+                self._watcher.watch_listener(self._listener.fd, self._on_connection)
             else:
-                self._loop.remove_reader(self._listener.fileno())
+                self._watcher.unwatch(self._listener.fd)
 
     # --- the end ---
 
@@ -249,7 +276,7 @@ class Endpoint:
         """Close so that the client reads what it was sent and then a clean EOF, never a reset."""
         if self._client is client:
             self._client = None
-        self._hangups.unwatch(client.fd)
+        self._watcher.unwatch(client.fd)
         if client.inbound is not None:
             client.inbound.stop()
         client.fd = -1
@@ -260,13 +287,14 @@ class Endpoint:
 
     def close(self) -> None:
         """Unlink the path and close everything. Idempotent."""
-        if self._listener.fileno() < 0:
+        if not self._is_open:
             return
+        self._is_open = False
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        self._loop.remove_reader(self._listener.fileno())
-        close_listener(self._listener)
+        self._watcher.unwatch(self._listener.fd)
+        self._listener.close()
         clients = {id(client): client for client in (self._client, *self._senders) if client is not None}
         if self._outbound is not None:
             self._outbound.stop()

@@ -130,6 +130,16 @@ def children(parent: int) -> list[tuple[int, Stat]]:
     return [(pid, stat) for pid, stat in stats if stat is not None and stat.ppid == parent]
 
 
+def is_in_memory(path: str) -> bool:
+    """Whether a path is on a file system without a disk behind it (tmpfs, by proc_pid_mountinfo(5))."""
+    mounts = [line.split() for line in _read(f"{PROC}/self/mountinfo", _ENVIRON_BYTES).decode().splitlines()]
+    kinds = {fields[4]: fields[fields.index("-") + 1] for fields in mounts}
+    point = os.path.realpath(path)
+    while point not in kinds and point != "/":
+        point = os.path.dirname(point)
+    return kinds.get(point) == "tmpfs"
+
+
 def ticks_now() -> int:
     """The present on the scale of `starttime`."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))

@@ -25,7 +25,7 @@ async def test_what_the_lane_is_asked_for() -> None:
         result = await pool.exec(request("a", "b", env={"BOTH": "request"}, stdin=False))
         spec = lane.processes[0].spec
         assert (spec.cmd, spec.working_dir, spec.stdin) == (["a", "b"], "/base", False)
-        assert spec.env == {"BASE": "1", "BOTH": "request", PROCESS_ID_VARIABLE: result.process_id}
+        assert spec.variables == {"BASE": "1", "BOTH": "request", PROCESS_ID_VARIABLE: result.process_id}
         await pool.exec(request(working_dir="/own"))
         assert lane.processes[1].spec.working_dir == "/own"
 
@@ -271,4 +271,4 @@ async def test_what_was_not_seen_to_end_is_unknown_when_the_environment_goes() -
         await pool.aclose()
         assert (await waiting).reason == "unknown"
         assert not os.path.exists(result.stdio_addr)  # noqa: ASYNC240 - one stat
-        pool._hangups = type(pool._hangups)()  # for the second aclose of the fixture
+        pool._watcher = type(pool._watcher)()  # for the second aclose of the fixture

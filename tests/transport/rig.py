@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastclaw.transport.endpoint import Endpoint
-from fastclaw.transport.hangup import HangupWatcher
 from fastclaw.transport.listener import SocketDirectory
+from fastclaw.transport.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -130,6 +130,7 @@ class EndpointRig:
     """Attributes:
     stdin, stdout: the process's ends.
     abandoned, drained: how often the endpoint said so.
+    then: called when it says that it is drained.
     """
 
     def __init__(self, directory: SocketDirectory, on_disconnect: OnDisconnect, has_stdin: bool) -> None:
@@ -138,26 +139,20 @@ class EndpointRig:
         stdin, input_fd = os.pipe2(flags) if has_stdin else (-1, None)
         self.stdin, self.stdout = PipeEnd(stdin), PipeEnd(stdout)
         self.abandoned = 0
+        self.then: Callable[[], None] = lambda: None
         self.drained = 0
-        self.hangups = HangupWatcher()
+        self.watcher = Watcher()
         self._sockets = directory.open("p")
-        self.path = self._sockets.stdio.getsockname()
+        self.path = self._sockets.stdio.path
         self._clients: list[Client] = []
-        self.endpoint = Endpoint(
-            self._sockets.stdio,
-            output,
-            input_fd,
-            hangups=self.hangups,
-            on_disconnect=on_disconnect,
-            on_abandoned=self._on_abandoned,
-            on_drained=self._on_drained,
-        )
+        self.endpoint = Endpoint(self, self._sockets.stdio, output, input_fd, self.watcher, on_disconnect)
 
-    def _on_abandoned(self) -> None:
+    def on_abandoned(self) -> None:
         self.abandoned += 1
 
-    def _on_drained(self) -> None:
+    def on_drained(self) -> None:
         self.drained += 1
+        self.then()
 
     def connect_blind(self) -> Client:
         """A client that is in the backlog, not served yet."""
@@ -181,7 +176,7 @@ class EndpointRig:
         """Everything."""
         self.endpoint.close()
         self._sockets.stderr.close()
-        self.hangups.close()
+        self.watcher.close()
         self.stdin.close()
         self.stdout.close()
         for client in self._clients:

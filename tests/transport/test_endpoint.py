@@ -452,7 +452,7 @@ async def test_closing_from_within_on_drained() -> None:
     """As the table of processes does it, in the middle of the endpoint's own callback."""
     async with endpoint() as rig:
         client = await rig.connect()
-        rig.endpoint._on_drained = rig.endpoint.close
+        rig.then = rig.endpoint.close
         await client.send(b"never read")
         await rig.stdout.write(b"all")
         rig.stdout.close()
@@ -470,10 +470,8 @@ async def test_a_descriptor_shortage_does_not_spin_and_passes(monkeypatch: pytes
                 tries += 1
                 raise OSError(errno.EMFILE, "no descriptor")
 
-            def fileno(self) -> int:
-                return listener.fileno()
+            fd = rig.endpoint._listener.fd
 
-        listener = rig.endpoint._listener
         monkeypatch.setattr(rig.endpoint, "_listener", NoRoom())
         client = rig.connect_blind()
         await until(lambda: tries > 0)
@@ -503,7 +501,7 @@ async def test_anything_in_any_order_leaves_nothing_behind(seed: int) -> None:
                 for _ in range(rng.randrange(3)):
                     await asyncio.sleep(0)
         assert isinstance(rig.endpoint, Endpoint)
-        assert rig.endpoint._listener.fileno() == -1
+        assert not rig.endpoint._is_open
 
 
 def _do_something(rig: EndpointRig, rng: random.Random) -> None:

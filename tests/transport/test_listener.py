@@ -25,10 +25,9 @@ def test_modes_and_paths() -> None:
     try:
         sockets = directory.open("0123abcd-1")
         assert mode(directory.path) == 0o700
-        paths = [Path(listener.getsockname()) for listener in sockets]
+        paths = [Path(listener.path) for listener in sockets]
         assert [mode(path) for path in paths] == [0o600, 0o600]
         assert all(len(os.fsencode(path)) <= limits.SOCKET_PATH_BYTES for path in paths)
-        sockets.close()
         sockets.close()
         assert not any(path.exists() for path in paths)
     finally:
@@ -81,13 +80,13 @@ def test_this_user_is_trusted() -> None:
 def test_another_user_is_not_trusted() -> None:
     directory = SocketDirectory(Path(tempfile.gettempdir()))
     sockets = directory.open("p")
-    path = sockets.stdio.getsockname()
+    path = sockets.stdio.path
     directory.path.chmod(0o711)
     os.chmod(path, 0o666)
     code = f"import socket; c = socket.socket(socket.AF_UNIX); c.connect({path!r}); c.recv(1)"
     with subprocess.Popen(["/usr/bin/env", "python3", "-c", code], user=65534, extra_groups=[]) as client:
-        sockets.stdio.setblocking(True)
-        connection, _ = sockets.stdio.accept()
+        os.set_blocking(sockets.stdio.fd, True)
+        connection = sockets.stdio.accept()
         assert not is_trusted_peer(connection)
         connection.close()
     assert client.returncode == 0

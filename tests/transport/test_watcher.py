@@ -7,12 +7,12 @@ from functools import partial
 
 import pytest
 
-from fastclaw.transport.hangup import HangupWatcher
+from fastclaw.transport.watcher import Watcher
 
 
 @pytest.fixture
-async def watcher() -> AsyncIterator[HangupWatcher]:
-    made = HangupWatcher()
+async def watcher() -> AsyncIterator[Watcher]:
+    made = Watcher()
     yield made
     made.close()
 
@@ -22,11 +22,11 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0.001)
 
 
-async def test_only_a_full_close_counts(watcher: HangupWatcher) -> None:
+async def test_only_a_full_close_counts(watcher: Watcher) -> None:
     ours, theirs = socket.socketpair()
     left = asyncio.Event()
     with ours, theirs:
-        watcher.watch(ours.fileno(), left.set)
+        watcher.watch_hangup(ours.fileno(), left.set)
         theirs.send(b"x")
         theirs.shutdown(socket.SHUT_WR)
         await turns()
@@ -36,21 +36,21 @@ async def test_only_a_full_close_counts(watcher: HangupWatcher) -> None:
             await left.wait()
 
 
-async def test_one_that_is_gone_already_is_noticed(watcher: HangupWatcher) -> None:
+async def test_one_that_is_gone_already_is_noticed(watcher: Watcher) -> None:
     ours, theirs = socket.socketpair()
     left = asyncio.Event()
     with ours:
         theirs.close()
-        watcher.watch(ours.fileno(), left.set)
+        watcher.watch_hangup(ours.fileno(), left.set)
         async with asyncio.timeout(5):
             await left.wait()
 
 
-async def test_it_calls_once_and_not_after_unwatch(watcher: HangupWatcher) -> None:
+async def test_it_calls_once_and_not_after_unwatch(watcher: Watcher) -> None:
     calls: list[str] = []
     pairs = [socket.socketpair() for _ in range(2)]
     for name, (ours, _) in zip("ab", pairs, strict=True):
-        watcher.watch(ours.fileno(), partial(calls.append, name))
+        watcher.watch_hangup(ours.fileno(), partial(calls.append, name))
     watcher.unwatch(pairs[1][0].fileno())
     watcher.unwatch(pairs[1][0].fileno())
     for _, theirs in pairs:
@@ -61,7 +61,7 @@ async def test_it_calls_once_and_not_after_unwatch(watcher: HangupWatcher) -> No
         ours.close()
 
 
-async def test_one_callback_may_unwatch_another_of_the_same_batch(watcher: HangupWatcher) -> None:
+async def test_one_callback_may_unwatch_another_of_the_same_batch(watcher: Watcher) -> None:
     pairs = [socket.socketpair() for _ in range(2)]
     calls: list[int] = []
 
@@ -71,7 +71,7 @@ async def test_one_callback_may_unwatch_another_of_the_same_batch(watcher: Hangu
             watcher.unwatch(ours.fileno())
 
     for ours, _ in pairs:
-        watcher.watch(ours.fileno(), partial(left, ours.fileno()))
+        watcher.watch_hangup(ours.fileno(), partial(left, ours.fileno()))
     for _, theirs in pairs:
         theirs.close()
     await turns()
