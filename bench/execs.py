@@ -81,7 +81,8 @@ async def over_lane(lane: RestLane, count: int, at_once: int) -> None:
         finally:
             os.close(process.stdout_fd)
             os.close(process.stderr_fd)
-            await process.aclose()
+            if (closing := process.aclose()) is not None:
+                await closing
 
     await spread(count, at_once, run_one)
 

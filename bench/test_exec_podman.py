@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.engine import Engine, running_engine
+from bench.engine import Engine, engine_or_skip
 from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli, posix_spawn
 from bench.ratios import Ratios, compare
 from fastclaw import limits
 from fastclaw.client import RuntimeClient
 from fastclaw.engine.rest import RestLane
-from fastclaw.errors import StartFailed
 from fastclaw.transport.proctree import end_tree
 from tests.engine.fixed_containers import FixedContainers
 
@@ -42,21 +40,13 @@ PODMAN_CLI_COUNT = 8
 @pytest.fixture
 def engine(runner: asyncio.Runner) -> Iterator[Engine]:
     """A fresh one for each bench: the engine remembers every exec, and gets slower with them."""
-    stack = contextlib.AsyncExitStack()
-    try:
-        yield runner.run(stack.enter_async_context(running_engine()))
-    except StartFailed as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))  # a developer without an engine still gets the other benches
-    finally:
-        runner.run(stack.aclose())
+    yield from engine_or_skip(runner)
 
 
 @pytest.fixture
 def client(runner: asyncio.Runner, engine: Engine) -> Iterator[RuntimeClient]:
     command = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman", "--log-level", "error"]
-    client = RuntimeClient.spawn(command, namespace="bench-client", options={"url": engine.url})
+    client = RuntimeClient.spawn(command, namespace="bench-client", options={"url": engine.url, "lane": "rest"})
     runner.run(client.__aenter__())
     yield client
     runner.run(client.aclose())

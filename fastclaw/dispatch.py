@@ -13,7 +13,15 @@ import msgspec
 from fastclaw import __version__, limits
 from fastclaw.decisions import lifecycle
 from fastclaw.decisions.lifecycle import RuntimeState
-from fastclaw.decisions.params import KillParams, NoParams, SignalParams, WaitParams, convert, signal_number
+from fastclaw.decisions.params import (
+    KillParams,
+    NoParams,
+    ResizeParams,
+    SignalParams,
+    WaitParams,
+    convert,
+    signal_number,
+)
 from fastclaw.errors import (
     FastclawError,
     InternalError,
@@ -107,6 +115,10 @@ class Calls:
         await self._extended().signal(params.process_id, signum)
         return _NOTHING
 
+    async def resize(self, params: ResizeParams) -> dict[str, Any]:
+        await self._extended().resize(params.process_id, params.rows, params.columns)
+        return _NOTHING
+
     async def shutdown(self, params: NoParams) -> dict[str, Any]:
         if self.machine.state in (RuntimeState.STOPPING, RuntimeState.STOPPED):
             raise InvalidState("the runtime is shutting down", "shutting_down")
@@ -127,6 +139,7 @@ METHODS: dict[str, Method] = {
     "health": Method(NoParams, Calls.health, is_control=True),
     "kill": Method(KillParams, Calls.kill, is_control=True),
     "signal": Method(SignalParams, Calls.signal, is_control=True),
+    "resize": Method(ResizeParams, Calls.resize, is_control=True),
     "list": Method(NoParams, Calls.list, is_control=True),
     "shutdown": Method(NoParams, Calls.shutdown, is_control=True),
     "stop": Method(NoParams, Calls.shutdown, is_control=True),

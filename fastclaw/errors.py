@@ -42,6 +42,8 @@ REASONS: dict[str, tuple[Fault, bool]] = {
     "engine_error": ("engine", False),
     "engine_unavailable": ("engine", True),
     "container_gone": ("engine", True),
+    "template_failed": ("caller", False),
+    "template_gone": ("caller", True),
     "image_not_found": ("caller", False),
     "network_failed": ("engine", False),
     "bad_mount": ("caller", False),
@@ -49,6 +51,7 @@ REASONS: dict[str, tuple[Fault, bool]] = {
     "already_initialized": ("caller", False),
     "shutting_down": ("caller", False),
     "unknown_process": ("caller", False),
+    "no_tty": ("caller", False),
     "protocol_error": ("engine", False),
     "io_error": ("runtime", False),
     # Of the client's own making:

@@ -5,6 +5,7 @@ with three descriptors. Two rules make every lane look the same from above:
 
 1. Output arrives on the read ends of two pipes, input leaves on the write end of one; all three are non-blocking,
    close-on-exec, and belong to the caller from the moment `start` returns. EOF on a pipe is EOF of that stream.
+   With `tty`, stdin and stdout are two descriptors of one terminal's master, and stderr is at its end.
 2. `start` returns when the command really runs (or ran already), and raises `ExecFailed` otherwise; a `start` that is
    cancelled or fails leaves no process, descriptor or task behind. A lane may return sooner, as soon as the streams
    are there, and say by `LaneProcess.started` when the command runs: then the caller has that time for its own work.
@@ -16,6 +17,8 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, field
+
+from fastclaw.errors import ExecFailed
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,7 +35,8 @@ class StartSpec(Struct, frozen=True, kw_only=True):
         working_dir: absolute path, or None for the environment's default.
         stdin: False gives the process an empty stdin and the caller no `stdin_fd`.
         limits: soft and hard resource limit by name, where the lane offers it (`decisions.rlimits`).
-        tty: a pseudo-terminal instead of pipes, where the lane offers it.
+        tty: rows and columns of a pseudo-terminal instead of pipes, where the lane offers it; None: pipes.
+        template: forked from this one instead, where the lane offers it; `cmd` is its argv.
     """
 
     process_id: str
@@ -43,7 +47,8 @@ class StartSpec(Struct, frozen=True, kw_only=True):
     user: str | None = None
     stdin: bool = True
     limits: dict[str, int] = field(default_factory=dict)
-    tty: bool = False
+    tty: tuple[int, int] | None = None
+    template: str | None = None
 
     @property
     def marker(self) -> dict[str, str]:
@@ -97,6 +102,14 @@ class LaneProcess(ABC):
         Raises:
             ExecFailed: `unsupported`, where the lane cannot reach the process.
         """
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal another size; nothing happens where it has ended. Only for one started with `tty`.
+
+        Raises:
+            ExecFailed: `unsupported`, on a lane without terminals.
+        """
+        raise ExecFailed("this lane offers no terminals", "unsupported")
 
     @abstractmethod
     async def end_tree(self, grace: Grace) -> None:

@@ -129,6 +129,15 @@ engine would keep a longer one in its database before it fails, and be slow for 
 MAX_KEY_BYTES = 256
 """An idempotency key: room for a UUID with a path around it."""
 
+TTY_ROWS = 24
+"""Of a terminal whose request names no size: what every terminal since the VT100 has."""
+
+TTY_COLUMNS = 80
+"""The same, for its columns: what programs lay their output out for."""
+
+MAX_TTY_EXTENT = 65_535
+"""Rows or columns of a terminal: struct winsize has 16 bits for each (ioctl_tty(2))."""
+
 MAX_NAMESPACE_BYTES = 64
 """A namespace ends up in container names and directories: room for a UUID with a prefix, far below NAME_MAX."""
 
@@ -158,6 +167,10 @@ PIPE_BYTES = 64 * KIB
 
 BULK_PIPE_BYTES = 1 * MIB
 """A pipe that has proved busy grows to fs.pipe-max-size's default: fewer wake-ups per byte."""
+
+ENFORCE_DELAY_MS = 1
+"""Exits within this time are counted together: bounds may be exceeded by what ends in a millisecond, some ten
+processes."""
 
 DISPENSABLE_SCAN = 64
 """Lingering processes looked at to find one without output to read: keeps the choice O(1)."""
@@ -276,8 +289,27 @@ FILES_PER_PROCESS = 8
 RESERVED_FILES = 512
 """The runtime's own: loop, stdio, engine connections, libraries, log; and room for bursts of accepts."""
 
+FILES_PER_RELAYED = 7
+"""The same but the pidfd, for streams that a relay worker holds."""
+
+RELAY_RESERVED_FILES = 64
+"""A relay worker's own: loop, libraries, a burst of accepts."""
+
+RELAY_WORKERS = 8
+"""As many as there may be: with 20 000 descriptors each they hold 22 000 processes, more than any host has started."""
+
+RELAY_SPARE_PLACES = 256
+"""Free places at which the next relay worker is started: it takes 0.2 s to come up, in which 300 processes start."""
+
+RELAY_FRAME_BYTES = 1 * KIB
+"""One order to a relay worker: two socket paths and a few numbers."""
+
+RELAY_EXIT_MS = 5_000
+"""A relay worker whose socket was closed closes up to 20 000 descriptors and ends: some 50 ms."""
+
 PIDS_PER_PROCESS = 2
-"""The command and, on the REST lane, its conmon. What the command itself starts falls under the pids limit."""
+"""The command and its keeper (on the REST lane its conmon). What the command itself starts falls under the pids
+limit."""
 
 RESERVED_PIDS = 1_024
 """The host's own processes and the engine's threads: some hundreds of each on a usual server."""
@@ -382,6 +414,27 @@ SPAWN_LISTEN_BACKLOG = 1_024
 
 SPAWN_EXIT_MS = 5_000
 """A spawner whose socket was closed ends all it keeps first: killed processes are gone within milliseconds."""
+
+SPAWN_BROOD = 16 * KIB
+"""Workers of one template at a time: as many as there may be keepers."""
+
+MAX_TEMPLATES = 64
+"""Templates of one environment: each is a process of some 30 MB with what it has imported."""
+
+TEMPLATE_START_PERCENT = 80
+"""Of `start_timeout_ms`, for a template to be ready: it is named before all of the time is over."""
+
+TEMPLATE_FRAME_BYTES = 64 * KIB
+"""One request to a template: a usual command with its environment is 1 to 4 KB; a longer one comes as a file."""
+
+TEMPLATE_REQUEST_BYTES = 16 * MIB
+"""A request in a file: `MAX_ARGS_BYTES`, and as much again for what JSON escapes."""
+
+TEMPLATE_TAIL_BYTES = 2 * KIB
+"""Tail of a template's stderr that is kept for its errors: the end of a traceback."""
+
+TEMPLATE_READ_BYTES = 4 * KIB
+"""One read of a template's output, and the most of it that one line of the log has: nobody waits for it."""
 
 KEEPER_UID = 64_535
 """Who the keepers are: a number that no distribution gives out, below 65 536 so that user namespaces have it."""

@@ -10,12 +10,17 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from fastclaw import limits
+from fastclaw.errors import InvalidParams
 
 OnDisconnect = Literal["eof", "hold", "kill"]
 ExitReason = Literal["exited", "signaled", "killed", "timeout", "container_gone", "unknown"]
 HealthWord = Literal["healthy", "degraded", "unhealthy"]
 
 Milliseconds = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Extent = Annotated[int, Meta(ge=1, le=limits.MAX_TTY_EXTENT)]
+"""Rows or columns of a terminal."""
+
+_TTY_SIZE = (limits.TTY_ROWS, limits.TTY_COLUMNS)
 
 
 class InitializeParams(Struct, frozen=True, kw_only=True):
@@ -53,6 +58,8 @@ class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         key: idempotency key: a second exec with the same key answers for the first one's process.
         limits: resource limits by name (`nofile`, …), where the lane offers them.
         tty: a pseudo-terminal instead of pipes, where the lane offers it.
+        tty_size: its rows and columns; nothing without `tty`.
+        template: forked from this one of `options.templates`, where the lane offers it; `cmd` is the worker's argv.
     """
 
     cmd: Annotated[list[str], Meta(min_length=1)]
@@ -65,6 +72,8 @@ class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: Annotated[str, Meta(min_length=1, max_length=limits.MAX_KEY_BYTES)] | None = None
     limits: dict[str, int] = field(default_factory=dict)
     tty: bool = False
+    tty_size: tuple[Extent, Extent] = _TTY_SIZE
+    template: str | None = None
 
 
 class ExecResult(Struct, frozen=True, kw_only=True):
@@ -170,7 +179,7 @@ class Runtime(ABC):
 
 
 class ProcessRuntime(Runtime):
-    """A runtime that also offers the extensions wait, list and signal."""
+    """A runtime that also offers the extensions wait, list and signal, and resize where it has terminals."""
 
     @abstractmethod
     async def wait(self, process_id: str, timeout_ms: int | None = None) -> ExitRecord:
@@ -183,3 +192,11 @@ class ProcessRuntime(Runtime):
     @abstractmethod
     async def signal(self, process_id: str, signal: int) -> None:
         """Send a signal to the process itself. A process that ended already is left alone."""
+
+    async def resize(self, process_id: str, rows: int, columns: int) -> None:
+        """Give a process's terminal another size, which it hears of by SIGWINCH. Nothing where it ended already.
+
+        Raises:
+            InvalidParams: `no_tty`, it has no terminal.
+        """
+        raise InvalidParams("this runtime offers no terminals", "no_tty", path="$.process_id")

@@ -94,6 +94,15 @@ class ExtendedRuntime(ScriptedRuntime, ProcessRuntime):
     async def signal(self, process_id: str, signal: int) -> None:
         pass
 
+    async def resize(self, process_id: str, rows: int, columns: int) -> None:
+        self.resized = (process_id, rows, columns)
+
+
+class WithoutTerminals(ExtendedRuntime):
+    """With the extensions, but for resize."""
+
+    resize = ProcessRuntime.resize
+
 
 class Wire:
     """A dispatcher between two ends that we hold."""
@@ -395,6 +404,7 @@ async def test_only_health_is_answered_after_shutdown() -> None:
             "list": {},
             "wait": {"process_id": "p"},
             "signal": {"process_id": "p", "signal": 9},
+            "resize": {"process_id": "p", "rows": 24, "columns": 80},
             "initialize": {"namespace": "n"},
             "shutdown": {},
             "stop": {},
@@ -459,3 +469,17 @@ async def _settle_with_latecomer(wire: Wire) -> None:
 async def _until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110 - the runtime is watched from outside
         await asyncio.sleep(0)
+
+
+async def test_resize_is_a_control_call_of_a_runtime_with_terminals() -> None:
+    runtime = ExtendedRuntime()
+    async with a_wire(runtime) as wire:
+        assert (await wire.call("resize", process_id="p", rows=50, columns=132))["result"] == {}
+        assert runtime.resized == ("p", 50, 132)
+    assert METHODS["resize"].is_control
+
+
+async def test_a_runtime_without_terminals_says_so() -> None:
+    async with a_wire(WithoutTerminals()) as wire:
+        error = (await wire.call("resize", process_id="p", rows=50, columns=132))["error"]
+        assert (error["code"], error["data"]["reason"]) == (-32602, "no_tty")

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from fastclaw.runtime import ExecRequest, ExitRecord, InitializeParams, InitializeResult, Runtime
+from fastclaw.runtime import ExecRequest, ExitRecord, InitializeParams, InitializeResult, ProcessRuntime, Runtime
 
 
 def test_empty_parts_of_a_result_are_left_out() -> None:
@@ -14,6 +14,7 @@ def test_empty_parts_of_a_result_are_left_out() -> None:
 def test_the_defaults_of_an_exec() -> None:
     request = ExecRequest(cmd=["true"])
     assert (request.stdin, request.on_disconnect, request.tty, request.key) == (True, "eof", False, None)
+    assert request.tty_size == (24, 80)
 
 
 @pytest.mark.parametrize("namespace", ["a", "a.b-c_9", "9", "x" * 64])
@@ -30,6 +31,10 @@ def test_no_namespaces(namespace: object) -> None:
 def test_a_gap_is_only_said_where_there_is_one() -> None:
     assert "gap" not in msgspec.to_builtins(ExitRecord(process_id="p", state="exited"))
     assert msgspec.to_builtins(ExitRecord(process_id="p", state="exited", gap=True))["gap"] is True
+
+
+def test_a_runtime_with_extensions_needs_no_terminals() -> None:
+    assert "resize" not in ProcessRuntime.__abstractmethods__
 
 
 def test_a_runtime_needs_its_five_methods() -> None:

@@ -18,6 +18,7 @@ from fastclaw.decisions.diagnosis import (
     engine_findings,
     network_finding,
     quota_findings,
+    spawner_finding,
 )
 from fastclaw.decisions.options import Options
 from fastclaw.decisions.service import HostFacts, plan_service
@@ -27,6 +28,7 @@ from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.engine.service import ManagedService
 from fastclaw.errors import FastclawError
 from fastclaw.runtimes.container import engine_url
+from fastclaw.spawn.binary import find_spawner, why_no_spawner
 from fastclaw.transport import loop, splice
 from fastclaw.transport.host import host_limits, raise_file_limit
 
@@ -55,11 +57,18 @@ async def _examine(url: str | None) -> list[Finding]:
     unusable, versions = await _ask_engine(engine_url(Options(url=url)), facts)
     return [
         *engine_findings(facts, unusable, versions),
+        _spawner(),
         network_finding(facts),
         capacity_finding(capacity(host_limits(), limits.MAX_PROCESSES)),
         *quota_findings(_quotas()),
         Finding(subject="relay", level="ok", text=f"streams are moved by {splice.kind()}"),
     ]
+
+
+def _spawner() -> Finding:
+    binary = find_spawner()
+    thread = f"/proc/self/task/{os.getpid()}/children"
+    return spawner_finding(why_no_spawner(), binary.stat().st_size if binary else 0, os.path.exists(thread))
 
 
 async def _ask_engine(url: str | None, facts: HostFacts) -> tuple[str | None, dict[str, str] | None]:

@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import click
 
 from fastclaw.cli.options import runtime_options
 from fastclaw.cli.passthrough import feed_stdin, own_streams, pass_on
+from fastclaw.cli.terminal import follow_size, own_size, raw
 from fastclaw.client import RemoteProcess, RuntimeClient
 from fastclaw.errors import ExecFailed
 from fastclaw.runtime import ExitRecord
@@ -35,6 +36,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option(
     "--timeout", type=click.IntRange(min=1), metavar="MS", help="End the command after this many milliseconds."
 )
+@click.option("--tty", "-t", is_flag=True, help="Give the command a terminal, of this one's size where this is one.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     options: dict[str, Any],
@@ -42,12 +44,22 @@ def run(
     workdir: str | None,
     user: str | None,
     timeout: int | None,
+    tty: bool,
     command: tuple[str, ...],
 ) -> None:
     """Run COMMAND in a fresh environment, with this terminal's stdin, stdout and stderr."""
-    extensions = {"working_dir": workdir, "user": user, "timeout_ms": timeout}
+    variables = dict(_pair(entry) for entry in env)
+    extensions: dict[str, Any] = {"working_dir": workdir, "user": user, "timeout_ms": timeout}
+    if tty:
+        extensions |= {"tty": True, "tty_size": own_size()}
+        variables = _terminal_type() | variables
     request = {name: value for name, value in extensions.items() if value is not None}
-    sys.exit(loop.run(_run(list(command), options, dict(_pair(entry) for entry in env), request)))
+    sys.exit(loop.run(_run(list(command), options, variables, request)))
+
+
+def _terminal_type() -> dict[str, str]:
+    """What programs must know of the terminal that shows their output: ours."""
+    return {"TERM": os.environ["TERM"]} if os.environ.get("TERM") else {}
 
 
 def _pair(entry: str) -> tuple[str, str]:
@@ -80,25 +92,41 @@ async def _run_in(
         return _SHELL_CODES.get(error.reason, NOT_STARTED)
     async with process:
         try:
-            await _attend(process, ending)
+            with _terminal(ending) if request.get("tty") else nullcontext():
+                await _attend(process, ending, request)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group  # one failure cancels the rest
         record = await process.wait()
     return _exit_code(record) if ending.signum is None else _SIGNALLED + ending.signum
 
 
-async def _attend(process: RemoteProcess, ending: "_Ending") -> None:
+@contextmanager
+def _terminal(ending: "_Ending") -> Iterator[None]:
+    """The command has this terminal meanwhile: no signal ends us without giving it back."""
+    running = asyncio.get_running_loop()
+    running.add_signal_handler(signal.SIGQUIT, ending.ask, signal.SIGQUIT)
+    try:
+        with raw(0):
+            yield
+    finally:
+        running.remove_signal_handler(signal.SIGQUIT)
+
+
+async def _attend(process: RemoteProcess, ending: "_Ending", request: dict[str, Any]) -> None:
     """Pass the streams through until both outputs have ended."""
     await process.connect()
     with own_streams() as (stdin, stdout, stderr):
         async with asyncio.TaskGroup() as group:
             with ending.of(process, group):
-                feeding = group.create_task(feed_stdin(process, stdin))
+                aside = [group.create_task(feed_stdin(process, stdin))]
+                if request.get("tty"):
+                    aside.append(group.create_task(follow_size(process, request.get("tty_size"))))
                 await asyncio.gather(
                     pass_on(process.stdout_read, stdout, lambda: ending.ask(signal.SIGPIPE)),
                     pass_on(process.stderr_read, stderr, lambda: ending.ask(signal.SIGPIPE)),
                 )
-                feeding.cancel()
+                for task in aside:
+                    task.cancel()
 
 
 class _Ending:

@@ -24,6 +24,8 @@ class _Owner(Protocol):
 
     async def signal(self, process_id: str, signal: int | str) -> None: ...
 
+    async def resize(self, process_id: str, rows: int, columns: int) -> None: ...
+
 
 class RemoteProcess:
     """One process: iterate over it for its stdout, write to it for its stdin.
@@ -151,6 +153,10 @@ class RemoteProcess:
     async def signal(self, signal: int | str) -> None:
         """Send it a signal, by number or name."""
         await self._owner.signal(self.id, signal)
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal another size; it must have been started with `tty`."""
+        await self._owner.resize(self.id, rows, columns)
 
     async def aclose(self) -> None:
         """Leave its sockets. What that means for the process is its `on_disconnect`."""

@@ -172,7 +172,8 @@ class RuntimeClient:
             env: added to, and winning over, the environment's variables.
             working_dir: absolute path inside; None is the environment's default.
             timeout_s: seconds to wait for the answer.
-            extensions: `user`, `stdin`, `timeout_ms`, `on_disconnect`, `key`, `limits`, as in the contract.
+            extensions: `user`, `stdin`, `timeout_ms`, `on_disconnect`, `key`, `limits`, `tty`, `tty_size`, as in the
+                contract.
 
         Raises:
             ExecFailed: with the reason why it does not run.
@@ -227,6 +228,15 @@ class RuntimeClient:
             InvalidState: `unknown_process`.
         """
         await self.call("signal", {"process_id": process_id, "signal": signal})
+
+    async def resize(self, process_id: str, rows: int, columns: int) -> None:
+        """Give a process's terminal another size.
+
+        Raises:
+            InvalidParams: `no_tty`, it was not started with `tty`.
+            InvalidState: `unknown_process`.
+        """
+        await self.call("resize", {"process_id": process_id, "rows": rows, "columns": columns})
 
     async def shutdown(self) -> None:
         """End every process and take the environment down; the runtime exits after its answer.

@@ -10,6 +10,7 @@ from fastclaw.conformance import (
     check_records,
     check_sockets,
     check_streams,
+    check_terminals,
     check_wire,
 )
 from fastclaw.conformance.promises import BY_ID, PROMISES, Promise
@@ -36,5 +37,6 @@ __all__ = [
     "check_records",
     "check_sockets",
     "check_streams",
+    "check_terminals",
     "check_wire",
 ]

@@ -150,3 +150,22 @@ async def timeout(rig: Rig) -> None:
         await drain(stdio)
     record = await process.wait()
     expect(record.get("reason") == "timeout", f"its record is {record}")
+
+
+@proves("T-LIMITS")
+async def resource_limits(rig: Rig) -> None:
+    session = await rig.shared()
+    script = "ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc"
+    out, _ = await (await session.exec(rig.shell(script), limits={"nofile": 77, "core": 0})).outputs()
+    expect(out == b"77\n77\n0\n0\n", f"with nofile 77 and core 0 ulimit said {out!r}")
+    script = "exec 3</dev/null 4</dev/null 5</dev/null; (: </dev/null) || echo held"
+    out, _ = await (await session.exec(rig.shell(script), limits={"nofile": 6})).outputs()
+    expect(out == b"held\n", f"a process with 6 descriptors of 6 could open one more: it said {out!r}")
+
+
+@proves("T-LIMITS-NAME")
+async def unknown_limit(rig: Rig) -> None:
+    params = {"cmd": rig.words.true, "limits": {"nofiles": 100}}
+    told = data_of(await (await rig.shared()).error("exec", params, INVALID_PARAMS))
+    expect(str(told.get("path")).startswith("$.limits"), f"data.path is {told.get('path')!r}")
+    expect(told.get("nearest") == "nofile", f"data.nearest is {told.get('nearest')!r}")

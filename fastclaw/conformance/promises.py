@@ -20,6 +20,8 @@ Capability = Literal[
     "separate_eof",
     "signal_number",
     "reopen_stdio",
+    "limits",
+    "tty",
 ]
 """What a runtime may report in `capabilities` of its answer to `initialize`."""
 
@@ -166,6 +168,23 @@ _TEXTS = {
     "extras": {
         "T-LIST": ("`list` shows live processes and ended ones whose record is kept, with state, cmd and start."),
         "T-SIGNAL": "`signal` takes a number or a name and reaches the process.",
+        "T-LIMITS": "`limits` are the process's resource limits by name, soft and hard, and they hold.",
+        "T-LIMITS-NAME": (
+            "An unknown name in `limits` is -32602; `data.path` names it and `data.nearest` the nearest known one."
+        ),
+        "T-TTY": (
+            "With `tty`, stdin, stdout and stderr are one terminal, the process's own and its controlling one; stdio "
+            "carries it both ways, stderr is at its end at once."
+        ),
+        "T-TTY-EOF": "A terminal that is read by lines gives EOF after the client's half-close; output flows on.",
+        "T-TTY-LOSSLESS": "What a process wrote on its terminal arrives, also where it ended before anyone connected.",
+        "T-TTY-SIZE": (
+            "A terminal has `tty_size` rows and columns, 24 and 80 by default; `resize` changes them, and SIGWINCH "
+            "tells of it."
+        ),
+        "T-TTY-NONE": (
+            "`resize` is -32602 with reason `no_tty` for a process without a terminal, and `{}` for one that ended."
+        ),
     },
 }
 
@@ -190,6 +209,13 @@ _NEEDS: dict[str, Capability] = {
     "R-USAGE": "usage",
     "T-LIST": "list",
     "T-SIGNAL": "signal",
+    "T-LIMITS": "limits",
+    "T-LIMITS-NAME": "limits",
+    "T-TTY": "tty",
+    "T-TTY-EOF": "tty",
+    "T-TTY-LOSSLESS": "tty",
+    "T-TTY-SIZE": "tty",
+    "T-TTY-NONE": "tty",
 }
 
 PROMISES: tuple[Promise, ...] = tuple(

@@ -65,7 +65,7 @@ POSIX = Vocabulary(
     shell=_sh,
     directory="/",
 )
-"""sh, cat, true, sleep, yes, head -c; for trees also setsid, where it is there."""
+"""sh, cat, true, sleep, yes, head -c; for trees also setsid, where it is there; for terminals tty and stty."""
 
 MEMORY = Vocabulary(
     name="memory",

@@ -17,6 +17,9 @@ LABEL_SHARD = "io.fastclaw.shard"
 
 INIT_TARGET = "/run/fastclaw-init"
 SOCKET_TARGET = "/run/fastclaw-init.sock"
+PYTHON_TARGET = "/run/fastclaw-python"
+"""Where a container's Python finds fastclaw/template.py, and nothing else of ours."""
+
 SHELL_INIT = "trap 'exit 0' TERM INT; while :; do sleep 2147483 & wait $!; done"
 """An init of the image's own shell: its `wait` reaps every child of PID 1, adopted orphans included, and a trapped
 signal ends that `wait` at once. 2 147 483 s is the longest sleep whose milliseconds fit into 31 bits."""
@@ -35,11 +38,13 @@ class InitPlan(Struct, frozen=True, kw_only=True):
         catatonit: the host's static catatonit, bind-mounted read-only; None takes the image's own /bin/sh.
         spawner: our own spawner instead, bind-mounted read-only: the spawn lane. It needs nothing of the image.
         socket: where the spawner is awaited, on the host.
+        template_module: fastclaw/template.py on the host, where there are templates.
     """
 
     catatonit: str | None = None
     spawner: str | None = None
     socket: str | None = None
+    template_module: str | None = None
 
     @property
     def command(self) -> list[str]:
@@ -52,8 +57,9 @@ class InitPlan(Struct, frozen=True, kw_only=True):
     def mounts(self) -> list[tuple[str, str, str]]:
         """What it needs of the host: source, target, access."""
         program = self.spawner or self.catatonit
-        mounts = [] if program is None else [(program, INIT_TARGET, "ro")]
-        return mounts if self.socket is None else [*mounts, (self.socket, SOCKET_TARGET, "ro")]
+        template = f"{PYTHON_TARGET}/fastclaw/template.py"
+        needed = ((program, INIT_TARGET), (self.socket, SOCKET_TARGET), (self.template_module, template))
+        return [(source, target, "ro") for source, target in needed if source is not None]
 
     @property
     def processes(self) -> int:

@@ -69,11 +69,31 @@ def engine_findings(host: HostFacts, unusable: str | None, versions: Mapping[str
             Finding(
                 subject="init",
                 level="warning",
-                text="no static catatonit: images without /bin/sh cannot be used",
+                text="no static catatonit: on the REST lane, images without /bin/sh cannot be used",
                 advice="apt-get install catatonit",
             )
         )
     return findings
+
+
+def spawner_finding(missing: str | None, size: int, lists_children: bool) -> Finding:
+    """Whether the spawn lane and the local runtime can work.
+
+    Parameters:
+        missing: why there is no spawner for this machine; None where there is.
+        size: of its binary, in bytes.
+        lists_children: the kernel has /proc/PID/task/TID/children (CONFIG_PROC_CHILDREN, proc_pid_task(5)).
+    """
+    if missing is None and lists_children:
+        return Finding(
+            subject="spawner", level="ok", text=f"{round(size / limits.KIB)} KB; starts at the kernel's speed"
+        )
+    return Finding(
+        subject="spawner",
+        level="warning",
+        text=f"{missing or 'this kernel has no CONFIG_PROC_CHILDREN'}: no spawn lane and no local runtime, REST only",
+        advice="pip install --force-reinstall fastclaw" if missing else None,
+    )
 
 
 def network_finding(host: HostFacts) -> Finding:

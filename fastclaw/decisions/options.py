@@ -29,6 +29,27 @@ class Network(Struct, frozen=True, forbid_unknown_fields=True):
     mode: Literal["none", "open", "proxy", "bridge"] = "none"
 
 
+class Template(Struct, frozen=True, forbid_unknown_fields=True):
+    """A program that is started once and forked for each worker (fastclaw/template.py is one).
+
+    Parameters:
+        cmd: argv.
+        ready: it says so on its descriptor 3, or with the first line of its output.
+        env: for itself and its workers; a request's own variables win.
+        working_dir: its own; None is the workspace.
+        user: its own and its workers'; None is `options.user`.
+    """
+
+    cmd: Annotated[list[str], Meta(min_length=1)]
+    ready: Literal["fd", "line"] = "fd"
+    env: dict[str, str] = field(default_factory=dict)
+    working_dir: AbsolutePath | None = None
+    user: str | None = None
+
+
+TemplateName = Annotated[str, Meta(min_length=1, max_length=limits.MAX_NAMESPACE_BYTES)]
+
+
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All options. Times are milliseconds, sizes bytes.
 
@@ -40,6 +61,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         storage: `private`, or `host` to share the images of the host's own engine (only without `url`).
         oci_runtime: name of the OCI runtime; None is what works here.
         user: default user inside.
+        templates: what `exec` may have forked, by name; only on this host and on the spawn lane.
     """
 
     runtime: Literal["auto", "podman", "local", "memory"] = "auto"
@@ -59,6 +81,9 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pids_limit: Count = limits.PIDS_LIMIT
     shm_bytes: Annotated[int, Meta(ge=limits.MIB)] = limits.SHM_BYTES
     memory_bytes: Annotated[int, Meta(ge=limits.MIB)] | None = None
+    templates: Annotated[dict[TemplateName, Template], Meta(max_length=limits.MAX_TEMPLATES)] = field(
+        default_factory=dict
+    )
 
     max_processes: Count = limits.MAX_PROCESSES
     max_starting: Count | None = None
@@ -87,4 +112,12 @@ def read_options(params: InitializeParams) -> Options:
             "unsupported",
             path="$.options.network.mode",
         )
+    if options.templates and (options.lane == "rest" or options.runtime == "memory"):
+        raise no_templates(f"lane {options.lane!r} of runtime {options.runtime!r}")
     return options
+
+
+def no_templates(where: str) -> InvalidParams:
+    """For what cannot have any."""
+    text = f"there are no templates on {where}; they need the spawn lane or runtime 'local'"
+    return InvalidParams(text, "unsupported", path="$.options.templates")

@@ -5,6 +5,7 @@ Owns shapes and their errors. Does not know what a method does.
 
 import difflib
 import re
+from collections.abc import Collection
 from signal import Signals
 from typing import Any, TypeVar
 
@@ -12,8 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from fastclaw import limits
+from fastclaw.decisions.rlimits import rlimits
 from fastclaw.errors import ExecFailed, InvalidParams
-from fastclaw.runtime import ExecRequest, Milliseconds
+from fastclaw.runtime import ExecRequest, Extent, Milliseconds
 
 Shape = TypeVar("Shape", bound=Struct)
 
@@ -44,6 +46,14 @@ class SignalParams(Struct, frozen=True):
 
     process_id: str
     signal: int | str
+
+
+class ResizeParams(Struct, frozen=True):
+    """resize."""
+
+    process_id: str
+    rows: Extent
+    columns: Extent
 
 
 _PLACE = re.compile(r" - at `(\$[^`]*)`\Z")
@@ -96,7 +106,7 @@ def _structs_within(shape: type[Struct]) -> list[type[Struct]]:
 
 
 def check_exec(request: ExecRequest) -> None:
-    """What a struct's shape cannot say: bytes that no argv, environment or path can carry.
+    """What a struct's shape cannot say: bytes that no argv, environment or path can carry, limits that there are not.
 
     Raises:
         InvalidParams: with the path of the value.
@@ -114,6 +124,27 @@ def check_exec(request: ExecRequest) -> None:
             _check_string(text, path)
     if request.working_dir is not None and not request.working_dir.startswith("/"):
         raise InvalidParams("$.working_dir must be an absolute path", path="$.working_dir")
+    if request.limits:
+        rlimits(request.limits)
+    if request.template is not None:
+        _check_forked(request)
+
+
+def _check_forked(request: ExecRequest) -> None:
+    """What a worker cannot have that is forked: it is its template's user, and was there before its terminal."""
+    for name, is_asked in (("user", request.user is not None), ("tty", request.tty)):
+        if is_asked:
+            raise InvalidParams(f"$.{name} cannot be had with a template", "unsupported", path=f"$.{name}")
+
+
+def check_template(name: str, known: Collection[str]) -> None:
+    """Raises InvalidParams: there is no such template (`data.nearest`)."""
+    if name not in known:
+        nearest = next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
+        hint = (
+            f"did you mean {nearest!r}?" if nearest else f"options.templates has {', '.join(sorted(known)) or 'none'}"
+        )
+        raise InvalidParams(f"$.template: no template {name!r}; {hint}", path="$.template", nearest=nearest)
 
 
 def _check_name(name: str) -> None:

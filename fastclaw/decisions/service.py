@@ -67,12 +67,23 @@ GUARD = '[ "$PPID" = "$1" ] || exit 1; shift; '
 RECORD = 'read -r line < "/proc/$$/stat" && printf "%s\\n" "$line" > "$1" || exit 1; shift; '
 """The service writes down who it is before it becomes Podman, so there is never one that nobody can find again."""
 
+MOUNT_NAMESPACE = ["-m", "--propagation", "slave"]
+"""unshare(1): what Podman mounts stays inside and goes with the last process there, however that ends; a service in the
+host's own would leave the bind mount of its storage (4.3.1). `slave`: what the host unmounts is not kept busy."""
+
 HIDE_CGROUP2 = "umount /sys/fs/cgroup/unified || exit 1; "
 
+DEATH_SIGNAL = "TERM"
+"""What the service gets when its owner dies. It ends what it is in the middle of (libpod/shutdown and
+pkg/api/server/server.go, 4.3.1) and then itself; killed, it would leave monitors of containers that nobody knows of."""
+
+AS_ROOT = "unset XDG_RUNTIME_DIR; "
+"""Root's Podman calls a runtime without it, and then crun and runc keep their records in /run."""
+
 PDEATHSIG_WITHOUT_SETPRIV = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
 )
-"""prctl(PR_SET_PDEATHSIG = 1, SIGKILL = 9), prctl(2). It survives execve of a program without file capabilities."""
+"""prctl(PR_SET_PDEATHSIG = 1, SIGTERM = 15), prctl(2). It survives execve of a program without file capabilities."""
 
 
 class HostFacts(Struct, frozen=True, kw_only=True):
@@ -113,21 +124,51 @@ class ServicePlan(Struct, frozen=True, kw_only=True):
     """What was decided.
 
     Parameters:
-        private_mounts: the service needs a mount namespace of its own, without the cgroup2 mount.
+        private_mounts: the service gets a mount namespace of its own.
+        hide_cgroup2: that namespace has no cgroup2 mount.
         conmon_shim: a shell script to be used as conmon, or None for conmon itself.
         bind_launcher: argv in front of Podman that ties its life to its parent's; the parent's pid comes next.
         free_launcher: the same for a service that lives on by itself; the path of its pid file comes next.
+        tool_launcher: argv in front of Podman for one command that shares the service's storage.
     """
 
     podman: str
     oci_runtime: str
     private_mounts: bool
+    hide_cgroup2: bool
     storage: Storage
     storage_driver: str | None
     facts: HostFacts
     conmon_shim: str | None
     bind_launcher: list[str]
     free_launcher: list[str]
+    tool_launcher: list[str]
+
+
+class JanitorOrder(Struct, frozen=True, kw_only=True):
+    """What `engine/janitor.py` is told: JSON, since it runs without this package.
+
+    Parameters:
+        owner: the pid whose end it waits for.
+        service: pid of the owner's service.
+        own_dir: what is to be removed in the end.
+        podman: argv in front of a Podman command.
+        runtime: argv in front of a command of the OCI runtime.
+        label: what the owner's containers and volumes carry, `name=value`.
+        drain_ms: how long the service may take to end by itself.
+        call_ms: how long one command may take.
+        tries: how often what stays is removed again.
+    """
+
+    owner: int
+    service: int
+    own_dir: str
+    podman: list[str]
+    runtime: list[str]
+    label: str
+    drain_ms: int = limits.JANITOR_DRAIN_MS
+    call_ms: int = limits.JANITOR_CALL_MS
+    tries: int = limits.JANITOR_TRIES
 
 
 class ServicePaths(Struct, frozen=True, kw_only=True):
@@ -151,17 +192,21 @@ def plan_service(facts: HostFacts, *, oci_runtime: str | None = None, storage: S
     """
     podman = _usable_podman(facts)
     runtime = oci_runtime or _choose_runtime(facts)
-    private_mounts = _needs_private_mounts(facts, runtime)
+    hide = _must_hide_cgroup2(facts, runtime)
+    private = hide or (storage == "private" and _can_have_private_mounts(facts))
+    namespace = [facts.unshare, *MOUNT_NAMESPACE] if private and facts.unshare is not None else []
     return ServicePlan(
         podman=podman,
         oci_runtime=runtime,
-        private_mounts=private_mounts,
+        private_mounts=private,
+        hide_cgroup2=hide,
         storage=storage,
         storage_driver=facts.storage_driver,
         facts=facts,
         conmon_shim=_conmon_shim(facts),
-        bind_launcher=[*_death_signal(facts), *_mount_namespace(facts, private_mounts), *_shell(private_mounts, GUARD)],
-        free_launcher=[*_mount_namespace(facts, private_mounts), *_shell(private_mounts, RECORD)],
+        bind_launcher=[*_death_signal(facts), *namespace, *_shell(hide, GUARD)],
+        free_launcher=[*namespace, *_shell(hide, RECORD)],
+        tool_launcher=[*namespace, *_shell(hide)],
     )
 
 
@@ -178,6 +223,22 @@ def standing_argv(plan: ServicePlan, paths: ServicePaths, pid_file: str) -> list
     """
     podman = [plan.podman, "--log-level=error", *_storage_flags(plan, paths)]
     return [*plan.free_launcher, pid_file, *podman, *_serve(paths)]
+
+
+def tool_argv(plan: ServicePlan, paths: ServicePaths) -> list[str]:
+    """The beginning of a Podman command on the service's storage that needs no service."""
+    return [*plan.tool_launcher, plan.podman, *_storage_flags(plan, paths)]
+
+
+def runtime_argv(plan: ServicePlan) -> list[str]:
+    """The beginning of a command of the OCI runtime, which sees the same containers as the service's."""
+    environment = [SHELL, "-c", AS_ROOT + 'exec "$@"', "fastclaw-engine"] if plan.facts.is_root else []
+    return [*plan.tool_launcher, *environment, plan.oci_runtime]
+
+
+def janitor_argv(python: str, script: str, order: JanitorOrder) -> list[str]:
+    """The command line of a janitor: without site packages, which it does not need; an idle one takes 5 MB."""
+    return [python, "-I", "-S", script, msgspec.json.encode(order).decode()]
 
 
 def service_env(paths: ServicePaths, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -200,7 +261,7 @@ def _usable_podman(facts: HostFacts) -> str:
 
 def _choose_runtime(facts: HostFacts) -> str:
     """crun where it works: it starts execs faster than runc (14.6/s against 11.5/s, one container, one at a time)."""
-    if facts.crun is not None and (facts.cgroups != "hybrid" or _can_hide_cgroup2(facts)):
+    if facts.crun is not None and (facts.cgroups != "hybrid" or _can_have_private_mounts(facts)):
         return "crun"
     if facts.runc is not None:
         return "runc"
@@ -209,17 +270,17 @@ def _choose_runtime(facts: HostFacts) -> str:
     raise _unavailable("no OCI runtime on this host; run: apt-get install crun")
 
 
-def _needs_private_mounts(facts: HostFacts, runtime: str) -> bool:
+def _must_hide_cgroup2(facts: HostFacts, runtime: str) -> bool:
     if facts.cgroups != "hybrid" or runtime.rpartition("/")[2] not in NEEDS_SINGLE_CGROUP:
         return False
-    if not _can_hide_cgroup2(facts):
+    if not _can_have_private_mounts(facts):
         raise _unavailable(
             f"{runtime} refuses this host's hybrid cgroups without root; set options.oci_runtime to runc"
         )
     return True
 
 
-def _can_hide_cgroup2(facts: HostFacts) -> bool:
+def _can_have_private_mounts(facts: HostFacts) -> bool:
     return facts.is_root and facts.unshare is not None
 
 
@@ -259,17 +320,13 @@ def _cgroup_manager(facts: HostFacts) -> str:
 
 def _death_signal(facts: HostFacts) -> list[str]:
     if facts.setpriv is not None:
-        return [facts.setpriv, "--pdeathsig", "KILL"]
+        return [facts.setpriv, "--pdeathsig", DEATH_SIGNAL]
     if facts.python is not None:
         return [facts.python, "-I", "-S", "-c", PDEATHSIG_WITHOUT_SETPRIV]
     raise _unavailable("setpriv is not installed; run: apt-get install util-linux")
 
 
-def _mount_namespace(facts: HostFacts, wanted: bool) -> list[str]:
-    return [facts.unshare, "-m"] if wanted and facts.unshare is not None else []
-
-
-def _shell(hide_cgroup2: bool, guard: str) -> list[str]:
+def _shell(hide_cgroup2: bool, guard: str = "") -> list[str]:
     return [SHELL, "-c", guard + (HIDE_CGROUP2 if hide_cgroup2 else "") + 'exec "$@"', "fastclaw-engine"]
 
 

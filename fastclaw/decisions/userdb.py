@@ -42,7 +42,8 @@ def _user(name: str, passwd: str, group: str) -> Identity:
     number = _number(name)
     for fields in _entries(passwd, 7):
         uid, gid = _number(fields[2]), _number(fields[3])
-        if uid is None or gid is None or (fields[0] != name and uid != number):
+        # A number is that number, whatever a container's root has written: else it could make one mean itself.
+        if uid is None or gid is None or (fields[0] != name if number is None else uid != number):
             continue
         return Identity(uid, gid, _memberships(fields[0], gid, group), fields[5] or "/")
     if number is None:
@@ -72,7 +73,7 @@ def _group(name: str, group: str) -> int:
 
 
 def _entries(text: str, least: int) -> Iterator[list[str]]:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         fields = line.split(":")
         if len(fields) >= least and fields[0] and not fields[0].startswith("#"):
             yield fields

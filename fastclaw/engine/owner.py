@@ -7,6 +7,7 @@ import os
 from functools import cache
 from pathlib import Path
 
+from fastclaw.decisions.container import Owner
 from fastclaw.transport import procfs
 
 PROC = Path("/proc")
@@ -29,6 +30,11 @@ def own_start_time() -> int:
     if ticks is None:
         raise RuntimeError("this process is not in /proc")
     return ticks
+
+
+def own_label() -> str:
+    """Who we are, as it stands on what we own."""
+    return Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label
 
 
 @cache

@@ -14,8 +14,11 @@ DEFAULTED = [signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signa
 """Python ignores SIGPIPE and SIGXFSZ, and an ignored signal stays ignored in what is started."""
 
 
-def spawn_service(argv: list[str], env: dict[str, str], stderr_fd: int) -> int:
+def spawn_service(argv: list[str], env: dict[str, str], stderr_fd: int, stdin_fd: int | None = None) -> int:
     """Start a program in a session of its own, so that a Ctrl-C meant for fastclaw does not reach it.
+
+    Parameters:
+        stdin_fd: None is /dev/null.
 
     Returns:
         its pid. The caller reaps it, or ends before it.
@@ -23,8 +26,9 @@ def spawn_service(argv: list[str], env: dict[str, str], stderr_fd: int) -> int:
     Raises:
         OSError: the program cannot be started.
     """
+    stdin = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     actions = [
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        stdin if stdin_fd is None else (os.POSIX_SPAWN_DUP2, stdin_fd, 0),
         (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
         (os.POSIX_SPAWN_DUP2, stderr_fd, 2),
     ]

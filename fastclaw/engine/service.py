@@ -2,8 +2,8 @@
 
     idle ── start() ──> running ── stop() ──> idle        (a failed start() is stopped before it raises)
 
-The service dies with fastclaw even when fastclaw is killed outright (see `process.py` on threads); containers survive
-that and are removed by the next `initialize` of their namespace. Knows nothing of images and containers.
+The service ends with fastclaw even when fastclaw is killed outright (see `process.py` on threads), and a janitor then
+removes the containers. Knows nothing of images and containers.
 """
 
 import asyncio
@@ -13,9 +13,22 @@ from contextlib import suppress
 from pathlib import Path
 
 from fastclaw import limits
-from fastclaw.decisions.service import ServicePaths, ServicePlan, bound_argv, service_env
+from fastclaw.decisions.container import LABEL_OWNER
+from fastclaw.decisions.service import (
+    JanitorOrder,
+    ServicePaths,
+    ServicePlan,
+    bound_argv,
+    janitor_argv,
+    runtime_argv,
+    service_env,
+    tool_argv,
+)
+from fastclaw.engine import janitor
 from fastclaw.engine.dirs import service_dir, service_paths
+from fastclaw.engine.owner import own_label
 from fastclaw.engine.process import end_process, reap, spawn_service, wait_readable
+from fastclaw.engine.standby import Standby
 from fastclaw.errors import StartFailed
 
 PING = b"GET /libpod/_ping HTTP/1.0\r\nHost: d\r\n\r\n"
@@ -37,6 +50,7 @@ class ManagedService:
         self._run_dir = run_dir
         self._own_dir: Path | None = None
         self._process: ServiceProcess | None = None
+        self._standby: Standby | None = None
         self._url: str | None = None
 
     @property
@@ -65,8 +79,12 @@ class ManagedService:
         """
         try:
             paths = await self._prepare()
-            self._process = ServiceProcess(bound_argv(self.plan, paths, os.getpid()), service_env(paths, os.environ))
+            env = service_env(paths, os.environ)
+            self._process = ServiceProcess(bound_argv(self.plan, paths, os.getpid()), env)
+            self._standby = self._make_standby(paths, env)
             await self._process.ready(paths.socket)
+            if self._standby is not None:
+                await self._standby.ready()
             self._url = f"unix://{paths.socket}"
         except BaseException:
             await self.stop()
@@ -75,6 +93,7 @@ class ManagedService:
     async def stop(self) -> None:
         """End the service and remove its directory. Safe at any time, any number of times."""
         process, self._process, self._url = self._process, None, None
+        standby, self._standby = self._standby, None
         own_dir, self._own_dir = self._own_dir, None
         try:
             if process is not None:
@@ -82,10 +101,27 @@ class ManagedService:
         finally:
             if own_dir is not None:
                 shutil.rmtree(own_dir, ignore_errors=True)
+            if standby is not None:  # last: killed before, we would leave something
+                await standby.end()
 
     async def _prepare(self) -> ServicePaths:
         self._own_dir = service_dir(self._run_dir)
         return await asyncio.to_thread(service_paths, self._state_dir, self._run_dir, self._own_dir, self.plan)
+
+    def _make_standby(self, paths: ServicePaths, env: dict[str, str]) -> Standby | None:
+        """A janitor for the service that runs. Without a Python of its own, the next `initialize` has to do."""
+        python = self.plan.facts.python
+        if python is None or self._process is None or self._own_dir is None:
+            return None
+        order = JanitorOrder(
+            owner=os.getpid(),
+            service=self._process.pid,
+            own_dir=str(self._own_dir),
+            podman=tool_argv(self.plan, paths),
+            runtime=runtime_argv(self.plan),
+            label=f"{LABEL_OWNER}={own_label()}",
+        )
+        return Standby(janitor_argv(python, janitor.__file__, order), env)
 
 
 class ServiceProcess:

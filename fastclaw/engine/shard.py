@@ -58,14 +58,18 @@ class Shard:
         await self._engine.start_container(self.container)
         state = await self._engine.inspect_container(self.container)
         if state is None or not state.running:
-            raise StartFailed(
-                f"the container ended at once; does the image {self._spec['image']} have a /bin/sh? "
-                "(it needs none where catatonit is installed on this host)"
-            )
+            raise StartFailed(f"the container ended at once; {self._why_ended()}")
         await self._came_up(state.pid)
         self.alive = True
         self.started_at = asyncio.get_running_loop().time()
         self._watch(state.pid)
+
+    def _why_ended(self) -> str:
+        """What to look at when the container ends at once."""
+        return (
+            f"does the image {self._spec['image']} have a /bin/sh? "
+            "(it needs none where catatonit is installed on this host)"
+        )
 
     async def _came_up(self, init: int) -> None:
         """For a kind of container that has something to do before it takes execs."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastclaw.engine.lifecycle import EngineLifecycle
     from fastclaw.engine.shards import Shards
     from fastclaw.protocol.spawner import Identity
+    from fastclaw.spawn.templates import Plans
 
 _UCRED = struct.Struct("3i")
 
@@ -36,6 +37,7 @@ class SpawnShard(Shard, Home):
     engine, spec, on_death: as for `Shard`; the spec's init is the spawner.
     path: where the spec has the spawner's socket on this host.
     user: who its processes are by default, by name or number.
+    plans: templates that come up with it.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class SpawnShard(Shard, Home):
         *,
         path: str,
         user: str,
+        plans: Plans | None = None,
     ) -> None:
         super().__init__(engine, spec, 1, on_death)
         self.env = {}
         self.identity = None
         self._path = path
         self._user = user
+        self._plans = plans
 
     async def start(self) -> None:
         """Create and start it, and let its spawner in.
@@ -68,6 +72,9 @@ class SpawnShard(Shard, Home):
             with suppress(FileNotFoundError):
                 os.unlink(self._path)
 
+    def _why_ended(self) -> str:
+        return "its spawner could not run or not connect; set options.lane to rest to do without"
+
     async def _came_up(self, init: int) -> None:
         control = await self._accept(init)
         self.spawner = await greet(control, confine=True, keeper_uid=limits.KEEPER_UID, on_end=self.mark_dead)
@@ -77,6 +84,7 @@ class SpawnShard(Shard, Home):
                 self.identity = await self.identify(self._user)
             except ExecFailed as error:
                 raise StartFailed(f"options.user or the image's user: {error}", "unknown_user") from error
+        await self.start_templates(self._plans)
 
     async def _accept(self, init: int) -> socket.socket:
         loop = asyncio.get_running_loop()
@@ -100,6 +108,8 @@ class SpawnShard(Shard, Home):
 
     def _forget(self) -> None:
         super()._forget()
+        if self.templates is not None:
+            self.templates.stop()
         if hasattr(self, "spawner"):
             self.spawner.close()
 
@@ -123,8 +133,10 @@ class SpawnShards(Homes):
         return [shard for shard in self._shards.alive() if isinstance(shard, SpawnShard)]
 
     def health(self) -> dict[str, object]:
-        counts = [home.spawner.counts() for home in self.all()]
-        return {name: sum(count[name] for count in counts) for name in ("keepers", "kept")}
+        homes = self.all()
+        counts = [home.spawner.counts() for home in homes]
+        templates = homes[0].templates_health() if homes else {}  # of the only place there is
+        return {name: sum(count[name] for count in counts) for name in ("keepers", "kept")} | templates
 
 
 def _listen(path: str) -> socket.socket:

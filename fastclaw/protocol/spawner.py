@@ -4,7 +4,7 @@ Two SOCK_SEQPACKET sockets, one frame a packet, native byte order and alignment 
 
     control   HELLO, WELCOME (with the channel's other end), then orders to main, each with its ANSWER where one is due
     channel   START to whichever keeper is idle, and what becomes of it: STARTED or REFUSED, EXITED, EMPTY; LOST from
-              main where a keeper was killed
+              main where a keeper was killed (b: 1 for a template's worker, which has no keeper of its own)
 
 Descriptors travel with the frame (SCM_RIGHTS, unix(7)). Bytes in, values out; nothing here knows a socket.
 """
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 VERSION = 1
 MAGIC = 0x57414C43
 
-HELLO, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, SHUTDOWN = range(1, 12)
+HELLO, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, SHUTDOWN, ADOPT = range(1, 13)
 STARTED, REFUSED, EXITED, EMPTY, LOST, ANSWER = range(32, 38)
 
-STEP_REQUEST, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC = range(1, 8)
+STEP_REQUEST, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT = range(1, 9)
 """Which step of a start failed."""
 
 LEVEL_TERM, LEVEL_KILL = 1, 2
 
-FLAG_DIRECTORY, FLAG_NULL_STDIN, FLAG_IDENTITY, FLAG_SPILLED, FLAG_TTY = 1, 2, 4, 8, 16
+FLAG_DIRECTORY, FLAG_NULL_STDIN, FLAG_IDENTITY, FLAG_SPILLED, FLAG_TTY, FLAG_CONTROL = 1, 2, 4, 8, 16, 32
 CONFINE = 1
 """WELCOME: nothing keeps a capability but main and the keepers, and they only what they need."""
 
@@ -41,6 +41,9 @@ NO_USER = 2**32 - 1
 _CONTROL = struct.Struct("=4I")
 _START = struct.Struct("=10I")
 _LIMIT = struct.Struct("=2I2Q")
+_WINDOW = struct.Struct("=4H")
+"""struct winsize (ioctl_tty(2)), the end of a START with a terminal: rows, columns, and pixels, which nobody uses."""
+
 EVENT = struct.Struct("=2I2i3Q")
 """kind, id, a, b, user_us, system_us, max_rss_kb"""
 
@@ -76,7 +79,10 @@ def parse_hello(frame: bytes) -> Hello:
 
 
 def control(op: int, id: int = 0, a: int = 0, b: int = 0, tail: bytes = b"") -> bytes:
-    """An order to main. `tail`: the path of READ."""
+    """An order to main. `tail`: the path of READ. An END of number 0 is for everything that is kept.
+
+    ADOPT has the worker's pid and its template's number; SIGNAL and END of a worker have the template's too, as `b`.
+    """
     return _CONTROL.pack(op, id, a, b) + tail
 
 
@@ -124,37 +130,47 @@ def start(
     *,
     directory: str | None = None,
     null_stdin: bool = False,
-    tty: bool = False,
+    tty: tuple[int, int] | None = None,
+    with_control: bool = False,
     identity: Identity | None = None,
     rlimits: Sequence[tuple[int, int]] = (),
 ) -> Start:
     """One process to start.
 
     Parameters:
+        tty: rows and columns of its terminal; None: it gets streams.
+        with_control: it is a template: one more descriptor goes along after its streams, and becomes its number 3.
         rlimits: number of the resource (getrlimit(2)) and its soft and hard limit.
 
     Raises:
         ExecFailed: `too_long`.
     """
-    flags = (FLAG_NULL_STDIN if null_stdin else 0) | (FLAG_TTY if tty else 0)
+    flags = FLAG_NULL_STDIN if null_stdin else 0
+    window = b""
+    if tty is not None:
+        flags |= FLAG_TTY
+        window = _WINDOW.pack(*tty, 0, 0)
+    if with_control:
+        flags |= FLAG_CONTROL
     data = argv.data + env.data
     if directory is not None:
         flags |= FLAG_DIRECTORY
-        data += directory.encode("utf-8", "surrogateescape") + b"\0"
+        data += strings([directory]).data
     uid = gid = 0
     groups: Sequence[int] = ()
     if identity is not None:
         flags |= FLAG_IDENTITY
-        uid, gid, groups = identity.uid, identity.gid, identity.groups
+        uid, gid, groups = identity.uid, identity.gid, identity.groups[: limits.SPAWN_GROUPS]
     fixed = b""
     if rlimits or groups:
         fixed = b"".join(_LIMIT.pack(which, 0, value, value) for which, value in rlimits)
         fixed += struct.pack(f"={len(groups)}I", *groups)
     count = argv.number + env.number
-    spills = count > limits.SPAWN_INLINE_STRINGS or _START.size + len(fixed) + len(data) > limits.SPAWN_FRAME_BYTES
+    whole = _START.size + len(fixed) + len(data) + len(window)
+    spills = count > limits.SPAWN_INLINE_STRINGS or whole > limits.SPAWN_FRAME_BYTES
     if spills:
         flags |= FLAG_SPILLED
         if len(data) > limits.SPAWN_STRINGS_BYTES or count > limits.SPAWN_STRINGS:
             raise ExecFailed("arguments and environment are longer than the kernel takes", "too_long")
     head = _START.pack(START, id, flags, argv.number, env.number, uid, gid, len(groups), len(rlimits), len(data))
-    return Start(head + fixed, data) if spills else Start(head + fixed + data, None)
+    return Start(head + fixed + window, data) if spills else Start(head + fixed + data + window, None)

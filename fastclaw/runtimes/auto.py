@@ -110,3 +110,6 @@ class AutoRuntime(ProcessRuntime):
 
     async def signal(self, process_id: str, signal: int) -> None:
         await self._runtime().signal(process_id, signal)
+
+    async def resize(self, process_id: str, rows: int, columns: int) -> None:
+        await self._runtime().resize(process_id, rows, columns)

@@ -20,20 +20,20 @@ from fastclaw import limits
 from fastclaw.decisions.container import (
     LABEL_NAMESPACE,
     LABEL_OWNER,
+    PYTHON_TARGET,
     InitPlan,
-    Owner,
     OwnerFacts,
     Workspace,
     container_spec,
     is_dead_owner,
     parse_owner,
 )
-from fastclaw.decisions.options import Options
+from fastclaw.decisions.options import Options, no_templates
 from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
 from fastclaw.engine.host import host_facts, static_catatonit
 from fastclaw.engine.lifecycle import EngineLifecycle
-from fastclaw.engine.owner import boot_id, own_start_time, start_time
+from fastclaw.engine.owner import boot_id, own_label, start_time
 from fastclaw.engine.rest import RestLane
 from fastclaw.engine.service import ManagedService
 from fastclaw.engine.shard import Shard
@@ -41,13 +41,16 @@ from fastclaw.engine.shards import Shards
 from fastclaw.engine.spawn_shard import SpawnShard, SpawnShards
 from fastclaw.errors import StartFailed
 from fastclaw.lane import Lane
-from fastclaw.runtimes.managed import Environment, ManagedRuntime
+from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
 from fastclaw.spawn.binary import find_spawner, why_no_spawner
 from fastclaw.spawn.lane import SpawnLane
 from fastclaw.transport.listener import SocketDirectory
 from fastclaw.transport.proctree import end_tree
 
 logger = logging.getLogger(__name__)
+
+TEMPLATE_MODULE = Path(__file__).parent.parent / "template.py"
+"""Found without importing it: it is for other interpreters."""
 
 
 def engine_url(options: Options) -> str | None:
@@ -133,8 +136,10 @@ class ContainerRuntime(ManagedRuntime):
         setup: contextlib.AsyncExitStack,
     ) -> Lane:
         """The lane that the options name; `auto` is spawn, and REST where that cannot be had."""
-        wanted = template.options.lane
+        wanted = "spawn" if template.options.templates else template.options.lane
         self._why_not_spawn = why_not_spawn(url) if wanted == "auto" else None
+        if template.options.templates and (reason := why_not_spawn(url)) is not None:
+            raise no_templates(f"the REST lane ({reason})")
         if wanted != "rest" and self._why_not_spawn is None:
             try:
                 return await self._spawn_lane(engine, template, sockets, setup)
@@ -142,7 +147,7 @@ class ContainerRuntime(ManagedRuntime):
                 if wanted == "spawn":
                     raise
                 self._why_not_spawn = str(error)
-                logger.warning("no spawn lane (%s); taking the REST lane, which is far slower", error)
+                logger.warning("no spawn lane (%s); taking the REST lane, which is far slower", str(error))
         return await self._rest_lane(url, engine, template, setup)
 
     async def _spawn_lane(
@@ -152,12 +157,15 @@ class ContainerRuntime(ManagedRuntime):
         if binary is None:
             raise StartFailed(why_no_spawner() or "no spawner", "unsupported")
         user = template.options.user or await engine.image_user(template.image) or "0"
+        warm = plans(template.options, template.working_dir, python_path=PYTHON_TARGET)
+        module = str(TEMPLATE_MODULE) if warm is not None else None
 
         def make(place: int, on_death: Callable[[], None]) -> Shard:
             name = template.next_name()
             path = f"{sockets.path}/{name[-8:]}.init"
-            init = InitPlan(spawner=str(binary), socket=path)
-            return SpawnShard(engine, template.spec(name, place, init), on_death, path=path, user=user)
+            init = InitPlan(spawner=str(binary), socket=path, template_module=module)
+            spec = template.spec(name, place, init)
+            return SpawnShard(engine, spec, on_death, path=path, user=user, plans=warm)
 
         shards = await self._start_shards(Shards(1, make), setup)
         home = SpawnShards(shards)
@@ -212,12 +220,8 @@ async def _workspace(
     if options.workspace.source is not None:
         return options.workspace.source, options.workspace.target
     setup.push_async_callback(engine.remove_volume, name)
-    await engine.create_volume(name, {LABEL_NAMESPACE: namespace, LABEL_OWNER: _own_label()})
+    await engine.create_volume(name, {LABEL_NAMESPACE: namespace, LABEL_OWNER: own_label()})
     return name, options.workspace.target
-
-
-def _own_label() -> str:
-    return Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label
 
 
 class Template:
@@ -227,6 +231,11 @@ class Template:
         self.options, self.image = options, image
         self._namespace, self._token, self._workspace = namespace, token, workspace
         self._numbers = itertools.count()
+
+    @property
+    def working_dir(self) -> str | None:
+        """The workspace as the processes see it."""
+        return self._workspace[1] if self._workspace else None
 
     def next_name(self) -> str:
         return f"fastclaw-{self._namespace}-{self._token}-{next(self._numbers)}"
@@ -239,7 +248,7 @@ class Template:
             image=self.image,
             name=name,
             namespace=self._namespace,
-            owner=_own_label(),
+            owner=own_label(),
             shard=place,
             init=init,
             workspace=self._workspace,

@@ -8,7 +8,7 @@ from typing import Any
 from fastclaw import limits
 from fastclaw.decisions.options import Options
 from fastclaw.errors import StartFailed
-from fastclaw.runtimes.managed import Environment, ManagedRuntime
+from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
 from fastclaw.spawn.host import HostHome
 from fastclaw.spawn.lane import SpawnLane
 from fastclaw.transport.listener import SocketDirectory
@@ -23,15 +23,24 @@ class LocalRuntime(ManagedRuntime):
 
     name = "local"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._home: HostHome | None = None
+
     async def _bring_up(
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
     ) -> Environment:
         logger.warning("local runtime: %s", NO_ISOLATION)
-        home = HostHome()
+        workspace = _workspace(options)
+        home = HostHome(plans(options, workspace, python_path=None))
         setup.push_async_callback(home.aclose)
         await home.start()
-        lane = SpawnLane(home, can_set_user=home.spawner.hello.can_set_user)
-        return Environment(lane, {}, _workspace(options), 1, options.max_starting or limits.MAX_STARTING_SPAWN)
+        self._home = home
+        lane = SpawnLane(home, can_set_user=True)  # who may not become somebody is told so, whoever asks
+        return Environment(lane, {}, workspace, 1, options.max_starting or limits.MAX_STARTING_SPAWN)
+
+    def _trouble(self) -> str | None:
+        return None if self._home is None or self._home.all() else "the spawner has ended; another is being started"
 
     def _details(self) -> dict[str, Any]:
         return {"isolation": "none"}

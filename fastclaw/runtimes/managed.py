@@ -8,10 +8,12 @@ import contextlib
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
+from fastclaw import limits
 from fastclaw.decisions import lifecycle
-from fastclaw.decisions.capacity import Capacity, capacity
+from fastclaw.decisions.capacity import Capacity, capacity, streams_each, streams_here
 from fastclaw.decisions.lifecycle import RuntimeState
-from fastclaw.decisions.options import Options, read_options
+from fastclaw.decisions.options import Options, no_templates, read_options
+from fastclaw.decisions.placement import Placement
 from fastclaw.lane import Lane
 from fastclaw.runtime import (
     ExecRequest,
@@ -24,6 +26,7 @@ from fastclaw.runtime import (
     ProcessRuntime,
 )
 from fastclaw.runtimes.pool import ProcessPool
+from fastclaw.spawn.templates import Plans
 from fastclaw.transport import splice
 from fastclaw.transport.host import host_limits, raise_file_limit
 from fastclaw.transport.listener import SocketDirectory
@@ -46,6 +49,26 @@ class Environment(NamedTuple):
     working_dir: str | None
     shards: int
     max_starting: int
+
+
+def plans(options: Options, workspace: str | None, *, python_path: str | None) -> Plans | None:
+    """The environment's templates, for a lane that can have some; None: there are none.
+
+    Parameters:
+        workspace: as the processes see it.
+        python_path: where a Python inside finds fastclaw/template.py, where it does not know by itself.
+    """
+    if not options.templates:
+        return None
+    ready_ms = options.start_timeout_ms * limits.TEMPLATE_START_PERCENT // 100
+    return Plans(
+        options.templates,
+        base_env=options.env,
+        working_dir=workspace,
+        user=options.user,
+        ready_s=ready_ms / 1000,
+        python_path=python_path,
+    )
 
 
 class ManagedRuntime(ProcessRuntime):
@@ -99,10 +122,13 @@ class ManagedRuntime(ProcessRuntime):
 
     async def _set_up(self, namespace: str, options: Options) -> Environment:
         raise_file_limit()
-        self._room = capacity(host_limits(), options.max_processes)
+        host = host_limits()
+        self._room = capacity(host, options.max_processes)
         sockets = SocketDirectory()
         self._setup.callback(sockets.remove)
         self._environment = environment = await self._bring_up(namespace, options, sockets, self._setup)
+        if options.templates and "template" not in environment.lane.capabilities:
+            raise no_templates(f"the {environment.lane.name} lane")
         self._pool = ProcessPool(
             environment.lane,
             options,
@@ -112,6 +138,7 @@ class ManagedRuntime(ProcessRuntime):
             shards=environment.shards,
             max_starting=environment.max_starting,
             max_live=self._room.processes,
+            placement=Placement(streams_here(host.nofile), streams_each(host.nofile), limits.RELAY_WORKERS),
         )
         # Last in, first out: the sockets close before the environment goes.
         self._setup.push_async_callback(self._pool.aclose)
@@ -168,3 +195,6 @@ class ManagedRuntime(ProcessRuntime):
 
     async def signal(self, process_id: str, signal: int) -> None:
         self._running().signal(process_id, signal)
+
+    async def resize(self, process_id: str, rows: int, columns: int) -> None:
+        self._running().resize(process_id, rows, columns)

@@ -15,18 +15,22 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fastclaw.decisions.admission import Admission, Ticket
-from fastclaw.decisions.params import check_exec
+from fastclaw.decisions.params import check_exec, check_template
 from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, IoError, RuntimeSdkError
 from fastclaw.lane import Grace, Lane, LaneProcess, StartSpec
-from fastclaw.runtimes.process import Process, close_streams
+from fastclaw.relays.streams import Pipes
+from fastclaw.relays.workers import Relays
+from fastclaw.runtimes.process import Process
 from fastclaw.runtimes.starts import StartQueue
 from fastclaw.runtimes.table import ProcessTable
+from fastclaw.spawn.outbox import close_all
 from fastclaw.transport.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
 
     from fastclaw.decisions.options import Options
+    from fastclaw.decisions.placement import Placement
     from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord
     from fastclaw.transport.listener import SocketDirectory
 
@@ -43,6 +47,7 @@ class ProcessPool:
     sockets: where the sockets go.
     shards, max_starting: how starts are spread (`decisions.admission`).
     max_live: the most processes at a time.
+    placement: how many of their streams are held where.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class ProcessPool:
         shards: int,
         max_starting: int,
         max_live: int,
+        placement: Placement,
     ) -> None:
         self._lane = lane
         self._options = options
@@ -64,6 +70,7 @@ class ProcessPool:
         self._working_dir = working_dir
         self._loop = asyncio.get_running_loop()
         self._watcher = Watcher()
+        self._relays = Relays(self._watcher, placement)
         self.table = ProcessTable(options)
         self._admission = Admission(shards, max_starting, max_live, options.queue_limit)
         self._starts = StartQueue(self._admission, options.queue_timeout_ms / 1000)
@@ -84,7 +91,12 @@ class ProcessPool:
         return await self._exec_once(request.key, request)
 
     def _check_offered(self, request: ExecRequest) -> None:
-        asked = (("tty", request.tty), ("limits", bool(request.limits)), ("user", request.user is not None))
+        asked = (
+            ("tty", request.tty),
+            ("limits", bool(request.limits)),
+            ("user", request.user is not None),
+            ("template", request.template is not None),
+        )
         for name, is_asked in asked:
             if is_asked and name not in self._lane.capabilities:
                 raise InvalidParams(
@@ -92,6 +104,8 @@ class ProcessPool:
                     "unsupported",
                     path=f"$.{name}",
                 )
+        if request.template is not None:
+            check_template(request.template, self._options.templates)
 
     async def _exec_once(self, key: str, request: ExecRequest) -> ExecResult:
         """The same key never runs twice. A start that failed frees it."""
@@ -110,6 +124,8 @@ class ProcessPool:
         admitted_at = time.monotonic_ns()
         process_id = self._next_id()
         try:
+            if not self._relays.has_room:
+                await self._relays.make_room()
             lane_process = await self._lane.start(self._spec(process_id, request), ticket.shard)
             process = self._receive(request, process_id, ticket, lane_process)
         except BaseException:
@@ -126,24 +142,30 @@ class ProcessPool:
 
     def _receive(self, request: ExecRequest, process_id: str, ticket: Ticket, lane_process: LaneProcess) -> Process:
         """Put sockets before the streams of what the lane has begun to start: they listen before it is answered."""
+        pipes = Pipes(lane_process.stdin_fd, lane_process.stdout_fd, lane_process.stderr_fd)
         try:
             sockets = self._sockets.open(process_id)
         except OSError as error:
-            close_streams(lane_process)
+            close_all(fd for fd in pipes if fd is not None)
             self._own(self._take_back(lane_process))
             raise _explain(error) from error
-        return Process(
+        process = Process(
             request,
             process_id,
             ticket,
             lane_process,
-            sockets,
-            watcher=self._watcher,
+            (sockets.stdio.path, sockets.stderr.path),
             on_exit=self._exited,
             on_drained=self.table.drained,
             on_abandoned=self._abandoned,
             on_closed=self._closed,
         )
+        try:
+            process.streams = self._relays.place(process, sockets, pipes, request.on_disconnect)
+        except ExecFailed:
+            self._own(self._take_back(lane_process))
+            raise
+        return process
 
     async def _see_started(self, process: Process) -> None:
         """Wait until the command runs. Where it does not, nothing of it stays."""
@@ -179,7 +201,8 @@ class ProcessPool:
             user=request.user or self._options.user,
             stdin=request.stdin,
             limits=request.limits,
-            tty=request.tty,
+            tty=request.tty_size if request.tty else None,
+            template=request.template,
         )
 
     def _exited(self, process: Process) -> None:
@@ -213,6 +236,14 @@ class ProcessPool:
         process = self.table.find(process_id)
         if process.is_running:
             process.lane_process.signal(signum)
+
+    def resize(self, process_id: str, rows: int, columns: int) -> None:
+        """See `ProcessRuntime.resize`."""
+        process = self.table.find(process_id)
+        if not process.request.tty:
+            raise InvalidParams(f"process {process_id} has no terminal", "no_tty", path="$.process_id")
+        if process.is_running:
+            process.lane_process.resize(rows, columns)
 
     async def _end(self, process: Process, grace_ms: int, reason: ExitReason) -> None:
         with self._grace(grace_ms) as grace:
@@ -264,12 +295,18 @@ class ProcessPool:
         await self._cancel_tasks()
         self.table.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._relays.aclose()
         self._watcher.close()
 
     def health(self) -> dict[str, Any]:
         """Counts and bounds."""
         statistics = self._admission.statistics()._asdict()
-        return {**self.table.counts(), **statistics, "queue_timeout_ms": self._options.queue_timeout_ms}
+        return {
+            **self.table.counts(),
+            **statistics,
+            "queue_timeout_ms": self._options.queue_timeout_ms,
+            "streams": self._relays.health(),
+        }
 
     def _own(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
         task = asyncio.ensure_future(work)

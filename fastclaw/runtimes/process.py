@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -16,28 +15,37 @@ from msgspec import structs
 from fastclaw.decisions.lifecycle import ProcessState, process_machine
 from fastclaw.lane import ExitStatus, Grace
 from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo
-from fastclaw.transport.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastclaw.decisions.admission import Ticket
     from fastclaw.lane import LaneProcess
-    from fastclaw.transport.listener import ProcessSockets
-    from fastclaw.transport.watcher import Watcher
+    from fastclaw.relays.streams import Streams
 
 
-def close_streams(lane_process: LaneProcess) -> None:
-    """Close our ends of a process's pipes, for one that gets no sockets."""
-    for fd in (lane_process.stdin_fd, lane_process.stdout_fd, lane_process.stderr_fd):
-        if fd is not None:
-            os.close(fd)
+class _Closed:
+    """The streams of a process whose sockets are closed: so it does not keep them, nor they it."""
+
+    drained = True
+
+    def has_pending_output(self) -> bool:
+        return False
+
+    def close(self) -> None: ...
+
+
+CLOSED = _Closed()
 
 
 class Process:
     """Parameters:
-    lane_process: what the lane starts; its pipes become ours.
-    sockets: listening; they become ours.
+    lane_process: what the lane starts.
+    addresses: paths of its two sockets.
+
+    Attributes:
+    streams: set by whoever found a place for them, before anything else happens to it.
+
     on_exit: called once, when the command has ended and `record` is there.
     on_drained: called when both outputs have reached a client, or never.
     on_closed: called once, when its sockets and pipes are closed for good.
@@ -52,17 +60,17 @@ class Process:
         "_on_drained",
         "_on_exit",
         "_running_since",
-        "_stderr",
-        "_stdio",
         "_timings",
         "end_reason",
         "exited",
         "expires_at",
+        "gap",
         "id",
         "lane_process",
         "request",
         "result",
         "started_at",
+        "streams",
         "ticket",
         "timeout",
     )
@@ -73,9 +81,8 @@ class Process:
         process_id: str,
         ticket: Ticket,
         lane_process: LaneProcess,
-        sockets: ProcessSockets,
+        addresses: tuple[str, str],
         *,
-        watcher: Watcher,
         on_exit: Callable[[Process], None],
         on_drained: Callable[[Process], None],
         on_abandoned: Callable[[Process], None],
@@ -83,15 +90,17 @@ class Process:
     ) -> None:
         self.id = process_id
         self.request = request
-        self.result = ExecResult(process_id=process_id, stdio_addr=sockets.stdio.path, stderr_addr=sockets.stderr.path)
+        self.result = ExecResult(process_id=process_id, stdio_addr=addresses[0], stderr_addr=addresses[1])
         self.ticket = ticket
         self.lane_process = lane_process
         self.started_at = time.time()
         self.expires_at = 0.0
+        self.gap = False
+        self.streams: Streams
         self.timeout: asyncio.TimerHandle | None = None
         self.end_reason: ExitReason | None = None
         self._machine = process_machine()
-        self._loop = watcher.loop
+        self._loop = asyncio.get_running_loop()
         self._running_since = self._loop.time()
         self._timings: dict[str, int] = {}
         self._on_exit = on_exit
@@ -99,10 +108,6 @@ class Process:
         self._on_abandoned = on_abandoned
         self._on_closed = on_closed
         self.exited: asyncio.Future[ExitRecord] = self._loop.create_future()
-        self._stdio = Endpoint(
-            self, sockets.stdio, lane_process.stdout_fd, lane_process.stdin_fd, watcher, request.on_disconnect
-        )
-        self._stderr = Endpoint(self, sockets.stderr, lane_process.stderr_fd, None, watcher, "hold")
         lane_process.exited.add_done_callback(self._exited)
 
     def began(self, **timings: int) -> None:
@@ -124,11 +129,11 @@ class Process:
     @property
     def is_drained(self) -> bool:
         """Whether clients have been given both streams to the end."""
-        return self._stdio.drained and self._stderr.drained
+        return self.streams.drained
 
     def has_pending_output(self) -> bool:
         """Whether output waits for a reader."""
-        return self._stdio.has_pending_output() or self._stderr.has_pending_output()
+        return self.streams.has_pending_output()
 
     def info(self) -> ProcessInfo:
         """Its line in `list`."""
@@ -162,7 +167,7 @@ class Process:
             return ExitRecord(process_id=self.id, state="running", timings=self._timings)
         record = self.exited.result()
         # A client may leave output unread after the exit, too.
-        return structs.replace(record, gap=True) if self._stdio.gap or self._stderr.gap else record
+        return structs.replace(record, gap=True) if self.gap else record
 
     def _exited(self, exited: asyncio.Future[ExitStatus]) -> None:
         if self.is_running:
@@ -194,9 +199,12 @@ class Process:
         self._on_abandoned(self)
 
     def on_drained(self) -> None:
-        """A client has got one of its streams to the end."""
-        if self.is_drained:
-            self._on_drained(self)
+        """Clients have got both of its streams to the end."""
+        self._on_drained(self)
+
+    def on_gap(self) -> None:
+        """A client left output unread, which is lost."""
+        self.gap = True
 
     async def end_tree(self, grace: Grace, reason: ExitReason) -> None:
         """End it with all it started; `reason` goes into the record if it still runs."""
@@ -209,8 +217,8 @@ class Process:
         """Unlink and close both sockets and the pipes behind them. Idempotent; only after the exit."""
         if self._machine.state is ProcessState.LINGERING:
             self._machine.move(ProcessState.CLOSED)
-            self._stdio.close()
-            self._stderr.close()
+            self.streams.close()
+            self.streams = CLOSED
             self._on_closed(self)
 
     def give_up(self) -> None:

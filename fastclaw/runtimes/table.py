@@ -31,6 +31,7 @@ class ProcessTable:
         self._lingering: OrderedDict[str, Process] = OrderedDict()
         self._kept: OrderedDict[str, Process] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.TimerHandle | None = None
 
     def __iter__(self) -> Iterator[Process]:
         return iter(list(self._processes.values()))
@@ -69,7 +70,7 @@ class ProcessTable:
         self._kept[process.id] = process
         if process.is_drained:
             self.drained(process)
-        self._enforce()
+        self._enforce_soon()
 
     def drained(self, process: Process) -> None:
         """Clients have both streams to the end: a process that has ended needs its sockets no more."""
@@ -79,14 +80,24 @@ class ProcessTable:
 
     def close(self) -> None:
         """Forget everything; close what is still open, whatever its state."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._soon):
+            if timer is not None:
+                timer.cancel()
         for process in self._processes.values():
             process.give_up()
         for table in (self._processes, self._by_key, self._live, self._lingering, self._kept):
             table.clear()
 
     # --- bounds ---
+
+    def _enforce_soon(self) -> None:
+        """Whoever waits for this exit is answered first: closing what others have left takes as long as all the rest."""
+        if self._soon is None:
+            self._soon = self._loop.call_later(limits.ENFORCE_DELAY_MS / 1000, self._on_soon)
+
+    def _on_soon(self) -> None:
+        self._soon = None
+        self._enforce()
 
     def _enforce(self) -> None:
         """Apply every bound now, and have it done again when the next one falls due."""

@@ -7,38 +7,43 @@ session of its own. If we are killed, the spawner sees its socket close and ends
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import os
-import signal
 import socket
-import subprocess
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastclaw import limits
+from fastclaw.decisions.rotation import revival_delay_s
 from fastclaw.errors import StartFailed
 from fastclaw.protocol import spawner as frames
 from fastclaw.spawn import users
 from fastclaw.spawn.binary import find_spawner, why_no_spawner
 from fastclaw.spawn.lane import Home, Homes
 from fastclaw.spawn.spawner import greet
+from fastclaw.transport.child import Child
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fastclaw.spawn.templates import Plans
+
+logger = logging.getLogger(__name__)
+
 
 class HostHome(Home, Homes):
-    """This host. Parameters and errors of bringing it up are those of `start`.
+    """This host.
 
-    Attributes:
-        pid: the spawner's own.
+    Parameters:
+        plans: templates that come up with every spawner.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plans: Plans | None = None) -> None:
+        self._plans = plans
         self.env = dict(os.environ)
         self.identity = None
-        self.pid = 0
-        self._pidfd = -1
-        self._ended = asyncio.Event()
+        self._child: Child | None = None
+        self._reviving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Bring the spawner up.
@@ -49,54 +54,78 @@ class HostHome(Home, Homes):
         binary = find_spawner()
         if binary is None:
             raise StartFailed(why_no_spawner() or "no spawner", "unsupported")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise StartFailed(f"cannot start the spawner: {error}", "io_error") from error
         with theirs:
             try:
-                self._spawn(str(binary), theirs.fileno())
+                self._child = Child([str(binary), str(theirs.fileno())], theirs.fileno(), quiet=False, env={})
             except OSError as error:
                 ours.close()
                 raise StartFailed(f"cannot start the spawner: {error}", "io_error") from error
         try:
-            self.spawner = await greet(ours, confine=False, keeper_uid=frames.NO_USER, on_end=lambda: None)
+            self.spawner = await greet(ours, confine=False, keeper_uid=frames.NO_USER, on_end=self._on_end)
         except BaseException:
-            await self.aclose()
+            await self._end_child()
+            raise
+        try:
+            await self.start_templates(self._plans)
+        except BaseException:
+            self.spawner.close()
+            await self._end_child()
             raise
 
-    def _spawn(self, binary: str, fd: int) -> None:
-        child = subprocess.Popen([binary, str(fd)], pass_fds=(fd,), start_new_session=True)
-        child.returncode = 0  # the reaping is ours: Popen neither polls nor warns
-        self.pid = child.pid
-        self._pidfd = os.pidfd_open(child.pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._on_end)
-
     def _on_end(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = -1
-        os.waitpid(self.pid, 0)
-        self._ended.set()
+        """Somebody killed it. What it kept is reported gone; the next one comes up, later and later if they die too."""
+        logger.warning("the spawner has ended; starting another")
+        self._reviving = asyncio.get_running_loop().create_task(self._revive())
+
+    async def _revive(self) -> None:
+        await self._close_templates()
+        await self._end_child()
+        for failures in itertools.count():
+            await asyncio.sleep(revival_delay_s(failures))
+            try:
+                await self.start()
+                return
+            except StartFailed as error:
+                logger.warning("no spawner (%s); trying again", str(error))
 
     async def identify(self, user: str) -> frames.Identity | None:
         return users.resolve(user)
+
+    @property
+    def pid(self) -> int:
+        """The spawner's own."""
+        assert self._child is not None
+        return self._child.pid
 
     def take(self, shard: int) -> Home:
         return self
 
     def all(self) -> Sequence[Home]:
-        return [self]
+        return [self] if self.spawner.alive else []
 
     def health(self) -> dict[str, object]:
-        return {"isolation": "none", **self.spawner.counts()}
+        return {"isolation": "none", **self.spawner.counts(), **self.templates_health()}
 
     async def aclose(self) -> None:
         """Close the spawner's socket; return when it has ended, and with it everything it kept. Idempotent."""
+        if self._reviving is not None:
+            self._reviving.cancel()
+            await asyncio.wait([self._reviving])
+        await self._close_templates()
         if hasattr(self, "spawner"):
             self.spawner.close()
-        if self._pidfd < 0:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limits.SPAWN_EXIT_MS / 1000):
-                await self._ended.wait()
-                return
-        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        await self._ended.wait()
+        await self._end_child()
+
+    async def _close_templates(self) -> None:
+        if self.templates is not None:
+            templates, self.templates = self.templates, None
+            await templates.aclose()
+
+    async def _end_child(self) -> None:
+        if self._child is not None:
+            child, self._child = self._child, None
+            await child.wait_ended(limits.SPAWN_EXIT_MS / 1000)

@@ -18,6 +18,7 @@ from fastclaw.protocol import spawner as frames
 from fastclaw.spawn import refusals
 from fastclaw.spawn.process import SpawnProcess
 from fastclaw.spawn.stdio import Stdio
+from fastclaw.spawn.templates import Plans, Templates, common_env, gone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,11 +33,27 @@ class Home(ABC):
         spawner: takes the requests.
         env: what every process gets before the request's own variables.
         identity: who a process is that names no user; None leaves it who its spawner is.
+        templates: what may be forked, where there is anything.
     """
 
     spawner: Spawner
     env: dict[str, str]
     identity: frames.Identity | None
+    templates: Templates | None = None
+
+    async def start_templates(self, plans: Plans | None) -> None:
+        """Bring its templates up. The spawner is.
+
+        Raises:
+            StartFailed: see `Templates.start`.
+        """
+        if plans is not None:
+            self.templates = Templates(plans, self)
+            await self.templates.start()
+
+    def templates_health(self) -> dict[str, object]:
+        """For `health`, where there are any."""
+        return {} if self.templates is None else {"templates": self.templates.health()}
 
     @abstractmethod
     async def identify(self, user: str) -> frames.Identity | None:
@@ -87,16 +104,27 @@ class SpawnLane(Lane):
             "signal_number",
             "reopen_stdio",
             "limits",
+            "tty",
+            "template",
         ]
 
     async def start(self, spec: StartSpec, shard: int) -> LaneProcess:
-        """Send the request for one process. Once its turn has come, nothing is awaited: nobody can cut in half-way."""
+        """Send the request for one process. Once its turn has come, nothing is awaited: nobody can cut in half-way.
+
+        Only a terminal is waited for, which is made inside, and a template's worker, which is there before it is ours.
+        """
         home = self._homes.take(shard)
+        if spec.template is not None:
+            return await _forked(spec, home)
         identity = home.identity if spec.user is None else await home.identify(spec.user)
         if not home.spawner.has_room:
             await home.spawner.make_room()
         id = home.spawner.next_id()
         request = self._request(id, spec, home, identity)
+        if spec.tty is not None:
+            process = SpawnProcess(home.spawner, id, spec, None, self._loop)
+            home.spawner.start(process, request, [], terminal=True)
+            return await _with_terminal(process)
         stdio = Stdio(spec.stdin)
         if identity is not None and identity.uid != os.geteuid():
             stdio.give_to(identity.uid, identity.gid)
@@ -134,14 +162,31 @@ class SpawnLane(Lane):
         Raises:
             ExecFailed: `engine_timeout`.
         """
-        kept = [process for home in self._homes.all() for process in home.spawner.kept()]
-        results = await asyncio.gather(*(process.end_tree(grace) for process in kept), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        for home in self._homes.all():
+            if home.templates is not None:
+                home.templates.stop()
+        await asyncio.gather(*(home.spawner.end_everything(grace) for home in self._homes.all()))
 
     def health(self) -> dict[str, object]:
         return {"name": self.name, **self._homes.health()}
+
+
+async def _forked(spec: StartSpec, home: Home) -> SpawnProcess:
+    if not home.spawner.alive:
+        raise ExecFailed("the spawner has ended", "container_gone")
+    if home.templates is None:
+        raise gone(f"template {spec.template!r}")
+    return await home.templates.fork(spec)
+
+
+async def _with_terminal(process: SpawnProcess) -> SpawnProcess:
+    """The process once it runs. Where it does not, or nobody waits any more, nothing of it stays."""
+    try:
+        await process.started
+    except BaseException:
+        process.drop()
+        raise
+    return process
 
 
 class Environments:
@@ -176,7 +221,7 @@ class Environments:
 
 def _common(base: dict[str, str], home: Home, identity: frames.Identity | None) -> dict[str, str]:
     """What every process of one user has."""
-    return {**home.env, **({} if identity is None else {"HOME": identity.home}), **base}
+    return common_env(base, home.env, identity)
 
 
 def _encoded(env: dict[str, str]) -> frames.Strings:

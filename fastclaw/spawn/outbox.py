@@ -26,26 +26,30 @@ class Outbox:
     packets: non-blocking; stays the caller's.
     """
 
-    __slots__ = ("_loop", "_packets", "_waiting")
+    __slots__ = ("_loop", "_packets", "_retry", "_waiting")
 
     def __init__(self, packets: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         self._packets = packets
         self._loop = loop
+        self._retry: asyncio.TimerHandle | None = None
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
 
-    def send(self, frame: bytes, fds: list[int]) -> None:
+    def send(self, frame: bytes, fds: list[int], *, bounded: bool = True) -> None:
         """Send a frame with these descriptors, which are closed afterwards. A dead other end is silently told nothing.
+
+        Parameters:
+            bounded: refuse where too much waits already; else the caller keeps to a bound.
 
         Raises:
             ExecFailed: `overloaded`: too much waits already, or no descriptor can be passed.
         """
         if self._waiting:
-            self._queue(frame, fds)
+            self._queue(frame, fds, bounded)
             return
         try:
             self._send(frame, fds)
         except BlockingIOError:
-            self._queue(frame, fds)
+            self._queue(frame, fds, bounded)
             self._loop.add_writer(self._packets.fileno(), self._flush)
             return
         except BaseException:
@@ -64,12 +68,14 @@ class Outbox:
         except BlockingIOError:
             raise
         except OSError as error:  # ETOOMANYREFS: too many descriptors are on their way (unix(7))
-            raise ExecFailed(f"the spawner cannot be told: {os.strerror(error.errno or 0)}", "overloaded") from error
+            raise ExecFailed(
+                f"a helper process cannot be told: {os.strerror(error.errno or 0)}", "overloaded"
+            ) from error
 
-    def _queue(self, frame: bytes, fds: list[int]) -> None:
-        if len(self._waiting) >= limits.SPAWN_OUTBOX_FRAMES:
+    def _queue(self, frame: bytes, fds: list[int], bounded: bool) -> None:
+        if bounded and len(self._waiting) >= limits.SPAWN_OUTBOX_FRAMES:
             close_all(fds)
-            raise ExecFailed("the spawner does not keep up; try again later", "overloaded")
+            raise ExecFailed("a helper process does not keep up; try again later", "overloaded")
         self._waiting.append((frame, fds))
 
     def _flush(self) -> None:
@@ -79,14 +85,23 @@ class Outbox:
                 self._send(frame, fds)
             except BlockingIOError:
                 return
-            except ExecFailed:
-                return  # room comes as the other end takes what is on its way; the loop tells of it again
+            except ExecFailed:  # too many descriptors on their way: there is no event for when they are fewer
+                self._loop.remove_writer(self._packets.fileno())
+                self._retry = self._loop.call_later(limits.ACCEPT_RETRY_MS / 1000, self._flush_again)
+                return
             self._waiting.popleft()
             close_all(fds)
         self._loop.remove_writer(self._packets.fileno())
 
+    def _flush_again(self) -> None:
+        self._retry = None
+        self._loop.add_writer(self._packets.fileno(), self._flush)
+
     def close(self) -> None:
         """Drop what waits. Call it before the socket is closed; idempotent."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         if self._waiting:
             self._loop.remove_writer(self._packets.fileno())
         while self._waiting:

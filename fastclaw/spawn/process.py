@@ -6,15 +6,17 @@ Knows its spawner and its own id there; nothing of sockets, records or container
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import os
+import termios
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.lane import ExitStatus, Grace, LaneProcess
 from fastclaw.protocol import spawner as frames
-from fastclaw.spawn import refusals
+from fastclaw.spawn import ending, refusals
+from fastclaw.spawn.outbox import close_all
+from fastclaw.spawn.stdio import terminal_streams
 
 if TYPE_CHECKING:
     from fastclaw.lane import StartSpec
@@ -26,10 +28,7 @@ class SpawnProcess(LaneProcess):
     """Parameters:
     id: the request's number at its spawner.
     spec: what it is, for the words of a refusal; not kept longer than that.
-    stdio: its pipes; ours become this object's.
-
-    Attributes:
-        terminal: the master's descriptor of one that was started with a terminal, once it runs.
+    stdio: its pipes; ours become this object's. None for one with a terminal, whose streams are there once it runs.
     """
 
     __slots__ = (
@@ -37,6 +36,7 @@ class SpawnProcess(LaneProcess):
         "_gone",
         "_spawner",
         "_spec",
+        "_terminal",
         "exited",
         "id",
         "is_gone",
@@ -44,19 +44,20 @@ class SpawnProcess(LaneProcess):
         "stderr_fd",
         "stdin_fd",
         "stdout_fd",
-        "terminal",
         "timings",
     )
 
     def __init__(
-        self, spawner: Spawner, id: int, spec: StartSpec, stdio: Stdio, loop: asyncio.AbstractEventLoop
+        self, spawner: Spawner, id: int, spec: StartSpec, stdio: Stdio | None, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.id = id
-        self.stdin_fd, self.stdout_fd, self.stderr_fd = stdio.stdin, stdio.stdout, stdio.stderr
+        self.stdin_fd, self.stdout_fd, self.stderr_fd = None, -1, -1
+        if stdio is not None:
+            self.stdin_fd, self.stdout_fd, self.stderr_fd = stdio.stdin, stdio.stdout, stdio.stderr
         self.timings = {}
         self.exited = loop.create_future()
         self.started: asyncio.Future[None] = loop.create_future()
-        self.terminal: int | None = None
+        self._terminal: int | None = None
         self.is_gone = False
         self._began = perf_counter_ns()
         self._spawner = spawner
@@ -68,12 +69,24 @@ class SpawnProcess(LaneProcess):
     def on_started(self, terminal: int | None) -> None:
         """execve has succeeded."""
         self.timings["spawn"] = (perf_counter_ns() - self._began) // 1000
-        self._spec = None
-        self.terminal = terminal
+        spec, self._spec, self._terminal = self._spec, None, terminal
         if self.started.done():  # given up
-            self._spawner.end(self.id, frames.LEVEL_KILL)
+            self._end_unseen()
+        elif spec is not None and spec.tty is not None:
+            self._take_terminal(spec.stdin)
         else:
             self.started.set_result(None)
+
+    def _take_terminal(self, stdin: bool) -> None:
+        """At once: the command may have ended already, and its output must not go with it."""
+        try:
+            streams = terminal_streams(self._terminal, stdin)
+        except ExecFailed as error:
+            self.started.set_exception(error)
+            self._end_unseen()
+            return
+        self.stdin_fd, self.stdout_fd, self.stderr_fd = streams
+        self.started.set_result(None)
 
     def on_refused(self, step: int, errno: int) -> None:
         """It never ran."""
@@ -104,8 +117,14 @@ class SpawnProcess(LaneProcess):
         self.on_gone()
 
     def _exit(self, status: ExitStatus) -> None:
+        self._forget_terminal()
         if not self.exited.done():
             self.exited.set_result(status)
+
+    def _forget_terminal(self) -> None:
+        if self._terminal is not None:
+            os.close(self._terminal)
+            self._terminal = None
 
     # --- what is done to it ---
 
@@ -113,9 +132,29 @@ class SpawnProcess(LaneProcess):
         """Its start took too long: it is ended, now or as soon as it runs."""
         if not self.started.done():
             self.started.set_exception(error)
-        self._spawner.end(self.id, frames.LEVEL_KILL)
+        self._order_end(frames.LEVEL_KILL)
+
+    def drop(self) -> None:
+        """For one of which nobody will ever be told: ended, now or as soon as it runs, and its streams closed."""
+        if self.stdout_fd >= 0:
+            close_all(fd for fd in (self.stdin_fd, self.stdout_fd, self.stderr_fd) if fd is not None)
+        self._end_unseen()
+
+    def _end_unseen(self) -> None:
+        self._forget_terminal()
+        if not self.is_gone:
+            self._order_end(frames.LEVEL_KILL)
+
+    def _order_end(self, level: int) -> None:
+        self._spawner.end(self.id, level)
+
+    def resize(self, rows: int, columns: int) -> None:
+        if self._terminal is not None:
+            termios.tcsetwinsize(self._terminal, (rows, columns))
 
     def signal(self, signum: int) -> None:
+        if not 1 <= signum <= 64:
+            raise ExecFailed(f"there is no signal {signum}", "unsupported")
         if not self.exited.done():
             self._spawner.signal(self.id, signum)
 
@@ -126,19 +165,4 @@ class SpawnProcess(LaneProcess):
             self.started.cancel()
         if self._gone is None:
             self._gone = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        if loop.time() < grace.ends_at:
-            self._spawner.end(self.id, frames.LEVEL_TERM)
-            while not self.is_gone and (left := grace.ends_at - loop.time()) > 0:
-                await _set_within(self._gone, min(left, limits.GRACE_LOOK_MS / 1000))
-        if not self.is_gone:
-            self._spawner.end(self.id, frames.LEVEL_KILL)
-            await _set_within(self._gone, limits.TREE_DEADLINE_MS / 1000)
-        if not self.is_gone:
-            raise ExecFailed(f"the process tree did not end within {limits.TREE_DEADLINE_MS} ms", "engine_timeout")
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
+        await ending.end(self._order_end, self._gone, grace)

@@ -16,7 +16,7 @@ from fastclaw.protocol import spawner as frames
 if TYPE_CHECKING:
     from fastclaw.lane import StartSpec
 
-_OVERLOADED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
+_OVERLOADED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC}
 _BY_ERRNO = {
     errno.ENOENT: "not_found",
     errno.ENOTDIR: "not_found",
@@ -46,6 +46,8 @@ def step_refused(step: int, errno: int, spec: StartSpec) -> ExecFailed:
         return ExecFailed(f"{spec.cmd[0]!r}: {words}", _BY_ERRNO.get(errno, "io_error"))
     if errno in _OVERLOADED:
         return resources_refused(OSError(errno, words))
+    if step == frames.STEP_ADOPT:
+        return ExecFailed(f"the worker ended before template {spec.template!r} had handed it over", "template_gone")
     if step == frames.STEP_DIRECTORY:
         return ExecFailed(f"working directory {spec.working_dir!r}: {words}", "bad_working_dir")
     what = {
@@ -53,6 +55,8 @@ def step_refused(step: int, errno: int, spec: StartSpec) -> ExecFailed:
         frames.STEP_LIMIT: f"limits {spec.limits}",
         frames.STEP_USER: f"user {spec.user!r}",
     }.get(step, "the process")
+    if step == frames.STEP_LIMIT and errno == EPERM:
+        words += "; a process here may lower its hard limits and not raise them"
     return ExecFailed(f"{what}: {words}", "permission_denied" if errno == EPERM else "io_error")
 
 

@@ -10,6 +10,10 @@
  * stands in between. What main orders a keeper to do goes through its slot, tagged with the request's id, so that an
  * order for a process that has ended cannot hit the next one. Only the keeper signals and reaps its tree.
  *
+ * A template (F_CONTROL) forks its workers itself, twice, so that they fall to its keeper: the brood. Main enters one
+ * that fastclaw was told of, the keeper takes it as its own if it is, and answers for it as for a command: its exit by
+ * wait4, its tree by being the subreaper it is itself. What it leaves falls to the keeper and is ended at once.
+ *
  * Freestanding: raw system calls and no libc at run time, since a libc's errno and thread pointer would be shared by
  * all keepers. No recursion, no allocation in a loop, every buffer bounded; the bounds are those of
  * fastclaw/protocol/spawner.py, which writes and reads the same frames.
@@ -50,21 +54,25 @@ enum { /* bounds; see fastclaw/protocol/spawner.py */
     MAX_STRINGS = 1 << 20,
     MAX_GROUPS = 256,
     MAX_LIMITS = 16,
-    MAX_FDS = 4,
+    MAX_FDS = 5,
     MAX_KEEPERS = 16 << 10,
     MAX_FILE_BYTES = 1 << 20,
     MAX_TREE = 32 << 10, /* pids of one tree: the default pid_max */
-    KEEPER_BYTES = 64 << 10,
+    MAX_BROOD = 16 << 10,
+    PID_TABLE = 4 * MAX_BROOD, /* a power of two: a quarter full at most */
+    KEEPER_STACK = (24 << 10) + 2048, /* ends in the middle of a page, whose other half begins the request: a usual
+                                         keeper touches that one page */
     POINTER_BYTES = 16 << 10, /* of an inline request; a spilled one brings its own */
+    KEEPER_BYTES = 64 << 10,
     STOP_PASSES = 8,
     HUNT_MS = 2,
 };
 
-enum { HELLO = 1, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, SHUTDOWN };
+enum { HELLO = 1, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, SHUTDOWN, ADOPT };
 enum { STARTED = 32, REFUSED, EXITED, EMPTY, LOST, ANSWER };
-enum { F_DIRECTORY = 1, F_NULL_STDIN = 2, F_IDENTITY = 4, F_SPILLED = 8, F_TTY = 16, F_ALL = 31 };
+enum { F_DIRECTORY = 1, F_NULL_STDIN = 2, F_IDENTITY = 4, F_SPILLED = 8, F_TTY = 16, F_CONTROL = 32, F_ALL = 63 };
 enum { W_CONFINE = 1 };
-enum { STEP_REQUEST = 1, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC };
+enum { STEP_REQUEST = 1, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT };
 enum { LEVEL_TERM = 1, LEVEL_KILL = 2 };
 
 struct control { u32 op, id, a, b; };
@@ -75,7 +83,13 @@ struct event { u32 op, id; int32_t a, b; u64 user_us, system_us, max_rss_kb; };
 
 /* What main and one keeper share. `child`: the command while the keeper is suspended by vfork. `orders`: the request's
  * id in the upper half; in the lower the hunt level, then signals 1-32, then 33-64. */
-struct slot { u32 pid, id, child, error, step, unused; u64 orders[3]; char *memory; };
+struct slot { u32 pid, id, child, error, step, is_template; u64 orders[3]; char *memory; struct brood *brood; };
+
+/* A template's workers. Main enters them (FREE to ASKED), whoever takes one out again does so by its state; all else is
+ * the keeper's. `asked`: main has written something. Mapped for a slot's first worker, and kept. */
+enum { FREE, ASKED, KEPT, ENDED };
+struct worker { u32 pid, id, state, level; u64 orders[3]; };
+struct brood { u32 used, asked; struct worker workers[MAX_BROOD]; };
 
 static struct slot *slots;
 static u32 keepers, used_slots, keeper_uid, welcome_flags, main_pid, held_caps;
@@ -198,15 +212,22 @@ static long slurp(const char *path, char *to, size_t bytes) {
     return n;
 }
 
-static u32 parent_of(u32 pid) {
+/* Parent, process group and session; 0 for who has ended. */
+static int kinship(u32 pid, u32 of[3]) {
     char path[32], stat[512];
     *put(put_number(put(path, "/proc/"), pid), "/stat") = 0;
     long n = slurp(path, stat, sizeof stat), at = n - 1;
     while (at > 0 && stat[at] != ')') at--;
     if (at <= 0 || stat[at + 2] == 'Z') return 0;
-    u32 parent = 0;
-    for (at += 4; at < n && stat[at] >= '0' && stat[at] <= '9'; at++) parent = parent * 10 + (u32)(stat[at] - '0');
-    return parent;
+    at += 4;
+    for (int i = 0; i < 3; i++, at++)
+        for (of[i] = 0; at < n && stat[at] >= '0' && stat[at] <= '9'; at++) of[i] = of[i] * 10 + (u32)(stat[at] - '0');
+    return 1;
+}
+
+static u32 parent_of(u32 pid) {
+    u32 of[3];
+    return kinship(pid, of) ? of[0] : 0;
 }
 
 struct kin { u32 pid, parent; };
@@ -248,9 +269,37 @@ static int is_keeper(u32 pid) {
     return 0;
 }
 
-/* Everything below `root`, parents first. Main's own tree leaves the keepers out. */
-static u32 collect(u32 root, struct kin *tree) {
-    u32 count = add_kin(root, tree, 0);
+/* What is hunted: everything below `root`; where `keeper` is set, root too; where `strays_of` is set, what a template's
+ * keeper has to do with besides the template itself (`child`) and its workers. */
+struct prey { u32 root, keeper; struct slot *strays_of; u32 child; };
+
+/* Keeps those of the first `count` that nobody answers for: what workers left. Not who waits to be adopted: until then
+ * it is in the template's session, where no worker leaves anything. */
+static u32 sift(const struct prey *prey, struct kin *tree, u32 count) {
+    struct brood *brood = prey->strays_of->brood;
+    u32 *pids = map(sizeof *pids * PID_TABLE, -1), kept = 0, of[3], at;
+    if (!pids) { tree[0] = (struct kin){0, 0}; return 1; } /* nobody; the next round tries again */
+    for (u32 i = 0; brood && i < brood->used; i++) {
+        if (__atomic_load_n(&brood->workers[i].state, __ATOMIC_ACQUIRE) == FREE) continue;
+        for (at = brood->workers[i].pid % PID_TABLE; pids[at]; at = (at + 1) % PID_TABLE) {}
+        pids[at] = brood->workers[i].pid;
+    }
+    for (u32 i = 0; i < count; i++) {
+        for (at = tree[i].pid % PID_TABLE; pids[at] && pids[at] != tree[i].pid; at = (at + 1) % PID_TABLE) {}
+        if (pids[at] || tree[i].pid == prey->child) continue;
+        if (prey->child && kinship(tree[i].pid, of) && of[2] == prey->child) continue;
+        tree[kept++] = tree[i];
+    }
+    SYS(munmap, pids, sizeof *pids * PID_TABLE);
+    return kept;
+}
+
+/* Parents first. Main's own tree leaves the keepers out. */
+static u32 collect(const struct prey *prey, struct kin *tree) {
+    u32 count = 1, root = prey->root;
+    if (prey->keeper) tree[0] = (struct kin){root, prey->keeper};
+    else count = add_kin(root, tree, 0);
+    if (prey->strays_of) count = sift(prey, tree, count);
     if (root == main_pid) {
         u32 kept = 0;
         for (u32 i = 0; i < count; i++) if (!is_keeper(tree[i].pid)) tree[kept++] = tree[i];
@@ -271,20 +320,22 @@ static void strike(struct kin kin, u32 root, int signum) {
     if (fd >= 0) SYS(close, fd);
 }
 
-/* One round. Before KILL everything is stopped, so that nobody forks into the room that the dead make. */
-static void hunt(u32 root, int level) {
+/* One round; returns how many there were. Before KILL everything is stopped, so that nobody forks into the room that
+ * the dead make. */
+static u32 hunt(const struct prey *prey, int level) {
     size_t bytes = sizeof(struct kin) * MAX_TREE;
     struct kin *tree = map(bytes, -1);
-    if (!tree) return; /* no memory: the next round tries again */
-    u32 count = collect(root, tree), before = 0;
+    if (!tree) return 1; /* no memory: the next round tries again */
+    u32 count = collect(prey, tree), before = 0, found = count;
     for (int pass = 0; level == LEVEL_KILL && count > 1 && count != before && pass < STOP_PASSES; pass++) {
-        for (u32 i = 0; i < count; i++) strike(tree[i], root, SIGSTOP);
+        for (u32 i = 0; i < count; i++) strike(tree[i], prey->root, SIGSTOP);
         before = count;
-        count = collect(root, tree);
+        count = collect(prey, tree);
     }
-    for (u32 i = 0; i < count; i++) strike(tree[i], root, level == LEVEL_KILL ? SIGKILL : SIGTERM);
-    for (u32 i = 0; level == LEVEL_TERM && i < count; i++) strike(tree[i], root, SIGCONT);
+    for (u32 i = 0; i < count; i++) strike(tree[i], prey->root, level == LEVEL_KILL ? SIGKILL : SIGTERM);
+    for (u32 i = 0; level == LEVEL_TERM && i < count; i++) strike(tree[i], prey->root, SIGCONT);
     SYS(munmap, tree, bytes);
+    return found;
 }
 
 /* --- one process, from its request to the end of its tree --- */
@@ -295,8 +346,9 @@ struct job {
     struct limit *limits;
     u32 *groups;
     char *strings, *directory, *path; /* path: room for the file name that is tried, PATH_MAX */
+    char *window; /* of a terminal: its struct winsize, unaligned */
     char **argv, **envp;
-    int stdio[3];
+    int stdio[3], control;
 };
 enum { PATH_BYTES = 4096 };
 
@@ -354,6 +406,8 @@ static long execute(struct job *job) {
     }
 }
 
+static long hand_on(int fd, int as) { return fd == as ? SYS(fcntl, fd, F_SETFD, 0) : SYS(dup3, fd, as, 0); }
+
 /* Runs in the vforked child, in the keeper's memory: writes nothing but its slot. */
 static int command(void *argument) {
     struct job *job = argument;
@@ -363,11 +417,12 @@ static int command(void *argument) {
     SYS(setsid);
     for (int i = 0; i < 3; i++) /* never 0-2 already: main keeps those open on /dev/null */
         if ((error = SYS(dup3, job->stdio[i], i, 0)) < 0) return refuse(job, STEP_PROCESS, error);
-    if (request->flags & F_TTY && (error = SYS(ioctl, 0, TIOCSCTTY, 0)) < 0) return refuse(job, STEP_TTY, error);
+    if (request->flags & F_TTY && (error = SYS(ioctl, 1, TIOCSCTTY, 0)) < 0) return refuse(job, STEP_TTY, error);
     for (u32 i = 0; i < request->limits; i++) {
         u64 pair[2] = {job->limits[i].soft, job->limits[i].hard};
         if ((error = SYS(prlimit64, 0, job->limits[i].which, pair, 0)) < 0) return refuse(job, STEP_LIMIT, error);
     }
+    if (request->flags & F_CONTROL && (error = hand_on(job->control, 3)) < 0) return refuse(job, STEP_PROCESS, error);
     if ((error = become(job)) < 0) return refuse(job, STEP_USER, error);
     if (job->directory && (error = SYS(chdir, job->directory)) < 0) return refuse(job, STEP_DIRECTORY, error);
     SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
@@ -406,27 +461,49 @@ static int lay_out(struct job *job, char **pointers) {
     return at == end;
 }
 
-/* A pseudo-terminal of this mount namespace: its own name is valid for who uses it. Returns the master. */
-static long open_tty(struct job *job, struct passed *passed) {
-    int unlock = 0;
-    long slave, master = SYS(openat, AT_FDCWD, "/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (master < 0) return master;
-    slave = SYS(ioctl, master, TIOCSPTLCK, &unlock);
-    if (slave >= 0) slave = SYS(ioctl, master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (slave < 0) { SYS(close, master); return slave; }
-    passed->fd[passed->count++] = (int)slave;
-    for (int i = 0; i < 3; i++) job->stdio[i] = (int)slave;
+/* A terminal belongs to who opens its master: the command's user may then open it again by name. A change of the user
+ * takes the parent-death signal away (prctl(2)); if main died meanwhile, the signal is sent here. */
+static long open_master(struct job *job) {
+    int lent = job->request->flags & F_IDENTITY;
+    long own = lent ? SYS(setfsuid, job->request->uid) : 0;
+    long master = SYS(openat, AT_FDCWD, "/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (!lent) return master;
+    SYS(setfsuid, own);
+    SYS(prctl, PR_SET_PDEATHSIG, SIGUSR1);
+    if ((u32)SYS(getppid) != main_pid) SYS(kill, job->slot->pid, SIGUSR1);
     return master;
 }
 
-static void take_orders(struct slot *slot, u32 child, int *level) {
-    u64 idle = (u64)slot->id << 32;
-    u32 asked = (u32)__atomic_exchange_n(&slot->orders[0], idle, __ATOMIC_ACQ_REL);
+/* A pseudo-terminal of this mount namespace: its own name is valid for who uses it. Returns the master. */
+static long open_tty(struct job *job, struct passed *passed) {
+    int unlock = 0;
+    struct winsize window;
+    memcpy(&window, job->window, sizeof window);
+    long slave, master = open_master(job);
+    if (master < 0) return master;
+    slave = SYS(ioctl, master, TIOCSPTLCK, &unlock);
+    if (slave >= 0) slave = SYS(ioctl, master, TIOCSWINSZ, &window);
+    if (slave >= 0) slave = SYS(ioctl, master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (slave < 0) { SYS(close, master); return slave; }
+    passed->fd[passed->count++] = (int)slave;
+    for (int i = job->request->flags & F_NULL_STDIN ? 1 : 0; i < 3; i++) job->stdio[i] = (int)slave;
+    return master;
+}
+
+/* What main has asked for since: sends the signals to `pid` (0: it has ended), returns the levels. */
+static u32 heed(u64 *orders, u32 id, u32 pid) {
+    u64 idle = (u64)id << 32;
+    u32 asked = (u32)__atomic_exchange_n(&orders[0], idle, __ATOMIC_ACQ_REL);
     for (int half = 0; half < 2; half++) {
-        u32 signals = (u32)__atomic_exchange_n(&slot->orders[1 + half], idle, __ATOMIC_ACQ_REL);
-        for (int i = 0; child && i < 32; i++) if (signals >> i & 1) SYS(kill, child, half * 32 + i + 1);
+        u32 signals = (u32)__atomic_exchange_n(&orders[1 + half], idle, __ATOMIC_ACQ_REL);
+        for (int i = 0; pid && i < 32; i++) if (signals >> i & 1) SYS(kill, pid, half * 32 + i + 1);
     }
-    if (asked & LEVEL_TERM) hunt(slot->pid, LEVEL_TERM);
+    return asked;
+}
+
+static void take_orders(struct slot *slot, u32 child, int *level) {
+    u32 asked = heed(slot->orders, slot->id, child);
+    if (asked & LEVEL_TERM) hunt(&(struct prey){.root = slot->pid}, LEVEL_TERM);
     if (asked & LEVEL_KILL) *level = LEVEL_KILL;
     if ((u32)SYS(getppid) != main_pid) *level = LEVEL_KILL; /* main is dead: nobody will ever ask */
 }
@@ -439,24 +516,100 @@ static void tell_exit(u32 id, int status, int empty, struct rusage *used) {
     say(channel, &event, sizeof event, -1);
 }
 
+/* --- a template's workers --- */
+
+/* Takes a worker out of the brood; false where somebody else was first. */
+static int take_out(struct worker *worker, u32 state) {
+    if (__atomic_load_n(&worker->state, __ATOMIC_ACQUIRE) != state) return 0;
+    for (int i = 0; i < 3; i++) __atomic_store_n(&worker->orders[i], 0, __ATOMIC_RELEASE);
+    return __atomic_compare_exchange_n(&worker->state, &state, FREE, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+static void turn_away(struct worker *worker, int error) {
+    u32 id = worker->id;
+    if (take_out(worker, ASKED)) tell(REFUSED, id, error, STEP_ADOPT, -1);
+}
+
+/* Ours is who fell to us and is still in the template's session, as everybody is who waits to be adopted. */
+static void adopt(struct slot *slot, u32 child, struct worker *worker) {
+    u32 of[3], asked = ASKED, id = worker->id, pid = worker->pid;
+    int is_ours = child && pid != child && kinship(pid, of) && of[0] == slot->pid && of[2] == child;
+    if (!is_ours) turn_away(worker, ESRCH);
+    else if (__atomic_compare_exchange_n(&worker->state, &asked, KEPT, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        tell(STARTED, id, (int)pid, 0, -1);
+}
+
+/* Somebody was reaped: a worker, or what a worker left. */
+static void bury(struct slot *slot, u32 pid, int status, struct rusage *used) {
+    struct brood *brood = slot->brood;
+    for (u32 i = 0; brood && i < brood->used; i++) {
+        struct worker *worker = &brood->workers[i];
+        if (worker->pid != pid) continue;
+        if (worker->state == ASKED) turn_away(worker, ESRCH);
+        if (worker->state != KEPT) continue;
+        tell_exit(worker->id, status, 0, used);
+        __atomic_store_n(&worker->state, ENDED, __ATOMIC_RELEASE);
+    }
+}
+
+/* Orders for one worker; returns whether there is more to do soon. */
+static int tend_one(struct slot *slot, u32 child, struct worker *worker, u32 strays) {
+    u32 state = __atomic_load_n(&worker->state, __ATOMIC_ACQUIRE), id = worker->id;
+    if (state == ASKED) adopt(slot, child, worker);
+    if (state == ENDED && !strays && take_out(worker, ENDED)) tell(EMPTY, id, 0, 0, -1);
+    if (worker->state != KEPT) return worker->state == ENDED;
+    u32 asked = heed(worker->orders, id, worker->pid);
+    struct prey prey = {.root = worker->pid, .keeper = slot->pid};
+    if (asked & LEVEL_TERM) hunt(&prey, LEVEL_TERM);
+    worker->level |= asked & LEVEL_KILL;
+    if (worker->level) hunt(&prey, LEVEL_KILL);
+    return worker->level != 0;
+}
+
+/* `look`: somebody was reaped, so that there may be what a worker left. A worker's end is told once nothing of that is
+ * there, whoever's it was. Returns whether there is more to do soon. */
+static int tend(struct slot *slot, u32 child, int look) {
+    struct brood *brood = slot->brood;
+    struct prey prey = {.root = slot->pid, .strays_of = slot, .child = child};
+    u32 strays = look ? hunt(&prey, LEVEL_KILL) : 0;
+    int more = strays > 0;
+    if (!brood || (!__atomic_exchange_n(&brood->asked, 0, __ATOMIC_SEQ_CST) && !look)) return more;
+    for (u32 i = 0; i < __atomic_load_n(&brood->used, __ATOMIC_ACQUIRE); i++)
+        more |= tend_one(slot, child, &brood->workers[i], strays);
+    return more;
+}
+
+/* Nobody is left. Who was entered since is turned away, here or by main. */
+static void dissolve(struct brood *brood) {
+    for (u32 i = 0; brood && i < __atomic_load_n(&brood->used, __ATOMIC_SEQ_CST); i++) {
+        u32 id = brood->workers[i].id;
+        turn_away(&brood->workers[i], ESRCH);
+        if (take_out(&brood->workers[i], ENDED)) tell(EMPTY, id, 0, 0, -1);
+    }
+}
+
 static void keep(struct slot *slot, u32 child) {
     u64 wakes = bit(SIGCHLD) | bit(SIGUSR1);
     struct { long seconds, nanoseconds; } pause = {0, HUNT_MS * 1000000};
-    int status = 0, level = 0, told = 0;
+    int status = 0, level = 0, told = 0, busy = 0;
     u32 id = slot->id;
     for (;;) {
-        SYS(rt_sigtimedwait, &wakes, 0, level ? &pause : 0, sizeof wakes);
+        SYS(rt_sigtimedwait, &wakes, 0, level || busy ? &pause : 0, sizeof wakes);
         struct rusage used, last;
         long pid;
-        int code, ended = 0;
-        while ((pid = SYS(wait4, -1, &code, WNOHANG | __WALL, &used)) > 0)
+        int code, ended = 0, look = busy;
+        while ((pid = SYS(wait4, -1, &code, WNOHANG | __WALL, &used)) > 0) {
             if (pid == child) { ended = 1; status = code; last = used; child = 0; }
+            else if (slot->is_template) bury(slot, (u32)pid, code, &used);
+            look = 1;
+        }
         int empty = pid == -ECHILD;
+        if (slot->is_template) busy = tend(slot, child, look);
         if (ended) { tell_exit(id, status, empty, &last); told = empty; }
         if (empty && !told) tell(EMPTY, id, 0, 0, -1);
         if (empty) return;
         take_orders(slot, child, &level);
-        if (level) hunt(slot->pid, level);
+        if (level) hunt(&(struct prey){.root = slot->pid}, level);
     }
 }
 
@@ -466,6 +619,7 @@ static void run(struct job *job, struct passed *passed) {
     u32 id = job->request->id;
     long master = -1, child;
     slot->error = slot->child = 0;
+    slot->is_template = job->request->flags & F_CONTROL;
     for (int i = 0; i < 3; i++) __atomic_store_n(&slot->orders[i], (u64)id << 32, __ATOMIC_RELEASE);
     __atomic_store_n(&slot->id, id, __ATOMIC_RELEASE);
     if (job->request->flags & F_TTY && (master = open_tty(job, passed)) < 0) {
@@ -488,24 +642,29 @@ static void run(struct job *job, struct passed *passed) {
         }
     }
     if (master >= 0) SYS(close, master);
-    __atomic_store_n(&slot->id, 0, __ATOMIC_RELEASE);
+    __atomic_store_n(&slot->id, 0, __ATOMIC_SEQ_CST);
     for (int i = 0; i < 3; i++) __atomic_store_n(&slot->orders[i], 0, __ATOMIC_RELEASE);
+    dissolve(slot->brood);
 }
 
 /* Whether the counts fit each other and the frame; sets where its parts lie. */
 static int parse(struct job *job, struct start *request, long bytes, struct passed *passed) {
     if (bytes < (long)sizeof *request || request->op != START || !request->id || request->flags & ~(u32)F_ALL) return 0;
     u32 spilled = request->flags & F_SPILLED, tty = request->flags & F_TTY, no_stdin = request->flags & F_NULL_STDIN;
+    u32 is_template = request->flags & F_CONTROL;
+    if (tty && is_template) return 0;
     if (!request->argc || request->argc > MAX_STRINGS || request->envc > MAX_STRINGS) return 0;
     if (request->groups > MAX_GROUPS || request->limits > MAX_LIMITS || request->bytes > MAX_STRINGS_BYTES) return 0;
-    if (passed->count != (tty ? 0 : no_stdin ? 2 : 3) + (spilled ? 1 : 0)) return 0;
+    if (passed->count != (tty ? 0 : no_stdin ? 2 : 3) + !!is_template + !!spilled) return 0;
     job->limits = (struct limit *)(request + 1);
     job->groups = (u32 *)(job->limits + request->limits);
     job->strings = (char *)(job->groups + request->groups);
-    long fixed = job->strings - (char *)request;
-    if (bytes != fixed + (spilled ? 0 : (long)request->bytes)) return 0;
+    long fixed = job->strings - (char *)request, window = tty ? (long)sizeof(struct winsize) : 0;
+    if (bytes != fixed + (spilled ? 0 : (long)request->bytes) + window) return 0;
+    job->window = (char *)request + bytes - window;
     int next = 0;
     for (int i = 0; i < 3; i++) job->stdio[i] = tty || (!i && no_stdin) ? null : passed->fd[next++];
+    job->control = is_template ? passed->fd[next] : -1;
     return 1;
 }
 
@@ -523,6 +682,8 @@ static int serve(struct slot *slot, struct start *request, long bytes, struct pa
         run(&job, passed);
         return 1;
     }
+    int file = passed->fd[passed->count - 1];
+    if (SYS(lseek, file, 0, SEEK_END) != (long)request->bytes) return 0; /* past its end is SIGBUS */
     size_t room = pointer_bytes(request) + PATH_BYTES;
     char **pointers = map(room, -1);
     job.strings = pointers ? map(request->bytes, passed->fd[passed->count - 1]) : NULL;
@@ -551,7 +712,7 @@ static void take_own_user(void) {
 
 static int keeper(void *argument) {
     struct slot *slot = argument;
-    struct start *request = (struct start *)slot->memory;
+    struct start *request = (struct start *)(slot->memory + KEEPER_STACK);
     struct passed passed;
     slot->pid = (u32)SYS(getpid);
     SYS(prctl, PR_SET_CHILD_SUBREAPER, 1);
@@ -578,11 +739,11 @@ static void answer(u32 id, long error, int value, int fd) {
 
 static long add_keeper(void) {
     struct slot *slot = slots;
-    while (slot < slots + MAX_KEEPERS && slot->pid) slot++;
+    while (slot < slots + MAX_KEEPERS && (slot->pid || slot->id)) slot++; /* a lost one's stack may be in use */
     if (slot == slots + MAX_KEEPERS) return -EAGAIN;
     if (!slot->memory && !(slot->memory = map(KEEPER_BYTES, -1))) return -ENOMEM;
     slot->id = slot->child = 0;
-    long pid = fork_with(CLONE_VM | CLONE_PARENT_SETTID | SIGCHLD, slot->memory + KEEPER_BYTES, &slot->pid, keeper, slot);
+    long pid = fork_with(CLONE_VM | CLONE_PARENT_SETTID | SIGCHLD, slot->memory + KEEPER_STACK, &slot->pid, keeper, slot);
     if (pid < 0) { slot->pid = 0; return pid; }
     slot->pid = (u32)pid;
     if (used_slots <= (u32)(slot - slots)) used_slots = (u32)(slot - slots) + 1;
@@ -597,12 +758,16 @@ static void grow(u32 id, u32 count) {
     answer(id, error, (int)added, -1);
 }
 
-/* An order counts only as long as the slot serves the request it was meant for. */
+/* An order counts only as long as its place serves the request it was meant for. */
+static int leave_order(u64 *orders, u32 id, int word, u32 bits) {
+    u64 now = __atomic_load_n(&orders[word], __ATOMIC_ACQUIRE);
+    do if (now >> 32 != id) return 0;
+    while (!__atomic_compare_exchange_n(&orders[word], &now, now | bits, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+    return 1;
+}
+
 static void order(struct slot *slot, u32 id, int word, u32 bits) {
-    u64 now = __atomic_load_n(&slot->orders[word], __ATOMIC_ACQUIRE);
-    do if (now >> 32 != id) return;
-    while (!__atomic_compare_exchange_n(&slot->orders[word], &now, now | bits, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
-    SYS(kill, slot->pid, SIGUSR1);
+    if (leave_order(slot->orders, id, word, bits)) SYS(kill, slot->pid, SIGUSR1);
 }
 
 /* A command that was stopped before its execve would hold its keeper in vfork for ever. */
@@ -624,6 +789,46 @@ static void end(struct slot *slot, u32 id, u32 level) {
 static struct slot *find(u32 id) {
     for (u32 i = 0; id && i < used_slots; i++) if (slots[i].id == id) return &slots[i];
     return NULL;
+}
+
+static void wake_brood(struct slot *slot) {
+    __atomic_store_n(&slot->brood->asked, 1, __ATOMIC_SEQ_CST);
+    SYS(kill, slot->pid, SIGUSR1);
+}
+
+static void order_worker(struct slot *slot, u32 id, int word, u32 bits) {
+    struct brood *brood = slot && slot->pid ? slot->brood : NULL;
+    for (u32 i = 0; brood && i < brood->used; i++)
+        if (brood->workers[i].id == id && leave_order(brood->workers[i].orders, id, word, bits)) wake_brood(slot);
+}
+
+/* Enters a worker for the keeper to look at. Where that has gone meanwhile, one of both turns it away. */
+static long enter(struct slot *slot, u32 template, u32 id, u32 pid) {
+    if (!slot || !slot->pid || !slot->is_template) return -ESRCH;
+    if (!slot->brood && !(slot->brood = map(sizeof(struct brood), -1))) return -ENOMEM;
+    struct brood *brood = slot->brood;
+    u32 at = 0;
+    while (at < brood->used && __atomic_load_n(&brood->workers[at].state, __ATOMIC_ACQUIRE) != FREE) at++;
+    if (at == MAX_BROOD) return -EAGAIN;
+    struct worker *worker = &brood->workers[at];
+    worker->pid = pid;
+    worker->id = id;
+    worker->level = 0;
+    for (int i = 0; i < 3; i++) __atomic_store_n(&worker->orders[i], (u64)id << 32, __ATOMIC_RELEASE);
+    __atomic_store_n(&worker->state, ASKED, __ATOMIC_SEQ_CST);
+    if (at == brood->used) __atomic_store_n(&brood->used, at + 1, __ATOMIC_SEQ_CST);
+    wake_brood(slot);
+    if (__atomic_load_n(&slot->id, __ATOMIC_SEQ_CST) != template) turn_away(worker, ESRCH);
+    return 0;
+}
+
+static void enter_or_refuse(struct control *asked) {
+    long error = enter(find(asked->b), asked->b, asked->id, asked->a);
+    if (error) tell(REFUSED, asked->id, (int)-error, STEP_ADOPT, -1);
+}
+
+static void end_all(u32 level) {
+    for (u32 i = 0; i < used_slots; i++) if (slots[i].id) end(&slots[i], slots[i].id, level);
 }
 
 static void listen_for(struct control *asked) {
@@ -655,17 +860,32 @@ static int obey(struct control *asked, long bytes, struct passed *passed) {
     if (bytes < (long)sizeof *asked) return 0;
     char *path = (char *)(asked + 1);
     struct slot *slot;
+    int word;
     switch (asked->op) {
-    case GROW: grow(asked->id, asked->a); return asked->a <= MAX_KEEPERS;
+    case GROW:
+        if (asked->a > MAX_KEEPERS) return 0;
+        grow(asked->id, asked->a);
+        return 1;
     case PING: answer(asked->id, 0, (int)keepers, -1); return 1;
-    case LISTEN: listen_for(asked); return asked->a <= 65535;
+    case LISTEN:
+        if (asked->a > 65535) return 0;
+        listen_for(asked);
+        return 1;
     case SIGNAL:
         if (asked->a < 1 || asked->a > 64) return 0;
-        if ((slot = find(asked->id))) order(slot, asked->id, 1 + (asked->a > 32), 1u << (asked->a - 1) % 32);
+        word = 1 + (asked->a > 32);
+        if (asked->b) order_worker(find(asked->b), asked->id, word, 1u << (asked->a - 1) % 32);
+        else if ((slot = find(asked->id))) order(slot, asked->id, word, 1u << (asked->a - 1) % 32);
         return 1;
     case END:
         if (asked->a != LEVEL_TERM && asked->a != LEVEL_KILL) return 0;
-        if ((slot = find(asked->id))) end(slot, asked->id, asked->a);
+        if (!asked->id) end_all(asked->a);
+        else if (asked->b) order_worker(find(asked->b), asked->id, 0, asked->a);
+        else if ((slot = find(asked->id))) end(slot, asked->id, asked->a);
+        return 1;
+    case ADOPT:
+        if (!asked->id || !asked->a || !asked->b) return 0;
+        enter_or_refuse(asked);
         return 1;
     case READ:
         if (passed->count != 1 || bytes == sizeof *asked || ((char *)asked)[bytes - 1]) return 0;
@@ -675,23 +895,38 @@ static int obey(struct control *asked, long bytes, struct passed *passed) {
     }
 }
 
+static void tell_lost(void) {
+    for (u32 i = 0; i < used_slots; i++) {
+        if (slots[i].pid || !slots[i].id) continue;
+        tell(LOST, slots[i].id, 0, 0, -1);
+        for (u32 k = 0; slots[i].brood && k < slots[i].brood->used; k++) {
+            struct worker *worker = &slots[i].brood->workers[k];
+            if (worker->state != FREE) tell(LOST, worker->id, 0, 1, -1); /* no keeper of its own */
+            worker->state = FREE;
+        }
+        slots[i].id = 0;
+    }
+}
+
 /* Ours are the keepers only. Whatever else falls to us lost its keeper, so it is ended. Returns what wait4 said last. */
 static long reap(void) {
+    struct prey everything = {.root = main_pid};
     long pid;
     while ((pid = SYS(wait4, -1, 0, WNOHANG | __WALL, 0)) > 0)
         for (u32 i = 0; i < used_slots; i++) {
             if (slots[i].pid != (u32)pid) continue;
-            if (slots[i].id) { tell(LOST, slots[i].id, 0, 0, -1); strays = 1; }
-            slots[i].pid = slots[i].id = 0;
+            if (slots[i].id) strays = 1; /* its number stays until they are gone: then it is told */
+            slots[i].pid = 0;
             for (int k = 0; k < 3; k++) slots[i].orders[k] = 0;
             keepers--;
         }
     if (strays) {
         struct kin *tree = map(sizeof *tree * MAX_TREE, -1);
         if (tree) {
-            strays = collect(main_pid, tree) > 0;
+            strays = collect(&everything, tree) > 0;
             SYS(munmap, tree, sizeof *tree * MAX_TREE);
-            if (strays) hunt(main_pid, LEVEL_KILL);
+            if (strays) hunt(&everything, LEVEL_KILL);
+            else tell_lost();
         }
     }
     return pid;
@@ -706,7 +941,7 @@ static _Noreturn void end_everything(void) {
     SYS(shutdown, channel, SHUT_RDWR);
     strays = 1;
     while (reap() != -ECHILD) {
-        for (u32 i = 0; i < used_slots; i++) if (slots[i].id) end(&slots[i], slots[i].id, LEVEL_KILL);
+        end_all(LEVEL_KILL);
         SYS(rt_sigtimedwait, &wakes, 0, &pause, sizeof wakes);
     }
     leave(0);

@@ -7,6 +7,7 @@ sent is taken at once. Knows nothing of containers: whoever brought the spawner 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from array import array
@@ -14,15 +15,19 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastclaw import limits
-from fastclaw.errors import ExecFailed, StartFailed
+from fastclaw.errors import ExecFailed, ProtocolError, StartFailed
 from fastclaw.protocol import spawner as frames
-from fastclaw.spawn import refusals
+from fastclaw.spawn import ending, refusals
 from fastclaw.spawn.outbox import Outbox, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastclaw.lane import Grace
     from fastclaw.spawn.process import SpawnProcess
+
+_ALL = 0
+"""In an END: everything."""
 
 _TERMINAL = socket.CMSG_SPACE(array("i").itemsize)
 
@@ -45,8 +50,8 @@ async def greet(control: socket.socket, *, confine: bool, keeper_uid: int, on_en
         on_end: called once, when it ends without having been told to.
 
     Raises:
-        ProtocolError: it says something else, or another version's words.
-        StartFailed: it ended, or said nothing in time; no descriptors are left.
+        StartFailed: it ended, said nothing in time, or something else, or another version's words; no descriptors are
+            left.
     """
     channel, theirs = None, None
     try:
@@ -65,14 +70,18 @@ async def greet(control: socket.socket, *, confine: bool, keeper_uid: int, on_en
             channel.close()
         if isinstance(error, OSError):
             raise StartFailed(f"the spawner cannot be reached: {error.strerror}", "io_error") from error
+        if isinstance(error, ProtocolError):
+            raise StartFailed(str(error), "protocol_error") from error
         raise
     finally:
         if theirs is not None:
             theirs.close()
     try:
         await spawner.make_room()
-    except BaseException:
+    except BaseException as error:
         spawner.close()
+        if isinstance(error, ExecFailed):
+            raise StartFailed(f"the spawner made no keepers: {error}", error.reason) from error
         raise
     return spawner
 
@@ -111,8 +120,10 @@ class Spawner:
         self._watch: asyncio.TimerHandle | None = None
         self._keepers = 0
         self._growing: asyncio.Task[None] | None = None
-        self._terminals = 0
+        self._terminals: set[int] = set()
+        self._adopted: set[int] = set()
         self._last_id = 0
+        self._empty: asyncio.Event | None = None
         self._loop.add_reader(control.fileno(), self._on_control)
         self._loop.add_reader(channel.fileno(), self._on_channel)
 
@@ -120,10 +131,6 @@ class Spawner:
         """A number for a request; 0 is none, and by the time they start over the first ones are long over."""
         self._last_id = self._last_id % frames.NO_USER + 1
         return self._last_id
-
-    def kept(self) -> list[SpawnProcess]:
-        """Every process that runs or has left something that runs."""
-        return list(self._kept.values())
 
     def counts(self) -> dict[str, int]:
         """For `health`."""
@@ -134,10 +141,15 @@ class Spawner:
     @property
     def has_room(self) -> bool:
         """Whether a keeper is idle. More are made ahead of need."""
-        spare = self._keepers - len(self._kept)
+        spare = self._idle_keepers
         if spare < limits.SPAWN_SPARE_KEEPERS and self._growing is None and self.alive:
             self._grow()
         return spare > 0
+
+    @property
+    def _idle_keepers(self) -> int:
+        """A template's workers have its keeper, and none of their own."""
+        return self._keepers - len(self._kept) + len(self._adopted)
 
     async def make_room(self) -> None:
         """Wait for an idle keeper.
@@ -168,9 +180,10 @@ class Spawner:
 
     def _retire(self) -> None:
         """One that nobody has needed for long is sent home; a burst's worth stays."""
-        if self._keepers - len(self._kept) > limits.SPAWN_IDLE_KEEPERS and self.alive:
-            self._keepers -= 1
-            self._requests.send(frames.control(frames.RETIRE), [])
+        if self._idle_keepers > limits.SPAWN_IDLE_KEEPERS and self.alive and self._empty is None:
+            with suppress(ExecFailed):  # no room for it now: the next one that is let go tries again
+                self._requests.send(frames.control(frames.RETIRE), [])
+                self._keepers -= 1
 
     # --- requests ---
 
@@ -184,11 +197,31 @@ class Spawner:
             close_all(fds)
             raise ExecFailed("the spawner has ended", "container_gone")
         if request.spilled is not None:
-            fds = _with_file(fds, request.spilled)
+            fds = with_file(fds, request.spilled)
         self._requests.send(request.frame, fds)
+        if terminal:
+            self._terminals.add(process.id)
+        self._await_start(process)
+
+    def adopt(self, process: SpawnProcess, pid: int, template: int) -> None:
+        """Have a template's keeper answer for a worker that it has forked.
+
+        Parameters:
+            pid: as the worker sees it.
+            template: the template's number.
+
+        Raises:
+            ExecFailed: `overloaded`, `container_gone`.
+        """
+        if not self.alive:
+            raise ExecFailed("the spawner has ended", "container_gone")
+        self._orders.send(frames.control(frames.ADOPT, process.id, pid, template), [])
+        self._adopted.add(process.id)
+        self._await_start(process)
+
+    def _await_start(self, process: SpawnProcess) -> None:
         self._kept[process.id] = process
         self._starting[process.id] = self._loop.time() + limits.SPAWN_START_MS / 1000
-        self._terminals += terminal
         if self._watch is None:
             self._watch = self._loop.call_later(limits.SPAWN_START_MS / 1000, self._look_at_starts)
 
@@ -204,17 +237,30 @@ class Spawner:
             text = f"the command was not started within {limits.SPAWN_START_MS} ms"
             self._kept[id].give_up(ExecFailed(text, "engine_timeout"))
 
-    def signal(self, id: int, signum: int) -> None:
-        """A signal to the command itself, if it still runs."""
-        self._order(frames.control(frames.SIGNAL, id, signum))
+    def signal(self, id: int, signum: int, template: int = 0) -> None:
+        """A signal to the command itself, if it still runs. `template`: whose worker it is, if it is one."""
+        self._order(frames.control(frames.SIGNAL, id, signum, template))
 
-    def end(self, id: int, level: int) -> None:
-        """TERM or KILL to its whole tree, if there is any."""
-        self._order(frames.control(frames.END, id, level))
+    def end(self, id: int, level: int, template: int = 0) -> None:
+        """TERM or KILL to its whole tree, if there is any; a template's is all its workers too."""
+        self._order(frames.control(frames.END, id, level, template))
+
+    async def end_everything(self, grace: Grace) -> None:
+        """End all that is kept; the caller starts nothing meanwhile.
+
+        Raises:
+            ExecFailed: `engine_timeout`.
+        """
+        for id in self._starting:  # a keeper may yet take it up: then it is ended at once
+            self._kept[id].started.cancel()
+        if self._kept:
+            self._empty = asyncio.Event()
+            await ending.end(lambda level: self.end(_ALL, level), self._empty, grace)
 
     def _order(self, frame: bytes) -> None:
+        """Every end of a process may depend on it, so it has no bound of its own but that of the live processes."""
         if self.alive:
-            self._orders.send(frame, [])
+            self._orders.send(frame, [], bounded=False)
 
     async def ask(self, op: int, a: int = 0, b: int = 0, tail: bytes = b"", fds: list[int] | None = None) -> Answer:
         """An order that is answered. `fds` are closed in any case.
@@ -265,7 +311,8 @@ class Spawner:
         """
         answer = await self.ask(frames.LISTEN, port, limits.SPAWN_LISTEN_BACKLOG)
         if answer.fd is None:
-            raise ExecFailed(f"cannot listen on port {port} inside: {os.strerror(answer.errno)}", "io_error")
+            words = os.strerror(answer.errno or errno.EMFILE)  # without one, it was lost on the way
+            raise ExecFailed(f"cannot listen on port {port} inside: {words}", "io_error")
         return socket.socket(fileno=answer.fd), answer.value
 
     # --- what it says ---
@@ -286,7 +333,7 @@ class Spawner:
         """One frame; empty at the end."""
         try:
             if not self._terminals:
-                return self._channel.recv(frames.EVENT.size), None
+                return self._channel.recv(frames.EVENT.size + 1), None
             return _receive_with_fd(self._channel)
         except ConnectionResetError:
             return b"", None
@@ -295,10 +342,14 @@ class Spawner:
         op, id, a, b, user_us, system_us, max_rss_kb = event
         process = self._kept.get(id)
         if process is None:
+            if terminal is not None:
+                os.close(terminal)
             return  # given up long ago
-        if op == frames.STARTED:
+        if op == frames.EXITED and id in self._starting:
+            self._end()  # an end without a beginning: what it says cannot be relied on
+        elif op == frames.STARTED:
             self._starting.pop(id, None)
-            self._terminals -= terminal is not None
+            self._terminals.discard(id)
             process.on_started(terminal)
         elif op == frames.EXITED:
             process.on_exited(a, user_us, system_us, max_rss_kb)
@@ -307,19 +358,25 @@ class Spawner:
         elif op == frames.EMPTY:
             self._let_go(process)
         elif op == frames.REFUSED:
-            del self._kept[id]
-            self._starting.pop(id, None)
+            self._forget(id)
             process.on_refused(b, a)
         elif op == frames.LOST:
-            self._keepers -= 1
-            del self._kept[id]
-            self._starting.pop(id, None)
+            self._keepers -= 0 if b else 1
+            self._forget(id)
             process.on_lost("the process's keeper was killed")
 
     def _let_go(self, process: SpawnProcess) -> None:
-        del self._kept[process.id]
+        self._forget(process.id)
         process.on_gone()
         self._retire()
+
+    def _forget(self, id: int) -> None:
+        del self._kept[id]
+        self._adopted.discard(id)
+        self._starting.pop(id, None)
+        self._terminals.discard(id)
+        if self._empty is not None and not self._kept:
+            self._empty.set()
 
     def _on_control(self) -> None:
         try:
@@ -345,8 +402,8 @@ class Spawner:
         if not self.alive:
             return
         with suppress(OSError):
-            while len(frame := self._channel.recv(frames.EVENT.size)) == frames.EVENT.size:
-                self._heed(frames.EVENT.unpack(frame), None)
+            while len((event := self._event())[0]) == frames.EVENT.size:
+                self._heed(frames.EVENT.unpack(event[0]), event[1])
         self.close()
         self._on_end()
 
@@ -365,12 +422,14 @@ class Spawner:
             if not answer.done():
                 answer.set_exception(ExecFailed("the spawner has ended", "container_gone"))
         kept, self._kept = self._kept, {}
+        if self._empty is not None:
+            self._empty.set()
         self._starting.clear()
         for process in kept.values():
             process.on_lost("the environment has ended")
 
 
-def _with_file(fds: list[int], data: bytes) -> list[int]:
+def with_file(fds: list[int], data: bytes) -> list[int]:
     """The descriptors and, last, a file with these bytes; closes them all where there is none to be had."""
     try:
         file = os.memfd_create("fastclaw-start", os.MFD_CLOEXEC)
@@ -388,13 +447,16 @@ def _with_file(fds: list[int], data: bytes) -> list[int]:
 
 
 def _receive_with_fd(packets: socket.socket) -> tuple[bytes, int | None]:
-    """One event and the descriptor that came along. A frame that is too long or lost something is returned empty."""
+    """One event and the descriptor that came along, if there was room for it here (recvmsg(2), MSG_CTRUNC).
+
+    A frame that is too long, or has more, is returned empty.
+    """
     frame, extras, flags, _ = packets.recvmsg(frames.EVENT.size, _TERMINAL, socket.MSG_CMSG_CLOEXEC)
     fds = array("i")
     for level, kind, data in extras:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > 1:
+    if flags & socket.MSG_TRUNC or len(fds) > 1:
         close_all(fds)
         return b"", None
     return frame, fds[0] if fds else None

@@ -1,8 +1,10 @@
-"""The three pipes of one process. Our ends do not block; its ends do, as every program expects of its stdio."""
+"""The streams of one process: three pipes, or a terminal. Our ends do not block; its ends do, as every program expects
+of its stdio."""
 
 from __future__ import annotations
 
 import os
+from errno import EMFILE
 from fcntl import F_SETFL, fcntl
 from os import O_CLOEXEC, O_NONBLOCK, O_WRONLY, pipe2
 
@@ -59,3 +61,30 @@ class Stdio:
     def close_ours(self) -> None:
         """For a start that failed."""
         close_all(fd for fd in (self.stdin, self.stdout, self.stderr) if fd is not None)
+
+
+def terminal_streams(master: int | None, stdin: bool) -> tuple[int | None, int, int]:
+    """Stdin, stdout and stderr of a process on a terminal: two descriptors of the terminal, and an output at its end.
+
+    Parameters:
+        master: stays the caller's; None where there was no room for it here when it came.
+        stdin: False gives the caller no input.
+
+    Raises:
+        ExecFailed: `overloaded`, no descriptor is left.
+    """
+    opened: list[int] = []
+    try:
+        if master is None:
+            raise OSError(EMFILE, os.strerror(EMFILE))
+        os.set_blocking(master, False)
+        opened += pipe2(O_CLOEXEC | O_NONBLOCK)
+        opened.append(os.dup(master))
+        if stdin:
+            opened.append(os.dup(master))
+    except OSError as error:
+        close_all(opened)
+        raise refusals.resources_refused(error) from error
+    stderr, nobody, stdout, *inputs = opened
+    os.close(nobody)
+    return (inputs[0] if inputs else None), stdout, stderr

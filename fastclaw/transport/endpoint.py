@@ -5,6 +5,8 @@ is. The inbound half takes what clients send, one client after the other, into t
 before it left is still delivered. Both halves of a client end on their own.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
@@ -17,17 +19,19 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from fastclaw import limits
-from fastclaw.runtime import OnDisconnect
 from fastclaw.transport import splice
 from fastclaw.transport.listener import Listener, is_trusted_peer
 from fastclaw.transport.relay import Relay
-from fastclaw.transport.watcher import Watcher
 
 if TYPE_CHECKING:
     import asyncio
 
+    from fastclaw.runtime import OnDisconnect
+    from fastclaw.transport.splice import Move
+    from fastclaw.transport.watcher import Watcher
+
 _INT = struct.Struct("i")
-_NOBODY: deque["_Client"] = deque(maxlen=0)
+_NOBODY: deque[_Client] = deque(maxlen=0)
 """No senders: most endpoints have none for most of their life."""
 
 
@@ -50,8 +54,24 @@ class Owner(Protocol):
     def on_abandoned(self) -> None:
         """A client left, and `on_disconnect` is `kill`."""
 
+    def on_gap(self) -> None:
+        """A client left output unread in its socket: it is lost."""
+
     def on_drained(self) -> None:
         """The output's end has reached a client. Called once for each endpoint."""
+
+
+class _Nobody:
+    """Owns what is closed."""
+
+    def on_abandoned(self) -> None: ...
+
+    def on_gap(self) -> None: ...
+
+    def on_drained(self) -> None: ...
+
+
+_SILENT = _Nobody()
 
 
 class Endpoint:
@@ -79,7 +99,6 @@ class Endpoint:
         "_senders",
         "_watcher",
         "drained",
-        "gap",
     )
 
     def __init__(
@@ -98,7 +117,7 @@ class Endpoint:
         self._watcher = watcher
         self._on_disconnect = on_disconnect
         self._loop = watcher.loop
-        self._move_output = splice.mover()
+        self._move_output = self._output_mover()
         self._client: _Client | None = None
         self._outbound: Relay | None = None
         self._senders: deque[_Client] = _NOBODY
@@ -106,7 +125,6 @@ class Endpoint:
         self._is_open = True
         self._retry: asyncio.TimerHandle | None = None
         self.drained = False
-        self.gap = False
         watcher.watch_listener(listener.fd, self._on_connection)
 
     @property
@@ -126,6 +144,18 @@ class Endpoint:
         waiting = bytearray(_INT.size)
         fcntl.ioctl(self._output_fd, termios.FIONREAD, waiting)
         return bool(_INT.unpack(waiting)[0])
+
+    # --- what is different for a terminal ---
+
+    def _output_mover(self) -> Move:
+        return splice.mover()
+
+    def _input_mover(self) -> Move:
+        return splice.mover()
+
+    def _end_input(self, fd: int) -> None:
+        """Have the process read EOF; `fd` is closed, now or soon."""
+        os.close(fd)
 
     # --- connections ---
 
@@ -174,7 +204,7 @@ class Endpoint:
         self._client = None
         self._watcher.unwatch(client.fd)
         if client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET:
-            self.gap = True  # it closed with output of ours unread; AF_UNIX does not say how much
+            self._owner.on_gap()  # it closed with output of ours unread; AF_UNIX does not say how much
         self._stop_outbound(client)
         if self._on_disconnect == "kill":
             self._owner.on_abandoned()
@@ -214,7 +244,7 @@ class Endpoint:
                 client.fd,
                 self._input_fd,
                 self._input_fd,
-                splice.mover(),
+                self._input_mover(),
                 lambda error: self._input_ended(client, error),
             )
             client.inbound.start()
@@ -225,7 +255,7 @@ class Endpoint:
         self._senders.popleft()
         process_stopped_reading = error is not None and error.errno == errno.EPIPE
         if error is not None and error.errno == errno.ECONNRESET:
-            self.gap = True
+            self._owner.on_gap()
         left = self._client is not client or (not self.drained and _has_hung_up(client.socket))
         client.inbound_done = True
         if process_stopped_reading or not (left and self._on_disconnect == "hold"):
@@ -244,8 +274,8 @@ class Endpoint:
         for client in senders:
             if client.inbound is not None:
                 client.inbound.stop()
-        os.close(self._input_fd)
-        self._input_fd = None
+        input_fd, self._input_fd = self._input_fd, None
+        self._end_input(input_fd)
         for client in senders:
             self._refuse_input(client)
 
@@ -304,6 +334,7 @@ class Endpoint:
             if client.fd >= 0:
                 self._close(client)
         os.close(self._output_fd)
+        self._owner = _SILENT  # what is closed keeps nobody: it would take the collector to free them both
 
 
 def _drop_input(connection: socket.socket) -> None:

@@ -124,6 +124,12 @@ class ProcessSockets(NamedTuple):
     stdio: Listener
     stderr: Listener
 
+    def unlink(self) -> None:
+        """Unlink both, where somebody else has closed them."""
+        for listener in self:
+            with contextlib.suppress(OSError):
+                os.unlink(listener.path)
+
     def close(self) -> None:
         """Close and unlink both."""
         self.stdio.close()

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +35,31 @@ BULK = 64 * 1024 * 1024
 AFTER_EOF = 1024 * 1024
 
 
-@pytest.fixture
-async def runtime(engine_service: EngineService) -> AsyncIterator[RuntimeClient]:
+@asynccontextmanager
+async def served(service: EngineService, lane: str) -> AsyncIterator[RuntimeClient]:
     """A runtime on the shared engine; afterwards its containers must be gone."""
-    options = {"url": engine_service.url, "image": engine_service.image}
+    options = {"url": service.url, "image": service.image, "lane": lane}
     async with RuntimeClient.spawn(SERVE, namespace=NAMESPACE, options=options) as client:
         yield client
-    assert await containers(engine_service.url) == []
+    assert await containers(service.url) == []
+
+
+@pytest.fixture(params=["spawn", "rest"])
+async def runtime(engine_service: EngineService, request: pytest.FixtureRequest) -> AsyncIterator[RuntimeClient]:
+    async with served(engine_service, request.param) as client:
+        yield client
+
+
+@pytest.fixture
+async def rest(engine_service: EngineService) -> AsyncIterator[RuntimeClient]:
+    async with served(engine_service, "rest") as client:
+        yield client
+
+
+@pytest.fixture
+async def spawn(engine_service: EngineService) -> AsyncIterator[RuntimeClient]:
+    async with served(engine_service, "spawn") as client:
+        yield client
 
 
 async def containers(url: str) -> list[str]:
@@ -92,13 +111,25 @@ async def test_stdin_ends_while_output_flows(runtime: RuntimeClient) -> None:
         assert (len(out), (await process.wait()).exit_code) == (AFTER_EOF, 0)
 
 
-async def test_this_lane_does_not_claim_to_end_streams_one_by_one(runtime: RuntimeClient) -> None:
+async def test_the_rest_lane_does_not_claim_to_end_streams_one_by_one(rest: RuntimeClient) -> None:
     """Both outputs share one connection of the engine, which says nothing when one of them ends."""
-    assert "separate_eof" not in runtime.capabilities
+    assert "separate_eof" not in rest.capabilities
 
 
-async def test_a_grandchild_that_keeps_stdout_does_not_hold_up_the_end(runtime: RuntimeClient) -> None:
-    async with await shell(runtime, "sleep 1000 & echo parent") as process:
+@pytest.mark.promise("K-ORPHANS", "P-EOF-OWN")
+async def test_on_the_spawn_lane_a_stream_ends_when_the_last_who_holds_it_is_gone(spawn: RuntimeClient) -> None:
+    async with await shell(spawn, "sleep 1000 2>/dev/null & echo parent; echo error >&2") as process:
+        record = await asyncio.wait_for(process.wait(), 20)
+        assert record.exit_code == 0
+        assert await process.stdout_read() == b"parent\n"
+        ending = asyncio.ensure_future(process.communicate())
+        await process.kill(0)
+        assert await asyncio.wait_for(ending, 20) == (b"", b"error\n")
+    assert not marked(process.id)
+
+
+async def test_on_the_rest_lane_a_grandchild_that_keeps_stdout_does_not_hold_up_its_end(rest: RuntimeClient) -> None:
+    async with await shell(rest, "sleep 1000 & echo parent") as process:
         record = await asyncio.wait_for(process.wait(), 20)
         out, _ = await asyncio.wait_for(process.communicate(), 20)
         assert (record.exit_code, out) == (0, b"parent\n")

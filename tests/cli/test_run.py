@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import subprocess
+import termios
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,12 @@ def read_until(fd: int, wanted: bytes) -> bytes:
         assert data, seen
         seen += data
     return seen
+
+
+def await_none_left(runner: Runner) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while runner.left() and time.monotonic() < deadline:
+        time.sleep(0.02)  # what ends them is no child of ours
 
 
 @contextmanager
@@ -299,6 +306,114 @@ def test_control_c_on_a_terminal(local: Runner) -> None:
         os.close(terminal)
 
 
+class OnTerminal:
+    """`fastclaw run -t` on a terminal of ours.
+
+    Attributes:
+        master: our side of it.
+    """
+
+    def __init__(self, runner: Runner, *command: str) -> None:
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            termios.tcsetwinsize(0, (33, 77))
+            env = {**runner.env, "TERM": "vt220"}
+            os.execvpe(runner.argv[0], [*runner.argv, "-t", *command], env)
+        self.before = termios.tcgetattr(self.master)
+
+    def is_raw(self) -> bool:
+        return not termios.tcgetattr(self.master)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+
+    def exit_code(self) -> int:
+        """Once it has ended and given the terminal back."""
+        pidfd = os.pidfd_open(self.pid)
+        assert select.select([pidfd], [], [], DEADLINE_S)[0]
+        os.close(pidfd)
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        assert termios.tcgetattr(self.master) == self.before
+        return code
+
+
+@contextmanager
+def on_terminal(runner: Runner, *command: str) -> Iterator[OnTerminal]:
+    made = OnTerminal(runner, *command)
+    try:
+        yield made
+    finally:
+        os.close(made.master)
+
+
+def test_a_terminal_from_ours(run: Runner) -> None:
+    with on_terminal(run, *shell("echo $TERM; stty size; read line; echo got $line; exit 7")) as ours:
+        assert b"vt220\r\n33 77\r\n" in read_until(ours.master, b"33 77\r\n")
+        assert ours.is_raw()
+        os.write(ours.master, b"word\r")
+        assert b"word\r\ngot word\r\n" in read_until(ours.master, b"got word\r\n")
+        assert ours.exit_code() == 7
+        assert not ours.is_raw()
+
+
+def test_a_window_that_changes(run: Runner) -> None:
+    script = "trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 1 & wait; done"
+    with on_terminal(run, *shell(script)) as ours:
+        read_until(ours.master, b"ready")
+        termios.tcsetwinsize(ours.master, (50, 132))
+        read_until(ours.master, b"50 132")
+        assert ours.exit_code() == 0
+
+
+def test_control_c_is_the_command_s_on_its_own_terminal(run: Runner) -> None:
+    with on_terminal(run, *shell("trap 'echo mine; exit 5' INT; echo ready; while :; do sleep 1 & wait; done")) as ours:
+        read_until(ours.master, b"ready")
+        os.write(ours.master, b"\x03")
+        read_until(ours.master, b"mine")
+        assert ours.exit_code() == 5
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_gives_the_terminal_back(local: Runner, signum: signal.Signals) -> None:
+    with on_terminal(local, *shell("echo ready; exec sleep 1000")) as ours:
+        read_until(ours.master, b"ready")
+        assert ours.is_raw()
+        os.kill(ours.pid, signum)
+        assert ours.exit_code() == 128 + signum
+
+
+def test_a_runtime_that_dies_gives_the_terminal_back(local: Runner, short_dir: Path) -> None:
+    local.env["XDG_RUNTIME_DIR"] = str(short_dir)  # where its sockets stay
+    with on_terminal(local, *shell("echo ready; exec sleep 1000")) as ours:
+        read_until(ours.master, b"ready")
+        for pid, _ in procfs.children(ours.pid):
+            os.kill(pid, signal.SIGKILL)
+        read_until(ours.master, b"exited with code -9")
+        assert ours.exit_code() == 125
+    await_none_left(local)
+
+
+def test_a_command_that_does_not_start_leaves_the_terminal_alone(local: Runner) -> None:
+    with on_terminal(local, "--", "/no/such/program") as ours:
+        read_until(ours.master, b"No such file")
+        assert not ours.is_raw()
+        assert ours.exit_code() == 127
+
+
+def test_a_terminal_without_one_here(run: Runner) -> None:
+    done = run(
+        "-t", *shell("test -t 0 && test -t 1 && test -t 2 && stty size; cat; echo err >&2; exit 3"), input=b"in\n"
+    )
+    assert (done.returncode, own_words(done.stderr)) == (3, b"")
+    lines = done.stdout.split(b"\r\n")
+    assert b"24 80" in lines
+    assert lines.count(b"in") == 2  # typed and shown, read and written
+    assert lines[-2:] == [b"err", b""]
+
+
+def test_a_terminal_on_a_lane_without_them_is_one_line() -> None:
+    done = fastclaw("run", "--runtime", "memory", "-t", "--", "true")
+    assert done.returncode == 125
+    assert "$.tty" in assert_one_line(done.stderr)
+
+
 def test_timeout_ends_the_command(run: Runner) -> None:
     done = run("--timeout", "200", *shell("sleep 1000 & sleep 1000"))
     assert done.returncode == 128 + signal.SIGTERM
@@ -311,9 +426,7 @@ def test_a_runtime_that_dies_is_one_line(local: Runner) -> None:
         assert process.wait(DEADLINE_S) == 125
         assert process.stderr is not None
         assert "exited with code -9" in assert_one_line(own_words(process.stderr.read()))
-    deadline = time.monotonic() + DEADLINE_S
-    while local.left() and time.monotonic() < deadline:
-        time.sleep(0.02)  # what ends them is no child of ours
+    await_none_left(local)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.client import RuntimeClient
-from fastclaw.errors import ExecFailed, InvalidState, IoError
+from fastclaw.errors import ExecFailed, InvalidParams, InvalidState, IoError
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "local", "--log-level", "error"]
 
@@ -66,6 +66,20 @@ async def test_the_reason_of_a_failed_exec(rt: RuntimeClient) -> None:
     with pytest.raises(ExecFailed) as caught:
         await rt.exec(["no-such-program"])
     assert (caught.value.reason, caught.value.fault) == ("not_found", "caller")
+
+
+async def test_a_terminal_and_its_size(rt: RuntimeClient) -> None:
+    script = "trap 'stty size; exit 4' WINCH; stty size; while :; do sleep 1 & wait; done"
+    async with await rt.exec(["sh", "-c", script], tty=True, tty_size=[7, 9]) as process:
+        assert await process.stdout_read() == b"7 9\r\n"
+        await process.resize(50, 132)
+        assert await process.stdout_read() == b"50 132\r\n"
+        assert (await process.wait()).exit_code == 4
+        await process.resize(1, 1)
+    async with await rt.exec(["true"]) as process:
+        with pytest.raises(InvalidParams) as raised:
+            await process.resize(1, 1)
+        assert raised.value.reason == "no_tty"
 
 
 async def test_wait_kill_signal_and_list(rt: RuntimeClient) -> None:

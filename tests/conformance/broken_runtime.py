@@ -62,7 +62,9 @@ class Careless:
         request_id, params = request.get("id"), request.get("params") or {}
         match request.get("method"):
             case "initialize":
-                result(request_id, {"server": {"name": "careless", "version": "0"}, "capabilities": ["wait"]})
+                # Broken: there is no terminal at all.
+                offered = ["wait", "tty"]
+                result(request_id, {"server": {"name": "careless", "version": "0"}, "capabilities": offered})
             case "exec" if self.is_refused(params["cmd"]):
                 # Broken, here and below: neither the crate's words nor any data.
                 error(request_id, -32000, "no")

@@ -36,6 +36,7 @@ CARELESS = {
     "K-KILL": "what was due within 1000 ms did not come",
     "S-MODE": "has mode 755",
     "R-CODE": "exit 1 gave",
+    "T-TTY": "what was due within 1000 ms did not come",
 }
 """Promise → what must be said of the runtime that has sockets."""
 

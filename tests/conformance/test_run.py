@@ -28,11 +28,11 @@ def _cited(item: Any) -> list[str]:
     return list(marker.args)
 
 
-def _report(runtime: str, vocabulary: Vocabulary) -> Report:
+def _report(runtime: str, vocabulary: Vocabulary, **options: Any) -> Report:
     command = [sys.executable, "-m", "fastclaw", "serve", "--runtime", runtime]
     # The log of hundreds of deliberate errors helps nobody who reads the result of a test.
     with open(os.devnull, "wb") as log:
-        return asyncio.run(check(command, vocabulary, {}, stderr=log))
+        return asyncio.run(check(command, vocabulary, options, stderr=log))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,13 @@ def local() -> Report:
 @pytest.fixture(scope="module")
 def podman() -> Report:
     """The contract over `podman`, with an engine of its own."""
-    return _report("podman", POSIX)
+    return _report("podman", POSIX, lane="spawn")
+
+
+@pytest.fixture(scope="module")
+def rest() -> Report:
+    """The same over the engine's own execs."""
+    return _report("podman", POSIX, lane="rest")
 
 
 def _is_kept(report: Report, promise_id: str) -> None:
@@ -97,7 +103,8 @@ def test_memory_does_not_offer_the_rest(memory: Report) -> None:
     "P-REOPEN", "P-SECOND", "P-RETURN", "P-GONE-EOF", "P-GONE-HOLD", "P-GONE-KILL", "S-MODE", "S-PATH",
     "S-PEER", "S-UNLINK", "S-LINGER", "K-KILL", "K-TERM", "K-HARD", "K-TREE", "K-ORPHANS", "K-ENDED",
     "K-UNKNOWN", "R-CODE", "R-SIGNAL", "R-KILLED", "R-RUNNING", "R-AGAIN", "R-SHAPE", "R-USAGE",
-    "T-LIST", "T-SIGNAL",
+    "T-LIST", "T-SIGNAL", "T-LIMITS", "T-LIMITS-NAME",
+    "T-TTY", "T-TTY-EOF", "T-TTY-LOSSLESS", "T-TTY-SIZE", "T-TTY-NONE",
 )  # fmt: skip
 def test_local_keeps(local: Report, promise_id: str) -> None:
     _is_kept(local, promise_id)
@@ -114,12 +121,14 @@ def test_local_does_not_offer_the_rest(local: Report) -> None:
     "W-BATCH-QUIET", "W-METHOD", "W-PARAMS", "W-PARAMS-NONE", "W-PARAMS-MORE", "W-STDOUT", "E-DATA",
     "E-WORDS", "L-BEFORE", "L-BEFORE-HEALTH", "L-BEFORE-STOP", "L-INIT", "L-TWICE", "L-NAMESPACE",
     "L-OPTION", "L-HEALTH", "L-STOP", "L-EOF", "L-TERM", "L-CLOSING", "L-NOTHING-LEFT", "L-KILLED",
-    "X-RESULT", "X-LISTEN", "X-MISSING", "X-NOT-A-PROGRAM", "X-DIR", "X-DIR-MISSING", "X-EMPTY",
-    "X-NUL", "X-BIG", "X-ENV", "X-OWN-127", "X-NO-STDIN", "X-KEY", "X-TIMEOUT", "P-ECHO", "P-STDERR",
-    "P-EARLY", "P-LOSSLESS", "P-BOTH-WAYS", "P-HALF-CLOSE", "P-EOF", "P-SLOW", "P-SECOND", "P-RETURN",
-    "P-GONE-EOF", "P-GONE-HOLD", "P-GONE-KILL", "S-MODE", "S-PATH", "S-PEER", "S-UNLINK", "S-LINGER",
-    "K-KILL", "K-TERM", "K-HARD", "K-ENDED", "K-UNKNOWN", "R-CODE", "R-KILLED", "R-RUNNING", "R-AGAIN",
-    "R-SHAPE", "T-LIST", "T-SIGNAL", "X-USER", "P-REOPEN", "K-TREE", "K-ORPHANS",
+    "X-RESULT", "X-LISTEN", "X-MISSING", "X-NOT-A-PROGRAM", "X-DIR", "X-DIR-MISSING", "X-USER",
+    "X-EMPTY", "X-NUL", "X-BIG", "X-ENV", "X-OWN-127", "X-NO-STDIN", "X-KEY", "X-TIMEOUT", "P-ECHO",
+    "P-STDERR", "P-EARLY", "P-LOSSLESS", "P-BOTH-WAYS", "P-HALF-CLOSE", "P-EOF", "P-EOF-OWN", "P-SLOW",
+    "P-REOPEN", "P-SECOND", "P-RETURN", "P-GONE-EOF", "P-GONE-HOLD", "P-GONE-KILL", "S-MODE", "S-PATH",
+    "S-PEER", "S-UNLINK", "S-LINGER", "K-KILL", "K-TERM", "K-HARD", "K-TREE", "K-ORPHANS", "K-ENDED",
+    "K-UNKNOWN", "R-CODE", "R-SIGNAL", "R-KILLED", "R-RUNNING", "R-AGAIN", "R-SHAPE", "R-USAGE",
+    "T-LIST", "T-SIGNAL", "T-LIMITS", "T-LIMITS-NAME",
+    "T-TTY", "T-TTY-EOF", "T-TTY-LOSSLESS", "T-TTY-SIZE", "T-TTY-NONE",
 )  # fmt: skip
 def test_podman_keeps(podman: Report, promise_id: str) -> None:
     _is_kept(podman, promise_id)
@@ -128,3 +137,26 @@ def test_podman_keeps(podman: Report, promise_id: str) -> None:
 @pytest.mark.podman
 def test_podman_does_not_offer_the_rest(podman: Report) -> None:
     _offers_no_more(podman, test_podman_keeps)
+
+
+@pytest.mark.podman
+@pytest.mark.promise(
+    "W-LINE", "W-PIECES", "W-UTF8", "W-LINE-MAX", "W-LINE-OVER", "W-PARSE", "W-INVALID", "W-ID-ECHO",
+    "W-ID-BAD", "W-ID-DUP", "W-BURST", "W-NOTIFY", "W-PIPELINE", "W-BATCH", "W-BATCH-BAD",
+    "W-BATCH-QUIET", "W-METHOD", "W-PARAMS", "W-PARAMS-NONE", "W-PARAMS-MORE", "W-STDOUT", "E-DATA",
+    "E-WORDS", "L-BEFORE", "L-BEFORE-HEALTH", "L-BEFORE-STOP", "L-INIT", "L-TWICE", "L-NAMESPACE",
+    "L-OPTION", "L-HEALTH", "L-STOP", "L-EOF", "L-TERM", "L-CLOSING", "L-NOTHING-LEFT", "L-KILLED",
+    "X-RESULT", "X-LISTEN", "X-MISSING", "X-NOT-A-PROGRAM", "X-DIR", "X-DIR-MISSING", "X-EMPTY",
+    "X-NUL", "X-BIG", "X-ENV", "X-OWN-127", "X-NO-STDIN", "X-KEY", "X-TIMEOUT", "P-ECHO", "P-STDERR",
+    "P-EARLY", "P-LOSSLESS", "P-BOTH-WAYS", "P-HALF-CLOSE", "P-EOF", "P-SLOW", "P-SECOND", "P-RETURN",
+    "P-GONE-EOF", "P-GONE-HOLD", "P-GONE-KILL", "S-MODE", "S-PATH", "S-PEER", "S-UNLINK", "S-LINGER",
+    "K-KILL", "K-TERM", "K-HARD", "K-ENDED", "K-UNKNOWN", "R-CODE", "R-KILLED", "R-RUNNING", "R-AGAIN",
+    "R-SHAPE", "T-LIST", "T-SIGNAL", "X-USER", "P-REOPEN", "K-TREE", "K-ORPHANS",
+)  # fmt: skip
+def test_the_rest_lane_keeps(rest: Report, promise_id: str) -> None:
+    _is_kept(rest, promise_id)
+
+
+@pytest.mark.podman
+def test_the_rest_lane_does_not_offer_the_rest(rest: Report) -> None:
+    _offers_no_more(rest, test_the_rest_lane_keeps)

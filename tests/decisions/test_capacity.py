@@ -3,9 +3,11 @@
 import pytest
 
 from fastclaw import limits
-from fastclaw.decisions.capacity import Capacity, HostLimits, capacity
+from fastclaw.decisions.capacity import Capacity, HostLimits, capacity, streams_each, streams_here
 
 FREE = HostLimits(None, None, None, None)
+FILES = limits.RESERVED_FILES + 10 * limits.FILES_PER_PROCESS
+"""For ten processes here. A relay worker has less to reserve, and takes one descriptor less for each."""
 
 
 def test_a_host_without_limits_holds_what_was_asked_for() -> None:
@@ -15,7 +17,7 @@ def test_a_host_without_limits_holds_what_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
-        (FREE._replace(nofile=limits.RESERVED_FILES + 10 * limits.FILES_PER_PROCESS), Capacity(10, "open files")),
+        (FREE._replace(nofile=FILES), Capacity(10 + limits.RELAY_WORKERS * 75, "open files")),
         (
             FREE._replace(nproc=limits.RESERVED_PIDS + 7 * limits.PIDS_PER_PROCESS),
             Capacity(7, "processes of this user"),
@@ -30,3 +32,8 @@ def test_the_smallest_binds(host: HostLimits, expected: Capacity) -> None:
 
 def test_one_process_always_fits() -> None:
     assert capacity(HostLimits(1, 1, 1, 1), 4096).processes == 1
+
+
+def test_what_is_held_here_and_by_a_worker() -> None:
+    assert (streams_here(FILES), streams_each(FILES)) == (10, 75)
+    assert streams_here(None) > 100_000

@@ -6,7 +6,14 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.decisions.capacity import Capacity
-from fastclaw.decisions.diagnosis import Quotas, capacity_finding, engine_findings, network_finding, quota_findings
+from fastclaw.decisions.diagnosis import (
+    Quotas,
+    capacity_finding,
+    engine_findings,
+    network_finding,
+    quota_findings,
+    spawner_finding,
+)
 from fastclaw.decisions.service import HostFacts
 
 VERSIONS = {
@@ -102,3 +109,18 @@ def test_quotas_that_do_not() -> None:
 def test_an_open_network_needs_two_programs(facts: dict[str, str], level: str, advice: str | None) -> None:
     finding = network_finding(host(**facts))
     assert (finding.level, finding.advice) == (level, advice)
+
+
+def test_a_spawner_that_is_there() -> None:
+    found = spawner_finding(None, 13_000, lists_children=True)
+    assert (found.level, found.text) == ("ok", "13 KB, for the spawn lane")
+
+
+@pytest.mark.parametrize(
+    ("missing", "children", "said"), [("not built", True, "not built"), (None, False, "CONFIG_PROC_CHILDREN")]
+)
+def test_without_one_there_is_rest_only(missing: str | None, children: bool, said: str) -> None:
+    found = spawner_finding(missing, 0, lists_children=children)
+    assert found.level == "warning"
+    assert said in found.text
+    assert (found.advice is not None) is (missing is not None)

@@ -13,6 +13,7 @@ from fastclaw.decisions.options import Options
 from fastclaw.decisions.params import (
     KillParams,
     NoParams,
+    ResizeParams,
     SignalParams,
     WaitParams,
     check_exec,
@@ -40,6 +41,16 @@ from fastclaw.runtime import ExecRequest, InitializeParams
         ({"cmd": ["a"], "on_disconnect": "x"}, ExecRequest, "$.on_disconnect"),
         ({"cmd": ["a"], "key": ""}, ExecRequest, "$.key"),
         ({"cmd": ["a"], "stdin": 1}, ExecRequest, "$.stdin"),
+        ({"cmd": ["a"], "tty": 1}, ExecRequest, "$.tty"),
+        ({"cmd": ["a"], "tty_size": [24]}, ExecRequest, "$.tty_size"),
+        ({"cmd": ["a"], "tty_size": [24, 80, 1]}, ExecRequest, "$.tty_size"),
+        ({"cmd": ["a"], "tty_size": [0, 80]}, ExecRequest, "$.tty_size[0]"),
+        ({"cmd": ["a"], "tty_size": [24, 65_536]}, ExecRequest, "$.tty_size[1]"),
+        ({"cmd": ["a"], "limits": {"nofile": "1"}}, ExecRequest, "$.limits[...]"),
+        ({"rows": 1, "columns": 1}, ResizeParams, "$.process_id"),
+        ({"process_id": "p", "columns": 1}, ResizeParams, "$.rows"),
+        ({"process_id": "p", "rows": 0, "columns": 1}, ResizeParams, "$.rows"),
+        ({"process_id": "p", "rows": 1, "columns": 65_536}, ResizeParams, "$.columns"),
         ({}, KillParams, "$.process_id"),
         ({"process_id": "p", "grace_ms": -1}, KillParams, "$.grace_ms"),
         ({"process_id": "p", "grace_ms": 2**31}, KillParams, "$.grace_ms"),
@@ -55,6 +66,21 @@ def test_the_path_names_the_field(params: Any, shape: type[Struct], path: str) -
         convert(params, shape)
     assert raised.value.data["path"] == path
     assert path in str(raised.value)
+
+
+def test_a_terminal_s_size_is_rows_and_columns() -> None:
+    request = convert({"cmd": ["a"], "tty": True, "tty_size": [1, 65_535]}, ExecRequest)
+    assert (request.tty, request.tty_size) == (True, (1, 65_535))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"), [("nofiles", 1, "nofile"), ("qqq", 1, None), ("cpu", -1, None), ("as", 2**64, None)]
+)
+def test_a_limit_that_there_is_not_is_named(name: str, value: int, nearest: str | None) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        check_exec(ExecRequest(cmd=["a"], limits={name: value}))
+    assert raised.value.data["path"] == f"$.limits.{name}"
+    assert raised.value.data.get("nearest") == nearest
 
 
 def test_unknown_keys_of_params_are_ignored() -> None:

@@ -11,12 +11,17 @@ import pytest
 from fastclaw import limits
 from fastclaw.decisions.service import (
     HostFacts,
+    JanitorOrder,
     ServicePaths,
+    Storage,
     bound_argv,
     conf_text,
+    janitor_argv,
     plan_service,
+    runtime_argv,
     service_env,
     standing_argv,
+    tool_argv,
 )
 from fastclaw.errors import StartFailed
 
@@ -43,7 +48,7 @@ def facts(**changes: Any) -> HostFacts:
 
 
 @pytest.mark.parametrize(
-    ("changes", "runtime", "private_mounts"),
+    ("changes", "runtime", "hide_cgroup2"),
     [
         ({}, "crun", False),
         ({"cgroups": "v1"}, "crun", False),
@@ -55,13 +60,13 @@ def facts(**changes: Any) -> HostFacts:
         ({"crun": None, "cgroups": "hybrid"}, "runc", False),
     ],
 )
-def test_chooses_the_oci_runtime(changes: dict[str, Any], runtime: str, private_mounts: bool) -> None:
+def test_chooses_the_oci_runtime(changes: dict[str, Any], runtime: str, hide_cgroup2: bool) -> None:
     plan = plan_service(facts(**changes))
-    assert (plan.oci_runtime, plan.private_mounts) == (runtime, private_mounts)
+    assert (plan.oci_runtime, plan.hide_cgroup2) == (runtime, hide_cgroup2)
 
 
 @pytest.mark.parametrize(
-    ("changes", "oci_runtime", "private_mounts"),
+    ("changes", "oci_runtime", "hide_cgroup2"),
     [
         ({}, "runc", False),
         ({}, "krun", False),
@@ -71,11 +76,30 @@ def test_chooses_the_oci_runtime(changes: dict[str, Any], runtime: str, private_
         ({"cgroups": "hybrid"}, "kata", False),
     ],
 )
-def test_the_users_oci_runtime_wins(changes: dict[str, Any], oci_runtime: str, private_mounts: bool) -> None:
+def test_the_users_oci_runtime_wins(changes: dict[str, Any], oci_runtime: str, hide_cgroup2: bool) -> None:
     plan = plan_service(facts(**changes), oci_runtime=oci_runtime)
     assert plan.oci_runtime == oci_runtime
-    assert plan.private_mounts is private_mounts
+    assert plan.hide_cgroup2 is hide_cgroup2
     assert tomllib.loads(conf_text(plan, "/c"))["engine"]["runtime"] == oci_runtime
+
+
+@pytest.mark.parametrize(
+    ("changes", "storage", "private_mounts"),
+    [
+        ({}, "private", True),
+        ({}, "host", False),
+        ({"is_root": False}, "private", False),
+        ({"unshare": None}, "private", False),
+        ({"cgroups": "hybrid"}, "host", True),
+    ],
+)
+def test_mounts_are_kept_out_of_the_hosts_namespace(
+    changes: dict[str, Any], storage: Storage, private_mounts: bool
+) -> None:
+    plan = plan_service(facts(**changes), storage=storage)
+    assert plan.private_mounts is private_mounts
+    for launcher in (plan.bind_launcher, plan.free_launcher, plan.tool_launcher):
+        assert ("/usr/bin/unshare" in launcher) is private_mounts
 
 
 @pytest.mark.parametrize(
@@ -138,7 +162,8 @@ def test_cgroup_manager(is_root: bool, user_systemd: bool, manager: str) -> None
 
 def test_bound_command_line() -> None:
     argv = bound_argv(plan_service(facts(cgroups="hybrid")), PATHS, 42)
-    assert argv[:6] == ["/usr/bin/setpriv", "--pdeathsig", "KILL", "/usr/bin/unshare", "-m", "/bin/sh"]
+    assert argv[:3] == ["/usr/bin/setpriv", "--pdeathsig", "TERM"]
+    assert argv[3:8] == ["/usr/bin/unshare", "-m", "--propagation", "slave", "/bin/sh"]
     assert argv[argv.index("fastclaw-engine") + 1 :] == [
         "42",
         "/usr/bin/podman",
@@ -154,20 +179,48 @@ def test_bound_command_line() -> None:
 
 
 def test_bound_without_setpriv_uses_python() -> None:
-    argv = bound_argv(plan_service(facts(setpriv=None, python="/usr/bin/python3")), PATHS, 42)
+    argv = bound_argv(plan_service(facts(setpriv=None, python="/usr/bin/python3", unshare=None)), PATHS, 42)
     assert argv[:4] == ["/usr/bin/python3", "-I", "-S", "-c"]
     assert argv[5:7] == ["/bin/sh", "-c"]
 
 
 def test_standing_command_line_has_no_death_signal() -> None:
     argv = standing_argv(plan_service(FACTS), PATHS, "/r/pid")
-    assert argv[0] == "/bin/sh"
+    assert argv[:5] == ["/usr/bin/unshare", "-m", "--propagation", "slave", "/bin/sh"]
     assert argv[argv.index("fastclaw-engine") + 1 :][:3] == ["/r/pid", "/usr/bin/podman", "--log-level=error"]
 
 
 def test_host_storage_gets_no_storage_flags() -> None:
     argv = bound_argv(plan_service(FACTS, storage="host"), PATHS, 42)
     assert argv[argv.index("42") + 1 :] == ["/usr/bin/podman", "system", "service", "--time=0", "unix:///r/p.sock"]
+
+
+@pytest.mark.parametrize(("cgroups", "hides"), [("v2", False), ("hybrid", True)])
+def test_a_command_beside_the_service_has_its_storage_and_its_view_of_the_host(cgroups: str, hides: bool) -> None:
+    argv = tool_argv(plan_service(facts(cgroups=cgroups)), PATHS)
+    at = argv.index("fastclaw-engine") + 1
+    assert ("umount" in argv[at - 2]) is hides
+    assert argv[at:] == [
+        "/usr/bin/podman",
+        "--root=/s/root",
+        "--runroot=/r/run",
+        "--tmpdir=/r/tmp",
+        "--storage-driver=overlay",
+    ]
+
+
+def test_a_command_beside_the_service_runs_as_it_is_written() -> None:
+    plan = plan_service(facts(unshare=None, podman="/bin/echo"), oci_runtime="/bin/echo", storage="host")
+    for argv in (tool_argv(plan, PATHS), runtime_argv(plan)):
+        done = subprocess.run([*argv, "a b", "$c"], capture_output=True, text=True, check=True)
+        assert done.stdout == "a b $c\n"
+
+
+def test_the_janitor_is_told_everything_at_its_start() -> None:
+    order = JanitorOrder(owner=1, service=2, own_dir="/r/o", podman=["podman", "--x"], runtime=["crun"], label="l=v")
+    argv = janitor_argv("/usr/bin/python3", "/lib/janitor.py", order)
+    assert argv[:4] == ["/usr/bin/python3", "-I", "-S", "/lib/janitor.py"]
+    assert msgspec.json.decode(argv[4]) == msgspec.to_builtins(order)
 
 
 def test_podman_chooses_the_storage_driver_where_we_cannot() -> None:
@@ -203,3 +256,11 @@ def test_conmon_gets_no_exit_command(tmp_path: Path, given: list[str], passed_on
 
 def test_no_stand_in_for_conmon_where_programs_may_not_run() -> None:
     assert plan_service(facts(state_executable=False)).conmon_shim is None
+
+
+@pytest.mark.parametrize(("is_root", "seen"), [(True, ""), (False, "/run/user/1")])
+def test_a_command_of_the_runtime_looks_where_the_service_does(is_root: bool, seen: str) -> None:
+    plan = plan_service(facts(is_root=is_root, unshare=None), oci_runtime="/bin/sh")
+    argv = [*runtime_argv(plan), "-c", 'echo "$XDG_RUNTIME_DIR"']
+    env = {"XDG_RUNTIME_DIR": "/run/user/1"}
+    assert subprocess.run(argv, env=env, capture_output=True, text=True, check=True).stdout == f"{seen}\n"

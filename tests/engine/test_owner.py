@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from fastclaw.engine.owner import boot_id, identity, own_start_time, start_time
+from fastclaw.decisions.container import Owner, parse_owner
+from fastclaw.engine.owner import boot_id, identity, own_label, own_start_time, start_time
 
 
 def test_this_process_has_a_start_time() -> None:
@@ -36,3 +37,7 @@ def test_a_program_may_have_any_name(name: str) -> None:
 
 def test_boot_id_is_the_kernels() -> None:
     assert len(boot_id()) == 36
+
+
+def test_what_we_own_says_so() -> None:
+    assert parse_owner(own_label()) == Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id())

@@ -84,6 +84,18 @@ async def test_ending_one_that_has_ended_is_fine(tmp_path: Path) -> None:
     assert os.WEXITSTATUS(await status_of(pid, pidfd)) == 3
 
 
+async def test_its_stdin_may_be_a_descriptor_of_ours(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with (tmp_path / "err").open("wb") as err:
+        pid = spawn_service(["/bin/sh", "-c", "read x; echo $x >&2"], dict(os.environ), err.fileno(), read)
+    pidfd = os.pidfd_open(pid)
+    os.write(write, b"heard\n")
+    os.close(read)
+    os.close(write)
+    assert await status_of(pid, pidfd) == 0
+    assert (tmp_path / "err").read_text() == "heard\n"
+
+
 async def test_reaping_what_is_not_a_child_is_fine() -> None:
     reap(1)
 

@@ -21,6 +21,7 @@ from fastclaw.engine.owner import start_time
 from fastclaw.engine.process import wait_readable
 from fastclaw.engine.service import ManagedService, answers_ping
 from fastclaw.errors import StartFailed
+from tests.balance import children
 
 pytestmark = pytest.mark.podman
 
@@ -183,9 +184,37 @@ async def test_it_dies_with_an_owner_that_is_killed(owned: subprocess.Popen[str]
         os.close(pidfd)
     owned.wait(5)
     left = Path(socket).parent
-    assert left.exists()
-    await round_trip(engine_plan, left.parent.parent)
+    async with asyncio.timeout(10):
+        while left.exists():  # noqa: ASYNC110 - the janitor is nobody's child and does not tell
+            await asyncio.sleep(0.01)
+
+
+async def test_what_a_killed_owner_without_a_janitor_leaves_goes_with_the_next_start(
+    engine_plan: ServicePlan, short_dir: Path
+) -> None:
+    left = short_dir / "r" / "1-1-0"
+    left.mkdir(parents=True, mode=0o700)
+    await round_trip(engine_plan, short_dir)
     assert not left.exists()
+
+
+async def test_without_a_python_there_is_no_janitor(engine_plan: ServicePlan, short_dir: Path) -> None:
+    facts = msgspec.structs.replace(engine_plan.facts, python=None)
+    plan = msgspec.structs.replace(engine_plan, facts=facts)
+    before = children()
+    service = ManagedService(plan, short_dir / "s", short_dir / "r")
+    await service.start()
+    assert children() - before == {service.pid}
+    await service.stop()
+
+
+async def test_a_janitor_that_cannot_be_had_fails_the_start(engine_plan: ServicePlan, short_dir: Path) -> None:
+    facts = msgspec.structs.replace(engine_plan.facts, python="/bin/false")
+    service = ManagedService(msgspec.structs.replace(engine_plan, facts=facts), short_dir / "s", short_dir / "r")
+    before = children()
+    with pytest.raises(StartFailed, match="the janitor ended at once"):
+        await service.start()
+    assert children() == before
 
 
 def test_a_parent_that_died_before_is_noticed(engine_plan: ServicePlan) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastclaw.decisions.options import Options
+from fastclaw.decisions.placement import Placement
 from fastclaw.lane import ExitStatus, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.runtimes.pool import ProcessPool
 from fastclaw.transport.listener import SocketDirectory
@@ -35,6 +36,7 @@ class ScriptedProcess(LaneProcess):
         self.timings = {"lane_us": 1}
         self.exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self.signals: list[int] = []
+        self.sizes: list[tuple[int, int]] = []
         self.graces: list[Grace] = []
         self.closed = 0
 
@@ -56,6 +58,9 @@ class ScriptedProcess(LaneProcess):
 
     def signal(self, signum: int) -> None:
         self.signals.append(signum)
+
+    def resize(self, rows: int, columns: int) -> None:
+        self.sizes.append((rows, columns))
 
     async def end_tree(self, grace: Grace) -> None:
         self.graces.append(grace)
@@ -101,7 +106,13 @@ class ScriptedLane(Lane):
 
 @asynccontextmanager
 async def a_pool(
-    lane: ScriptedLane, *, shards: int = 1, max_starting: int = 64, max_live: int = 100, **options: Any
+    lane: ScriptedLane,
+    *,
+    shards: int = 1,
+    max_starting: int = 64,
+    max_live: int = 100,
+    placement: Placement | None = None,
+    **options: Any,
 ) -> AsyncIterator[ProcessPool]:
     """A pool over `lane`, closed at the end."""
     sockets = SocketDirectory()
@@ -114,6 +125,7 @@ async def a_pool(
         shards=shards,
         max_starting=max_starting,
         max_live=max_live,
+        placement=placement or Placement(1000, 1000, 0),
     )
     try:
         yield pool

@@ -25,6 +25,9 @@ async def test_auto_becomes_what_was_asked_for(default: str, option: str | None,
     await runtime.start(params(**({"runtime": option} if option else {})))
     assert (await runtime.health()).details["runtime"] == expected
     assert {"wait", "list", "signal"} <= set(runtime.capabilities)
+    with pytest.raises(InvalidState) as unknown:
+        await runtime.resize("nobody", 24, 80)
+    assert unknown.value.reason == "unknown_process"
     runtime.hasten()
     await runtime.stop()
 

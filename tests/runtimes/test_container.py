@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,12 +20,12 @@ from fastclaw.engine import host
 from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.engine.owner import boot_id, own_start_time
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.runtime import ExecRequest, InitializeParams
-from fastclaw.runtimes.container import ContainerRuntime, engine_url, remove_abandoned, why_no_engine
+from fastclaw.runtime import ExecRequest, ExitRecord, InitializeParams
+from fastclaw.runtimes.container import ContainerRuntime, engine_url, remove_abandoned, why_no_engine, why_not_spawn
+from tests.runtimes.rlimits import check_limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from fastclaw.decisions.service import ServicePlan
     from tests.engine_fixtures import EngineService
@@ -78,9 +80,64 @@ async def becomes(runtime: ContainerRuntime, status: str) -> str | None:
 
 
 @pytest.mark.podman
-async def test_up_and_down(engine_service: EngineService) -> None:
+async def test_up_and_down_with_a_spawner(engine_service: EngineService) -> None:
+    """One container: it starts as many at a time as there are cores for."""
     async with engine_of(engine_service) as engine:
-        async with running(url=engine_service.url, containers=2) as runtime:
+        async with running(url=engine_service.url) as runtime:
+            health = await runtime.health()
+            assert (health.status, health.details["lane"]["name"]) == ("healthy", "spawn")
+            assert "why_not_spawn" not in health.details
+            assert health.details["containers"] == {"places": 1, "usable": 1, "containers": 1}
+            assert {"signal", "kill_tree", "user", "usage", "separate_eof", "limits"} <= set(runtime.capabilities)
+            assert await output(runtime, "echo", "hi") == b"hi\n"
+        assert await containers(engine) == set()
+
+
+@pytest.mark.podman
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("why_not_spawn", lambda url: "no reason", "no reason"),
+        ("find_spawner", lambda: None, "no spawner"),
+        ("find_spawner", lambda: Path("/bin/true"), "ended at once"),
+    ],
+)
+async def test_auto_takes_the_rest_lane_where_it_must_and_says_why(
+    engine_service: EngineService, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, why: str
+) -> None:
+    monkeypatch.setattr(f"fastclaw.runtimes.container.{name}", value)
+    async with engine_of(engine_service) as engine:
+        async with running(url=engine_service.url, containers=1) as runtime:
+            health = await runtime.health()
+            assert health.details["lane"]["name"] == "rest"
+            assert why in health.details["why_not_spawn"]
+            assert len(await containers(engine)) == 1
+            assert await output(runtime, "echo", "hi") == b"hi\n"
+        assert await containers(engine) == set()
+
+
+@pytest.mark.podman
+async def test_a_lane_that_was_asked_for_is_not_exchanged(
+    engine_service: EngineService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastclaw.runtimes.container.find_spawner", lambda: None)
+    async with engine_of(engine_service) as engine:
+        with pytest.raises(StartFailed):
+            async with running(url=engine_service.url, lane="spawn"):
+                pass
+        assert await containers(engine) == set()
+
+
+@pytest.mark.parametrize("url", ["tcp://10.0.0.1:8080", "ssh://user@host/run/podman.sock"])
+def test_an_engine_elsewhere_has_no_spawner(url: str) -> None:
+    assert url in (why_not_spawn(url) or "")
+    assert why_not_spawn("unix:///run/podman.sock") is None
+
+
+@pytest.mark.podman
+async def test_up_and_down_on_the_rest_lane(engine_service: EngineService) -> None:
+    async with engine_of(engine_service) as engine:
+        async with running(url=engine_service.url, containers=2, lane="rest") as runtime:
             health = await runtime.health()
             assert (health.status, health.details["runtime"]) == ("healthy", "podman")
             assert health.details["containers"] == {"places": 2, "usable": 2, "containers": 2}
@@ -222,3 +279,72 @@ def test_without_podman_it_says_so_unless_an_engine_is_named(tmp_path: Path, mon
     monkeypatch.setattr(host, "HELPER_DIRS", ())
     assert "apt-get install podman" in (why_no_engine(Options()) or "")
     assert why_no_engine(Options(url="unix:///x")) is None
+
+
+async def ended(runtime: ContainerRuntime, *cmd: str, **request: Any) -> tuple[bytes, ExitRecord]:
+    """What a command writes on stdout, and how it ended."""
+    process = await runtime.exec(ExecRequest(cmd=[*cmd], **request))
+    channel = await Channel.connect(process.stdio_addr)
+    parts = []
+    while part := await channel.read():
+        parts.append(part)
+    channel.close()
+    return b"".join(parts), await runtime.wait(process.process_id)
+
+
+@pytest.mark.podman
+@pytest.mark.promise("T-TTY", "T-TTY-SIZE")
+async def test_a_terminal_inside_is_of_its_own_namespace_and_of_its_user(engine_service: EngineService) -> None:
+    async with running(url=engine_service.url, lane="spawn") as runtime:
+        script = (
+            "tty; stty size; echo out >/dev/stdout; echo err >/dev/stderr; stat -c %u $(tty); ls -1 /dev/pts; exit 3"
+        )
+        for user, uid in ((None, b"0"), ("65534", b"65534"), ("1234:5678", b"1234")):
+            out, record = await ended(runtime, "sh", "-c", script, tty=True, tty_size=(50, 132), user=user)
+            name, *said, last, _ = out.split(b"\r\n")
+            own = name.removeprefix(b"/dev/pts/")
+            assert (said[:4], last, record.exit_code) == ([b"50 132", b"out", b"err", uid], b"ptmx", 3)
+            assert said[4:] == [b"%d" % number for number in range(int(own) + 1)]  # and no terminal of the host
+
+
+@pytest.mark.podman
+@pytest.mark.promise("T-TTY-LOSSLESS")
+async def test_output_of_an_instant_exit_on_a_terminal(engine_service: EngineService) -> None:
+    async with running(url=engine_service.url, lane="spawn") as runtime:
+        made = [await runtime.exec(ExecRequest(cmd=["head", "-c", "3000", "/dev/zero"], tty=True)) for _ in range(20)]
+        for process in made:
+            await runtime.wait(process.process_id)
+        for process in made:
+            channel = await Channel.connect(process.stdio_addr)
+            out = b""
+            while part := await channel.read():
+                out += part
+            channel.close()
+            assert out == bytes(3000)
+
+
+@pytest.mark.podman
+@pytest.mark.promise("T-LIMITS", "T-LIMITS-NAME")
+async def test_limits_inside(engine_service: EngineService) -> None:
+    async with running(url=engine_service.url, lane="spawn") as runtime:
+        await check_limits(lambda *cmd, **request: ended(runtime, *cmd, **request), "/tmp")
+        script = "ulimit -Hn; touch /tmp/started"
+        hard = int((await ended(runtime, "sh", "-c", script))[0])
+        for asked, error, reason, words in (
+            ({"nofiles": 1}, InvalidParams, "invalid_params", "did you mean 'nofile'?"),
+            ({"nofile": hard + 1}, ExecFailed, "permission_denied", "may lower its hard limits and not raise them"),
+        ):
+            with pytest.raises(error, match=re.escape(words)) as raised:
+                await runtime.exec(ExecRequest(cmd=["rm", "/tmp/started"], limits=asked))
+            assert raised.value.reason == reason
+        assert (await ended(runtime, "ls", "/tmp/started"))[0] == b"/tmp/started\n"
+
+
+@pytest.mark.podman
+async def test_the_rest_lane_has_no_terminals_and_no_limits(engine_service: EngineService) -> None:
+    async with running(url=engine_service.url, lane="rest", containers=1) as runtime:
+        assert not {"tty", "limits"} & set(runtime.capabilities)
+        for request in ({"tty": True}, {"limits": {"nofile": 9}}):
+            with pytest.raises(InvalidParams) as raised:
+                await runtime.exec(ExecRequest(cmd=["true"], **request))
+            assert raised.value.reason == "unsupported"

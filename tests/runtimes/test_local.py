@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw.errors import StartFailed
-from fastclaw.runtime import ExecRequest, InitializeParams
+from fastclaw.client.channel import Channel
+from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
+from fastclaw.runtime import ExecRequest, ExitRecord, InitializeParams
+from fastclaw.runtimes import managed
 from fastclaw.runtimes.local import LocalRuntime
+from tests.runtimes.rlimits import check_limits
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 
@@ -50,3 +56,87 @@ async def test_the_local_workspace(tmp_path: Path) -> None:
         await runtime.wait((await runtime.list_processes())[0].process_id)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]  # noqa: ASYNC240 - a directory of one
     await runtime.stop()
+
+
+async def output(runtime: LocalRuntime, *cmd: str, **request: Any) -> tuple[bytes, ExitRecord]:
+    """What a command writes on stdout, and how it ended."""
+    process = await runtime.exec(ExecRequest(cmd=[*cmd], **request))
+    channel = await Channel.connect(process.stdio_addr)
+    parts = []
+    while part := await channel.read():
+        parts.append(part)
+    channel.close()
+    return b"".join(parts), await runtime.wait(process.process_id)
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[LocalRuntime]:
+    runtime = LocalRuntime()
+    await runtime.start(params())
+    try:
+        async with asyncio.timeout(60):
+            yield runtime
+    finally:
+        await runtime.stop()
+
+
+@pytest.mark.promise("T-TTY", "T-TTY-SIZE")
+async def test_a_terminal() -> None:
+    async with running() as runtime:
+        out, record = await output(runtime, "sh", "-c", "tty; stty size; exit 3", tty=True, tty_size=(7, 9))
+        name, size, _ = out.split(b"\r\n")
+        assert (name[:9], size, record.exit_code) == (b"/dev/pts/", b"7 9", 3)
+
+
+@pytest.mark.promise("T-TTY", "T-TTY-SIZE", "T-TTY-EOF")
+async def test_a_terminal_that_a_relay_worker_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(managed, "streams_here", lambda _: 0)
+    async with running() as runtime:
+        script = "trap 'stty size' WINCH; stty -echo; echo ready; cat; echo after"
+        process = await runtime.exec(ExecRequest(cmd=["sh", "-c", script], tty=True))
+        assert (await runtime.health()).details["processes"]["streams"]["workers"] == [1]
+        channel = await Channel.connect(process.stdio_addr)
+        assert await channel.read() == b"ready\r\n"
+        await channel.write(b"half a line")
+        channel.write_eof()
+        out = b""
+        while part := await channel.read():
+            out += part
+        channel.close()
+        assert out == b"half a lineafter\r\n"
+        other = await runtime.exec(ExecRequest(cmd=["sh", "-c", f"{script}; cat"], tty=True, on_disconnect="hold"))
+        channel = await Channel.connect(other.stdio_addr)
+        assert await channel.read() == b"ready\r\n"
+        await runtime.resize(other.process_id, 50, 132)
+        await channel.write(b"\x04")  # the shell traps once its command has ended
+        assert await channel.read() == b"50 132\r\n"
+        channel.close()
+
+
+@pytest.mark.promise("T-LIMITS")
+@pytest.mark.parametrize(("name", "option"), [("nofile", "n"), ("core", "c"), ("stack", "s"), ("cpu", "t")])
+async def test_a_limit_is_soft_and_hard(name: str, option: str) -> None:
+    unit = {"stack": 1024, "core": 512}.get(name, 1)  # what ulimit counts in
+    async with running() as runtime:
+        script = f"ulimit -S{option}; ulimit -H{option}"
+        out, _ = await output(runtime, "sh", "-c", script, limits={name: 200 * unit})
+        assert out == b"200\n200\n"
+
+
+@pytest.mark.promise("T-LIMITS")
+async def test_limits_hold(tmp_path: Path) -> None:
+    async with running() as runtime:
+        await check_limits(lambda *cmd, **request: output(runtime, *cmd, **request), str(tmp_path))
+
+
+@pytest.mark.promise("T-LIMITS-NAME")
+async def test_limits_that_cannot_be_had(tmp_path: Path) -> None:
+    async with running() as runtime:
+        for limits, error, reason, words in (
+            ({"nofiles": 1}, InvalidParams, "invalid_params", "did you mean 'nofile'?"),
+            ({"nofile": 2**40}, ExecFailed, "permission_denied", "limits {'nofile': 1099511627776}"),
+        ):
+            with pytest.raises(error, match=re.escape(words)) as raised:
+                await runtime.exec(ExecRequest(cmd=["touch", f"{tmp_path}/started"], limits=limits))
+            assert raised.value.reason == reason
+        assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - a directory of none

@@ -30,6 +30,42 @@ async def test_what_the_lane_is_asked_for() -> None:
         assert lane.processes[1].spec.working_dir == "/own"
 
 
+async def test_a_terminal_and_its_size() -> None:
+    lane = ScriptedLane()
+    lane.capabilities = ["tty"]
+    async with a_pool(lane) as pool:
+        await pool.exec(request(tty_size=(50, 132)))
+        result = await pool.exec(request(tty=True, tty_size=(50, 132)))
+        assert [process.spec.tty for process in lane.processes] == [None, (50, 132)]
+        pool.resize(result.process_id, 7, 9)
+        assert lane.processes[1].sizes == [(7, 9)]
+        lane.processes[1].end()
+        await pool.wait(result.process_id, None)
+        pool.resize(result.process_id, 1, 1)
+        assert lane.processes[1].sizes == [(7, 9)]
+
+
+async def test_what_cannot_be_resized() -> None:
+    async with a_pool(ScriptedLane()) as pool:
+        result = await pool.exec(request())
+        with pytest.raises(InvalidParams) as raised:
+            pool.resize(result.process_id, 7, 9)
+        assert (raised.value.reason, raised.value.data["path"]) == ("no_tty", "$.process_id")
+        with pytest.raises(InvalidState):
+            pool.resize("unknown", 7, 9)
+
+
+async def test_an_unknown_limit_is_named_before_anything_starts() -> None:
+    lane = ScriptedLane()
+    lane.capabilities = ["limits"]
+    lane.gate.clear()  # a start would hang here
+    async with a_pool(lane) as pool:
+        with pytest.raises(InvalidParams) as raised:
+            await pool.exec(request(limits={"nofiles": 1}))
+        assert raised.value.data["nearest"] == "nofile"
+        assert lane.starting == 0
+
+
 @pytest.mark.parametrize("fields", [{"tty": True}, {"user": "root"}, {"limits": {"nofile": 10}}])
 async def test_what_the_lane_does_not_offer_is_refused(fields: dict[str, Any]) -> None:
     lane = ScriptedLane()
@@ -130,6 +166,9 @@ async def test_the_lane_gets_its_process_back_once_with_its_sockets(linger_ms: i
         await pool.exec(request())
         lane.processes[0].end()
         await turns()
+        async with asyncio.timeout(5):
+            while pool.table._soon is not None:  # noqa: ASYNC110 - bounds are applied a moment after the exit
+                await asyncio.sleep(0.001)
         assert lane.processes[0].closed == (0 if linger_ms else 1)
     assert lane.processes[0].closed == 1
 

@@ -27,6 +27,7 @@ async def ended(pool: ProcessPool, lane: ScriptedLane, output: bytes = b"") -> P
     lane.processes[-1].end(output=output)
     process = pool.table.find(result.process_id)
     await asyncio.shield(process.exited)
+    await until(lambda: pool.table._soon is None)  # it counts a moment after the exit
     await turns()
     return process
 

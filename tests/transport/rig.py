@@ -129,7 +129,7 @@ class Client:
 class EndpointRig:
     """Attributes:
     stdin, stdout: the process's ends.
-    abandoned, drained: how often the endpoint said so.
+    abandoned, gaps, drained: how often the endpoint said so.
     then: called when it says that it is drained.
     """
 
@@ -139,6 +139,7 @@ class EndpointRig:
         stdin, input_fd = os.pipe2(flags) if has_stdin else (-1, None)
         self.stdin, self.stdout = PipeEnd(stdin), PipeEnd(stdout)
         self.abandoned = 0
+        self.gaps = 0
         self.then: Callable[[], None] = lambda: None
         self.drained = 0
         self.watcher = Watcher()
@@ -149,6 +150,9 @@ class EndpointRig:
 
     def on_abandoned(self) -> None:
         self.abandoned += 1
+
+    def on_gap(self) -> None:
+        self.gaps += 1
 
     def on_drained(self) -> None:
         self.drained += 1

@@ -1,0 +1,106 @@
+"""The spawn lane in a container, without JSON-RPC around it, and the floor that it is held against."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench.execs import spread
+from fastclaw.decisions.container import InitPlan, Owner, container_spec
+from fastclaw.decisions.service import DEFAULT_IMAGE
+from fastclaw.engine.image import static_busybox
+from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.engine.owner import boot_id, own_start_time
+from fastclaw.engine.shards import Shards
+from fastclaw.engine.spawn_shard import SpawnShard, SpawnShards
+from fastclaw.lane import StartSpec
+from fastclaw.spawn.binary import find_spawner
+from fastclaw.spawn.lane import SpawnLane
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from fastclaw.engine.shard import Shard
+
+TRUE = ["true"]
+"""Inside, by PATH: busybox, which is static."""
+
+PIDS = 20_000
+
+
+class Latencies(NamedTuple):
+    """Seconds."""
+
+    p50: float
+    p99: float
+
+
+@contextlib.asynccontextmanager
+async def spawn_lane(url: str, directory: Path) -> AsyncIterator[SpawnLane]:
+    """A lane over one container of a running engine."""
+    engine = EngineLifecycle(url)
+    path = str(directory / "bench.init")
+
+    def make(place: int, on_death: Callable[[], None]) -> Shard:
+        spec = container_spec(
+            image=DEFAULT_IMAGE,
+            name=f"fastclaw-bench-spawn-{os.getpid()}",
+            namespace="bench-spawn",
+            owner=Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label,
+            shard=place,
+            init=InitPlan(spawner=str(find_spawner()), socket=path),
+            pids_limit=PIDS,
+        )
+        return SpawnShard(engine, spec, on_death, path=path, user="0")
+
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(engine.close)
+        shards = Shards(1, make)
+        stack.push_async_callback(shards.aclose)
+        await shards.start()
+        yield SpawnLane(SpawnShards(shards), can_set_user=True)
+
+
+async def run(lane: SpawnLane, count: int, at_once: int) -> list[float]:
+    """`true`, so many times, so many at once, from the start to its exit code; the seconds that each took."""
+    took: list[float] = []
+
+    async def run_one(number: int) -> None:
+        began = time.perf_counter()
+        process = await lane.start(StartSpec(process_id=f"bench-{number}", cmd=TRUE, stdin=False), 0)
+        assert process.started is not None
+        await process.started
+        assert (await process.exited).exit_code == 0
+        took.append(time.perf_counter() - began)
+        os.close(process.stdout_fd)
+        os.close(process.stderr_fd)
+
+    await spread(count, at_once, run_one)
+    return took
+
+
+def floor(count: int, at_once: int) -> list[float]:
+    """The kernel's own cost on this host, of the same program: no sandbox, no streams, nobody to talk to."""
+    program, running = str(static_busybox()), dict[int, float]()
+    took: list[float] = []
+    for number in range(count + at_once):
+        if len(running) == at_once or number >= count:
+            if not running:
+                break
+            pid = next(iter(running))
+            _, status = os.waitpid(pid, 0)
+            assert status == 0
+            took.append(time.perf_counter() - running.pop(pid))
+        if number < count:
+            began = time.perf_counter()
+            running[os.posix_spawn(program, TRUE, os.environ)] = began
+    return took
+
+
+def latencies(took: list[float]) -> Latencies:
+    """Of serial runs."""
+    ordered = sorted(took)
+    return Latencies(ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100])

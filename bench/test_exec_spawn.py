@@ -1,0 +1,116 @@
+"""The spawn lane: start to exit code against bare posix_spawn and wait, with JSON-RPC and without, and against REST."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench.engine import Engine, engine_or_skip
+from bench.lean_client import LeanClient
+from bench.ratios import Ratios, compare
+from bench.spawn_lane import TRUE, Latencies, floor, latencies, run, spawn_lane
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+    from fastclaw.spawn.lane import SpawnLane
+
+COUNTS = {1: 600, 16: 1_600}
+"""Execs a round, by how many run at once: about half a second each."""
+
+ROUNDS = 9
+REST_COUNTS = {1: 16, 16: 64}
+"""On the lane that is so much slower."""
+
+
+@pytest.fixture(scope="module")
+def engine(runner: asyncio.Runner) -> Iterator[Engine]:
+    yield from engine_or_skip(runner)
+
+
+@pytest.fixture(scope="module")
+def lane(runner: asyncio.Runner, engine: Engine) -> Iterator[SpawnLane]:
+    stack = contextlib.AsyncExitStack()
+    with tempfile.TemporaryDirectory(prefix="fcl", dir="/tmp") as directory:
+        yield runner.run(stack.enter_async_context(spawn_lane(engine.url, Path(directory))))
+        runner.run(stack.aclose())
+
+
+def clients(engine: Engine, lane: str) -> Iterator[LeanClient]:
+    with contextlib.closing(LeanClient("podman", {"url": engine.url, "lane": lane})) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(engine: Engine) -> Iterator[LeanClient]:
+    yield from clients(engine, "spawn")
+
+
+@pytest.fixture
+def rest_client(engine: Engine) -> Iterator[LeanClient]:
+    yield from clients(engine, "rest")
+
+
+@pytest.mark.parametrize("at_once", COUNTS)
+def test_without_json_rpc(
+    benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, lane: SpawnLane, at_once: int
+) -> None:
+    count = COUNTS[at_once]
+    ours: list[Latencies] = []
+    theirs: list[Latencies] = []
+    found = compare(
+        benchmark,
+        lambda: ours.append(latencies(runner.run(run(lane, count, at_once)))),
+        {"floor": lambda: theirs.append(latencies(floor(count, at_once)))},
+        ROUNDS,
+    )
+    ratios.ratio(f"spawn lane, {at_once} at once / bare posix_spawn", found.ratios["floor"])
+    rate, most = count / found.seconds, count / found.rivals["floor"]
+    ratios.fact(f"spawn lane, {at_once} at once", f"{rate:.0f}/s (no sandbox: {most:.0f}/s)")
+    if at_once == 1:
+        _added("p50", 0.10, ratios, [one.p50 for one in ours], [one.p50 for one in theirs])
+        _added("p99", 0.50, ratios, [one.p99 for one in ours], [one.p99 for one in theirs])
+
+
+def _added(name: str, allowed_ms: float, ratios: Ratios, ours: list[float], theirs: list[float]) -> None:
+    """What we add to the floor, as the share of what is allowed that is left over: 1 is nothing added, 0 all of it."""
+    added = statistics.median(our - their for our, their in zip(ours[1:], theirs[1:], strict=True)) * 1000
+    ratios.ratio(f"spawn lane, added {name}: share of {allowed_ms} ms left", 1 - added / allowed_ms)
+    ratios.fact(f"spawn lane, added {name}", f"{added:+.3f} ms ({statistics.median(ours[1:]) * 1000:.3f} ms)")
+
+
+@pytest.mark.parametrize("at_once", COUNTS)
+def test_over_json_rpc(benchmark: BenchmarkFixture, ratios: Ratios, client: LeanClient, at_once: int) -> None:
+    count = COUNTS[at_once]
+    found = compare(
+        benchmark,
+        lambda: client.run(TRUE, count, at_once, 0),
+        {"floor": lambda: floor(count, at_once)},
+        ROUNDS,
+    )
+    ratios.ratio(f"spawn lane over JSON-RPC, {at_once} at once / bare posix_spawn", found.ratios["floor"])
+    rate, most = count / found.seconds, count / found.rivals["floor"]
+    ratios.fact(f"spawn lane over JSON-RPC, {at_once} at once", f"{rate:.0f}/s (no sandbox: {most:.0f}/s)")
+
+
+@pytest.mark.parametrize("at_once", COUNTS)
+def test_against_the_rest_lane(
+    benchmark: BenchmarkFixture, ratios: Ratios, client: LeanClient, rest_client: LeanClient, at_once: int
+) -> None:
+    """Rates, for the lane that asks the engine for each gets fewer commands."""
+    ours, theirs = COUNTS[at_once], REST_COUNTS[at_once]
+    found = compare(
+        benchmark,
+        lambda: client.run(TRUE, ours, at_once, 0),
+        {"rest": lambda: rest_client.run(TRUE, theirs, at_once, 0)},
+        3,
+    )
+    ratios.ratio(f"spawn lane, {at_once} at once / REST lane", found.ratios["rest"] * ours / theirs)

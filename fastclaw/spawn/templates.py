@@ -1,0 +1,551 @@
+"""Templates: programs that are started once and forked for each worker.
+
+Owns each template's process, its socket and its output, and starts it anew when it ends. A worker is a process like any
+other from the moment its template's keeper has adopted it (spawner.c). Knows nothing of containers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from fastclaw import limits
+from fastclaw.decisions.rlimits import rlimits
+from fastclaw.decisions.rotation import revival_delay_s
+from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
+from fastclaw.lane import Grace, StartSpec
+from fastclaw.protocol import spawner as spawner_frames
+from fastclaw.protocol import template as frames
+from fastclaw.spawn import refusals
+from fastclaw.spawn.outbox import Outbox, close_all
+from fastclaw.spawn.process import SpawnProcess
+from fastclaw.spawn.spawner import with_file
+from fastclaw.spawn.stdio import Stdio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from fastclaw.decisions.options import Template
+    from fastclaw.spawn.spawner import Spawner
+
+logger = logging.getLogger(__name__)
+
+
+ENDED = "it has ended, or closed its descriptor 3"
+
+
+class Place(Protocol):
+    """Where they run; `spawn.lane.Home`."""
+
+    spawner: Spawner
+    env: dict[str, str]
+    identity: spawner_frames.Identity | None
+
+    async def identify(self, user: str) -> spawner_frames.Identity | None:
+        """Who `user` is inside."""
+
+
+class Plans:
+    """The templates of an environment, wherever and however often they are started.
+
+    Parameters:
+        options: of `initialize`.
+        base_env: what every process gets.
+        working_dir: the workspace, as the processes see it.
+        ready_s: how long a template may take until it is ready.
+        python_path: where the template's Python finds fastclaw/template.py, if it does not know by itself.
+
+    Attributes:
+        proven: they have come up once. From then on one that does not is tried again, and holds up nobody.
+    """
+
+    def __init__(
+        self,
+        templates: Mapping[str, Template],
+        *,
+        base_env: Mapping[str, str],
+        working_dir: str | None,
+        user: str | None,
+        ready_s: float,
+        python_path: str | None = None,
+    ) -> None:
+        self.templates, self.base_env = templates, base_env
+        self.working_dir, self.user = working_dir, user
+        self.ready_s, self.python_path = ready_s, python_path
+        self.proven = False
+
+
+class ForkedProcess(SpawnProcess):
+    """A worker. It waits for its byte, which it gets once its end is sure to be seen.
+
+    Parameters:
+        go: write end of the pipe that it waits at; taken over. Closed without a byte, the worker ends.
+        template: the number of the template whose keeper it has.
+    """
+
+    __slots__ = ("_go", "_template")
+
+    def __init__(self, spawner: Spawner, id: int, spec: StartSpec, stdio: Stdio, go: int, template: int) -> None:
+        super().__init__(spawner, id, spec, stdio, asyncio.get_running_loop())
+        self._go: int | None = go
+        self._template = template
+
+    def on_started(self, terminal: int | None) -> None:
+        if self._go is not None and not self.started.done():
+            with suppress(BrokenPipeError):  # it was killed: its exit follows
+                os.write(self._go, frames.GO)
+        self._close_go()
+        super().on_started(terminal)
+
+    def on_refused(self, step: int, errno: int) -> None:
+        self._close_go()
+        super().on_refused(step, errno)
+
+    def on_lost(self, why: str) -> None:
+        self._close_go()
+        super().on_lost(why)
+
+    def signal(self, signum: int) -> None:
+        if not self.exited.done():
+            self._spawner.signal(self.id, signum, self._template)
+
+    def _order_end(self, level: int) -> None:
+        self._close_go()
+        self._spawner.end(self.id, level, self._template)
+
+    def _close_go(self) -> None:
+        if self._go is not None:
+            os.close(self._go)
+            self._go = None
+
+
+class Output:
+    """What a template writes on one of its streams: the log has it, at debug level, and the tail is kept.
+
+    Parameters:
+        fd: taken over.
+        on_line: called once, with the first line.
+    """
+
+    def __init__(self, fd: int, name: str, on_line: Callable[[], None] | None = None) -> None:
+        self.tail = b""
+        self._fd, self._name, self._on_line = fd, name, on_line
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self.read)
+
+    def drain(self) -> None:
+        """Take all that is there: as much as a pipe holds, at most."""
+        for _ in range(limits.PIPE_BYTES // limits.TEMPLATE_READ_BYTES):
+            if not self.read():
+                return
+
+    def read(self) -> bool:
+        """Take a part of what is there; whether there was any."""
+        try:
+            data = os.read(self._fd, limits.TEMPLATE_READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._fd)
+            return False
+        self.tail = (self.tail + data)[-limits.TEMPLATE_TAIL_BYTES :]
+        logger.debug("%s: %s", self._name, data.decode("utf-8", "replace").rstrip())
+        on_line = self._on_line
+        if on_line is not None and b"\n" in data:
+            self._on_line = None
+            on_line()
+        return True
+
+    def close(self) -> None:
+        """Called once."""
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+
+
+class _NotForked(Exception):
+    """A template's answer that there is no worker."""
+
+    def __init__(self, told: frames.Failed) -> None:
+        super().__init__(told)
+        self.told = told
+
+
+class Life:
+    """One process of a template, from its start to its end.
+
+    Attributes:
+        process: it.
+        identity: who it and its workers are.
+        ready: resolves when it may be asked; fails with `StartFailed` where it ended before.
+        is_open: it has begun and not ended.
+    """
+
+    def __init__(self, name: str, spawner: Spawner, identity: spawner_frames.Identity | None) -> None:
+        self.name, self.spawner, self.identity = name, spawner, identity
+        self._loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        self.ready.add_done_callback(_heard)
+        self._asked: dict[int, asyncio.Future[int]] = {}
+        self.process: SpawnProcess
+        self.is_open = False
+
+    def begin(self, plan: Template, env: Mapping[str, str], working_dir: str | None) -> None:
+        """Send its request. Nothing is left where that fails.
+
+        Raises:
+            ExecFailed: as `Spawner.start`.
+            ValueError: an argument or variable that no process can have.
+        """
+        id = self.spawner.next_id()
+        request = spawner_frames.start(
+            id,
+            spawner_frames.strings(plan.cmd),
+            spawner_frames.strings(f"{name}={value}" for name, value in env.items()),
+            directory=working_dir,
+            null_stdin=True,
+            with_control=True,
+            identity=self.identity,
+        )
+        spec = StartSpec(process_id=self.name, cmd=plan.cmd, working_dir=working_dir, stdin=False, user=plan.user)
+        stdio = Stdio(False)
+        try:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            close_all([stdio.stdout, stdio.stderr, *stdio.theirs])
+            raise refusals.resources_refused(error) from error
+        self._control.setblocking(False)
+        _give_to(stdio, self.identity)
+        self.process = SpawnProcess(self.spawner, id, spec, stdio, self._loop)
+        try:
+            self.spawner.start(self.process, request, [*stdio.theirs, theirs.detach()])
+        except BaseException:
+            stdio.close_ours()
+            self._control.close()
+            raise
+        self._listen(stdio, self._be_ready if plan.ready == "line" else None)
+
+    def _listen(self, stdio: Stdio, on_line: Callable[[], None] | None) -> None:
+        self.is_open = True
+        self._outbox = Outbox(self._control, self._loop)
+        self._stdout = Output(stdio.stdout, f"{self.name}, stdout", on_line)
+        self._stderr = Output(stdio.stderr, f"{self.name}, stderr")
+        self._by_frame = on_line is None
+        self.process.started.add_done_callback(self._on_started)
+        self.process.exited.add_done_callback(lambda _: self.close("it ended"))
+
+    def _on_started(self, started: asyncio.Future[None]) -> None:
+        """Only now its socket has something to say: one that was not started closes it too."""
+        error = None if started.cancelled() else started.exception()
+        if error is not None:
+            self.close(_words(error))
+        elif self.is_open:
+            self._loop.add_reader(self._control.fileno(), self._on_frame)
+
+    def _be_ready(self) -> None:
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    # --- workers ---
+
+    async def fork(self, id: int, request: frames.Request, fds: list[int], spec: StartSpec) -> int:
+        """The pid of a worker that waits; `fds` are closed in any case.
+
+        Raises:
+            ExecFailed: `template_gone`, `overloaded`, or what did not work for this worker.
+        """
+        if not self.is_open:
+            close_all(fds)
+            raise gone(self.name)
+        if request.spilled is not None:
+            fds = with_file(fds, request.spilled)
+        asked: asyncio.Future[int] = self._loop.create_future()
+        self._asked[id] = asked
+        try:
+            self._outbox.send(request.frame, fds)
+            async with asyncio.timeout(limits.SPAWN_START_MS / 1000):
+                return await asked
+        except _NotForked as refused:
+            raise _not_forked(refused.told, self.name, spec) from None
+        except TimeoutError:
+            self.kill()
+            raise gone(f"{self.name} (it did not answer)") from None
+        finally:
+            self._asked.pop(id, None)
+
+    def _on_frame(self) -> None:
+        try:
+            frame = self._control.recv(limits.TEMPLATE_FRAME_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            frame = b""
+        try:
+            if not frame:
+                raise ProtocolError(ENDED)
+            told = frames.parse(frame)
+        except ProtocolError as error:
+            self.close(_words(error))
+            return
+        if isinstance(told, frames.Ready):
+            if self._by_frame:
+                self._be_ready()
+        elif (asked := self._asked.get(told.id)) is not None and not asked.done():
+            if isinstance(told, frames.Forked):
+                asked.set_result(told.pid)
+            else:
+                asked.set_exception(_NotForked(told))
+
+    # --- the end ---
+
+    def kill(self) -> None:
+        """It alone: its workers live on."""
+        self.process.signal(signal.SIGKILL)
+
+    def close(self, why: str) -> None:
+        """It serves no more: it is killed if it has not ended. Idempotent."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self._outbox.close()
+        self._loop.remove_reader(self._control.fileno())
+        self._control.close()
+        self._stderr.drain()
+        self._stdout.close()
+        self._stderr.close()
+        self.kill()
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(gone(self.name))
+        if not self.ready.done():
+            self.ready.set_exception(self.failure(why))
+
+    async def aclose(self, why: str) -> None:
+        """The same, with all that it has started; returns when nothing of that is left, or nobody can say."""
+        self.close(why)
+        with suppress(FastclawError):
+            await self.process.end_tree(Grace(0.0))
+
+    def failure(self, why: str) -> StartFailed:
+        """Of its start, with what it has said."""
+        said = self._stderr.tail.decode("utf-8", "replace").strip()
+        return StartFailed(f"{self.name}: {why}{': ' if said else ''}{said}", "template_failed")
+
+
+class Program:
+    """A template: its process, and the next one when that has ended.
+
+    Attributes:
+        forks: workers that have been started.
+    """
+
+    def __init__(self, name: str, plan: Template, plans: Plans, place: Place) -> None:
+        self._name, self._plan, self._plans, self._place = name, plan, plans, place
+        self._loop = asyncio.get_running_loop()
+        self._life: Life | None = None
+        self._supervision: asyncio.Task[None] | None = None
+        self.forks = 0
+
+    def health(self) -> dict[str, object]:
+        """For `health`."""
+        is_up = self._life is not None and self._life.is_open
+        return {"state": "ready" if is_up else "gone", "forks": self.forks}
+
+    async def start(self) -> None:
+        """Bring it up, and have it started anew from then on.
+
+        Raises:
+            StartFailed: only where it has never been up.
+        """
+        try:
+            self._life = await self._bring_up()
+        except FastclawError as error:
+            if not self._plans.proven:
+                raise
+            logger.warning("%s; trying again", str(error))
+        self._supervision = self._loop.create_task(self._supervise())
+
+    async def _bring_up(self) -> Life:
+        try:
+            life = await self._begin()
+        except (ExecFailed, ValueError) as error:
+            raise StartFailed(f"template {self._name!r}: {_words(error)}", "template_failed") from error
+        try:
+            async with asyncio.timeout(self._plans.ready_s):
+                await asyncio.shield(life.ready)
+        except TimeoutError:
+            late = f"it was not ready within {self._plans.ready_s:g} s"
+            await life.aclose(late)
+            raise life.failure(late) from None
+        except BaseException:
+            await life.aclose("it is wanted no more")
+            raise
+        return life
+
+    async def _begin(self) -> Life:
+        user, place = self._plan.user or self._plans.user, self._place
+        identity = place.identity if user is None else await place.identify(user)
+        if not place.spawner.has_room:
+            await place.spawner.make_room()
+        life = Life(f"template {self._name!r}", place.spawner, identity)
+        life.begin(self._plan, self._own_env(identity), self._plan.working_dir or self._plans.working_dir)
+        return life
+
+    def _own_env(self, identity: spawner_frames.Identity | None) -> dict[str, str]:
+        env = {**common_env(self._plans.base_env, self._place.env, identity), **self._plan.env}
+        env[frames.FD_VARIABLE] = str(frames.CONTROL_FD)
+        if self._plans.python_path is not None:
+            env["PYTHONPATH"] = ":".join(filter(None, (self._plans.python_path, env.get("PYTHONPATH"))))
+        return env
+
+    async def _supervise(self) -> None:
+        failures = 0
+        while True:
+            if self._life is not None:
+                began = self._loop.time()
+                await asyncio.shield(self._life.process.exited)
+                self._life = None
+                logger.warning("template %r has ended; starting it again", self._name)
+                proven = (self._loop.time() - began) * 1000 >= limits.REVIVE_PROVEN_MS
+                failures = 0 if proven else failures + 1
+            await asyncio.sleep(revival_delay_s(failures))
+            try:
+                self._life = await self._bring_up()
+            except FastclawError as error:
+                failures += 1
+                logger.warning("%s; trying again", str(error))
+
+    async def fork(self, spec: StartSpec) -> ForkedProcess:
+        """A worker that runs. Nothing of it stays where it does not.
+
+        Raises:
+            ExecFailed: `template_gone`; else as for any process.
+        """
+        life = self._life
+        if life is None:
+            raise gone(f"template {self._name!r}")
+        id = life.spawner.next_id()
+        try:
+            request = frames.request(
+                id, spec.cmd, self._worker_env(spec, life), cwd=spec.working_dir, rlimits=rlimits(spec.limits)
+            )
+        except ValueError as error:
+            raise refusals.text_refused(spec.cmd[0], error) from error
+        stdio = Stdio(spec.stdin)
+        try:
+            waits, go = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            stdio.close_ours()
+            close_all(stdio.theirs)
+            raise refusals.resources_refused(error) from error
+        _give_to(stdio, life.identity)
+        process = ForkedProcess(life.spawner, id, spec, stdio, go, life.process.id)
+        try:
+            pid = await life.fork(id, request, [waits, *stdio.theirs], spec)
+            life.spawner.adopt(process, pid, life.process.id)
+            await process.started
+        except BaseException:
+            process.drop()
+            raise
+        self.forks += 1
+        return process
+
+    def _worker_env(self, spec: StartSpec, life: Life) -> dict[str, str]:
+        base = common_env(spec.base_env, self._place.env, life.identity)
+        return {**base, **self._plan.env, **spec.env, **spec.marker}
+
+    def stop(self) -> None:
+        """It is not started anew, and forks no more. Idempotent."""
+        if self._supervision is not None:
+            self._supervision.cancel()
+
+    async def aclose(self) -> None:
+        """Let go of it; it is killed. Idempotent."""
+        self.stop()
+        if self._supervision is not None:
+            await asyncio.wait([self._supervision])
+        if self._life is not None:
+            self._life.close("fastclaw has let go of it")
+
+
+class Templates:
+    """All templates of one home, which is up."""
+
+    def __init__(self, plans: Plans, place: Place) -> None:
+        self._plans = plans
+        self._programs = {name: Program(name, plan, plans, place) for name, plan in plans.templates.items()}
+
+    async def start(self) -> None:
+        """Bring all of them up, at once.
+
+        Raises:
+            StartFailed: one did not come up that never was; then none is left.
+        """
+        results = await asyncio.gather(*(one.start() for one in self._programs.values()), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                await self.aclose()
+                raise result
+        self._plans.proven = True
+
+    async def fork(self, spec: StartSpec) -> ForkedProcess:
+        """See `Program.fork`."""
+        program = self._programs.get(spec.template or "")
+        if program is None:
+            raise gone(f"template {spec.template!r}")
+        return await program.fork(spec)
+
+    def health(self) -> dict[str, object]:
+        """By name."""
+        return {name: program.health() for name, program in self._programs.items()}
+
+    def stop(self) -> None:
+        """None is started anew any more."""
+        for program in self._programs.values():
+            program.stop()
+
+    async def aclose(self) -> None:
+        """Let go of all. Idempotent."""
+        await asyncio.gather(*(program.aclose() for program in self._programs.values()))
+
+
+def common_env(
+    base: Mapping[str, str], home: Mapping[str, str], identity: spawner_frames.Identity | None
+) -> dict[str, str]:
+    """What every process of one user has: the home's own variables, HOME, the environment's."""
+    return {**home, **({} if identity is None else {"HOME": identity.home}), **base}
+
+
+def gone(name: str) -> ExecFailed:
+    """For a template that does not run now."""
+    return ExecFailed(f"{name} is not up; it is being started again", "template_gone")
+
+
+def _not_forked(told: frames.Failed, name: str, spec: StartSpec) -> ExecFailed:
+    step = {"cwd": spawner_frames.STEP_DIRECTORY, "limits": spawner_frames.STEP_LIMIT}.get(told.step)
+    if step is not None:
+        return refusals.step_refused(step, told.errno, spec)
+    refused = refusals.resources_refused(OSError(told.errno, os.strerror(told.errno)))
+    if refused.reason == "overloaded":
+        return refused
+    return ExecFailed(f"{name} cannot fork ({told.step}): {os.strerror(told.errno)}", "template_failed")
+
+
+def _give_to(stdio: Stdio, identity: spawner_frames.Identity | None) -> None:
+    if identity is not None and identity.uid != os.geteuid():
+        stdio.give_to(identity.uid, identity.gid)
+
+
+def _words(error: BaseException) -> str:
+    """Its message, to be part of another."""
+    return str(error).removeprefix(error.prefix if isinstance(error, FastclawError) else "")
+
+
+def _heard(future: asyncio.Future[None]) -> None:
+    """Whoever waited for it may have gone."""
+    if not future.cancelled():
+        future.exception()

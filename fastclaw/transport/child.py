@@ -1,0 +1,61 @@
+"""A helper process of our own (a spawner on this host, a relay worker): started, watched, reaped by nobody else.
+
+Knows nothing of what it does, only how it is asked to end: whoever owns the socket it lives on closes that first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Child:
+    """Parameters:
+    argv: command line; the process leads a session of its own, so that signals to our terminal are not its.
+    pass_fd: a descriptor that it inherits under the same number.
+    env: its environment; None is ours.
+    quiet: give it no stdin and no stdout; stderr is ours in any case.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self, argv: Sequence[str], pass_fd: int, *, quiet: bool, env: dict[str, str] | None = None) -> None:
+        silence = subprocess.DEVNULL if quiet else None
+        child = subprocess.Popen(
+            argv, pass_fds=(pass_fd,), stdin=silence, stdout=silence, env=env, start_new_session=True
+        )
+        self.pid = child.pid
+        try:
+            self._pidfd = os.pidfd_open(child.pid)
+        except OSError:
+            child.kill()
+            child.wait()
+            raise
+        child.returncode = 0  # from here the reaping is ours: Popen neither polls nor warns
+        self._ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        os.waitpid(self.pid, 0)
+        self._ended.set()
+
+    async def wait_ended(self, seconds: float) -> None:
+        """Return when it has ended and is reaped; one that takes longer than `seconds` is killed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        await self._ended.wait()

@@ -1,0 +1,139 @@
+"""Hostile commands for a served runtime: compiled, brought in by its workspace, asked what they could.
+
+Knows the words of hostile.c, no test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastclaw import limits
+from fastclaw.client import RemoteProcess, RuntimeClient
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from fastclaw.runtime import ExitRecord
+    from tests.engine.conftest import EngineService
+
+SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman"]
+PROGRAM = "/w/hostile"
+SECRET = "FASTCLAW_TEST_SECRET"
+WAIT_S = 20
+"""For anything that takes milliseconds: the rest is room for a loaded machine."""
+
+
+def serve_with(**bounds: int) -> list[str]:
+    """A served runtime with other bounds, for tests that cannot wait that long."""
+    changes = "; ".join(f"limits.{name} = {value}" for name, value in bounds.items())
+    program = f"from fastclaw import limits; {changes}; from fastclaw.cli.main import main; main()"
+    return [sys.executable, "-c", program, *SERVE[3:]]
+
+
+def compile_hostile(directory: Path) -> Path:
+    """The program, and a copy that is setuid root, in a directory that is to become the workspace."""
+    program = directory / "hostile"
+    source = Path(__file__).with_suffix(".c")
+    subprocess.run(["cc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True)
+    raised = directory / "raised"
+    raised.write_bytes(program.read_bytes())
+    raised.chmod(0o4755)
+    directory.chmod(0o777)
+    return program
+
+
+class Box:
+    """A served runtime with the program in it.
+
+    Parameters:
+        client: entered.
+    """
+
+    def __init__(self, client: RuntimeClient) -> None:
+        self.client = client
+
+    async def start(self, *cmd: str, **request: Any) -> RemoteProcess:
+        """A command, without stdin unless it is asked for."""
+        return await asyncio.wait_for(self.client.exec(list(cmd), **{"stdin": False, **request}), WAIT_S)
+
+    async def output(self, *cmd: str, **request: Any) -> str:
+        """What a command prints, to the end of both streams."""
+        async with await self.start(*cmd, **request) as process:
+            out, err = await asyncio.wait_for(process.communicate(), WAIT_S)
+            await ended(process)
+        return (out + err).decode("utf-8", "replace")
+
+    async def results(self, word: str, *arguments: object, **request: Any) -> list[tuple[str, str]]:
+        """Each attempt of a word, and what came of it."""
+        text = await self.output(PROGRAM, word, *map(str, arguments), **request)
+        return [(name, result) for name, _, result in (line.partition(" ") for line in text.splitlines())]
+
+    async def until_ready(self, word: str, *arguments: object, said: str = "ready", **request: Any) -> RemoteProcess:
+        """A word that goes on, once it has said so."""
+        process = await self.start(PROGRAM, word, *map(str, arguments), **request)
+        await until(process, said)
+        return process
+
+    async def works(self) -> bool:
+        """Whether a command starts, runs and ends as any user that the tests use."""
+        texts = [await self.output("echo", "fine", user=user) for user in ("0", "1000")]
+        return texts == ["fine\n"] * 2
+
+    async def keepers(self) -> list[int]:
+        """Their pids inside."""
+        script = f"cd /proc && grep -l 'Uid:.{limits.KEEPER_UID}' [0-9]*/status 2>/dev/null"
+        lines = (await self.output("sh", "-c", script)).splitlines()
+        return [pid for pid in (int(line.split("/")[0]) for line in lines) if pid != 1]
+
+    async def commands(self) -> list[str]:
+        """The names of what runs inside besides the spawner and whoever asks."""
+        lines = (await self.output("ps", "-o", "user,comm")).splitlines()[1:]
+        names = [line.split(maxsplit=1) for line in lines]
+        return [name for user, name in names if name not in ("fastclaw-init", "ps") and user != str(limits.KEEPER_UID)]
+
+    async def lane(self) -> dict[str, Any]:
+        """What `health` says of the lane."""
+        health = await asyncio.wait_for(self.client.health(), WAIT_S)
+        assert health.details is not None
+        lane: dict[str, Any] = health.details["lane"]
+        return lane
+
+
+async def until(process: RemoteProcess, said: str) -> None:
+    """Read its stdout until it has said a word."""
+    text = b""
+    async with asyncio.timeout(WAIT_S):
+        while said.encode() not in text:
+            chunk = await process.stdout_read()
+            assert chunk, f"it ended without {said!r}: {text!r}"
+            text += chunk
+
+
+async def ended(process: RemoteProcess) -> ExitRecord:
+    """Its record, once it has ended."""
+    record = await process.wait(WAIT_S * 1000)
+    assert record.state == "exited"
+    return record
+
+
+@asynccontextmanager
+async def served(
+    engine: EngineService, workspace: Path, command: Sequence[str] = SERVE, **options: Any
+) -> AsyncIterator[Box]:
+    """A runtime on the spawn lane; with secrets in its own environment."""
+    env = {**os.environ, SECRET: "s3cret", "HTTP_PROXY": "http://user:s3cret@127.0.0.1:1"}
+    chosen = {
+        "url": engine.url,
+        "image": engine.image,
+        "lane": "spawn",
+        "workspace": {"source": str(workspace), "target": "/w"},
+        **options,
+    }
+    async with RuntimeClient.spawn(command, namespace="hostile", options=chosen, env=env) as client:
+        yield Box(client)

@@ -1,0 +1,544 @@
+"""What is left when fastclaw or a container is killed at any point: no process, no container, no mount.
+
+A leftover is found by the directory that each test has for itself: every process that we start, in a container or not,
+names it in its command line or its environment, or sees a mount that comes from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.client import RemoteProcess, RuntimeClient
+from fastclaw.decisions.container import LABEL_NAMESPACE
+from fastclaw.decisions.rotation import revival_delay_s
+from fastclaw.decisions.service import ServicePlan, service_env, tool_argv
+from fastclaw.engine.dirs import service_paths
+from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.engine.owner import start_time
+from fastclaw.errors import ExecFailed, FastclawError, StartFailed
+from fastclaw.runtime import InitializeParams
+from fastclaw.runtimes import container
+from fastclaw.transport import procfs
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.engine_fixtures import EngineService
+
+pytestmark = pytest.mark.timeout(60)
+
+NAMESPACE = "crash"
+PROMISED_S = 2.0
+"""From SIGKILL until nothing is left."""
+BUSY = 4
+"""How much more a machine may need whose cores are all taken: that is no fault of ours."""
+PATIENCE_S = 20
+LOOK_S = 0.002
+"""Between two looks at what sends no event: /proc and the engine's directories."""
+
+CROWD = 50
+DAEMONS = "setsid sh -c 'setsid sleep 1000 & sleep 1000' & sleep 1000"
+"""A command with a double fork into sessions of their own."""
+UNWILLING = "trap '' TERM; setsid sh -c \"trap '' TERM; while :; do sleep 1000; done\" & while :; do sleep 1000; done"
+
+DEAF_INIT = "#!/bin/sh\nexec sleep 1000\n"
+STRANGE_INIT = "#!/bin/sh\nexit 3\n"
+SILENT_INIT = """\
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+int main(int count, char **words) {
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    strncpy(at.sun_path, words[count - 1], sizeof at.sun_path - 1);
+    if (connect(socket(AF_UNIX, SOCK_SEQPACKET, 0), (struct sockaddr *)&at, sizeof at)) return 1;
+    for (;;) pause();
+}
+"""
+
+
+class Home:
+    """Where one private engine lives, and what is left of it."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.run = base / "r"
+        self.run.mkdir(mode=0o700)
+        places = {"XDG_STATE_HOME": str(base / "s"), "XDG_RUNTIME_DIR": str(self.run)}
+        self.env = {name: value for name, value in os.environ.items() if name != "CONTAINER_HOST"} | places
+
+    def found(self, pattern: str) -> list[Path]:
+        """Files of the engine, sorted."""
+        return sorted(self.base.glob(pattern))
+
+    def containers(self) -> set[str]:
+        """Ids of what the storage holds."""
+        return {path.name for path in self.found("s/fastclaw/*/storage/overlay-containers/" + "[0-9a-f]" * 64)}
+
+    def inits(self) -> list[int]:
+        """Pids of the containers' inits, as conmon wrote them down."""
+        files = self.found("r/fastclaw/store-*/run/overlay-containers/*/userdata/pidfile")
+        return [int(text) for file in files if (text := file.read_text())]
+
+    def processes(self) -> list[str]:
+        """Whatever runs and has to do with us."""
+        needle = f"{self.base}/".encode()
+        others = (pid for pid in procfs.pids() if pid != os.getpid())
+        return [line for pid in others if (line := _trace(pid, needle))]
+
+    def mounts(self) -> list[str]:
+        """Of this mount namespace, which is the host's."""
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if str(self.base) in line]
+
+    def directories(self) -> list[str]:
+        """What belongs to a run and not to the storage."""
+        services = [path.name for path in self.found("r/fastclaw/*") if not path.name.startswith("store-")]
+        return services + [path.name for path in self.found("r/fastclaw-*")]
+
+    def records(self, plan: ServicePlan) -> str:
+        """What Podman itself lists, in any state, and the storage's containers that Podman does not know."""
+        state, run = self.base / "s" / "fastclaw", self.run / "fastclaw"
+        paths = service_paths(state, run, run / "probe", plan)
+        argv = [*tool_argv(plan, paths), "ps", "--all", "--external", "--format", "{{.ID}} {{.Status}}"]
+        done = subprocess.run(argv, env=service_env(paths, os.environ), capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def client(self, *words: str) -> RuntimeClient:
+        """A runtime that is started, and not initialized yet."""
+        command = [sys.executable, "-m", "fastclaw", "serve", "--log-level", "error", *words]
+        return RuntimeClient.spawn(command, env=self.env)
+
+
+def _trace(pid: int, needle: bytes) -> str:
+    """How a process is recognised as ours; empty where it is not. The mounts of a zombie cannot be read."""
+    for name in ("cmdline", "environ", "mountinfo"):
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{pid}/{name}").read_bytes()
+            if needle in text:
+                return f"{pid} {name} {command_line(pid)[:200]!r}"
+    return ""
+
+
+def command_line(pid: int) -> bytes:
+    """With a zero byte after each word."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def promised_s() -> float:
+    """How long cleaning up may take, now."""
+    return PROMISED_S * (BUSY if os.getloadavg()[0] > (os.cpu_count() or 1) else 1)
+
+
+async def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
+    """Return once it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        await asyncio.sleep(LOOK_S)
+
+
+async def killed(client: RuntimeClient) -> None:
+    """SIGKILL, and its end."""
+    os.kill(client.pid, signal.SIGKILL)
+    assert await client.exited(PATIENCE_S) == -signal.SIGKILL
+
+
+async def nothing_is_left(home: Home) -> None:
+    """No process within the time; then no container, cgroup or runtime state, and no mount."""
+    deadline = time.monotonic() + promised_s()
+    while left := home.processes():
+        assert time.monotonic() < deadline, left
+        await asyncio.sleep(0.02)
+    assert home.mounts() == []
+    assert home.containers() == set()
+
+
+def traces_in_the_system(containers: set[str]) -> list[str]:
+    """Control groups and state of the OCI runtimes."""
+    places = [*Path("/run/crun").glob("*"), *Path("/run/runc").glob("*")]
+    for folder, _, _ in os.walk("/sys/fs/cgroup"):
+        places.append(Path(folder))
+    return [str(path) for path in places if any(name in path.name for name in containers)]
+
+
+@pytest.fixture
+def home(short_dir: Path) -> Home:
+    return Home(short_dir)
+
+
+@contextlib.asynccontextmanager
+async def started(home: Home, *words: str) -> AsyncIterator[RuntimeClient]:
+    """Up and initialized; its end is the test's."""
+    async with home.client(*words) as client:
+        await client.initialize(NAMESPACE)
+        yield client
+
+
+async def shell(client: RuntimeClient, script: str, **request: Any) -> RemoteProcess:
+    return await client.exec(["sh", "-c", script], stdin=False, **request)
+
+
+async def quietly(call: asyncio.Future[Any]) -> None:
+    """The end of a call whose runtime was killed."""
+    with contextlib.suppress(FastclawError):
+        await call
+
+
+# --- fastclaw killed: its private engine ---
+
+MILESTONES: dict[str, Callable[[Home], Any]] = {
+    "the engine is being started": lambda home: home.found("r/fastclaw/*-*-*/"),
+    "the engine answers": lambda home: home.found("r/fastclaw/*-*-*/podman.sock"),
+    "the container is created": lambda home: home.containers(),
+    "the container is being started": lambda home: home.found("r/fastclaw/store-*/run/*/*/userdata/conmon.pid"),
+    "the init has not been greeted": lambda home: home.inits(),
+}
+
+
+@pytest.mark.podman
+@pytest.mark.parametrize("milestone", MILESTONES)
+async def test_killed_during_initialize(home: Home, engine_plan: ServicePlan, milestone: str) -> None:
+    async with home.client("--runtime", "podman") as client:
+        call = asyncio.ensure_future(client.initialize(NAMESPACE))
+        await until(lambda: MILESTONES[milestone](home))
+        seen = home.containers()
+        assert not call.done(), "too late: it is up already"
+        await killed(client)
+        await quietly(call)
+    await nothing_is_left(home)
+    assert home.records(engine_plan) == ""
+    assert traces_in_the_system(seen) == []
+
+
+@pytest.mark.podman
+async def test_killed_together_with_the_engine_that_starts_a_container(home: Home, engine_plan: ServicePlan) -> None:
+    """The engine has not written down then what runs already."""
+    async with home.client("--runtime", "podman") as client:
+        call = asyncio.ensure_future(client.initialize(NAMESPACE))
+        await until(lambda: MILESTONES["the container is being started"](home))
+        seen = home.containers()
+        [engine] = [pid for pid, _ in procfs.children(client.pid) if b"service" in command_line(pid).split(b"\0")]
+        os.kill(engine, signal.SIGKILL)
+        await killed(client)
+        await quietly(call)
+    await nothing_is_left(home)
+    assert home.records(engine_plan) == ""
+    assert traces_in_the_system(seen) == []
+
+
+@pytest.mark.podman
+async def test_killed_while_idle(home: Home, engine_plan: ServicePlan) -> None:
+    async with started(home, "--runtime", "podman") as client:
+        seen = home.containers()
+        assert len(seen) == 1
+        assert traces_in_the_system(seen)
+        await killed(client)
+    await nothing_is_left(home)
+    assert home.records(engine_plan) == ""
+    assert traces_in_the_system(seen) == []
+
+
+@pytest.mark.podman
+@pytest.mark.parametrize("lane", ["spawn", "rest"])
+async def test_killed_with_a_crowd_of_daemons(home: Home, engine_plan: ServicePlan, lane: str) -> None:
+    crowd = CROWD if lane == "spawn" else CROWD // 10
+    async with home.client("--runtime", "podman") as client:
+        await client.initialize(NAMESPACE, {"lane": lane, "workspace": {"target": "/w"}})
+        await asyncio.gather(*(shell(client, DAEMONS) for _ in range(crowd)))
+        await until(lambda: len(home.processes()) > 4 * crowd)
+        seen = home.containers()
+        await killed(client)
+    await nothing_is_left(home)
+    assert home.records(engine_plan) == ""
+    assert home.found("s/fastclaw/*/storage/volumes/fastclaw-*") == []
+    assert traces_in_the_system(seen) == []
+
+
+@pytest.mark.podman
+async def test_killed_during_a_kill(home: Home, engine_plan: ServicePlan) -> None:
+    async with started(home, "--runtime", "podman") as client:
+        process = await shell(client, UNWILLING)
+        call = asyncio.ensure_future(client.kill(process.id, PATIENCE_S * 1000))
+        await asyncio.sleep(0.1)  # TERM has no effect that could be seen
+        await killed(client)
+        await quietly(call)
+    await nothing_is_left(home)
+    assert home.records(engine_plan) == ""
+
+
+SHUTDOWN: dict[str, Callable[[Home], bool]] = {
+    "processes have their grace time": lambda home: True,
+    "the container has ended": lambda home: all(start_time(pid) is None for pid in home.inits()),
+    "the container is removed": lambda home: not home.containers(),
+    "the engine is ended": lambda home: not home.found("r/fastclaw/*-*-*/podman.sock"),
+}
+
+
+@pytest.mark.podman
+@pytest.mark.parametrize("milestone", SHUTDOWN)
+async def test_killed_during_shutdown(home: Home, engine_plan: ServicePlan, milestone: str) -> None:
+    async with started(home, "--runtime", "podman") as client:
+        seen = home.containers()
+        await shell(client, UNWILLING)
+        call = asyncio.ensure_future(client.shutdown())
+        await until(lambda: SHUTDOWN[milestone](home))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(client.pid, signal.SIGKILL)
+        assert await client.exited(PATIENCE_S) in (0, -signal.SIGKILL)
+        await quietly(call)
+    await nothing_is_left(home)
+    assert home.records(engine_plan) == ""
+    assert traces_in_the_system(seen) == []
+
+
+@pytest.mark.podman
+async def test_a_successor_that_starts_at_once_has_no_trouble(home: Home, engine_plan: ServicePlan) -> None:
+    """It and the janitor remove the same container; directories are gone once it is up."""
+    async with started(home, "--runtime", "podman") as client:
+        await shell(client, DAEMONS)
+        dead = client.pid
+        await killed(client)
+    async with started(home, "--runtime", "podman") as client:
+        async with await shell(client, "echo on") as process:
+            assert (await process.communicate())[0] == b"on\n"
+        await until(lambda: len(home.containers()) == 1, promised_s())
+        assert [name for name in home.directories() if str(dead) in name] == []
+        assert (await client.health()).status == "healthy"
+    assert client.exit_code == 0
+    assert (home.processes(), home.containers(), home.directories()) == ([], set(), [])
+    assert home.records(engine_plan) == ""
+
+
+@pytest.mark.podman
+@pytest.mark.parametrize("oci_runtime", ["crun", "runc"])
+async def test_an_orderly_end_leaves_no_mount_and_no_janitor(home: Home, oci_runtime: str) -> None:
+    if shutil.which(oci_runtime) is None:
+        pytest.skip(f"{oci_runtime} is not installed")
+    async with home.client("--runtime", "podman") as client:
+        await client.initialize(NAMESPACE, {"oci_runtime": oci_runtime})
+        assert any("janitor" in line for line in home.processes())
+    assert client.exit_code == 0
+    assert (home.processes(), home.containers(), home.directories()) == ([], set(), [])
+    assert home.mounts() == []
+
+
+# --- fastclaw killed: an engine that somebody else runs ---
+
+
+@pytest.mark.podman
+async def test_killed_on_an_engine_that_a_url_names(home: Home, engine_service: EngineService) -> None:
+    """The container ends at once; its record goes with the next start in its namespace."""
+    engine = EngineLifecycle(engine_service.url)
+    options = {"url": engine_service.url, "image": engine_service.image}
+    try:
+        async with home.client("--runtime", "podman") as client:
+            await client.initialize(NAMESPACE, options)
+            process = await shell(client, DAEMONS)
+            [left] = await engine.list_containers({LABEL_NAMESPACE: NAMESPACE})
+            pids = _inside(left.id)
+            assert len(pids) > 4
+            await killed(client)
+        await until(lambda: not _inside(left.id), promised_s())
+        assert [row for row in procfs.scan("FASTCLAW_PROCESS_ID") if row.marker == process.id] == []
+        async with home.client("--runtime", "podman") as client:
+            await client.initialize(NAMESPACE, options)
+            assert left.id not in {one.id for one in await engine.list_containers({LABEL_NAMESPACE: NAMESPACE})}
+        assert await engine.list_containers({LABEL_NAMESPACE: NAMESPACE}) == []
+    finally:
+        await engine.close()
+    assert home.directories() == []
+
+
+def _inside(container: str) -> list[int]:
+    """Processes in a container's control group."""
+    found = []
+    for pid in procfs.pids():
+        with contextlib.suppress(OSError):
+            if container in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"):
+                found.append(pid)
+    return found
+
+
+# --- fastclaw killed: the local runtime ---
+
+
+async def _idle(client: RuntimeClient) -> None:
+    await client.initialize(NAMESPACE)
+
+
+async def _crowd(client: RuntimeClient) -> None:
+    await client.initialize(NAMESPACE)
+    await asyncio.gather(*(shell(client, DAEMONS) for _ in range(CROWD)))
+
+
+async def _kill(client: RuntimeClient) -> None:
+    await client.initialize(NAMESPACE)
+    process = await shell(client, UNWILLING)
+    with contextlib.suppress(FastclawError):
+        await client.call("kill", {"process_id": process.id, "grace_ms": PATIENCE_S * 1000}, 0.1)
+
+
+async def _shutdown(client: RuntimeClient) -> None:
+    await client.initialize(NAMESPACE)
+    await shell(client, UNWILLING)
+    with contextlib.suppress(FastclawError):
+        await client.call("shutdown", None, 0.1)
+
+
+async def _initialize(client: RuntimeClient) -> None:
+    with contextlib.suppress(FastclawError):
+        await client.call("initialize", {"namespace": NAMESPACE}, 0.002)
+
+
+@pytest.mark.parametrize("before", [_initialize, _idle, _crowd, _kill, _shutdown])
+async def test_killed_on_this_host(home: Home, before: Callable[[RuntimeClient], Any]) -> None:
+    async with home.client("--runtime", "local") as client:
+        await before(client)
+        await killed(client)
+    await nothing_is_left(home)
+    async with started(home, "--runtime", "local"):
+        pass
+    assert home.directories() == []
+
+
+# --- a container killed ---
+
+
+@pytest.fixture
+async def engine(engine_service: EngineService) -> AsyncIterator[EngineLifecycle]:
+    """The shared engine; afterwards there must be nothing of ours in it."""
+    engine = EngineLifecycle(engine_service.url)
+    try:
+        yield engine
+        assert await engine.list_containers({LABEL_NAMESPACE: NAMESPACE}) == []
+    finally:
+        await engine.close()
+
+
+@pytest.fixture
+async def client(home: Home, engine: EngineLifecycle, engine_service: EngineService) -> AsyncIterator[RuntimeClient]:
+    """On the shared engine, whose containers are to be killed."""
+    async with home.client("--runtime", "podman") as client:
+        await client.initialize(NAMESPACE, {"url": engine_service.url, "image": engine_service.image})
+        yield client
+
+
+async def kill_container(engine: EngineLifecycle) -> str:
+    """SIGKILL to the init of the one that runs."""
+    for found in await engine.list_containers({LABEL_NAMESPACE: NAMESPACE}):
+        state = await engine.inspect_container(found.id)
+        if state is not None and state.running:
+            os.kill(state.pid, signal.SIGKILL)
+            return found.id
+    raise AssertionError("there is none")
+
+
+async def becomes(client: RuntimeClient, status: str) -> str | None:
+    """What health says with it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (health := await client.health()).status != status:  # noqa: ASYNC110 - it does not tell
+            await asyncio.sleep(LOOK_S)
+    return health.message
+
+
+@pytest.mark.podman
+async def test_a_container_that_dies_takes_its_processes_and_comes_back(
+    client: RuntimeClient, engine: EngineLifecycle
+) -> None:
+    processes = await asyncio.gather(*(shell(client, DAEMONS) for _ in range(CROWD)))
+    ends = asyncio.gather(*(process.wait() for process in processes))
+    dead = await kill_container(engine)
+    began = time.monotonic()
+    records = await ends
+    assert time.monotonic() - began < promised_s() / 2
+    assert {(record.reason, record.exit_code, record.signal) for record in records} == {("container_gone", None, None)}
+    assert await becomes(client, "degraded") == "1 of 1 containers are gone; they are being replaced"
+    with pytest.raises(ExecFailed) as caught:
+        await shell(client, "true")
+    assert (caught.value.reason, caught.value.retryable) == ("container_gone", True)
+    assert await becomes(client, "healthy") is None
+    async with await shell(client, "echo again") as process:
+        assert (await process.communicate())[0] == b"again\n"
+    async with asyncio.timeout(PATIENCE_S):
+        while await engine.inspect_container(dead) is not None:  # noqa: ASYNC110 - the engine sends no event
+            await asyncio.sleep(LOOK_S)
+
+
+@pytest.mark.podman
+async def test_containers_that_keep_dying_come_back_later_and_later(
+    client: RuntimeClient, engine: EngineLifecycle
+) -> None:
+    for failures in (1, 2, 3):
+        await kill_container(engine)
+        began = time.monotonic()
+        await becomes(client, "degraded")
+        await becomes(client, "healthy")
+        assert time.monotonic() - began >= revival_delay_s(failures)
+        assert await _code(client, "exit 7") == 7
+
+
+async def _code(client: RuntimeClient, script: str) -> int | None:
+    async with await shell(client, script) as process:
+        return (await process.wait()).exit_code
+
+
+# --- a container whose init is not what it should be ---
+
+
+@pytest.fixture
+def other_init(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that takes the spawner's place, from its source; it is given up soon."""
+    path = tmp_path / "init"
+    monkeypatch.setattr(container, "find_spawner", lambda: path)
+    monkeypatch.setattr(limits, "SPAWN_HELLO_MS", 300)
+    if request.param.startswith("#!"):
+        path.write_text(request.param)
+        path.chmod(0o755)
+        return
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    argv = [compiler, "-static", "-x", "c", "-", "-o", str(path)]
+    subprocess.run(argv, input=request.param, text=True, check=True)
+
+
+async def failure(engine_service: EngineService) -> StartFailed:
+    """How a start on the spawn lane fails; the runtime itself has to take back everything."""
+    runtime = container.ContainerRuntime()
+    options = {"url": engine_service.url, "image": engine_service.image, "lane": "spawn"}
+    with pytest.raises(StartFailed) as caught:
+        await runtime.start(InitializeParams(namespace=NAMESPACE, options=options))
+    await runtime.stop()
+    return caught.value
+
+
+@pytest.mark.podman
+@pytest.mark.usefixtures("engine", "other_init")
+@pytest.mark.parametrize(
+    ("other_init", "says", "reason"),
+    [
+        (SILENT_INIT, "the spawner said nothing for 300 ms", "engine_timeout"),
+        (DEAF_INIT, "the container's spawner did not connect", "engine_error"),
+        (STRANGE_INIT, "the container ended at once", "engine_error"),
+    ],
+    indirect=["other_init"],
+    ids=["connects and says nothing", "does not connect", "ends at once"],
+)
+async def test_a_container_with_another_init(engine_service: EngineService, says: str, reason: str) -> None:
+    error = await failure(engine_service)
+    assert says in str(error)
+    assert error.reason == reason
+    assert "\n" not in str(error)

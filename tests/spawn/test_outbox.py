@@ -1,0 +1,182 @@
+"""Frames leave in order or not at all, and the descriptors with them are closed in any case."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import resource
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed
+from fastclaw.spawn.outbox import Outbox, close_all
+from tests.balance import open_descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+
+
+@contextmanager
+def a_box() -> Iterator[tuple[Outbox, socket.socket]]:
+    """An outbox, and the end that its frames arrive at."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    box = Outbox(ours, asyncio.get_running_loop())
+    with ours, theirs:
+        yield box, theirs
+        box.close()
+
+
+def received(theirs: socket.socket) -> list[bytes]:
+    """What has arrived; descriptors that came along are closed."""
+    found: list[bytes] = []
+    while True:
+        try:
+            frame, fds, _, _ = socket.recv_fds(theirs, limits.SPAWN_FRAME_BYTES, 8)
+        except BlockingIOError:
+            return found
+        close_all(fds)
+        if not frame:
+            return found
+        found.append(frame)
+
+
+def fill(box: Outbox, fds_each: int = 0) -> int:
+    """Send numbered frames until some wait; returns how many there are."""
+    count = 0
+    while not box._waiting:
+        box.send(numbered(count), [os.dup(0) for _ in range(fds_each)])
+        count += 1
+    return count
+
+
+def numbered(number: int) -> bytes:
+    return number.to_bytes(4, "little") + bytes(1_000)
+
+
+async def arrive(theirs: socket.socket, count: int) -> list[bytes]:
+    """The next `count` frames."""
+    found: list[bytes] = []
+    ready = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(theirs.fileno(), ready.set)
+    try:
+        async with asyncio.timeout(10):
+            while len(found) < count:
+                await ready.wait()
+                ready.clear()
+                found += received(theirs)
+    finally:
+        loop.remove_reader(theirs.fileno())
+    return found
+
+
+async def test_a_frame_leaves_at_once_with_its_descriptors() -> None:
+    with a_box() as (box, theirs):
+        read, write = os.pipe()
+        box.send(b"frame", [write])
+        frame, (passed,), _, _ = socket.recv_fds(theirs, 100, 1)
+        assert frame == b"frame"
+        os.write(passed, b"same pipe")
+        os.close(passed)
+        assert os.read(read, 100) == b"same pipe"
+        assert os.read(read, 100) == b"", "our copy of the write end is closed"
+        os.close(read)
+
+
+async def test_what_does_not_fit_waits_and_leaves_in_order() -> None:
+    with a_box() as (box, theirs):
+        count = fill(box)
+        for number in range(count, count + 50):
+            box.send(numbered(number), [])
+        frames = await arrive(theirs, count + 50)
+        assert frames == [numbered(number) for number in range(count + 50)]
+        box.send(b"after", [])
+        assert received(theirs) == [b"after"]
+
+
+async def test_descriptors_of_what_waits_are_closed_once_it_has_left() -> None:
+    before = open_descriptors()
+    with a_box() as (box, theirs):
+        count = fill(box, fds_each=2)
+        assert len(open_descriptors()) == len(before) + 4
+        assert len(await arrive(theirs, count)) == count
+        assert len(open_descriptors()) == len(before) + 2
+
+
+async def test_too_much_that_waits_is_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SPAWN_OUTBOX_FRAMES", 3)
+    with a_box() as (box, theirs):
+        count = fill(box)
+        for number in (count, count + 1):
+            box.send(numbered(number), [])
+        with pytest.raises(ExecFailed) as refused:
+            box.send(b"too much", [os.dup(0)])
+        assert (refused.value.reason, refused.value.retryable) == ("overloaded", True)
+        assert await arrive(theirs, count + 2) == [numbered(number) for number in range(count + 2)]
+
+
+async def test_a_dead_end_is_told_nothing_and_nothing_is_leaked() -> None:
+    with a_box() as (box, theirs):
+        theirs.close()
+        box.send(b"frame", [])
+        box.send(b"frame", [os.dup(0)])
+
+
+async def test_what_waits_for_an_end_that_dies_is_dropped() -> None:
+    with a_box() as (box, theirs):
+        fill(box, fds_each=1)
+        for number in range(20):
+            box.send(numbered(number), [os.dup(0)])
+        theirs.close()
+        async with asyncio.timeout(10):
+            while box._waiting:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0)
+
+
+async def test_closing_drops_what_waits_and_its_descriptors() -> None:
+    before = open_descriptors()
+    with a_box() as (box, theirs):
+        fill(box, fds_each=1)
+        box.send(b"waits", [os.dup(0), os.dup(0)])
+        box.close()
+        box.close()
+        received(theirs)
+        assert len(open_descriptors()) == len(before) + 2
+
+
+@needs_root
+async def test_too_many_descriptors_on_their_way_are_overloaded_and_recover() -> None:
+    """ETOOMANYREFS (unix(7)) befalls who has neither CAP_SYS_RESOURCE nor CAP_SYS_ADMIN."""
+    with a_box() as (box, theirs), as_nobody_with_few_descriptors():
+        sent: list[bytes] = []
+
+        def send_for_ever() -> None:
+            for _ in range(limits.SPAWN_OUTBOX_FRAMES):
+                box.send(b"frame", [os.dup(0) for _ in range(3)])
+                sent.append(b"frame")
+
+        with pytest.raises(ExecFailed, match="Too many references") as refused:
+            send_for_ever()
+        assert (refused.value.reason, refused.value.retryable) == ("overloaded", True)
+        assert received(theirs) == sent
+        box.send(b"again", [os.dup(0)])
+        assert received(theirs) == [b"again"]
+
+
+@contextmanager
+def as_nobody_with_few_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 20, hard))
+    os.seteuid(pwd.getpwnam("nobody").pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,204 @@
+"""The build hook: every compiler there is gives a small static program, and the package takes it along."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.spawn.binary import ARCHITECTURES
+
+ROOT = Path(__file__).parent.parent
+MACHINES = {"x86_64": 62, "aarch64": 183}
+"""e_machine by architecture (elf(5))."""
+
+HERE = platform.machine()
+
+needs_zig = pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="zig is not installed")
+needs_hatchling = pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed")
+needs_cc = pytest.mark.skipif(shutil.which("cc") is None or HERE not in MACHINES, reason="no C compiler for this")
+
+
+Config = TypeVar("Config")
+
+
+class Hook(Generic[Config]):
+    """Stands in for hatchling's BuildHookInterface."""
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """scripts/build_spawner.py as a module. Only builds have hatchling, so its base class may need a stand-in."""
+    if importlib.util.find_spec("hatchling") is None:
+        stand_in = types.ModuleType("hatchling.builders.hooks.plugin.interface")
+        monkeypatch.setattr(stand_in, "BuildHookInterface", Hook, raising=False)
+        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    spec = importlib.util.spec_from_file_location("build_spawner", ROOT / "scripts" / "build_spawner.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def without_zig(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ziglang" else find(name))
+
+
+class Elf(NamedTuple):
+    """The head of a program, and what its segments are for."""
+
+    bits: int
+    kind: int
+    machine: int
+    segments: dict[int, int]
+
+
+PT_DYNAMIC, PT_INTERP, PT_GNU_STACK, PF_X, ET_EXEC = 2, 3, 0x6474E551, 1, 2
+
+
+def read_elf(program: bytes) -> Elf:
+    """By elf(5); segments are flags by type."""
+    assert program[:4] == b"\x7fELF"
+    kind, machine, _, _, table, _, _, _, size, count = struct.unpack_from("<HHIQQQIHHH", program, 16)
+    headers = [struct.unpack_from("<II", program, table + number * size) for number in range(count)]
+    return Elf(32 * program[4], kind, machine, dict(headers))
+
+
+def check(program: Path, architecture: str) -> None:
+    data = program.read_bytes()
+    elf = read_elf(data)
+    assert (elf.bits, elf.kind, elf.machine) == (64, ET_EXEC, MACHINES[architecture])
+    assert not {PT_INTERP, PT_DYNAMIC} & set(elf.segments), "it needs a loader"
+    assert not elf.segments[PT_GNU_STACK] & PF_X
+    assert len(data) <= 64 * limits.KIB
+    assert os.access(program, os.X_OK)
+
+
+def test_the_architectures_are_those_that_are_looked_for(script: Any) -> None:
+    assert tuple(script.KERNEL_HEADERS) == ARCHITECTURES == tuple(MACHINES)
+    assert (ROOT / script.SOURCE).is_file()
+    assert (ROOT / script.BINARIES).is_dir()
+
+
+@needs_cc
+def test_the_systems_compiler_builds_for_this_machine(script: Any, without_zig: None, tmp_path: Path) -> None:
+    [(compiler, architecture)] = script.compilers()
+    assert architecture == HERE
+    script.compile_spawner(compiler, ROOT / script.SOURCE, tmp_path / "spawner")
+    check(tmp_path / "spawner", architecture)
+    assert subprocess.run([tmp_path / "spawner"], check=False, timeout=10).returncode == 1
+    assert os.listdir(tmp_path) == ["spawner"]
+
+
+@needs_zig
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_zig_builds_for_every_machine(script: Any, architecture: str, tmp_path: Path) -> None:
+    compilers = {architecture: compiler for compiler, architecture in script.compilers()}
+    assert set(compilers) == set(ARCHITECTURES)
+    script.compile_spawner(compilers[architecture], ROOT / script.SOURCE, tmp_path / "spawner")
+    check(tmp_path / "spawner", architecture)
+
+
+def test_cc_is_named_by_its_variable(
+    script: Any, without_zig: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    mine = tmp_path / "my-cc"
+    mine.touch(mode=0o755)
+    monkeypatch.setenv("CC", str(mine))
+    assert script.compilers() == [([str(mine), *script.FLAGS], "aarch64")]
+
+
+@pytest.mark.parametrize(("cc", "machine"), [("/no/such/cc", "x86_64"), ("sh", "riscv64")])
+def test_without_a_compiler_for_this_machine_there_is_none(
+    cc: str, machine: str, script: Any, without_zig: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", cc)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert script.compilers() == []
+    assert run_hook(script, project(script, tmp_path)) == []
+
+
+def project(script: Any, folder: Path) -> Path:
+    """As much of this one as the hook looks at."""
+    source = folder / script.SOURCE
+    source.parent.mkdir(parents=True)
+    shutil.copy(ROOT / script.SOURCE, source)
+    return folder
+
+
+def run_hook(script: Any, root: Path) -> list[str]:
+    """What it adds to the package."""
+    hook = script.SpawnerHook.__new__(script.SpawnerHook)
+    hook.__dict__.update(root=str(root), _BuildHookInterface__root=str(root))
+    build_data: dict[str, Any] = {"artifacts": []}
+    hook.initialize("standard", build_data)
+    return list(build_data["artifacts"])
+
+
+@needs_cc
+def test_the_hook_puts_the_program_where_it_is_looked_for(script: Any, without_zig: None, tmp_path: Path) -> None:
+    root = project(script, tmp_path)
+    for _ in range(2):  # an editable install is built again and again
+        assert run_hook(script, root) == [f"/fastclaw/spawn/bin/spawner-{HERE}"]
+    check(root / script.BINARIES / f"spawner-{HERE}", HERE)
+
+
+@needs_cc
+def test_a_program_that_runs_is_replaced(script: Any, without_zig: None, tmp_path: Path) -> None:
+    [(compiler, _)] = script.compilers()
+    place = tmp_path / "spawner"
+    shutil.copy(shutil.which("sleep") or "sleep", place)
+    with subprocess.Popen([place, "1000"]) as running:
+        script.compile_spawner(compiler, ROOT / script.SOURCE, place)
+        check(place, HERE)
+        running.kill()
+
+
+@needs_cc
+def test_a_source_that_does_not_compile_stops_the_build(
+    script: Any, without_zig: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.c"
+    broken.write_text("int begin(void) { return missing; }\n")
+    [(compiler, _)] = script.compilers()
+    with pytest.raises(subprocess.CalledProcessError):
+        script.compile_spawner(compiler, broken, tmp_path / "spawner")
+    assert "missing" in capfd.readouterr().err
+    assert not (tmp_path / "spawner").exists()
+
+
+@needs_zig
+@needs_hatchling
+def test_the_wheel_has_both_programs_and_not_their_source(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    root.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__", "spawner-*")
+    shutil.copytree(ROOT / "fastclaw", root / "fastclaw", ignore=ignored)
+    shutil.copytree(ROOT / "scripts", root / "scripts", ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-MIT", "LICENSE-APACHE"):
+        shutil.copy(ROOT / name, root)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=root, check=True, timeout=60, capture_output=True)
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        inside = [name for name in packed.namelist() if name.startswith("fastclaw/spawn/")]
+        assert {f"fastclaw/spawn/bin/spawner-{architecture}" for architecture in ARCHITECTURES} <= set(inside)
+        assert not [name for name in inside if name.endswith(".c")]
+        for architecture in ARCHITECTURES:
+            info = packed.getinfo(f"fastclaw/spawn/bin/spawner-{architecture}")
+            assert info.external_attr >> 16 & 0o111
