@@ -52,8 +52,8 @@ class StartSpec(Struct, frozen=True, kw_only=True):
 
     @property
     def marker(self) -> dict[str, str]:
-        """Marks the process and all its descendants: how those that left the tree are found again."""
-        return {PROCESS_ID_VARIABLE: self.process_id}
+        """Marks the process and its descendants: how those that left the tree are found again. None without an id."""
+        return {PROCESS_ID_VARIABLE: self.process_id} if self.process_id else {}
 
     @property
     def variables(self) -> dict[str, str]:

@@ -340,21 +340,6 @@ pause for 30 µs must not keep a kill from its answer."""
 GRACE_LOOK_MS = 50
 """How often the end of a grace is read again while it runs: a second signal to fastclaw may have moved it."""
 
-ORPHAN_SWEEP_MS = 1_000
-"""Pause between two looks for zombies that nobody else reaps; each costs a process number until then."""
-
-ORPHAN_PATIENCE_MS = 2_000
-"""How long an unknown zombie is left to whoever may have started it: libraries reap within milliseconds."""
-
-OWNER_TOKEN_BYTES = 16
-"""Names one fastclaw among all there ever were: as many random bits as a UUID."""
-
-WARDEN_TRACKED = 32_768
-"""Slots in the table of live commands that the warden reads: the default pid_max. 4 bytes each."""
-
-WARDEN_EXIT_MS = 2_000
-"""A warden told to leave takes about a millisecond, or some 30 where Python has only just started."""
-
 MEMORY_WRITER_BYTES = 64 * KIB
 """Output of an in-process program that waits for its pipe: as much again as the pipe holds."""
 

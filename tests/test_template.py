@@ -30,7 +30,6 @@ TEMPLATES: set[int] = set()
 """Children of ours that no worker is."""
 
 
-
 class Ended(NamedTuple):
     """`status`: as os.waitpid has it."""
 

@@ -169,3 +169,10 @@ async def unknown_limit(rig: Rig) -> None:
     told = data_of(await (await rig.shared()).error("exec", params, INVALID_PARAMS))
     expect(str(told.get("path")).startswith("$.limits"), f"data.path is {told.get('path')!r}")
     expect(told.get("nearest") == "nofile", f"data.nearest is {told.get('nearest')!r}")
+
+
+@proves("T-TEMPLATE-NAME")
+async def unknown_template(rig: Rig) -> None:
+    params = {"cmd": rig.words.true, "template": rig.namespace()}
+    told = data_of(await (await rig.shared()).error("exec", params, INVALID_PARAMS))
+    expect(told.get("path") == "$.template", f"data.path is {told.get('path')!r}")

@@ -22,6 +22,7 @@ Capability = Literal[
     "reopen_stdio",
     "limits",
     "tty",
+    "template",
 ]
 """What a runtime may report in `capabilities` of its answer to `initialize`."""
 
@@ -185,6 +186,7 @@ _TEXTS = {
         "T-TTY-NONE": (
             "`resize` is -32602 with reason `no_tty` for a process without a terminal, and `{}` for one that ended."
         ),
+        "T-TEMPLATE-NAME": "A `template` that was not set up is -32602, and `data.path` names the field.",
     },
 }
 
@@ -216,6 +218,7 @@ _NEEDS: dict[str, Capability] = {
     "T-TTY-LOSSLESS": "tty",
     "T-TTY-SIZE": "tty",
     "T-TTY-NONE": "tty",
+    "T-TEMPLATE-NAME": "template",
 }
 
 PROMISES: tuple[Promise, ...] = tuple(

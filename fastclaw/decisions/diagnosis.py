@@ -85,9 +85,7 @@ def spawner_finding(missing: str | None, size: int, lists_children: bool) -> Fin
         lists_children: the kernel has /proc/PID/task/TID/children (CONFIG_PROC_CHILDREN, proc_pid_task(5)).
     """
     if missing is None and lists_children:
-        return Finding(
-            subject="spawner", level="ok", text=f"{round(size / limits.KIB)} KB; starts at the kernel's speed"
-        )
+        return Finding(subject="spawner", level="ok", text=f"{round(size / limits.KIB)} KB, for the spawn lane")
     return Finding(
         subject="spawner",
         level="warning",

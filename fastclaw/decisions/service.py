@@ -61,10 +61,10 @@ After a container it would start one that outlives our shutdown; we remove every
 Sessions then stay in the container's record, about 1 KB each, until `POST /exec/{id}/remove` (Podman 4.8) or the
 container's end."""
 
-GUARD = '[ "$PPID" = "$1" ] || exit 1; shift; '
+GUARD = '[ "$PPID" = "$1" ] && cd "$2" || exit 1; shift 2; '
 """The death signal is asked for after the fork: a parent that died before it is noticed by its pid having changed."""
 
-RECORD = 'read -r line < "/proc/$$/stat" && printf "%s\\n" "$line" > "$1" || exit 1; shift; '
+RECORD = 'read -r line < "/proc/$$/stat" && printf "%s\\n" "$line" > "$1" && cd "$2" || exit 1; shift 2; '
 """The service writes down who it is before it becomes Podman, so there is never one that nobody can find again."""
 
 MOUNT_NAMESPACE = ["-m", "--propagation", "slave"]
@@ -127,8 +127,10 @@ class ServicePlan(Struct, frozen=True, kw_only=True):
         private_mounts: the service gets a mount namespace of its own.
         hide_cgroup2: that namespace has no cgroup2 mount.
         conmon_shim: a shell script to be used as conmon, or None for conmon itself.
-        bind_launcher: argv in front of Podman that ties its life to its parent's; the parent's pid comes next.
-        free_launcher: the same for a service that lives on by itself; the path of its pid file comes next.
+        bind_launcher: argv in front of Podman that ties its life to its parent's; the parent's pid comes next, then a
+            directory to work in: conmon leaves a file `oom` there when a container ran out of memory.
+        free_launcher: the same for a service that lives on by itself; the path of its pid file comes next,
+            then the directory.
         tool_launcher: argv in front of Podman for one command that shares the service's storage.
     """
 
@@ -212,7 +214,14 @@ def plan_service(facts: HostFacts, *, oci_runtime: str | None = None, storage: S
 
 def bound_argv(plan: ServicePlan, paths: ServicePaths, parent: int) -> list[str]:
     """The command line of a service that ends with the process `parent`, which starts it."""
-    return [*plan.bind_launcher, str(parent), plan.podman, *_storage_flags(plan, paths), *_serve(paths)]
+    return [
+        *plan.bind_launcher,
+        str(parent),
+        _own_dir(paths),
+        plan.podman,
+        *_storage_flags(plan, paths),
+        *_serve(paths),
+    ]
 
 
 def standing_argv(plan: ServicePlan, paths: ServicePaths, pid_file: str) -> list[str]:
@@ -222,7 +231,7 @@ def standing_argv(plan: ServicePlan, paths: ServicePaths, pid_file: str) -> list
         pid_file: gets the service's own line of /proc/PID/stat.
     """
     podman = [plan.podman, "--log-level=error", *_storage_flags(plan, paths)]
-    return [*plan.free_launcher, pid_file, *podman, *_serve(paths)]
+    return [*plan.free_launcher, pid_file, _own_dir(paths), *podman, *_serve(paths)]
 
 
 def tool_argv(plan: ServicePlan, paths: ServicePaths) -> list[str]:
@@ -340,6 +349,10 @@ def _storage_flags(plan: ServicePlan, paths: ServicePaths) -> list[str]:
 def _serve(paths: ServicePaths) -> list[str]:
     """`--time=0`: never ends by itself, and keeps idle connections open."""
     return ["system", "service", "--time=0", f"unix://{paths.socket}"]
+
+
+def _own_dir(paths: ServicePaths) -> str:
+    return paths.socket.rpartition("/")[0]
 
 
 def _toml(value: object) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from fastclaw import limits
 from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.errors import FastclawError, StartFailed
+from fastclaw.transport import procfs
 
 _PROC = Path("/proc")
 
@@ -57,7 +58,7 @@ class Shard:
         self.container = await asyncio.shield(self._creation)
         await self._engine.start_container(self.container)
         state = await self._engine.inspect_container(self.container)
-        if state is None or not state.running:
+        if state is None or not state.running or await self._has_ended(state.pid):
             raise StartFailed(f"the container ended at once; {self._why_ended()}")
         await self._came_up(state.pid)
         self.alive = True
@@ -70,6 +71,22 @@ class Shard:
             f"does the image {self._spec['image']} have a /bin/sh? "
             "(it needs none where catatonit is installed on this host)"
         )
+
+    async def _has_ended(self, init: int) -> bool:
+        """Whether a container that the engine calls running has just ended: an engine of this host learns of it later.
+
+        Where its init is not here, the engine has a proxy for a socket, and its containers are somewhere else.
+        """
+        if not self._engine.url.startswith("unix:"):
+            return False
+        for pause_ms in limits.GONE_LOOKS_MS:
+            if (stat := procfs.read_stat(init)) is not None and self._is_ours(init):
+                return stat.gone
+            await asyncio.sleep(pause_ms / 1000)
+            state = await self._engine.inspect_container(self.container)
+            if state is None or not state.running:
+                return True
+        return False
 
     async def _came_up(self, init: int) -> None:
         """For a kind of container that has something to do before it takes execs."""

@@ -85,6 +85,8 @@ class SpawnShard(Shard, Home):
             except ExecFailed as error:
                 raise StartFailed(f"options.user or the image's user: {error}", "unknown_user") from error
         await self.start_templates(self._plans)
+        if not self.spawner.alive:
+            raise StartFailed("the container has ended while its templates came up")
 
     async def _accept(self, init: int) -> socket.socket:
         loop = asyncio.get_running_loop()

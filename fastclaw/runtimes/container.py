@@ -44,6 +44,7 @@ from fastclaw.lane import Lane
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
 from fastclaw.spawn.binary import find_spawner, why_no_spawner
 from fastclaw.spawn.lane import SpawnLane
+from fastclaw.transport.host import dumps_after_setuid
 from fastclaw.transport.listener import SocketDirectory
 from fastclaw.transport.proctree import end_tree
 
@@ -73,6 +74,8 @@ def why_not_spawn(url: str) -> str | None:
     """Why an engine's containers cannot have a spawner, in one line; None where they can, as far as can be told."""
     if not url.startswith("unix:"):
         return f"the engine at {url} is not on this host"
+    if dumps_after_setuid():
+        return "fs.suid_dumpable is 1, with which commands could read the spawner's memory; sysctl fs.suid_dumpable=0"
     return why_no_spawner()
 
 
@@ -137,9 +140,11 @@ class ContainerRuntime(ManagedRuntime):
     ) -> Lane:
         """The lane that the options name; `auto` is spawn, and REST where that cannot be had."""
         wanted = "spawn" if template.options.templates else template.options.lane
-        self._why_not_spawn = why_not_spawn(url) if wanted == "auto" else None
-        if template.options.templates and (reason := why_not_spawn(url)) is not None:
-            raise no_templates(f"the REST lane ({reason})")
+        self._why_not_spawn = None if wanted == "rest" else why_not_spawn(url)
+        if self._why_not_spawn is not None and template.options.templates:
+            raise no_templates(f"the REST lane ({self._why_not_spawn})")
+        if self._why_not_spawn is not None and wanted == "spawn":
+            raise StartFailed(f"no spawn lane: {self._why_not_spawn}", "unsupported")
         if wanted != "rest" and self._why_not_spawn is None:
             try:
                 return await self._spawn_lane(engine, template, sockets, setup)

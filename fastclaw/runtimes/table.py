@@ -91,7 +91,7 @@ class ProcessTable:
     # --- bounds ---
 
     def _enforce_soon(self) -> None:
-        """Whoever waits for this exit is answered first: closing what others have left takes as long as all the rest."""
+        """Whoever waits for this exit is answered first: closing what others have left takes as long as all else."""
         if self._soon is None:
             self._soon = self._loop.call_later(limits.ENFORCE_DELAY_MS / 1000, self._on_soon)
 

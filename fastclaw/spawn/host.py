@@ -71,7 +71,10 @@ class HostHome(Home, Homes):
             raise
         try:
             await self.start_templates(self._plans)
+            if not self.spawner.alive:
+                raise StartFailed("the spawner has ended while its templates came up")
         except BaseException:
+            await self._close_templates()
             self.spawner.close()
             await self._end_child()
             raise
@@ -79,6 +82,8 @@ class HostHome(Home, Homes):
     def _on_end(self) -> None:
         """Somebody killed it. What it kept is reported gone; the next one comes up, later and later if they die too."""
         logger.warning("the spawner has ended; starting another")
+        if self._reviving is not None and not self._reviving.done():
+            return  # it was just being started, which goes on
         self._reviving = asyncio.get_running_loop().create_task(self._revive())
 
     async def _revive(self) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import termios
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fastclaw.errors import ExecFailed
 from fastclaw.lane import ExitStatus, Grace, LaneProcess
@@ -20,8 +20,17 @@ from fastclaw.spawn.stdio import terminal_streams
 
 if TYPE_CHECKING:
     from fastclaw.lane import StartSpec
-    from fastclaw.spawn.spawner import Spawner
     from fastclaw.spawn.stdio import Stdio
+
+
+class Orders(Protocol):
+    """What a spawner can be told about a process. `template`: whose worker it is, if it is one."""
+
+    def signal(self, id: int, signum: int, template: int = 0) -> None:
+        """To the command itself."""
+
+    def end(self, id: int, level: int, template: int = 0) -> None:
+        """TERM or KILL to its tree."""
 
 
 class SpawnProcess(LaneProcess):
@@ -48,7 +57,7 @@ class SpawnProcess(LaneProcess):
     )
 
     def __init__(
-        self, spawner: Spawner, id: int, spec: StartSpec, stdio: Stdio | None, loop: asyncio.AbstractEventLoop
+        self, spawner: Orders, id: int, spec: StartSpec, stdio: Stdio | None, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.id = id
         self.stdin_fd, self.stdout_fd, self.stderr_fd = None, -1, -1

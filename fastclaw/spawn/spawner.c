@@ -25,7 +25,10 @@
 #include <asm/unistd.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/audit.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
@@ -66,6 +69,7 @@ enum { /* bounds; see fastclaw/protocol/spawner.py */
     KEEPER_BYTES = 64 << 10,
     STOP_PASSES = 8,
     HUNT_MS = 2,
+    REAP_BURST = 4096, /* before orders are heeded: a tree that always forks anew never lets the reaping end */
 };
 
 enum { HELLO = 1, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, SHUTDOWN, ADOPT };
@@ -156,7 +160,8 @@ struct passed { int count, fd[MAX_FDS]; };
 static long receive(int from, void *frame, size_t bytes, struct passed *passed) {
     _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
     struct iovec part = {frame, bytes};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space};
+    message.msg_controllen = CMSG_LEN(sizeof(int) * MAX_FDS); /* without the padding, in which one more has room */
     passed->count = 0;
     long n = SYS(recvmsg, from, &message, MSG_CMSG_CLOEXEC);
     if (n <= 0) return n;
@@ -212,13 +217,13 @@ static long slurp(const char *path, char *to, size_t bytes) {
     return n;
 }
 
-/* Parent, process group and session; 0 for who has ended. */
+/* Parent, process group and session; 0 for who is gone. A zombie is not: it may be a leader whose threads live on. */
 static int kinship(u32 pid, u32 of[3]) {
     char path[32], stat[512];
     *put(put_number(put(path, "/proc/"), pid), "/stat") = 0;
     long n = slurp(path, stat, sizeof stat), at = n - 1;
     while (at > 0 && stat[at] != ')') at--;
-    if (at <= 0 || stat[at + 2] == 'Z') return 0;
+    if (at <= 0) return 0;
     at += 4;
     for (int i = 0; i < 3; i++, at++)
         for (of[i] = 0; at < n && stat[at] >= '0' && stat[at] <= '9'; at++) of[i] = of[i] * 10 + (u32)(stat[at] - '0');
@@ -294,9 +299,31 @@ static u32 sift(const struct prey *prey, struct kin *tree, u32 count) {
     return kept;
 }
 
-/* Parents first. Main's own tree leaves the keepers out. */
-static u32 collect(const struct prey *prey, struct kin *tree) {
+/* A child of ours keeps its number until we reap it, and so does its process group, which is of its tree alone: every
+ * command begins a session (a template's workers do so late, so theirs are left out). A group is hit at once, so that
+ * nobody forks out of the way. Of all others the pidfd is opened before the process is looked at again, so that a number
+ * given out anew is not hit. */
+static void strike(const struct prey *prey, struct kin kin, int signum, long *last) {
+    if (kin.parent == (u32)SYS(getpid)) {
+        int one_by_one = signum == SIGTERM || signum == SIGCONT || prey->keeper || prey->strays_of;
+        long group = one_by_one ? 0 : SYS(getpgid, kin.pid);
+        if (group > 1 && group != *last && group != SYS(getpgid, 0)) SYS(kill, -(*last = group), SIGKILL);
+        SYS(kill, kin.pid, signum);
+        return;
+    }
+    long fd = SYS(pidfd_open, kin.pid, 0);
+    if (fd == -ESRCH) return;
+    u32 parent = parent_of(kin.pid);
+    if (parent && (parent == kin.parent || parent == prey->root)) {
+        if (fd < 0 || SYS(pidfd_send_signal, fd, signum, 0, 0) == -ENOSYS) SYS(kill, kin.pid, signum);
+    }
+    if (fd >= 0) SYS(close, fd);
+}
+
+/* Parents first, each signalled (`signum`; 0: not) before its children are read. Main's own tree leaves the keepers out. */
+static u32 collect(const struct prey *prey, struct kin *tree, int signum) {
     u32 count = 1, root = prey->root;
+    long last = 0;
     if (prey->keeper) tree[0] = (struct kin){root, prey->keeper};
     else count = add_kin(root, tree, 0);
     if (prey->strays_of) count = sift(prey, tree, count);
@@ -305,19 +332,11 @@ static u32 collect(const struct prey *prey, struct kin *tree) {
         for (u32 i = 0; i < count; i++) if (!is_keeper(tree[i].pid)) tree[kept++] = tree[i];
         count = kept;
     }
-    for (u32 next = 0; next < count; next++) count = add_kin(tree[next].pid, tree, count);
-    return count;
-}
-
-/* The pidfd is opened before the process is looked at again, so a number given out anew is not hit. */
-static void strike(struct kin kin, u32 root, int signum) {
-    long fd = SYS(pidfd_open, kin.pid, 0);
-    if (fd == -ESRCH) return;
-    u32 parent = parent_of(kin.pid);
-    if (parent && (parent == kin.parent || parent == root)) {
-        if (fd < 0 || SYS(pidfd_send_signal, fd, signum, 0, 0) == -ENOSYS) SYS(kill, kin.pid, signum);
+    for (u32 next = 0; next < count; next++) {
+        if (signum) strike(prey, tree[next], signum, &last);
+        count = add_kin(tree[next].pid, tree, count);
     }
-    if (fd >= 0) SYS(close, fd);
+    return count;
 }
 
 /* One round; returns how many there were. Before KILL everything is stopped, so that nobody forks into the room that
@@ -326,14 +345,15 @@ static u32 hunt(const struct prey *prey, int level) {
     size_t bytes = sizeof(struct kin) * MAX_TREE;
     struct kin *tree = map(bytes, -1);
     if (!tree) return 1; /* no memory: the next round tries again */
-    u32 count = collect(prey, tree), before = 0, found = count;
-    for (int pass = 0; level == LEVEL_KILL && count > 1 && count != before && pass < STOP_PASSES; pass++) {
-        for (u32 i = 0; i < count; i++) strike(tree[i], prey->root, SIGSTOP);
+    int first = level == LEVEL_KILL ? SIGSTOP : 0;
+    long last = 0;
+    u32 count = collect(prey, tree, first), before = 0, found = count;
+    for (int pass = 0; first && count > 1 && count != before && pass < STOP_PASSES; pass++) {
         before = count;
-        count = collect(prey, tree);
+        count = collect(prey, tree, first);
     }
-    for (u32 i = 0; i < count; i++) strike(tree[i], prey->root, level == LEVEL_KILL ? SIGKILL : SIGTERM);
-    for (u32 i = 0; level == LEVEL_TERM && i < count; i++) strike(tree[i], prey->root, SIGCONT);
+    for (u32 i = 0; i < count; i++) strike(prey, tree[i], level == LEVEL_KILL ? SIGKILL : SIGTERM, &last);
+    for (u32 i = 0; level == LEVEL_TERM && i < count; i++) strike(prey, tree[i], SIGCONT, &last);
     SYS(munmap, tree, bytes);
     return found;
 }
@@ -415,6 +435,7 @@ static int command(void *argument) {
     u64 none = 0;
     long error;
     SYS(setsid);
+    SYS(prctl, PR_SET_PDEATHSIG, SIGKILL); /* and again below: changing users takes it away */
     for (int i = 0; i < 3; i++) /* never 0-2 already: main keeps those open on /dev/null */
         if ((error = SYS(dup3, job->stdio[i], i, 0)) < 0) return refuse(job, STEP_PROCESS, error);
     if (request->flags & F_TTY && (error = SYS(ioctl, 1, TIOCSCTTY, 0)) < 0) return refuse(job, STEP_TTY, error);
@@ -590,19 +611,20 @@ static void dissolve(struct brood *brood) {
 
 static void keep(struct slot *slot, u32 child) {
     u64 wakes = bit(SIGCHLD) | bit(SIGUSR1);
-    struct { long seconds, nanoseconds; } pause = {0, HUNT_MS * 1000000};
-    int status = 0, level = 0, told = 0, busy = 0;
+    struct { long seconds, nanoseconds; } pause = {0, HUNT_MS * 1000000}, none = {0};
+    int status = 0, level = 0, told = 0, busy = 0, more = 0;
     u32 id = slot->id;
     for (;;) {
-        SYS(rt_sigtimedwait, &wakes, 0, level || busy ? &pause : 0, sizeof wakes);
+        SYS(rt_sigtimedwait, &wakes, 0, more ? &none : level || busy ? &pause : 0, sizeof wakes);
         struct rusage used, last;
-        long pid;
+        long pid = 0;
         int code, ended = 0, look = busy;
-        while ((pid = SYS(wait4, -1, &code, WNOHANG | __WALL, &used)) > 0) {
+        for (int n = 0; n < REAP_BURST && (pid = SYS(wait4, -1, &code, WNOHANG | __WALL, &used)) > 0; n++) {
             if (pid == child) { ended = 1; status = code; last = used; child = 0; }
             else if (slot->is_template) bury(slot, (u32)pid, code, &used);
             look = 1;
         }
+        more = pid > 0;
         int empty = pid == -ECHILD;
         if (slot->is_template) busy = tend(slot, child, look);
         if (ended) { tell_exit(id, status, empty, &last); told = empty; }
@@ -701,7 +723,7 @@ static void keep_capabilities(void) {
     SYS(capset, &head, held);
 }
 
-/* A user that nobody in the sandbox is: without CAP_KILL none of them can signal a keeper. */
+/* A user that nobody in the sandbox is: without a capability none can signal main or a keeper, or change its limits. */
 static void take_own_user(void) {
     if (!(welcome_flags & W_CONFINE) || !(held_caps & 1u << CAP_SETUID) || keeper_uid == NO_USER) return;
     SYS(prctl, PR_SET_KEEPCAPS, 1);
@@ -710,13 +732,46 @@ static void take_own_user(void) {
     SYS(prctl, PR_SET_DUMPABLE, 0);
 }
 
+#define LOAD(field) {BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, field)}
+#define EQUAL(value, yes) {BPF_JMP | BPF_JEQ | BPF_K, yes, 0, value}
+#define UNLESS(value, no) {BPF_JMP | BPF_JEQ | BPF_K, 0, no, value}
+#define RETURN(action) {BPF_RET | BPF_K, 0, 0, action}
+#if defined(__x86_64__)
+enum { NATIVE = AUDIT_ARCH_X86_64, COMPAT = AUDIT_ARCH_I386, COMPAT_UNSHARE = 310 };
+#else
+enum { NATIVE = (int)AUDIT_ARCH_AARCH64, COMPAT = AUDIT_ARCH_ARM, COMPAT_UNSHARE = 337 };
+#endif
+
+/* What the engine's own filter leaves open, and commands must not have: KILL or STOP by way of a descriptor's owner,
+ * which the kernel allows the host's uid 0 towards everybody (fcntl(2), F_SETSIG; sigio_perm in fs/fcntl.c), and user
+ * namespaces (more kernel within reach). Arguments of clone3(2) cannot be looked at; libraries do without it. */
+static long filter_calls(void) {
+    static struct sock_filter code[] = {
+        /* 0 */ LOAD(arch), UNLESS((u32)NATIVE, 7),
+        /* 2 */ LOAD(nr), {BPF_ALU | BPF_AND | BPF_K, 0, 0, 0x3fffffff}, /* x32 has the same numbers */
+        /* 4 */ EQUAL(__NR_fcntl, 12), EQUAL(__NR_unshare, 17), EQUAL(__NR_clone, 16), EQUAL(__NR_clone3, 18),
+        /* 8 */ RETURN(SECCOMP_RET_ALLOW),
+        /* 9 */ UNLESS((u32)COMPAT, 16), LOAD(nr),
+        /* 11 */ EQUAL(55, 5), EQUAL(221, 4), EQUAL(120, 9), EQUAL(COMPAT_UNSHARE, 8), EQUAL(435, 10),
+        /* 16 */ RETURN(SECCOMP_RET_ALLOW),
+        /* 17 fcntl */ LOAD(args[1]), UNLESS(10 /* F_SETSIG */, 3),
+        /* 19 */ LOAD(args[2]), EQUAL(SIGKILL, 4), EQUAL(SIGSTOP, 3),
+        /* 22 */ RETURN(SECCOMP_RET_ALLOW),
+        /* 23 clone, unshare */ LOAD(args[0]), {BPF_JMP | BPF_JSET | BPF_K, 0, 2, CLONE_NEWUSER},
+        /* 25 */ RETURN(SECCOMP_RET_ERRNO | EPERM),
+        /* 26 */ RETURN(SECCOMP_RET_ERRNO | ENOSYS),
+        /* 27 */ RETURN(SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof code / sizeof *code, code};
+    return SYS(prctl, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
 static int keeper(void *argument) {
     struct slot *slot = argument;
     struct start *request = (struct start *)(slot->memory + KEEPER_STACK);
     struct passed passed;
     slot->pid = (u32)SYS(getpid);
     SYS(prctl, PR_SET_CHILD_SUBREAPER, 1);
-    take_own_user();
     SYS(prctl, PR_SET_PDEATHSIG, SIGUSR1);
     SYS(close, control);
     for (;;) {
@@ -770,12 +825,14 @@ static void order(struct slot *slot, u32 id, int word, u32 bits) {
     if (leave_order(slot->orders, id, word, bits)) SYS(kill, slot->pid, SIGUSR1);
 }
 
-/* A command that was stopped before its execve would hold its keeper in vfork for ever. */
-static void free_from_vfork(struct slot *slot) {
+/* A command that was stopped before its execve would hold its keeper in vfork for ever. The id is looked at last: who was
+ * read before that is its child, and not that of the slot's next request. */
+static void free_from_vfork(struct slot *slot, u32 id) {
     u32 child = __atomic_load_n(&slot->child, __ATOMIC_ACQUIRE);
     long fd = child ? SYS(pidfd_open, child, 0) : -ESRCH;
     if (fd < 0) return;
-    if (__atomic_load_n(&slot->child, __ATOMIC_ACQUIRE) == child) SYS(pidfd_send_signal, fd, SIGKILL, 0, 0);
+    if (__atomic_load_n(&slot->child, __ATOMIC_ACQUIRE) == child && __atomic_load_n(&slot->id, __ATOMIC_ACQUIRE) == id)
+        SYS(pidfd_send_signal, fd, SIGKILL, 0, 0);
     SYS(close, fd);
 }
 
@@ -783,7 +840,7 @@ static void end(struct slot *slot, u32 id, u32 level) {
     order(slot, id, 0, level);
     if (level != LEVEL_KILL) return;
     SYS(kill, slot->pid, SIGCONT);
-    free_from_vfork(slot);
+    free_from_vfork(slot, id);
 }
 
 static struct slot *find(u32 id) {
@@ -920,15 +977,7 @@ static long reap(void) {
             for (int k = 0; k < 3; k++) slots[i].orders[k] = 0;
             keepers--;
         }
-    if (strays) {
-        struct kin *tree = map(sizeof *tree * MAX_TREE, -1);
-        if (tree) {
-            strays = collect(&everything, tree) > 0;
-            SYS(munmap, tree, sizeof *tree * MAX_TREE);
-            if (strays) hunt(&everything, LEVEL_KILL);
-            else tell_lost();
-        }
-    }
+    if (strays && !(strays = hunt(&everything, LEVEL_KILL) > 0)) tell_lost();
     return pid;
 }
 
@@ -1042,6 +1091,8 @@ __attribute__((used)) _Noreturn void begin(long *stack) {
     if (welcome_flags & W_CONFINE) {
         SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         keep_capabilities();
+        take_own_user();
+        if (filter_calls() < 0) leave(5);
     }
     attend();
 }

@@ -215,6 +215,8 @@ class Spawner:
         """
         if not self.alive:
             raise ExecFailed("the spawner has ended", "container_gone")
+        if len(self._adopted) >= limits.SPAWN_BROOD:
+            raise ExecFailed(f"there are {limits.SPAWN_BROOD} workers already; try again later", "overloaded")
         self._orders.send(frames.control(frames.ADOPT, process.id, pid, template), [])
         self._adopted.add(process.id)
         self._await_start(process)

@@ -22,6 +22,11 @@ def _hard(which: int) -> int | None:
     return None if hard == resource.RLIM_INFINITY else hard
 
 
+def dumps_after_setuid() -> bool:
+    """Whether memory is readable to a user's others after a change to that user (fs.suid_dumpable, proc_sys_fs(5))."""
+    return Path("/proc/sys/fs/suid_dumpable").read_text(encoding="ascii").strip() == "1"
+
+
 def raise_file_limit() -> None:
     """Raise this process's soft limit of open files to the hard one. Idempotent."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -16,6 +16,9 @@ from podman import PodmanClient
 from fastclaw.engine.image import busybox_archive, static_busybox
 
 HOME = "opt/python"
+SYSTEM = ("/lib", "/usr/lib")
+"""Where the dynamic loader looks: libraries from elsewhere go there too."""
+
 REFERENCE = "localhost/fastclaw-python:test"
 LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "idlelib", "ensurepip", "__pycache__", "lib2to3"}
 _LIBRARY = re.compile(r"(?:=> )?(/\S+) \(0x")
@@ -48,7 +51,7 @@ def python_archive() -> bytes:
         archive.add(python, f"{HOME}/bin/python3")
         archive.add(library, f"{HOME}/lib/{library.name}", filter=_is_needed)
         for linked in sorted(_libraries([python, *extensions])):
-            _add_followed(archive, linked)
+            _add_followed(archive, linked, str(linked) if str(linked).startswith(SYSTEM) else f"usr/lib/{linked.name}")
         link = tarfile.TarInfo("bin/python3")
         link.type, link.linkname = tarfile.SYMTYPE, f"/{HOME}/bin/python3"
         archive.addfile(link)
@@ -66,8 +69,8 @@ def _libraries(programs: list[Path]) -> set[Path]:
     return {Path(path) for path in _LIBRARY.findall(listed)}
 
 
-def _add_followed(archive: tarfile.TarFile, path: Path) -> None:
+def _add_followed(archive: tarfile.TarFile, path: Path, name: str) -> None:
     """A file under the name that is asked for, whatever links lead there."""
-    member = archive.gettarinfo(os.path.realpath(path), str(path))
+    member = archive.gettarinfo(os.path.realpath(path), name)
     with open(os.path.realpath(path), "rb") as file:
         archive.addfile(member, file)

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.client import RuntimeClient
+from fastclaw.decisions.container import LABEL_NAMESPACE
+from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.transport import procfs
 from tests.acceptance.python_image import import_python_image
+from tests.spawn.fake_spawner import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,8 +56,8 @@ async def runtime(engine_service: EngineService, image: str) -> AsyncIterator[Ru
 
 async def test_workers_in_a_container(runtime: RuntimeClient) -> None:
     assert "template" in runtime.capabilities
-    request = {"template": "py", "env": {"ONE": "1"}, "working_dir": "/tmp"}
-    async with await runtime.exec(["python", "-c", SEEN, "x"], **request) as process:
+    cmd = ["python", "-c", SEEN, "x"]
+    async with await runtime.exec(cmd, env={"ONE": "1"}, working_dir="/tmp", template="py") as process:
         out, err = await process.communicate(b"in")
         record = await process.wait()
     assert json.loads(out) == {
@@ -77,17 +80,19 @@ subprocess.Popen(["setsid", "sleep", os.environ["MARK"]])
 subprocess.run(["sh", "-c", "sleep $MARK &"])
 print(flush=True); signal.pause()
 """
-    one, two = [
-        await runtime.exec(["python", "-c", code], template="py", env={"MARK": mark}) for mark in ("7771", "7772")
-    ]
-    for process in (one, two):
-        assert await process.stdout_read() == b"\n"
-    assert (len(sleeping("7771")), len(sleeping("7772"))) == (2, 2)
-    await asyncio.wait_for(one.kill(0), 10)
-    assert (len(sleeping("7771")), len(sleeping("7772"))) == (0, 2)
-    assert ((await one.wait()).reason, (await one.wait()).signal) == ("killed", signal.SIGKILL)
-    await asyncio.wait_for(two.kill(0), 10)
-    assert sleeping("7772") == []
+    cmd = ["python", "-c", code]
+    async with (
+        await runtime.exec(cmd, template="py", env={"MARK": "7771"}) as one,
+        await runtime.exec(cmd, template="py", env={"MARK": "7772"}) as two,
+    ):
+        assert [await one.stdout_read(), await two.stdout_read()] == [b"\n", b"\n"]
+        await until(lambda: len(sleeping("7771")) == len(sleeping("7772")) == 2)  # an execve comes after its fork
+        await asyncio.wait_for(one.kill(0), 10)
+        assert (len(sleeping("7771")), len(sleeping("7772"))) == (0, 2)
+        record = await one.wait()
+        assert (record.reason, record.signal) == ("killed", signal.SIGKILL)
+        await asyncio.wait_for(two.kill(0), 10)
+        assert sleeping("7772") == []
 
 
 def sleeping(mark: str) -> list[int]:
@@ -102,9 +107,11 @@ def sleeping(mark: str) -> list[int]:
     return found
 
 
-async def test_a_container_that_dies_comes_up_again_with_its_templates(runtime: RuntimeClient) -> None:
+async def test_a_container_that_dies_comes_up_again_with_its_templates(
+    engine_service: EngineService, runtime: RuntimeClient
+) -> None:
     async with await runtime.exec(["python", "-c", "import signal; signal.pause()"], template="py") as process:
-        (init,) = [pid for pid in procfs.pids() if is_init_of(pid, "templates")]
+        (init,) = await inits(engine_service.url)
         os.kill(init, signal.SIGKILL)
         assert (await asyncio.wait_for(process.wait(), 20)).reason == "container_gone"
     async with asyncio.timeout(60):
@@ -121,13 +128,15 @@ async def test_a_container_that_dies_comes_up_again_with_its_templates(runtime: 
     assert details["lane"]["templates"] == {"py": {"state": "ready", "forks": 1}}
 
 
-def is_init_of(pid: int, namespace: str) -> bool:
-    """Whether it is a spawner whose socket was in a directory of ours: PID 1 of a container."""
+async def inits(url: str) -> list[int]:
+    """Of our containers."""
+    engine = EngineLifecycle(url)
     try:
-        with open(f"/proc/{pid}/cmdline") as words, open(f"/proc/{pid}/status") as status:
-            return words.read().startswith("/run/fastclaw-init\0") and "\t1\n" in status.read()
-    except OSError:
-        return False
+        found = await engine.list_containers({LABEL_NAMESPACE: "templates"})
+        states = [await engine.inspect_container(one.id) for one in found]
+    finally:
+        await engine.close()
+    return [state.pid for state in states if state is not None]
 
 
 async def test_what_cannot_be_had(engine_service: EngineService, image: str) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw.transport import procfs
+from fastclaw.transport.listener import SocketDirectory
 from tests.cli.programs import DEADLINE_S, FASTCLAW, Call, assert_one_line, fastclaw
 
 if TYPE_CHECKING:
@@ -427,6 +428,7 @@ def test_a_runtime_that_dies_is_one_line(local: Runner) -> None:
         assert process.stderr is not None
         assert "exited with code -9" in assert_one_line(own_words(process.stderr.read()))
     await_none_left(local)
+    SocketDirectory().remove()  # the next start removes the directory that the dead one left
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fastclaw.client.rpc import Calls
 from fastclaw.errors import BY_CODE, FastclawError, IoError, ProtocolError
+from tests.strategies import JSON
 
 
 def _calls(written: list[bytes]) -> Calls:
@@ -64,25 +65,20 @@ async def test_the_first_reason_stays() -> None:
         await calls.call("x", None, None)
 
 
-_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=5,
-)
 _members = st.fixed_dictionaries(
     {},
     optional={
-        "code": st.sampled_from([*BY_CODE]) | _json,
-        "message": _json,
+        "code": st.sampled_from([*BY_CODE]) | JSON,
+        "message": JSON,
         "data": st.fixed_dictionaries(
-            {}, optional={"reason": _json, "fault": _json, "retryable": _json, "kind": _json, "more": _json}
+            {}, optional={"reason": JSON, "fault": JSON, "retryable": JSON, "kind": JSON, "more": JSON}
         )
-        | _json,
+        | JSON,
     },
 )
 
 
-@given(_members | _json)
+@given(_members | JSON)
 def test_any_error_member_becomes_an_exception(error: object) -> None:
     made = FastclawError.from_wire(error)
     assert made.fault in ("caller", "engine", "runtime")

@@ -104,7 +104,7 @@ def test_memory_does_not_offer_the_rest(memory: Report) -> None:
     "S-PEER", "S-UNLINK", "S-LINGER", "K-KILL", "K-TERM", "K-HARD", "K-TREE", "K-ORPHANS", "K-ENDED",
     "K-UNKNOWN", "R-CODE", "R-SIGNAL", "R-KILLED", "R-RUNNING", "R-AGAIN", "R-SHAPE", "R-USAGE",
     "T-LIST", "T-SIGNAL", "T-LIMITS", "T-LIMITS-NAME",
-    "T-TTY", "T-TTY-EOF", "T-TTY-LOSSLESS", "T-TTY-SIZE", "T-TTY-NONE",
+    "T-TTY", "T-TTY-EOF", "T-TTY-LOSSLESS", "T-TTY-SIZE", "T-TTY-NONE", "T-TEMPLATE-NAME",
 )  # fmt: skip
 def test_local_keeps(local: Report, promise_id: str) -> None:
     _is_kept(local, promise_id)
@@ -128,7 +128,7 @@ def test_local_does_not_offer_the_rest(local: Report) -> None:
     "S-PEER", "S-UNLINK", "S-LINGER", "K-KILL", "K-TERM", "K-HARD", "K-TREE", "K-ORPHANS", "K-ENDED",
     "K-UNKNOWN", "R-CODE", "R-SIGNAL", "R-KILLED", "R-RUNNING", "R-AGAIN", "R-SHAPE", "R-USAGE",
     "T-LIST", "T-SIGNAL", "T-LIMITS", "T-LIMITS-NAME",
-    "T-TTY", "T-TTY-EOF", "T-TTY-LOSSLESS", "T-TTY-SIZE", "T-TTY-NONE",
+    "T-TTY", "T-TTY-EOF", "T-TTY-LOSSLESS", "T-TTY-SIZE", "T-TTY-NONE", "T-TEMPLATE-NAME",
 )  # fmt: skip
 def test_podman_keeps(podman: Report, promise_id: str) -> None:
     _is_kept(podman, promise_id)

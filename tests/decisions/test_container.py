@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fastclaw import limits
 from fastclaw.decisions.container import (
     INIT_TARGET,
+    PYTHON_TARGET,
     SHELL_INIT,
     InitPlan,
     Owner,
@@ -98,6 +99,15 @@ def test_a_workspace_may_be_a_volume() -> None:
     asked = spec(workspace=("a-volume", "/work"))
     assert asked["mounts"] == []
     assert asked["volumes"] == [{"Name": "a-volume", "Dest": "/work", "Options": ["nosuid", "nodev"]}]
+
+
+def test_the_template_module_is_mounted_read_only_where_there_are_templates() -> None:
+    init = InitPlan(spawner="/s", socket="/x.init", template_module="/t.py")
+    mounts = {mount["source"]: mount for mount in spec(init=init)["mounts"]}
+    assert list(mounts) == ["/s", "/x.init", "/t.py"]
+    assert mounts["/t.py"]["destination"] == f"{PYTHON_TARGET}/fastclaw/template.py"
+    assert "ro" in mounts["/t.py"]["options"]
+    assert len(InitPlan(spawner="/s", socket="/x.init").mounts) == 2
 
 
 def test_catatonit_is_mounted_read_only() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fastclaw import limits
-from fastclaw.decisions.options import Network, Options, Workspace, read_options
+from fastclaw.decisions.options import Network, Options, Template, Workspace, read_options
 from fastclaw.errors import InvalidParams
 from fastclaw.runtime import InitializeParams
 
@@ -27,6 +27,11 @@ def test_everything_nested_is_read() -> None:
     assert (options.workspace, options.network, options.env) == (Workspace("/w"), Network("open"), {"A": "1"})
 
 
+def test_templates() -> None:
+    options = read(templates={"t": {"cmd": ["a"]}, "u": {"cmd": ["b"], "ready": "line", "env": {"A": "1"}}})
+    assert options.templates == {"t": Template(["a"]), "u": Template(["b"], "line", {"A": "1"})}
+
+
 @pytest.mark.parametrize("mode", ["proxy", "bridge"])
 def test_what_is_not_built_is_said(mode: str) -> None:
     with pytest.raises(InvalidParams) as raised:
@@ -45,6 +50,13 @@ def test_what_is_not_built_is_said(mode: str) -> None:
         ({"workspace": {"target": "w"}}, "$.options.workspace.target"),
         ({"workspace": {"target": "/w\0"}}, "$.options.workspace.target"),
         ({"env": {"A": None}}, "$.options.env[...]"),
+        ({"templates": {"t": {"cmd": []}}}, "$.options.templates[...].cmd"),
+        ({"templates": {"t": {"cmd": ["a"], "ready": "soon"}}}, "$.options.templates[...].ready"),
+        ({"templates": {"t": {"cmd": ["a"], "comand": 1}}}, "$.options.templates[...].comand"),
+        ({"templates": {"": {"cmd": ["a"]}}}, "$.options"),
+        ({"templates": {str(n): {"cmd": ["a"]} for n in range(limits.MAX_TEMPLATES + 1)}}, "$.options.templates"),
+        ({"templates": {"t": {"cmd": ["a"]}}, "lane": "rest"}, "$.options.templates"),
+        ({"templates": {"t": {"cmd": ["a"]}}, "runtime": "memory"}, "$.options.templates"),
     ],
 )
 def test_refusals(options: dict[str, Any], path: str) -> None:

@@ -17,11 +17,13 @@ from fastclaw.decisions.params import (
     SignalParams,
     WaitParams,
     check_exec,
+    check_template,
     convert,
     signal_number,
 )
 from fastclaw.errors import ExecFailed, InvalidParams
 from fastclaw.runtime import ExecRequest, InitializeParams
+from tests.strategies import JSON
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,22 @@ def test_one_byte_more_is_too_long(request_: ExecRequest) -> None:
     assert len(str(raised.value)) < 300
 
 
+@pytest.mark.parametrize("more", [{"user": "0"}, {"tty": True}])
+def test_what_a_forked_worker_cannot_have(more: dict[str, Any]) -> None:
+    check_exec(ExecRequest(cmd=["a"], template="t"))
+    with pytest.raises(InvalidParams) as raised:
+        check_exec(ExecRequest(cmd=["a"], template="t", **more))
+    assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", f"$.{next(iter(more))}")
+
+
+@pytest.mark.parametrize(("known", "nearest"), [(["python", "ruby"], "python"), ([], None), (["ruby"], None)])
+def test_an_unknown_template_is_named_with_the_nearest(known: list[str], nearest: str | None) -> None:
+    check_template("pythn", ["pythn"])
+    with pytest.raises(InvalidParams) as raised:
+        check_template("pythn", known)
+    assert raised.value.data == {"path": "$.template", "nearest": nearest}
+
+
 @pytest.mark.parametrize("value", [15, "TERM", "SIGTERM", "term", "sigterm"])
 def test_signals_by_number_and_name(value: int | str) -> None:
     assert signal_number(value) == signal.SIGTERM
@@ -169,11 +187,6 @@ def test_no_signals(value: int | str) -> None:
         signal_number(value)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=5,
-)
 FIELDS = dict.fromkeys(("cmd", "env", "working_dir", "stdin", "limits", "key", "on_disconnect"), JSON)
 
 

@@ -166,6 +166,7 @@ def test_bound_command_line() -> None:
     assert argv[3:8] == ["/usr/bin/unshare", "-m", "--propagation", "slave", "/bin/sh"]
     assert argv[argv.index("fastclaw-engine") + 1 :] == [
         "42",
+        "/r",
         "/usr/bin/podman",
         "--root=/s/root",
         "--runroot=/r/run",
@@ -187,12 +188,19 @@ def test_bound_without_setpriv_uses_python() -> None:
 def test_standing_command_line_has_no_death_signal() -> None:
     argv = standing_argv(plan_service(FACTS), PATHS, "/r/pid")
     assert argv[:5] == ["/usr/bin/unshare", "-m", "--propagation", "slave", "/bin/sh"]
-    assert argv[argv.index("fastclaw-engine") + 1 :][:3] == ["/r/pid", "/usr/bin/podman", "--log-level=error"]
+    assert argv[argv.index("fastclaw-engine") + 1 :][:4] == ["/r/pid", "/r", "/usr/bin/podman", "--log-level=error"]
 
 
 def test_host_storage_gets_no_storage_flags() -> None:
     argv = bound_argv(plan_service(FACTS, storage="host"), PATHS, 42)
-    assert argv[argv.index("42") + 1 :] == ["/usr/bin/podman", "system", "service", "--time=0", "unix:///r/p.sock"]
+    assert argv[argv.index("42") + 1 :] == [
+        "/r",
+        "/usr/bin/podman",
+        "system",
+        "service",
+        "--time=0",
+        "unix:///r/p.sock",
+    ]
 
 
 @pytest.mark.parametrize(("cgroups", "hides"), [("v2", False), ("hybrid", True)])

@@ -79,13 +79,18 @@ def test_a_body_says_what_was_decided_and_no_more() -> None:
         "Tty": False,
         "DetachKeys": DETACH_KEYS,
         "Cmd": ["a", "b c"],
-        "Env": ["A=1", "B=x=y"],
+        "Env": ["A=1", "B=x=y", "FASTCLAW_PROCESS_ID=p"],
     }
 
 
 def test_directory_user_and_stdin_are_asked_for_where_wanted() -> None:
     body = json.loads(create_body(StartSpec(process_id="p", cmd=["a"], env={}, working_dir="/é", user="1:2")))
-    assert (body["WorkingDir"], body["User"], body["AttachStdin"], body["Env"]) == ("/é", "1:2", True, [])
+    assert (body["WorkingDir"], body["User"], body["AttachStdin"], body["Env"]) == (
+        "/é",
+        "1:2",
+        True,
+        ["FASTCLAW_PROCESS_ID=p"],
+    )
 
 
 def test_what_is_no_text_is_refused() -> None:

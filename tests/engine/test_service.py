@@ -219,8 +219,8 @@ async def test_a_janitor_that_cannot_be_had_fails_the_start(engine_plan: Service
 
 def test_a_parent_that_died_before_is_noticed(engine_plan: ServicePlan) -> None:
     """The guard sees another parent than it was told and never becomes Podman."""
-    lied_to = [*engine_plan.bind_launcher, "1", "/bin/echo", "became podman"]
+    lied_to = [*engine_plan.bind_launcher, "1", "/", "/bin/echo", "became podman"]
     done = subprocess.run(lied_to, capture_output=True, timeout=10, check=False)
     assert (done.returncode, done.stdout) == (1, b"")
-    told = [*engine_plan.bind_launcher, str(os.getpid()), "/bin/echo", "became podman"]
+    told = [*engine_plan.bind_launcher, str(os.getpid()), "/", "/bin/echo", "became podman"]
     assert subprocess.run(told, capture_output=True, timeout=10, check=True).stdout == b"became podman\n"

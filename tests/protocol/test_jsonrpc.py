@@ -115,10 +115,9 @@ def test_answers_are_lines() -> None:
     assert orjson.loads(jsonrpc.encode_batch([result, error])) == [orjson.loads(result), orjson.loads(error)]
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
+SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text(max_size=8)
+JSON: st.SearchStrategy[Any] = st.deferred(
+    lambda: SCALARS | st.lists(JSON, max_size=3) | st.dictionaries(st.text(max_size=8), JSON, max_size=3)
 )
 MEMBERS = st.fixed_dictionaries(
     {}, optional={"jsonrpc": st.just("2.0") | JSON, "id": JSON, "method": st.text() | JSON, "params": JSON}

@@ -51,7 +51,7 @@ def read(made: Start) -> Read:
     frame, spilled = made
     assert len(frame) <= limits.SPAWN_FRAME_BYTES
     op, id, flags, argc, envc, uid, gid, group_count, limit_count, size = struct.unpack_from("=10I", frame)
-    assert (op, flags & ~31) == (frames.START, 0)
+    assert (op, flags & ~63) == (frames.START, 0)
     assert 1 <= argc <= limits.SPAWN_STRINGS
     assert envc <= limits.SPAWN_STRINGS
     assert group_count <= limits.SPAWN_GROUPS
@@ -99,6 +99,15 @@ def test_a_text_that_no_process_can_be_given_is_refused(bad: str) -> None:
 
 
 # --- START ---
+
+
+def test_a_template_has_one_more_descriptor_and_says_so() -> None:
+    made = start(1, strings(["a"]), strings([]), with_control=True, null_stdin=True)
+    assert read(made).flags == frames.FLAG_CONTROL | frames.FLAG_NULL_STDIN
+
+
+def test_an_order_for_a_worker_names_its_template() -> None:
+    assert struct.unpack("=4I", control(frames.ADOPT, 1, 2, 3)) == (12, 1, 2, 3)
 
 
 @given(
@@ -291,7 +300,7 @@ def test_orders_events_steps_and_levels_are_the_same() -> None:
     names += ["HELLO", "WELCOME", "START", "RETIRE", "GROW", "SIGNAL", "END", "LISTEN", "READ", "PING", "SHUTDOWN"]
     names += ["STARTED", "REFUSED", "EXITED", "EMPTY", "LOST", "ANSWER"]
     steps = [name for name in WORDS if name.startswith(("STEP_", "LEVEL_"))]
-    assert len(steps) == 9
+    assert len(steps) == 10
     assert {name: WORDS[name] for name in names + steps} == {name: getattr(frames, name) for name in names + steps}
 
 
@@ -325,6 +334,7 @@ def test_the_bounds_are_the_same() -> None:
         "MAX_GROUPS": limits.SPAWN_GROUPS,
         "MAX_LIMITS": len(NUMBERS),
         "MAX_FILE_BYTES": limits.SPAWN_FILE_BYTES,
+        "MAX_BROOD": limits.SPAWN_BROOD,
     }
     assert {name: WORDS[name] for name in ours} == ours
 
@@ -337,5 +347,5 @@ def test_a_keeper_has_room_for_what_is_sent() -> None:
     parts = (WORDS[name] for name in ("KEEPER_STACK", "FRAME_BYTES", "POINTER_BYTES", "PATH_BYTES"))
     assert sum(parts) + alignment <= WORDS["KEEPER_BYTES"]
     assert WORDS["KEEPER_STACK"] >= 16 * limits.KIB
-    assert WORDS["MAX_FDS"] == 4  # three streams and a file
+    assert WORDS["MAX_FDS"] == 5  # three streams, a template's socket and a file
     assert WORDS["MAX_KEEPERS"] >= limits.MAX_PROCESSES + limits.SPAWN_IDLE_KEEPERS

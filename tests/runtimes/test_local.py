@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +93,8 @@ async def test_a_terminal() -> None:
 async def test_a_terminal_that_a_relay_worker_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(managed, "streams_here", lambda _: 0)
     async with running() as runtime:
-        script = "trap 'stty size' WINCH; stty -echo; echo ready; cat; echo after"
-        process = await runtime.exec(ExecRequest(cmd=["sh", "-c", script], tty=True))
+        script = "trap 'stty size' WINCH; stty -echo; echo ready; cat"
+        process = await runtime.exec(ExecRequest(cmd=["sh", "-c", f"{script}; echo after"], tty=True))
         assert (await runtime.health()).details["processes"]["streams"]["workers"] == [1]
         channel = await Channel.connect(process.stdio_addr)
         assert await channel.read() == b"ready\r\n"
@@ -140,3 +141,31 @@ async def test_limits_that_cannot_be_had(tmp_path: Path) -> None:
                 await runtime.exec(ExecRequest(cmd=["touch", f"{tmp_path}/started"], limits=limits))
             assert raised.value.reason == reason
         assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - a directory of none
+
+
+@pytest.mark.promise("T-TEMPLATE-NAME")
+async def test_a_template() -> None:
+    runtime = LocalRuntime()
+    cmd = [sys.executable, "-m", "fastclaw.template"]
+    template = {"cmd": cmd, "env": {"A": "template", "B": "template", "C": "template"}}
+    await runtime.start(params(templates={"py": template}, env={"A": "options", "D": "options"}))
+    try:
+        code = "import os; print(*(os.environ[name] for name in 'ABCD')); raise SystemExit(3)"
+        out, record = await output(runtime, "python", "-c", code, template="py", env={"B": "request"})
+        assert (out, record.exit_code) == (b"template request template options\n", 3)
+        lane = (await runtime.health()).details["lane"]
+        assert lane["templates"] == {"py": {"state": "ready", "forks": 1}}
+        with pytest.raises(InvalidParams) as raised:
+            await runtime.exec(ExecRequest(cmd=["python"], template="pyy"))
+        assert raised.value.data == {"path": "$.template", "nearest": "py"}
+    finally:
+        await runtime.stop()
+
+
+async def test_a_template_that_does_not_come_up_leaves_nothing() -> None:
+    runtime = LocalRuntime()
+    with pytest.raises(StartFailed, match="template 'bad'") as raised:
+        await runtime.start(params(templates={"bad": {"cmd": ["false"]}}))
+    assert raised.value.reason == "template_failed"
+    await runtime.start(params())
+    await runtime.stop()

@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from fastclaw.errors import ExecFailed
+from fastclaw.errors import ExecFailed, InvalidParams
 from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.memory import MemoryRuntime
 
@@ -38,4 +38,13 @@ async def test_the_workspace_is_told() -> None:
     runtime = MemoryRuntime()
     started = await runtime.start(InitializeParams(namespace="n", options={"workspace": {"target": "/tmp"}}))
     assert started.workspace_root == "/tmp"
+    await runtime.stop()
+
+
+async def test_templates_are_refused() -> None:
+    runtime = MemoryRuntime()
+    options = {"templates": {"t": {"cmd": ["cat"]}}}
+    with pytest.raises(InvalidParams) as raised:
+        await runtime.start(InitializeParams(namespace="n", options=options))
+    assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", "$.options.templates")
     await runtime.stop()

@@ -12,7 +12,13 @@ from fastclaw.protocol import spawner as frames
 from fastclaw.spawn.refusals import resources_refused, step_refused, text_refused
 
 SPEC = StartSpec(
-    process_id="p", cmd=["/bin/prog", "-x"], env={}, working_dir="/work", user="me", limits={"nofile": 9}, tty=(24, 80)
+    process_id="p",
+    cmd=["/bin/prog", "-x"],
+    working_dir="/work",
+    user="me",
+    limits={"nofile": 9},
+    tty=(24, 80),
+    template="warm",
 )
 STEPS = {number for name, number in vars(frames).items() if name.startswith("STEP_")}
 OVERLOADED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
@@ -65,12 +71,13 @@ def test_what_will_pass_may_be_tried_again_whatever_the_step(step: int, number: 
         (frames.STEP_USER, errno.EPERM, "permission_denied", "user 'me': Operation not permitted"),
         (frames.STEP_PROCESS, errno.ENOSYS, "io_error", "the process: Function not implemented"),
         (frames.STEP_REQUEST, errno.EBADF, "io_error", "the process: Bad file descriptor"),
+        (frames.STEP_ADOPT, errno.ESRCH, "template_gone", "the worker ended before template 'warm'"),
         (999, errno.EIO, "io_error", "the process: Input/output error"),
     ],
 )
 def test_the_other_steps(step: int, number: int, reason: str, words: str) -> None:
     refused = step_refused(step, number, SPEC)
-    assert (refused.reason, refused.retryable) == (reason, False)
+    assert (refused.reason, refused.retryable) == (reason, reason == "template_gone")
     assert str(refused).startswith(f"exec failed: {words}")
 
 

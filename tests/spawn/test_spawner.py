@@ -615,7 +615,7 @@ def test_a_path_without_its_end_ends_it(tail: bytes) -> None:
 
 def test_more_descriptors_than_a_frame_may_have_end_it() -> None:
     with a_bare_host() as host:
-        socket.send_fds(host.control, [frames.control(frames.PING, 2)], [0] * 5)
+        socket.send_fds(host.control, [frames.control(frames.PING, 2)], [0] * 6)
         assert host.exit_code() == 0
 
 

@@ -19,6 +19,7 @@ from uuid import uuid4
 import pytest
 
 from fastclaw import limits
+from fastclaw.client import RuntimeClient
 from fastclaw.decisions.options import Template
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.lane import Grace, StartSpec
@@ -356,13 +357,44 @@ async def test_a_keeper_that_is_killed_loses_its_template_and_all_workers() -> N
 async def test_a_spawner_that_is_killed_comes_up_again_with_its_templates() -> None:
     async with a_rig() as rig:
         process, (pid,) = await rig.running("import os, signal, sys; print(os.getpid())")
-        before = rig.home.pid
-        os.kill(before, signal.SIGKILL)
-        assert (await finish(process))[0].reason == "container_gone"
+        os.kill(rig.home.pid, signal.SIGKILL)
+        assert (await finish(process))[0].reason in ("container_gone", "signaled")  # whichever is told first
         await until(lambda: not has_not_ended(pid))
         await until(lambda: rig.home.templates is not None and rig.home.spawner.alive)
         await until(lambda: rig.health()["state"] == "ready")
         assert (await rig.run("print(1)"))[1] == b"1\n"
+
+
+async def test_a_spawner_that_dies_while_its_templates_come_up_is_followed_too(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    cmd = ["sh", "-c", f"[ -e {flag} ] || echo ready; exec sleep 1000"]
+    async with a_rig(py=PYTHON, slow=Template(cmd=cmd, ready="line")) as rig:
+        flag.touch()
+        killed = set()
+        for _ in range(2):  # the second one while it waits for the slow template
+            await until(lambda: rig.home.spawner.alive and rig.home._child is not None and rig.home.pid not in killed)
+            killed.add(rig.home.pid)
+            os.kill(rig.home.pid, signal.SIGKILL)
+            await until(lambda: not rig.home.spawner.alive)
+        flag.unlink()
+        await until(lambda: rig.home.templates is not None and rig.health("slow")["state"] == "ready")
+        await until(lambda: rig.health()["state"] == "ready")
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+
+
+async def test_workers_end_with_fastclaw_when_that_is_killed(short_dir: Path) -> None:
+    cmd = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "local", "--log-level", "error"]
+    options = {"templates": {"py": {"cmd": PYTHON.cmd}}}
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(short_dir)}  # a killed one leaves its sockets there
+    async with RuntimeClient.spawn(cmd, namespace="killed", options=options, env=env) as client:
+        code = f"{TREE}\nsys.stdout.flush(); signal.pause()"
+        async with await client.exec(["python", "-c", code], template="py") as process:
+            tree = [int(word) for word in (await process.stdout_read()).split()]
+            assert all(map(has_not_ended, tree))
+            os.kill(client.pid, signal.SIGKILL)
+            async with asyncio.timeout(1):
+                await until(lambda: not any(map(has_not_ended, tree)))
+            assert await client.exited(10) == -signal.SIGKILL
 
 
 async def test_the_end_of_all_takes_templates_and_workers() -> None:

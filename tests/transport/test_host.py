@@ -3,7 +3,7 @@
 import os
 import resource
 
-from fastclaw.transport.host import host_limits, raise_file_limit
+from fastclaw.transport.host import dumps_after_setuid, host_limits, raise_file_limit
 
 
 def test_the_limits_are_those_of_this_machine() -> None:
@@ -26,3 +26,8 @@ def test_the_file_limit_goes_up_to_the_hard_one() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_this_machine_does_not_dump_who_changed_users() -> None:
+    """On one that does there is no spawn lane, and its tests could not run."""
+    assert dumps_after_setuid() is False
