@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 PATIENCE_S = 20.0
 ENV = {"PATH": os.environ["PATH"], "HOME": "/", "LANG": "C.UTF-8"}
 COMMAND = [sys.executable, "-m", "fastclaw.template"]
-TEMPLATES: set[int] = set()
-"""Children of ours that no worker is."""
 
 
 class Ended(NamedTuple):
@@ -85,7 +83,6 @@ class Driver:
         with theirs:
             variables = {**ENV, **(env or {}), frames.FD_VARIABLE: str(theirs.fileno())}
             self.process = subprocess.Popen(cmd, pass_fds=[theirs.fileno()], env=variables, stderr=subprocess.PIPE)
-        TEMPLATES.add(self.process.pid)
         self.id = 0
 
     def hear(self) -> frames.Ready | frames.Forked | frames.Failed:
@@ -116,12 +113,13 @@ class Driver:
         return worker.finish(given)
 
     def fail(self, *argv: str, **more: Any) -> frames.Failed:
+        others = children()
         told, worker = self.ask(*argv, **more)
         worker.drop()
         os.close(worker.stdin)
         assert read_all(worker.out, worker.err) == [b"", b""]
         assert isinstance(told, frames.Failed)
-        for fallen in children() - TEMPLATES:
+        for fallen in children() - others:
             os.waitpid(fallen, 0)
         return told
 

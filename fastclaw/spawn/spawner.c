@@ -97,7 +97,7 @@ struct brood { u32 used, asked; struct worker workers[MAX_BROOD]; };
 
 static struct slot *slots;
 static u32 keepers, used_slots, keeper_uid, welcome_flags, main_pid, held_caps;
-static int control = -1, channel = -1, null = -1, dying, strays;
+static int control = -1, channel = -1, null = -1, dying, strays, is_batch;
 enum { NO_USER = 0xffffffffu, CAPS = 1 << CAP_SETUID | 1 << CAP_SETGID | 1 << CAP_KILL };
 
 /* --- system calls --- */
@@ -433,8 +433,10 @@ static int command(void *argument) {
     struct job *job = argument;
     struct start *request = job->request;
     u64 none = 0;
+    int priority = 0;
     long error;
     SYS(setsid);
+    if (is_batch) SYS(sched_setscheduler, 0, SCHED_OTHER, &priority);
     SYS(prctl, PR_SET_PDEATHSIG, SIGKILL); /* and again below: changing users takes it away */
     for (int i = 0; i < 3; i++) /* never 0-2 already: main keeps those open on /dev/null */
         if ((error = SYS(dup3, job->stdio[i], i, 0)) < 0) return refuse(job, STEP_PROCESS, error);
@@ -766,6 +768,13 @@ static long filter_calls(void) {
     return SYS(prctl, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
 }
 
+/* A keeper that is woken does not push fastclaw off its processor in the middle of a turn (sched(7)): sixteen starts at a
+ * time are a fifth faster so. What it starts is scheduled as ever. Who runs under another policy keeps it. */
+static void wait_for_turn(void) {
+    int priority = 0;
+    if (SYS(sched_getscheduler, 0) == SCHED_OTHER) is_batch = !SYS(sched_setscheduler, 0, SCHED_BATCH, &priority);
+}
+
 static int keeper(void *argument) {
     struct slot *slot = argument;
     struct start *request = (struct start *)(slot->memory + KEEPER_STACK);
@@ -773,6 +782,7 @@ static int keeper(void *argument) {
     slot->pid = (u32)SYS(getpid);
     SYS(prctl, PR_SET_CHILD_SUBREAPER, 1);
     SYS(prctl, PR_SET_PDEATHSIG, SIGUSR1);
+    wait_for_turn();
     SYS(close, control);
     for (;;) {
         long n = receive(channel, request, FRAME_BYTES, &passed);
