@@ -385,7 +385,7 @@ SPAWN_IDLE_KEEPERS = 256
 SPAWN_EVENT_BURST = 64
 """Events read before the loop goes on: some 100 µs."""
 
-SPAWN_OUTBOX_FRAMES = 4_096
+OUTBOX_FRAMES = 4_096
 """Frames that wait for room in a socket: more than starts are ever in flight, and an order for each live process."""
 
 SPAWN_FILE_BYTES = 1 * MIB

@@ -36,6 +36,7 @@ LAYERS: dict[str, list[str]] = {
     ],
     "transport": [
         "child",
+        "outbox",
         "watcher",
         "host",
         "loop",
@@ -55,7 +56,6 @@ LAYERS: dict[str, list[str]] = {
     "spawn": [
         "binary",
         "ending",
-        "outbox",
         "refusals",
         "stdio",
         "users",

@@ -18,10 +18,10 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.protocol import relays as frames
 from fastclaw.relays.streams import LocalStreams, Pipes
-from fastclaw.spawn.outbox import Outbox
 from fastclaw.transport import loop
 from fastclaw.transport.host import raise_file_limit
 from fastclaw.transport.listener import Listener, ProcessSockets
+from fastclaw.transport.outbox import Outbox
 from fastclaw.transport.watcher import Watcher
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from fastclaw.decisions.placement import HERE, Placement
 from fastclaw.errors import ExecFailed
 from fastclaw.protocol import relays as frames
 from fastclaw.relays.streams import LocalStreams, Owner, Pipes, Streams
-from fastclaw.spawn.outbox import Outbox, close_all
 from fastclaw.transport.child import Child
+from fastclaw.transport.outbox import Outbox, close_all
 
 if TYPE_CHECKING:
     from fastclaw.runtime import OnDisconnect

@@ -23,7 +23,7 @@ from fastclaw.relays.workers import Relays
 from fastclaw.runtimes.process import Process
 from fastclaw.runtimes.starts import StartQueue
 from fastclaw.runtimes.table import ProcessTable
-from fastclaw.spawn.outbox import close_all
+from fastclaw.transport.outbox import close_all
 from fastclaw.transport.watcher import Watcher
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from fastclaw.errors import ExecFailed
 from fastclaw.lane import ExitStatus, Grace, LaneProcess
 from fastclaw.protocol import spawner as frames
 from fastclaw.spawn import ending, refusals
-from fastclaw.spawn.outbox import close_all
 from fastclaw.spawn.stdio import terminal_streams
+from fastclaw.transport.outbox import close_all
 
 if TYPE_CHECKING:
     from fastclaw.lane import StartSpec

@@ -18,7 +18,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError, StartFailed
 from fastclaw.protocol import spawner as frames
 from fastclaw.spawn import ending, refusals
-from fastclaw.spawn.outbox import Outbox, close_all
+from fastclaw.transport.outbox import Outbox, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from fcntl import F_SETFL, fcntl
 from os import O_CLOEXEC, O_NONBLOCK, O_WRONLY, pipe2
 
 from fastclaw.spawn import refusals
-from fastclaw.spawn.outbox import close_all
+from fastclaw.transport.outbox import close_all
 
 
 class Stdio:

@@ -22,10 +22,10 @@ from fastclaw.lane import Grace, StartSpec
 from fastclaw.protocol import spawner as spawner_frames
 from fastclaw.protocol import template as frames
 from fastclaw.spawn import refusals
-from fastclaw.spawn.outbox import Outbox, close_all
 from fastclaw.spawn.process import SpawnProcess
 from fastclaw.spawn.spawner import with_file
 from fastclaw.spawn.stdio import Stdio
+from fastclaw.transport.outbox import Outbox, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from fastclaw import limits
 from fastclaw.protocol import spawner as frames
 from fastclaw.spawn.binary import find_spawner
-from fastclaw.spawn.outbox import close_all
 from fastclaw.spawn.spawner import Spawner, greet
+from fastclaw.transport.outbox import close_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -28,8 +28,8 @@ from fastclaw.lane import ExitStatus, Grace, LaneProcess, StartSpec
 from fastclaw.spawn import binary
 from fastclaw.spawn.host import HostHome
 from fastclaw.spawn.lane import SpawnLane
-from fastclaw.spawn.outbox import close_all
 from fastclaw.spawn.process import SpawnProcess
+from fastclaw.transport.outbox import close_all
 from tests.balance import balanced, children, open_descriptors
 from tests.spawn.fake_spawner import descendants_of, has_not_ended, is_there, until
 

@@ -23,10 +23,10 @@ from fastclaw.protocol import spawner as frames
 from fastclaw.spawn.binary import find_spawner
 from fastclaw.spawn.host import HostHome
 from fastclaw.spawn.lane import SpawnLane
-from fastclaw.spawn.outbox import close_all
 from fastclaw.spawn.process import SpawnProcess
 from fastclaw.spawn.spawner import greet
 from fastclaw.spawn.stdio import Stdio
+from fastclaw.transport.outbox import close_all
 from tests.balance import balanced, open_descriptors
 from tests.spawn.fake_spawner import (
     BareHost,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.errors import ExecFailed
-from fastclaw.spawn.outbox import close_all
 from fastclaw.spawn.stdio import Stdio
+from fastclaw.transport.outbox import close_all
 from tests.balance import open_descriptors
 
 if TYPE_CHECKING:

@@ -73,7 +73,7 @@ class Outbox:
             ) from error
 
     def _queue(self, frame: bytes, fds: list[int], bounded: bool) -> None:
-        if bounded and len(self._waiting) >= limits.SPAWN_OUTBOX_FRAMES:
+        if bounded and len(self._waiting) >= limits.OUTBOX_FRAMES:
             close_all(fds)
             raise ExecFailed("a helper process does not keep up; try again later", "overloaded")
         self._waiting.append((frame, fds))

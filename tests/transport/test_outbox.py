@@ -14,7 +14,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.spawn.outbox import Outbox, close_all
+from fastclaw.transport.outbox import Outbox, close_all
 from tests.balance import open_descriptors
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ async def test_descriptors_of_what_waits_are_closed_once_it_has_left() -> None:
 
 
 async def test_too_much_that_waits_is_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SPAWN_OUTBOX_FRAMES", 3)
+    monkeypatch.setattr(limits, "OUTBOX_FRAMES", 3)
     with a_box() as (box, theirs):
         count = fill(box)
         for number in (count, count + 1):
@@ -158,7 +158,7 @@ async def test_too_many_descriptors_on_their_way_are_overloaded_and_recover() ->
         sent: list[bytes] = []
 
         def send_for_ever() -> None:
-            for _ in range(limits.SPAWN_OUTBOX_FRAMES):
+            for _ in range(limits.OUTBOX_FRAMES):
                 box.send(b"frame", [os.dup(0) for _ in range(3)])
                 sent.append(b"frame")
 
