@@ -4,7 +4,7 @@ PYTHON ?= $(shell scripts/find-python)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := fastclaw bench tests
+SOURCES := fastclaw bench tests scripts
 
 ROUNDS ?= 20
 BENCH := $(BIN)/python -m pytest bench -p no:cacheprovider --timeout=600 \
@@ -57,5 +57,5 @@ fuzz: install ## the property tests with 100 times as many examples
 	$(BIN)/python -m pytest -p tests.fuzz --hypothesis-profile=fuzz -m hypothesis --timeout=0
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawn/bin
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
