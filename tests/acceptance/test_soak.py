@@ -27,11 +27,10 @@ GROWTH_KB = 8 * limits.KIB
 
 
 @pytest.fixture(params=["local", "podman"])
-def client(request: pytest.FixtureRequest) -> Iterator[LeanClient]:
+def client(request: pytest.FixtureRequest, engine_service: EngineService) -> Iterator[LeanClient]:
     options: dict[str, Any] = {"linger_ms": 0, "keep_exited": 100}
     if request.param == "podman":
-        service: EngineService = request.getfixturevalue("engine_service")
-        options |= {"url": service.url, "lane": "spawn"}
+        options |= {"url": engine_service.url, "lane": "spawn"}
     with contextlib.closing(LeanClient(request.param, options)) as client:
         yield client
 
