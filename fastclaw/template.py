@@ -282,7 +282,7 @@ def _open_streams(unbuffered: bool) -> None:
             line_buffering=name == "stderr" or (mode == "w" and not unbuffered and buffer.isatty()),
             write_through=unbuffered and mode == "w",
         )
-        stream.mode = mode  # type: ignore[misc]
+        stream.mode = mode  # type: ignore[misc]  # as the interpreter does
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
@@ -379,7 +379,7 @@ def _run_script(path: str, words: list[str]) -> None:
     if os.path.isdir(path):
         _search_from(path)
         _fresh_main()
-        runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
+        runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]  # as the interpreter does
         return
     try:
         with io.open_code(path) as file:

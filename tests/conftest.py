@@ -50,6 +50,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_runtime_dir, ignore_errors=True)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where CI promises everything that the tests need, a test that was skipped proves nothing and is a failure."""
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") == "true" and reporter is not None and reporter.stats.get("skipped"):
+        reporter.write_line("CI: a skipped test is a failure", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def _observed(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
     loop.set_exception_handler(_complain)
     return loop
