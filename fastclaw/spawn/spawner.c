@@ -1015,8 +1015,9 @@ static _Noreturn void attend(void) {
     for (;;) {
         struct pollfd of[3] = {{control, POLLIN, 0}, {(int)children, POLLIN, 0}, {channel, 0, 0}};
         SYS(ppoll, of, 3, strays ? &pause : 0, 0, 8);
-        while (SYS(read, children, frame, sizeof frame) > 0) {}
-        if (of[1].revents || strays) reap();
+        int died = of[1].revents; /* or since the poll: what is read here is never told again */
+        while (SYS(read, children, frame, sizeof frame) > 0) died = 1;
+        if (died || strays) reap();
         if (of[2].revents) end_everything();
         if (!of[0].revents) continue;
         struct passed passed;
