@@ -31,6 +31,7 @@ from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.runtime import InitializeParams
 from fastclaw.runtimes import container
 from fastclaw.transport import procfs
+from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -326,7 +327,7 @@ async def test_a_successor_that_starts_at_once_has_no_trouble(home: Home, engine
 @pytest.mark.parametrize("oci_runtime", ["crun", "runc"])
 async def test_an_orderly_end_leaves_no_mount_and_no_janitor(home: Home, oci_runtime: str) -> None:
     if shutil.which(oci_runtime) is None:
-        pytest.skip(f"{oci_runtime} is not installed")
+        unusable(f"{oci_runtime} is not installed")
     async with home.client("--runtime", "podman") as client:
         await client.initialize(NAMESPACE, {"oci_runtime": oci_runtime})
         assert any("janitor" in line for line in home.processes())
@@ -510,7 +511,7 @@ def other_init(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
         return
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler")
+        unusable("no C compiler")
     argv = [compiler, "-static", "-x", "c", "-", "-o", str(path)]
     subprocess.run(argv, input=request.param, text=True, check=True)
 

@@ -21,6 +21,7 @@ from fastclaw.protocol import spawner as frames
 from fastclaw.spawn.spawner import greet
 from fastclaw.transport import procfs
 from tests.acceptance.hostile import PROGRAM, SECRET, WAIT_S, Box, compile_hostile, ended, serve_with, served
+from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -28,11 +29,7 @@ if TYPE_CHECKING:
     from fastclaw.client import RemoteProcess
     from tests.engine.conftest import EngineService
 
-pytestmark = [
-    pytest.mark.podman,
-    pytest.mark.timeout(120),
-    pytest.mark.skipif(shutil.which("cc") is None, reason="the hostile programs need a C compiler"),
-]
+pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
 shared = pytest.mark.asyncio(loop_scope="module")
 """For tests that use the module's runtime: its client lives on the module's loop."""
 
@@ -48,6 +45,8 @@ KILL_S = 5
 @pytest.fixture(scope="module")
 def workspace() -> Iterator[Path]:
     """With the hostile programs in it; where every user can get at it."""
+    if shutil.which("cc") is None:
+        unusable("the hostile programs need a C compiler")
     directory = Path(tempfile.mkdtemp(prefix="fcw", dir="/tmp"))
     compile_hostile(directory)
     yield directory
