@@ -47,6 +47,7 @@ REASONS: dict[str, tuple[Fault, bool]] = {
     "image_not_found": ("caller", False),
     "network_failed": ("engine", False),
     "bad_mount": ("caller", False),
+    "bad_log": ("caller", False),
     "not_initialized": ("caller", False),
     "already_initialized": ("caller", False),
     "shutting_down": ("caller", False),

@@ -16,12 +16,13 @@ from fastclaw.decisions.diagnosis import (
     Quotas,
     capacity_finding,
     engine_findings,
-    network_finding,
+    network_findings,
     quota_findings,
     spawner_finding,
 )
 from fastclaw.decisions.options import Options
 from fastclaw.decisions.service import HostFacts, plan_service
+from fastclaw.engine.bridge import why_no_bridge
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
 from fastclaw.engine.host import host_facts
 from fastclaw.engine.lifecycle import EngineLifecycle
@@ -58,7 +59,7 @@ async def _examine(url: str | None) -> list[Finding]:
     return [
         *engine_findings(facts, unusable, versions),
         _spawner(),
-        network_finding(facts),
+        *network_findings(facts, why_no_spawner(), await why_no_bridge()),
         capacity_finding(capacity(host_limits(), limits.MAX_PROCESSES)),
         *quota_findings(_quotas()),
         Finding(subject="relay", level="ok", text=f"streams are moved by {splice.kind()}"),

@@ -30,6 +30,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @runtime_options
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="HOST[:PORTS]",
+    help="Let the command reach this through the egress proxy; may be repeated. Nothing else gets out.",
+)
 @click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="Set a variable; may be repeated.")
 @click.option("--workdir", "-w", metavar="PATH", help="Directory inside in which the command starts.")
 @click.option("--user", "-u", metavar="NAME|UID[:GID]", help="User inside as which the command runs.")
@@ -40,6 +46,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     options: dict[str, Any],
+    allow: tuple[str, ...],
     env: tuple[str, ...],
     workdir: str | None,
     user: str | None,
@@ -54,7 +61,14 @@ def run(
         extensions |= {"tty": True, "tty_size": own_size()}
         variables = _terminal_type() | variables
     request = {name: value for name, value in extensions.items() if value is not None}
+    if allow:
+        options = {**options, "network": _allowing(options.get("network", {}), allow)}
     sys.exit(loop.run(_run(list(command), options, variables, request)))
+
+
+def _allowing(network: dict[str, Any], allow: tuple[str, ...]) -> dict[str, Any]:
+    """The network option with more rules; those of `--option network=…` stay."""
+    return {**network, "allow": [*network.get("allow", []), *allow]}
 
 
 def _terminal_type() -> dict[str, str]:

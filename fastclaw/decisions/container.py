@@ -24,8 +24,7 @@ SHELL_INIT = "trap 'exit 0' TERM INT; while :; do sleep 2147483 & wait $!; done"
 """An init of the image's own shell: its `wait` reaps every child of PID 1, adopted orphans included, and a trapped
 signal ends that `wait` at once. 2 147 483 s is the longest sleep whose milliseconds fit into 31 bits."""
 
-NetworkMode = Literal["none", "open"]
-
+RESOLV_CONF = "/etc/resolv.conf"
 
 Workspace = tuple[str, str]
 """Source (an absolute path on the engine's host, or a volume's name), and absolute target inside."""
@@ -67,6 +66,23 @@ class InitPlan(Struct, frozen=True, kw_only=True):
         return 2 if self.catatonit is None else 1
 
 
+class ContainerNetwork(Struct, frozen=True, kw_only=True):
+    """What a container is connected to when it starts. What fastclaw connects it to comes later, and only then.
+
+    Parameters:
+        mode: Podman's word: `none` has a loopback device only; `bridge` is the engine's default network, unfiltered.
+        resolv_conf: a file of the engine's host in the place of the container's resolv.conf(5); None leaves that to the
+            engine, which makes none where the mode is `none`.
+    """
+
+    mode: Literal["none", "bridge"] = "none"
+    resolv_conf: str | None = None
+
+
+NO_NETWORK = ContainerNetwork()
+OPEN_NETWORK = ContainerNetwork(mode="bridge")
+
+
 class Owner(Struct, frozen=True, kw_only=True):
     """The fastclaw process that made something.
 
@@ -106,7 +122,7 @@ def container_spec(
     init: InitPlan,
     env: Mapping[str, str] | None = None,
     workspace: Workspace | None = None,
-    network: NetworkMode = "none",
+    network: ContainerNetwork = NO_NETWORK,
     pids_limit: int = limits.PIDS_LIMIT,
     shm_bytes: int = limits.SHM_BYTES,
     memory_bytes: int | None = None,
@@ -120,7 +136,6 @@ def container_spec(
     Parameters:
         owner: from `Owner.label`.
         shard: 0-based number among the containers of one environment.
-        network: `none` has a loopback device only; `open` is the engine's default bridge.
         pids_limit: processes and threads of the whole container.
         memory_bytes: None is no limit.
         nofile, nproc: hard limits of the engine's host for every process in it; None leaves them to the engine.
@@ -138,8 +153,8 @@ def container_spec(
         **_confinement(init),
         **_resources(pids_limit, memory_bytes, nofile, nproc),
         "shm_size": shm_bytes,
-        "netns": {"nsmode": "none" if network == "none" else "bridge"},
-        **_places(init, workspace),
+        "netns": {"nsmode": network.mode},
+        **_places(init, workspace, network),
     }
 
 
@@ -214,8 +229,10 @@ def _resources(pids_limit: int, memory_bytes: int | None, nofile: int | None, np
     }
 
 
-def _places(init: InitPlan, workspace: Workspace | None) -> dict[str, Any]:
+def _places(init: InitPlan, workspace: Workspace | None, network: ContainerNetwork) -> dict[str, Any]:
     mounts = [_bind(*mount) for mount in init.mounts]
+    if network.resolv_conf is not None:
+        mounts.append(_bind(network.resolv_conf, RESOLV_CONF, "ro"))
     if workspace is None:
         return {"mounts": mounts}
     source, target = workspace

@@ -94,15 +94,34 @@ def spawner_finding(missing: str | None, size: int, lists_children: bool) -> Fin
     )
 
 
-def network_finding(host: HostFacts) -> Finding:
-    """Whether `network: open` can work: netavark before 1.10 has no nftables driver of its own."""
+def network_findings(host: HostFacts, spawner: str | None, bridge: str | None) -> list[Finding]:
+    """Which modes of `options.network` can be had.
+
+    Parameters:
+        spawner: why there is no spawner, which mode `proxy` needs; None where there is one.
+        bridge: why mode `bridge` cannot be had; None where it can. It was tried.
+    """
+    return [_egress(spawner, bridge), _open(host)]
+
+
+def _egress(spawner: str | None, bridge: str | None) -> Finding:
+    if spawner is None and bridge is None:
+        return Finding(subject="network", level="ok", text="modes proxy (the default), bridge and none work")
+    works = ["proxy"] * (spawner is None) + ["bridge"] * (bridge is None) + ["none"]
+    reasons = [f"proxy: {spawner}"] * (spawner is not None) + [f"bridge: {bridge}"] * (bridge is not None)
+    text = f"of the modes only {' and '.join(works)} can be had ({'; '.join(reasons)})"
+    return Finding(subject="network", level="warning", text=text)
+
+
+def _open(host: HostFacts) -> Finding:
+    """netavark before 1.10 has no nftables driver of its own."""
     missing = [name for name, path in (("netavark", host.netavark), ("iptables", host.iptables)) if path is None]
     if not missing:
-        return Finding(subject="network", level="ok", text="netavark and iptables are there")
+        return Finding(subject="network", level="ok", text="mode open works: netavark and iptables are there")
     return Finding(
         subject="network",
-        level="warning",
-        text=f"no {' and no '.join(missing)}: network mode open fails; none, the default, works",
+        level="ok",
+        text=f"mode open fails: no {' and no '.join(missing)}",
         advice=f"apt-get install {' '.join(missing)}",
     )
 

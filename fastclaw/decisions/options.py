@@ -8,12 +8,15 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from fastclaw import limits
+from fastclaw.decisions.egress import Policy
 from fastclaw.decisions.params import convert
 from fastclaw.errors import InvalidParams
 from fastclaw.runtime import InitializeParams, Milliseconds
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z")]
+Rule = Annotated[str, Meta(min_length=1, max_length=limits.EGRESS_RULE_BYTES)]
+Rules = Annotated[list[Rule], Meta(max_length=limits.EGRESS_RULES)]
 
 
 class Workspace(Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,10 +26,50 @@ class Workspace(Struct, frozen=True, forbid_unknown_fields=True):
     source: AbsolutePath | None = None
 
 
-class Network(Struct, frozen=True, forbid_unknown_fields=True):
-    """`none`: no network but loopback. `open`: the engine's default network, unfiltered."""
+class SecretSource(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a secret is: a variable of fastclaw's own environment, or a file on its host. Exactly one of the two."""
 
-    mode: Literal["none", "open", "proxy", "bridge"] = "none"
+    env: Annotated[str, Meta(min_length=1)] | None = None
+    file: AbsolutePath | None = None
+
+
+class Inject(Struct, frozen=True, forbid_unknown_fields=True):
+    """A header that the proxy adds to plain-HTTP requests, so that its value never enters the sandbox.
+
+    Parameters:
+        host: a name, or `*.suffix`; the port is any that `allow` lets through for it.
+        header: its name; what a client sends under it is replaced.
+    """
+
+    host: Rule
+    header: Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}\Z")]
+    value_from: SecretSource
+
+
+class Network(Struct, frozen=True, forbid_unknown_fields=True):
+    """What may leave the sandbox.
+
+    Parameters:
+        mode: `proxy`: nothing but the egress proxy, on the sandbox's own loopback. `bridge`: a network of its own,
+            whose ports 80 and 443 are turned to the proxy, for programs that ignore proxy variables. `none`: nothing
+            but loopback. `open`: the engine's default network, unfiltered.
+        allow, deny: rules (`HOST[:PORTS]`, decisions/egress.py); what no rule allows is refused, and `deny` wins.
+        inject: headers that the proxy adds.
+        log: a file that gets one JSON line for each decision.
+        max_bytes: both directions together, for the environment's whole life.
+    """
+
+    mode: Literal["proxy", "bridge", "none", "open"] = "proxy"
+    allow: Rules = field(default_factory=list)
+    deny: Rules = field(default_factory=list)
+    inject: Annotated[list[Inject], Meta(max_length=limits.EGRESS_RULES)] = field(default_factory=list)
+    log: AbsolutePath | None = None
+    log_max_bytes: Annotated[int, Meta(ge=limits.KIB)] = limits.EGRESS_LOG_BYTES
+    max_connections: Count = limits.EGRESS_CONNECTIONS
+    max_connections_per_s: Count = limits.EGRESS_CONNECTIONS_PER_S
+    max_bytes: Annotated[int, Meta(ge=0)] | None = None
+    idle_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.EGRESS_IDLE_MS
+    connect_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.EGRESS_CONNECT_MS
 
 
 class Template(Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,6 +89,22 @@ class Template(Struct, frozen=True, forbid_unknown_fields=True):
     working_dir: AbsolutePath | None = None
     user: str | None = None
 
+
+FRAMING_HEADERS = frozenset(
+    {
+        "host",
+        "connection",
+        "content-length",
+        "transfer-encoding",
+        "te",
+        "trailer",
+        "upgrade",
+        "keep-alive",
+        "expect",
+        "via",
+    }
+)
+"""Headers that say where a request goes and where it ends: not to be injected."""
 
 TemplateName = Annotated[str, Meta(min_length=1, max_length=limits.MAX_NAMESPACE_BYTES)]
 
@@ -103,18 +162,36 @@ def read_options(params: InitializeParams) -> Options:
     """The options of one `initialize`.
 
     Raises:
-        InvalidParams: `unknown_option` with `data.nearest`, a wrong shape, or a network mode that is not there yet.
+        InvalidParams: `unknown_option` with `data.nearest`, a wrong shape, a rule that is none, or what contradicts
+            itself.
     """
     options = convert(params.options, Options, "$.options")
-    if options.network.mode in ("proxy", "bridge"):
-        raise InvalidParams(
-            f"network mode {options.network.mode!r} is not built yet; use 'none' (nothing gets out) or 'open'",
-            "unsupported",
-            path="$.options.network.mode",
-        )
+    _check_network(options.network)
     if options.templates and (options.lane == "rest" or options.runtime == "memory"):
         raise no_templates(f"lane {options.lane!r} of runtime {options.runtime!r}")
     return options
+
+
+def _check_network(network: Network) -> None:
+    """Rules that can be read, and none where nobody would heed them."""
+    policy = Policy(network.allow, network.deny)
+    if network.mode in ("none", "open"):
+        unheeded = [name for name in ("allow", "deny", "inject", "log") if getattr(network, name)]
+        if unheeded:
+            text = f"network mode {network.mode!r} has no proxy to heed {unheeded[0]!r}; use mode 'proxy' or 'bridge'"
+            raise InvalidParams(text, path=f"$.options.network.{unheeded[0]}")
+    for index, inject in enumerate(network.inject):
+        path = f"$.options.network.inject[{index}]"
+        if (inject.value_from.env is None) == (inject.value_from.file is None):
+            raise InvalidParams(f"{path}.value_from: name either 'env' or 'file'", path=f"{path}.value_from")
+        if inject.header.lower() in FRAMING_HEADERS:
+            raise InvalidParams(f"{path}.header: {inject.header} is the proxy's own", path=f"{path}.header")
+        if not inject.host.startswith("*.") and not policy.allows_plain_http(inject.host):
+            text = (
+                f"{path}.host: no rule of 'allow' lets {inject.host} be reached by plain HTTP, and the proxy "
+                'cannot add a header to what is encrypted (docs/network.md, "Credentials")'
+            )
+            raise InvalidParams(text, "unsupported", path=f"{path}.host")
 
 
 def no_templates(where: str) -> InvalidParams:

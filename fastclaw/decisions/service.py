@@ -91,7 +91,7 @@ class HostFacts(Struct, frozen=True, kw_only=True):
 
     Parameters:
         cgroups: `hybrid` is v1 controllers with a cgroup2 mount at /sys/fs/cgroup/unified.
-        podman, crun, runc, conmon, catatonit, netavark, iptables, setpriv, unshare, python: absolute paths; None
+        podman, crun, runc, conmon, catatonit, netavark, iptables, nft, setpriv, unshare, python: absolute paths; None
             where missing.
         conmon_version: as `conmon --version` says it, or None.
         nofile, nproc: hard limits of this process, at most `limits.MAX_NOFILE` and kernel.pid_max.
@@ -110,6 +110,7 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     catatonit: str | None = None
     netavark: str | None = None
     iptables: str | None = None
+    nft: str | None = None
     setpriv: str | None = None
     unshare: str | None = None
     python: str | None = None
@@ -157,6 +158,8 @@ class JanitorOrder(Struct, frozen=True, kw_only=True):
         podman: argv in front of a Podman command.
         runtime: argv in front of a command of the OCI runtime.
         label: what the owner's containers and volumes carry, `name=value`.
+        nft: the program nft(8); None where there is none, and so no table of the owner's.
+        tables: how the names of the owner's tables begin (`decisions.firewall.Holder.prefix`).
         drain_ms: how long the service may take to end by itself.
         call_ms: how long one command may take.
         tries: how often what stays is removed again.
@@ -168,6 +171,8 @@ class JanitorOrder(Struct, frozen=True, kw_only=True):
     podman: list[str]
     runtime: list[str]
     label: str
+    nft: str | None = None
+    tables: str = ""
     drain_ms: int = limits.JANITOR_DRAIN_MS
     call_ms: int = limits.JANITOR_CALL_MS
     tries: int = limits.JANITOR_TRIES

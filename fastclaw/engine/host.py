@@ -53,6 +53,7 @@ def host_facts(state_dir: Path) -> HostFacts:
         catatonit=static_catatonit(),
         netavark=find_program("netavark"),
         iptables=find_program("iptables"),
+        nft=find_program("nft"),
         setpriv=_util_linux_setpriv(),
         unshare=find_program("unshare"),
         python=sys.executable or None,

@@ -3,9 +3,10 @@
     argv[1]   what to remove, and how: `decisions.service.JanitorOrder` as JSON
     stdin     a socket; its other end is the owner's, which hears on it that it may rely on us
 
-Containers, their monitors, volumes and the service's directory: whatever the owner was in the middle of, the engine's
-own records say what there is, and its labels whose it is. The service is let finish first. An owner that shuts down in
-order removes everything itself and kills the janitor, which has nothing to do then.
+Containers, their monitors, volumes, networks and the service's directory: whatever the owner was in the middle of, the
+engine's own records say what there is, and its labels whose it is; of networks the names of their firewall's tables do.
+The service is let finish first. An owner that shuts down in order removes everything itself and kills the janitor,
+which has nothing to do then.
 
 Runs as `python -I -S janitor.py`, so it knows the standard library only, and most of that only once it is needed: an
 idle one should be small. Keeps nobody's stdout or stderr open, and so has nobody to complain to.
@@ -36,6 +37,8 @@ class Order(TypedDict):
     podman: list[str]
     runtime: list[str]
     label: str
+    nft: str | None
+    tables: str
     drain_ms: int
     call_ms: int
     tries: int
@@ -71,9 +74,32 @@ def clean_up(order: Order, service: int | None) -> None:
     volumes = _podman(order, "volume", "ls", "--quiet", "--filter", f"label={order['label']}")
     if volumes:
         _podman(order, "volume", "rm", "--force", *volumes)
+    if order["nft"] is not None and order["tables"]:
+        _remove_networks(order, order["nft"])
     for name in sorted(found):  # last, so that what was killed has been reaped
         _output(order, *order["runtime"], "delete", "--force", name)
     _remove_directory(order["own_dir"])
+
+
+def _remove_networks(order: Order, nft: str) -> None:
+    """First the interfaces, then the rules that kept who is on them from everything else (engine/bridge.py)."""
+    tables = [word for word in _output(order, nft, "list", "tables") if word.startswith(order["tables"])]
+    for table in tables:
+        interface = f"fc{table.rpartition('_')[2]}"
+        if _remove_interface(interface):
+            _output(order, nft, "delete", "table", "inet", table)
+
+
+def _remove_interface(name: str) -> bool:
+    """Whether there is no such interface any more: RTM_DELLINK of rtnetlink(7), as protocol/rtnetlink.py has it."""
+    import socket  # as subprocess
+    import struct
+
+    with suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
+        kernel.settimeout(KILLED_MS / 1000)
+        kernel.send(struct.pack("=IHHIIBxHiII", 32, 17, 0x5, 0, 0, 0, 0, socket.if_nametoindex(name), 0, 0))
+        kernel.recv(8192)
+    return name not in (other for _, other in socket.if_nameindex())
 
 
 def _end_processes(containers: list[str], tries: int) -> None:

@@ -25,6 +25,7 @@ from fastclaw.decisions.service import (
     tool_argv,
 )
 from fastclaw.engine import janitor
+from fastclaw.engine.bridge import tables_prefix
 from fastclaw.engine.dirs import service_dir, service_paths
 from fastclaw.engine.owner import own_label
 from fastclaw.engine.process import end_process, reap, spawn_service, wait_readable
@@ -120,6 +121,8 @@ class ManagedService:
             podman=tool_argv(self.plan, paths),
             runtime=runtime_argv(self.plan),
             label=f"{LABEL_OWNER}={own_label()}",
+            nft=self.plan.facts.nft if self.plan.facts.is_root else None,
+            tables=tables_prefix(),
         )
         return Standby(janitor_argv(python, janitor.__file__, order), env)
 

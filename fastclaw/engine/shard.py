@@ -1,4 +1,4 @@
-"""One container of an environment: created, started, watched, killed, removed.
+"""One container of an environment: created, started, connected, watched, killed, removed.
 
 Owns the container and the pidfd of its init. Where the engine is on this host, its death is noticed at once, elsewhere
 by the next exec. Knows nothing of what runs in it.
@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fastclaw import limits
 from fastclaw.engine.lifecycle import EngineLifecycle
@@ -20,12 +20,30 @@ from fastclaw.transport import procfs
 _PROC = Path("/proc")
 
 
+class Network(Protocol):
+    """What a container is connected to."""
+
+    async def attach(self, shard: "Shard", init: int) -> None:
+        """Connect one that has just come up, before anything runs in it.
+
+        Parameters:
+            init: pid of its init.
+
+        Raises:
+            StartFailed: `network_failed`; the container is given up.
+        """
+
+    def detach(self, shard: "Shard") -> None:
+        """It has ended, or is about to. Idempotent, also for one that was never attached."""
+
+
 class Shard:
     """Parameters:
     engine: the engine it lives in.
     spec: SpecGenerator JSON, as from `decisions.container.container_spec`.
     init_processes: how many processes its init consists of.
     on_death: called once, when it is noticed that the container has ended.
+    network: what it is connected to; None: to nothing that fastclaw has a part in.
 
     Attributes:
         container: its full id; empty before `start`.
@@ -35,9 +53,15 @@ class Shard:
     """
 
     def __init__(
-        self, engine: EngineLifecycle, spec: Mapping[str, Any], init_processes: int, on_death: Callable[[], None]
+        self,
+        engine: EngineLifecycle,
+        spec: Mapping[str, Any],
+        init_processes: int,
+        on_death: Callable[[], None],
+        network: Network | None = None,
     ) -> None:
         self._engine = engine
+        self._network = network
         self._spec = spec
         self._init_processes = init_processes
         self._on_death = on_death
@@ -89,7 +113,12 @@ class Shard:
         return False
 
     async def _came_up(self, init: int) -> None:
-        """For a kind of container that has something to do before it takes execs."""
+        """What is to be done before it takes execs."""
+        await self._connect(init)
+
+    async def _connect(self, init: int) -> None:
+        if self._network is not None:
+            await self._network.attach(self, init)
 
     def _watch(self, init: int) -> None:
         """Take hold of the init, if that number is its own here and not on some other machine."""
@@ -121,6 +150,8 @@ class Shard:
             self._on_death()
 
     def _forget(self) -> None:
+        if self._network is not None:
+            self._network.detach(self)
         if self._pidfd is not None:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)

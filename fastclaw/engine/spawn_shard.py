@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastclaw.engine.lifecycle import EngineLifecycle
+    from fastclaw.engine.shard import Network
     from fastclaw.engine.shards import Shards
     from fastclaw.protocol.spawner import Identity
     from fastclaw.spawn.templates import Plans
@@ -38,6 +39,7 @@ class SpawnShard(Shard, Home):
     path: where the spec has the spawner's socket on this host.
     user: who its processes are by default, by name or number.
     plans: templates that come up with it.
+    network: as for `Shard`.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class SpawnShard(Shard, Home):
         path: str,
         user: str,
         plans: Plans | None = None,
+        network: Network | None = None,
     ) -> None:
-        super().__init__(engine, spec, 1, on_death)
+        super().__init__(engine, spec, 1, on_death, network)
         self.env = {}
         self.identity = None
         self._path = path
@@ -84,6 +87,7 @@ class SpawnShard(Shard, Home):
                 self.identity = await self.identify(self._user)
             except ExecFailed as error:
                 raise StartFailed(f"options.user or the image's user: {error}", "unknown_user") from error
+        await self._connect(init)
         await self.start_templates(self._plans)
         if not self.spawner.alive:
             raise StartFailed("the container has ended while its templates came up")

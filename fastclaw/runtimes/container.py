@@ -21,6 +21,7 @@ from fastclaw.decisions.container import (
     LABEL_NAMESPACE,
     LABEL_OWNER,
     PYTHON_TARGET,
+    ContainerNetwork,
     InitPlan,
     OwnerFacts,
     Workspace,
@@ -30,6 +31,7 @@ from fastclaw.decisions.container import (
 )
 from fastclaw.decisions.options import Options, no_templates
 from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
+from fastclaw.engine.bridge import BridgeNetwork, remove_abandoned_networks
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
 from fastclaw.engine.host import host_facts, static_catatonit
 from fastclaw.engine.lifecycle import EngineLifecycle
@@ -42,6 +44,7 @@ from fastclaw.engine.spawn_shard import SpawnShard, SpawnShards
 from fastclaw.errors import StartFailed
 from fastclaw.lane import Lane
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
+from fastclaw.runtimes.network import Network, open_network
 from fastclaw.spawn.binary import find_spawner, why_no_spawner
 from fastclaw.spawn.lane import SpawnLane
 from fastclaw.transport.host import dumps_after_setuid
@@ -96,6 +99,7 @@ class ContainerRuntime(ManagedRuntime):
         super().__init__()
         self._shards: Shards | None = None
         self._engine: dict[str, Any] = {}
+        self._network: Network | None = None
         self._why_not_spawn: str | None = None
 
     async def _bring_up(
@@ -118,7 +122,7 @@ class ContainerRuntime(ManagedRuntime):
         setup.push_async_callback(engine.close)
         version = await engine.version()
         self._engine = {"managed": engine_url(options) is None, **msgspec.structs.asdict(version)}
-        await remove_abandoned(engine, namespace)
+        await asyncio.gather(remove_abandoned(engine, namespace), remove_abandoned_networks())
         image = options.image or DEFAULT_IMAGE
         await engine.ensure_image(image, options.pull)
         token = secrets.token_hex(4)
@@ -126,9 +130,10 @@ class ContainerRuntime(ManagedRuntime):
         template = Template(namespace, options, image, token, workspace)
         lane = await self._lane(url, engine, template, sockets, setup)
         assert self._shards is not None
+        assert self._network is not None
         target = workspace[1] if workspace else None
         most = limits.MAX_STARTING_SPAWN if lane.name == "spawn" else limits.MAX_STARTING_REST
-        return Environment(lane, {}, target, len(self._shards), options.max_starting or most)
+        return Environment(lane, self._network.env, target, len(self._shards), options.max_starting or most)
 
     async def _lane(
         self,
@@ -146,17 +151,28 @@ class ContainerRuntime(ManagedRuntime):
         if self._why_not_spawn is not None and wanted == "spawn":
             raise StartFailed(f"no spawn lane: {self._why_not_spawn}", "unsupported")
         if wanted != "rest" and self._why_not_spawn is None:
-            try:
-                return await self._spawn_lane(engine, template, sockets, setup)
-            except StartFailed as error:
-                if wanted == "spawn":
-                    raise
-                self._why_not_spawn = str(error)
-                logger.warning("no spawn lane (%s); taking the REST lane, which is far slower", str(error))
-        return await self._rest_lane(url, engine, template, setup)
+            async with contextlib.AsyncExitStack() as attempt:
+                network = await self._connect(template, sockets, attempt, has_spawner=True)
+                try:
+                    lane = await self._spawn_lane(engine, template, sockets, network, attempt)
+                except StartFailed as error:
+                    if wanted == "spawn":
+                        raise
+                    self._why_not_spawn = str(error)
+                    logger.warning("no spawn lane (%s); taking the REST lane, which is far slower", str(error))
+                else:
+                    setup.push_async_callback(attempt.pop_all().aclose)
+                    return lane
+        network = await self._connect(template, sockets, setup, has_spawner=False)
+        return await self._rest_lane(url, engine, template, network, setup)
 
     async def _spawn_lane(
-        self, engine: EngineLifecycle, template: "Template", sockets: SocketDirectory, setup: contextlib.AsyncExitStack
+        self,
+        engine: EngineLifecycle,
+        template: "Template",
+        sockets: SocketDirectory,
+        network: Network,
+        setup: contextlib.AsyncExitStack,
     ) -> Lane:
         binary = find_spawner()
         if binary is None:
@@ -169,26 +185,44 @@ class ContainerRuntime(ManagedRuntime):
             name = template.next_name()
             path = f"{sockets.path}/{name[-8:]}.init"
             init = InitPlan(spawner=str(binary), socket=path, template_module=module)
-            spec = template.spec(name, place, init)
-            return SpawnShard(engine, spec, on_death, path=path, user=user, plans=warm)
+            spec = template.spec(name, place, init, network.spec)
+            return SpawnShard(engine, spec, on_death, path=path, user=user, plans=warm, network=network)
 
         shards = await self._start_shards(Shards(1, make), setup)
         home = SpawnShards(shards)
         return SpawnLane(home, can_set_user=all(one.spawner.hello.can_set_user for one in home.all()))
 
     async def _rest_lane(
-        self, url: str, engine: EngineLifecycle, template: "Template", setup: contextlib.AsyncExitStack
+        self,
+        url: str,
+        engine: EngineLifecycle,
+        template: "Template",
+        network: Network,
+        setup: contextlib.AsyncExitStack,
     ) -> Lane:
         init = InitPlan(catatonit=static_catatonit() if url.startswith("unix:") else None)
 
         def make(place: int, on_death: Callable[[], None]) -> Shard:
-            return Shard(engine, template.spec(template.next_name(), place, init), init.processes, on_death)
+            spec = template.spec(template.next_name(), place, init, network.spec)
+            return Shard(engine, spec, init.processes, on_death, network)
 
         options = template.options
         shards = await self._start_shards(Shards(options.containers, make), setup)
         lane = RestLane(url, shards, local=shards.is_local, end_tree=end_tree, timeout_ms=options.engine_timeout_ms)
         setup.callback(lane.close)
         return lane
+
+    async def _connect(
+        self, template: "Template", sockets: SocketDirectory, setup: contextlib.AsyncExitStack, *, has_spawner: bool
+    ) -> Network:
+        """What the containers are connected to; it is there before the first of them, and goes after the last."""
+        self._network = await open_network(
+            template.options.network,
+            has_spawner=has_spawner,
+            bridge=lambda: BridgeNetwork(sockets.path),
+            setup=setup,
+        )
+        return self._network
 
     async def _start_shards(self, shards: Shards, setup: contextlib.AsyncExitStack) -> Shards:
         try:
@@ -209,11 +243,18 @@ class ContainerRuntime(ManagedRuntime):
     def _trouble(self) -> str | None:
         counts = self._shards.counts() if self._shards else {"places": 0, "usable": 0}
         missing = counts["places"] - counts["usable"]
-        return f"{missing} of {counts['places']} containers are gone; they are being replaced" if missing else None
+        if missing:
+            return f"{missing} of {counts['places']} containers are gone; they are being replaced"
+        return self._network.trouble if self._network else None
 
     def _details(self) -> dict[str, Any]:
         reason = {"why_not_spawn": self._why_not_spawn} if self._why_not_spawn else {}
-        return {**reason, "engine": self._engine, "containers": self._shards.counts() if self._shards else {}}
+        return {
+            **reason,
+            "engine": self._engine,
+            "containers": self._shards.counts() if self._shards else {},
+            "network": self._network.health() if self._network else {},
+        }
 
 
 async def _workspace(
@@ -234,7 +275,7 @@ class Template:
 
     def __init__(self, namespace: str, options: Options, image: str, token: str, workspace: Workspace | None) -> None:
         self.options, self.image = options, image
-        self._namespace, self._token, self._workspace = namespace, token, workspace
+        self.namespace, self._token, self._workspace = namespace, token, workspace
         self._numbers = itertools.count()
 
     @property
@@ -243,16 +284,15 @@ class Template:
         return self._workspace[1] if self._workspace else None
 
     def next_name(self) -> str:
-        return f"fastclaw-{self._namespace}-{self._token}-{next(self._numbers)}"
+        return f"fastclaw-{self.namespace}-{self._token}-{next(self._numbers)}"
 
-    def spec(self, name: str, place: int, init: InitPlan) -> dict[str, Any]:
+    def spec(self, name: str, place: int, init: InitPlan, network: ContainerNetwork) -> dict[str, Any]:
         """The body of the create call."""
-        options, network = self.options, self.options.network.mode
-        assert network in ("none", "open")  # read_options refuses the others
+        options = self.options
         return container_spec(
             image=self.image,
             name=name,
-            namespace=self._namespace,
+            namespace=self.namespace,
             owner=own_label(),
             shard=place,
             init=init,

@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from fastclaw import limits
-from fastclaw.decisions.options import Options
-from fastclaw.errors import StartFailed
+from fastclaw.decisions.options import Network, Options
+from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
 from fastclaw.spawn.host import HostHome
 from fastclaw.spawn.lane import SpawnLane
@@ -30,6 +30,7 @@ class LocalRuntime(ManagedRuntime):
     async def _bring_up(
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
     ) -> Environment:
+        _refuse_network(options)
         logger.warning("local runtime: %s", NO_ISOLATION)
         workspace = _workspace(options)
         home = HostHome(plans(options, workspace, python_path=None))
@@ -44,6 +45,13 @@ class LocalRuntime(ManagedRuntime):
 
     def _details(self) -> dict[str, Any]:
         return {"isolation": "none"}
+
+
+def _refuse_network(options: Options) -> None:
+    """Who asks for a network that is filtered must not believe that it is. What nobody asked for is nothing said."""
+    if options.network not in (Network(), Network(mode="open")):
+        text = "runtime 'local' isolates nothing and cannot keep options.network; use runtime 'podman', or leave it out"
+        raise InvalidParams(text, "unsupported", path="$.options.network")
 
 
 def _workspace(options: Options) -> str | None:

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from fastclaw import limits
 from fastclaw.decisions.container import (
     INIT_TARGET,
+    NO_NETWORK,
+    OPEN_NETWORK,
     PYTHON_TARGET,
     SHELL_INIT,
+    ContainerNetwork,
     InitPlan,
     Owner,
     OwnerFacts,
@@ -81,7 +84,21 @@ def test_what_is_asked_for_is_added() -> None:
 
 
 def test_open_network_is_the_engines_bridge() -> None:
-    assert spec(network="open")["netns"] == {"nsmode": "bridge"}
+    assert spec(network=OPEN_NETWORK)["netns"] == {"nsmode": "bridge"}
+    assert spec(network=NO_NETWORK) == spec()
+
+
+def test_a_network_of_its_own_begins_as_none_and_says_who_knows_names() -> None:
+    asked = spec(network=ContainerNetwork(resolv_conf="/run/x.resolv"))
+    assert asked["netns"] == {"nsmode": "none"}
+    assert asked["mounts"] == [
+        {
+            "type": "bind",
+            "source": "/run/x.resolv",
+            "destination": "/etc/resolv.conf",
+            "options": ["ro", "nosuid", "nodev", "rbind", "rprivate"],
+        }
+    ]
 
 
 def test_a_workspace_with_a_source_is_a_bind_mount() -> None:

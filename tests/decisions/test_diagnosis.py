@@ -10,7 +10,7 @@ from fastclaw.decisions.diagnosis import (
     Quotas,
     capacity_finding,
     engine_findings,
-    network_finding,
+    network_findings,
     quota_findings,
     spawner_finding,
 )
@@ -99,16 +99,33 @@ def test_quotas_that_do_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "level", "advice"),
+    ("facts", "works", "advice"),
     [
-        ({"netavark": "/n", "iptables": "/i"}, "ok", None),
-        ({"netavark": "/n"}, "warning", "apt-get install iptables"),
-        ({}, "warning", "apt-get install netavark iptables"),
+        ({"netavark": "/n", "iptables": "/i"}, "works", None),
+        ({"netavark": "/n"}, "fails: no iptables", "apt-get install iptables"),
+        ({}, "fails: no netavark and no iptables", "apt-get install netavark iptables"),
     ],
 )
-def test_an_open_network_needs_two_programs(facts: dict[str, str], level: str, advice: str | None) -> None:
-    finding = network_finding(host(**facts))
-    assert (finding.level, finding.advice) == (level, advice)
+def test_an_open_network_needs_two_programs(facts: dict[str, str], works: str, advice: str | None) -> None:
+    """It is no warning: who wants no filter has to ask for that."""
+    _, finding = network_findings(host(**facts), None, None)
+    assert (finding.level, finding.advice) == ("ok", advice)
+    assert f"mode open {works}" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("spawner", "bridge", "level", "modes"),
+    [
+        (None, None, "ok", "proxy (the default), bridge and none"),
+        (None, "no nft", "warning", "only proxy and none can be had (bridge: no nft)"),
+        ("not built", None, "warning", "only bridge and none can be had (proxy: not built)"),
+        ("not built", "no nft", "warning", "only none can be had (proxy: not built; bridge: no nft)"),
+    ],
+)
+def test_which_filtered_networks_there_are(spawner: str | None, bridge: str | None, level: str, modes: str) -> None:
+    finding, _ = network_findings(host(), spawner, bridge)
+    assert finding.level == level
+    assert modes in finding.text
 
 
 def test_a_spawner_that_is_there() -> None:

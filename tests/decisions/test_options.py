@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fastclaw import limits
-from fastclaw.decisions.options import Network, Options, Template, Workspace, read_options
+from fastclaw.decisions.options import Inject, Network, Options, SecretSource, Template, Workspace, read_options
 from fastclaw.errors import InvalidParams
 from fastclaw.runtime import InitializeParams
 
@@ -19,7 +19,7 @@ def test_the_defaults_are_the_limits() -> None:
     assert options == Options()
     assert options.max_processes == limits.MAX_PROCESSES
     assert options.linger_ms == limits.LINGER_MS
-    assert options.network.mode == "none"
+    assert (options.network.mode, options.network.allow) == ("proxy", [])
 
 
 def test_everything_nested_is_read() -> None:
@@ -32,11 +32,21 @@ def test_templates() -> None:
     assert options.templates == {"t": Template(["a"]), "u": Template(["b"], "line", {"A": "1"})}
 
 
-@pytest.mark.parametrize("mode", ["proxy", "bridge"])
-def test_what_is_not_built_is_said(mode: str) -> None:
-    with pytest.raises(InvalidParams) as raised:
-        read(network={"mode": mode})
-    assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", "$.options.network.mode")
+def test_the_network() -> None:
+    rules = {"allow": ["api.example.com:443", "*.pypi.org"], "deny": ["10.0.0.0/8"], "log": "/l", "max_bytes": 0}
+    network = read(network={**rules, "mode": "bridge", "max_connections": 7}).network
+    assert network == Network("bridge", max_connections=7, **rules)  # type: ignore[arg-type]
+
+
+def test_injected_headers() -> None:
+    inject = {"host": "api.example.com", "header": "Authorization", "value_from": {"env": "KEY"}}
+    options = read(network={"allow": ["api.example.com:80"], "inject": [inject]})
+    assert options.network.inject == [Inject("api.example.com", "Authorization", SecretSource(env="KEY"))]
+
+
+def injecting(allow: str = "h:80", **changes: Any) -> dict[str, Any]:
+    inject = {"host": "h", "header": "Key", "value_from": {"env": "KEY"}, **changes}
+    return {"network": {"allow": [allow], "inject": [inject]}}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +67,22 @@ def test_what_is_not_built_is_said(mode: str) -> None:
         ({"templates": {str(n): {"cmd": ["a"]} for n in range(limits.MAX_TEMPLATES + 1)}}, "$.options.templates"),
         ({"templates": {"t": {"cmd": ["a"]}}, "lane": "rest"}, "$.options.templates"),
         ({"templates": {"t": {"cmd": ["a"]}}, "runtime": "memory"}, "$.options.templates"),
+        ({"network": {"mode": "brigde"}}, "$.options.network.mode"),
+        ({"network": {"alow": []}}, "$.options.network.alow"),
+        ({"network": {"allow": ["a:443", "b:http"]}}, "$.options.network.allow[1]"),
+        ({"network": {"deny": ["999.0.0.1"]}}, "$.options.network.deny[0]"),
+        ({"network": {"mode": "none", "allow": ["a"]}}, "$.options.network.allow"),
+        ({"network": {"mode": "open", "deny": ["a"]}}, "$.options.network.deny"),
+        ({"network": {"mode": "none", "log": "/l"}}, "$.options.network.log"),
+        ({"network": {"log": "l"}}, "$.options.network.log"),
+        ({"network": {"max_connections": 0}}, "$.options.network.max_connections"),
+        (injecting(value_from={}), "$.options.network.inject[0].value_from"),
+        (injecting(value_from={"env": "A", "file": "/b"}), "$.options.network.inject[0].value_from"),
+        (injecting(header="a b"), "$.options.network.inject[0].header"),
+        (injecting(header="Content-Length"), "$.options.network.inject[0].header"),
+        (injecting("h:443"), "$.options.network.inject[0].host"),
+        (injecting("*.h:80"), "$.options.network.inject[0].host"),
+        (injecting("other:80"), "$.options.network.inject[0].host"),
     ],
 )
 def test_refusals(options: dict[str, Any], path: str) -> None:

@@ -32,6 +32,11 @@ volume) [ "$2" = rm ] || cat "$HOME/volumes" ;;
 esac
 """
 RUNTIME = 'echo "runtime $*" >> "$HOME/asked"'
+NFT = """\
+#!/bin/sh
+echo "nft $*" >> "$HOME/asked"
+[ "$1" = delete ] || cat "$HOME/tables"
+"""
 STUBBORN = "trap '' TERM; echo ready; while :; do sleep 1000 & wait $!; done"
 
 
@@ -50,9 +55,17 @@ class Owner:
         (home / "own").mkdir()
         self.has()
 
-    def has(self, containers: str = "", volumes: str = "") -> None:
+    def has(self, containers: str = "", volumes: str = "", tables: str = "") -> None:
         (self.home / "containers").write_text(containers)
         (self.home / "volumes").write_text(volumes)
+        (self.home / "tables").write_text(tables)
+
+    def nft(self) -> str:
+        """A stand-in for nft."""
+        path = self.home / "nft"
+        path.write_text(NFT)
+        path.chmod(0o700)
+        return str(path)
 
     def employ(self, script: str = PODMAN, **changes: Any) -> None:
         order = JanitorOrder(
@@ -119,6 +132,42 @@ def test_where_nothing_is_left_nothing_is_removed(owner: Owner) -> None:
     assert owner.die() == 0
     assert [line.split()[0] for line in owner.asked()] == ["ps", "volume"]
     assert not (owner.home / "own").exists()
+
+
+TABLES = """\
+table ip nat
+table inet fastclaw_1_2_3_fadedf00
+table inet fastclaw_1_2_4_deadbeef
+table inet fastclaw_1_2_3_0123abcd
+"""
+
+
+def test_the_owners_networks_go_after_its_containers(owner: Owner) -> None:
+    owner.has(containers=CONTAINER, tables=TABLES)
+    owner.employ(nft=owner.nft(), tables="fastclaw_1_2_3_")
+    assert owner.die() == 0
+    assert [line for line in owner.asked() if line.startswith(("nft", "rm"))] == [
+        f"rm --force --time 0 --volumes {CONTAINER}",
+        "nft list tables",
+        "nft delete table inet fastclaw_1_2_3_fadedf00",
+        "nft delete table inet fastclaw_1_2_3_0123abcd",
+    ]
+
+
+def test_tables_of_nobody_are_left_alone(owner: Owner) -> None:
+    owner.has(tables=TABLES)
+    owner.employ(nft=owner.nft(), tables="")
+    assert owner.die() == 0
+    assert not [line for line in owner.asked() if line.startswith("nft")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes an interface")
+def test_an_interface_goes_before_its_rules(owner: Owner) -> None:
+    subprocess.run(["ip", "link", "add", "fcfadedf00", "type", "bridge"], check=True)
+    owner.has(tables=TABLES)
+    owner.employ(nft=owner.nft(), tables="fastclaw_1_2_3_")
+    assert owner.die() == 0
+    assert "fcfadedf00" not in [name for _, name in socket.if_nameindex()]
 
 
 def test_killed_it_does_nothing(owner: Owner) -> None:

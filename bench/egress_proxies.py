@@ -1,0 +1,135 @@
+"""The egress proxy as production starts it, and a rival, each as processes of their own with a port on 127.0.0.1."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench.egress_ends import HOST
+from fastclaw import limits
+from fastclaw.egress.counters import Counters
+from fastclaw.protocol import egress as frames
+from fastclaw.transport import procfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BACKLOG = 4_096
+MANY = 1_000_000
+DEADLINE_S = 30
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class Proxy(NamedTuple):
+    """Where it listens, and its processes.
+
+    Parameters:
+        pid: of the first; the others are its children.
+    """
+
+    port: int
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """What all of them have used, without those that have ended."""
+        return sum(_cpu_ticks(pid) for pid in self._pids()) / _TICKS_PER_S
+
+    def resident_kb(self) -> int:
+        """What they have in memory."""
+        page_kb = os.sysconf("SC_PAGE_SIZE") // 1024
+        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page_kb for pid in self._pids())
+
+    def _pids(self) -> list[int]:
+        return [self.pid, *(pid for pid, _ in procfs.children(self.pid))]
+
+
+def _cpu_ticks(pid: int) -> int:
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(after_name[11]) + int(after_name[12])  # utime and stime, proc_pid_stat(5)
+
+
+def listener() -> socket.socket:
+    """On a port of the kernel's choice."""
+    return socket.create_server((HOST, 0), backlog=BACKLOG)
+
+
+def port_of(sock: socket.socket) -> int:
+    """Where it listens."""
+    port: int = sock.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def egress_proxy(*origins: int) -> Iterator[Proxy]:
+    """Ours, which lets everybody connect to these ports of this machine."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "fastclaw.egress.worker", str(theirs.fileno())]
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+    theirs.close()
+    try:
+        with ours, listener() as sock:
+            ours.settimeout(DEADLINE_S)
+            _configure(ours, _config(origins))
+            socket.send_fds(ours, [frames.encode(frames.Listen(id=1, role="proxy"))], [sock.fileno()])
+            frames.parse_report(ours.recv(limits.EGRESS_FRAME_BYTES))
+            yield Proxy(port_of(sock), process.pid)
+    finally:
+        process.wait(DEADLINE_S)
+
+
+def _config(origins: tuple[int, ...]) -> frames.EgressConfig:
+    return frames.EgressConfig(
+        allow=[f"{HOST}/32:{port}" for port in origins],
+        deny=[],
+        inject=[],
+        log=None,
+        log_max_bytes=limits.EGRESS_LOG_BYTES,
+        max_connections=MANY,
+        max_connections_per_s=MANY,
+        max_bytes=None,
+        idle_timeout_ms=limits.EGRESS_IDLE_MS,
+        connect_timeout_ms=limits.EGRESS_CONNECT_MS,
+    )
+
+
+def _configure(control: socket.socket, config: frames.EgressConfig) -> None:
+    counters = Counters.create()
+    file = os.memfd_create("config", os.MFD_CLOEXEC)
+    try:
+        os.write(file, frames.encode(config))
+        os.lseek(file, 0, os.SEEK_SET)
+        socket.send_fds(control, [frames.encode(frames.Config())], [file, counters.fd])
+    finally:
+        os.close(file)
+        counters.close()
+
+
+@contextlib.contextmanager
+def proxy_py() -> Iterator[Proxy]:
+    """The rival, on one core as ours is: its quickest way (bench/test_egress.py)."""
+    with tempfile.TemporaryDirectory() as directory:
+        port_file = Path(directory, "port")
+        command = [sys.executable, "-m", "proxy", "--hostname", HOST, "--port", "0", "--port-file", str(port_file)]
+        command += ["--num-acceptors", "1", "--num-workers", "1", "--backlog", str(BACKLOG), "--log-level", "ERROR"]
+        process = subprocess.Popen(command)
+        try:
+            yield Proxy(_read_port(port_file), process.pid)
+        finally:
+            process.terminate()
+            process.wait(DEADLINE_S)
+
+
+def _read_port(file: Path) -> int:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return int(file.read_text())
+        time.sleep(0.01)  # it tells nobody
+    raise TimeoutError("proxy.py did not start")

@@ -1,0 +1,60 @@
+"""The bytes of a request's head before h11 reads them, and of the answer to one that is refused.
+
+h11 forgives what old clients do (a bare LF ends a line, a line may be folded); a server behind a proxy may forgive
+other things. Nothing of that passes here (RFC 9112, 2.2 and 5.2), and what can be no request is not waited for.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from fastclaw import limits
+from fastclaw.decisions.egress import STATUS
+from fastclaw.egress.targets import Rejected
+
+if TYPE_CHECKING:
+    from fastclaw.decisions.egress import Refused
+
+_END = b"\r\n\r\n"
+_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n|\r\n[ \t]|\0")
+_NO_REQUEST = re.compile(rb"[^!-~]|[^\r]*(?<! HTTP/1\.[01])\r")
+_PHRASES = {400: "Bad Request", 403: "Forbidden", 429: "Too Many Requests", 502: "Bad Gateway", 504: "Gateway Timeout"}
+
+
+def has_head(pending: bytearray) -> bool:
+    """Whether a request's head is there, to its end.
+
+    Parameters:
+        pending: what came so far; empty lines before the request are taken away (RFC 9112, 2.2).
+
+    Raises:
+        Rejected: no request begins like this.
+    """
+    while pending.startswith(b"\r\n"):
+        del pending[:2]
+    end = pending.find(_END)
+    size = end if end >= 0 else len(pending)
+    if size > limits.EGRESS_HEAD_BYTES:
+        raise Rejected("bad_request", f"the request's head is larger than {limits.EGRESS_HEAD_BYTES} bytes")
+    # A CR at the very end may yet become the end of a line.
+    if _BARE.search(pending, 0, size - (end < 0 and pending.endswith(b"\r"))):
+        raise Rejected("bad_request", "the request's head has a control character or a folded line")
+    if _NO_REQUEST.match(pending) and pending != b"\r":
+        raise Rejected("bad_request", "this is no HTTP/1.1 request; this port is an HTTP proxy's")
+    return end >= 0
+
+
+def refusal(refused: Refused, *, has_body: bool) -> bytes:
+    """The answer to a request that is not carried out: its reason in a field and in one line for people.
+
+    Parameters:
+        has_body: False as the answer to HEAD.
+    """
+    status = STATUS[refused.reason]
+    body = refused.text.replace("\n", " ").encode("utf-8", "replace") + b"\n"
+    head = (
+        f"HTTP/1.1 {status} {_PHRASES[status]}\r\nX-Fastclaw-Reason: {refused.reason}\r\n"
+        f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (body if has_body else b"")

@@ -1,0 +1,145 @@
+"""One client's connection, from its first byte to its end or to a tunnel: what is alike however it came to the proxy.
+
+A session decides nothing: it has the requests read, decided and carried out, and says to the client, in words that the
+client understands, what became of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fastclaw import limits
+from fastclaw.decisions.egress import Refused
+from fastclaw.egress.forward import Forwarder, Joined, Site
+from fastclaw.egress.peer import Client
+from fastclaw.egress.targets import Rejected, check
+from fastclaw.egress.waiting import Patience, part
+from fastclaw.errors import ProtocolError
+from fastclaw.protocol import tls
+
+if TYPE_CHECKING:
+    import socket
+
+    import h11
+
+    from fastclaw.egress.gate import Asked
+
+TLS_DENIED = bytes.fromhex("15 0303 0002 02 31")
+"""A fatal alert, access_denied (RFC 8446, 6.2), in a record of its own."""
+
+
+class Session:
+    """Parameters:
+    near: accepted, non-blocking; closed by `run` unless the client is to be joined with a server.
+    """
+
+    _patience: Patience
+
+    def __init__(self, near: socket.socket, site: Site) -> None:
+        self._near = near
+        self._gate = site.gate
+        self._waiting = site.waiting
+        self._site = site
+        self._loop = asyncio.get_running_loop()
+        self._asked: Asked | None = None
+        self._client: Client | None = None
+        self._is_tls = False
+
+    async def run(self) -> Joined | None:
+        """Serve the client.
+
+        Returns:
+            Whom to join it with; None: it is closed.
+        """
+        joined = None
+        try:
+            joined = await self._guarded()
+            if joined is None:
+                await part(self._near, self._waiting)
+        except (OSError, TimeoutError):
+            pass  # the client is gone, or does not read what it is told
+        finally:
+            if joined is None:
+                self._near.close()
+        return joined
+
+    async def _guarded(self) -> Joined | None:
+        try:
+            async with asyncio.timeout(limits.EGRESS_HEAD_MS / 1000) as alarm:
+                self._patience = Patience(alarm, self._site.idle_s)
+                return await self._serve()
+        except Refused as refused:
+            await self._tell(refused)
+        except Rejected as rejected:
+            await self._tell(await self._gate.refuse(self._asked, rejected.reason, rejected.text))
+        except TimeoutError:
+            await self._give_up()
+        return None
+
+    async def _serve(self) -> Joined | None:
+        raise NotImplementedError
+
+    async def _converse(self, early: bytes = b"") -> Joined | None:
+        """Requests and their answers, one after the other.
+
+        Parameters:
+            early: what was read before.
+        """
+        self._client = client = Client(self._near, self._patience, self._waiting, early)
+        forwarder = Forwarder(client, self._site, self._patience)
+        try:
+            while (request := await client.request()) is not None:
+                check(request)
+                joined = await self._carry_out(request, forwarder)
+                if joined is not None or not client.goes_on():
+                    return joined
+                self._asked = None
+        finally:
+            forwarder.close()
+        return None
+
+    async def _carry_out(self, request: h11.Request, forwarder: Forwarder) -> Joined | None:
+        raise NotImplementedError
+
+    async def _hello(self, words: bytes) -> tuple[tls.Hello, bytes]:
+        """A client's TLS greeting.
+
+        Parameters:
+            words: its beginning.
+
+        Returns:
+            With all bytes that were read.
+
+        Raises:
+            Rejected: it is none, or ends in its middle.
+        """
+        self._is_tls = True
+        self._patience.only(limits.EGRESS_HEAD_MS / 1000)
+        try:
+            while (hello := tls.sniff(words)) is None:
+                if not (more := await self._waiting.receive(self._near)):
+                    raise Rejected("bad_request", "the connection was closed in the middle of a TLS ClientHello")
+                words += more
+        except ProtocolError as error:
+            raise Rejected("bad_request", str(error).removeprefix(error.prefix)) from error
+        return hello, words
+
+    async def _tell(self, refused: Refused) -> None:
+        """Answer with a refusal, if the client still waits for an answer."""
+        async with asyncio.timeout(limits.EGRESS_PART_MS / 1000):
+            if self._is_tls:
+                await self._loop.sock_sendall(self._near, TLS_DENIED)
+            elif self._client is not None and self._client.is_unanswered:
+                await self._client.refuse(refused)
+            elif self._client is not None:
+                self._client.reset()
+
+    async def _give_up(self) -> None:
+        """Nothing moved for too long. Who has not begun to ask gets no answer."""
+        if self._is_tls or (self._client is not None and self._client.has_begun):
+            text = f"the first words took longer than {limits.EGRESS_HEAD_MS} ms"
+            await self._tell(await self._gate.refuse(self._asked, "bad_request", text))
+        elif self._client is not None and self._asked is not None:
+            text = f"nothing came from the server, or nothing was read, for {self._site.idle_s:g} s"
+            await self._tell(await self._gate.refuse(self._asked, "connect_timeout", text))

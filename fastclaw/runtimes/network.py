@@ -1,0 +1,230 @@
+"""What the containers of an environment may reach: the four modes of `options.network`.
+
+    none, open   the engine's own affair
+    proxy        no route at all; the container's spawner listens on its loopback, and the egress proxy serves that
+    bridge       a network of its own; its firewall turns everything to the egress proxy
+
+Owns which mode is had where, and the variables that programs get. The proxy is `egress/`'s, rules and routes are
+`engine/`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastclaw import limits
+from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
+from fastclaw.egress.journal import Journal
+from fastclaw.egress.proxy import EgressProxy
+from fastclaw.engine.spawn_shard import SpawnShard
+from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
+from fastclaw.protocol.egress import EgressConfig, Injection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AsyncExitStack
+
+    from fastclaw.decisions.container import ContainerNetwork
+    from fastclaw.decisions.options import Inject
+    from fastclaw.decisions.options import Network as Options
+    from fastclaw.engine.bridge import BridgeNetwork
+    from fastclaw.engine.shard import Shard
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+NO_PROXY = "localhost,127.0.0.1,::1"
+
+
+class Network:
+    """The modes `none` and `open`, and what all have in common.
+
+    Attributes:
+        spec: what the containers' create call says.
+        env: for every process.
+    """
+
+    def __init__(self, mode: str, spec: ContainerNetwork) -> None:
+        self.mode, self.spec = mode, spec
+        self.env: dict[str, str] = {}
+        self._instead: dict[str, str] = {}
+
+    def instead_of(self, asked: str, why: str) -> None:
+        """Say in `health` that another mode was asked for."""
+        self._instead = {"asked": asked, "why": why}
+
+    async def attach(self, shard: Shard, init: int) -> None:
+        """As `engine.shard.Network` says."""
+
+    def detach(self, shard: Shard) -> None:
+        """As `engine.shard.Network` says."""
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with it now, in one line."""
+        return None
+
+    def health(self) -> dict[str, Any]:
+        """For `health.details.network`."""
+        return {"mode": self.mode, **self._instead}
+
+
+class ProxyNetwork(Network):
+    """Parameters:
+    proxy: what serves the listeners; somebody else closes it.
+    """
+
+    def __init__(self, proxy: EgressProxy) -> None:
+        super().__init__("proxy", NO_NETWORK)
+        self.env = proxy_variables(LOOPBACK)
+        self._proxy = proxy
+        self._listeners: dict[Shard, int] = {}
+
+    async def attach(self, shard: Shard, init: int) -> None:
+        assert isinstance(shard, SpawnShard)  # who has no spawner gets a bridge
+        try:
+            listener, _ = await shard.spawner.listen_inside(limits.EGRESS_PROXY_PORT)
+        except ExecFailed as error:
+            raise StartFailed(f"the egress proxy cannot listen inside: {error}", "network_failed") from error
+        self._listeners[shard] = self._proxy.listen("proxy", listener)
+
+    def detach(self, shard: Shard) -> None:
+        number = self._listeners.pop(shard, None)
+        if number is not None:
+            self._proxy.unlisten(number)
+
+    @property
+    def trouble(self) -> str | None:
+        return self._proxy.trouble
+
+    def health(self) -> dict[str, Any]:
+        return {**super().health(), **self._proxy.health()}
+
+
+class BridgedNetwork(Network):
+    """Parameters:
+    bridge: started; somebody else closes it.
+    proxy: what serves the bridge's listeners; somebody else closes it.
+    """
+
+    def __init__(self, bridge: BridgeNetwork, proxy: EgressProxy) -> None:
+        super().__init__("bridge", bridge.spec)
+        self.env = proxy_variables(bridge.gateway)
+        self._bridge, self._proxy = bridge, proxy
+        for role, listener in bridge.listeners():
+            proxy.listen(role, listener)
+
+    async def attach(self, shard: Shard, init: int) -> None:
+        await self._bridge.attach(shard.container, init)
+
+    @property
+    def trouble(self) -> str | None:
+        return self._proxy.trouble
+
+    def health(self) -> dict[str, Any]:
+        return {**super().health(), **self._proxy.health()}
+
+
+async def open_network(
+    options: Options, *, has_spawner: bool, bridge: Callable[[], BridgeNetwork], setup: AsyncExitStack
+) -> Network:
+    """What the options ask for, or, where that cannot be had, what keeps the same promises.
+
+    Parameters:
+        has_spawner: the containers' init is fastclaw's own, which can listen inside.
+        bridge: makes one, not started yet.
+        setup: gets what must be closed.
+
+    Raises:
+        InvalidParams: a secret that is not there.
+        StartFailed: `network_failed`, `bad_log`.
+    """
+    if options.mode == "open":
+        return Network("open", OPEN_NETWORK)
+    if options.mode == "none" or (options.mode == "proxy" and not has_spawner and not options.allow):
+        network = Network("none", NO_NETWORK)
+        if options.mode == "proxy":
+            network.instead_of("proxy", f"{_NO_SPAWNER}, and nothing is allowed")
+        return network
+    if options.log is not None:
+        Journal.check(options.log)
+    if options.mode == "proxy" and has_spawner:
+        return ProxyNetwork(_open_proxy(options, None, setup))
+    return await _open_bridge(options, bridge(), setup)
+
+
+_NO_SPAWNER = "the REST lane has no spawner that could listen inside"
+
+
+async def _open_bridge(options: Options, bridge: BridgeNetwork, setup: AsyncExitStack) -> Network:
+    setup.push_async_callback(bridge.aclose)
+    await bridge.start()
+    network = BridgedNetwork(bridge, _open_proxy(options, bridge.subnet, setup))
+    if options.mode == "proxy":
+        logger.warning("network mode proxy: %s; taking mode bridge", _NO_SPAWNER)
+        network.instead_of("proxy", _NO_SPAWNER)
+    return network
+
+
+def _open_proxy(options: Options, subnet: str | None, setup: AsyncExitStack) -> EgressProxy:
+    proxy = EgressProxy(egress_config(options, subnet))
+    setup.push_async_callback(proxy.aclose)
+    return proxy
+
+
+def egress_config(options: Options, subnet: str | None = None) -> EgressConfig:
+    """What the proxy is told, secrets included.
+
+    Raises:
+        InvalidParams: a secret that is not there, or is no value of a header.
+    """
+    return EgressConfig(
+        allow=options.allow,
+        deny=options.deny,
+        inject=[_injection(inject, f"$.options.network.inject[{at}]") for at, inject in enumerate(options.inject)],
+        log=options.log,
+        log_max_bytes=options.log_max_bytes,
+        max_connections=options.max_connections,
+        max_connections_per_s=options.max_connections_per_s,
+        max_bytes=options.max_bytes,
+        idle_timeout_ms=options.idle_timeout_ms,
+        connect_timeout_ms=options.connect_timeout_ms,
+        subnet=subnet,
+    )
+
+
+def _injection(inject: Inject, path: str) -> Injection:
+    """Messages name where a secret should be, and nothing of it."""
+    source = inject.value_from
+    if source.env is not None:
+        path = f"{path}.value_from.env"
+        value = os.environ.get(source.env)
+        missing = f"fastclaw's environment has no {source.env}"
+    else:
+        path = f"{path}.value_from.file"
+        value, missing = _read_secret(Path(source.file or ""))
+    if value is None:
+        raise InvalidParams(f"{path}: {missing}", path=path)
+    if not value or len(value) > limits.EGRESS_SECRET_BYTES or not (value.isascii() and value.isprintable()):
+        text = f"{path}: not the value of a header: 1 to {limits.EGRESS_SECRET_BYTES} printable ASCII characters"
+        raise InvalidParams(text, path=path)
+    return Injection(host=inject.host, header=inject.header, value=value)
+
+
+def _read_secret(path: Path) -> tuple[str | None, str]:
+    """A file's text without the newline that editors leave at its end, or why there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(limits.EGRESS_SECRET_BYTES + 2).decode("latin-1").rstrip("\r\n"), ""
+    except OSError as error:
+        return None, f"cannot read {path}: {error.strerror}"
+
+
+def proxy_variables(host: str) -> dict[str, str]:
+    """What tells programs of the proxy: both cases, since curl reads `http_proxy` in lower case only."""
+    url = f"http://{host}:{limits.EGRESS_PROXY_PORT}"
+    variables = {"HTTP_PROXY": url, "HTTPS_PROXY": url, "NO_PROXY": NO_PROXY}
+    return {**variables, **{name.lower(): value for name, value in variables.items()}}

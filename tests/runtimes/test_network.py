@@ -1,0 +1,125 @@
+"""Which network an environment gets, what programs are told of it, and where secrets come from."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
+from fastclaw.decisions.options import Inject, SecretSource
+from fastclaw.decisions.options import Network as Options
+from fastclaw.engine.bridge import BridgeNetwork, why_no_bridge
+from fastclaw.errors import InvalidParams, StartFailed
+from fastclaw.protocol.egress import Injection
+from fastclaw.runtimes.network import (
+    BridgedNetwork,
+    Network,
+    ProxyNetwork,
+    egress_config,
+    open_network,
+    proxy_variables,
+)
+from tests.engine_fixtures import unusable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def no_bridge() -> BridgeNetwork:
+    raise AssertionError("nobody asked for a bridge")
+
+
+async def opened(options: Options, setup: AsyncExitStack, *, has_spawner: bool = True) -> Network:
+    return await open_network(options, has_spawner=has_spawner, bridge=no_bridge, setup=setup)
+
+
+@pytest.mark.parametrize(("mode", "spec"), [("none", NO_NETWORK), ("open", OPEN_NETWORK)])
+@pytest.mark.parametrize("has_spawner", [True, False])
+async def test_what_is_the_engines_own_affair(mode: Any, spec: object, has_spawner: bool) -> None:
+    async with AsyncExitStack() as setup:
+        network = await opened(Options(mode), setup, has_spawner=has_spawner)
+        assert (network.spec, network.env, network.trouble) == (spec, {}, None)
+        assert network.health() == {"mode": mode}
+
+
+async def test_a_spawner_gets_the_proxy_and_no_route() -> None:
+    async with AsyncExitStack() as setup:
+        network = await opened(Options(allow=["a.test"]), setup)
+        assert isinstance(network, ProxyNetwork)
+        assert (network.spec, network.env["http_proxy"]) == (NO_NETWORK, "http://127.0.0.1:3128")
+        health = network.health()
+        assert (health["mode"], health["proxy"], health["allowed"], health["denied"]) == ("proxy", "idle", 0, {})
+
+
+async def test_where_nothing_is_allowed_there_needs_to_be_no_bridge() -> None:
+    async with AsyncExitStack() as setup:
+        network = await opened(Options(), setup, has_spawner=False)
+        health = network.health()
+        assert (network.spec, network.env, health["mode"], health["asked"]) == (NO_NETWORK, {}, "none", "proxy")
+
+
+@pytest.mark.parametrize(("options", "asked"), [(Options("bridge"), None), (Options(allow=["a.test"]), "proxy")])
+async def test_a_bridge_and_the_proxy_on_its_gateway(options: Options, asked: str | None, tmp_path: Path) -> None:
+    if (reason := await why_no_bridge()) is not None:
+        unusable(reason)
+    async with AsyncExitStack() as setup:
+        network = await open_network(options, has_spawner=False, bridge=lambda: BridgeNetwork(tmp_path), setup=setup)
+        assert isinstance(network, BridgedNetwork)
+        gateway = network.env["HTTPS_PROXY"].removeprefix("http://").partition(":")[0]
+        assert gateway.endswith(".1")
+        assert network.spec.resolv_conf is not None
+        assert (network.health()["mode"], network.health().get("asked")) == ("bridge", asked)
+
+
+async def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    async with AsyncExitStack() as setup:
+        with pytest.raises(StartFailed) as raised:
+            await opened(Options(log=str(tmp_path / "no" / "log")), setup)
+        assert raised.value.reason == "bad_log"
+
+
+def test_programs_are_told_in_both_cases() -> None:
+    variables = proxy_variables("10.0.0.1")
+    assert variables["HTTP_PROXY"] == variables["http_proxy"] == variables["https_proxy"] == "http://10.0.0.1:3128"
+    assert variables["no_proxy"] == variables["NO_PROXY"] == "localhost,127.0.0.1,::1"
+    assert len(variables) == 6
+
+
+def config_of(source: SecretSource) -> list[Injection]:
+    return egress_config(Options(inject=[Inject("a.test", "Key", source)])).inject
+
+
+def test_secrets_out_of_the_environment_and_out_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETWORK_TEST_KEY", "s3cret")
+    (tmp_path / "key").write_text("Bearer abc\n")
+    assert config_of(SecretSource(env="NETWORK_TEST_KEY")) == [Injection(host="a.test", header="Key", value="s3cret")]
+    assert config_of(SecretSource(file=str(tmp_path / "key")))[0].value == "Bearer abc"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"two\nlines", b"nul\0", "ü".encode(), b"x" * (limits.EGRESS_SECRET_BYTES + 1)]
+)
+def test_what_is_no_value_of_a_header_is_refused_and_not_shown(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(content)
+    with pytest.raises(InvalidParams) as raised:
+        config_of(SecretSource(file=str(path)))
+    assert raised.value.data["path"] == "$.options.network.inject[0].value_from.file"
+    assert "lines" not in str(raised.value)
+
+
+@pytest.mark.parametrize("source", [SecretSource(env="NETWORK_TEST_NONE"), SecretSource(file="/no/such/file")])
+def test_a_secret_that_is_not_there(source: SecretSource) -> None:
+    with pytest.raises(InvalidParams, match=r"has no NETWORK_TEST_NONE|No such file"):
+        config_of(source)
+
+
+def test_every_option_reaches_the_proxy() -> None:
+    options = Options("bridge", ["a"], ["b"], [], "/l", 4096, 1, 2, 3, idle_timeout_ms=4, connect_timeout_ms=5)
+    config = egress_config(options, "10.0.0.0/24")
+    assert (config.allow, config.deny, config.log, config.log_max_bytes) == (["a"], ["b"], "/l", 4096)
+    assert (config.max_connections, config.max_connections_per_s, config.max_bytes) == (1, 2, 3)
+    assert (config.idle_timeout_ms, config.connect_timeout_ms, config.subnet) == (4, 5, "10.0.0.0/24")
