@@ -177,7 +177,7 @@ async def served(
     service: EngineService, origin: Origin, network: dict[str, Any], namespace: str = NAMESPACE, **options: Any
 ) -> AsyncIterator[RuntimeClient]:
     """A runtime with such a network; afterwards nothing of it is left: containers, rules, interfaces."""
-    given = {"url": service.url, "network": network, **options}
+    given = options_of(service, network, **options)
     async with RuntimeClient.spawn(origin.named(*SERVE), namespace=namespace, options=given) as client:
         ours = tables(client.pid)
         yield client
@@ -188,6 +188,14 @@ async def served(
         await engine.close()
     assert tables(client.pid) == []
     assert interfaces(ours) == []
+
+
+def options_of(service: EngineService, network: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """Of `initialize`, with a warm Python where there is one and the lane can fork it."""
+    given = {"url": service.url, "network": network, **options}
+    if "image" in options and options.get("lane") != "rest":
+        given["templates"] = {TEMPLATE: {"cmd": ["python3", "-m", "fastclaw.template", *PRELOADED]}}
+    return given
 
 
 def tables(pid: int) -> list[str]:
@@ -202,12 +210,18 @@ def interfaces(of_tables: list[str]) -> list[str]:
     return [name for name in os.listdir("/sys/class/net") if any(token in name for token in tokens)]
 
 
+TEMPLATE = "python"
+PRELOADED = ["-i", "json", "-i", "ssl", "-i", "urllib.request"]
+"""A Python that has done its imports, where the lane can fork one: most of an attempt's time is that."""
+
 CLIENT = Path(__file__).with_name("egress_client.py").read_text()
 
 
 async def inside(client: RuntimeClient, word: str, *arguments: object, **request: Any) -> Any:
     """What an attempt inside has come to: a word of egress_client.py, with its arguments."""
     cmd = ["python3", "-c", CLIENT, word, *map(str, arguments)]
+    if client.welcome is not None and "template" in client.welcome.capabilities:
+        request["template"] = TEMPLATE
     async with await client.exec(cmd, stdin=False, **request) as process, asyncio.timeout(WAIT_S * 2):
         out, err = await process.communicate()
         record = await process.wait()

@@ -22,6 +22,7 @@ from tests.acceptance.egress_rig import (
     an_origin,
     inside,
     interfaces,
+    options_of,
     served,
     tables,
 )
@@ -279,7 +280,7 @@ async def test_a_secret_that_is_not_there_is_said_at_once(
 async def test_what_a_killed_owner_left_goes_with_the_next_start(
     engine_service: EngineService, image: str, origin: Origin, mode: str
 ) -> None:
-    options = {"url": engine_service.url, "image": image, "network": {"mode": mode, "allow": ALLOW}}
+    options = options_of(engine_service, {"mode": mode, "allow": ALLOW}, image=image)
     async with RuntimeClient.spawn(origin.named(*SERVE), namespace=NAMESPACE, options=options) as client:
         await inside(client, "fetch", "http://origin.test/")
         os.kill(client.pid, signal.SIGKILL)
