@@ -44,6 +44,7 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 
 typedef uint32_t u32;
 typedef uint64_t u64;
@@ -69,6 +70,9 @@ enum { /* bounds; see fastclaw/protocol/spawner.py */
     KEEPER_BYTES = 64 << 10,
     STOP_PASSES = 8,
     HUNT_MS = 2,
+    ASKED_BYTES = 4 << 10,
+    YOUNG_TICKS = 500, /* 5 s: between fork and execve there is less than that, on a loaded machine too */
+    ASK_MS = 512, /* the longest pause before a tree that was asked to end is looked at again */
     REAP_BURST = 4096, /* before orders are heeded: a tree that always forks anew never lets the reaping end */
 };
 
@@ -217,22 +221,38 @@ static long slurp(const char *path, char *to, size_t bytes) {
     return n;
 }
 
-/* Parent, process group and session; 0 for who is gone. A zombie is not: it may be a leader whose threads live on. */
-static int kinship(u32 pid, u32 of[3]) {
+/* Some fields of a process's stat, `skipped` ones behind its state, and a hash of its name; 0 for who is gone. A zombie is
+ * not: it may be a leader whose threads live on. */
+static int read_stat(u32 pid, u32 *name, int skipped, u64 *of, int count) {
     char path[32], stat[512];
     *put(put_number(put(path, "/proc/"), pid), "/stat") = 0;
     long n = slurp(path, stat, sizeof stat), at = n - 1;
     while (at > 0 && stat[at] != ')') at--;
     if (at <= 0) return 0;
-    at += 4;
-    for (int i = 0; i < 3; i++, at++)
-        for (of[i] = 0; at < n && stat[at] >= '0' && stat[at] <= '9'; at++) of[i] = of[i] * 10 + (u32)(stat[at] - '0');
+    *name = 2166136261u; /* FNV-1a */
+    for (long i = 0; i < at; i++) *name = (*name ^ (unsigned char)stat[i]) * 16777619u;
+    for (at += 4; skipped; at++) if (at >= n || stat[at] == ' ') skipped--;
+    for (int i = 0; i < count; i++, at++)
+        for (of[i] = 0; at < n && stat[at] >= '0' && stat[at] <= '9'; at++) of[i] = of[i] * 10 + (u64)(stat[at] - '0');
     return 1;
 }
 
+/* Parent, process group and session. */
+static int kinship(u32 pid, u64 of[3]) {
+    u32 name;
+    return read_stat(pid, &name, 0, of, 3);
+}
+
+/* In clock ticks since the boot (/proc/PID/stat, field 22); a tick is 10 ms on every architecture here. */
+static u64 now_in_ticks(void) {
+    struct { long seconds, nanoseconds; } now = {0};
+    SYS(clock_gettime, CLOCK_BOOTTIME, &now);
+    return (u64)now.seconds * 100 + (u64)now.nanoseconds / 10000000;
+}
+
 static u32 parent_of(u32 pid) {
-    u32 of[3];
-    return kinship(pid, of) ? of[0] : 0;
+    u64 of[3];
+    return kinship(pid, of) ? (u32)of[0] : 0;
 }
 
 struct kin { u32 pid, parent; };
@@ -275,14 +295,47 @@ static int is_keeper(u32 pid) {
 }
 
 /* What is hunted: everything below `root`; where `keeper` is set, root too; where `strays_of` is set, what a template's
- * keeper has to do with besides the template itself (`child`) and its workers. */
-struct prey { u32 root, keeper; struct slot *strays_of; u32 child; };
+ * keeper has to do with besides the template itself (`child`) and its workers. `asking`: who was asked to end already is
+ * not asked again; where `is_first`, that is nobody yet. */
+struct prey { u32 root, keeper; struct slot *strays_of; u32 child; struct asking *asking; int is_first; };
+
+/* A process that forks while it is asked to end may leave somebody who was not, and one that was asked between its fork and
+ * its execve has its parent's handler, and forgets. So of the young ones, from clock tick `since` on, who was not asked, or
+ * goes by another name since, is asked once its parent has ended: until then it may be helping that to tidy up. Looked at
+ * when somebody was reaped, and a few times meanwhile, later and later. `asked` is memory of its own, since hardly any
+ * keeper needs it. */
+struct asked { u32 pid, name; };
+struct asking { u64 since; long again_ms; u32 count; struct asked *asked; };
+
+/* Whether it is young and was not asked yet; from now on it was. */
+static int is_unasked(struct asking *asking, u32 pid) {
+    u64 birth;
+    u32 name, at = 0;
+    if (!read_stat(pid, &name, 18, &birth, 1) || birth < asking->since) return 0;
+    if (!asking->asked && !(asking->asked = map(ASKED_BYTES, -1))) return 0;
+    while (at < asking->count && asking->asked[at].pid != pid) at++;
+    if (at < asking->count && asking->asked[at].name == name) return 0;
+    if (at == ASKED_BYTES / sizeof *asking->asked) return 0; /* who forks so much gets KILL when its time is over */
+    if (at == asking->count) asking->count++;
+    asking->asked[at] = (struct asked){pid, name};
+    return 1;
+}
+
+static u32 leave_unasked(const struct prey *prey, struct kin *tree, u32 count) {
+    u32 kept = 0;
+    for (u32 i = 0; i < count; i++) {
+        int is_meant = prey->is_first || tree[i].parent == prey->root;
+        if ((is_meant && is_unasked(prey->asking, tree[i].pid)) || prey->is_first) tree[kept++] = tree[i];
+    }
+    return kept;
+}
 
 /* Keeps those of the first `count` that nobody answers for: what workers left. Not who waits to be adopted: until then
  * it is in the template's session, where no worker leaves anything. */
 static u32 sift(const struct prey *prey, struct kin *tree, u32 count) {
     struct brood *brood = prey->strays_of->brood;
-    u32 *pids = map(sizeof *pids * PID_TABLE, -1), kept = 0, of[3], at;
+    u32 *pids = map(sizeof *pids * PID_TABLE, -1), kept = 0, at;
+    u64 of[3];
     if (!pids) { tree[0] = (struct kin){0, 0}; return 1; } /* nobody; the next round tries again */
     for (u32 i = 0; brood && i < brood->used; i++) {
         if (__atomic_load_n(&brood->workers[i].state, __ATOMIC_ACQUIRE) == FREE) continue;
@@ -352,6 +405,7 @@ static u32 hunt(const struct prey *prey, int level) {
         before = count;
         count = collect(prey, tree, first);
     }
+    if (prey->asking) count = leave_unasked(prey, tree, count);
     for (u32 i = 0; i < count; i++) strike(prey, tree[i], level == LEVEL_KILL ? SIGKILL : SIGTERM, &last);
     for (u32 i = 0; level == LEVEL_TERM && i < count; i++) strike(prey, tree[i], SIGCONT, &last);
     SYS(munmap, tree, bytes);
@@ -524,9 +578,22 @@ static u32 heed(u64 *orders, u32 id, u32 pid) {
     return asked;
 }
 
-static void take_orders(struct slot *slot, u32 child, int *level) {
+static void ask_to_end(struct slot *slot, struct asking *asking, int is_first, int look) {
+    if (is_first) {
+        asking->since = now_in_ticks() - YOUNG_TICKS;
+        asking->again_ms = HUNT_MS;
+        asking->count = 0;
+    } else if (asking->since && (look || asking->again_ms)) {
+        asking->again_ms = asking->again_ms < ASK_MS ? 2 * asking->again_ms : 0;
+    } else {
+        return;
+    }
+    hunt(&(struct prey){.root = slot->pid, .asking = asking, .is_first = is_first}, LEVEL_TERM);
+}
+
+static void take_orders(struct slot *slot, u32 child, int *level, struct asking *asking, int look) {
     u32 asked = heed(slot->orders, slot->id, child);
-    if (asked & LEVEL_TERM) hunt(&(struct prey){.root = slot->pid}, LEVEL_TERM);
+    if (!*level) ask_to_end(slot, asking, asked & LEVEL_TERM, look);
     if (asked & LEVEL_KILL) *level = LEVEL_KILL;
     if ((u32)SYS(getppid) != main_pid) *level = LEVEL_KILL; /* main is dead: nobody will ever ask */
 }
@@ -555,7 +622,8 @@ static void turn_away(struct worker *worker, int error) {
 
 /* Ours is who fell to us and is still in the template's session, as everybody is who waits to be adopted. */
 static void adopt(struct slot *slot, u32 child, struct worker *worker) {
-    u32 of[3], asked = ASKED, id = worker->id, pid = worker->pid;
+    u64 of[3];
+    u32 asked = ASKED, id = worker->id, pid = worker->pid;
     int is_ours = child && pid != child && kinship(pid, of) && of[0] == slot->pid && of[2] == child;
     if (!is_ours) turn_away(worker, ESRCH);
     else if (__atomic_compare_exchange_n(&worker->state, &asked, KEPT, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
@@ -613,11 +681,14 @@ static void dissolve(struct brood *brood) {
 
 static void keep(struct slot *slot, u32 child) {
     u64 wakes = bit(SIGCHLD) | bit(SIGUSR1);
-    struct { long seconds, nanoseconds; } pause = {0, HUNT_MS * 1000000}, none = {0};
+    struct { long seconds, nanoseconds; } pause = {0}, none = {0};
+    struct asking asking = {0};
     int status = 0, level = 0, told = 0, busy = 0, more = 0;
     u32 id = slot->id;
     for (;;) {
-        SYS(rt_sigtimedwait, &wakes, 0, more ? &none : level || busy ? &pause : 0, sizeof wakes);
+        long pause_ms = level || busy ? HUNT_MS : asking.again_ms;
+        pause.nanoseconds = pause_ms * 1000000;
+        SYS(rt_sigtimedwait, &wakes, 0, more ? &none : pause_ms ? &pause : 0, sizeof wakes);
         struct rusage used, last;
         long pid = 0;
         int code, ended = 0, look = busy;
@@ -631,10 +702,11 @@ static void keep(struct slot *slot, u32 child) {
         if (slot->is_template) busy = tend(slot, child, look);
         if (ended) { tell_exit(id, status, empty, &last); told = empty; }
         if (empty && !told) tell(EMPTY, id, 0, 0, -1);
-        if (empty) return;
-        take_orders(slot, child, &level);
+        if (empty) break;
+        take_orders(slot, child, &level, &asking, look);
         if (level) hunt(&(struct prey){.root = slot->pid}, level);
     }
+    if (asking.asked) SYS(munmap, asking.asked, ASKED_BYTES);
 }
 
 /* The request is sound and the job laid out: start it, and keep it until nothing is left. */

@@ -91,7 +91,7 @@ def test_memory_does_not_offer_the_rest(memory: Report) -> None:
     _offers_no_more(memory, test_memory_keeps)
 
 
-@pytest.mark.promise(
+spawn_lane = pytest.mark.promise(
     "W-LINE", "W-PIECES", "W-UTF8", "W-LINE-MAX", "W-LINE-OVER", "W-PARSE", "W-INVALID", "W-ID-ECHO",
     "W-ID-BAD", "W-ID-DUP", "W-BURST", "W-NOTIFY", "W-PIPELINE", "W-BATCH", "W-BATCH-BAD",
     "W-BATCH-QUIET", "W-METHOD", "W-PARAMS", "W-PARAMS-NONE", "W-PARAMS-MORE", "W-STDOUT", "E-DATA",
@@ -106,6 +106,10 @@ def test_memory_does_not_offer_the_rest(memory: Report) -> None:
     "T-LIST", "T-SIGNAL", "T-LIMITS", "T-LIMITS-NAME",
     "T-TTY", "T-TTY-EOF", "T-TTY-LOSSLESS", "T-TTY-SIZE", "T-TTY-NONE", "T-TEMPLATE-NAME",
 )  # fmt: skip
+"""What the spawn lane keeps, on this host and in a container."""
+
+
+@spawn_lane
 def test_local_keeps(local: Report, promise_id: str) -> None:
     _is_kept(local, promise_id)
 
@@ -115,21 +119,7 @@ def test_local_does_not_offer_the_rest(local: Report) -> None:
 
 
 @pytest.mark.podman
-@pytest.mark.promise(
-    "W-LINE", "W-PIECES", "W-UTF8", "W-LINE-MAX", "W-LINE-OVER", "W-PARSE", "W-INVALID", "W-ID-ECHO",
-    "W-ID-BAD", "W-ID-DUP", "W-BURST", "W-NOTIFY", "W-PIPELINE", "W-BATCH", "W-BATCH-BAD",
-    "W-BATCH-QUIET", "W-METHOD", "W-PARAMS", "W-PARAMS-NONE", "W-PARAMS-MORE", "W-STDOUT", "E-DATA",
-    "E-WORDS", "L-BEFORE", "L-BEFORE-HEALTH", "L-BEFORE-STOP", "L-INIT", "L-TWICE", "L-NAMESPACE",
-    "L-OPTION", "L-HEALTH", "L-STOP", "L-EOF", "L-TERM", "L-CLOSING", "L-NOTHING-LEFT", "L-KILLED",
-    "X-RESULT", "X-LISTEN", "X-MISSING", "X-NOT-A-PROGRAM", "X-DIR", "X-DIR-MISSING", "X-USER",
-    "X-EMPTY", "X-NUL", "X-BIG", "X-ENV", "X-OWN-127", "X-NO-STDIN", "X-KEY", "X-TIMEOUT", "P-ECHO",
-    "P-STDERR", "P-EARLY", "P-LOSSLESS", "P-BOTH-WAYS", "P-HALF-CLOSE", "P-EOF", "P-EOF-OWN", "P-SLOW",
-    "P-REOPEN", "P-SECOND", "P-RETURN", "P-GONE-EOF", "P-GONE-HOLD", "P-GONE-KILL", "S-MODE", "S-PATH",
-    "S-PEER", "S-UNLINK", "S-LINGER", "K-KILL", "K-TERM", "K-HARD", "K-TREE", "K-ORPHANS", "K-ENDED",
-    "K-UNKNOWN", "R-CODE", "R-SIGNAL", "R-KILLED", "R-RUNNING", "R-AGAIN", "R-SHAPE", "R-USAGE",
-    "T-LIST", "T-SIGNAL", "T-LIMITS", "T-LIMITS-NAME",
-    "T-TTY", "T-TTY-EOF", "T-TTY-LOSSLESS", "T-TTY-SIZE", "T-TTY-NONE", "T-TEMPLATE-NAME",
-)  # fmt: skip
+@spawn_lane
 def test_podman_keeps(podman: Report, promise_id: str) -> None:
     _is_kept(podman, promise_id)
 

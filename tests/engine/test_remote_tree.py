@@ -174,7 +174,7 @@ async def test_silence_ends_with_grace_and_deadline(short_dir: Path) -> None:
         with pytest.raises(ExecFailed, match="could not be ended") as caught:
             await RemoteTree(engine.calls, "c")("m", None, grace(0.1), deadline_s=0.1)
     assert (caught.value.reason, caught.value.retryable) == ("engine_timeout", True)
-    assert 0.19 <= loop.time() - began < 3  # the loop's clock counts whole milliseconds
+    assert 200 <= round(1000 * (loop.time() - began)) < 3000  # uvloop's clock counts these; as seconds they are inexact
 
 
 async def test_a_stream_that_breaks_is_an_error_of_the_engine() -> None:

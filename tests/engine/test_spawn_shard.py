@@ -21,7 +21,7 @@ from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.lane import StartSpec
 from fastclaw.spawn.binary import find_spawner
 from fastclaw.spawn.lane import SpawnLane
-from tests.spawn.test_host import finish
+from tests.spawn.rig import finish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

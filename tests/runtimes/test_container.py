@@ -20,8 +20,9 @@ from fastclaw.engine import host
 from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.engine.owner import boot_id, own_start_time
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.runtime import ExecRequest, ExitRecord, InitializeParams
+from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.container import ContainerRuntime, engine_url, remove_abandoned, why_no_engine, why_not_spawn
+from tests.runtimes.commands import ended
 from tests.runtimes.rlimits import check_limits
 
 if TYPE_CHECKING:
@@ -59,16 +60,8 @@ async def running(**options: Any) -> AsyncIterator[ContainerRuntime]:
 
 
 async def output(runtime: ContainerRuntime, *cmd: str, **request: Any) -> bytes:
-    """What a command writes on stdout."""
-    process = await runtime.exec(ExecRequest(cmd=[*cmd], stdin=False, **request))
-    channel = await Channel.connect(process.stdio_addr)
-    try:
-        parts = []
-        while part := await channel.read():
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        channel.close()
+    """What a command without stdin writes on stdout."""
+    return (await ended(runtime, *cmd, stdin=False, **request))[0]
 
 
 async def becomes(runtime: ContainerRuntime, status: str) -> str | None:
@@ -279,17 +272,6 @@ def test_without_podman_it_says_so_unless_an_engine_is_named(tmp_path: Path, mon
     monkeypatch.setattr(host, "HELPER_DIRS", ())
     assert "apt-get install podman" in (why_no_engine(Options()) or "")
     assert why_no_engine(Options(url="unix:///x")) is None
-
-
-async def ended(runtime: ContainerRuntime, *cmd: str, **request: Any) -> tuple[bytes, ExitRecord]:
-    """What a command writes on stdout, and how it ended."""
-    process = await runtime.exec(ExecRequest(cmd=[*cmd], **request))
-    channel = await Channel.connect(process.stdio_addr)
-    parts = []
-    while part := await channel.read():
-        parts.append(part)
-    channel.close()
-    return b"".join(parts), await runtime.wait(process.process_id)
 
 
 @pytest.mark.podman

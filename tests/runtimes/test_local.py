@@ -12,9 +12,10 @@ import pytest
 
 from fastclaw.client.channel import Channel
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.runtime import ExecRequest, ExitRecord, InitializeParams
+from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes import managed
 from fastclaw.runtimes.local import LocalRuntime
+from tests.runtimes.commands import ended
 from tests.runtimes.rlimits import check_limits
 
 if TYPE_CHECKING:
@@ -59,17 +60,6 @@ async def test_the_local_workspace(tmp_path: Path) -> None:
     await runtime.stop()
 
 
-async def output(runtime: LocalRuntime, *cmd: str, **request: Any) -> tuple[bytes, ExitRecord]:
-    """What a command writes on stdout, and how it ended."""
-    process = await runtime.exec(ExecRequest(cmd=[*cmd], **request))
-    channel = await Channel.connect(process.stdio_addr)
-    parts = []
-    while part := await channel.read():
-        parts.append(part)
-    channel.close()
-    return b"".join(parts), await runtime.wait(process.process_id)
-
-
 @asynccontextmanager
 async def running() -> AsyncIterator[LocalRuntime]:
     runtime = LocalRuntime()
@@ -84,7 +74,7 @@ async def running() -> AsyncIterator[LocalRuntime]:
 @pytest.mark.promise("T-TTY", "T-TTY-SIZE")
 async def test_a_terminal() -> None:
     async with running() as runtime:
-        out, record = await output(runtime, "sh", "-c", "tty; stty size; exit 3", tty=True, tty_size=(7, 9))
+        out, record = await ended(runtime, "sh", "-c", "tty; stty size; exit 3", tty=True, tty_size=(7, 9))
         name, size, _ = out.split(b"\r\n")
         assert (name[:9], size, record.exit_code) == (b"/dev/pts/", b"7 9", 3)
 
@@ -120,14 +110,14 @@ async def test_a_limit_is_soft_and_hard(name: str, option: str) -> None:
     unit = {"stack": 1024, "core": 512}.get(name, 1)  # what ulimit counts in
     async with running() as runtime:
         script = f"ulimit -S{option}; ulimit -H{option}"
-        out, _ = await output(runtime, "sh", "-c", script, limits={name: 200 * unit})
+        out, _ = await ended(runtime, "sh", "-c", script, limits={name: 200 * unit})
         assert out == b"200\n200\n"
 
 
 @pytest.mark.promise("T-LIMITS")
 async def test_limits_hold(tmp_path: Path) -> None:
     async with running() as runtime:
-        await check_limits(lambda *cmd, **request: output(runtime, *cmd, **request), str(tmp_path))
+        await check_limits(lambda *cmd, **request: ended(runtime, *cmd, **request), str(tmp_path))
 
 
 @pytest.mark.promise("T-LIMITS-NAME")
@@ -151,7 +141,7 @@ async def test_a_template() -> None:
     await runtime.start(params(templates={"py": template}, env={"A": "options", "D": "options"}))
     try:
         code = "import os; print(*(os.environ[name] for name in 'ABCD')); raise SystemExit(3)"
-        out, record = await output(runtime, "python", "-c", code, template="py", env={"B": "request"})
+        out, record = await ended(runtime, "python", "-c", code, template="py", env={"B": "request"})
         assert (out, record.exit_code) == (b"template request template options\n", 3)
         lane = (await runtime.health()).details["lane"]
         assert lane["templates"] == {"py": {"state": "ready", "forks": 1}}

@@ -15,7 +15,7 @@ from fastclaw.errors import ExecFailed
 from fastclaw.lane import ExitStatus, Grace, StartSpec
 from fastclaw.runtimes.memory_lane import MemoryLane
 from tests.balance import balanced
-from tests.spawn.test_host import finish, read_all
+from tests.spawn.rig import finish, read_all
 
 if TYPE_CHECKING:
     from fastclaw.runtimes.programs import Env, Reader, Writer

@@ -30,7 +30,7 @@ from fastclaw.spawn.process import SpawnProcess
 from fastclaw.spawn.templates import Plans
 from tests.balance import balanced, open_descriptors
 from tests.spawn.fake_spawner import a_bare_host, children_of, descendants_of, has_not_ended, is_there, until
-from tests.spawn.test_host import close_streams, end, finish, needs_root, read_all
+from tests.spawn.rig import close_streams, end, finish, needs_root, read_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -126,27 +126,28 @@ class Client:
         self.socket.close()
 
 
-class EndpointRig:
-    """Attributes:
-    stdin, stdout: the process's ends.
-    abandoned, gaps, drained: how often the endpoint said so.
-    then: called when it says that it is drained.
+class Rig:
+    """Owns an endpoint of any kind, and holds its clients.
+
+    Attributes:
+        endpoint: set by who derives from this.
+        listener: for the endpoint.
+        abandoned, gaps, drained: how often the endpoint said so.
+        then: called when it says that it is drained.
     """
 
-    def __init__(self, directory: SocketDirectory, on_disconnect: OnDisconnect, has_stdin: bool) -> None:
-        flags = os.O_NONBLOCK | os.O_CLOEXEC
-        output, stdout = os.pipe2(flags)
-        stdin, input_fd = os.pipe2(flags) if has_stdin else (-1, None)
-        self.stdin, self.stdout = PipeEnd(stdin), PipeEnd(stdout)
+    endpoint: Endpoint
+
+    def __init__(self, directory: SocketDirectory) -> None:
         self.abandoned = 0
         self.gaps = 0
         self.then: Callable[[], None] = lambda: None
         self.drained = 0
         self.watcher = Watcher()
         self._sockets = directory.open("p")
-        self.path = self._sockets.stdio.path
+        self.listener = self._sockets.stdio
+        self.path = self.listener.path
         self._clients: list[Client] = []
-        self.endpoint = Endpoint(self, self._sockets.stdio, output, input_fd, self.watcher, on_disconnect)
 
     def on_abandoned(self) -> None:
         self.abandoned += 1
@@ -181,10 +182,27 @@ class EndpointRig:
         self.endpoint.close()
         self._sockets.stderr.close()
         self.watcher.close()
-        self.stdin.close()
-        self.stdout.close()
         for client in self._clients:
             client.close()
+
+
+class EndpointRig(Rig):
+    """Attributes:
+    stdin, stdout: the process's ends.
+    """
+
+    def __init__(self, directory: SocketDirectory, on_disconnect: OnDisconnect, has_stdin: bool) -> None:
+        super().__init__(directory)
+        flags = os.O_NONBLOCK | os.O_CLOEXEC
+        output, stdout = os.pipe2(flags)
+        stdin, input_fd = os.pipe2(flags) if has_stdin else (-1, None)
+        self.stdin, self.stdout = PipeEnd(stdin), PipeEnd(stdout)
+        self.endpoint = Endpoint(self, self.listener, output, input_fd, self.watcher, on_disconnect)
+
+    def close(self) -> None:
+        super().close()
+        self.stdin.close()
+        self.stdout.close()
 
 
 @asynccontextmanager

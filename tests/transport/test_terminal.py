@@ -18,8 +18,7 @@ import pytest
 
 from fastclaw.transport.listener import SocketDirectory
 from fastclaw.transport.terminal import FromTerminal, TerminalEndpoint, ToTerminal, end_of_input, is_over
-from fastclaw.transport.watcher import Watcher
-from tests.transport.rig import Client, until
+from tests.transport.rig import Rig, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -184,55 +183,22 @@ def test_what_is_eof(terminal: Terminal) -> None:
 # --- the endpoint ---
 
 
-class Rig:
-    """Attributes:
-    abandoned, drained: how often the endpoint said so.
-    """
+class TerminalRig(Rig):
+    """Takes over the terminal's master."""
+
+    endpoint: TerminalEndpoint
 
     def __init__(self, terminal: Terminal, directory: SocketDirectory, on_disconnect: OnDisconnect) -> None:
-        self.abandoned = self.drained = 0
-        self.watcher = Watcher()
-        self._sockets = directory.open("t")
-        self._clients: list[Client] = []
+        super().__init__(directory)
         output = terminal.master
         terminal.master = -1  # the endpoint's from now on
-        self.endpoint = TerminalEndpoint(self, self._sockets.stdio, output, os.dup(output), self.watcher, on_disconnect)
-
-    def on_abandoned(self) -> None:
-        self.abandoned += 1
-
-    def on_gap(self) -> None:
-        pass
-
-    def on_drained(self) -> None:
-        self.drained += 1
-
-    def connect_blind(self) -> Client:
-        """A client that is in the backlog, not served yet."""
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(self._sockets.stdio.path)
-        sock.setblocking(False)
-        self._clients.append(Client(sock))
-        return self._clients[-1]
-
-    async def connect(self) -> Client:
-        """A client that is being served."""
-        client = self.connect_blind()
-        await until(lambda: self.endpoint.connected)
-        return client
-
-    def close(self) -> None:
-        self.endpoint.close()
-        self._sockets.stderr.close()
-        self.watcher.close()
-        for client in self._clients:
-            client.close()
+        self.endpoint = TerminalEndpoint(self, self.listener, output, os.dup(output), self.watcher, on_disconnect)
 
 
 @asynccontextmanager
-async def endpoint(terminal: Terminal, on_disconnect: OnDisconnect = "eof") -> AsyncIterator[Rig]:
+async def endpoint(terminal: Terminal, on_disconnect: OnDisconnect = "eof") -> AsyncIterator[TerminalRig]:
     directory = SocketDirectory()
-    rig = Rig(terminal, directory, on_disconnect)
+    rig = TerminalRig(terminal, directory, on_disconnect)
     try:
         yield rig
     finally:
@@ -256,7 +222,7 @@ async def test_output_from_before_an_instant_end_reaches_a_late_client(terminal:
         terminal.leave()
         assert await rig.connect_blind().read_to_end() == b"x" * KEPT
         assert rig.drained == 1
-        await until(lambda: not rig.endpoint.connected)
+        await rig.vacant()
 
 
 async def test_a_process_that_nobody_reads_blocks_and_nothing_is_lost(terminal: Terminal) -> None:
@@ -380,7 +346,7 @@ async def test_hold_is_no_eof_and_the_next_client_goes_on(terminal: Terminal) ->
         await client.send(b"first\n")
         client.close()
         assert await terminal.read() == b"first\n"
-        await until(lambda: not rig.endpoint.connected)
+        await rig.vacant()
         terminal.write(b"waited")
         again = await rig.connect()
         assert await again.read() == b"waited"
