@@ -7,6 +7,7 @@ from a thread that lives as long as fastclaw does: the event loop's, never a poo
 
 import asyncio
 import os
+import select
 import signal
 from contextlib import suppress
 
@@ -33,6 +34,13 @@ def spawn_service(argv: list[str], env: dict[str, str], stderr_fd: int, stdin_fd
         (os.POSIX_SPAWN_DUP2, stderr_fd, 2),
     ]
     return os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True, setsigdef=DEFAULTED, setsigmask=[])
+
+
+def is_readable(fd: int) -> bool:
+    """Whether a descriptor is readable now; for a pidfd: whether the process has ended."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def wait_readable(fd: int, timeout_ms: int) -> bool:

@@ -28,7 +28,7 @@ from fastclaw.engine import janitor
 from fastclaw.engine.bridge import tables_prefix
 from fastclaw.engine.dirs import service_dir, service_paths
 from fastclaw.engine.owner import own_label
-from fastclaw.engine.process import end_process, reap, spawn_service, wait_readable
+from fastclaw.engine.process import end_process, is_readable, reap, spawn_service, wait_readable
 from fastclaw.engine.standby import Standby
 from fastclaw.errors import StartFailed
 
@@ -96,14 +96,18 @@ class ManagedService:
         process, self._process, self._url = self._process, None, None
         standby, self._standby = self._standby, None
         own_dir, self._own_dir = self._own_dir, None
+        has_died = process is not None and process.has_ended
         try:
             if process is not None:
                 await process.end()
         finally:
-            if own_dir is not None:
-                shutil.rmtree(own_dir, ignore_errors=True)
-            if standby is not None:  # last: killed before, we would leave something
-                await standby.end()
+            if standby is not None and has_died:  # so nobody could ask it to remove what it held
+                await standby.take_over()
+            else:
+                if own_dir is not None:
+                    shutil.rmtree(own_dir, ignore_errors=True)
+                if standby is not None:  # last: killed before, we would leave something
+                    await standby.end()
 
     async def _prepare(self) -> ServicePaths:
         self._own_dir = service_dir(self._run_dir)
@@ -147,6 +151,10 @@ class ServiceProcess:
         finally:
             os.close(stderr)
         asyncio.get_running_loop().add_reader(self._stderr, self._read_log)
+
+    @property
+    def has_ended(self) -> bool:
+        return is_readable(self._pidfd)
 
     @property
     def log_tail(self) -> str:

@@ -42,9 +42,9 @@ pytestmark = pytest.mark.timeout(60)
 
 NAMESPACE = "crash"
 PROMISED_S = 2.0
-"""From SIGKILL until nothing is left."""
-BUSY = 4
-"""How much more a machine may need whose cores are all taken: that is no fault of ours."""
+"""From SIGKILL until nothing is left. Measured: 0.9 s at most, where nobody takes the cores."""
+BUSY = 2
+"""How much longer a machine may take whose cores are taken. Measured: 2.6 s at most, with a load of 10 on two cores."""
 PATIENCE_S = 20
 LOOK_S = 0.002
 """Between two looks at what sends no event: /proc and the engine's directories."""
@@ -138,16 +138,32 @@ def command_line(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def promised_s() -> float:
-    """How long cleaning up may take, now."""
-    return PROMISED_S * (BUSY if os.getloadavg()[0] > (os.cpu_count() or 1) else 1)
+class Watch:
+    """Counts seconds, and leaves out those in which somebody waited for a core: they are no fault of ours."""
+
+    def __init__(self) -> None:
+        self._began, self._waited = time.monotonic(), waited_s()
+
+    def seconds(self) -> float:
+        """Since it was made."""
+        passed = time.monotonic() - self._began
+        return max(passed - (waited_s() - self._waited), passed / BUSY)
+
+
+def waited_s() -> float:
+    """How long somebody has waited for a core so far, by the kernel's own count (Documentation/accounting/psi.rst)."""
+    try:
+        some = Path("/proc/pressure/cpu").read_text(encoding="utf-8").splitlines()[0]
+    except OSError:
+        return time.monotonic()  # it does not count: somebody may have waited all the time
+    return int(some.rpartition("total=")[2]) / 1e6
 
 
 async def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
     """Return once it holds."""
-    deadline = time.monotonic() + seconds
+    watch = Watch()
     while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
+        assert watch.seconds() < seconds, "it never came to that"
         await asyncio.sleep(LOOK_S)
 
 
@@ -157,11 +173,17 @@ async def killed(client: RuntimeClient) -> None:
     assert await client.exited(PATIENCE_S) == -signal.SIGKILL
 
 
+def kill_engine(client: RuntimeClient) -> None:
+    """SIGKILL to its private engine alone."""
+    [engine] = [pid for pid, _ in procfs.children(client.pid) if b"service" in command_line(pid).split(b"\0")]
+    os.kill(engine, signal.SIGKILL)
+
+
 async def nothing_is_left(home: Home) -> None:
     """No process within the time; then no container, cgroup or runtime state, and no mount."""
-    deadline = time.monotonic() + promised_s()
+    watch = Watch()
     while left := home.processes():
-        assert time.monotonic() < deadline, left
+        assert watch.seconds() < PROMISED_S, left
         await asyncio.sleep(0.02)
     assert home.mounts() == []
     assert home.containers() == set()
@@ -173,6 +195,13 @@ def traces_in_the_system(containers: set[str]) -> list[str]:
     for folder, _, _ in os.walk("/sys/fs/cgroup"):
         places.append(Path(folder))
     return [str(path) for path in places if any(name in path.name for name in containers)]
+
+
+async def no_container_is_left(home: Home, plan: ServicePlan, containers: set[str]) -> None:
+    """The same, and nobody knows of these containers any more: neither Podman nor the system."""
+    await nothing_is_left(home)
+    assert home.records(plan) == ""
+    assert traces_in_the_system(containers) == []
 
 
 @pytest.fixture
@@ -219,9 +248,7 @@ async def test_killed_during_initialize(home: Home, engine_plan: ServicePlan, mi
         assert not call.done(), "too late: it is up already"
         await killed(client)
         await quietly(call)
-    await nothing_is_left(home)
-    assert home.records(engine_plan) == ""
-    assert traces_in_the_system(seen) == []
+    await no_container_is_left(home, engine_plan, seen)
 
 
 @pytest.mark.podman
@@ -231,13 +258,23 @@ async def test_killed_together_with_the_engine_that_starts_a_container(home: Hom
         call = asyncio.ensure_future(client.initialize(NAMESPACE))
         await until(lambda: MILESTONES["the container is being started"](home))
         seen = home.containers()
-        [engine] = [pid for pid, _ in procfs.children(client.pid) if b"service" in command_line(pid).split(b"\0")]
-        os.kill(engine, signal.SIGKILL)
+        kill_engine(client)
         await killed(client)
         await quietly(call)
-    await nothing_is_left(home)
-    assert home.records(engine_plan) == ""
-    assert traces_in_the_system(seen) == []
+    await no_container_is_left(home, engine_plan, seen)
+
+
+@pytest.mark.podman
+async def test_an_engine_that_is_killed_while_it_starts_a_container(home: Home, engine_plan: ServicePlan) -> None:
+    """We live, and cannot ask it to remove anything: its janitor does."""
+    async with home.client("--runtime", "podman") as client:
+        call = asyncio.ensure_future(client.initialize(NAMESPACE))
+        await until(lambda: MILESTONES["the container is being started"](home))
+        seen = home.containers()
+        kill_engine(client)
+        with pytest.raises(StartFailed):
+            await call
+    await no_container_is_left(home, engine_plan, seen)
 
 
 @pytest.mark.podman
@@ -247,9 +284,7 @@ async def test_killed_while_idle(home: Home, engine_plan: ServicePlan) -> None:
         assert len(seen) == 1
         assert traces_in_the_system(seen)
         await killed(client)
-    await nothing_is_left(home)
-    assert home.records(engine_plan) == ""
-    assert traces_in_the_system(seen) == []
+    await no_container_is_left(home, engine_plan, seen)
 
 
 @pytest.mark.podman
@@ -262,22 +297,20 @@ async def test_killed_with_a_crowd_of_daemons(home: Home, engine_plan: ServicePl
         await until(lambda: len(home.processes()) > 4 * crowd)
         seen = home.containers()
         await killed(client)
-    await nothing_is_left(home)
-    assert home.records(engine_plan) == ""
+    await no_container_is_left(home, engine_plan, seen)
     assert home.found("s/fastclaw/*/storage/volumes/fastclaw-*") == []
-    assert traces_in_the_system(seen) == []
 
 
 @pytest.mark.podman
 async def test_killed_during_a_kill(home: Home, engine_plan: ServicePlan) -> None:
     async with started(home, "--runtime", "podman") as client:
+        seen = home.containers()
         process = await shell(client, UNWILLING)
         call = asyncio.ensure_future(client.kill(process.id, PATIENCE_S * 1000))
         await asyncio.sleep(0.1)  # TERM has no effect that could be seen
         await killed(client)
         await quietly(call)
-    await nothing_is_left(home)
-    assert home.records(engine_plan) == ""
+    await no_container_is_left(home, engine_plan, seen)
 
 
 SHUTDOWN: dict[str, Callable[[Home], bool]] = {
@@ -300,9 +333,7 @@ async def test_killed_during_shutdown(home: Home, engine_plan: ServicePlan, mile
             os.kill(client.pid, signal.SIGKILL)
         assert await client.exited(PATIENCE_S) in (0, -signal.SIGKILL)
         await quietly(call)
-    await nothing_is_left(home)
-    assert home.records(engine_plan) == ""
-    assert traces_in_the_system(seen) == []
+    await no_container_is_left(home, engine_plan, seen)
 
 
 @pytest.mark.podman
@@ -315,7 +346,7 @@ async def test_a_successor_that_starts_at_once_has_no_trouble(home: Home, engine
     async with started(home, "--runtime", "podman") as client:
         async with await shell(client, "echo on") as process:
             assert (await process.communicate())[0] == b"on\n"
-        await until(lambda: len(home.containers()) == 1, promised_s())
+        await until(lambda: len(home.containers()) == 1, PROMISED_S)
         assert [name for name in home.directories() if str(dead) in name] == []
         assert (await client.health()).status == "healthy"
     assert client.exit_code == 0
@@ -352,7 +383,7 @@ async def test_killed_on_an_engine_that_a_url_names(home: Home, engine_service: 
             pids = _inside(left.id)
             assert len(pids) > 4
             await killed(client)
-        await until(lambda: not _inside(left.id), promised_s())
+        await until(lambda: not _inside(left.id), PROMISED_S)
         assert [row for row in procfs.scan("FASTCLAW_PROCESS_ID") if row.marker == process.id] == []
         async with home.client("--runtime", "podman") as client:
             await client.initialize(NAMESPACE, options)
@@ -462,9 +493,9 @@ async def test_a_container_that_dies_takes_its_processes_and_comes_back(
     processes = await asyncio.gather(*(shell(client, DAEMONS) for _ in range(CROWD)))
     ends = asyncio.gather(*(process.wait() for process in processes))
     dead = await kill_container(engine)
-    began = time.monotonic()
+    watch = Watch()
     records = await ends
-    assert time.monotonic() - began < promised_s() / 2
+    assert watch.seconds() < PROMISED_S / 2
     assert {(record.reason, record.exit_code, record.signal) for record in records} == {("container_gone", None, None)}
     assert await becomes(client, "degraded") == "1 of 1 containers are gone; they are being replaced"
     with pytest.raises(ExecFailed) as caught:
