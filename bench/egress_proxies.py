@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.egress_ends import HOST
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.egress.counters import Counters
 from fastclaw.protocol import egress as frames
 from fastclaw.transport import procfs
@@ -78,7 +78,7 @@ def egress_proxy(*origins: int) -> Iterator[Proxy]:
             ours.settimeout(DEADLINE_S)
             _configure(ours, _config(origins))
             socket.send_fds(ours, [frames.encode(frames.Listen(id=1, role="proxy"))], [sock.fileno()])
-            frames.parse_report(ours.recv(limits.EGRESS_FRAME_BYTES))
+            frames.parse_report(ours.recv(network_limits.EGRESS_FRAME_BYTES))
             yield Proxy(port_of(sock), process.pid)
     finally:
         process.wait(DEADLINE_S)
@@ -90,12 +90,12 @@ def _config(origins: tuple[int, ...]) -> frames.EgressConfig:
         deny=[],
         inject=[],
         log=None,
-        log_max_bytes=limits.EGRESS_LOG_BYTES,
+        log_max_bytes=network_limits.EGRESS_LOG_BYTES,
         max_connections=MANY,
         max_connections_per_s=MANY,
         max_bytes=None,
-        idle_timeout_ms=limits.EGRESS_IDLE_MS,
-        connect_timeout_ms=limits.EGRESS_CONNECT_MS,
+        idle_timeout_ms=network_limits.EGRESS_IDLE_MS,
+        connect_timeout_ms=network_limits.EGRESS_CONNECT_MS,
     )
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 
 LAYERS: dict[str, list[str]] = {
     "limits": [],
+    "network_limits": [],
     "errors": [],
     "runtime": [],
     "lane": [],

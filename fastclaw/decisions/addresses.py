@@ -14,7 +14,7 @@ import re
 from bisect import bisect_right
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
-from fastclaw import limits
+from fastclaw import network_limits
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -111,8 +111,10 @@ def parse_host(text: str) -> str | Address:
     Raises:
         BadHost: it is no host; or readers would differ about it (zone, percent-encoding, letters beyond ASCII).
     """
-    if len(text) > limits.EGRESS_NAME_BYTES + 1:
-        raise BadHost(f"a host of {len(text)} characters is too long; a name has {limits.EGRESS_NAME_BYTES} at most")
+    if len(text) > network_limits.EGRESS_NAME_BYTES + 1:
+        raise BadHost(
+            f"a host of {len(text)} characters is too long; a name has {network_limits.EGRESS_NAME_BYTES} at most"
+        )
     if not text.isascii():
         raise BadHost(f"{text!a} has letters beyond ASCII; write the name in punycode (xn--...)")
     if ":" in text or text.startswith("["):
@@ -120,7 +122,7 @@ def parse_host(text: str) -> str | Address:
     name = text.lower().removesuffix(".")
     if _NUMBER.fullmatch(name.rpartition(".")[2]):
         return _parse_v4(name, text)
-    if len(name) > limits.EGRESS_NAME_BYTES or not _NAME.fullmatch(name):
+    if len(name) > network_limits.EGRESS_NAME_BYTES or not _NAME.fullmatch(name):
         raise BadHost(f"{text!a} is no host name; write letters, digits, '-', '_' and single dots, nothing else")
     return name
 
@@ -171,7 +173,7 @@ def parse_authority(text: str, default_port: int | None) -> tuple[str | Address,
     if port:
         return parse_host(host), parse_port(port)
     if default_port is None:
-        raise BadHost(f"{text[: limits.EGRESS_RULE_BYTES]!a} has no port; write host:port")
+        raise BadHost(f"{text[: network_limits.EGRESS_RULE_BYTES]!a} has no port; write host:port")
     return parse_host(host), default_port
 
 
@@ -179,10 +181,10 @@ def _split_port(text: str) -> tuple[str, str]:
     if text.startswith("["):
         host, bracket, rest = text.partition("]")
         if rest and not rest.startswith(":"):
-            raise BadHost(f"{text[: limits.EGRESS_RULE_BYTES]!a} has something between ']' and the port")
+            raise BadHost(f"{text[: network_limits.EGRESS_RULE_BYTES]!a} has something between ']' and the port")
         return host + bracket, rest[1:]
     if text.count(":") > 1:
-        raise BadHost(f"{text[: limits.EGRESS_RULE_BYTES]!a} is ambiguous; write an IPv6 address in brackets")
+        raise BadHost(f"{text[: network_limits.EGRESS_RULE_BYTES]!a} is ambiguous; write an IPv6 address in brackets")
     host, _, port = text.partition(":")
     return host, port
 
@@ -194,7 +196,7 @@ def parse_port(text: str) -> int:
         BadHost: it is none.
     """
     if not _PORT.fullmatch(text) or not 1 <= int(text) <= MAX_PORT:
-        raise BadHost(f"{text[: limits.EGRESS_RULE_BYTES]!a} is no port; write a number from 1 to {MAX_PORT}")
+        raise BadHost(f"{text[: network_limits.EGRESS_RULE_BYTES]!a} is no port; write a number from 1 to {MAX_PORT}")
     return int(text)
 
 

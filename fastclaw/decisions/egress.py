@@ -13,7 +13,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.addresses import (
     Address,
     BadHost,
@@ -242,8 +242,8 @@ def _verdict(reason: Literal["denied", "not_allowed"] | None, rule: str | None, 
 
 def _parse(texts: Sequence[str], field: str) -> list[Rule]:
     path = f"$.options.network.{field}"
-    if len(texts) > limits.EGRESS_RULES:
-        raise InvalidParams(f"{path} has {len(texts)} rules; {limits.EGRESS_RULES} is the most", path=path)
+    if len(texts) > network_limits.EGRESS_RULES:
+        raise InvalidParams(f"{path} has {len(texts)} rules; {network_limits.EGRESS_RULES} is the most", path=path)
     rules = []
     for number, text in enumerate(texts):
         try:

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.addresses import (
     MAX_PORT,
     Address,
@@ -69,8 +69,10 @@ def parse_rule(text: str, *, deny: bool = False) -> Rule:
     Raises:
         BadHost: it is none, or it is ambiguous, or it could never match; the message says what to write instead.
     """
-    if len(text) > limits.EGRESS_RULE_BYTES:
-        raise BadHost(f"a rule of {len(text)} characters is too long; {limits.EGRESS_RULE_BYTES} are enough for any")
+    if len(text) > network_limits.EGRESS_RULE_BYTES:
+        raise BadHost(
+            f"a rule of {len(text)} characters is too long; {network_limits.EGRESS_RULE_BYTES} are enough for any"
+        )
     if not text.strip():
         raise BadHost("the rule is empty; write HOST or HOST:PORTS")
     if text != "".join(text.split()):
@@ -148,8 +150,8 @@ def _parse_suffix(text: str) -> str:
     if not isinstance(name, str):
         raise BadHost(f"{text!a}: there are no names below an address; write a network, as in '192.0.2.0/24'")
     pattern = f"*.{name}"
-    if len(pattern) > limits.EGRESS_NAME_BYTES:
-        raise BadHost(f"{text!a} can never match: a name has {limits.EGRESS_NAME_BYTES} bytes at most")
+    if len(pattern) > network_limits.EGRESS_NAME_BYTES:
+        raise BadHost(f"{text!a} can never match: a name has {network_limits.EGRESS_NAME_BYTES} bytes at most")
     return pattern
 
 

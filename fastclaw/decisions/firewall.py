@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from msgspec import Struct
 
-from fastclaw import limits
+from fastclaw import network_limits
 
 POOL = (IPv4Network("10.89.0.0/16").network_address, IPv4Network("10.255.255.0/24").network_address)
 """First and last subnet that a bridge may have: of this range Podman takes its own (containers.conf(5))."""
@@ -191,7 +191,7 @@ def ruleset(table: str, bridge: Bridge, ports: Ports) -> str:
         gateway=bridge.gateway,
         first=bridge.subnet[FIRST_HOST],
         last=bridge.subnet[LAST_HOST],
-        proxy=limits.EGRESS_PROXY_PORT,
+        proxy=network_limits.EGRESS_PROXY_PORT,
         http=", ".join(map(str, HTTP_PORTS)),
         dns=DNS_PORT,
         ports=ports,

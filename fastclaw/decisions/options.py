@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.decisions.egress import Policy
 from fastclaw.decisions.params import convert
 from fastclaw.errors import InvalidParams
@@ -15,8 +15,8 @@ from fastclaw.runtime import InitializeParams, Milliseconds
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z")]
-Rule = Annotated[str, Meta(min_length=1, max_length=limits.EGRESS_RULE_BYTES)]
-Rules = Annotated[list[Rule], Meta(max_length=limits.EGRESS_RULES)]
+Rule = Annotated[str, Meta(min_length=1, max_length=network_limits.EGRESS_RULE_BYTES)]
+Rules = Annotated[list[Rule], Meta(max_length=network_limits.EGRESS_RULES)]
 
 
 class Workspace(Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,14 +62,14 @@ class Network(Struct, frozen=True, forbid_unknown_fields=True):
     mode: Literal["proxy", "bridge", "none", "open"] = "proxy"
     allow: Rules = field(default_factory=list)
     deny: Rules = field(default_factory=list)
-    inject: Annotated[list[Inject], Meta(max_length=limits.EGRESS_RULES)] = field(default_factory=list)
+    inject: Annotated[list[Inject], Meta(max_length=network_limits.EGRESS_RULES)] = field(default_factory=list)
     log: AbsolutePath | None = None
-    log_max_bytes: Annotated[int, Meta(ge=limits.KIB)] = limits.EGRESS_LOG_BYTES
-    max_connections: Count = limits.EGRESS_CONNECTIONS
-    max_connections_per_s: Count = limits.EGRESS_CONNECTIONS_PER_S
+    log_max_bytes: Annotated[int, Meta(ge=limits.KIB)] = network_limits.EGRESS_LOG_BYTES
+    max_connections: Count = network_limits.EGRESS_CONNECTIONS
+    max_connections_per_s: Count = network_limits.EGRESS_CONNECTIONS_PER_S
     max_bytes: Annotated[int, Meta(ge=0)] | None = None
-    idle_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.EGRESS_IDLE_MS
-    connect_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.EGRESS_CONNECT_MS
+    idle_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = network_limits.EGRESS_IDLE_MS
+    connect_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = network_limits.EGRESS_CONNECT_MS
 
 
 class Template(Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,7 +12,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.egress import Refused
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class _Race:
         if self.ended.done():
             return
         if self._waiting:
-            self._next = self._loop.call_later(limits.EGRESS_NEXT_ADDRESS_MS / 1000, self._try_next)
+            self._next = self._loop.call_later(network_limits.EGRESS_NEXT_ADDRESS_MS / 1000, self._try_next)
         elif not self._running:
             self.ended.set_exception(Refused("unreachable", self._failure))
 

@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.addresses import show
 from fastclaw.decisions.egress import ANY_PORT, Policy, Refused
 from fastclaw.decisions.quota import Quota
@@ -124,7 +124,7 @@ class Gate:
         """End lookups, and write what is not written yet. Idempotent; nobody may be asking any more."""
         await self._resolver.aclose()
         if (telling := self._telling) is not None:
-            await asyncio.wait((telling,), timeout=limits.EGRESS_LOG_FLUSH_MS / 1000)
+            await asyncio.wait((telling,), timeout=network_limits.EGRESS_LOG_FLUSH_MS / 1000)
             telling.cancel()
             await asyncio.wait((telling,))
         if self._journal is not None:
@@ -207,11 +207,11 @@ class Gate:
 
     def remember(self, name: str, addresses: Iterable[Address]) -> None:
         """A question for `name` was answered with these, so a connection to one of them may call itself by the name."""
-        end = self._loop.time() + limits.EGRESS_ANSWERED_MS / 1000
+        end = self._loop.time() + network_limits.EGRESS_ANSWERED_MS / 1000
         for address in addresses:
             self._answered[name, address] = end
             self._answered.move_to_end((name, address))
-        while len(self._answered) > limits.EGRESS_ANSWERED:
+        while len(self._answered) > network_limits.EGRESS_ANSWERED:
             self._answered.popitem(last=False)
 
     def agrees(self, name: str, address: Address) -> bool:

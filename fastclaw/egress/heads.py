@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.egress import STATUS
 from fastclaw.egress.targets import Rejected
 
@@ -35,8 +35,8 @@ def has_head(pending: bytearray) -> bool:
         del pending[:2]
     end = pending.find(_END)
     size = end if end >= 0 else len(pending)
-    if size > limits.EGRESS_HEAD_BYTES:
-        raise Rejected("bad_request", f"the request's head is larger than {limits.EGRESS_HEAD_BYTES} bytes")
+    if size > network_limits.EGRESS_HEAD_BYTES:
+        raise Rejected("bad_request", f"the request's head is larger than {network_limits.EGRESS_HEAD_BYTES} bytes")
     # A CR at the very end may yet become the end of a line.
     if _BARE.search(pending, 0, size - (end < 0 and pending.endswith(b"\r"))):
         raise Rejected("bad_request", "the request's head has a control character or a folded line")

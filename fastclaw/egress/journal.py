@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.errors import StartFailed
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Journal:
         self._path, self._max_bytes = path, max_bytes
         self._counters, self._on_trouble = counters, on_trouble
         self._has_said = False
-        self._lines: asyncio.Queue[bytes] = asyncio.Queue(limits.EGRESS_LOG_QUEUE)
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue(network_limits.EGRESS_LOG_QUEUE)
         self._unwritten = 0
         self._file: AsyncFileIO | None = None
         self._thread = ThreadPoolExecutor(1, "fastclaw-log")
@@ -176,7 +176,7 @@ class Journal:
     async def _rotate(self) -> None:
         import aiofiles.os  # as above
 
-        names = [self._path, *(f"{self._path}.{number}" for number in range(1, limits.EGRESS_LOG_FILES))]
+        names = [self._path, *(f"{self._path}.{number}" for number in range(1, network_limits.EGRESS_LOG_FILES))]
         for newer, older in reversed(list(pairwise(names))):
             with suppress(FileNotFoundError):
                 await aiofiles.os.replace(newer, older, executor=self._thread)
@@ -196,10 +196,10 @@ class Journal:
     async def aclose(self) -> None:
         """Write what waits, and close the file. Idempotent; nobody may be writing any more.
 
-        What the disk does not take within `limits.EGRESS_LOG_FLUSH_MS` counts as missing.
+        What the disk does not take within `network_limits.EGRESS_LOG_FLUSH_MS` counts as missing.
         """
         with suppress(TimeoutError, OSError):
-            async with asyncio.timeout(limits.EGRESS_LOG_FLUSH_MS / 1000):
+            async with asyncio.timeout(network_limits.EGRESS_LOG_FLUSH_MS / 1000):
                 await self._lines.join()
                 await self._close_file()
         if self._task is not None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.decisions.addresses import BadHost, parse_host
 from fastclaw.decisions.egress import Refused
 from fastclaw.decisions.quota import Quota
@@ -44,7 +44,7 @@ class Names:
     def __init__(self, gate: Gate, is_inside: Callable[[str], bool]) -> None:
         self._gate, self._is_inside = gate, is_inside
         self._loop = asyncio.get_running_loop()
-        self._quota = Quota(limits.DNS_QUESTIONS, limits.DNS_QUESTIONS_PER_S, None)
+        self._quota = Quota(network_limits.DNS_QUESTIONS, network_limits.DNS_QUESTIONS_PER_S, None)
         self._sockets: dict[int, socket.socket] = {}
         self._tasks: dict[asyncio.Task[None], int] = {}
         self._clients = 0
@@ -148,7 +148,7 @@ class Names:
             return True
         self._dropped += 1
         if self._telling is None:
-            self._telling = self._loop.call_later(limits.DNS_DROPPED_MS / 1000, self._on_dropped)
+            self._telling = self._loop.call_later(network_limits.DNS_DROPPED_MS / 1000, self._on_dropped)
         return False
 
     def _on_dropped(self) -> None:
@@ -162,9 +162,9 @@ class Names:
     # --- over UDP ---
 
     def _on_datagrams(self, id: int, sock: socket.socket) -> None:
-        for _ in range(limits.DNS_BURST):
+        for _ in range(network_limits.DNS_BURST):
             try:
-                message, peer = sock.recvfrom(limits.DNS_QUERY_BYTES)
+                message, peer = sock.recvfrom(network_limits.DNS_QUERY_BYTES)
             except OSError:  # there is no more for now, or a report on an answer that did not arrive
                 return
             if self._may_ask():
@@ -179,7 +179,7 @@ class Names:
     # --- over TCP ---
 
     def _on_connections(self, id: int, sock: socket.socket) -> None:
-        for _ in range(limits.DNS_BURST):
+        for _ in range(network_limits.DNS_BURST):
             try:
                 client, peer = sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -200,7 +200,7 @@ class Names:
 
     def _may_connect(self) -> bool:
         """Whether one more client is served: then `_on_client_gone` must follow."""
-        if self._clients >= limits.DNS_CLIENTS:
+        if self._clients >= network_limits.DNS_CLIENTS:
             return False
         try:
             self._gate.enter()
@@ -225,9 +225,9 @@ class Names:
         Raises:
             OSError, EOFError, TimeoutError: the client is gone, or too slow.
         """
-        async with asyncio.timeout(limits.DNS_IDLE_MS / 1000):
+        async with asyncio.timeout(network_limits.DNS_IDLE_MS / 1000):
             length = int.from_bytes(await self._read(client, _LENGTH_BYTES))
-            if length > limits.DNS_QUERY_BYTES:
+            if length > network_limits.DNS_QUERY_BYTES:
                 return False
             message = await self._read(client, length)
         if not self._may_ask():
@@ -238,7 +238,7 @@ class Names:
             self._quota.leave()
         if answer is None:
             return False
-        async with asyncio.timeout(limits.DNS_IDLE_MS / 1000):
+        async with asyncio.timeout(network_limits.DNS_IDLE_MS / 1000):
             await self._loop.sock_sendall(client, len(answer).to_bytes(_LENGTH_BYTES) + answer)
         return True
 

@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.addresses import embedded_v4
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class OwnAddresses:
     def _answer(self) -> bytes:
         """The answer to the last request, which is there when `send` returns; earlier ones are passed over."""
         while True:
-            answer = self._socket.recv(limits.EGRESS_ROUTE_BYTES)
+            answer = self._socket.recv(network_limits.EGRESS_ROUTE_BYTES)
             if _HEADER.unpack_from(answer)[3] == self._sequence:
                 return answer
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import h11
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.addresses import plain
 from fastclaw.egress.heads import has_head, refusal
 from fastclaw.egress.targets import Rejected
@@ -70,7 +70,7 @@ class Client(_Peer):
     """
 
     def __init__(self, sock: socket.socket, patience: Patience, waiting: Waiting, early: bytes = b"") -> None:
-        super().__init__(sock, h11.Connection(h11.SERVER, limits.EGRESS_HEAD_BYTES), patience, waiting)
+        super().__init__(sock, h11.Connection(h11.SERVER, network_limits.EGRESS_HEAD_BYTES), patience, waiting)
         self._pending = bytearray(early)
         self._method = b""
         self._has_asked = False
@@ -99,7 +99,7 @@ class Client(_Peer):
                     raise Rejected("bad_request", "the connection was closed in the middle of a request's head")
                 return None
             if not pending and self._has_asked:  # the first request has its deadline from the start
-                self._patience.only(limits.EGRESS_HEAD_MS / 1000)
+                self._patience.only(network_limits.EGRESS_HEAD_MS / 1000)
             pending += data
         self.http.receive_data(bytes(pending))
         pending.clear()
@@ -141,7 +141,7 @@ class Client(_Peer):
             self._pending += self.unread
             self._method = b""
             self._has_asked = True
-            self.http = h11.Connection(h11.SERVER, limits.EGRESS_HEAD_BYTES)
+            self.http = h11.Connection(h11.SERVER, network_limits.EGRESS_HEAD_BYTES)
         return is_over
 
     async def refuse(self, refused: Refused) -> None:
@@ -168,7 +168,7 @@ class Upstream(_Peer):
     """
 
     def __init__(self, sock: socket.socket, patience: Patience, waiting: Waiting, meter: Meter) -> None:
-        super().__init__(sock, h11.Connection(h11.CLIENT, limits.EGRESS_HEAD_BYTES), patience, waiting)
+        super().__init__(sock, h11.Connection(h11.CLIENT, network_limits.EGRESS_HEAD_BYTES), patience, waiting)
         self._meter = meter
         self.has_served = self.has_spoken = False
 

@@ -13,7 +13,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.decisions.rotation import revival_delay_s
 from fastclaw.egress.counters import Counters
 from fastclaw.errors import ExecFailed, ProtocolError
@@ -63,10 +63,10 @@ class _Process:
                 self._socket.close()
                 raise
         self.began = self._loop.time()
-        self._patience_s = limits.EGRESS_EXIT_MS / 1000
+        self._patience_s = network_limits.EGRESS_EXIT_MS / 1000
         self._orders = Outbox(self._socket, self._loop)
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
-        self._late = self._loop.call_later(limits.EGRESS_READY_MS / 1000, self.give_up, "it does not come up")
+        self._late = self._loop.call_later(network_limits.EGRESS_READY_MS / 1000, self.give_up, "it does not come up")
 
     def order(self, order: frames.Order, *fds: int) -> None:
         """Tell it something.
@@ -88,7 +88,7 @@ class _Process:
 
     def _on_readable(self) -> None:
         try:
-            frame = self._socket.recv(limits.EGRESS_FRAME_BYTES)
+            frame = self._socket.recv(network_limits.EGRESS_FRAME_BYTES)
         except BlockingIOError:
             return
         except ConnectionResetError:

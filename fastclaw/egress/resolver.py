@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.egress import Refused
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Resolver:
 
     def __init__(self, timeout_s: float, lookup: Lookup | None = None) -> None:
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(limits.EGRESS_LOOKUPS, "lookup")  # each is started when it is needed
+        self._threads = ThreadPoolExecutor(network_limits.EGRESS_LOOKUPS, "lookup")  # each is started when it is needed
         self._lookup = lookup or self._ask_host
         self._answers: OrderedDict[str, _Answer] = OrderedDict()  # oldest first
         self._running: dict[str, asyncio.Task[_Answer]] = {}
@@ -75,7 +75,7 @@ class Resolver:
         """A lookup outlives those who wait for it, up to its deadline: who asks again finds it under way."""
         task = self._running.get(name)
         if task is None:
-            if len(self._running) >= limits.EGRESS_LOOKUPS_WAITING:
+            if len(self._running) >= network_limits.EGRESS_LOOKUPS_WAITING:
                 raise Refused("unresolved", f"{name} was not looked up: too many other names are")
             task = self._running[name] = self._loop.create_task(self._look_up(name), name=f"lookup of {name}")
         await asyncio.wait((task,), timeout=self._timeout_s)
@@ -88,7 +88,7 @@ class Resolver:
         refused, addresses = None, []
         try:
             async with asyncio.timeout(self._timeout_s):
-                addresses = list(dict.fromkeys(await self._lookup(name)))[: limits.EGRESS_ADDRESSES]
+                addresses = list(dict.fromkeys(await self._lookup(name)))[: network_limits.EGRESS_ADDRESSES]
         except TimeoutError:
             refused = self._too_late(name)
         except (OSError, UnicodeError) as error:
@@ -97,7 +97,7 @@ class Resolver:
             del self._running[name]
         if not addresses and refused is None:
             refused = Refused("unresolved", f"{name} has no address")
-        answer = _Answer(addresses, refused, self._loop.time() + limits.EGRESS_ANSWER_MS / 1000)
+        answer = _Answer(addresses, refused, self._loop.time() + network_limits.EGRESS_ANSWER_MS / 1000)
         if refused is None:
             self._keep(name, answer)
         return answer
@@ -105,7 +105,7 @@ class Resolver:
     def _keep(self, name: str, answer: _Answer) -> None:
         self._answers[name] = answer
         self._answers.move_to_end(name)
-        if len(self._answers) > limits.EGRESS_ANSWERS:
+        if len(self._answers) > network_limits.EGRESS_ANSWERS:
             self._answers.popitem(last=False)
 
     async def _ask_host(self, name: str) -> Sequence[Address]:

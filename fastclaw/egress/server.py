@@ -13,7 +13,7 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.decisions.egress import Refused
 from fastclaw.egress.connection import Connection
 from fastclaw.egress.fields import Injections
@@ -87,7 +87,7 @@ class Server:
         self._addresses: set[str] = set()
         self._leaving = 0
         self._is_closed = False
-        self._sweeper = self._loop.call_later(self._site.idle_s / limits.EGRESS_SWEEPS, self._sweep)
+        self._sweeper = self._loop.call_later(self._site.idle_s / network_limits.EGRESS_SWEEPS, self._sweep)
 
     def add(self, id: int, role: Role, sock: socket.socket) -> None:
         """Serve a socket, from now on.
@@ -146,7 +146,7 @@ class Server:
         return ip_address(peer) in self._subnet and peer not in self._addresses
 
     def _on_ready(self, place: _Place) -> None:
-        for _ in range(limits.EGRESS_ACCEPT_BURST):
+        for _ in range(network_limits.EGRESS_ACCEPT_BURST):
             try:
                 near, peer = place.socket.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -205,7 +205,7 @@ class Server:
             tunnel.close()
 
     def _turn_away(self, place: _Place, near: socket.socket, why: Coroutine[Any, Any, Refused]) -> None:
-        if self._leaving < limits.EGRESS_LEAVING:
+        if self._leaving < network_limits.EGRESS_LEAVING:
             self._leaving += 1
             self._own(place, _see_out(near, self._waiting, why), partial(self._on_seen_out, near))
         else:
@@ -218,7 +218,7 @@ class Server:
 
     def _sweep(self) -> None:
         """Cut the tunnels in which nothing has moved for too long."""
-        self._sweeper = self._loop.call_later(self._site.idle_s / limits.EGRESS_SWEEPS, self._sweep)
+        self._sweeper = self._loop.call_later(self._site.idle_s / network_limits.EGRESS_SWEEPS, self._sweep)
         oldest = self._loop.time() - self._site.idle_s
         for place in self._places.values():
             for tunnel in [tunnel for tunnel in place.tunnels if tunnel.last_moved < oldest]:

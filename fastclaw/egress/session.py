@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.egress import Refused
 from fastclaw.egress.forward import Forwarder, Joined, Site
 from fastclaw.egress.peer import Client
@@ -66,7 +66,7 @@ class Session:
 
     async def _guarded(self) -> Joined | None:
         try:
-            async with asyncio.timeout(limits.EGRESS_HEAD_MS / 1000) as alarm:
+            async with asyncio.timeout(network_limits.EGRESS_HEAD_MS / 1000) as alarm:
                 self._patience = Patience(alarm, self._site.idle_s)
                 return await self._serve()
         except Refused as refused:
@@ -115,7 +115,7 @@ class Session:
             Rejected: it is none, or ends in its middle.
         """
         self._is_tls = True
-        self._patience.only(limits.EGRESS_HEAD_MS / 1000)
+        self._patience.only(network_limits.EGRESS_HEAD_MS / 1000)
         try:
             while (hello := tls.sniff(words)) is None:
                 if not (more := await self._waiting.receive(self._near)):
@@ -127,7 +127,7 @@ class Session:
 
     async def _tell(self, refused: Refused) -> None:
         """Answer with a refusal, if the client still waits for an answer."""
-        async with asyncio.timeout(limits.EGRESS_PART_MS / 1000):
+        async with asyncio.timeout(network_limits.EGRESS_PART_MS / 1000):
             if self._is_tls:
                 await self._loop.sock_sendall(self._near, TLS_DENIED)
             elif self._client is not None and self._client.is_unanswered:
@@ -138,7 +138,7 @@ class Session:
     async def _give_up(self) -> None:
         """Nothing moved for too long. Who has not begun to ask gets no answer."""
         if self._is_tls or (self._client is not None and self._client.has_begun):
-            text = f"the first words took longer than {limits.EGRESS_HEAD_MS} ms"
+            text = f"the first words took longer than {network_limits.EGRESS_HEAD_MS} ms"
             await self._tell(await self._gate.refuse(self._asked, "bad_request", text))
         elif self._client is not None and self._asked is not None:
             text = f"nothing came from the server, or nothing was read, for {self._site.idle_s:g} s"

@@ -82,8 +82,8 @@ class _End:
             self._readiness.watch_writing(self.fd)
 
     def refused_write(self) -> None:
-        """A write failed: what can still be read of it is worth reading."""
-        self.is_gone = self.is_readable = self.has_hung_up = True
+        """A write failed; what can still be read of it is worth reading, and an event says so."""
+        self.is_gone = True
         self.is_cut = self.is_cut or not self.has_ended
 
     def refused_read(self) -> None:
@@ -224,7 +224,6 @@ class _Way:
             self._target.is_full()
             return False
         self._target.refused_write()
-        self.finish()
         return False
 
     def _counted(self, count: int) -> bool:
@@ -316,10 +315,8 @@ class Tunnel:
         has_more = self._to_near.pump() or has_more
         if self._near.is_gone:
             self._to_near.finish()
-            has_more = self._to_far.pump() or has_more
         if self._far.is_gone:
             self._to_far.finish()
-            has_more = self._to_near.pump() or has_more
         if self._to_far.is_spent or self._to_near.is_spent:
             self.close()
         elif self._to_far.is_over and self._to_near.is_over:

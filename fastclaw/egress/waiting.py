@@ -11,7 +11,7 @@ import select
 import socket
 from contextlib import suppress
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 
 _ONCE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 
@@ -119,7 +119,7 @@ async def part(sock: socket.socket, waiting: Waiting) -> None:
     try:
         with suppress(OSError, TimeoutError):
             sock.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(limits.EGRESS_PART_MS / 1000):
+            async with asyncio.timeout(network_limits.EGRESS_PART_MS / 1000):
                 while await waiting.receive(sock):
                     pass
     finally:

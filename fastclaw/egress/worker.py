@@ -19,7 +19,7 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.egress.counters import Counters
 from fastclaw.egress.server import Server
 from fastclaw.errors import ExecFailed
@@ -62,7 +62,7 @@ class EgressWorker:
     async def _close(self) -> None:
         if self._server is not None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(limits.EGRESS_CLOSE_MS / 1000):
+                async with asyncio.timeout(network_limits.EGRESS_CLOSE_MS / 1000):
                     await self._server.aclose()
         if self._counters is not None:
             self._counters.close()
@@ -134,7 +134,9 @@ def receive(orders: socket.socket) -> tuple[bytes, list[int]]:
     """
     try:
         with all_descriptors():
-            frame, fds, _, _ = socket.recv_fds(orders, limits.EGRESS_FRAME_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+            frame, fds, _, _ = socket.recv_fds(
+                orders, network_limits.EGRESS_FRAME_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC
+            )
     except ConnectionResetError:
         return b"", []
     return frame, fds
@@ -154,7 +156,7 @@ def all_descriptors() -> Iterator[None]:
 def reserve_descriptors() -> None:
     """Keep some of what the hard limit allows from connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(1, hard - limits.EGRESS_RESERVED_FILES), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(1, hard - network_limits.EGRESS_RESERVED_FILES), hard))
 
 
 def read_whole(fd: int) -> bytes:
@@ -165,7 +167,7 @@ def read_whole(fd: int) -> bytes:
 def _fitting(text: str) -> str:
     """One line that a frame takes."""
     line = text.encode("utf-8", "backslashreplace").decode().replace("\n", " | ")
-    return line[: limits.EGRESS_LINE_CHARS]
+    return line[: network_limits.EGRESS_LINE_CHARS]
 
 
 def describe(error: BaseException) -> str:

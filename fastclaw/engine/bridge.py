@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions import firewall
 from fastclaw.decisions.container import ContainerNetwork
 from fastclaw.decisions.firewall import Bridge, BridgeFacts, Holder, Ports
@@ -43,7 +43,7 @@ class BridgeNetwork:
     Attributes:
         spec: for the containers' create calls.
         interface: the bridge's name on this host.
-        gateway: the host's address in it; the proxy is on its port `limits.EGRESS_PROXY_PORT`.
+        gateway: the host's address in it; the proxy is on its port `network_limits.EGRESS_PROXY_PORT`.
         subnet: where the containers' addresses are from, as `a.b.c.d/n`.
     """
 
@@ -105,7 +105,7 @@ class BridgeNetwork:
 
     def _make(self) -> None:
         """In a thread. That a subnet is somebody else's, too, shows only once it was tried."""
-        for _ in range(limits.BRIDGE_TRIES):
+        for _ in range(network_limits.BRIDGE_TRIES):
             subnet = firewall.subnet_at(secrets.randbelow(firewall.SUBNETS))
             bridge = Bridge(token=secrets.token_hex(4), subnet=subnet)
             try:
@@ -113,7 +113,7 @@ class BridgeNetwork:
                     return
             except OSError as error:
                 raise StartFailed(f"cannot make a network: {error.strerror}", "network_failed") from error
-        raise StartFailed(f"no free subnet for a network in {limits.BRIDGE_TRIES} tries", "network_failed")
+        raise StartFailed(f"no free subnet for a network in {network_limits.BRIDGE_TRIES} tries", "network_failed")
 
     def _try(self, bridge: Bridge) -> bool:
         """Whether the bridge is there and its subnet is nobody else's. If not, nothing is left.
@@ -241,7 +241,7 @@ def _bind(listener: socket.socket, role: Role, address: str) -> None:
     """The address comes later than its listener, with the bridge."""
     listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
     if role == "transparent":  # who says nothing wakes nobody (tcp(7)); `links.connect` proves itself so
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, limits.EGRESS_HEAD_MS // 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, network_limits.EGRESS_HEAD_MS // 1000)
     listener.bind((address, 0))
     if role != "dns_udp":
-        listener.listen(limits.BRIDGE_BACKLOG)
+        listener.listen(network_limits.BRIDGE_BACKLOG)

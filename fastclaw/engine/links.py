@@ -8,7 +8,7 @@ import socket
 import struct
 from pathlib import Path
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions import firewall
 from fastclaw.decisions.firewall import Bridge
 from fastclaw.engine import netns
@@ -97,7 +97,7 @@ def plug(bridge: Bridge, inside: int, first_host: int) -> None:
             netlink.request(rtnetlink.up(DEVICE))
             netlink.request(rtnetlink.default_route(bridge.gateway))
         for name in (bridge.veth(number), bridge.interface):
-            outside.await_operational(name, limits.BRIDGE_PROOF_MS)
+            outside.await_operational(name, network_limits.BRIDGE_PROOF_MS)
 
 
 def _check(inside: int, container: str, init: int) -> None:
@@ -129,7 +129,7 @@ def _prove(bridge: Bridge) -> None:
     """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.settimeout(limits.BRIDGE_PROOF_MS / 1000)
+            probe.settimeout(network_limits.BRIDGE_PROOF_MS / 1000)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
             probe.connect((str(bridge.gateway), firewall.HTTP_PORTS[0]))
     except OSError as error:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.protocol import rtnetlink
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Netlink:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.settimeout(limits.NETLINK_MS / 1000)
+        self._socket.settimeout(network_limits.NETLINK_MS / 1000)
 
     def request(self, message: bytes) -> None:
         """Have something done.
@@ -57,11 +57,11 @@ class Netlink:
         while not rtnetlink.is_operational(self._ask(rtnetlink.get_link(name))):
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, f"interface {name} does not come up")
-            time.sleep(limits.NETLINK_POLL_MS / 1000)
+            time.sleep(network_limits.NETLINK_POLL_MS / 1000)
 
     def _ask(self, message: bytes) -> bytes:
         self._socket.send(message)
-        return self._socket.recv(limits.NETLINK_BYTES)
+        return self._socket.recv(network_limits.NETLINK_BYTES)
 
     def close(self) -> None:
         self._socket.close()

@@ -5,7 +5,7 @@ Knows no rules (decisions/firewall.py) and whose they are.
 
 import subprocess
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.firewall import parse_tables
 from fastclaw.errors import StartFailed
 
@@ -35,10 +35,10 @@ def tables(program: str) -> list[str]:
 def _run(argv: list[str], text: str) -> str:
     try:
         done = subprocess.run(
-            argv, input=text, capture_output=True, text=True, timeout=limits.NFT_MS / 1000, check=False
+            argv, input=text, capture_output=True, text=True, timeout=network_limits.NFT_MS / 1000, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise StartFailed(f"nft does not answer within {limits.NFT_MS} ms", "network_failed") from error
+        raise StartFailed(f"nft does not answer within {network_limits.NFT_MS} ms", "network_failed") from error
     except OSError as error:
         raise StartFailed(f"cannot run {argv[0]}: {error.strerror}", "network_failed") from error
     if done.returncode != 0:

@@ -11,7 +11,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -183,8 +183,8 @@ def _host_name(labels: list[bytes]) -> str | None:
 def udp_bytes(query: Query) -> int:
     """How large an answer over UDP may be."""
     if query.edns is None:
-        return limits.DNS_PLAIN_BYTES
-    return min(max(query.edns.payload_bytes, limits.DNS_PLAIN_BYTES), limits.DNS_UDP_BYTES)
+        return network_limits.DNS_PLAIN_BYTES
+    return min(max(query.edns.payload_bytes, network_limits.DNS_PLAIN_BYTES), network_limits.DNS_UDP_BYTES)
 
 
 def answer(query: Query, addresses: Sequence[IPv4Address | IPv6Address], max_bytes: int) -> bytes:
@@ -192,14 +192,16 @@ def answer(query: Query, addresses: Sequence[IPv4Address | IPv6Address], max_byt
 
     Parameters:
         addresses: of both families; those that were not asked for are left out, and those beyond
-            `limits.DNS_ANSWERS`.
+            `network_limits.DNS_ANSWERS`.
         max_bytes: of the answer. Addresses that do not fit are left out, and the client is told to ask over TCP.
     """
     version = {A: 4, AAAA: 6}.get(query.type)
-    wanted = [address.packed for address in addresses if address.version == version][: limits.DNS_ANSWERS]
+    wanted = [address.packed for address in addresses if address.version == version][: network_limits.DNS_ANSWERS]
     room = max_bytes - len(_message(query, Rcode.NOERROR))
     size = _ANSWER.size + (len(wanted[0]) if wanted else 0)
-    records = [_ANSWER.pack(_NAME_POINTER, query.type, _IN, limits.DNS_TTL_S, len(data)) + data for data in wanted]
+    records = [
+        _ANSWER.pack(_NAME_POINTER, query.type, _IN, network_limits.DNS_TTL_S, len(data)) + data for data in wanted
+    ]
     return _message(query, Rcode.NOERROR, records[: room // size], is_cut=len(records) > room // size)
 
 
@@ -218,4 +220,4 @@ def _message(query: Query, rcode: Rcode, records: Sequence[bytes] = (), *, is_cu
 def _opt(edns: Edns, rcode: Rcode) -> bytes:
     """Ours: the upper bits of the code, version 0, and DO as the client has it (RFC 3225, 3)."""
     ttl = rcode >> 4 << 24 | edns.flags & _DO
-    return b"\0" + _RECORD.pack(_OPT, limits.DNS_UDP_BYTES, ttl, 0)
+    return b"\0" + _RECORD.pack(_OPT, network_limits.DNS_UDP_BYTES, ttl, 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def sniff(data: bytes | bytearray) -> Hello | None:
     """The ClientHello that a connection begins with; None: more bytes are needed. What follows it is ignored.
 
     Parameters:
-        data: all that has come so far. No more than `limits.TLS_HELLO_BYTES` and the heads of
-            `limits.TLS_HELLO_RECORDS` records are ever waited for.
+        data: all that has come so far. No more than `network_limits.TLS_HELLO_BYTES` and the heads of
+            `network_limits.TLS_HELLO_RECORDS` records are ever waited for.
 
     Raises:
         ProtocolError: it is none, or none that everybody would read alike.
@@ -59,7 +59,7 @@ def sniff(data: bytes | bytearray) -> Hello | None:
 def _message(data: bytes | bytearray) -> bytes | None:
     """The body of the ClientHello, put together from its records; None while a part is missing."""
     message, position = b"", 0
-    for _ in range(limits.TLS_HELLO_RECORDS):
+    for _ in range(network_limits.TLS_HELLO_RECORDS):
         head = bytes(data[position : position + _RECORD_HEAD_BYTES])
         _check_record(head)
         if len(head) < _RECORD_HEAD_BYTES:
@@ -69,7 +69,7 @@ def _message(data: bytes | bytearray) -> bytes | None:
         message += data[start:position]
         if (end := _message_end(message)) <= len(message):
             return message[_MESSAGE_HEAD_BYTES:end]
-    raise ProtocolError(f"a TLS ClientHello in more than {limits.TLS_HELLO_RECORDS} records")
+    raise ProtocolError(f"a TLS ClientHello in more than {network_limits.TLS_HELLO_RECORDS} records")
 
 
 def _check_record(head: bytes) -> None:
@@ -85,8 +85,8 @@ def _message_end(message: bytes) -> int:
     if message and message[0] != _CLIENT_HELLO:
         raise ProtocolError("the first TLS message is not a ClientHello")
     length = int.from_bytes(message[1:_MESSAGE_HEAD_BYTES])
-    if length > limits.TLS_HELLO_BYTES:
-        raise ProtocolError(f"a TLS ClientHello of {length} bytes; {limits.TLS_HELLO_BYTES} are read")
+    if length > network_limits.TLS_HELLO_BYTES:
+        raise ProtocolError(f"a TLS ClientHello of {length} bytes; {network_limits.TLS_HELLO_BYTES} are read")
     return _MESSAGE_HEAD_BYTES + length
 
 

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
 from fastclaw.egress.journal import Journal
 from fastclaw.egress.proxy import EgressProxy
@@ -86,7 +86,7 @@ class ProxyNetwork(Network):
     async def attach(self, shard: Shard, init: int) -> None:
         assert isinstance(shard, SpawnShard)  # who has no spawner gets a bridge
         try:
-            listener, _ = await shard.spawner.listen_inside(limits.EGRESS_PROXY_PORT)
+            listener, _ = await shard.spawner.listen_inside(network_limits.EGRESS_PROXY_PORT)
         except ExecFailed as error:
             raise StartFailed(f"the egress proxy cannot listen inside: {error}", "network_failed") from error
         self._listeners[shard] = self._proxy.listen("proxy", listener)
@@ -208,8 +208,10 @@ def _injection(inject: Inject, path: str) -> Injection:
         value, missing = _read_secret(Path(source.file or ""))
     if value is None:
         raise InvalidParams(f"{path}: {missing}", path=path)
-    if not value or len(value) > limits.EGRESS_SECRET_BYTES or not (value.isascii() and value.isprintable()):
-        text = f"{path}: not the value of a header: 1 to {limits.EGRESS_SECRET_BYTES} printable ASCII characters"
+    if not value or len(value) > network_limits.EGRESS_SECRET_BYTES or not (value.isascii() and value.isprintable()):
+        text = (
+            f"{path}: not the value of a header: 1 to {network_limits.EGRESS_SECRET_BYTES} printable ASCII characters"
+        )
         raise InvalidParams(text, path=path)
     return Injection(host=inject.host, header=inject.header, value=value)
 
@@ -218,13 +220,13 @@ def _read_secret(path: Path) -> tuple[str | None, str]:
     """A file's text without the newline that editors leave at its end, or why there is none."""
     try:
         with path.open("rb") as file:
-            return file.read(limits.EGRESS_SECRET_BYTES + 2).decode("latin-1").rstrip("\r\n"), ""
+            return file.read(network_limits.EGRESS_SECRET_BYTES + 2).decode("latin-1").rstrip("\r\n"), ""
     except OSError as error:
         return None, f"cannot read {path}: {error.strerror}"
 
 
 def proxy_variables(host: str) -> dict[str, str]:
     """What tells programs of the proxy: both cases, since curl reads `http_proxy` in lower case only."""
-    url = f"http://{host}:{limits.EGRESS_PROXY_PORT}"
+    url = f"http://{host}:{network_limits.EGRESS_PROXY_PORT}"
     variables = {"HTTP_PROXY": url, "HTTPS_PROXY": url, "NO_PROXY": NO_PROXY}
     return {**variables, **{name.lower(): value for name, value in variables.items()}}

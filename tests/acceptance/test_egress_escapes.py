@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from fastclaw import limits
+from fastclaw import network_limits
 from tests.acceptance.egress_rig import CLIENT, GATEWAY, ORIGIN, UNLISTED, Canary, Origin, an_origin, inside, served
 from tests.acceptance.python_image import import_python_image
 
@@ -234,11 +234,11 @@ async def test_a_container_of_another_namespace(
             assert len(addresses) == (box.mode == "bridge")
             around = [*addresses, other.proxy]
             await box.fail(*((over, address, 8000) for over in ("tcp", "udp") for address in around))
-            targets = [f"{address}:{port}" for address in around for port in (8000, limits.EGRESS_PROXY_PORT)]
+            targets = [f"{address}:{port}" for address in around for port in (8000, network_limits.EGRESS_PROXY_PORT)]
             for found in (await box.inside("vias", *targets)).values():
                 assert found["reason"] == "special_address"
             if box.mode == "bridge":
-                await box.fail(("tcp", other.proxy, limits.EGRESS_PROXY_PORT))
+                await box.fail(("tcp", other.proxy, network_limits.EGRESS_PROXY_PORT))
             await server.kill(0)
 
 
@@ -260,7 +260,7 @@ async def test_addresses_of_the_host_by_the_proxy(box: Box) -> None:
 
 async def test_the_proxy_itself(box: Box) -> None:
     for host in ("127.0.0.1", box.proxy, "localhost", "2130706433", "[::1]"):
-        await box.is_refused("special_address", "via", f"{host}:{limits.EGRESS_PROXY_PORT}")
+        await box.is_refused("special_address", "via", f"{host}:{network_limits.EGRESS_PROXY_PORT}")
 
 
 async def test_a_redirect_to_where_it_must_not_lead(box: Box) -> None:
@@ -332,7 +332,7 @@ async def test_smuggled_requests(box: Box, rest: str) -> None:
 
 
 async def test_oversized_headers(box: Box) -> None:
-    huge = "x" * (limits.EGRESS_HEAD_BYTES + 1000)
+    huge = "x" * (network_limits.EGRESS_HEAD_BYTES + 1000)
     found = await box.inside("raw", f"GET http://origin.test/ HTTP/1.1\\r\\nHost: a\\r\\nX: {huge}\\r\\n\\r\\n")
     assert found["status"] in (400, 431), found
     box.nothing_happened()
@@ -382,6 +382,6 @@ async def test_no_name_on_the_way_to_an_address_that_is_not_listed(box: Box) -> 
 @only_bridge
 async def test_the_port_that_connections_are_turned_to(box: Box) -> None:
     """Asked for by itself it has no original destination but its own."""
-    ports = range(limits.EGRESS_PROXY_PORT + 1, limits.EGRESS_PROXY_PORT + 5)
+    ports = range(network_limits.EGRESS_PROXY_PORT + 1, network_limits.EGRESS_PROXY_PORT + 5)
     await box.fail(*(("plain", box.proxy, port, "origin.test") for port in ports))
     box.nothing_happened()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.addresses import (
     MAX_PORT,
     Address,
@@ -368,7 +368,7 @@ def test_without_a_default_a_port_must_be_there(text: str) -> None:
 def test_no_authority(text: str) -> None:
     with pytest.raises(BadHost) as refused:
         parse_authority(text, 80)
-    assert len(str(refused.value)) < 2 * limits.EGRESS_RULE_BYTES
+    assert len(str(refused.value)) < 2 * network_limits.EGRESS_RULE_BYTES
 
 
 addresses = st.integers(0, 2**32 - 1).map(IPv4Address) | st.integers(0, 2**128 - 1).map(IPv6Address)

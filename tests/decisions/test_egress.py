@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.addresses import Address, embedded_v4, is_special, parse_host, plain
 from fastclaw.decisions.egress import ANY_PORT, REASONS, STATUS, Policy, Refused, Verdict
 from fastclaw.errors import InvalidParams
@@ -353,8 +353,8 @@ def test_plain_http(host: str, expected: bool) -> None:
         (["a.example", "b..example"], [], "$.options.network.allow[1]", "single dots"),
         (["a.example"], ["b.example", "c.example", "*x"], "$.options.network.deny[2]", "'*.example.com'"),
         (["2001:db8::1:443"], [], "$.options.network.allow[0]", "[2001:db8::1]:443"),
-        (["a"] * (limits.EGRESS_RULES + 1), [], "$.options.network.allow", "10000 is the most"),
-        ([], ["a"] * (limits.EGRESS_RULES + 1), "$.options.network.deny", "10000 is the most"),
+        (["a"] * (network_limits.EGRESS_RULES + 1), [], "$.options.network.allow", "10000 is the most"),
+        ([], ["a"] * (network_limits.EGRESS_RULES + 1), "$.options.network.deny", "10000 is the most"),
     ],
 )
 def test_a_rule_that_is_none_is_named(allow: list[str], deny: list[str], path: str, text: str) -> None:
@@ -410,6 +410,6 @@ def cost_s(policy: Policy) -> float:
 
 
 def test_ten_thousand_rules_cost_what_ten_do() -> None:
-    few, lots = many(10), many(limits.EGRESS_RULES)
+    few, lots = many(10), many(network_limits.EGRESS_RULES)
     assert lots.judge_host("api.example.com", 443).reason is None
     assert cost_s(lots) < 3 * cost_s(few)

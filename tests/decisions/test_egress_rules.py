@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.addresses import MAX_PORT, BadHost
 from fastclaw.decisions.egress_rules import ALL, WEB, Book, Ports, Rule, Span, parse_rule
 
@@ -188,7 +188,7 @@ def test_any_text_is_a_rule_or_refused_in_one_line(text: str, deny: bool) -> Non
         refusal = str(refused)
     if rule is None:
         assert refusal.isprintable()
-        assert 0 < len(refusal) < 10 * limits.EGRESS_RULE_BYTES
+        assert 0 < len(refusal) < 10 * network_limits.EGRESS_RULE_BYTES
     else:
         assert rule.text == text
         assert all(1 <= first <= last <= MAX_PORT for first, last in rule.ports)

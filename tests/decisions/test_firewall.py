@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw import limits
 from fastclaw.decisions.firewall import (
     FIRST_HOST,
     LAST_HOST,
@@ -137,7 +136,7 @@ def test_the_rules() -> None:
     assert lines[:3] == ["add table inet t", "delete table inet t", "table inet t {"]
     turned = [line for line in lines if "dnat ip to" in line]
     assert turned == [
-        f'iifname "fc0123abcd*" ip daddr 10.90.7.1 tcp dport {limits.EGRESS_PROXY_PORT} dnat ip to 10.90.7.1:40000',
+        'iifname "fc0123abcd*" ip daddr 10.90.7.1 tcp dport 3128 dnat ip to 10.90.7.1:40000',
         'iifname "fc0123abcd*" tcp dport { 80, 443 } dnat ip to 10.90.7.1:40001',
         'iifname "fc0123abcd*" udp dport 53 dnat ip to 10.90.7.1:40002',
         'iifname "fc0123abcd*" tcp dport 53 dnat ip to 10.90.7.1:40003',

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.egress.counters import Counters
 from fastclaw.egress.gate import Gate
 from fastclaw.egress.names import Names
@@ -108,12 +108,12 @@ async def serving(
         deny=list(deny),
         inject=[],
         log=changes.get("log"),
-        log_max_bytes=limits.EGRESS_LOG_BYTES,
+        log_max_bytes=network_limits.EGRESS_LOG_BYTES,
         max_connections=changes.get("max_connections", 100),
         max_connections_per_s=1_000,
         max_bytes=changes.get("max_bytes"),
-        idle_timeout_ms=limits.EGRESS_IDLE_MS,
-        connect_timeout_ms=changes.get("connect_timeout_ms", limits.EGRESS_CONNECT_MS),
+        idle_timeout_ms=network_limits.EGRESS_IDLE_MS,
+        connect_timeout_ms=changes.get("connect_timeout_ms", network_limits.EGRESS_CONNECT_MS),
     )
     served = Served()
     served.gate = Gate(config, served.counters, served.trouble.append, served.lookup)

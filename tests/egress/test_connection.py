@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastclaw import limits
+from fastclaw import network_limits
 from tests.egress.rig import HERE, Rig, a_proxy, request
 
 SSH = b"SSH-2.0-server\r\n"
 POST = b"POST http://h/ HTTP/1.1\r\nHost: h\r\n"
-LONG = "x" * (limits.EGRESS_HEAD_BYTES + 1)
+LONG = "x" * (network_limits.EGRESS_HEAD_BYTES + 1)
 
 
 def client_hello(name: str | None) -> bytes:
@@ -162,7 +162,7 @@ async def test_tls_that_cannot_be_read_is_refused(words: bytes) -> None:
 
 
 async def test_half_a_greeting_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EGRESS_HEAD_MS", 200)
+    monkeypatch.setattr(network_limits, "EGRESS_HEAD_MS", 200)
     async with a_proxy() as rig:
         client = await rig.tunnel()
         await client.say(client_hello("x.test")[:40])
@@ -436,7 +436,7 @@ async def test_a_request_in_pieces_is_read_as_one() -> None:
 @pytest.mark.parametrize("start", [b"", b"GET http://h/ HT", b"GET http://h/ HTTP/1.1\r\nHost: h\r\nA: "])
 async def test_a_slow_client_is_not_waited_for(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slowloris: a byte now and then does not put off the deadline of a head."""
-    monkeypatch.setattr(limits, "EGRESS_HEAD_MS", 300)
+    monkeypatch.setattr(network_limits, "EGRESS_HEAD_MS", 300)
     async with a_proxy() as rig:
         client = await rig.connect()
         await client.say(start)
@@ -458,7 +458,7 @@ async def _drip(rig: Rig, writer: asyncio.StreamWriter) -> None:
 
 
 async def test_a_slow_second_request_is_not_waited_for_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EGRESS_HEAD_MS", 300)
+    monkeypatch.setattr(network_limits, "EGRESS_HEAD_MS", 300)
     async with a_proxy() as rig:
         client = await rig.connect()
         assert (await client.ask(f"GET {rig.url}/ HTTP/1.1\nHost: x")).status == 200

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.egress import REASONS, STATUS, Refused
 from fastclaw.egress.heads import has_head, refusal
 from fastclaw.egress.targets import Rejected
@@ -42,9 +42,9 @@ def test_what_can_be_no_request_is_not_waited_for(data: bytes) -> None:
 
 def test_a_head_has_a_bound() -> None:
     start = b"GET http://a.test/ HTTP/1.1\r\nHost: a\r\nA: "
-    fits = start + b"b" * (limits.EGRESS_HEAD_BYTES - len(start))
+    fits = start + b"b" * (network_limits.EGRESS_HEAD_BYTES - len(start))
     assert not has_head(bytearray(fits))
-    assert has_head(bytearray(fits + b"\r\n\r\n" + b"body" * limits.EGRESS_HEAD_BYTES))
+    assert has_head(bytearray(fits + b"\r\n\r\n" + b"body" * network_limits.EGRESS_HEAD_BYTES))
     for more in (b"b", b"b\r\n\r\n"):
         with pytest.raises(Rejected, match="larger"):
             has_head(bytearray(fits + more))

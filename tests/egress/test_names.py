@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from tests.egress.names_rig import HERE, WAIT_S, ZONE, Served, a_client, bound, hear, say, serving
 from tests.protocol.dns_rig import (
     AAAA,
@@ -166,20 +166,25 @@ async def test_an_answer_goes_to_its_asker_only() -> None:
 
 async def test_a_long_answer_is_cut_over_udp_and_whole_over_tcp() -> None:
     async with serving() as served:
-        for extra, most in [((), 512), ((opt(600),), 600), ((opt(0),), 512), ((opt(65_535),), limits.DNS_UDP_BYTES)]:
+        for extra, most in [
+            ((), 512),
+            ((opt(600),), 600),
+            ((opt(0),), 512),
+            ((opt(65_535),), network_limits.DNS_UDP_BYTES),
+        ]:
             answer = await served.exchange(query(wire_name("many.example"), additional=extra))
             told = read(answer)
             assert len(answer) <= most
-            assert told.is_cut == (len(told.addresses) < limits.DNS_ANSWERS)
+            assert told.is_cut == (len(told.addresses) < network_limits.DNS_ANSWERS)
             assert told.addresses == ZONE["many.example"][: len(told.addresses)]
         with a_client(served.tcp_at, socket.SOCK_STREAM) as client:
             await say(client, query(wire_name("many.example")))
             told = read(await hear(client))
-        assert (told.is_cut, told.addresses) == (False, ZONE["many.example"][: limits.DNS_ANSWERS])
+        assert (told.is_cut, told.addresses) == (False, ZONE["many.example"][: network_limits.DNS_ANSWERS])
 
 
 async def test_several_questions_over_one_connection_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "DNS_QUESTIONS", 1)
+    monkeypatch.setattr(network_limits, "DNS_QUESTIONS", 1)
     async with serving() as served:
         with a_client(served.tcp_at, socket.SOCK_STREAM) as client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -195,7 +200,7 @@ async def test_several_questions_over_one_connection_in_pieces(monkeypatch: pyte
             assert read(await hear(client)).addresses == ZONE["a.example"][:2]
             assert served.counters.snapshot()["open"] == 1
             client.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(limits.DNS_IDLE_MS / 2000):  # it has noticed, and not lost patience
+            async with asyncio.timeout(network_limits.DNS_IDLE_MS / 2000):  # it has noticed, and not lost patience
                 assert await hear(client) == b""
 
 
@@ -207,7 +212,7 @@ async def test_several_questions_over_one_connection_in_pieces(monkeypatch: pyte
         (query(klass=3), REFUSED),
         (query(additional=(opt(version=1),)), 16),
         (query(flags=0x2800), 4),
-        (query(additional=(opt(options=bytes(limits.DNS_QUERY_BYTES)),)), FORMERR),
+        (query(additional=(opt(options=bytes(network_limits.DNS_QUERY_BYTES)),)), FORMERR),
     ],
 )
 async def test_what_cannot_be_answered_is_said_and_counted(message: bytes, code: int) -> None:
@@ -236,7 +241,7 @@ async def test_garbage_over_tcp_ends_the_connection(data: bytes) -> None:
     async with serving() as served:
         with a_client(served.tcp_at, socket.SOCK_STREAM) as client:
             client.send(data)
-            async with asyncio.timeout(limits.DNS_IDLE_MS / 2000):  # and not because nothing more comes
+            async with asyncio.timeout(network_limits.DNS_IDLE_MS / 2000):  # and not because nothing more comes
                 assert await hear(client) == b""
         assert (await served.ask("a.example")).code == NOERROR
 
@@ -278,7 +283,7 @@ for name in sys.argv[1:]:
         out, _ = await asyncio.wait_for(child.communicate(), WAIT_S)
     told = {name: rest for name, *rest in map(str.split, out.decode().splitlines())}
     assert told["a.example"] == sorted(ZONE["a.example"])
-    assert told["many.example"] == sorted(ZONE["many.example"][: limits.DNS_ANSWERS])
+    assert told["many.example"] == sorted(ZONE["many.example"][: network_limits.DNS_ANSWERS])
     assert told["four.example"] == ZONE["four.example"]
     assert told["b.test"] == ["True"]
 
@@ -287,7 +292,7 @@ for name in sys.argv[1:]:
 
 
 async def test_a_flood_is_dropped_and_told_of_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(limits, "DNS_QUESTIONS", 3)
+    monkeypatch.setattr(network_limits, "DNS_QUESTIONS", 3)
     async with serving(log=str(tmp_path / "log")) as served:
         with a_client(served.udp_at) as client:
             for number in range(10):
@@ -308,8 +313,8 @@ async def served_up_to_here(served: Served) -> None:
 
 
 async def test_dropped_questions_are_told_of_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "DNS_QUESTIONS_PER_S", 1)
-    monkeypatch.setattr(limits, "DNS_DROPPED_MS", 1)
+    monkeypatch.setattr(network_limits, "DNS_QUESTIONS_PER_S", 1)
+    monkeypatch.setattr(network_limits, "DNS_DROPPED_MS", 1)
     async with serving() as served:
         with a_client(served.udp_at) as client:
             for _ in range(3):
@@ -320,7 +325,7 @@ async def test_dropped_questions_are_told_of_while_it_runs(monkeypatch: pytest.M
 
 
 async def test_clients_over_tcp_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "DNS_CLIENTS", 1)
+    monkeypatch.setattr(network_limits, "DNS_CLIENTS", 1)
     async with serving() as served:
         with (
             a_client(served.tcp_at, socket.SOCK_STREAM) as first,
@@ -348,7 +353,7 @@ async def test_clients_over_tcp_are_connections_of_the_sandbox() -> None:
 
 @pytest.mark.parametrize("begun", [b"", b"\0", b"\0\x20half"])
 async def test_a_client_that_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
-    monkeypatch.setattr(limits, "DNS_IDLE_MS", 50)
+    monkeypatch.setattr(network_limits, "DNS_IDLE_MS", 50)
     async with serving() as served:
         with a_client(served.tcp_at, socket.SOCK_STREAM) as client:
             client.send(begun)
@@ -356,8 +361,8 @@ async def test_a_client_that_says_nothing_is_sent_away(monkeypatch: pytest.Monke
 
 
 async def test_a_client_that_does_not_read_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "DNS_IDLE_MS", 200)
-    monkeypatch.setattr(limits, "DNS_QUESTIONS_PER_S", 1 << 30)
+    monkeypatch.setattr(network_limits, "DNS_IDLE_MS", 200)
+    monkeypatch.setattr(network_limits, "DNS_QUESTIONS_PER_S", 1 << 30)
     async with serving() as served:
         served.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         with socket.socket() as client:

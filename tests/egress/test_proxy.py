@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.egress.proxy import EgressProxy
 from fastclaw.protocol.egress import Injection, Logged, Ready, encode
 from tests.balance import children
@@ -196,7 +196,7 @@ async def test_one_that_cannot_be_started_is_tried_again_ever_later(
 async def test_one_that_never_comes_up_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     async with served() as it:
         with monkeypatch.context() as patch:
-            patch.setattr(limits, "EGRESS_READY_MS", 1)
+            patch.setattr(network_limits, "EGRESS_READY_MS", 1)
             client = await it.asks()
             await until(lambda: it.proxy.trouble == "the egress proxy failed: it does not come up")
         await has_tunnel(client)
@@ -226,7 +226,7 @@ async def test_a_line_for_the_log_is_no_lasting_trouble(
 ) -> None:
     program = pretender(tmp_path / "python", encode(Ready()), encode(Logged("once")))
     monkeypatch.setattr("fastclaw.egress.proxy.sys.executable", program)
-    monkeypatch.setattr(limits, "EGRESS_EXIT_MS", 1)
+    monkeypatch.setattr(network_limits, "EGRESS_EXIT_MS", 1)
     async with served() as it:
         await it.asks()
         await until(lambda: "the egress proxy says: once" in caplog.text)
@@ -268,7 +268,7 @@ async def test_the_end_takes_all_connections_along() -> None:
 
 @pytest.mark.parametrize("moment", ["coming up", "stopped", "failed"])
 async def test_the_end_comes_at_any_moment(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EGRESS_EXIT_MS", 100 if moment == "stopped" else limits.EGRESS_EXIT_MS)
+    monkeypatch.setattr(network_limits, "EGRESS_EXIT_MS", 100 if moment == "stopped" else network_limits.EGRESS_EXIT_MS)
     async with served() as it:
         if moment == "coming up":
             await it.asks()
@@ -278,7 +278,7 @@ async def test_the_end_comes_at_any_moment(moment: str, monkeypatch: pytest.Monk
             os.kill(it.pid, signal.SIGSTOP if moment == "stopped" else signal.SIGKILL)
         if moment == "failed":
             await until(lambda: it.health("proxy") == ["failed"])
-        await asyncio.wait_for(it.proxy.aclose(), limits.EGRESS_EXIT_MS / 1000 + PATIENCE_S)
+        await asyncio.wait_for(it.proxy.aclose(), network_limits.EGRESS_EXIT_MS / 1000 + PATIENCE_S)
 
 
 async def test_a_secret_is_nowhere_but_in_the_header(

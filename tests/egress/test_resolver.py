@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.egress import Refused
 from fastclaw.egress import resolver as module
 from fastclaw.egress.resolver import Resolver
@@ -87,7 +87,7 @@ async def test_slow_names_hold_up_no_more_than_their_threads(monkeypatch: pytest
         return [ONE]
 
     monkeypatch.setattr(module, "_getaddrinfo", slow)
-    monkeypatch.setattr(limits, "EGRESS_LOOKUPS", 3)
+    monkeypatch.setattr(network_limits, "EGRESS_LOOKUPS", 3)
     resolver = Resolver(60)
     async with asyncio.TaskGroup() as group:
         slow_ones = [group.create_task(resolver.resolve(f"slow{number}.test")) for number in range(2)]
@@ -138,7 +138,7 @@ async def test_an_answer_is_kept_for_a_while_and_then_asked_for_anew(monkeypatch
     assert await resolver.resolve("a.test") == [ONE]
     book.addresses = (TWO,)
     assert await resolver.resolve("a.test") == [ONE]
-    monkeypatch.setattr(limits, "EGRESS_ANSWER_MS", 1)
+    monkeypatch.setattr(network_limits, "EGRESS_ANSWER_MS", 1)
     assert await resolver.resolve("b.test") == [TWO]
     book.addresses = (ONE,)
     await asyncio.sleep(0.005)
@@ -148,14 +148,14 @@ async def test_an_answer_is_kept_for_a_while_and_then_asked_for_anew(monkeypatch
 
 
 async def test_a_name_that_is_asked_for_anew_is_kept_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EGRESS_ANSWERS", 2)
-    monkeypatch.setattr(limits, "EGRESS_ANSWER_MS", 1)
+    monkeypatch.setattr(network_limits, "EGRESS_ANSWERS", 2)
+    monkeypatch.setattr(network_limits, "EGRESS_ANSWER_MS", 1)
     book = Book(ONE)
     resolver = Resolver(10, book)
     await resolver.resolve("a.test")
     await resolver.resolve("b.test")
     await asyncio.sleep(0.005)
-    monkeypatch.setattr(limits, "EGRESS_ANSWER_MS", 60_000)
+    monkeypatch.setattr(network_limits, "EGRESS_ANSWER_MS", 60_000)
     for name in ("a.test", "c.test", "a.test"):
         await resolver.resolve(name)
     assert book.asked == ["a.test", "b.test", "a.test", "c.test"]
@@ -170,7 +170,7 @@ async def test_whoever_gets_an_answer_may_change_it() -> None:
 
 
 async def test_thousands_of_names_leave_only_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EGRESS_ANSWERS", 100)
+    monkeypatch.setattr(network_limits, "EGRESS_ANSWERS", 100)
     book = Book(ONE)
     resolver = Resolver(10, book)
     names = [f"n{number}.test" for number in range(5_000)]
@@ -186,7 +186,7 @@ async def test_thousands_of_names_leave_only_the_last_of_them(monkeypatch: pytes
 
 
 async def test_too_many_names_at_once_are_refused_and_the_others_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EGRESS_LOOKUPS_WAITING", 50)
+    monkeypatch.setattr(network_limits, "EGRESS_LOOKUPS_WAITING", 50)
     book = Book(ONE)
     book.may_answer.clear()
     resolver = Resolver(10, book)
@@ -202,7 +202,7 @@ async def test_too_many_names_at_once_are_refused_and_the_others_answered(monkey
 
 
 async def test_the_same_address_counts_once_and_too_many_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EGRESS_ADDRESSES", 3)
+    monkeypatch.setattr(network_limits, "EGRESS_ADDRESSES", 3)
     many = [ip_address(f"127.0.1.{number}") for number in range(9)]
     resolver = Resolver(10, Book(many[0], many[0], *many))
     assert await resolver.resolve("a.test") == many[:3]

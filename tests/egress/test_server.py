@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.egress.counters import Counters
 from fastclaw.egress.server import Server
 from fastclaw.protocol.egress import Injection
@@ -48,7 +48,7 @@ async def test_connections_that_come_too_fast_are_told_so() -> None:
 
 
 async def test_a_flood_of_those_who_are_turned_away_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EGRESS_LEAVING", 3)
+    monkeypatch.setattr(network_limits, "EGRESS_LEAVING", 3)
     async with a_proxy(max_connections=1) as rig:
         await rig.tunnel()
         clients = [await rig.connect() for _ in range(10)]

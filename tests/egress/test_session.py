@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import h11
 import pytest
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.egress.counters import Counters
 from fastclaw.egress.fields import Injections
 from fastclaw.egress.forward import Forwarder, Joined, Site
@@ -146,8 +146,8 @@ async def test_an_answer_that_does_not_come_is_a_timeout() -> None:
 async def test_who_has_begun_to_ask_hears_that_it_took_too_long(
     said: bytes, heard: bytes, denied: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "EGRESS_HEAD_MS", 100)
-    monkeypatch.setattr(limits, "EGRESS_PART_MS", 100)
+    monkeypatch.setattr(network_limits, "EGRESS_HEAD_MS", 100)
+    monkeypatch.setattr(network_limits, "EGRESS_PART_MS", 100)
     async with a_stage() as stage:
         if not said:
             monkeypatch.setattr(Script, "_serve", Script._converse)

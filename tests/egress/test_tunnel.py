@@ -4,86 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import random
 import socket
-from typing import TYPE_CHECKING, Literal
+import weakref
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fastclaw import limits
 from fastclaw.egress.pipes import PipePool
-from fastclaw.egress.tunnel import Tunnel
 from fastclaw.transport import splice
 from tests.balance import open_descriptors
 from tests.egress.test_pipes import no_descriptors_left
+from tests.egress.tunnel_rig import (
+    MIB,
+    Kind,
+    Rig,
+    at_end,
+    count_borrowing,
+    fill,
+    pour,
+    receive,
+    reset,
+    send,
+    turns,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-Kind = Literal["tcp", "unix"]
-MIB = limits.MIB
-DEADLINE_S = 20
-
-
-def connected(kind: Kind) -> tuple[socket.socket, socket.socket]:
-    """Both ends of one connection, non-blocking."""
-    if kind == "unix":
-        ends = socket.socketpair()
-    else:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            ends = socket.create_connection(listener.getsockname()), listener.accept()[0]
-    for end in ends:
-        end.setblocking(False)
-    return ends
-
-
-class CountingMeter:
-    """Counts; has enough after `budget` bytes."""
-
-    def __init__(self, budget: int) -> None:
-        self.forth = self.back = 0
-        self.budget = budget
-        self.on_count: Callable[[], None] = lambda: None
-
-    def sent(self, count: int) -> bool:
-        self.forth += count
-        self.on_count()
-        return self.forth + self.back < self.budget
-
-    def received(self, count: int) -> bool:
-        self.back += count
-        return self.forth + self.back < self.budget
-
-
-class Rig:
-    """A client, a tunnel and an origin."""
-
-    def __init__(self, kind: Kind, pool: PipePool, budget: int = 1 << 60) -> None:
-        self.pool = pool
-        self.client, self.near = connected(kind)
-        self.far, self.origin = connected(kind)
-        self.meter = CountingMeter(budget)
-        self.ends = 0
-        self.ended = asyncio.Event()
-        self.tunnel = Tunnel(self.near, self.far, pool, self.meter, self.on_end)
-
-    def on_end(self, tunnel: Tunnel) -> None:
-        assert tunnel is self.tunnel
-        self.ends += 1
-        self.ended.set()
-
-    async def has_ended(self) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            await self.ended.wait()
-        assert self.ends == 1
-        assert self.far.fileno() == -1
-        assert self.pool.lent == 0
-
-    def close(self) -> None:
-        self.tunnel.close()
-        self.client.close()
-        self.origin.close()
+    from collections.abc import AsyncIterator
 
 
 @pytest.fixture(params=["splice", "copy"])
@@ -105,59 +55,6 @@ async def rig(kind: Kind, pool: PipePool) -> AsyncIterator[Rig]:
     made = Rig(kind, pool)
     yield made
     made.close()
-
-
-async def send(sock: socket.socket, data: bytes) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        await asyncio.get_running_loop().sock_sendall(sock, data)
-
-
-async def receive(sock: socket.socket, count: int, size: Callable[[], int] = lambda: MIB) -> bytes:
-    """So many bytes, or fewer when it ends before."""
-    received = bytearray()
-    async with asyncio.timeout(DEADLINE_S):
-        while len(received) < count:
-            data = await asyncio.get_running_loop().sock_recv(sock, min(size(), count - len(received)))
-            if not data:
-                break
-            received += data
-    return bytes(received)
-
-
-async def at_end(sock: socket.socket) -> bytes:
-    """What comes after everything that was expected: b"" when it ends well."""
-    return await receive(sock, 1)
-
-
-async def turns(count: int = 20) -> None:
-    """What is due has happened then: loopback delivers within the call that sends."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-async def fill(sock: socket.socket) -> int:
-    """Send until nobody takes anything any more; how much that was."""
-    taken = quiet = 0
-    while quiet < 50:
-        try:
-            taken += sock.send(bytes(MIB))
-            quiet = 0
-        except BlockingIOError:
-            quiet += 1
-            await asyncio.sleep(0.001)
-    return taken
-
-
-async def pour(sock: socket.socket, data: bytes, rng: random.Random) -> None:
-    """Send in pieces of any size, with pauses, then half-close."""
-    view = memoryview(data)
-    while view:
-        size = rng.choice((1, 100, 4096, limits.TUNNEL_BUFFER_BYTES, 300_000))
-        await send(sock, bytes(view[:size]))
-        view = view[size:]
-        if rng.random() < 0.2:
-            await asyncio.sleep(0)
-    sock.shutdown(socket.SHUT_WR)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -253,12 +150,6 @@ async def test_a_half_close_of_the_origin_too(rig: Rig) -> None:
     await rig.has_ended()
 
 
-def reset(sock: socket.socket) -> None:
-    """Close with RST."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    sock.close()
-
-
 @pytest.mark.parametrize("who", ["client", "origin"])
 async def test_a_reset_is_passed_on_as_one(pool: PipePool, who: str) -> None:
     rig = Rig("tcp", pool)
@@ -313,6 +204,20 @@ async def test_what_came_before_a_reset_arrives(pool: PipePool) -> None:
     with pytest.raises(ConnectionResetError):
         await receive(rig.client, 1)
     await rig.has_ended()
+    rig.close()
+
+
+async def test_an_answer_is_whole_though_a_write_to_its_sender_fails(pool: PipePool) -> None:
+    rig = Rig("tcp", pool)
+    rig.tunnel.start()
+    await send(rig.origin, b"answer")
+    rig.origin.shutdown(socket.SHUT_WR)
+    assert await receive(rig.client, 10) == b"answer"
+    rig.client.send(b"more of the body")  # the loop sees both at once, this one first
+    reset(rig.origin)
+    assert await at_end(rig.client) == b""
+    await rig.has_ended()
+    assert rig.client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0  # it was not reset
     rig.close()
 
 
@@ -371,6 +276,22 @@ async def test_heads_go_first_however_large(rig: Rig) -> None:
     assert rig.meter.back == len(to_near) + 6
 
 
+async def test_heads_wait_for_nothing(rig: Rig) -> None:
+    rig.tunnel.start(to_far=b"there", to_near=b"back")
+    assert await receive(rig.origin, 5) == b"there"
+    assert await receive(rig.client, 4) == b"back"
+
+
+async def test_after_a_burst_it_goes_on_without_another_event(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TUNNEL_BURST", 1)
+    data = random.Random(4).randbytes(2 * limits.TUNNEL_BUFFER_BYTES + 1000)
+    await send(rig.client, data)
+    rig.client.shutdown(socket.SHUT_WR)
+    await turns()
+    rig.tunnel.start()
+    assert await receive(rig.origin, len(data) + 1) == data
+
+
 @pytest.mark.parametrize("way", ["forth", "back"])
 async def test_the_meter_cuts_it(pool: PipePool, way: str) -> None:
     rig = Rig("tcp", pool, budget=100_000)
@@ -422,12 +343,10 @@ async def test_without_descriptors_for_pipes_it_copies(kind: Kind) -> None:
     with no_descriptors_left():
         received, _ = await asyncio.gather(receive(rig.origin, len(data)), send(rig.client, data))
     assert received == data
-    used: list[int] = []
-    borrow = pool.borrow
-    pool.borrow = lambda: used.append(1) or borrow()  # type: ignore[method-assign, func-returns-value]
+    borrowed = count_borrowing(pool)
     received, _ = await asyncio.gather(receive(rig.origin, len(data)), send(rig.client, data))
     assert received == data
-    assert used
+    assert borrowed
     rig.close()
     pool.close()
 
@@ -458,6 +377,40 @@ async def test_little_needs_no_pipe_and_an_idle_one_holds_two_descriptors(rig: R
         await send(rig.origin, b"pong")
         assert await receive(rig.client, 4) == b"pong"
     assert len(open_descriptors()) == before
+
+
+async def test_after_bulk_little_goes_without_a_pipe_again(kind: Kind) -> None:
+    pool = PipePool()
+    rig = Rig(kind, pool)
+    rig.tunnel.start()
+    borrowed = count_borrowing(pool)
+    await asyncio.gather(send(rig.client, bytes(4 * MIB)), receive(rig.origin, 4 * MIB))
+    assert borrowed
+    for _ in range(2):  # with the first, it finds out
+        borrowed.clear()
+        await send(rig.client, b"ping")
+        assert await receive(rig.origin, 4) == b"ping"
+    assert not borrowed
+    rig.close()
+    pool.close()
+
+
+async def test_one_that_has_ended_is_freed_at_once(pool: PipePool) -> None:
+    """Thousands a second must not wait for the garbage collector."""
+    rig = Rig("tcp", pool)
+    meter = weakref.ref(rig.meter)
+    rig.tunnel.start()
+    await asyncio.gather(send(rig.client, bytes(MIB)), receive(rig.origin, MIB))
+    rig.client.close()
+    rig.origin.close()
+    await rig.has_ended()
+    gc.disable()
+    try:
+        del rig
+        await turns()
+        assert meter() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_bulk_tunnel_gives_the_loop_back(pool: PipePool) -> None:

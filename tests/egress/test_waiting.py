@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.egress.waiting import Patience, Waiting, part
 from tests.egress.rig import listening
 
@@ -167,7 +167,7 @@ async def test_patience_can_be_off() -> None:
 async def test_parting_leaves_the_time_to_read_the_last_words(
     waiting: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "EGRESS_PART_MS", 20_000)
+    monkeypatch.setattr(network_limits, "EGRESS_PART_MS", 20_000)
     with listening() as listener, socket.create_connection(listener.getsockname()) as theirs:
         ours, _ = listener.accept()
         ours.setblocking(False)
@@ -183,7 +183,7 @@ async def test_parting_leaves_the_time_to_read_the_last_words(
 
 
 async def test_parting_has_an_end(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EGRESS_PART_MS", 50)
+    monkeypatch.setattr(network_limits, "EGRESS_PART_MS", 50)
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with theirs:

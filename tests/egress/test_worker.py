@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.egress.counters import Counters
 from fastclaw.egress.worker import EgressWorker, ToFastclaw, describe, read_whole
 from fastclaw.errors import ProtocolError
@@ -51,7 +51,7 @@ class Other:
 
     async def hears(self) -> frames.Report:
         async with asyncio.timeout(PATIENCE_S):
-            frame = await asyncio.get_running_loop().sock_recv(self.socket, limits.EGRESS_FRAME_BYTES)
+            frame = await asyncio.get_running_loop().sock_recv(self.socket, network_limits.EGRESS_FRAME_BYTES)
         return frames.parse_report(frame)
 
     async def has_served(self, settings: EgressConfig, id: int = 1) -> int:
@@ -144,7 +144,7 @@ async def test_what_is_lasting_is_said_in_one_line_that_fits(tmp_path: Path) -> 
         report = await other.hears()
         assert isinstance(report, frames.Trouble)
         assert "decision log" in report.text
-        assert len(report.text) <= limits.EGRESS_LINE_CHARS
+        assert len(report.text) <= network_limits.EGRESS_LINE_CHARS
         assert other.counters.snapshot()["log_lost"] == 1
         await client.close()
 
@@ -262,7 +262,7 @@ def test_what_it_cannot_go_on_with_is_told_to_fastclaw_and_not_to_stderr() -> No
     with ours:
         other = Other(ours)
         other.configures(frames.encode(config([f"{SECRET} is no rule"])))
-        report = frames.parse_report(ours.recv(limits.EGRESS_FRAME_BYTES))
+        report = frames.parse_report(ours.recv(network_limits.EGRESS_FRAME_BYTES))
         assert (child.communicate(timeout=60)[1], child.returncode) == ("", 1)
         assert isinstance(report, frames.Trouble)
         assert report.text.startswith("it gave up: InvalidParams at ")
@@ -284,7 +284,7 @@ def test_a_bug_is_told_for_the_log_with_its_kind_only() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         child = run(BUG.format(SECRET), theirs)
-    report = frames.parse_report(ours.recv(limits.EGRESS_FRAME_BYTES))
+    report = frames.parse_report(ours.recv(network_limits.EGRESS_FRAME_BYTES))
     ours.close()
     assert (child.communicate(timeout=60)[1], child.returncode) == ("", 0)
     assert isinstance(report, frames.Logged)

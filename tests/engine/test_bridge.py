@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions import firewall
 from fastclaw.decisions.container import InitPlan, container_spec
 from fastclaw.engine import bridge as bridge_module
@@ -159,7 +159,7 @@ async def test_a_container_reaches_the_proxy_and_whatever_it_asks_for_is_turned_
     assert await box.run("cat /etc/resolv.conf") == f"nameserver {network.gateway}\n"
     assert await box.run("echo x > /etc/resolv.conf || echo refused") == "refused\n"
     asked: list[tuple[str, Role, tuple[str, int] | None]] = [
-        (f"echo hello | nc {network.gateway} {limits.EGRESS_PROXY_PORT}", "proxy", None),
+        (f"echo hello | nc {network.gateway} {network_limits.EGRESS_PROXY_PORT}", "proxy", None),
         (f"echo hello | nc {OUTSIDE} 443", "transparent", (OUTSIDE, 443)),
     ]
     for script, role, target in asked:
@@ -186,7 +186,8 @@ async def test_the_container_is_cut_off_when_the_network_goes(network: Started, 
     await box.start(network.network)
     await network.network.aclose()
     assert (
-        await box.run(f"nc -w 1 {network.gateway} {limits.EGRESS_PROXY_PORT} < /dev/null || echo no way") == "no way\n"
+        await box.run(f"nc -w 1 {network.gateway} {network_limits.EGRESS_PROXY_PORT} < /dev/null || echo no way")
+        == "no way\n"
     )
     with pytest.raises(StartFailed, match="network is gone"):
         await network.network.attach(box.id, box.pid)
@@ -253,7 +254,7 @@ async def test_a_subnet_that_somebody_has_is_not_taken(
 
 
 async def test_no_subnet_is_free(taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "BRIDGE_TRIES", 2)
+    monkeypatch.setattr(network_limits, "BRIDGE_TRIES", 2)
     monkeypatch.setattr(secrets, "randbelow", lambda _: taken)
     with pytest.raises(StartFailed, match="no free subnet") as caught:
         await BridgeNetwork(tmp_path).start()
@@ -265,9 +266,9 @@ async def test_the_proxys_port_may_be_somebody_elses_on_this_host(
 ) -> None:
     """Containers still find it where it always is."""
     with socket.create_server(("0.0.0.0", 0)) as somebodys:
-        monkeypatch.setattr(limits, "EGRESS_PROXY_PORT", somebodys.getsockname()[1])
+        monkeypatch.setattr(network_limits, "EGRESS_PROXY_PORT", somebodys.getsockname()[1])
         async with started(tmp_path) as network, room(network) as inside:
-            assert await inside.reaches((network.gateway, limits.EGRESS_PROXY_PORT))
+            assert await inside.reaches((network.gateway, network_limits.EGRESS_PROXY_PORT))
             accepted(network.listeners["proxy"]).close()
 
 

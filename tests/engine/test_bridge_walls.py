@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.engine import links, netns
 from fastclaw.errors import StartFailed
 from tests.engine.bridge_rig import (
@@ -90,7 +90,7 @@ def udp_service() -> Iterator[socket.socket]:
 
 
 async def test_the_proxy_is_reached(network: Started, inside: Room) -> None:
-    assert await inside.reaches((network.gateway, limits.EGRESS_PROXY_PORT))
+    assert await inside.reaches((network.gateway, network_limits.EGRESS_PROXY_PORT))
     with accepted(network.listeners["proxy"]) as connection:
         assert connection.getpeername()[0] == await inside.address()
 
@@ -156,7 +156,7 @@ async def test_no_service_of_this_host_is_reached(network: Started, inside: Room
     hidden = [listener.getsockname()[1] for role, listener in network.listeners.items() if role != "dns_udp"]
     targets = [(address, port) for address in (network.gateway, other.gateway) for port in (service, 22, 8_080)]
     targets += [(network.gateway, port) for port in hidden]
-    targets += [(other.gateway, limits.EGRESS_PROXY_PORT), (other.gateway, other.port("proxy"))]
+    targets += [(other.gateway, network_limits.EGRESS_PROXY_PORT), (other.gateway, other.port("proxy"))]
     assert await inside.gets_to(*targets) == []
     network.open_walls()
     other.open_walls()
@@ -301,7 +301,7 @@ async def test_another_firewall_that_is_in_the_way_is_noticed(
     try:
         await inside.run(lambda: links._prove(network.bridge))
         nft(f'add rule inet {name} input iifname "fc*" drop')
-        monkeypatch.setattr(limits, "BRIDGE_PROOF_MS", 200)
+        monkeypatch.setattr(network_limits, "BRIDGE_PROOF_MS", 200)
         with pytest.raises(StartFailed, match="does a firewall of this host drop") as caught:
             await inside.run(lambda: links._prove(network.bridge))
         assert caught.value.reason == "network_failed"

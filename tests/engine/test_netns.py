@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.engine import netns
 from fastclaw.engine.netns import Netlink
 from fastclaw.errors import ProtocolError
@@ -119,7 +119,7 @@ async def test_an_interface_that_does_not_come_up_is_not_awaited_for_ever() -> N
 
 
 async def test_a_kernel_that_says_nothing_is_not_awaited_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "NETLINK_MS", 10)
+    monkeypatch.setattr(network_limits, "NETLINK_MS", 10)
     with Netlink() as netlink, pytest.raises(TimeoutError):
         netlink._socket.recv(1)
 

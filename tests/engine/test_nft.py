@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.engine import netns, nft
 from fastclaw.engine.host import find_program
 from fastclaw.errors import StartFailed
@@ -54,7 +54,7 @@ def test_one_that_is_not_there() -> None:
 
 
 def test_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "NFT_MS", 50)
+    monkeypatch.setattr(network_limits, "NFT_MS", 50)
     with pytest.raises(StartFailed, match="does not answer within 50 ms"):
         nft.tables(stand_in(tmp_path, "exec sleep 60"))
 

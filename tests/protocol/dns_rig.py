@@ -6,7 +6,7 @@ import struct
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from fastclaw import limits
+from fastclaw import network_limits
 
 A, AAAA, HTTPS, TXT, ANY, AXFR, OPT = 1, 28, 65, 16, 255, 252, 41
 NOERROR, FORMERR, SERVFAIL, REFUSED = 0, 1, 2, 5
@@ -63,7 +63,7 @@ def read(message: bytes) -> Told:
         at += 5
     for _ in range(answers):
         pointer, type, klass, ttl, length = struct.unpack_from(">3HIH", message, at)
-        assert (pointer, klass, ttl) == (0xC00C, 1, limits.DNS_TTL_S)
+        assert (pointer, klass, ttl) == (0xC00C, 1, network_limits.DNS_TTL_S)
         assert length == {A: 4, AAAA: 16}[type]
         found.append(str(ip_address(message[at + 12 : at + 12 + length])))
         at += 12 + length

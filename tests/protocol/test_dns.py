@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
 from fastclaw.protocol import dns
 from fastclaw.protocol.dns import Rcode
@@ -43,7 +43,7 @@ def test_an_answer_has_the_addresses_that_were_asked_for(
     answer = dns.answer(asked, addresses, 65_535)
     flags, code, found, told_edns = read(answer)
     wanted = [str(address) for address in addresses if address.version == (4 if type == A else 6)]
-    assert (code, found, told_edns) == (0, wanted[: limits.DNS_ANSWERS], has_edns)
+    assert (code, found, told_edns) == (0, wanted[: network_limits.DNS_ANSWERS], has_edns)
     assert flags == 0x8180  # QR, RD as asked, RA
     assert answer[:2] + answer[12 : 12 + len(asked.question)] == (77).to_bytes(2) + asked.question
 
@@ -72,7 +72,7 @@ def test_flags_of_the_query_that_an_answer_repeats(flags: int, echoed: int) -> N
         ((), 512),
         ((opt(0),), 512),
         ((opt(700),), 700),
-        ((opt(65_535),), limits.DNS_UDP_BYTES),
+        ((opt(65_535),), network_limits.DNS_UDP_BYTES),
         ((opt(700, options=b"\0\x0a\0\x08" + bytes(8)),), 700),
     ],
 )
@@ -85,7 +85,7 @@ def test_a_client_says_how_much_it_takes(additional: tuple[bytes, ...], most: in
 @pytest.mark.parametrize("has_edns", [False, True])
 def test_what_does_not_fit_is_left_out_and_said(name: str, type: int, has_edns: bool) -> None:
     asked = dns.parse(query(wire_name(name), type, additional=(opt(512),) * has_edns))
-    wanted = texts(V4 if type == A else V6)[: limits.DNS_ANSWERS]
+    wanted = texts(V4 if type == A else V6)[: network_limits.DNS_ANSWERS]
     whole = len(dns.answer(asked, [*V4, *V6], 65_535))
     for most in (512, whole - 1, whole):
         answer = dns.answer(asked, [*V4, *V6], most)
@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_left_out_and_said(name: str, type: int, has_edns: 
 def test_an_answer_is_never_much_more_than_its_question(name: str, addresses: list[IPv6Address], size: int) -> None:
     asked = dns.parse(query(wire_name(name), AAAA, additional=(opt(size),)))
     answer = dns.answer(asked, addresses, dns.udp_bytes(asked))
-    assert len(answer) <= max(512, min(size, limits.DNS_UDP_BYTES))
+    assert len(answer) <= max(512, min(size, network_limits.DNS_UDP_BYTES))
 
 
 def test_codes_are_those_of_the_standards() -> None:
@@ -114,7 +114,7 @@ def test_transfers_are_refused(type: int) -> None:
 
 def test_dnssec_ok_is_repeated() -> None:
     answer = dns.answer(dns.parse(query(additional=(opt(flags=0xFFFF),))), V4, 512)
-    assert answer.endswith(b"\0" + struct.pack(">2HIH", OPT, limits.DNS_UDP_BYTES, 0x8000, 0))
+    assert answer.endswith(b"\0" + struct.pack(">2HIH", OPT, network_limits.DNS_UDP_BYTES, 0x8000, 0))
 
 
 @pytest.mark.parametrize("code", range(1, 16))
@@ -197,4 +197,4 @@ def test_a_byte_that_is_wrong_does_no_harm(at: int, change: int) -> None:
     message[at % len(message)] ^= change
     with contextlib.suppress(ProtocolError):
         asked = dns.parse(bytes(message))
-        assert len(dns.answer(asked, [*V4, *V6], dns.udp_bytes(asked))) <= limits.DNS_UDP_BYTES
+        assert len(dns.answer(asked, [*V4, *V6], dns.udp_bytes(asked))) <= network_limits.DNS_UDP_BYTES

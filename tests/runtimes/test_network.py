@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
 from fastclaw.decisions.options import Inject, SecretSource
 from fastclaw.decisions.options import Network as Options
@@ -100,7 +100,7 @@ def test_secrets_out_of_the_environment_and_out_of_files(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n", b"two\nlines", b"nul\0", "ü".encode(), b"x" * (limits.EGRESS_SECRET_BYTES + 1)]
+    "content", [b"", b"\n", b"two\nlines", b"nul\0", "ü".encode(), b"x" * (network_limits.EGRESS_SECRET_BYTES + 1)]
 )
 def test_what_is_no_value_of_a_header_is_refused_and_not_shown(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "key"

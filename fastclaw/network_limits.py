@@ -1,0 +1,171 @@
+"""The bounds of the network: the egress proxy, its names and log, bridges. Kept to as those of limits.py are."""
+
+from fastclaw.limits import KIB, MIB
+
+EGRESS_RULES = 10_000
+"""Entries of `allow`, of `deny` and of `inject` each: a list of a whole organisation's hosts; deciding does not slow
+down with it."""
+
+EGRESS_RULE_BYTES = 300
+"""One entry: a name has 253 bytes at most (RFC 1035, 2.3.4), a port range 11, and brackets."""
+
+EGRESS_NAME_BYTES = 253
+"""A host name: 255 bytes on the wire (RFC 1035, 2.3.4), of which the first length and the root's are not written."""
+
+EGRESS_CONNECTIONS = 4_096
+"""Default of `max_connections`: one for each of `MAX_PROCESSES`; a tunnel takes two descriptors while it is idle and
+six while both directions flow."""
+
+EGRESS_CONNECTIONS_PER_S = 5_000
+"""Default of `max_connections_per_s`: more than the proxy opens on one core, so it bounds nobody but a flood."""
+
+EGRESS_IDLE_MS = 900_000
+"""Default of `idle_timeout_ms`: a long poll of an hour is rare, a tunnel forgotten by its program is not."""
+
+EGRESS_CONNECT_MS = 10_000
+"""Default of `connect_timeout_ms`, resolution included: three SYNs (tcp(7), tcp_syn_retries) and a retried query."""
+
+EGRESS_HEAD_MS = 15_000
+"""A client's request head, or the first bytes of a connection: who sends them slower is a slowloris."""
+
+EGRESS_HEAD_BYTES = 32 * KIB
+"""A request's line and headers: real ones with large cookies stay below 16 KiB; Go servers take 1 MiB."""
+
+EGRESS_LOG_BYTES = 10 * MIB
+"""Default of `log_max_bytes`: some 50 000 decisions before the file is rotated."""
+
+EGRESS_LOG_FILES = 4
+"""The decision log and its predecessors `.1` to `.3`: as logrotate's own default."""
+
+EGRESS_SECRET_BYTES = 8 * KIB
+"""An injected header's value: tokens with many claims have 4 KiB; servers take no more than 8 in one header."""
+
+EGRESS_LOG_QUEUE = 1_024
+"""Decisions that wait to be written: a fifth of a second's worth at full speed, some 400 KB."""
+
+EGRESS_LOG_FLUSH_MS = 2_000
+"""At the end, what the decision log may take to write the rest: as long as the last answers (`FINAL_FLUSH_MS`)."""
+
+EGRESS_LOOKUPS = 32
+"""Names being resolved at once, a thread each: the host's resolver makes one wait for 30 s where a name server is dead
+(resolv.conf(5): three servers, two attempts of 5 s), and the other names shall not."""
+
+EGRESS_LOOKUPS_WAITING = 1_024
+"""Names being resolved or waiting for it: 32 threads get through so many within `EGRESS_CONNECT_MS`, at 0.3 s each."""
+
+EGRESS_ADDRESSES = 32
+"""Addresses of one name that are looked at: an answer over UDP holds some 30, and who has more has them for balance."""
+
+EGRESS_ANSWERS = 1_024
+"""Resolved names that are kept, about 1 KB each."""
+
+EGRESS_ANSWER_MS = 5_000
+"""How long a resolved name is kept: a burst of requests costs one query, and a name that moves is followed soon."""
+
+EGRESS_ANSWERED = 8_192
+"""Addresses that were given out for a name and are known again, about 300 bytes each; 1 000 names have so many."""
+
+EGRESS_ANSWERED_MS = 3_600_000
+"""How long such an address is known: clients use one for longer than its TTL, as keep-alive pools and JVMs do."""
+
+EGRESS_NEXT_ADDRESS_MS = 250
+"""Silence of an address before the next is tried too: RFC 8305 (section 5) recommends it."""
+
+EGRESS_ROUTE_BYTES = 4 * KIB
+"""The kernel's answer about one route: some 100 bytes of attributes."""
+
+EGRESS_FRAME_BYTES = 4 * KIB
+"""One frame between fastclaw and its egress proxy: a few words, or one line of text."""
+
+EGRESS_LINE_CHARS = 500
+"""A line that the egress proxy says: as JSON, with every character escaped, it fits into a frame."""
+
+EGRESS_RESERVED_FILES = 64
+"""Descriptors that the egress proxy's connections cannot take: for the listeners of containers that come later."""
+
+EGRESS_READY_MS = 20_000
+"""From the egress proxy's start until it serves: 0.3 s on an idle machine; one that swaps takes seconds."""
+
+EGRESS_CLOSE_MS = 4_500
+"""What the egress proxy takes to close connections and to write its log: within `EGRESS_EXIT_MS`, so that it is not
+killed."""
+
+EGRESS_EXIT_MS = 5_000
+"""An egress proxy whose socket was closed and that has not ended by then is killed: half of `SHUTDOWN_TIMEOUT_MS`."""
+
+EGRESS_PROXY_PORT = 3_128
+"""Where the proxy listens inside: the customary port of HTTP proxies (squid), which needs no privilege."""
+
+TLS_HELLO_BYTES = 32 * KIB
+"""A ClientHello: real ones with post-quantum key shares and a session ticket stay below 8 KiB."""
+
+TLS_HELLO_RECORDS = 64
+"""Records that one ClientHello may be spread over: clients use one or two; each piece is read from the first on."""
+
+DNS_QUERY_BYTES = 4 * KIB
+"""A query: its name has 255 bytes at most (RFC 1035, 2.3.4), and what EDNS adds (cookie, padding) a few hundred."""
+
+DNS_PLAIN_BYTES = 512
+"""An answer over UDP to a client that names no size of its own (RFC 1035, 2.3.4)."""
+
+DNS_UDP_BYTES = 1_232
+"""An answer over UDP, whatever size the client takes: IPv6's least MTU of 1 280 without its headers, so never in
+fragments."""
+
+DNS_ANSWERS = 32
+"""Addresses in one answer: clients try a few; it bounds how much larger than its query an answer can be."""
+
+DNS_TTL_S = 30
+"""How long a client may keep an answer: the host's resolver keeps the real time to live, and does not tell it."""
+
+DNS_QUESTIONS = 256
+"""Questions being answered: further ones are dropped, and asked again by their clients (resolv.conf(5), attempts)."""
+
+DNS_QUESTIONS_PER_S = 2_000
+"""New questions: a new connection takes two; more than a host's resolver answers, so it bounds nobody but a flood."""
+
+DNS_BURST = 64
+"""Questions or clients taken up before the loop has a turn: under a millisecond of work."""
+
+DNS_CLIENTS = 64
+"""Clients over TCP, which ask there what was too long for a datagram: few, and not for long."""
+
+DNS_IDLE_MS = 10_000
+"""A client over TCP that says nothing: "on the order of a few seconds" (RFC 7766, 6.2.3)."""
+
+DNS_DROPPED_MS = 1_000
+"""How often it is told that questions were dropped: a flood must not become one of the log."""
+
+EGRESS_PART_MS = 2_000
+"""How long a client that was told the last gets to read it and to close: a round trip, and a client under load."""
+
+EGRESS_ACCEPT_BURST = 64
+"""Connections accepted before the loop goes on: some milliseconds until each of them is a task."""
+
+EGRESS_LEAVING = 256
+"""Clients that are being told why they are not served, in a flood of them; further ones are closed without a word."""
+
+EGRESS_SWEEPS = 8
+"""Looks at all tunnels within one `idle_timeout_ms`: an idle one lives an eighth longer at most."""
+
+BRIDGE_TRIES = 64
+"""Subnets tried for a bridge: of 42 752 even a host with hundreds of networks takes few; each try costs 10 ms."""
+
+BRIDGE_BACKLOG = 1_024
+"""Connections that wait at a bridge's listener: what a burst of agents opens at once, while the proxy comes up."""
+
+BRIDGE_PROOF_MS = 2_500
+"""How long a new container's first connection to the gateway may take: 0.2 ms measured; a lost SYN is sent again after
+one second (tcp(7))."""
+
+NFT_MS = 10_000
+"""One transaction of nft: 5 to 10 ms measured; the kernel makes it wait for those of others."""
+
+NETLINK_MS = 5_000
+"""One answer of the kernel about an interface: microseconds; it is made to wait while others change theirs."""
+
+NETLINK_POLL_MS = 1
+"""Between two looks whether an interface passes packets: the kernel lets it a few milliseconds after it was set up."""
+
+NETLINK_BYTES = 8 * KIB
+"""An acknowledgement and the message that it answers: what the kernel itself takes for one (NLMSG_GOODSIZE)."""
