@@ -93,10 +93,6 @@ LAYERS: dict[str, list[str]] = {
         "dirs",
         "podman_client",
         "lifecycle",
-        "nft",
-        "netns",
-        "links",
-        "bridge",
         "janitor",
         "process",
         "remote_tree",
@@ -110,6 +106,7 @@ LAYERS: dict[str, list[str]] = {
         "rest_process",
         "rest",
     ],
+    "bridge": ["nft", "netns", "links", "network"],
     "relays": ["streams", "worker", "workers"],
     "egress": [
         "counters",

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from fastclaw import limits
+from fastclaw.bridge.network import why_no_bridge
 from fastclaw.decisions.capacity import capacity
 from fastclaw.decisions.diagnosis import (
     Finding,
@@ -22,7 +23,6 @@ from fastclaw.decisions.diagnosis import (
 )
 from fastclaw.decisions.options import Options
 from fastclaw.decisions.service import HostFacts, plan_service
-from fastclaw.engine.bridge import why_no_bridge
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
 from fastclaw.engine.host import host_facts
 from fastclaw.engine.lifecycle import EngineLifecycle

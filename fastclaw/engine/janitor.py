@@ -82,7 +82,7 @@ def clean_up(order: Order, service: int | None) -> None:
 
 
 def _remove_networks(order: Order, nft: str) -> None:
-    """First the interfaces, then the rules that kept who is on them from everything else (engine/bridge.py)."""
+    """First the interfaces, then the rules that kept who is on them from everything else (bridge/network.py)."""
     tables = [word for word in _output(order, nft, "list", "tables") if word.startswith(order["tables"])]
     for table in tables:
         interface = f"fc{table.rpartition('_')[2]}"

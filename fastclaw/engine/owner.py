@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from fastclaw.decisions.container import Owner
+from fastclaw.decisions.firewall import Holder
 from fastclaw.transport import procfs
 
 PROC = Path("/proc")
@@ -35,6 +36,16 @@ def own_start_time() -> int:
 def own_label() -> str:
     """Who we are, as it stands on what we own."""
     return Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label
+
+
+def own_holder() -> Holder:
+    """Who we are, as it stands in the names of our firewall tables."""
+    return Holder(pid=os.getpid(), start_time=own_start_time(), pid_namespace=pid_namespace())
+
+
+def pid_namespace() -> int:
+    """Inode of this process's PID namespace: in another one pids mean somebody else."""
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 @cache

@@ -25,9 +25,8 @@ from fastclaw.decisions.service import (
     tool_argv,
 )
 from fastclaw.engine import janitor
-from fastclaw.engine.bridge import tables_prefix
 from fastclaw.engine.dirs import service_dir, service_paths
-from fastclaw.engine.owner import own_label
+from fastclaw.engine.owner import own_holder, own_label
 from fastclaw.engine.process import end_process, is_readable, reap, spawn_service, wait_readable
 from fastclaw.engine.standby import Standby
 from fastclaw.errors import StartFailed
@@ -126,7 +125,7 @@ class ManagedService:
             runtime=runtime_argv(self.plan),
             label=f"{LABEL_OWNER}={own_label()}",
             nft=self.plan.facts.nft if self.plan.facts.is_root else None,
-            tables=tables_prefix(),
+            tables=own_holder().prefix,
         )
         return Standby(janitor_argv(python, janitor.__file__, order), env)
 

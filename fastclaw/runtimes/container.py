@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from fastclaw import limits
+from fastclaw.bridge.network import BridgeNetwork, remove_abandoned_networks
 from fastclaw.decisions.container import (
     LABEL_NAMESPACE,
     LABEL_OWNER,
@@ -31,7 +32,6 @@ from fastclaw.decisions.container import (
 )
 from fastclaw.decisions.options import Options, no_templates
 from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
-from fastclaw.engine.bridge import BridgeNetwork, remove_abandoned_networks
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
 from fastclaw.engine.host import host_facts, static_catatonit
 from fastclaw.engine.lifecycle import EngineLifecycle

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AsyncExitStack
 
+    from fastclaw.bridge.network import BridgeNetwork
     from fastclaw.decisions.container import ContainerNetwork
     from fastclaw.decisions.options import Inject
     from fastclaw.decisions.options import Network as Options
-    from fastclaw.engine.bridge import BridgeNetwork
     from fastclaw.engine.shard import Shard
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw import network_limits
+from fastclaw.bridge.network import BridgeNetwork, why_no_bridge
 from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
 from fastclaw.decisions.options import Inject, SecretSource
 from fastclaw.decisions.options import Network as Options
-from fastclaw.engine.bridge import BridgeNetwork, why_no_bridge
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.protocol.egress import Injection
 from fastclaw.runtimes.network import (

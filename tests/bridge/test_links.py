@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastclaw.bridge import links, netns
 from fastclaw.decisions import firewall
 from fastclaw.decisions.firewall import Bridge
-from fastclaw.engine import links, netns
 from fastclaw.errors import StartFailed
-from tests.engine.bridge_rig import ip, need_bridge, room, started
+from tests.bridge.rig import ip, need_bridge, room, started
 from tests.engine.fleet import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.engine.bridge_rig import Started
+    from tests.bridge.rig import Started
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import network_limits
-from fastclaw.engine import netns, nft
+from fastclaw.bridge import netns, nft
 from fastclaw.engine.host import find_program
 from fastclaw.errors import StartFailed
-from tests.engine.bridge_rig import need_bridge
+from tests.bridge.rig import need_bridge
 
 if TYPE_CHECKING:
     from pathlib import Path

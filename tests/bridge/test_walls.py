@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import network_limits
-from fastclaw.engine import links, netns
+from fastclaw.bridge import links, netns
 from fastclaw.errors import StartFailed
-from tests.engine.bridge_rig import (
+from tests.bridge.rig import (
     OUTSIDE,
     PATIENCE_S,
     SOON_S,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from tests.engine.bridge_rig import Room, Started
+    from tests.bridge.rig import Room, Started
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,10 +9,10 @@ import struct
 from pathlib import Path
 
 from fastclaw import network_limits
+from fastclaw.bridge import netns
+from fastclaw.bridge.netns import Netlink
 from fastclaw.decisions import firewall
 from fastclaw.decisions.firewall import Bridge
-from fastclaw.engine import netns
-from fastclaw.engine.netns import Netlink
 from fastclaw.errors import ProtocolError, StartFailed
 from fastclaw.protocol import rtnetlink
 

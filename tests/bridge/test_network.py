@@ -17,15 +17,16 @@ import msgspec
 import pytest
 
 from fastclaw import network_limits
+from fastclaw.bridge import links, netns, nft
+from fastclaw.bridge import network as bridge_module
+from fastclaw.bridge.network import BridgeNetwork, remove_abandoned_networks, why_no_bridge
 from fastclaw.decisions import firewall
 from fastclaw.decisions.container import InitPlan, container_spec
-from fastclaw.engine import bridge as bridge_module
-from fastclaw.engine import links, netns, nft
-from fastclaw.engine.bridge import BridgeNetwork, remove_abandoned_networks, tables_prefix, why_no_bridge
 from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.engine.owner import own_holder
 from fastclaw.errors import StartFailed
 from fastclaw.transport import procfs
-from tests.engine.bridge_rig import (
+from tests.bridge.rig import (
     OUTSIDE,
     PATIENCE_S,
     accepted,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fastclaw.protocol.egress import Role
-    from tests.engine.bridge_rig import Started
+    from tests.bridge.rig import Started
     from tests.engine_fixtures import EngineService
 
 NAMESPACE = "bridge-tests"
@@ -51,7 +52,7 @@ NAMESPACE = "bridge-tests"
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-from fastclaw.engine.bridge import BridgeNetwork
+from fastclaw.bridge.network import BridgeNetwork
 
 async def main() -> None:
     network = BridgeNetwork(Path(sys.argv[1]))
@@ -68,7 +69,7 @@ from pathlib import Path
 import msgspec
 from fastclaw.decisions.container import InitPlan, container_spec
 from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan
-from fastclaw.engine.bridge import BridgeNetwork
+from fastclaw.bridge.network import BridgeNetwork
 from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.engine.owner import own_label
 from fastclaw.engine.service import ManagedService
@@ -220,7 +221,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    assert [name for name in nft.tables("nft") if name.startswith(tables_prefix()) and name not in before] == []
+    assert [name for name in nft.tables("nft") if name.startswith(own_holder().prefix) and name not in before] == []
     assert not os.listdir(tmp_path)
 
 
@@ -250,7 +251,7 @@ async def test_a_subnet_that_somebody_has_is_not_taken(
         monkeypatch.setattr(links, "is_taken", lambda bridge: next(looks, None) is None and really(bridge))
     async with started(tmp_path) as network:
         assert network.network.subnet == str(firewall.subnet_at(taken + 1))
-        assert len([name for name in nft.tables("nft") if name.startswith(tables_prefix())]) == 1
+        assert len([name for name in nft.tables("nft") if name.startswith(own_holder().prefix)]) == 1
 
 
 async def test_no_subnet_is_free(taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from fastclaw.engine import links, netns
-from fastclaw.engine.bridge import BridgeNetwork, why_no_bridge
-from fastclaw.engine.nft import tables
+from fastclaw.bridge import links, netns
+from fastclaw.bridge.network import BridgeNetwork, why_no_bridge
+from fastclaw.bridge.nft import tables
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import get_args
 
 from fastclaw import network_limits
+from fastclaw.bridge import links, netns, nft
 from fastclaw.decisions import firewall
 from fastclaw.decisions.container import ContainerNetwork
-from fastclaw.decisions.firewall import Bridge, BridgeFacts, Holder, Ports
-from fastclaw.engine import links, netns, nft
+from fastclaw.decisions.firewall import Bridge, BridgeFacts, Ports
 from fastclaw.engine.host import find_program
-from fastclaw.engine.owner import own_start_time, start_time
+from fastclaw.engine.owner import own_holder, pid_namespace, start_time
 from fastclaw.errors import FastclawError, StartFailed
 from fastclaw.protocol.egress import Role
 
@@ -123,7 +123,7 @@ class BridgeNetwork:
         with ExitStack() as undo:
             undo.callback(self._close_listeners)
             ports = self._listen(bridge)
-            nft.apply(self._nft or "", firewall.ruleset(firewall.table_name(_own(), bridge.token), bridge, ports))
+            nft.apply(self._nft or "", firewall.ruleset(firewall.table_name(own_holder(), bridge.token), bridge, ports))
             undo.callback(self._unmake, bridge)
             links.make_bridge(bridge)
             if links.is_taken(bridge):
@@ -152,7 +152,7 @@ class BridgeNetwork:
         """In a thread."""
         self._close_listeners()
         try:
-            remove(self._nft or "", {firewall.table_name(_own(), bridge.token): bridge.token})
+            remove(self._nft or "", {firewall.table_name(own_holder(), bridge.token): bridge.token})
             self._resolv_conf(bridge).unlink(missing_ok=True)
         except (OSError, StartFailed) as error:
             logger.warning("network %s is not removed (%s); the next start does it", bridge.interface, error)
@@ -189,24 +189,11 @@ def remove(program: str, tables: dict[str, str]) -> None:
     nft.apply(program, firewall.without_tables(tables))
 
 
-def tables_prefix() -> str:
-    """How the names of this process's tables begin."""
-    return _own().prefix
-
-
-def _own() -> Holder:
-    return Holder(pid=os.getpid(), start_time=own_start_time(), pid_namespace=_pid_namespace())
-
-
-def _pid_namespace() -> int:
-    return os.stat("/proc/self/ns/pid").st_ino
-
-
 def _remove_abandoned(program: str) -> None:
     try:
         found = {name: parsed for name in nft.tables(program) if (parsed := firewall.parse_table(name)) is not None}
         times = {holder.pid: ticks for holder, _ in found.values() if (ticks := start_time(holder.pid)) is not None}
-        here = _pid_namespace()
+        here = pid_namespace()
         dead = {n: token for n, (holder, token) in found.items() if firewall.is_dead_holder(holder, here, times)}
         if dead:
             logger.info("removing %d networks that a dead owner left", len(dead))
@@ -220,7 +207,7 @@ def _refusal(program: str) -> str | None:
     ports = Ports(proxy=1, transparent=2, dns_udp=3, dns_tcp=4)
     try:
         netns.enter_new()
-        nft.apply(program, firewall.ruleset(firewall.table_name(_own(), _EXAMPLE.token), _EXAMPLE, ports))
+        nft.apply(program, firewall.ruleset(firewall.table_name(own_holder(), _EXAMPLE.token), _EXAMPLE, ports))
         links.make_bridge(_EXAMPLE)
         inside = netns.open_netns("thread-self")
         try:

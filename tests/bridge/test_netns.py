@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import network_limits
-from fastclaw.engine import netns
-from fastclaw.engine.netns import Netlink
+from fastclaw.bridge import netns
+from fastclaw.bridge.netns import Netlink
 from fastclaw.errors import ProtocolError
 from fastclaw.protocol import rtnetlink
-from tests.engine.bridge_rig import need_bridge
+from tests.bridge.rig import need_bridge
 
 if TYPE_CHECKING:
     from pathlib import Path
