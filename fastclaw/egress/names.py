@@ -17,6 +17,7 @@ from fastclaw.decisions.addresses import BadHost, parse_host
 from fastclaw.decisions.egress import Refused
 from fastclaw.decisions.quota import Quota
 from fastclaw.egress.gate import Asked
+from fastclaw.egress.resolver import Missing
 from fastclaw.errors import ProtocolError
 from fastclaw.protocol import dns
 from fastclaw.protocol.dns import Rcode
@@ -33,7 +34,7 @@ _LENGTH_BYTES = 2  # before each message over TCP (RFC 1035, 4.2.2)
 _MOST_BYTES = 2 ** (8 * _LENGTH_BYTES) - 1
 
 _RCODES: dict[Reason, Rcode] = {"unresolved": Rcode.SERVFAIL, "connect_timeout": Rcode.SERVFAIL}
-"""What is said instead of REFUSED. The host's resolver does not say whether a name is missing or its servers are."""
+"""What is said instead of REFUSED; of a name that there is not, NXDOMAIN."""
 
 
 class Names:
@@ -126,6 +127,8 @@ class Names:
         try:
             name = await self._host_name(query)
             addresses = await self._gate.admit(Asked("dns", name, 0))
+        except Missing:
+            return dns.failure(query, Rcode.NXDOMAIN)
         except Refused as refused:
             return dns.failure(query, _RCODES.get(refused.reason, Rcode.REFUSED))
         self._gate.remember(name, addresses)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     """A name's addresses, best first; raises OSError where it has none."""
 
 
+class Missing(Refused):
+    """There is no such name, as far as the host's resolver knows (EAI_NONAME, getaddrinfo(3))."""
+
+
 class _Answer(NamedTuple):
     """Parameters:
     refused: why there are no addresses.
@@ -54,13 +58,14 @@ class Resolver:
         """The addresses of a name, best first; never empty.
 
         Raises:
+            Missing: `unresolved`: there is no such name.
             Refused: `unresolved`, or `connect_timeout` where the answer takes longer than `timeout_s`.
         """
         answer = self._answers.get(name)
         if answer is None or answer.expires <= self._loop.time():
             answer = await self._wait_for(name)
         if answer.refused is not None:
-            raise Refused(answer.refused.reason, answer.refused.text)
+            raise type(answer.refused)(answer.refused.reason, answer.refused.text)  # one for each who waited
         return list(answer.addresses)
 
     async def aclose(self) -> None:
@@ -92,7 +97,8 @@ class Resolver:
         except TimeoutError:
             refused = self._too_late(name)
         except (OSError, UnicodeError) as error:
-            refused = Refused("unresolved", f"{name} has no address: {getattr(error, 'strerror', None) or error}")
+            kind = Missing if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME else Refused
+            refused = kind("unresolved", f"{name} has no address: {getattr(error, 'strerror', None) or error}")
         finally:
             del self._running[name]
         if not addresses and refused is None:

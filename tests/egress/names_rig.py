@@ -59,6 +59,8 @@ class Served:
         if name.startswith("stuck"):
             self.stuck.set()
             await asyncio.Event().wait()
+        if name.startswith("dead"):
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         if name not in ZONE:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [ip_address(text) for text in ZONE[name]]

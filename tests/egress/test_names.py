@@ -24,6 +24,7 @@ from tests.protocol.dns_rig import (
     FORMERR,
     HTTPS,
     NOERROR,
+    NXDOMAIN,
     REFUSED,
     SERVFAIL,
     TXT,
@@ -123,9 +124,10 @@ async def test_an_address_that_is_denied_is_left_out() -> None:
 
 async def test_a_name_that_cannot_be_resolved() -> None:
     async with serving(connect_timeout_ms=50) as served:
-        assert (await served.ask("nowhere.example")).code == SERVFAIL
+        assert (await served.ask("nowhere.example")).code == NXDOMAIN
+        assert (await served.ask("dead.example")).code == SERVFAIL
         assert (await served.ask("stuck.example")).code == SERVFAIL
-        assert served.counters.snapshot()["failed"] == {"unresolved": 1, "connect_timeout": 1}
+        assert served.counters.snapshot()["failed"] == {"unresolved": 2, "connect_timeout": 1}
 
 
 async def test_a_sandbox_without_bytes_left_gets_no_answer_out_of_anybody() -> None:

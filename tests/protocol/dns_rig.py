@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fastclaw import network_limits
 
 A, AAAA, HTTPS, TXT, ANY, AXFR, OPT = 1, 28, 65, 16, 255, 252, 41
-NOERROR, FORMERR, SERVFAIL, REFUSED = 0, 1, 2, 5
+NOERROR, FORMERR, SERVFAIL, NXDOMAIN, REFUSED = 0, 1, 2, 3, 5
 TRUNCATED = 0x0200
 
 
