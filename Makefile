@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 SOURCES := fastclaw bench tests scripts
 
 ROUNDS ?= 20
+SECONDS ?= 600
 BENCH := $(BIN)/python -m pytest bench -p no:cacheprovider --timeout=600 \
 	--benchmark-columns=min,median,max,rounds --benchmark-sort=name
 
@@ -20,7 +21,7 @@ help: ## show this list
 
 install: $(STAMP) ## make the virtual environment (VENV=.venv, PYTHON=python3)
 
-$(STAMP): pyproject.toml fastclaw/spawn/spawner.c scripts/build_spawner.py
+$(STAMP): pyproject.toml $(wildcard fastclaw/spawn/c/*) scripts/build_spawner.py
 	@scripts/make-venv "$(PYTHON)" "$(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
@@ -53,7 +54,8 @@ soak: install ## the demo again and again (ROUNDS=20), then 100 000 starts; stop
 	@$(BIN)/fastclaw demo --rounds $(ROUNDS)
 	$(BIN)/python -m pytest -m soak
 
-fuzz: install ## the property tests with 100 times as many examples
+fuzz: install ## the property tests with 100 times as many examples; the spawner under sanitizers (SECONDS=600)
+	$(BIN)/python -m tests.spawn.fuzz --seconds $(SECONDS)
 	$(BIN)/python -m pytest -p tests.fuzz --hypothesis-profile=fuzz -m hypothesis --timeout=0
 
 clean: ## remove the virtual environment and everything generated

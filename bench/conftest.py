@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
 
+from bench.programs import Programs
 from bench.ratios import Ratios, read_budgets
 
 if TYPE_CHECKING:
@@ -63,3 +66,10 @@ def runner() -> Iterator[asyncio.Runner]:
     """One production loop for all benches: making it is not measured."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         yield runner
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Programs]:
+    """The clients and rivals that are in C."""
+    with tempfile.TemporaryDirectory(prefix="fcp") as directory:
+        yield Programs(Path(directory))

@@ -12,13 +12,16 @@ All on 127.0.0.1. What one measured it prints as a line of JSON.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bench.relay_ends import read, report, write
+import orjson
+
+from fastclaw import limits
 from fastclaw.transport.host import raise_file_limit
 
 if TYPE_CHECKING:
@@ -31,6 +34,37 @@ AT_ONCE = 50
 WORD = b"hello"
 HEAD_END = b"\r\n\r\n"
 HEAD_BYTES = 4096
+BLOCK_BYTES = 64 * limits.KIB
+"""One read or write."""
+
+PATTERN = bytes(range(256)) * (BLOCK_BYTES // 256)
+SOURCE_BYTES = 64 * limits.MIB
+"""The writer goes round in so much memory: what somebody has to say does not come from the CPU's cache."""
+
+
+def report(**found: Any) -> None:
+    sys.stdout.write(orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE).decode())
+
+
+def write(fd: int, total: int) -> None:
+    source = memoryview(PATTERN * (SOURCE_BYTES // BLOCK_BYTES))
+    written = 0
+    while written < total:
+        at = written % SOURCE_BYTES
+        written += os.write(fd, source[at : at + min(BLOCK_BYTES, total - written)])
+
+
+def read(fd: int, total: int, check: int) -> None:
+    """Measures from the first byte, when everybody is up and running, to the end."""
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    count = os.readv(fd, [buffer])
+    began = time.perf_counter()
+    right = buffer[:count] == PATTERN[:count]
+    while size := os.readv(fd, [buffer]):
+        if check:
+            right = right and buffer[:size] == (PATTERN + PATTERN)[count % 256 :][:size]
+        count += size
+    report(seconds=time.perf_counter() - began, count=count, right=right and count == total)
 
 
 def connect(origin: int, proxy: int) -> socket.socket:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.egress_ends import HOST
+from bench.processes import cpu_seconds, resident_kb
 from fastclaw import network_limits
 from fastclaw.egress.counters import Counters
 from fastclaw.protocol import egress as frames
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 BACKLOG = 4_096
 MANY = 1_000_000
 DEADLINE_S = 30
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Proxy(NamedTuple):
@@ -39,20 +39,14 @@ class Proxy(NamedTuple):
 
     def cpu_seconds(self) -> float:
         """What all of them have used, without those that have ended."""
-        return sum(_cpu_ticks(pid) for pid in self._pids()) / _TICKS_PER_S
+        return sum(map(cpu_seconds, self._pids()))
 
     def resident_kb(self) -> int:
         """What they have in memory."""
-        page_kb = os.sysconf("SC_PAGE_SIZE") // 1024
-        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page_kb for pid in self._pids())
+        return sum(map(resident_kb, self._pids()))
 
     def _pids(self) -> list[int]:
         return [self.pid, *(pid for pid, _ in procfs.children(self.pid))]
-
-
-def _cpu_ticks(pid: int) -> int:
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(after_name[11]) + int(after_name[12])  # utime and stime, proc_pid_stat(5)
 
 
 def listener() -> socket.socket:

@@ -1,7 +1,7 @@
 """The least that a supervisor can do: exec, then wait, as raw lines over the stdio of a served runtime.
 
 What a client of this package costs on top (connecting, streams, futures) is measured elsewhere; here it would hide what
-the runtime costs.
+the runtime costs. Where a client in Python would hide that too, rpc_client.c takes over its descriptors (bench.wire).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _READ_BYTES = 65_536
+_END_S = 60
 
 
 class LeanClient:
-    """A served runtime of its own, up when this returns.
+    """A served runtime of its own, up once it is made.
 
     Parameters:
         runtime: `local` or `podman`.
@@ -34,7 +35,16 @@ class LeanClient:
         assert self.process.stdout is not None
         self._out, self._in = self.process.stdin, self.process.stdout
         self._rest = b""
-        self.call("initialize", {"namespace": "bench", "options": dict(options)})
+        try:
+            self.call("initialize", {"namespace": "bench", "options": dict(options)})
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The runtime's stdin and stdout, for a client in C that takes over while nothing is under way."""
+        return self._out.fileno(), self._in.fileno()
 
     def call(self, method: str, params: Mapping[str, Any] | None = None) -> Any:
         """One call, while nothing else is under way."""
@@ -83,14 +93,24 @@ class LeanClient:
     def _answers(self) -> list[dict[str, Any]]:
         """What one or more reads bring, up to the end of a line."""
         while not self._rest.endswith(b"\n"):
-            self._rest += os.read(self._in.fileno(), _READ_BYTES)
+            data = os.read(self._in.fileno(), _READ_BYTES)
+            if not data:
+                raise ConnectionError("the runtime has ended")
+            self._rest += data
         lines, self._rest = self._rest.splitlines(), b""
         return [orjson.loads(line) for line in lines]
+
+    def end(self) -> None:
+        """Without a word, for a runtime that does not answer as it should."""
+        self.process.kill()
+        self._out.close()
+        self.process.wait(_END_S)
+        self._in.close()
 
     def close(self) -> None:
         """EOF is a shutdown."""
         self._out.close()
-        assert self.process.wait(60) == 0
+        assert self.process.wait(_END_S) == 0
         self._in.close()
 
 

@@ -32,11 +32,18 @@ class Row(NamedTuple):
     value: str
     ratio: float | None = None
     goal: float | None = None
+    aim: float | None = None
 
     @property
     def missed(self) -> bool:
         """Below its goal."""
         return self.ratio is not None and self.goal is not None and self.ratio < self.goal
+
+    def cell(self, least: float | None) -> str:
+        """A goal or an aim, and whether it was missed."""
+        if self.ratio is None or least is None:
+            return ""
+        return f"≥ {least:g}{' **missed**' if self.ratio < least else ''}"
 
 
 class Comparison(NamedTuple):
@@ -58,7 +65,7 @@ class Ratios:
 
     Parameters:
         goals: by name of the ratio, the least that is good enough.
-        aims: the same, but shown only: what the design asks for and cannot be had so far.
+        aims: the same, but shown only: what the design asks for, above the goal or without one.
     """
 
     def __init__(self, goals: Mapping[str, float], aims: Mapping[str, float]) -> None:
@@ -68,7 +75,7 @@ class Ratios:
 
     def ratio(self, what: str, value: float) -> None:
         """Keep a ratio: the rate of ours over the rival's, so above 1 is better."""
-        self.rows.append(Row(what, f"{value:.3g}", value, self.goals.get(what, self.aims.get(what))))
+        self.rows.append(Row(what, f"{value:.3g}", value, self.goals.get(what), self.aims.get(what)))
 
     def fact(self, what: str, value: str) -> None:
         """Keep something that has no goal."""
@@ -77,18 +84,15 @@ class Ratios:
     def missed(self) -> list[str]:
         """Goals that were missed, and goals that nothing was measured for."""
         measured = {row.what for row in self.rows}
-        below = [
-            f"{row.what}: {row.value}, goal {row.goal}" for row in self.rows if row.missed and row.what in self.goals
-        ]
+        below = [f"{row.what}: {row.value}, goal {row.goal}" for row in self.rows if row.missed]
         return below + [f"{what}: not measured" for what in self.goals if what not in measured]
 
     def table(self) -> list[str]:
         """The rows as a Markdown table."""
-        lines = ["| what | measured | goal |", "| --- | --- | --- |"]
-        for row in self.rows:
-            goal = "" if row.goal is None else f"≥ {row.goal:g}{' **missed**' if row.missed else ''}"
-            lines.append(f"| {row.what} | {row.value} | {goal} |")
-        return lines
+        head = ["| what | measured | goal | aim |", "| --- | --- | --- | --- |"]
+        return head + [
+            f"| {row.what} | {row.value} | {row.cell(row.goal)} | {row.cell(row.aim)} |" for row in self.rows
+        ]
 
     def write(self) -> None:
         """Write docs/benchmarks.md."""
@@ -110,7 +114,7 @@ def _head() -> list[str]:
         "",
         "Written by `make bench`; do not edit. A ratio is the rate of ours over the rival's, both measured in turn in",
         "one run, the median of the pairs: above 1 is better than the rival. Ratios carry over to other machines;",
-        "rates do not.",
+        "rates do not. `make bench-check` fails below a goal; an aim is what the design asks for.",
         "",
         f"- {today}, {os.cpu_count()} CPUs, {memory:.0f} GiB, Linux {kernel} {platform.machine()}",
         f"- Python {platform.python_version()}, uvloop {version('uvloop')}, orjson {version('orjson')}, "
@@ -129,15 +133,23 @@ def in_turn(benchmark: BenchmarkFixture, ours: Callable[[], object], rivals: Cal
 def compare(
     benchmark: BenchmarkFixture, ours: Callable[[], object], rivals: Mapping[str, Callable[[], object]], rounds: int
 ) -> Comparison:
-    """How many times as fast `ours` is as each rival."""
+    """How many times as fast `ours` is as each rival, by our own clock."""
+    clocked = {name: lambda rival=rival: timed(rival) for name, rival in rivals.items()}
+    return compare_told(benchmark, lambda: timed(ours), clocked, rounds)
+
+
+def compare_told(
+    benchmark: BenchmarkFixture, ours: Callable[[], float], rivals: Mapping[str, Callable[[], float]], rounds: int
+) -> Comparison:
+    """The same of programs that measure themselves: each returns the seconds it took, without its own start."""
     mine: list[float] = []
     theirs: dict[str, list[float]] = {name: [] for name in rivals}
 
     def run_rivals() -> None:
         for name, rival in rivals.items():
-            theirs[name].append(timed(rival))
+            theirs[name].append(rival())
 
-    in_turn(benchmark, lambda: mine.append(timed(ours)), run_rivals, rounds)
+    in_turn(benchmark, lambda: mine.append(ours()), run_rivals, rounds)
     ratios = {name: median_ratio(times[1:], mine[1:]) for name, times in theirs.items()}
     benchmark.extra_info.update(ratios)
     seconds = {name: statistics.median(times[1:]) for name, times in theirs.items()}

@@ -75,8 +75,6 @@ async def run(lane: SpawnLane, count: int, at_once: int) -> list[float]:
         await process.started
         assert (await process.exited).exit_code == 0
         took.append(time.perf_counter() - began)
-        os.close(process.stdout_fd)
-        os.close(process.stderr_fd)
 
     await spread(count, at_once, run_one)
     return took

@@ -60,7 +60,7 @@ def lane(runner: asyncio.Runner, engine: Engine) -> Iterator[RestLane]:
 
     lane = runner.run(make())
     yield lane
-    lane.close()
+    runner.run(lane.aclose())
 
 
 @pytest.mark.parametrize("at_once", COUNTS)

@@ -1,4 +1,7 @@
-"""The spawn lane: start to exit code against bare posix_spawn and wait, with JSON-RPC and without, and against REST."""
+"""The spawn lane without JSON-RPC against bare posix_spawn and wait, and with it against the REST lane.
+
+Over the wire against posix_spawn: test_wire.py.
+"""
 
 from __future__ import annotations
 
@@ -85,20 +88,6 @@ def _added(name: str, allowed_ms: float, ratios: Ratios, ours: list[float], thei
     added = statistics.median(our - their for our, their in zip(ours[1:], theirs[1:], strict=True)) * 1000
     ratios.ratio(f"spawn lane, added {name}: share of {allowed_ms} ms left", 1 - added / allowed_ms)
     ratios.fact(f"spawn lane, added {name}", f"{added:+.3f} ms ({statistics.median(ours[1:]) * 1000:.3f} ms)")
-
-
-@pytest.mark.parametrize("at_once", COUNTS)
-def test_over_json_rpc(benchmark: BenchmarkFixture, ratios: Ratios, client: LeanClient, at_once: int) -> None:
-    count = COUNTS[at_once]
-    found = compare(
-        benchmark,
-        lambda: client.run(TRUE, count, at_once, 0),
-        {"floor": lambda: floor(count, at_once)},
-        ROUNDS,
-    )
-    ratios.ratio(f"spawn lane over JSON-RPC, {at_once} at once / bare posix_spawn", found.ratios["floor"])
-    rate, most = count / found.seconds, count / found.rivals["floor"]
-    ratios.fact(f"spawn lane over JSON-RPC, {at_once} at once", f"{rate:.0f}/s (no sandbox: {most:.0f}/s)")
 
 
 @pytest.mark.parametrize("at_once", COUNTS)

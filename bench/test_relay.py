@@ -1,140 +1,82 @@
-"""What a relay between a process's pipe and a client's socket costs, against a socket between the two.
+"""What it costs that a command's pipes and a client's socket are joined by the runtime, against nobody in between.
 
-Writer, relay and reader are processes of their own, as in production.
+Both ends are in C, and processes of their own as in production.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
+import contextlib
 import statistics
-import subprocess
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import orjson
+import pytest
 
-from bench.ratios import Ratios, in_turn, median_ratio
-from fastclaw import limits
+from bench.lean_client import LeanClient
+from bench.ratios import Ratios, compare_told
+from bench.streams import Bulk, Streams
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_benchmark.fixture import BenchmarkFixture
 
-BULK_BYTES = 2 << 30
+    from bench.programs import Programs
+
+BULK_BYTES = 1 << 30
+GB = 1e9
 CHECKED_BYTES = 128 << 20
-BULK_ROUNDS = 7
 PINGS = 5_000
-PING_ROUNDS = 5
-DEADLINE_S = 60
+ROUNDS = 9
+ALLOWED_CPU = 0.12
+"""Seconds of processor time for a GB, of everything beside the runtime's own process."""
+
+ALLOWED_PYTHON_CPU = 0.005
+"""The same of the runtime's own process: nothing, but for what it does anyway, such as its timers."""
+
+LEAST_CPU = 0.01
+"""Nobody moves a GB for less, splice(2) included."""
 
 
-def role(name: str, *arguments: int, fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    """One end as a process; of our descriptors it has `fds` only, and we have them no more once all are started."""
-    command = [sys.executable, "-m", "bench.relay_ends", name, *map(str, arguments)]
-    return subprocess.Popen(command, pass_fds=fds, stdout=subprocess.PIPE)
+@pytest.fixture(scope="module")
+def streams(programs: Programs) -> Iterator[Streams]:
+    with contextlib.closing(LeanClient("local", {})) as client:
+        yield Streams(programs, client)
 
 
-def finish(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    output, _ = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0
-    found: dict[str, Any] = orjson.loads(output) if output else {}
-    return found
+def test_bulk(benchmark: BenchmarkFixture, ratios: Ratios, streams: Streams) -> None:
+    for way in (streams.bulk_direct, streams.bulk_relayed):
+        assert way(CHECKED_BYTES, check=True).right
+    relayed: list[Bulk] = []
+
+    def ours() -> float:
+        relayed.append(streams.bulk_relayed(BULK_BYTES))
+        return relayed[-1].seconds
+
+    rivals = {"pipe": lambda: streams.bulk_direct(BULK_BYTES).seconds}
+    found = compare_told(benchmark, ours, rivals, ROUNDS)
+    beside, python = (
+        statistics.median(used) / BULK_BYTES * GB
+        for used in ([one.beside_cpu for one in relayed], [one.runtime_cpu for one in relayed])
+    )
+    assert beside + python > LEAST_CPU, "who moves the bytes is not below the runtime: the rows of the CPU say nothing"
+    ratios.ratio("bulk from a command / direct pipe", found.ratios["pipe"])
+    ratios.ratio(f"bulk, allowed CPU beside the runtime ({ALLOWED_CPU} s/GB) / used", ALLOWED_CPU / max(beside, 1e-6))
+    ratios.ratio(f"bulk, CPU of the runtime: share of {ALLOWED_PYTHON_CPU} s/GB left", 1 - python / ALLOWED_PYTHON_CPU)
+    rates = [BULK_BYTES / seconds / GB for seconds in (found.seconds, found.rivals["pipe"])]
+    used = f"{beside:.3f} CPU-s/GB beside the runtime, {python:.4f} its own"
+    ratios.fact("bulk from a command", f"{rates[0]:.2f} GB/s (direct: {rates[1]:.2f} GB/s), {used}")
 
 
-def close_all(*fds: int) -> None:
-    for fd in fds:
-        os.close(fd)
+def test_round_trip(benchmark: BenchmarkFixture, ratios: Ratios, streams: Streams) -> None:
+    relayed: list[dict[str, float]] = []
 
+    def ours() -> float:
+        relayed.append(streams.ping_relayed(PINGS))
+        return relayed[-1]["p50_us"]
 
-def socket_pair() -> tuple[int, int]:
-    ours, theirs = socket.socketpair()
-    return ours.detach(), theirs.detach()
-
-
-def bulk_direct(total: int, check: int = 0) -> dict[str, Any]:
-    near, far = socket_pair()
-    reader = role("read", far, total, check, fds=(far,))
-    writer = role("write", near, total, fds=(near,))
-    close_all(near, far)
-    finish(writer)
-    return finish(reader)
-
-
-def bulk_pipe(total: int, check: int = 0) -> dict[str, Any]:
-    """What a process gets at most that writes to a pipe, as the contract has it: nobody in between."""
-    stdout, process_stdout = os.pipe()
-    fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, limits.BULK_PIPE_BYTES)
-    reader = role("read", stdout, total, check, fds=(stdout,))
-    writer = role("write", process_stdout, total, fds=(process_stdout,))
-    close_all(stdout, process_stdout)
-    finish(writer)
-    return finish(reader)
-
-
-def bulk_relayed(total: int, check: int = 0) -> dict[str, Any]:
-    stdout, process_stdout = os.pipe()
-    near, far = socket_pair()
-    reader = role("read", far, total, check, fds=(far,))
-    relay = role("relay", stdout, near, fds=(stdout, near))
-    writer = role("write", process_stdout, total, fds=(process_stdout,))
-    close_all(stdout, process_stdout, near, far)
-    finish(writer)
-    return finish(reader) | finish(relay)
-
-
-def ping_direct() -> dict[str, Any]:
-    near, far = socket_pair()
-    echo = role("echo", far, far, fds=(far,))
-    pinger = role("ping", near, PINGS, fds=(near,))
-    close_all(near, far)
-    found = finish(pinger)
-    finish(echo)
-    return found
-
-
-def ping_relayed() -> dict[str, Any]:
-    """Client socket to stdin pipe, stdout pipe to client socket: both relays of a process, in one loop."""
-    near, far = socket_pair()
-    process_stdin, stdin = os.pipe()
-    stdout, process_stdout = os.pipe()
-    echo = role("echo", process_stdin, process_stdout, fds=(process_stdin, process_stdout))
-    back = os.dup(near)
-    relay = role("relay", near, stdin, stdout, back, fds=(near, stdin, stdout, back))
-    pinger = role("ping", far, PINGS, fds=(far,))
-    close_all(near, far, back, process_stdin, stdin, stdout, process_stdout)
-    found = finish(pinger)
-    finish(echo)
-    return found | finish(relay)
-
-
-def test_bulk(benchmark: BenchmarkFixture, ratios: Ratios) -> None:
-    ways = {"direct socketpair": bulk_direct, "direct pipe": bulk_pipe, "relayed": bulk_relayed}
-    assert all(way(CHECKED_BYTES, 1)["right"] for way in ways.values())
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-
-    def measure(name: str) -> None:
-        found[name].append(ways[name](BULK_BYTES))
-
-    def measure_rivals() -> None:
-        for name in ("direct socketpair", "direct pipe"):
-            measure(name)
-
-    in_turn(benchmark, lambda: measure("relayed"), measure_rivals, BULK_ROUNDS)
-    assert all(one["count"] == BULK_BYTES for runs in found.values() for one in runs)
-    seconds = {name: [one["seconds"] for one in runs] for name, runs in found.items()}
-    for name in ("direct socketpair", "direct pipe"):
-        ratios.ratio(f"relay bulk / {name}", median_ratio(seconds[name], seconds["relayed"]))
-    rates = {name: f"{BULK_BYTES / statistics.median(times) / 1e9:.2f} GB/s" for name, times in seconds.items()}
-    cpu = statistics.median(one["cpu_seconds"] for one in found["relayed"]) / BULK_BYTES * 1e9
-    ratios.fact("relay bulk", f"{rates['relayed']}, {cpu:.3f} CPU-s/GB (direct: {rates['direct socketpair']})")
-
-
-def test_ping_pong(benchmark: BenchmarkFixture, ratios: Ratios) -> None:
-    direct: list[dict[str, Any]] = []
-    relayed: list[dict[str, Any]] = []
-    in_turn(benchmark, lambda: relayed.append(ping_relayed()), lambda: direct.append(ping_direct()), PING_ROUNDS)
-    for name in ("p50_us", "p99_us"):
-        values = [[found[name] for found in side] for side in (direct, relayed)]
-        ratios.ratio(f"round trip of 200 bytes, {name[:3]}, relayed / direct socketpair", median_ratio(*values))
-        ratios.fact(f"round trip of 200 bytes, {name[:3]}, relayed", f"{statistics.median(values[1]):.0f} µs")
+    rivals = {"socket": lambda: streams.ping_direct(PINGS)["p50_us"]}
+    found = compare_told(benchmark, ours, rivals, ROUNDS)
+    ratios.ratio("round trip of 200 bytes, p50 / direct socketpair", found.ratios["socket"])
+    p99 = statistics.median(one["p99_us"] for one in relayed)
+    times = f"p50 {found.seconds:.0f} µs, p99 {p99:.0f} µs (direct: p50 {found.rivals['socket']:.0f} µs)"
+    ratios.fact("round trip of 200 bytes", times)

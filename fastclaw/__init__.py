@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         MethodNotFound,
         ParseError,
         ProtocolError,
+        RequestCancelled,
         RuntimeSdkError,
         StartFailed,
     )
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
         InitializeResult,
         ProcessInfo,
         ProcessRuntime,
+        RunRequest,
+        RunResult,
         Runtime,
     )
 
@@ -56,6 +59,9 @@ __all__ = [
     "ProcessInfo",
     "ProcessRuntime",
     "ProtocolError",
+    "RequestCancelled",
+    "RunRequest",
+    "RunResult",
     "Runtime",
     "RuntimeHarness",
     "RuntimeSdkError",

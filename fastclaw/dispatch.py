@@ -4,6 +4,7 @@ Owns the methods, the connection's state and the requests in flight. Knows neith
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from fastclaw import __version__, limits
 from fastclaw.decisions import lifecycle
 from fastclaw.decisions.lifecycle import RuntimeState
 from fastclaw.decisions.params import (
+    CancelParams,
     KillParams,
     NoParams,
     ResizeParams,
@@ -22,16 +24,27 @@ from fastclaw.decisions.params import (
     convert,
     signal_number,
 )
+from fastclaw.decisions.run_answer import fitted, may_be_too_long, without_output
 from fastclaw.errors import (
     FastclawError,
     InternalError,
     InvalidRequest,
     InvalidState,
     MethodNotFound,
+    RequestCancelled,
 )
+from fastclaw.in_flight import Call, InFlight
 from fastclaw.protocol import jsonrpc
 from fastclaw.protocol.framing import LineFramer, Oversized
-from fastclaw.runtime import ExecRequest, HealthStatus, InitializeParams, ProcessRuntime, Runtime
+from fastclaw.runtime import (
+    ExecRequest,
+    HealthStatus,
+    InitializeParams,
+    ProcessRuntime,
+    RunRequest,
+    RunResult,
+    Runtime,
+)
 from fastclaw.transport.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -41,6 +54,21 @@ SERVER_NAME = "fastclaw"
 _NOTHING: dict[str, Any] = {}
 
 
+def _encode(call: "Work", result: Any, params: Any) -> bytes:
+    assert call.request.id is not None
+    return jsonrpc.encode_result(call.request.id, result)
+
+
+def _encode_run(call: "Work", result: RunResult, params: RunRequest) -> bytes:
+    """An answer that fits its line, whatever was collected and however long JSON makes it."""
+    request_id = call.request.id
+    assert request_id is not None
+    if may_be_too_long(result, request_id, call.room):
+        around = len(jsonrpc.encode_result(request_id, without_output(result)))
+        result = fitted(result, params.keep, call.room - around)
+    return jsonrpc.encode_result(request_id, result)
+
+
 class Method(NamedTuple):
     """How a method is served.
 
@@ -48,13 +76,19 @@ class Method(NamedTuple):
         shape: what its params are.
         serve: takes the harness's calls and the params.
         is_control: answered even while `exec` and `wait` are turned away.
+        is_urgent: begun before whatever else has come, thousands of `exec` for example.
         yields_to_shutdown: a shutdown does not wait for it but cancels it.
+        is_cancellable: `cancel` takes it back.
+        encode: makes the answer line of its result.
     """
 
     shape: type[msgspec.Struct]
     serve: Callable[["Calls", Any], Awaitable[Any]]
     is_control: bool = False
+    is_urgent: bool = False
     yields_to_shutdown: bool = False
+    is_cancellable: bool = False
+    encode: Callable[["Work", Any, Any], bytes] = _encode
 
     def ceiling(self) -> int:
         """Requests in flight at which it is turned away."""
@@ -64,8 +98,9 @@ class Method(NamedTuple):
 class Calls:
     """The methods, in terms of the served runtime."""
 
-    def __init__(self, runtime: Runtime, shut_down: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, runtime: Runtime, shut_down: Callable[[], Awaitable[None]], in_flight: InFlight[Method]) -> None:
         self._runtime = runtime
+        self._in_flight = in_flight
         self._shut_down = shut_down
         self.machine = lifecycle.runtime_machine()
         self.shutdown_timeout_ms = limits.SHUTDOWN_TIMEOUT_MS
@@ -93,6 +128,18 @@ class Calls:
         # No coroutine of its own: this is the call that comes by the thousand.
         lifecycle.require_running(self.machine.state)
         return self._runtime.exec(params)
+
+    def run(self, params: RunRequest) -> Awaitable[Any]:
+        return self._extended().run(params)
+
+    async def cancel(self, params: CancelParams) -> dict[str, Any]:
+        """Answered after the request that it took back."""
+        lifecycle.require_running(self.machine.state)
+        call = self._in_flight.find(params.id)
+        if call is not None and call.method.is_cancellable:
+            call.cut_short(RequestCancelled(f"{call.request.method} was cancelled"))
+            await call.wait_answered()
+        return _NOTHING
 
     async def health(self, params: NoParams) -> HealthStatus:
         if self.machine.state is not RuntimeState.RUNNING:
@@ -134,11 +181,13 @@ class Calls:
 
 METHODS: dict[str, Method] = {
     "initialize": Method(InitializeParams, Calls.initialize, yields_to_shutdown=True),
-    "exec": Method(ExecRequest, Calls.exec, yields_to_shutdown=True),
-    "wait": Method(WaitParams, Calls.wait),
-    "health": Method(NoParams, Calls.health, is_control=True),
-    "kill": Method(KillParams, Calls.kill, is_control=True),
-    "signal": Method(SignalParams, Calls.signal, is_control=True),
+    "exec": Method(ExecRequest, Calls.exec, yields_to_shutdown=True, is_cancellable=True),
+    "run": Method(RunRequest, Calls.run, yields_to_shutdown=True, is_cancellable=True, encode=_encode_run),
+    "wait": Method(WaitParams, Calls.wait, is_cancellable=True),
+    "cancel": Method(CancelParams, Calls.cancel, is_control=True, is_urgent=True),
+    "health": Method(NoParams, Calls.health, is_control=True, is_urgent=True),
+    "kill": Method(KillParams, Calls.kill, is_control=True, is_urgent=True),
+    "signal": Method(SignalParams, Calls.signal, is_control=True, is_urgent=True),
     "resize": Method(ResizeParams, Calls.resize, is_control=True),
     "list": Method(NoParams, Calls.list, is_control=True),
     "shutdown": Method(NoParams, Calls.shutdown, is_control=True),
@@ -146,7 +195,7 @@ METHODS: dict[str, Method] = {
 }
 
 Reply = Callable[[bytes], None]
-Work = tuple[jsonrpc.Request, Method, Reply]
+Work = Call[Method]
 
 
 def _refusal(request: jsonrpc.Request, error: FastclawError) -> bytes | None:
@@ -178,14 +227,19 @@ def _is_cancelled() -> bool:
 
 
 class _Batch:
-    """Collects the answers of a batch and sends them as one line when the last is there."""
+    """Collects the answers of a batch and sends them as one line when the last is there.
 
-    __slots__ = ("_answers", "_missing", "_send")
+    Attributes:
+        room: what each answer may have, so that the line is none that nobody reads: its comma or bracket counts.
+    """
+
+    __slots__ = ("_answers", "_missing", "_send", "room")
 
     def __init__(self, missing: int, send: Reply) -> None:
         self._answers: list[bytes] = []
         self._missing = missing
         self._send = send
+        self.room = (limits.MAX_LINE_BYTES - 1) // max(missing, 1) - 1
 
     def __call__(self, answer: bytes) -> None:
         self._answers.append(answer)
@@ -203,12 +257,13 @@ class Dispatcher:
     """
 
     def __init__(self, runtime: Runtime, send: Reply, shut_down: Callable[[], Awaitable[None]]) -> None:
-        self.calls = Calls(runtime, shut_down)
+        self._calls_in_flight: InFlight[Method] = InFlight()
+        self.calls = Calls(runtime, shut_down, self._calls_in_flight)
         self._send = send
         self._framer = LineFramer()
         self._workers: Workers[Work] = Workers(self._answer)
         self._in_flight = 0
-        self._yielding: dict[asyncio.Task[Any], None] = {}
+        self._yielding: dict[Work, None] = {}
         self._settled: asyncio.Future[None] | None = None
         self._idle: asyncio.Future[None] | None = None
 
@@ -230,7 +285,7 @@ class Dispatcher:
             self._send(jsonrpc.encode_error(None, error))
             return
         if isinstance(message, jsonrpc.Request):
-            self._submit(message, self._send)
+            self._submit(message, self._send, limits.MAX_LINE_BYTES)
         else:
             self._take_batch(message)
 
@@ -241,9 +296,9 @@ class Dispatcher:
             if isinstance(item, FastclawError):
                 reply(jsonrpc.encode_error(None, item))
             else:
-                self._submit(item, reply)
+                self._submit(item, reply, reply.room)
 
-    def _submit(self, request: jsonrpc.Request, reply: Reply) -> None:
+    def _submit(self, request: jsonrpc.Request, reply: Reply, room: int) -> None:
         method = METHODS.get(request.method)
         if method is None or (self._in_flight >= limits.MAX_IN_FLIGHT and self._in_flight >= method.ceiling()):
             answer = _refusal(request, _why_refused(request.method, method))
@@ -251,63 +306,72 @@ class Dispatcher:
                 reply(answer)
             return
         self._in_flight += 1
-        self._workers.submit((request, method, reply))
+        call = Call(request, method, reply, room)
+        self._calls_in_flight.add(call)
+        self._workers.submit(call, urgent=method.is_urgent and self.calls.machine.state is RuntimeState.RUNNING)
 
     def hold(self, is_held: bool) -> None:
         """Begin no more requests, or go on: for an output that is not read, so that answers do not pile up."""
         self._workers.hold(is_held)
 
-    async def _answer(self, work: Work) -> None:
-        request, method, reply = work
-        task = self._note_yielding() if method.yields_to_shutdown else None
+    async def _answer(self, call: Work) -> None:
+        request, method = call.request, call.method
+        if method.is_cancellable or method.yields_to_shutdown:
+            self._note_task(call)
         try:
-            result = await method.serve(self.calls, convert(request.params, method.shape))
-            answer = None if request.id is None else jsonrpc.encode_result(request.id, result)
+            if call.why is not None:
+                raise call.why
+            params = convert(request.params, method.shape)
+            result = await method.serve(self.calls, params)
+            answer = None if request.id is None else method.encode(call, result, params)
         except FastclawError as error:
             answer = _refusal(request, error)
         except asyncio.CancelledError as cancelled:
-            answer = self._cut_short(request, task, cancelled)
+            answer = self._cut_short(call, cancelled)
         except Exception:
             answer = _bug(request)
         finally:
             self._in_flight -= 1
-            if task is not None:
-                self._forget_yielding(task)
+            self._calls_in_flight.remove(call)
+            if method.yields_to_shutdown:
+                self._forget_yielding(call)
+        if call.why is not None:
+            call.is_cut_short()  # where the runtime has gone on all the same
         if answer is not None:
-            reply(answer)
+            call.reply(answer)
+        call.has_been_answered()
         if not self._in_flight and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
 
-    def _note_yielding(self) -> asyncio.Task[Any]:
-        task = asyncio.current_task()
-        assert task is not None
-        self._yielding[task] = None
-        return task
+    def _note_task(self, call: Work) -> None:
+        call.task = asyncio.current_task()
+        if call.method.yields_to_shutdown:
+            self._yielding[call] = None
 
-    def _forget_yielding(self, task: asyncio.Task[Any]) -> None:
-        del self._yielding[task]
+    def _forget_yielding(self, call: Work) -> None:
+        del self._yielding[call]
         if self._settled is not None and not self._yielding and not self._settled.done():
             self._settled.set_result(None)
 
-    def _cut_short(
-        self, request: jsonrpc.Request, yielding: asyncio.Task[Any] | None, cancelled: asyncio.CancelledError
-    ) -> bytes | None:
-        """The answer of a call that was cancelled: by the shutdown, by a bug of the runtime, or, raised, by our end."""
-        if yielding is not None and self.calls.machine.state is RuntimeState.STOPPING and yielding.cancelling() == 1:
-            yielding.uncancel()
-            return _refusal(request, InvalidState("the runtime is shutting down", "shutting_down"))
+    def _cut_short(self, call: Work, cancelled: asyncio.CancelledError) -> bytes | None:
+        """The answer of a call that was cancelled: by its caller or the shutdown, by a bug of the runtime, or, raised,
+        by our end."""
+        if call.why is not None and call.is_cut_short():
+            return _refusal(call.request, call.why)
         if _is_cancelled():
             raise cancelled
-        return _bug(request)  # the runtime let the end of a task of its own through
+        return _bug(call.request)  # the runtime let the end of a task of its own through
 
     async def cancel_yielding(self) -> None:
-        """Cut short what a shutdown does not wait for; return when it has all answered."""
-        for task in list(self._yielding):
-            task.cancel()
+        """Cut short what a shutdown does not wait for; return when it has all answered, or takes too long for that."""
+        for call in list(self._yielding):
+            call.cut_short(InvalidState("the runtime is shutting down", "shutting_down"))
         if self._yielding:
             self._settled = asyncio.get_running_loop().create_future()
-            await self._settled
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limits.YIELD_MS / 1000):
+                    await self._settled
             self._settled = None
 
     async def wait_idle(self) -> None:

@@ -6,6 +6,7 @@
     ├── MethodNotFound      -32601
     ├── InvalidParams       -32602  wrong shape; `path` names the field
     ├── InternalError       -32603  a bug of ours or of the served runtime
+    ├── RequestCancelled    -32800  the caller has taken the request back
     └── RuntimeSdkError             the five words of anyclaw-sdk-runtime 0.1.0
         ├── ExecFailed      -32000  "exec failed: …"
         ├── StartFailed     -32001  "start failed: …"
@@ -31,6 +32,7 @@ REASONS: dict[str, tuple[Fault, bool]] = {
     "unknown_option": ("caller", False),
     "unsupported": ("caller", False),
     "internal": ("runtime", False),
+    "cancelled": ("caller", False),
     "not_found": ("caller", False),
     "permission_denied": ("caller", False),
     "not_executable": ("caller", False),
@@ -151,6 +153,12 @@ class InternalError(FastclawError):
     code, kind, default_reason = -32603, "internal", "internal"
 
 
+class RequestCancelled(FastclawError):
+    """The caller took the request back with `cancel`; the code is that of the language server protocol."""
+
+    code, kind, default_reason = -32800, "cancelled", "cancelled"
+
+
 class RuntimeSdkError(FastclawError):
     """What a runtime may report: the five variants of the crate's error enum."""
 
@@ -193,6 +201,7 @@ BY_CODE: dict[int, type[FastclawError]] = {
         MethodNotFound,
         InvalidParams,
         InternalError,
+        RequestCancelled,
         ExecFailed,
         StartFailed,
         InvalidState,

@@ -36,8 +36,15 @@ OUTPUT_LOW_WATER_BYTES = 1 * MIB
 IDLE_WORKERS = 256
 """Request workers kept between bursts. A parked coroutine costs about 1 KB; a new task about 3 µs."""
 
-WORKER_STREAK = 256
-"""Requests handled without a pause before other work gets the loop: well under a millisecond of quick ones."""
+WORKER_STREAK = 64
+"""Requests handled without a pause before other work gets the loop: half a millisecond of quick ones (8 µs each)."""
+
+WORKER_SHARE = 2
+"""Of what waits, half at a time where that is more: one read brings hundreds of requests, which must not pile up."""
+
+URGENT_STREAK = 16
+"""Urgent requests that overtake others before one of those has its turn: a supervisor looks at and ends a few at a
+time, and one that asks without a pause must not keep everybody else from starting."""
 
 GC_THRESHOLDS = (20_000, 50, 100)
 """New objects, then collections of the younger generation, before the collector looks: reference counts free all that
@@ -173,7 +180,7 @@ ENFORCE_DELAY_MS = 1
 processes."""
 
 DISPENSABLE_SCAN = 64
-"""Lingering processes looked at to find one without output to read: keeps the choice O(1)."""
+"""More lingering processes that are looked at than are to go, to find those without output: keeps the choice O(1)."""
 
 ENGINE_IDLE_CONNECTIONS = 16
 """Keep-alive connections kept towards the engine: 4 shards of 4 starts."""
@@ -316,32 +323,17 @@ CLIENT_CONNECT_RETRY_MS = 5
 # --- What one process takes from the host (decisions/capacity.py) -----------------------------------
 
 FILES_PER_PROCESS = 8
-"""Two listeners, two connections, three pipe ends, one pidfd."""
+"""Two listeners, two connections, three pipe ends, one pidfd: where this process moves the bytes."""
+
+FILES_PER_PUMPED = 2
+"""Two listeners, here; at the spawner's main, which has as many descriptors, two connections."""
 
 RESERVED_FILES = 512
 """The runtime's own: loop, stdio, engine connections, libraries, log; and room for bursts of accepts."""
 
-FILES_PER_RELAYED = 7
-"""The same but the pidfd, for streams that a relay worker holds."""
-
-RELAY_RESERVED_FILES = 64
-"""A relay worker's own: loop, libraries, a burst of accepts."""
-
-RELAY_WORKERS = 8
-"""As many as there may be: with 20 000 descriptors each they hold 22 000 processes, more than any host has started."""
-
-RELAY_SPARE_PLACES = 256
-"""Free places at which the next relay worker is started: it takes 0.2 s to come up, in which 300 processes start."""
-
-RELAY_FRAME_BYTES = 1 * KIB
-"""One order to a relay worker: two socket paths and a few numbers."""
-
-RELAY_EXIT_MS = 5_000
-"""A relay worker whose socket was closed closes up to 20 000 descriptors and ends: some 50 ms."""
-
-PIDS_PER_PROCESS = 2
-"""The command and its keeper (on the REST lane its conmon). What the command itself starts falls under the pids
-limit."""
+PIDS_PER_PROCESS = 3
+"""The command, its keeper and its pump (on the REST lane its conmon and its stdin's helper). What the command itself
+starts falls under the pids limit."""
 
 RESERVED_PIDS = 1_024
 """The host's own processes and the engine's threads: some hundreds of each on a usual server."""
@@ -405,6 +397,21 @@ SPAWN_START_MS = 30_000
 SPAWN_ANSWER_MS = 10_000
 """An order that main answers: microseconds; 256 keepers on a machine under load take a second."""
 
+SPAWN_INLINE_BYTES = 8 * KIB
+"""Of each stream of a run, what goes along with its end: what most commands say. More goes to a file in memory."""
+
+PUMP_LOOK_MS = 1_000
+"""How often a pump is looked at that still has clients when the process is gone: two looks tell one that sleeps. And
+how often clients of ended processes are looked at where these are too many: two looks tell one that reads nothing."""
+
+STALLED_LOOKS = 10
+"""Looks in a row at which a client has taken nothing of what waits for it: then it reads nothing. What it takes is seen
+by whole buffers of its socket, some 64 KiB; so whoever takes 14 KB a second is never mistaken for one."""
+
+LOOK_ANSWER_MS = 50
+"""For pumps to say what waits in their pipes: some 20 µs each, and a while for other tasks on a loaded machine. One
+that sleeps says nothing, and counts as one with output."""
+
 SPAWN_SPARE_KEEPERS = 16
 """Idle keepers below which more are made: a burst of starts finds one each while the next are on their way."""
 
@@ -432,23 +439,20 @@ SPAWN_LISTEN_BACKLOG = 1_024
 SPAWN_EXIT_MS = 5_000
 """A spawner whose socket was closed ends all it keeps first: killed processes are gone within milliseconds."""
 
-SPAWN_BROOD = 16 * KIB
-"""Workers of one template at a time: as many as there may be keepers."""
-
 MAX_TEMPLATES = 64
 """Templates of one environment: each is a process of some 30 MB with what it has imported."""
 
 TEMPLATE_START_PERCENT = 80
 """Of `start_timeout_ms`, for a template to be ready: it is named before all of the time is over."""
 
-TEMPLATE_FRAME_BYTES = 64 * KIB
-"""One request to a template: a usual command with its environment is 1 to 4 KB; a longer one comes as a file."""
-
 TEMPLATE_REQUEST_BYTES = 16 * MIB
 """A request in a file: `MAX_ARGS_BYTES`, and as much again for what JSON escapes."""
 
 TEMPLATE_TAIL_BYTES = 2 * KIB
 """Tail of a template's stderr that is kept for its errors: the end of a traceback."""
+
+TEMPLATE_LAST_WORDS_MS = 200
+"""From a template's end to that of its stderr, which its pump passes on: microseconds, if nothing else holds it."""
 
 TEMPLATE_READ_BYTES = 4 * KIB
 """One read of a template's output, and the most of it that one line of the log has: nobody waits for it."""
@@ -516,3 +520,68 @@ WANTED_KEYS = 1_000
 WANTED_INOTIFY = 128
 """inotify instances: the kernel's default; the engine takes one per exec whose exit it waits for, then polls
 instead."""
+
+# --- Runs and what ends with them (runtime.py, decisions/run_answer.py, transport/collector.py, dispatch.py) ---------
+
+RUN_OUTPUT_LIMIT_BYTES = 1 * MIB
+"""Of each stream of a run, unless it asks for another: what one command says is a few KB, a build's log 100 KB."""
+
+MAX_RUN_OUTPUT_BYTES = 16 * MIB
+"""The most that a run may ask for, of each stream: both of them fill a line of `MAX_LINE_BYTES`."""
+
+RUN_OUTPUT_BYTES = 1024 * MIB
+"""What all runs of an environment hold at a time: 1 000 with a full stream each."""
+
+DRAIN_MS = 200
+"""How long after the exit a stream is waited for that something else holds open: what the command wrote itself is
+there within a millisecond, on a loaded machine within some tens."""
+
+ENGINE_DRAIN_MS = 200
+"""The least of it on the REST lane: the exit is known before conmon and the engine have passed the last output on, and
+nothing tells the two apart from somebody who holds the stream."""
+
+CLIENT_DRAIN_BYTES = 4 * MIB
+"""Output that is still read after the exit and the drain: more than a pipe and two sockets hold, so that what a command
+wrote before its end reaches a reader that was slow, and what a background process writes does not go on for ever."""
+
+RUN_ANSWER_BYTES = 4 * KIB
+"""What is around the outputs of a run in its answer: names and numbers, some 500 bytes, and as much again."""
+
+RUN_ANSWER_SLACK_BYTES = 256
+"""By how much an answer that was cut may grow at other places: a gap's offset and the digits of what was dropped."""
+
+YIELD_MS = 3_000
+"""How long a shutdown waits for exec and run calls to be taken back: their grace and a moment; then it goes on, for
+what it does next ends them too."""
+
+# --- Stdin that a helper passes on (transport/stdin_helpers.py, transport/stdin_server.py), and helpers (child.py) ----
+
+CHILD_KILLED_MS = 5_000
+"""From SIGKILL to the end of a helper process: one with thousands of descriptors takes some 50 ms; what takes longer
+sleeps where no signal is heard, and may do so for ever."""
+
+STDIN_OPEN_MS = 1_000
+"""Until a helper has opened the pipe: a fork and some looks at /proc, 2 ms; 50 ms with the server's own start. A pipe
+that is locked takes for ever, and then stdin goes through the engine, which costs nobody but this command."""
+
+STDIN_END_MS = 1_000
+"""How long a helper may go on after the last writer has gone and the process has been given back: what it still has
+reaches whoever reads within microseconds, and nobody else can be waited for."""
+
+STDIN_KILLED_MS = 1_000
+"""How long the server waits for helpers that it has killed: microseconds; one in a locked pipe may take for ever, and
+ends by itself as soon as that is let go."""
+
+STDIN_SERVER_PAUSE_MS = 1_000
+"""Between two starts of a server, so that one which dies at once costs every second one start and not each exec."""
+
+STDIN_SERVER_EXIT_MS = STDIN_KILLED_MS + 4_000
+"""A server whose socket was closed kills its helpers and ends: thousands of them take some 100 ms."""
+
+# --- What a template may say (protocol/template.py) ------------------------------------------------------
+
+MAX_ERRNO = 4_095
+"""The largest error number that the kernel's calls can return (include/linux/err.h)."""
+
+TEMPLATE_STEP_CHARS = 64
+"""The name of what did not work: a word or two."""

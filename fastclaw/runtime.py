@@ -1,7 +1,7 @@
 """The words of the contract: the `Runtime` interface and the values that cross it.
 
 The first five methods are the trait `Runtime` of the Rust crate anyclaw-sdk-runtime 0.1.0; `ProcessRuntime` adds
-the extensions (wait, list, signal). Nothing here does I/O, and nothing here knows of engines, sockets or JSON-RPC.
+the extensions (run, wait, list, signal). Nothing here does I/O, and nothing here knows of engines, sockets or JSON-RPC.
 """
 
 from abc import ABC, abstractmethod
@@ -10,17 +10,30 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from fastclaw import limits
-from fastclaw.errors import InvalidParams
+from fastclaw.errors import InvalidParams, MethodNotFound
 
 OnDisconnect = Literal["eof", "hold", "kill"]
 ExitReason = Literal["exited", "signaled", "killed", "timeout", "container_gone", "unknown"]
 HealthWord = Literal["healthy", "degraded", "unhealthy"]
+Orphans = Literal["keep", "kill"]
+"""What becomes of what a command leaves running when it ends."""
+Keep = Literal["head", "tail", "ends"]
+"""Which part of an output over its limit is given: `ends` is its first and its last half."""
+OnLimit = Literal["truncate", "kill"]
+"""What becomes of a command whose output is over its limit."""
 
 Milliseconds = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Extent = Annotated[int, Meta(ge=1, le=limits.MAX_TTY_EXTENT)]
 """Rows or columns of a terminal."""
+User = Annotated[str, Meta(min_length=1)]
+"""A name or `uid[:gid]` inside. An empty one is refused: it would be read as the environment's own user."""
+RunTime = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+"""Milliseconds a command may run."""
+Key = Annotated[str, Meta(min_length=1, max_length=limits.MAX_KEY_BYTES)]
+OutputBytes = Annotated[int, Meta(ge=0, le=limits.MAX_RUN_OUTPUT_BYTES)]
 
 _TTY_SIZE = (limits.TTY_ROWS, limits.TTY_COLUMNS)
+_OUTPUT_LIMIT, _DRAIN_MS = limits.RUN_OUTPUT_LIMIT_BYTES, limits.DRAIN_MS
 
 
 class InitializeParams(Struct, frozen=True, kw_only=True):
@@ -50,7 +63,8 @@ class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Parameters:
         cmd: argv; `cmd[0]` is looked up in PATH inside the environment.
         env: added to (and winning over) the environment's own variables.
-        working_dir: absolute path inside; None is the workspace root or the image's directory.
+        working_dir: path inside, relative to the default directory: the workspace root, or else the image's own; None
+            is that directory itself.
         user: name or `uid[:gid]` inside; None is the environment's own user.
         stdin: False gives the process an empty stdin.
         timeout_ms: run time after which the process tree is killed; None is no limit.
@@ -60,20 +74,56 @@ class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         tty: a pseudo-terminal instead of pipes, where the lane offers it.
         tty_size: its rows and columns; nothing without `tty`.
         template: forked from this one of `options.templates`, where the lane offers it; `cmd` is the worker's argv.
+        merge_stderr: what it writes to stderr goes to stdout, in the order of its writes; stderr is at its end at once.
+        orphans: whether what it leaves running is ended when the command itself has ended.
     """
 
     cmd: Annotated[list[str], Meta(min_length=1)]
     env: dict[str, str] = field(default_factory=dict)
     working_dir: str | None = None
-    user: str | None = None
+    user: User | None = None
     stdin: bool = True
-    timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    timeout_ms: RunTime | None = None
     on_disconnect: OnDisconnect = "eof"
-    key: Annotated[str, Meta(min_length=1, max_length=limits.MAX_KEY_BYTES)] | None = None
+    key: Key | None = None
     limits: dict[str, int] = field(default_factory=dict)
     tty: bool = False
     tty_size: tuple[Extent, Extent] = _TTY_SIZE
     template: str | None = None
+    merge_stderr: bool = False
+    orphans: Orphans = "keep"
+
+
+class RunRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One command to run to its end, its output to be given back with the exit record.
+
+    Parameters:
+        cmd, env, working_dir, user, timeout_ms, limits, template, merge_stderr, orphans: as in `ExecRequest`.
+        key: idempotency key: a second run with the same key joins one that is in flight; later it gets the record.
+        input: what the command reads on stdin; None is nothing.
+        input_base64: the same for what is no text. At most one of the two.
+        output_limit: bytes of each stream that are given back.
+        keep: which part of a longer one that is.
+        on_limit: whether a longer one ends the command with its tree.
+        drain_ms: how long after the exit a stream is still read that something else than the command holds open.
+    """
+
+    cmd: Annotated[list[str], Meta(min_length=1)]
+    env: dict[str, str] = field(default_factory=dict)
+    working_dir: str | None = None
+    user: User | None = None
+    timeout_ms: RunTime | None = None
+    key: Key | None = None
+    limits: dict[str, int] = field(default_factory=dict)
+    template: str | None = None
+    merge_stderr: bool = False
+    orphans: Orphans = "keep"
+    input: str | None = None
+    input_base64: str | None = None
+    output_limit: OutputBytes = _OUTPUT_LIMIT
+    keep: Keep = "ends"
+    on_limit: OnLimit = "truncate"
+    drain_ms: Milliseconds = _DRAIN_MS
 
 
 class ExecResult(Struct, frozen=True, kw_only=True):
@@ -114,6 +164,26 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
     gap: bool | UnsetType = UNSET
 
 
+class RunResult(ExitRecord, frozen=True, kw_only=True):
+    """How a command ended, and what it wrote.
+
+    Parameters:
+        stdout, stderr: text; None where `*_base64` is there instead, and for a key whose run was answered before.
+        stdout_base64, stderr_base64: present where that stream is no UTF-8.
+        dropped: bytes of `stdout` and `stderr` that were written and are not given.
+        gap_at: present where the middle of a stream is missing: after which byte of what is given.
+        incomplete: present and True where what it wrote could not be collected to its end.
+    """
+
+    stdout: str | None = None
+    stderr: str | None = None
+    stdout_base64: str | UnsetType = UNSET
+    stderr_base64: str | UnsetType = UNSET
+    dropped: dict[str, int] = field(default_factory=lambda: {"stdout": 0, "stderr": 0})
+    gap_at: dict[str, int] | UnsetType = UNSET
+    incomplete: bool | UnsetType = UNSET
+
+
 class ProcessInfo(Struct, frozen=True, kw_only=True):
     """One line of `list`. `started_at` is Unix time in seconds."""
 
@@ -151,6 +221,8 @@ class Runtime(ABC):
     async def exec(self, request: ExecRequest) -> ExecResult:
         """Start a process; called concurrently. Returns once the command really runs and its sockets listen.
 
+        Where its task is cancelled, the process is ended with all that it started before the cancellation goes on.
+
         Raises:
             ExecFailed: the command did not start.
         """
@@ -179,7 +251,18 @@ class Runtime(ABC):
 
 
 class ProcessRuntime(Runtime):
-    """A runtime that also offers the extensions wait, list and signal, and resize where it has terminals."""
+    """A runtime that also offers the extensions wait, list and signal; run, and resize where it has terminals."""
+
+    async def run(self, request: RunRequest) -> RunResult:
+        """Run a command to its end; called concurrently. Returns once it has ended and its output is collected.
+
+        Where its task is cancelled, the command is ended with all that it started before the cancellation goes on.
+
+        Raises:
+            ExecFailed: the command did not start, or `overloaded`: all runs together have too much output.
+            MethodNotFound: this runtime has no `run`.
+        """
+        raise MethodNotFound("this runtime offers no run; use exec", method="run")
 
     @abstractmethod
     async def wait(self, process_id: str, timeout_ms: int | None = None) -> ExitRecord:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = "fastclaw/spawn/spawner.c"
+SOURCES = "fastclaw/spawn/c"
 BINARIES = "fastclaw/spawn/bin"
 KERNEL_HEADERS = {"x86_64": "x86", "aarch64": "aarch64"}
 """The architectures, and what zig calls the folder with the kernel's headers for each."""
@@ -27,7 +27,7 @@ FLAGS = [
     *("-ffreestanding", "-fno-builtin", "-nostdlib", "-static", "-s", "-fno-pic", "-no-pie"),
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-Wl,-z,noexecstack"),
 ]
-"""Freestanding and static: what it needs is in the one file."""
+"""Freestanding and static: it needs nothing but its own sources."""
 
 
 class SpawnerHook(BuildHookInterface[Any]):
@@ -39,7 +39,7 @@ class SpawnerHook(BuildHookInterface[Any]):
         (root / BINARIES).mkdir(exist_ok=True)
         for compiler, architecture in compilers():
             binary = root / BINARIES / f"spawner-{architecture}"
-            compile_spawner(compiler, root / SOURCE, binary)
+            compile_spawner(compiler, root / SOURCES, binary)
             build_data["artifacts"].append(f"/{BINARIES}/{binary.name}")
 
 
@@ -64,9 +64,9 @@ def zig(architecture: str) -> list[str]:
     return [sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-none", *FLAGS, *includes]
 
 
-def compile_spawner(compiler: list[str], source: Path, binary: Path) -> None:
+def compile_spawner(compiler: list[str], sources: Path, binary: Path) -> None:
     """Beside its place first: a binary that runs cannot be written to, but it can be replaced."""
     fresh = binary.with_suffix(".new")
-    subprocess.run([*compiler, str(source), "-o", str(fresh)], check=True)
+    subprocess.run([*compiler, *map(str, sorted(sources.glob("*.c"))), "-o", str(fresh)], check=True)
     fresh.chmod(0o755)
     fresh.replace(binary)

@@ -23,6 +23,9 @@ ROOT = Path(__file__).parent.parent
 MACHINES = {"x86_64": 62, "aarch64": 183}
 """e_machine by architecture (elf(5))."""
 
+SOURCES = ["clients", "collect", "confine", "frames", "keeper", "main", "pump", "start", "system", "terminal", "tree"]
+"""Each says in its first lines what it is."""
+
 HERE = platform.machine()
 
 needs_zig = pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="zig is not installed")
@@ -90,15 +93,22 @@ def check(program: Path, architecture: str) -> None:
 
 def test_the_architectures_are_those_that_are_looked_for(script: Any) -> None:
     assert tuple(script.KERNEL_HEADERS) == ARCHITECTURES == tuple(MACHINES)
-    assert (ROOT / script.SOURCE).is_file()
+    assert sorted(path.stem for path in (ROOT / script.SOURCES).glob("*.c")) == SOURCES
     assert (ROOT / script.BINARIES).is_dir()
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.c" for name in SOURCES), "spawner.h"])
+def test_a_source_says_what_it_is_and_is_no_longer_than_it_can_be_read(script: Any, name: str) -> None:
+    lines = (ROOT / script.SOURCES / name).read_text().splitlines()
+    assert lines[0].startswith("/* ")
+    assert len(lines) <= 600
 
 
 @needs_cc
 def test_the_systems_compiler_builds_for_this_machine(script: Any, without_zig: None, tmp_path: Path) -> None:
     [(compiler, architecture)] = script.compilers()
     assert architecture == HERE
-    script.compile_spawner(compiler, ROOT / script.SOURCE, tmp_path / "spawner")
+    script.compile_spawner(compiler, ROOT / script.SOURCES, tmp_path / "spawner")
     check(tmp_path / "spawner", architecture)
     assert subprocess.run([tmp_path / "spawner"], check=False, timeout=10).returncode == 1
     assert os.listdir(tmp_path) == ["spawner"]
@@ -109,7 +119,7 @@ def test_the_systems_compiler_builds_for_this_machine(script: Any, without_zig: 
 def test_zig_builds_for_every_machine(script: Any, architecture: str, tmp_path: Path) -> None:
     compilers = {architecture: compiler for compiler, architecture in script.compilers()}
     assert set(compilers) == set(ARCHITECTURES)
-    script.compile_spawner(compilers[architecture], ROOT / script.SOURCE, tmp_path / "spawner")
+    script.compile_spawner(compilers[architecture], ROOT / script.SOURCES, tmp_path / "spawner")
     check(tmp_path / "spawner", architecture)
 
 
@@ -135,9 +145,7 @@ def test_without_a_compiler_for_this_machine_there_is_none(
 
 def project(script: Any, folder: Path) -> Path:
     """As much of this one as the hook looks at."""
-    source = folder / script.SOURCE
-    source.parent.mkdir(parents=True)
-    shutil.copy(ROOT / script.SOURCE, source)
+    shutil.copytree(ROOT / script.SOURCES, folder / script.SOURCES)
     return folder
 
 
@@ -164,7 +172,7 @@ def test_a_program_that_runs_is_replaced(script: Any, without_zig: None, tmp_pat
     place = tmp_path / "spawner"
     shutil.copy(shutil.which("sleep") or "sleep", place)
     with subprocess.Popen([place, "1000"]) as running:
-        script.compile_spawner(compiler, ROOT / script.SOURCE, place)
+        script.compile_spawner(compiler, ROOT / script.SOURCES, place)
         check(place, HERE)
         running.kill()
 
@@ -173,11 +181,11 @@ def test_a_program_that_runs_is_replaced(script: Any, without_zig: None, tmp_pat
 def test_a_source_that_does_not_compile_stops_the_build(
     script: Any, without_zig: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    broken = tmp_path / "broken.c"
-    broken.write_text("int begin(void) { return missing; }\n")
+    sources = project(script, tmp_path) / script.SOURCES
+    (sources / "broken.c").write_text("int unused(void) { return missing; }\n")
     [(compiler, _)] = script.compilers()
     with pytest.raises(subprocess.CalledProcessError):
-        script.compile_spawner(compiler, broken, tmp_path / "spawner")
+        script.compile_spawner(compiler, sources, tmp_path / "spawner")
     assert "missing" in capfd.readouterr().err
     assert not (tmp_path / "spawner").exists()
 
@@ -198,7 +206,7 @@ def test_the_wheel_has_both_programs_and_not_their_source(tmp_path: Path) -> Non
     with zipfile.ZipFile(wheel) as packed:
         inside = [name for name in packed.namelist() if name.startswith("fastclaw/spawn/")]
         assert {f"fastclaw/spawn/bin/spawner-{architecture}" for architecture in ARCHITECTURES} <= set(inside)
-        assert not [name for name in inside if name.endswith(".c")]
+        assert not [name for name in inside if name.endswith((".c", ".h"))]
         for architecture in ARCHITECTURES:
             info = packed.getinfo(f"fastclaw/spawn/bin/spawner-{architecture}")
             assert info.external_attr >> 16 & 0o111

@@ -349,6 +349,90 @@ async def test_slow_calls_do_not_hold_up_quick_ones() -> None:
         assert len(await wire.answers(101)) == 101
 
 
+CONTROL: list[tuple[str, dict[str, Any]]] = [
+    ("health", {}),
+    ("kill", {"process_id": "p"}),
+    ("signal", {"process_id": "p", "signal": 9}),
+    ("cancel", {"id": "nothing"}),
+]
+"""What does not stand in the queue."""
+
+
+@pytest.mark.parametrize(("method", "params"), CONTROL)
+async def test_control_does_not_stand_in_the_queue_behind_a_thousand(method: str, params: dict[str, Any]) -> None:
+    async with a_wire() as wire:
+        wire.feed(
+            b"".join(_line("exec", number, cmd=["nothing"]) for number in range(1_000)) + _line(method, -1, **params)
+        )
+        ids = [answer["id"] for answer in await wire.answers(1_001)]
+        assert ids.index(-1) < 100
+        ids.remove(-1)
+        assert ids == list(range(1_000)), "the order of the others is what it was"
+
+
+async def test_what_is_urgent_keeps_its_own_order() -> None:
+    async with a_wire() as wire:
+        lines = [_line("exec", number, cmd=["nothing"]) for number in range(1_000)]
+        for number in range(200):
+            method, params = CONTROL[number % len(CONTROL)]
+            lines.insert(number * 5, _line(method, 10_000 + number, **params))
+        wire.feed(b"".join(lines))
+        ids = [answer["id"] for answer in await wire.answers(1_200)]
+        assert [number for number in ids if number >= 10_000] == list(range(10_000, 10_200))
+        assert [number for number in ids if number < 10_000] == list(range(1_000))
+
+
+@pytest.mark.parametrize("method", ["exec", "list"])
+async def test_a_flood_of_control_starves_nobody(method: str) -> None:
+    params = {"cmd": ["nothing"]} if method == "exec" else {}
+    async with a_wire() as wire:
+        flood = b"".join(_line("health", 10_000 + number) for number in range(10_000))
+        wire.feed(flood + b"".join(_line(method, number, **params) for number in range(100)))
+        ids = [answer["id"] for answer in await wire.answers(10_100)]
+        places = [ids.index(number) for number in range(100)]
+        assert places == sorted(places)
+        assert all(place <= (turn + 1) * (limits.URGENT_STREAK + 1) for turn, place in enumerate(places))
+
+
+async def test_before_it_is_initialized_nothing_is_urgent() -> None:
+    """A client that does not wait for the answer to `initialize` gets what it got when all stood in one queue."""
+    async with a_wire(initialized=False) as wire:
+        wire.feed(_line("initialize", 0, namespace="n") + health(1) + b"\n" + _line("kill", 2, process_id="p"))
+        answers = await wire.answers(3)
+        assert [answer["id"] for answer in answers] == [0, 1, 2]
+        assert answers[1]["result"]["status"] == "healthy"
+        assert answers[2]["result"] == {}
+
+
+async def test_who_is_cancelled_in_the_same_write_never_begins() -> None:
+    async with a_wire() as wire:
+        execs = [_line("exec", number, cmd=["wait"]) for number in range(500)]
+        wire.feed(b"".join(execs) + _line("cancel", -1, id=400) + health(-2) + b"\n")
+        answers = {answer["id"]: answer for answer in await wire.answers(3)}
+        assert answers[400]["error"]["code"] == -32800
+        assert (answers[-1]["result"], answers[-2]["result"]["status"]) == ({}, "healthy")
+        wire.runtime.gate.set()
+        assert len(await wire.answers(502)) == 502
+        assert wire.runtime.count == 499
+
+
+async def test_an_output_that_nobody_reads_holds_up_what_is_urgent_too() -> None:
+    """Else its answers would pile up."""
+    async with a_wire() as wire:
+        wire.dispatcher.hold(True)
+        wire.feed(b"".join(_line("exec", number, cmd=["nothing"]) for number in range(10)) + health(-1) + b"\n")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert wire.lines == []
+        wire.dispatcher.hold(False)
+        assert [answer["id"] for answer in await wire.answers(11)] == [-1, *range(10)]
+
+
+def test_what_is_urgent_is_control_and_nothing_else() -> None:
+    assert [name for name, method in METHODS.items() if method.is_urgent] == ["cancel", "health", "kill", "signal"]
+    assert all(method.is_control for method in METHODS.values() if method.is_urgent)
+
+
 async def test_more_in_flight_than_allowed_is_overloaded_but_control_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_IN_FLIGHT", 10)
     async with a_wire() as wire:
@@ -400,6 +484,8 @@ async def test_only_health_is_answered_after_shutdown() -> None:
         assert (await wire.call("health"))["result"]["status"] == "unhealthy"
         calls: dict[str, dict[str, Any]] = {
             "exec": {"cmd": ["x"]},
+            "run": {"cmd": ["x"]},
+            "cancel": {"id": 1},
             "kill": {"process_id": "p"},
             "list": {},
             "wait": {"process_id": "p"},

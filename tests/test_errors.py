@@ -11,6 +11,7 @@ CONTRACT = {
     -32601: ("method_not_found", ""),
     -32602: ("invalid_params", ""),
     -32603: ("internal", ""),
+    -32800: ("cancelled", ""),
     -32000: ("exec_failed", "exec failed: "),
     -32001: ("start_failed", "start failed: "),
     -32002: ("invalid_state", "invalid state: "),

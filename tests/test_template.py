@@ -86,7 +86,7 @@ class Driver:
         self.id = 0
 
     def hear(self) -> frames.Ready | frames.Forked | frames.Failed:
-        return frames.parse(self.control.recv(limits.TEMPLATE_FRAME_BYTES))
+        return frames.parse(self.control.recv(template.FRAME_BYTES))
 
     def ask(self, *argv: str, stdin: bool = True, **more: Any) -> tuple[frames.Forked | frames.Failed, Worker]:
         self.id += 1
@@ -94,12 +94,13 @@ class Driver:
         (waits, go), (into, stdin_end), (out, out_end), (err, err_end) = pipes
         request = frames.request(self.id, argv, {**ENV, **more.pop("env", {})}, **more)
         fds = [waits, *([into] if stdin else []), out_end, err_end]
-        if request.spilled is not None:
+        if len(request) > limits.SPAWN_FRAME_BYTES:  # as a pump hands it on
             file = os.memfd_create("test")
-            os.write(file, request.spilled)
+            os.write(file, request)
             fds.append(file)
+            request = b'{"spilled": %d}' % len(request)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-        self.control.sendmsg([request.frame], rights)
+        self.control.sendmsg([request], rights)
         for fd in {*fds, into}:
             os.close(fd)
         told = self.hear()
@@ -314,7 +315,7 @@ def test_pythonpath_is_the_requests(python: Driver, tmp_path: Path) -> None:
 def test_bytes_that_are_no_utf8_and_long_requests(python: Driver) -> None:
     code = "import os, sys; print(os.environb[b'RAW'], len(sys.argv[1]), os.fsencode(sys.argv[2]))"
     raw = os.fsdecode(b"\xff\xfe")
-    ended = python.run("python", "-c", code, "x" * 2 * limits.TEMPLATE_FRAME_BYTES, raw, env={"RAW": raw})
+    ended = python.run("python", "-c", code, "x" * 2 * template.FRAME_BYTES, raw, env={"RAW": raw})
     assert ended == Ended(0, b"b'\\xff\\xfe' 131072 b'\\xff\\xfe'\n", b"")
 
 

@@ -14,6 +14,7 @@ from fastclaw.cli.options import runtime_options
 from fastclaw.cli.passthrough import feed_stdin, own_streams, pass_on
 from fastclaw.cli.terminal import follow_size, own_size, raw
 from fastclaw.client import RemoteProcess, RuntimeClient
+from fastclaw.client.ending import Ending
 from fastclaw.errors import ExecFailed
 from fastclaw.runtime import ExitRecord
 from fastclaw.transport import loop
@@ -127,17 +128,18 @@ def _terminal(ending: "_Ending") -> Iterator[None]:
 
 
 async def _attend(process: RemoteProcess, ending: "_Ending", request: dict[str, Any]) -> None:
-    """Pass the streams through until both outputs have ended."""
+    """Pass the streams through until both outputs have ended, or the command has and its last output is through."""
     await process.connect()
+    end = Ending(process.wait)
     with own_streams() as (stdin, stdout, stderr):
         async with asyncio.TaskGroup() as group:
             with ending.of(process, group):
-                aside = [group.create_task(feed_stdin(process, stdin))]
+                aside = [group.create_task(feed_stdin(process, stdin)), group.create_task(end.watch())]
                 if request.get("tty"):
                     aside.append(group.create_task(follow_size(process, request.get("tty_size"))))
                 await asyncio.gather(
-                    pass_on(process.stdout_read, stdout, lambda: ending.ask(signal.SIGPIPE)),
-                    pass_on(process.stderr_read, stderr, lambda: ending.ask(signal.SIGPIPE)),
+                    pass_on(end.of(process.stdout_read), stdout, lambda: ending.ask(signal.SIGPIPE)),
+                    pass_on(end.of(process.stderr_read), stderr, lambda: ending.ask(signal.SIGPIPE)),
                 )
                 for task in aside:
                     task.cancel()

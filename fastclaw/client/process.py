@@ -5,12 +5,13 @@ Owns the connections to its two sockets, made when first used. Knows the calls o
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from fastclaw import limits
 from fastclaw.client.channel import Channel
+from fastclaw.client.ending import Ending
 from fastclaw.errors import IoError
 from fastclaw.runtime import ExecResult, ExitRecord
 
@@ -115,22 +116,30 @@ class RemoteProcess:
         while chunk := await self.stdout_read():
             yield chunk
 
-    async def communicate(self, input: bytes | None = None) -> tuple[bytes, bytes]:
+    async def communicate(self, input: bytes | None = None, drain_ms: int = limits.DRAIN_MS) -> tuple[bytes, bytes]:
         """Send `input`, end its stdin, and read both outputs to their ends, all at the same time.
 
-        A process that does not read all of its input is no error.
+        A process that does not read all of its input is no error. Where the command has ended and something that it
+        left behind holds a stream, that is read for `drain_ms` more.
 
         Raises:
-            IoError: a socket is gone.
+            IoError: a socket is gone, or the runtime is: what came is not all, then.
         """
         stdio, stderr = await self._connected()
-        async with asyncio.TaskGroup() as group:
-            errors = group.create_task(_drain(stderr))
-            if input:
-                group.create_task(_pour(stdio, input))
-            else:
-                _end_input(stdio)
-            output = await _drain(stdio)
+        ending = Ending(self.wait, drain_ms)
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(ending.watch())
+                pouring = group.create_task(_pour(stdio, input or b""))
+                errors = group.create_task(_drain(ending.of(stderr.read)))
+                output = await _drain(ending.of(stdio.read))
+                await errors
+                await ending.confirm()
+                await ending.first(pouring, watching)
+                watching.cancel()
+                pouring.cancel()
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from failures  # one failure cancels the rest
         return output, errors.result()
 
     async def wait(self, timeout_ms: int | None = None) -> ExitRecord:
@@ -166,9 +175,9 @@ class RemoteProcess:
         self._stdio = self._stderr = None
 
 
-async def _drain(channel: Channel) -> bytes:
+async def _drain(read: Callable[[], Awaitable[bytes]]) -> bytes:
     chunks: list[Any] = []
-    while chunk := await channel.read():
+    while chunk := await read():
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -176,9 +185,5 @@ async def _drain(channel: Channel) -> bytes:
 async def _pour(channel: Channel, data: bytes) -> None:
     with contextlib.suppress(IoError):
         await channel.write(data)
-    _end_input(channel)
-
-
-def _end_input(channel: Channel) -> None:
     with contextlib.suppress(IoError):
         channel.write_eof()

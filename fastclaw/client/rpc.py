@@ -17,6 +17,9 @@ from fastclaw.protocol.framing import LineFramer, Oversized
 
 log = logging.getLogger(__name__)
 
+_TAKEN_BACK = frozenset({"exec", "run", "wait"})
+"""Methods whose calls are cancelled at the runtime too where they are cancelled here."""
+
 
 class Calls:
     """The open calls of one client.
@@ -32,6 +35,8 @@ class Calls:
         self._loop = asyncio.get_running_loop()
         self._framer = LineFramer()
         self._open: dict[int, asyncio.Future[Any]] = {}
+        self._taken_back: set[int] = set()
+        self._late: dict[int, Any] = {}
         self._slots = asyncio.Semaphore(limits.CLIENT_PENDING)
         self._batch: list[bytes] = []
         self._last_id = 0
@@ -63,8 +68,27 @@ class Calls:
             answer = self._open[call_id] = self._loop.create_future()
             try:
                 return await answer
+            except asyncio.CancelledError:
+                self._take_back(call_id, method, answer)
+                raise
             finally:
                 self._open.pop(call_id, None)
+
+    def _take_back(self, call_id: int, method: str, answer: asyncio.Future[Any]) -> None:
+        """Nobody waits for an answer any more: what it would have told of is not to be. A process that was waited for
+        is left alone; only the waiting ends."""
+        was_late = call_id in self._late
+        result = self._late.pop(call_id, None)
+        if method not in _TAKEN_BACK or self._lost is not None:
+            return
+        if method == "exec":
+            self._taken_back.add(call_id)
+        if not answer.cancelled():  # it came in this very turn of the loop, before whoever waited was cancelled
+            self._end_untold(call_id, None if answer.exception() else answer.result())
+        elif was_late:
+            self._end_untold(call_id, result)
+        else:
+            self._queue(_encode(None, "cancel", {"id": call_id}))
 
     def _queue(self, line: bytes) -> None:
         """One write per turn of the loop, whatever number of calls it brought."""
@@ -102,15 +126,27 @@ class Calls:
     def _settle(self, answer: Any) -> None:
         if not isinstance(answer, dict) or ("result" in answer) == ("error" in answer):
             raise ProtocolError(f"the runtime sent no JSON-RPC answer: {str(answer)[:80]}")
-        call_id = answer.get("id")
+        call_id: Any = answer.get("id")
         waiting = self._open.pop(call_id, None) if type(call_id) is int else None
-        if waiting is None or waiting.done():
+        if self._taken_back and type(call_id) is int:
+            self._end_untold(call_id, answer.get("result"))
+        if waiting is not None and waiting.cancelled():
+            self._late[call_id] = answer.get("result")  # its call is taken back in the next turn of the loop
+        elif waiting is None or waiting.done():
             # Timed out or cancelled meanwhile; a null id is an error about a line that was not ours.
             log.debug("dropped an answer with id %r", call_id)
         elif "error" in answer:
             waiting.set_exception(FastclawError.from_wire(answer["error"]))
         else:
             waiting.set_result(answer["result"])
+
+    def _end_untold(self, call_id: int, result: Any) -> None:
+        """An exec that was answered before its cancel came has started a process that nobody knows of."""
+        if call_id not in self._taken_back:
+            return
+        self._taken_back.remove(call_id)
+        if isinstance(result, dict) and "process_id" in result:
+            self._queue(_encode(None, "kill", {"process_id": result["process_id"], "grace_ms": 0}))
 
     def lose(self, reason: Callable[[], FastclawError]) -> None:
         """Nothing more will come: every open call and every later one fails with `reason()`. The first one stays."""
@@ -124,8 +160,11 @@ class Calls:
                 answer.set_exception(reason())
 
 
-def _encode(call_id: int, method: str, params: dict[str, Any] | None) -> bytes:
+def _encode(call_id: int | None, method: str, params: dict[str, Any] | None) -> bytes:
+    """A request, or a notification where there is no id."""
     request: dict[str, Any] = {"jsonrpc": "2.0", "id": call_id, "method": method}
+    if call_id is None:
+        del request["id"]
     if params is not None:
         request["params"] = params
     try:

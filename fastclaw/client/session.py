@@ -13,9 +13,10 @@ import msgspec
 from fastclaw import limits
 from fastclaw.client.child import Child, Stderr
 from fastclaw.client.process import RemoteProcess
+from fastclaw.client.ran import Ran, input_params, ran_of
 from fastclaw.client.rpc import Calls
 from fastclaw.errors import FastclawError, ProtocolError
-from fastclaw.runtime import ExecResult, ExitRecord, HealthStatus, InitializeResult, ProcessInfo
+from fastclaw.runtime import ExecResult, ExitRecord, HealthStatus, InitializeResult, ProcessInfo, RunResult
 
 log = logging.getLogger(__name__)
 Shape = TypeVar("Shape")
@@ -170,21 +171,49 @@ class RuntimeClient:
 
         Parameters:
             env: added to, and winning over, the environment's variables.
-            working_dir: absolute path inside; None is the environment's default.
+            working_dir: path inside, relative to the environment's default, which it is if None.
             timeout_s: seconds to wait for the answer.
-            extensions: `user`, `stdin`, `timeout_ms`, `on_disconnect`, `key`, `limits`, `tty`, `tty_size`, as in the
-                contract.
+            extensions: `user`, `stdin`, `timeout_ms`, `on_disconnect`, `key`, `limits`, `tty`, `tty_size`, `template`,
+                `merge_stderr`, `orphans`, as in the contract.
+
+        Where this is cancelled, or no answer comes in time, the runtime is told to take the process back.
 
         Raises:
             ExecFailed: with the reason why it does not run.
             InvalidParams, InvalidState, IoError.
         """
-        params: dict[str, Any] = {"cmd": list(cmd), **extensions}
-        if env:
-            params["env"] = dict(env)
-        if working_dir is not None:
-            params["working_dir"] = working_dir
+        params = _command(cmd, env, working_dir, extensions)
         return RemoteProcess(self, _shaped(await self.call("exec", params, timeout_s), ExecResult, "exec"))
+
+    async def run(
+        self,
+        cmd: Sequence[str],
+        *,
+        input: bytes | str | None = None,
+        env: Mapping[str, str] | None = None,
+        working_dir: str | None = None,
+        timeout_s: float | None = None,
+        **extensions: Any,
+    ) -> Ran:
+        """Run a command to its end: its exit record, stdout and stderr.
+
+        Parameters:
+            input: what it reads on stdin; None is nothing.
+            env: added to, and winning over, the environment's variables.
+            working_dir: path inside, relative to the environment's default, which it is if None.
+            timeout_s: seconds to wait for the answer; None waits as long as the runtime lives.
+            extensions: `user`, `timeout_ms`, `key`, `limits`, `template`, `merge_stderr`, `orphans`, `output_limit`,
+                `keep`, `on_limit`, `drain_ms`, as in the contract.
+
+        Where this is cancelled, or no answer comes in time, the runtime is told to end the command with its tree.
+
+        Raises:
+            ExecFailed: with the reason why it did not run.
+            InvalidParams, InvalidState, IoError.
+            MethodNotFound: the runtime does not offer `run`.
+        """
+        params = {**_command(cmd, env, working_dir, extensions), **input_params(input)}
+        return ran_of(_shaped(await self.call("run", params, timeout_s), RunResult, "run"))
 
     async def health(self) -> HealthStatus:
         """How the runtime is."""
@@ -256,6 +285,18 @@ class RuntimeClient:
         assert self._child is not None, "enter the client first"
         await self._child.ended(int(timeout_s * 1000))
         return self._child.code
+
+
+def _command(
+    cmd: Sequence[str], env: Mapping[str, str] | None, working_dir: str | None, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The params of exec and run."""
+    params: dict[str, Any] = {"cmd": list(cmd), **more}
+    if env:
+        params["env"] = dict(env)
+    if working_dir is not None:
+        params["working_dir"] = working_dir
+    return params
 
 
 def _shaped(answer: Any, shape: type[Shape], method: str) -> Shape:

@@ -2,16 +2,21 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 
 from fastclaw import limits
 from fastclaw.client.channel import Channel
+from fastclaw.conformance.left import LEFT_BYTES, writes_on
+from fastclaw.conformance.outside import bearers, seen, soon
 from fastclaw.conformance.registry import proves
 from fastclaw.conformance.rig import Process, Rig, Session, drain, expect, read_exactly
-from fastclaw.conformance.wire import Broken, NotOffered
+from fastclaw.conformance.wire import Broken
 from fastclaw.errors import IoError
 
 LARGE = 8 * limits.MIB
+LINGER_MS = 200
+LONG_LINGER_MS = 600_000
 
 
 async def _returned(process: Process, greeted: Callable[[Channel], Awaitable[bytes]]) -> bytes:
@@ -27,11 +32,6 @@ async def _returned(process: Process, greeted: Callable[[Channel], Awaitable[byt
         process.leave()
         await asyncio.sleep(limits.CHECK_POLL_MS / 1000)
     raise Broken("who came back got nothing")
-
-
-def _with_wait(session: Session) -> None:
-    if "wait" not in session.welcome.get("capabilities", []):
-        raise NotOffered("cannot be seen without `wait`")
 
 
 @proves("P-SECOND")
@@ -67,10 +67,61 @@ async def comes_back_for_later_output(rig: Rig) -> None:
     expect(got == b"later\n", f"who came back got {got!r}")
 
 
+@proves("P-DRAIN")
+async def drained_without_a_client(rig: Rig) -> None:
+    async with rig.with_options(linger_ms=LINGER_MS) as session:
+        await _is_drained(rig, session)
+
+
+@proves("P-DRAIN")
+async def drained_after_a_client(rig: Rig) -> None:
+    async with rig.with_options(linger_ms=LINGER_MS) as session:
+        witness, done = uuid.uuid4().hex, uuid.uuid4().hex
+        process = await session.exec(rig.shell(f"{writes_on(witness, done, after_s=1)}; cat >/dev/null"))
+        await read_exactly(await process.stdio(), len(b"up\n"))
+        process.leave()
+        await seen(witness)
+        await soon("what was left behind has written everything and lives", lambda: bool(bearers(done)))
+
+
+@proves("P-DRAIN")
+async def drained_where_too_many_linger(rig: Rig) -> None:
+    async with rig.with_options(linger_ms=LONG_LINGER_MS, max_lingering=0) as session:
+        await _is_drained(rig, session)
+
+
+async def _is_drained(rig: Rig, session: Session) -> None:
+    witness, done = uuid.uuid4().hex, uuid.uuid4().hex
+    await session.exec(rig.shell(writes_on(witness, done)))
+    await seen(witness)
+    await soon("what was left behind has written everything and lives", lambda: bool(bearers(done)))
+
+
+@proves("P-DRAIN")
+async def not_drained_before(rig: Rig) -> None:
+    async with rig.with_options(linger_ms=LONG_LINGER_MS) as session:
+        process = await session.exec(rig.shell(writes_on(uuid.uuid4().hex, uuid.uuid4().hex)))
+        session.needs("wait")
+        await process.wait()
+        out, err = await process.outputs()
+        got = (len(out), len(err))
+        expect(got == (len(b"up\n") + LEFT_BYTES, LEFT_BYTES), f"who came after the exit got {got} bytes")
+
+
+@proves("P-READING")
+async def reads_on(rig: Rig) -> None:
+    for options in ({"linger_ms": LINGER_MS}, {"linger_ms": LONG_LINGER_MS, "max_lingering": 0}):
+        async with rig.with_options(**options) as session:
+            # Not before its client is there.
+            script = "read line; (sleep 1; echo later; sleep 1; echo last) & echo up"
+            out, _ = await (await session.exec(rig.shell(script))).outputs(b"go\n")
+            expect(out == b"up\nlater\nlast\n", f"who reads all the time got {out!r} with {options}")
+
+
 @proves("P-GONE-EOF")
 async def gone_is_eof(rig: Rig) -> None:
     session = await rig.shared()
-    _with_wait(session)
+    session.needs("wait")
     process = await session.exec(rig.words.cat)
     stdio = await process.stdio()
     await stdio.write(b"x")
@@ -96,7 +147,7 @@ async def hold(rig: Rig) -> None:
 @proves("P-GONE-KILL")
 async def kill(rig: Rig) -> None:
     session = await rig.shared()
-    _with_wait(session)
+    session.needs("wait")
     process = await session.exec(rig.words.sleep(300), on_disconnect="kill")
     await process.stdio()
     await process.stderr()

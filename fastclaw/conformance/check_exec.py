@@ -1,15 +1,22 @@
 """Checks of how a process starts, and of why it does not."""
 
 import asyncio
+import uuid
 
 from fastclaw import limits
 from fastclaw.conformance.check_wire import INVALID_PARAMS
+from fastclaw.conformance.left import leaves, must_be_seen, outlives
+from fastclaw.conformance.outside import bearers, seen, soon
 from fastclaw.conformance.registry import proves
 from fastclaw.conformance.rig import Rig, data_of, drain, expect, refused
 from fastclaw.conformance.wire import NotOffered
 
 EXEC_FAILED = -32000
 MISSING = "no-such-thing-here"
+MANY = 32
+TURNS = 100
+OUTLIVED_MS, OUTLIVES_S = 1_000, 2
+"""Time for the shell to end by itself, and over before what it leaves shows that it lives."""
 
 
 @proves("X-RESULT")
@@ -56,6 +63,18 @@ async def working_dir(rig: Rig) -> None:
     if root is not None:
         out, _ = await (await session.exec(rig.words.pwd)).outputs()
         expect(out == f"{root}\n".encode(), f"with workspace_root {root} pwd said {out!r}")
+
+
+@proves("X-DIR-RELATIVE")
+async def relative_working_dir(rig: Rig) -> None:
+    session = await rig.shared()
+    default, _ = await (await session.exec(rig.words.pwd)).outputs()
+    # However deep the default one is: above / there is only / (path_resolution(7)).
+    for path, wanted in ((".", default), ("../" * MANY + "proc", b"/proc\n")):
+        out, _ = await (await session.exec(rig.words.pwd, working_dir=path)).outputs()
+        expect(out == wanted, f"in working_dir {path[-10:]} pwd said {out!r}, not {wanted!r}")
+    params = {"cmd": rig.words.true, "working_dir": MISSING}
+    await session.error("exec", params, EXEC_FAILED, "bad_working_dir")
 
 
 @proves("X-DIR-MISSING")
@@ -150,6 +169,48 @@ async def timeout(rig: Rig) -> None:
         await drain(stdio)
     record = await process.wait()
     expect(record.get("reason") == "timeout", f"its record is {record}")
+
+
+@proves("X-TIMEOUT")
+async def timeout_of_what_has_ended(rig: Rig) -> None:
+    session, token = await rig.shared(), uuid.uuid4().hex
+    await must_be_seen(rig, session)
+    await session.exec(rig.shell(outlives(token, OUTLIVES_S)), timeout_ms=OUTLIVED_MS)
+    await soon("what was left behind outlives the timeout", lambda: bool(bearers(token)))
+
+
+@proves("X-MERGE")
+async def merged(rig: Rig) -> None:
+    process = await (await rig.shared()).exec(rig.words.stderr("to stderr"), merge_stderr=True)
+    stdio, stderr = await process.stdio(), await process.stderr()
+    async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+        out, err = await drain(stdio), await drain(stderr)
+    expect((out.rstrip(b"\n"), err) == (b"to stderr", b""), f"stdio gave {out!r}, stderr {err!r}")
+
+
+@proves("X-MERGE")
+async def merged_in_order(rig: Rig) -> None:
+    session = await rig.shared()
+    session.needs("separate_eof")
+    script = f"i=0; while [ $i -lt {TURNS} ]; do echo out; echo err >&2; i=$((i+1)); done; read line"
+    process = await session.exec(rig.shell(script), merge_stderr=True)
+    stdio, stderr = await process.stdio(), await process.stderr()
+    async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+        expect(await drain(stderr) == b"", "bytes came on stderr")
+        stdio.write_eof()
+        out = await drain(stdio)
+    expect(out == b"out\nerr\n" * TURNS, f"{len(out)} bytes came, and they begin with {out[:100]!r}")
+
+
+@proves("X-ORPHANS")
+async def no_orphans(rig: Rig) -> None:
+    session, token = await rig.shared(), uuid.uuid4().hex
+    session.needs("kill_tree")
+    process = await session.exec(rig.shell(f"{leaves(token)}read line"), orphans="kill")
+    stdio = await process.stdio()
+    await seen(token)
+    stdio.write_eof()
+    await soon("the orphan has ended with its command", lambda: not bearers(token))
 
 
 @proves("T-LIMITS")

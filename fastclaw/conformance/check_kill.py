@@ -6,10 +6,9 @@ import uuid
 
 from fastclaw import limits
 from fastclaw.conformance.check_lifecycle import INVALID_STATE, begin_family
-from fastclaw.conformance.outside import bearers, soon
+from fastclaw.conformance.outside import bearers, seen
 from fastclaw.conformance.registry import proves
 from fastclaw.conformance.rig import Process, Rig, Session, drain, expect, read_exactly
-from fastclaw.conformance.wire import Broken, NotOffered
 
 GRACE_MS = 300
 LONG_GRACE_MS = 20_000
@@ -70,10 +69,7 @@ async def tree(rig: Rig) -> None:
 async def orphans(rig: Rig) -> None:
     session, token = await rig.shared(), uuid.uuid4().hex
     process = await ready(rig, session, f"setsid sh -c 'sleep 300; : {token}' & echo ready")
-    try:
-        await soon("the orphan is seen", lambda: bool(bearers(token)))
-    except Broken as error:
-        raise NotOffered("the processes cannot be seen from this host") from error
+    await seen(token)
     await process.wait(timeout_ms=limits.CHECK_SOON_MS)
     expect(await process.kill() == {}, "kill did not answer {}")
     expect(not bearers(token), f"orphans are left: {bearers(token)}")

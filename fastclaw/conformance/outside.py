@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fastclaw import limits
-from fastclaw.conformance.wire import Broken
+from fastclaw.conformance.wire import Broken, NotOffered
 
 
 async def soon(what: str, holds: Callable[[], bool], timeout_ms: int = limits.CHECK_SOON_MS) -> None:
@@ -28,6 +28,18 @@ async def soon(what: str, holds: Callable[[], bool], timeout_ms: int = limits.CH
 def bearers(token: str) -> list[int]:
     """Processes of this host, those in containers included, that have `token` in their command line."""
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _bears(entry, token)]
+
+
+async def seen(token: str) -> None:
+    """Look until a process with `token` is there.
+
+    Raises:
+        NotOffered: it is not, and so nothing can be said of its end.
+    """
+    try:
+        await soon("the process is seen", lambda: bool(bearers(token)))
+    except Broken as error:
+        raise NotOffered("the processes cannot be seen from this host") from error
 
 
 def _bears(entry: Path, token: str) -> bool:

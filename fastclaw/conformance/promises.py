@@ -23,6 +23,8 @@ Capability = Literal[
     "limits",
     "tty",
     "template",
+    "run",
+    "cancel",
 ]
 """What a runtime may report in `capabilities` of its answer to `initialize`."""
 
@@ -110,6 +112,7 @@ _TEXTS = {
         "X-MISSING": ("A missing binary is `exec_failed` with reason `not_found`, not an exit code found later."),
         "X-NOT-A-PROGRAM": "A directory as binary is `exec_failed`.",
         "X-DIR": "The process runs in `working_dir`; without one in `workspace_root`, where there is one.",
+        "X-DIR-RELATIVE": "A relative `working_dir` starts from where the process would run without one.",
         "X-DIR-MISSING": "A missing working directory is `exec_failed` with reason `bad_working_dir`.",
         "X-USER": "An unknown user is `exec_failed` with reason `unknown_user`.",
         "X-EMPTY": "An empty `cmd` is -32602 at `$.cmd`.",
@@ -122,7 +125,14 @@ _TEXTS = {
         "X-OWN-127": "A command that runs and then exits 126 or 127 itself is no failed exec.",
         "X-NO-STDIN": "With `stdin: false` the process reads an empty stdin.",
         "X-KEY": "A second exec with the same `key` answers for the first one's process and starts nothing.",
-        "X-TIMEOUT": "`timeout_ms` ends the process; its record says `timeout`.",
+        "X-TIMEOUT": (
+            "`timeout_ms` ends the process; its record says `timeout`. After the command's own end it ends nothing."
+        ),
+        "X-MERGE": (
+            "With `merge_stderr` both streams are one on stdio, in the order of the writes where there is "
+            "`separate_eof`; stderr is at its end at once."
+        ),
+        "X-ORPHANS": 'With `orphans: "kill"` what a command leaves running ends with it.',
     },
     "streams": {
         "P-ECHO": "What the client sends on stdio is stdin, what it receives is stdout.",
@@ -135,6 +145,15 @@ _TEXTS = {
         "P-EOF-OWN": "EOF on stdout arrives while the process lives on and stderr flows.",
         "P-SLOW": "A client that never reads holds up its own process and no other.",
         "P-REOPEN": "/dev/stdin, /dev/stdout and /dev/stderr can be opened again by the process.",
+        "P-DRAIN": (
+            "What an ended process left behind may go on writing to a stream without a client: that waits until "
+            "`options.linger_ms` after the exit, or until `options.max_lingering` is reached, is thrown away from then "
+            "on, and ends no writer."
+        ),
+        "P-READING": (
+            "A client that reads goes on reading after the exit, for as long as somebody writes and whatever lingers "
+            "besides."
+        ),
         "P-SECOND": "While a client is connected, another connection is accepted and closed at once.",
         "P-RETURN": "A client that leaves and comes back reads the output that waited.",
         "P-GONE-EOF": "A client that leaves is EOF on stdin, by default.",
@@ -166,6 +185,75 @@ _TEXTS = {
         "R-SHAPE": ("The record has every field of the contract; `timings` are integers, `usage` an object or null."),
         "R-USAGE": "`usage` tells CPU time and memory of an ended process.",
     },
+    "run": {
+        "RUN-RESULT": (
+            "`run` answers once the command has ended: its exit record, what it wrote to `stdout` and to `stderr`, and "
+            "how many bytes of each were `dropped`."
+        ),
+        "RUN-EXEC": (
+            "The params that `run` shares with `exec` mean the same, and what does not start is refused with the same "
+            "errors."
+        ),
+        "RUN-BOUNDS": (
+            "An `output_limit` over 16 MiB, two inputs, base64 that is none and unknown words are -32602, and "
+            "`data.path` names the field."
+        ),
+        "RUN-OUTPUT": "Every byte within `output_limit` is in the answer, in order, once, also of 64 runs at once.",
+        "RUN-INPUT": "`input` or `input_base64` is stdin, to its end; input that is not read harms nothing.",
+        "RUN-NO-INPUT": "Without input, stdin is empty.",
+        "RUN-LIMIT-ENDS": (
+            "Of a stream over `output_limit` the first and the last half are kept, cut between characters; `dropped` "
+            "counts the bytes between, and `gap_at` says where in what is given they were."
+        ),
+        "RUN-LIMIT-HEAD": 'With `keep: "head"` its beginning is kept.',
+        "RUN-LIMIT-TAIL": 'With `keep: "tail"` its end is kept.',
+        "RUN-LIMIT-KILL": (
+            'With `on_limit: "kill"` a stream over `output_limit` ends the tree, and the record says `killed`.'
+        ),
+        "RUN-BINARY": (
+            "A stream that is no UTF-8 comes as `stdout_base64` or `stderr_base64`, and its text is null; any other "
+            "comes as text."
+        ),
+        "RUN-MERGE": (
+            "With `merge_stderr` both streams are one in `stdout`, in the order of the writes where there is "
+            "`separate_eof`."
+        ),
+        "RUN-DRAIN": (
+            "Where something that the command left holds a stream, the answer comes at most `drain_ms` after the exit, "
+            "with what was written until then where there is `separate_eof`."
+        ),
+        "RUN-ORPHANS": (
+            'What a command leaves running lives until `kill` of it; with `orphans: "kill"` it ends with the command.'
+        ),
+        "RUN-LATE-WRITER": "What is written after the answer is thrown away; no writer is ended or held up.",
+        "RUN-KEY": (
+            "The same `key` joins a run that is in flight, and later gets its record with null for its output; nothing "
+            "runs twice."
+        ),
+        "RUN-TIMEOUT": (
+            "`timeout_ms` ends the whole tree; the record says `timeout` and comes with what was written. After the "
+            "command's own end it ends nothing."
+        ),
+        "RUN-KILL": (
+            "`list` shows a run while it lives; `kill` of it ends its tree, and its answer says `killed` and has what "
+            "was written."
+        ),
+        "RUN-OVERLOADED": (
+            "A run with which all of them hold more than `options.run_output_bytes` is ended: `exec_failed`, "
+            "`overloaded`, retryable; others go on."
+        ),
+        "RUN-LINE": "An answer that would not fit a line of 32 MiB is cut as by `output_limit`.",
+    },
+    "cancel": {
+        "C-EXEC": (
+            "`cancel` of an `exec` that is not yet answered takes it back: its answer is -32800, and nothing is left."
+        ),
+        "C-RUN": "`cancel` of a `run` ends its tree; once nothing is left, the answer of the `run` is -32800.",
+        "C-WAIT": "`cancel` of a `wait` ends the waiting with -32800; the process lives.",
+        "C-NOTIFY": "A `cancel` that is a notification cancels too.",
+        "C-UNKNOWN": '`cancel` of an id that is unknown or answered is `{}` and ends nothing; 1 and "1" are two ids.',
+        "C-DUPLICATE": "`cancel` of an id that two requests hold is -32602 at `$.id`, and both go on.",
+    },
     "extras": {
         "T-LIST": ("`list` shows live processes and ended ones whose record is kept, with state, cmd and start."),
         "T-SIGNAL": "`signal` takes a number or a name and reaches the process.",
@@ -196,7 +284,11 @@ _NEEDS: dict[str, Capability] = {
     "X-OWN-127": "wait",
     "X-KEY": "key",
     "X-TIMEOUT": "timeout_ms",
+    "X-MERGE": "run",
+    "X-ORPHANS": "run",
     "P-EOF-OWN": "separate_eof",
+    "P-DRAIN": "separate_eof",
+    "P-READING": "separate_eof",
     "P-REOPEN": "reopen_stdio",
     "P-GONE-HOLD": "on_disconnect",
     "P-GONE-KILL": "on_disconnect",
@@ -209,6 +301,9 @@ _NEEDS: dict[str, Capability] = {
     "R-AGAIN": "wait",
     "R-SHAPE": "wait",
     "R-USAGE": "usage",
+    **dict.fromkeys(_TEXTS["run"], "run"),
+    "RUN-LATE-WRITER": "separate_eof",
+    **dict.fromkeys(_TEXTS["cancel"], "cancel"),
     "T-LIST": "list",
     "T-SIGNAL": "signal",
     "T-LIMITS": "limits",

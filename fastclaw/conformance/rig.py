@@ -77,6 +77,16 @@ class Session:
         self.wire = wire
         self.welcome: dict[str, Any] = {}
         self._processes: list[Process] = []
+        self._ran: list[str] = []
+
+    def needs(self, capability: str) -> None:
+        """For a check that stands on more than the capability of its promise.
+
+        Raises:
+            NotOffered: the runtime does not report it.
+        """
+        if capability not in self.welcome.get("capabilities", []):
+            raise NotOffered(f"cannot be seen without {capability!r}")
 
     async def initialize(self, namespace: str, options: dict[str, Any]) -> None:
         """Bring the environment up.
@@ -115,17 +125,63 @@ class Session:
         Raises:
             Broken: the runtime refuses.
         """
-        process = Process(self, await self.result("exec", {"cmd": cmd, **params}))
+        return await self.began(self.wire.post("exec", {"cmd": cmd, **params}))
+
+    async def began(self, request_id: Any) -> Process:
+        """The process of an `exec` that was posted.
+
+        Raises:
+            Broken: the runtime refuses.
+        """
+        answer = await self.wire.answer(request_id)
+        expect(isinstance(answer.get("result"), dict), f"exec answered {answer.get('error', answer)}")
+        process = Process(self, answer["result"])
         self._processes.append(process)
         return process
+
+    async def run(self, cmd: list[str], timeout_ms: int | None = None, /, **params: Any) -> dict[str, Any]:
+        """What `run` answers.
+
+        Parameters:
+            timeout_ms: within which it must; None is `limits.CHECK_ANSWER_MS`.
+
+        Raises:
+            Broken: it is an error, or does not come.
+        """
+        return await self.ran(self.wire.post("run", {"cmd": cmd, **params}), timeout_ms)
+
+    async def ran(self, request_id: Any, timeout_ms: int | None = None) -> dict[str, Any]:
+        """What a `run` that was posted answers; what it left running ends with the check.
+
+        Raises:
+            Broken: it is an error, or does not come.
+        """
+        answer = await self.wire.answer(request_id, timeout_ms)
+        result = answer.get("result")
+        if not isinstance(result, dict) or not isinstance(result.get("process_id"), str):
+            raise Broken(f"run answered {str(answer.get('error', result))[: limits.CHECK_ENTRY_CHARS]}")
+        self._ran.append(result["process_id"])
+        return result
+
+    async def none_runs(self, cmd: list[str]) -> None:
+        """Where the runtime can list, see that it lists no live process of this command.
+
+        Raises:
+            Broken: it does.
+        """
+        if "list" in self.welcome.get("capabilities", []):
+            rows = (await self.result("list"))["processes"]
+            left = [row for row in rows if row["cmd"] == cmd and row["state"] == "running"]
+            expect(not left, f"still there: {left}")
 
     async def tidy(self) -> None:
         """Leave every process's sockets and end what still runs."""
         processes, self._processes = self._processes, []
+        ids, self._ran = [*(process.id for process in processes), *self._ran], []
         for process in processes:
             process.leave()
         if not self.wire.lost:
-            for request_id in [self.wire.post("kill", {"process_id": p.id, "grace_ms": 0}) for p in processes]:
+            for request_id in [self.wire.post("kill", {"process_id": name, "grace_ms": 0}) for name in ids]:
                 await self.wire.answer(request_id)
 
     async def aclose(self) -> None:
@@ -196,6 +252,22 @@ class Rig:
         """A session of the check's own, initialized with further options."""
         async with self.fresh() as session:
             await session.initialize(namespace or self.namespace(), {**self.options, **options})
+            yield session
+
+    @asynccontextmanager
+    async def with_options(self, **options: Any) -> AsyncIterator[Session]:
+        """A session of the check's own with options that the runtime may not have.
+
+        Raises:
+            NotOffered: it has one of them not.
+        """
+        async with self.fresh() as session:
+            try:
+                await session.initialize(self.namespace(), {**self.options, **options})
+            except Broken as error:
+                if any(name in str(error) for name in options):
+                    raise NotOffered(f"the runtime has no option {' or no '.join(options)}") from error
+                raise
             yield session
 
     async def _start(self, namespace: str, options: dict[str, Any]) -> Session:

@@ -31,11 +31,15 @@ class Capacity(NamedTuple):
     binds: str
 
 
-def capacity(host: HostLimits, asked: int) -> Capacity:
-    """The most processes that `options.max_processes` (`asked`) and the host allow."""
+def capacity(host: HostLimits, asked: int, files_each: int = limits.FILES_PER_PROCESS) -> Capacity:
+    """The most processes that `options.max_processes` (`asked`) and the host allow.
+
+    Parameters:
+        files_each: descriptors of this process for each.
+    """
     ceilings = {
         "options.max_processes": asked,
-        "open files": _relayed(host.nofile),
+        "open files": _share(host.nofile, limits.RESERVED_FILES, files_each),
         "processes of this user": _share(host.nproc, limits.RESERVED_PIDS, limits.PIDS_PER_PROCESS),
         "kernel.pid_max": _share(host.pid_max, limits.RESERVED_PIDS, limits.PIDS_PER_PROCESS),
         "memory": _share(host.memory_bytes, 0, limits.MEMORY_PER_PROCESS),
@@ -43,21 +47,6 @@ def capacity(host: HostLimits, asked: int) -> Capacity:
     known = {name: count for name, count in ceilings.items() if count is not None}
     binds = min(known, key=lambda name: known[name])
     return Capacity(known[binds], binds)
-
-
-def _relayed(nofile: int | None) -> int | None:
-    """What this process and as many relay workers as there may be can hold."""
-    return None if nofile is None else streams_here(nofile) + limits.RELAY_WORKERS * streams_each(nofile)
-
-
-def streams_here(nofile: int | None) -> int:
-    """How many processes' streams this process itself can hold."""
-    return _share(nofile or limits.MAX_NOFILE, limits.RESERVED_FILES, limits.FILES_PER_PROCESS) or 1
-
-
-def streams_each(nofile: int | None) -> int:
-    """How many a relay worker can."""
-    return _share(nofile or limits.MAX_NOFILE, limits.RELAY_RESERVED_FILES, limits.FILES_PER_RELAYED) or 1
 
 
 def _share(total: int | None, reserved: int, each: int) -> int | None:

@@ -124,6 +124,7 @@ def container_spec(
     workspace: Workspace | None = None,
     network: ContainerNetwork = NO_NETWORK,
     pids_limit: int = limits.PIDS_LIMIT,
+    own_pids: int = 0,
     shm_bytes: int = limits.SHM_BYTES,
     memory_bytes: int | None = None,
     nofile: int | None = None,
@@ -136,7 +137,8 @@ def container_spec(
     Parameters:
         owner: from `Owner.label`.
         shard: 0-based number among the containers of one environment.
-        pids_limit: processes and threads of the whole container.
+        pids_limit: processes and threads of all commands together.
+        own_pids: what the container has besides (`spawner_pids`).
         memory_bytes: None is no limit.
         nofile, nproc: hard limits of the engine's host for every process in it; None leaves them to the engine.
         user: name or `uid[:gid]` for PID 1 and the default of every exec; None is the image's. A spawner is always
@@ -151,11 +153,16 @@ def container_spec(
         **_chosen(user="0" if init.spawner else user, oci_runtime=oci_runtime),
         **_lifecycle(init),
         **_confinement(init),
-        **_resources(pids_limit, memory_bytes, nofile, nproc),
+        **_resources(pids_limit + own_pids, memory_bytes, nofile, nproc),
         "shm_size": shm_bytes,
         "netns": {"nsmode": network.mode},
         **_places(init, workspace, network),
     }
+
+
+def spawner_pids(keepers: int) -> int:
+    """What a spawner needs for itself: main, and a pump beside each keeper."""
+    return 1 + 2 * keepers
 
 
 def container_labels(namespace: str, owner: str, shard: int) -> dict[str, str]:
@@ -199,7 +206,8 @@ def _lifecycle(init: InitPlan) -> dict[str, Any]:
 
 
 SPAWNER_CAPABILITIES = ["CAP_KILL", "CAP_SETGID", "CAP_SETUID"]
-"""What the spawner keeps for `user` and for signals to who has one; nothing that it starts has any (spawner.c)."""
+"""What the spawner keeps for `user` and for signals to who has one; nothing that it starts has any
+(spawn/c/confine.c)."""
 
 
 def _confinement(init: InitPlan) -> dict[str, Any]:

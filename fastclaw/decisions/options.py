@@ -11,7 +11,7 @@ from fastclaw import limits, network_limits
 from fastclaw.decisions.egress import Policy
 from fastclaw.decisions.params import convert
 from fastclaw.errors import InvalidParams
-from fastclaw.runtime import InitializeParams, Milliseconds
+from fastclaw.runtime import InitializeParams, Milliseconds, User
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z")]
@@ -87,7 +87,7 @@ class Template(Struct, frozen=True, forbid_unknown_fields=True):
     ready: Literal["fd", "line"] = "fd"
     env: dict[str, str] = field(default_factory=dict)
     working_dir: AbsolutePath | None = None
-    user: str | None = None
+    user: User | None = None
 
 
 FRAMING_HEADERS = frozenset(
@@ -121,6 +121,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         oci_runtime: name of the OCI runtime; None is what works here.
         user: default user inside.
         templates: what `exec` may have forked, by name; only on this host and on the spawn lane.
+        run_output_bytes: what all runs may have collected at a time; over it, one is ended and `overloaded`.
     """
 
     runtime: Literal["auto", "podman", "local", "memory"] = "auto"
@@ -135,7 +136,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     storage: Literal["private", "host"] = "private"
     state_dir: AbsolutePath | None = None
     oci_runtime: str | None = None
-    user: str | None = None
+    user: User | None = None
     network: Network = Network()
     pids_limit: Count = limits.PIDS_LIMIT
     shm_bytes: Annotated[int, Meta(ge=limits.MIB)] = limits.SHM_BYTES
@@ -154,6 +155,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     keep_exited: Annotated[int, Meta(ge=0, le=1_000_000)] = limits.KEEP_EXITED
     linger_ms: Milliseconds = limits.LINGER_MS
     max_lingering: Annotated[int, Meta(ge=0, le=1_000_000)] = limits.MAX_LINGERING
+    run_output_bytes: Annotated[int, Meta(ge=0)] = limits.RUN_OUTPUT_BYTES
     engine_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.ENGINE_TIMEOUT_MS
     start_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.START_TIMEOUT_MS
 

@@ -3,7 +3,11 @@
 Owns shapes and their errors. Does not know what a method does.
 """
 
+import base64
+import binascii
 import difflib
+import hashlib
+import posixpath
 import re
 from collections.abc import Collection
 from signal import Signals
@@ -15,7 +19,7 @@ from msgspec import Struct
 from fastclaw import limits
 from fastclaw.decisions.rlimits import rlimits
 from fastclaw.errors import ExecFailed, InvalidParams
-from fastclaw.runtime import ExecRequest, Extent, Milliseconds
+from fastclaw.runtime import ExecRequest, Extent, Milliseconds, RunRequest
 
 Shape = TypeVar("Shape", bound=Struct)
 
@@ -54,6 +58,12 @@ class ResizeParams(Struct, frozen=True):
     process_id: str
     rows: Extent
     columns: Extent
+
+
+class CancelParams(Struct, frozen=True):
+    """cancel: the id of a request, exactly as it was sent."""
+
+    id: int | str
 
 
 _PLACE = re.compile(r" - at `(\$[^`]*)`\Z")
@@ -105,7 +115,7 @@ def _structs_within(shape: type[Struct]) -> list[type[Struct]]:
     return found
 
 
-def check_exec(request: ExecRequest) -> None:
+def check_exec(request: ExecRequest | RunRequest) -> None:
     """What a struct's shape cannot say: bytes that no argv, environment or path can carry, limits that there are not.
 
     Raises:
@@ -121,20 +131,83 @@ def check_exec(request: ExecRequest) -> None:
         _check_string(value, f"$.env[{name!r}]", extra=len(name.encode()) + 1)
     for path, text in (("$.working_dir", request.working_dir), ("$.user", request.user)):
         if text is not None:
-            _check_string(text, path)
-    if request.working_dir is not None and not request.working_dir.startswith("/"):
-        raise InvalidParams("$.working_dir must be an absolute path", path="$.working_dir")
+            _check_named(text, path)
     if request.limits:
         rlimits(request.limits)
     if request.template is not None:
         _check_forked(request)
 
 
-def _check_forked(request: ExecRequest) -> None:
+def _check_named(text: str, path: str) -> None:
+    if not text:
+        raise InvalidParams(f"{path} is empty; leave it out for the environment's own", path=path)
+    _check_string(text, path)
+
+
+def check_run(request: RunRequest) -> bytes:
+    """As `check_exec`; and the command's whole input.
+
+    Raises:
+        InvalidParams: with the path of the value.
+        ExecFailed: `too_long`.
+    """
+    check_exec(request)
+    if request.input_base64 is not None:
+        return _decoded(request)
+    if request.input is None:
+        return b""
+    try:
+        return request.input.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidParams("$.input is no text; send it as $.input_base64", path="$.input") from error
+
+
+def _decoded(request: RunRequest) -> bytes:
+    path = "$.input_base64"
+    if request.input is not None:
+        raise InvalidParams("$.input and $.input_base64 are both given; one of them is the input", path=path)
+    try:
+        return base64.b64decode(request.input_base64 or "", validate=True)
+    except (binascii.Error, ValueError) as error:  # the latter: a character beyond ASCII
+        raise InvalidParams(f"{path} is no base64: {error}", path=path) from error
+
+
+def has_input(request: RunRequest) -> bool:
+    """Whether the command gets a stdin at all, be it an empty one."""
+    return bool(request.input or request.input_base64)
+
+
+def directory_of(working_dir: str | None, default: str | None, base: str) -> str | None:
+    """Where a process starts, as an absolute path; None is what its lane takes for itself.
+
+    Parameters:
+        working_dir: what the request names, if anything.
+        default: where one starts that names nothing.
+        base: where that is, whoever decides it.
+    """
+    if working_dir is None or working_dir.startswith("/"):
+        return working_dir or default
+    # `..` is left to the kernel, which knows where a symbolic link leads.
+    return posixpath.join(base, *(part for part in working_dir.split("/") if part not in ("", ".")))
+
+
+def fingerprint(request: ExecRequest | RunRequest) -> bytes:
+    """Tells requests apart that name the same key, without being kept as long as they would be."""
+    in_order = {name: dict(sorted(getattr(request, name).items())) for name in ("env", "limits")}
+    text = repr(msgspec.structs.replace(request, **in_order))  # which begins with the kind of request it is
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _check_forked(request: ExecRequest | RunRequest) -> None:
     """What a worker cannot have that is forked: it is its template's user, and was there before its terminal."""
-    for name, is_asked in (("user", request.user is not None), ("tty", request.tty)):
+    for name, is_asked in (("user", request.user is not None), ("tty", has_tty(request))):
         if is_asked:
             raise InvalidParams(f"$.{name} cannot be had with a template", "unsupported", path=f"$.{name}")
+
+
+def has_tty(request: ExecRequest | RunRequest) -> bool:
+    """Whether the process has a terminal."""
+    return isinstance(request, ExecRequest) and request.tty
 
 
 def check_template(name: str, known: Collection[str]) -> None:

@@ -66,9 +66,12 @@ class Readiness:
         self._again.append(callback)
 
     def _on_events(self) -> None:
+        """Whose number it was when the news came is settled before the first call: one of the same batch may close a
+        socket, and the next may be given its number."""
         callbacks = self._callbacks
-        for fd, events in self._epoll.poll(0, limits.TUNNEL_EVENTS):
-            if (callback := callbacks.get(fd)) is not None:  # else an earlier one of this batch has closed it
+        batch = [(callbacks.get(fd), fd, events) for fd, events in self._epoll.poll(0, limits.TUNNEL_EVENTS)]
+        for callback, fd, events in batch:
+            if callback is not None and callbacks.get(fd) is callback:  # else one of this batch has closed it
                 self._call(callback, events)
 
     def _on_again(self) -> None:

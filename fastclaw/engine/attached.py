@@ -168,6 +168,7 @@ class Attached:
         sock: the hijacked connection, non-blocking.
         leftover: its first bytes, which came with the header.
         stdin, stdout, stderr: read end, write end, write end; non-blocking. stdin is None where there is none.
+        merge_stderr: what comes as stderr goes to stdout too; stderr is at its end at once.
         on_eof: called once, when the engine's stream has ended or broken (with the error then). What is kept for full
             pipes still goes out afterwards.
     """
@@ -192,6 +193,8 @@ class Attached:
         stdout: int,
         stderr: int,
         on_eof: Callable[[Exception | None], None],
+        *,
+        merge_stderr: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
@@ -200,7 +203,11 @@ class Attached:
         self._held = b""
         self._reading = False
         self._stdout = Outlet(self._loop, stdout, self._go_on)
-        self._stderr = Outlet(self._loop, stderr, self._go_on)
+        self._stderr = self._stdout
+        if merge_stderr:
+            os.close(stderr)
+        else:
+            self._stderr = Outlet(self._loop, stderr, self._go_on)
         self._inlet = Inlet(self._loop, sock, stdin) if stdin is not None else None
         self._start(leftover)
 
@@ -269,6 +276,10 @@ class Attached:
         return True
 
     def _write(self, slices: Slices) -> None:
+        if self._stderr is self._stdout:
+            if slices:
+                self._write_stderr([payload for _, payload in slices], last=slices[-1][0] == STDERR)
+            return
         out = [payload for stream, payload in slices if stream == STDOUT]
         if out:
             self._stdout.write(out)

@@ -130,8 +130,15 @@ class EngineLifecycle:
 
     async def image_user(self, reference: str) -> str:
         """The user that an image names for its processes; empty where it names none."""
+        return (await self._inspect_image(reference)).config.user
+
+    async def image_directory(self, reference: str) -> str:
+        """The directory in which an image starts its processes."""
+        return (await self._inspect_image(reference)).config.working_dir or "/"
+
+    async def _inspect_image(self, reference: str) -> InspectedImage:
         path = f"/images/{quote_plus(reference)}/json"
-        return (await self._run(lambda client: answer(client.get(path), InspectedImage))).config.user
+        return await self._run(lambda client: answer(client.get(path), InspectedImage))
 
     async def create_container(self, spec: Mapping[str, Any]) -> str:
         """Create a container and return its id. Cancelled or too late, what the engine still creates is removed again.

@@ -54,6 +54,7 @@ class Inspected(Struct, rename="pascal"):
 
 class _ImageConfig(Struct, rename="pascal"):
     user: str = ""
+    working_dir: str = ""
 
 
 class InspectedImage(Struct, rename="pascal"):

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fastclaw.engine.attached import Attached
 from fastclaw.engine.exec_calls import ExecCalls, SessionGone, create_body
@@ -20,10 +20,21 @@ from fastclaw.engine.remote_tree import RemoteTree
 from fastclaw.engine.rest_process import EndTree, RestProcess
 from fastclaw.engine.start_proof import Started, prove
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import Grace, Lane, LaneProcess, StartSpec
-from fastclaw.limits import ABANDONED_KILL_MS, ABANDONED_START_MS, ENGINE_TIMEOUT_MS, MAX_ARG_BYTES, MAX_ARGS_BYTES
-from fastclaw.transport.foreign_stdin import open_stdin
+from fastclaw.lane import Collection, Grace, Lane, LaneProcess, StartSpec
+from fastclaw.limits import (
+    ABANDONED_KILL_MS,
+    ABANDONED_START_MS,
+    ENGINE_TIMEOUT_MS,
+    MAX_ARG_BYTES,
+    MAX_ARGS_BYTES,
+    RUN_OUTPUT_BYTES,
+)
+from fastclaw.transport.collector import OutputBudget
+from fastclaw.transport.stdin_helpers import StdinHelpers
 from fastclaw.transport.unix_http import HttpPool, Upgraded
+
+if TYPE_CHECKING:
+    from fastclaw.transport.stdin_helpers import Input
 
 
 class Lease(Protocol):
@@ -60,6 +71,7 @@ class RestLane(Lane):
         end_tree: ends what carries a marker; `transport.proctree.end_tree` . Used only where `local`;
             elsewhere a second exec does it.
         timeout_ms: deadline of each engine call.
+        run_output_bytes: what all runs may hold together.
 
     Raises:
         ValueError: the URL has another form.
@@ -75,6 +87,7 @@ class RestLane(Lane):
         local: bool,
         end_tree: EndTree,
         timeout_ms: int = ENGINE_TIMEOUT_MS,
+        run_output_bytes: int = RUN_OUTPUT_BYTES,
     ) -> None:
         self.capabilities = ["user", "kill_tree", "reopen_stdio", *(["signal"] if local else [])]
         self._pool = HttpPool(url)
@@ -83,6 +96,8 @@ class RestLane(Lane):
         self._local = local
         self._end_local_tree = end_tree
         self._timeout_ms = timeout_ms
+        self._budget = OutputBudget(run_output_bytes)
+        self._stdin_helpers = StdinHelpers()
 
     async def start(self, spec: StartSpec, shard: int) -> RestProcess:
         """As `Lane.start`. A cancelled start goes on for a moment in the background of its own cancellation: the engine
@@ -97,6 +112,16 @@ class RestLane(Lane):
                 lease.lost()
             raise
         process.on_closed = lease.give_back
+        return process
+
+    async def run(self, spec: StartSpec, collection: Collection, shard: int) -> RestProcess:
+        """As `Lane.run`: the output is collected from the engine's stream."""
+        process = await self.start(spec, shard)
+        try:
+            process.collect(collection, self._budget)
+        except OSError:
+            await asyncio.shield(_discard_run(process))
+            raise
         return process
 
     async def _start_in(self, container: str, spec: StartSpec) -> RestProcess:
@@ -127,9 +152,11 @@ class RestLane(Lane):
             "local": self._local,
         }
 
-    def close(self) -> None:
-        """Close the kept connections. Processes keep theirs until their own `aclose`."""
+    async def aclose(self) -> None:
+        """Close the kept connections, end the helpers. Processes keep theirs until their own `aclose`, which comes
+        before."""
         self._pool.close()
+        await self._stdin_helpers.aclose()
 
 
 class _Launch:
@@ -171,6 +198,8 @@ class _Launch:
 
     async def _run(self) -> RestProcess:
         calls, spec = self._lane._calls, self._spec
+        if spec.stdin and self._lane._local:
+            self._lane._stdin_helpers.prepare()
         began = time.monotonic_ns()
         session = await calls.create(self._container, create_body(spec))
         if self._abandoned:
@@ -189,7 +218,7 @@ class _Launch:
                 local=self._lane._local,
                 timeout_ms=self._lane._timeout_ms,
             )
-            process = self._assemble(session, hijacked, started)
+            process = await self._assemble(session, hijacked, started)
         except BaseException:
             hijacked.sock.close()
             raise
@@ -208,25 +237,41 @@ class _Launch:
             self._may_run = error.retryable and error.reason != "container_gone"
             raise
 
-    def _assemble(self, session: str, hijacked: Upgraded, started: Started) -> RestProcess:
+    async def _assemble(self, session: str, hijacked: Upgraded, started: Started) -> RestProcess:
         """Pipes, relay and process; on failure (no descriptors left) nothing stays open but the connection."""
-        direct = (
-            open_stdin(started.pid) if self._spec.stdin and started.pidfd is not None and not started.ended else None
-        )
+        direct = None
         try:
+            direct = await self._direct_input(started)
             pipes = _pipes(3 if self._spec.stdin and direct is None else 2)
-        except OSError as error:
-            _close_all(direct, started.pidfd)
-            raise ExecFailed(f"no pipes for the process: {error.strerror}", "io_error") from error
+        except BaseException as error:
+            _close_all(started.pidfd)
+            if direct is not None:
+                _close_all(direct.fd)
+                direct.end()
+            if isinstance(error, OSError):
+                raise ExecFailed(f"no pipes for the process: {error.strerror}", "io_error") from error
+            raise
         lane = self._lane
         process = RestProcess(lane._calls, self._container, session, self._spec.process_id, started, self._end_tree)
         process.stdout_fd, stdout, process.stderr_fd, stderr = pipes[:4]
-        stdin, process.stdin_fd = pipes[4:] or (None, direct)
+        stdin, process.stdin_fd = pipes[4:] or (None, None)
         if direct is not None:
+            process.stdin_fd, process.on_input_over = direct.fd, direct.end
             _end_input(hijacked.sock)
-        attached = Attached(hijacked.sock, started.head, stdin, stdout, stderr, process.on_stream_end)
+        merged = self._spec.merge_stderr
+        attached = Attached(
+            hijacked.sock, started.head, stdin, stdout, stderr, process.on_stream_end, merge_stderr=merged
+        )
+        if self._spec.orphans == "kill":
+            process.end_orphans()
         process.attach(attached, ended=started.ended)
         return process
+
+    async def _direct_input(self, started: Started) -> Input | None:
+        """A way into stdin with nothing of the engine's in between, where there is one."""
+        if not self._spec.stdin or started.pidfd is None or started.ended:
+            return None
+        return await self._lane._stdin_helpers.open(started.pid)
 
     async def _discard(self, process: RestProcess) -> None:
         _close_all(process.stdin_fd, process.stdout_fd, process.stderr_fd)
@@ -265,6 +310,12 @@ def _end_input(sock: socket.socket) -> None:
     """The engine closes its own end of stdin, so that ours is the last one."""
     with suppress(OSError):  # the command has ended and the engine with it: nothing is left to close
         sock.shutdown(socket.SHUT_WR)
+
+
+async def _discard_run(process: RestProcess) -> None:
+    """One whose streams could not be watched, and are closed."""
+    await _end_quietly(process, Grace(ends_at=0.0))
+    await process.aclose()
 
 
 async def _end_quietly(process: LaneProcess, grace: Grace) -> None:

@@ -16,6 +16,7 @@ It does not know how a process is started.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from contextlib import suppress
@@ -23,15 +24,22 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastclaw.engine.exec_calls import ExecCalls, SessionGone
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import ExitStatus, Grace, LaneProcess
-from fastclaw.limits import EXIT_POLL_MS, EXIT_SETTLE_MS, GONE_LOOKS_MS, TREE_DEADLINE_MS
+from fastclaw.lane import ExitStatus, Grace
+from fastclaw.limits import ENGINE_DRAIN_MS, EXIT_POLL_MS, EXIT_SETTLE_MS, GONE_LOOKS_MS, TREE_DEADLINE_MS
+from fastclaw.transport.collector import Collector
 from fastclaw.transport.pidfd import wait_status
+from fastclaw.transport.streams import PipedProcess
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from fastclaw.engine.attached import Attached
     from fastclaw.engine.start_proof import Started
+    from fastclaw.lane import Collected, Collection
+    from fastclaw.transport.collector import OutputBudget
+
+
+logger = logging.getLogger(__name__)
 
 
 class EndTree(Protocol):
@@ -44,27 +52,33 @@ def _nothing() -> None:
     """Nobody wants to know."""
 
 
-class RestProcess(LaneProcess):
+class RestProcess(PipedProcess):
     """See the module. Built by `RestLane.start` only."""
 
     __slots__ = (
         "_attached",
         "_calls",
+        "_collector",
         "_container",
         "_end_tree",
         "_ended_by_us",
         "_eof",
+        "_is_closed",
         "_learning",
         "_loop",
         "_marker",
+        "_orphans",
         "_pid",
         "_pidfd",
         "_session",
+        "collected",
         "exited",
         "on_closed",
+        "on_input_over",
         "stderr_fd",
         "stdin_fd",
         "stdout_fd",
+        "streams_ended",
         "timings",
     )
 
@@ -82,9 +96,15 @@ class RestProcess(LaneProcess):
         self._ended_by_us = False
         self._eof = asyncio.Event()
         self._learning: asyncio.Task[None] | None = None
+        self._orphans: asyncio.Task[None] | None = None
         self._attached: Attached | None = None
+        self._collector: Collector | None = None
+        self._is_closed = False
+        self.collected: asyncio.Future[Collected] | None = None
+        self.streams_ended: asyncio.Future[None] | None = None
         self.exited = self._loop.create_future()
         self.on_closed: Callable[[], None] = _nothing
+        self.on_input_over: Callable[[], None] = _nothing
         self.timings = {}
         self.stdin_fd = None
         self.stdout_fd = self.stderr_fd = -1
@@ -98,6 +118,30 @@ class RestProcess(LaneProcess):
         self._attached = attached
         if ended and self._pidfd < 0:
             self._learn()
+
+    def collect(self, collection: Collection, budget: OutputBudget) -> None:
+        """Have its streams fed and collected here.
+
+        Raises:
+            OSError: they cannot be watched; they are closed then.
+        """
+        self._collector = Collector(self, collection, budget, least_drain_ms=ENGINE_DRAIN_MS)
+        self.collected, self.streams_ended = self._collector.collected, self._collector.streams_ended
+
+    def end_orphans(self) -> None:
+        """Have what it leaves running ended, once it has ended itself."""
+        self.exited.add_done_callback(self._on_exit_with_orphans)
+
+    def _on_exit_with_orphans(self, _exited: asyncio.Future[ExitStatus]) -> None:
+        if not (self._ended_by_us or self._is_closed):
+            self._orphans = self._loop.create_task(self._end_orphans(), name=f"orphans of {self._marker}")
+
+    async def _end_orphans(self) -> None:
+        now = Grace(ends_at=0.0)
+        try:
+            await self._end_tree(self._marker, None, now, deadline_s=TREE_DEADLINE_MS / 1000)
+        except ExecFailed as error:
+            logger.warning("what process %s left running could not be ended: %s", self._marker, error)
 
     def on_stream_end(self, error: Exception | None) -> None:
         """The relay has read everything the engine sends. An engine that died may have left the command alive: then the
@@ -122,7 +166,11 @@ class RestProcess(LaneProcess):
 
     async def aclose(self) -> None:
         """As `LaneProcess`."""
+        self._is_closed = True
         self._forget_pidfd_reader()
+        if self._collector is not None:
+            self._collector.close()
+            self._collector = None
         if self._attached is not None:
             self._attached.close()
         if self._pidfd >= 0:
@@ -131,7 +179,10 @@ class RestProcess(LaneProcess):
         if self._learning is not None:
             self._learning.cancel()
             await asyncio.wait((self._learning,))
+        if self._orphans is not None:
+            await asyncio.wait((self._orphans,))
         self._settle(ExitStatus(reason="unknown"))
+        self.on_input_over()
         self.on_closed()
 
     def _is_alive(self) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.decisions import userdb
+from fastclaw.engine.pids_limit import PidsLimit
 from fastclaw.engine.shard import Shard
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.spawn.lane import Home, Homes
@@ -40,6 +41,8 @@ class SpawnShard(Shard, Home):
     user: who its processes are by default, by name or number.
     plans: templates that come up with it.
     network: as for `Shard`.
+    collect_bytes: what all runs together may collect.
+    pids_limit: processes of its commands; what is ours comes on top of that.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class SpawnShard(Shard, Home):
         user: str,
         plans: Plans | None = None,
         network: Network | None = None,
+        collect_bytes: int = limits.RUN_OUTPUT_BYTES,
+        pids_limit: int = limits.PIDS_LIMIT,
     ) -> None:
         super().__init__(engine, spec, 1, on_death, network)
         self.env = {}
@@ -59,6 +64,8 @@ class SpawnShard(Shard, Home):
         self._path = path
         self._user = user
         self._plans = plans
+        self._collect_bytes = collect_bytes
+        self._pids_limit = pids_limit
 
     async def start(self) -> None:
         """Create and start it, and let its spawner in.
@@ -80,7 +87,15 @@ class SpawnShard(Shard, Home):
 
     async def _came_up(self, init: int) -> None:
         control = await self._accept(init)
-        self.spawner = await greet(control, confine=True, keeper_uid=limits.KEEPER_UID, on_end=self.mark_dead)
+        pids = PidsLimit(init, self._pids_limit)
+        self.spawner = await greet(
+            control,
+            confine=True,
+            keeper_uid=limits.KEEPER_UID,
+            collect_bytes=self._collect_bytes,
+            on_end=self.mark_dead,
+            on_growth=pids.make_room,
+        )
         self.env = self.spawner.hello.env
         if self.spawner.hello.can_set_user:
             try:

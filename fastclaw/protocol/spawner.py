@@ -1,10 +1,12 @@
-"""The frames between fastclaw and its spawner, as fastclaw/spawn/spawner.c reads and writes them.
+"""The frames between fastclaw and its spawner, as fastclaw/spawn/c/ reads and writes them.
 
 Two SOCK_SEQPACKET sockets, one frame a packet, native byte order and alignment (both ends run on one machine):
 
     control   HELLO, WELCOME (with the channel's other end), then orders to main, each with its ANSWER where one is due
-    channel   START to whichever keeper is idle, and what becomes of it: STARTED or REFUSED, EXITED, EMPTY; LOST from
-              main where a keeper was killed (b: 1 for a template's worker, which has no keeper of its own)
+    channel   START and READ to whichever pump is idle, and what becomes of a process: STARTED or REFUSED, EXITED or
+              DONE, EMPTY (nothing of its tree is left), FREE (its pump has nothing left to do); of its clients: ENDED,
+              LEFT, GAP; LOST from main where a keeper was killed (id 0: an idle one; b: 1 for a template's worker,
+              which has none of its own)
 
 Descriptors travel with the frame (SCM_RIGHTS, unix(7)). Bytes in, values out; nothing here knows a socket.
 """
@@ -20,32 +22,58 @@ from fastclaw.errors import ExecFailed, ProtocolError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-VERSION = 1
+    from fastclaw.lane import Collection
+
+VERSION = 2
 MAGIC = 0x57414C43
 
-HELLO, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, SHUTDOWN, ADOPT = range(1, 13)
-STARTED, REFUSED, EXITED, EMPTY, LOST, ANSWER = range(32, 38)
+(HELLO, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT) = range(1, 12)
+(ATTACH, RELEASE, LOOK, RESIZE, FINISH) = range(12, 17)
+(STARTED, REFUSED, EXITED, EMPTY, LOST, ANSWER, DONE, STORE, ENDED, LEFT, FREE, WAITING, STUCK, SAID, GAP) = range(
+    32, 47
+)
 
 STEP_REQUEST, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT = range(1, 9)
 """Which step of a start failed."""
 
 LEVEL_TERM, LEVEL_KILL = 1, 2
 
-FLAG_DIRECTORY, FLAG_NULL_STDIN, FLAG_IDENTITY, FLAG_SPILLED, FLAG_TTY, FLAG_CONTROL = 1, 2, 4, 8, 16, 32
+FLAG_DIRECTORY, FLAG_NULL_STDIN, FLAG_IDENTITY, FLAG_SPILLED, FLAG_TTY, FLAG_TEMPLATE, FLAG_WORKER, FLAG_RUN = (
+    1 << bit for bit in range(8)
+)
+FLAG_MERGE, FLAG_END_ORPHANS, FLAG_HOLD, FLAG_LIMIT_KILLS, FLAG_INPUT_FILE = (1 << bit for bit in range(8, 13))
+
+WITH_EMPTY, WITH_FREE, INCOMPLETE, LIMITED, OVERLOADED = (1 << bit for bit in range(5))
+"""What an EXITED or a DONE says besides."""
+
 CONFINE = 1
-"""WELCOME: nothing keeps a capability but main and the keepers, and they only what they need."""
+"""WELCOME: nothing keeps a capability but main, keepers and pumps, and they only what they need."""
 
 NO_USER = 2**32 - 1
 """WELCOME: keepers stay who they are (setuid(2) keeps this value for "no change")."""
 
-_CONTROL = struct.Struct("=4I")
-_START = struct.Struct("=10I")
+NOWHERE = 2**32 - 1
+"""The place of a process whose place is not known yet."""
+
+_HELLO = struct.Struct("=4I")
+_WELCOME = struct.Struct("=4IQ")
+_CONTROL = struct.Struct("=5I")
+_START = struct.Struct("=16I")
+_NO_RUN = (0, 0, 0, 0)
 _LIMIT = struct.Struct("=2I2Q")
 _WINDOW = struct.Struct("=4H")
-"""struct winsize (ioctl_tty(2)), the end of a START with a terminal: rows, columns, and pixels, which nobody uses."""
+"""struct winsize (ioctl_tty(2)), of a START with a terminal: rows, columns, and pixels, which nobody uses."""
 
 EVENT = struct.Struct("=2I2i3Q")
 """kind, id, a, b, user_us, system_us, max_rss_kb"""
+
+TOTALS = struct.Struct("=2Q2I")
+"""What follows the event in a DONE: bytes of stdout and stderr, and how many of each follow here."""
+
+INLINE_BYTES = limits.SPAWN_INLINE_BYTES
+
+EVENT_BYTES = EVENT.size + TOTALS.size + 2 * INLINE_BYTES
+"""The longest frame that comes back."""
 
 _CHILDREN_LISTED, _CAN_SET_USER = 1, 2
 
@@ -66,29 +94,34 @@ class Hello(NamedTuple):
 
 def parse_hello(frame: bytes) -> Hello:
     """Raises ProtocolError: it is none, or of another version."""
-    if len(frame) < _CONTROL.size:
+    if len(frame) < _HELLO.size:
         raise ProtocolError("the spawner's greeting is cut short")
-    op, magic, version, facts = _CONTROL.unpack_from(frame)
+    op, magic, version, facts = _HELLO.unpack_from(frame)
     if (op, magic) != (HELLO, MAGIC):
         raise ProtocolError("what connected is no spawner")
     if version != VERSION:
         raise ProtocolError(f"the spawner speaks version {version} and not {VERSION}; install fastclaw anew")
-    entries = frame[_CONTROL.size :].decode("utf-8", "surrogateescape").split("\0")
+    entries = frame[_HELLO.size :].decode("utf-8", "surrogateescape").split("\0")
     env = dict(entry.split("=", 1) for entry in entries if "=" in entry)
     return Hello(env, bool(facts & _CHILDREN_LISTED), bool(facts & _CAN_SET_USER))
 
 
-def control(op: int, id: int = 0, a: int = 0, b: int = 0, tail: bytes = b"") -> bytes:
+def control(op: int, id: int = 0, a: int = 0, b: int = 0, place: int = NOWHERE, tail: bytes = b"") -> bytes:
     """An order to main. `tail`: the path of READ. An END of number 0 is for everything that is kept.
 
     ADOPT has the worker's pid and its template's number; SIGNAL and END of a worker have the template's too, as `b`.
+    `place`: what STARTED said of the process (of its template, for a worker's); without it main has to look for it.
     """
-    return _CONTROL.pack(op, id, a, b) + tail
+    return _CONTROL.pack(op, id, a, b, place) + tail
 
 
-def welcome(*, confine: bool, keeper_uid: int = NO_USER) -> bytes:
-    """The answer to HELLO; the channel's other end goes along."""
-    return _CONTROL.pack(WELCOME, VERSION, CONFINE if confine else 0, keeper_uid)
+def welcome(*, confine: bool, keeper_uid: int, collect_bytes: int) -> bytes:
+    """The answer to HELLO; the channel's other end goes along.
+
+    Parameters:
+        collect_bytes: what all runs together may have collected beyond what fits their frames.
+    """
+    return _WELCOME.pack(WELCOME, VERSION, CONFINE if confine else 0, keeper_uid, collect_bytes)
 
 
 class Identity(NamedTuple):
@@ -117,10 +150,10 @@ def strings(texts: Iterable[str]) -> Strings:
 
 
 class Start(NamedTuple):
-    """A START frame. `spilled`: the strings, which go as a file after the standard streams, or None."""
+    """A START frame. `files`: contents of the files that go along, after the descriptors of a worker."""
 
     frame: bytes
-    spilled: bytes | None
+    files: tuple[bytes, ...] = ()
 
 
 def start(
@@ -129,29 +162,28 @@ def start(
     env: Strings,
     *,
     directory: str | None = None,
-    null_stdin: bool = False,
+    flags: int = 0,
     tty: tuple[int, int] | None = None,
-    with_control: bool = False,
     identity: Identity | None = None,
     rlimits: Sequence[tuple[int, int]] = (),
+    collection: Collection | None = None,
 ) -> Start:
     """One process to start.
 
     Parameters:
+        flags: any of NULL_STDIN, TEMPLATE (its descriptor 3 is then a socket whose other end its pump has), MERGE,
+            END_ORPHANS and HOLD; the others follow from the rest.
         tty: rows and columns of its terminal; None: it gets streams.
-        with_control: it is a template: one more descriptor goes along after its streams, and becomes its number 3.
         rlimits: number of the resource (getrlimit(2)) and its soft and hard limit.
+        collection: what a run wants of its streams; None: they are for clients.
 
     Raises:
         ExecFailed: `too_long`.
     """
-    flags = FLAG_NULL_STDIN if null_stdin else 0
     window = b""
     if tty is not None:
         flags |= FLAG_TTY
         window = _WINDOW.pack(*tty, 0, 0)
-    if with_control:
-        flags |= FLAG_CONTROL
     data = argv.data + env.data
     if directory is not None:
         flags |= FLAG_DIRECTORY
@@ -165,12 +197,77 @@ def start(
     if rlimits or groups:
         fixed = b"".join(_LIMIT.pack(which, 0, value, value) for which, value in rlimits)
         fixed += struct.pack(f"={len(groups)}I", *groups)
+    files: tuple[bytes, ...] = ()
+    run = _NO_RUN
+    tail = window
+    size = _START.size + len(fixed) + len(data)
+    if collection is not None:
+        flags |= _flags_of(collection)
+        if size + len(collection.input) <= limits.SPAWN_FRAME_BYTES:
+            tail = collection.input
+        else:
+            flags |= FLAG_INPUT_FILE
+            files = (collection.input,)
+        run = (head_bytes(collection), collection.output_limit, collection.drain_ms, len(tail))
     count = argv.number + env.number
-    whole = _START.size + len(fixed) + len(data) + len(window)
-    spills = count > limits.SPAWN_INLINE_STRINGS or whole > limits.SPAWN_FRAME_BYTES
-    if spills:
+    if size + len(tail) > limits.SPAWN_FRAME_BYTES or count > limits.SPAWN_INLINE_STRINGS:
         flags |= FLAG_SPILLED
         if len(data) > limits.SPAWN_STRINGS_BYTES or count > limits.SPAWN_STRINGS:
             raise ExecFailed("arguments and environment are longer than the kernel takes", "too_long")
-    head = _START.pack(START, id, flags, argv.number, env.number, uid, gid, len(groups), len(rlimits), len(data))
-    return Start(head + fixed + window, data) if spills else Start(head + fixed + data + window, None)
+        files += (data,)
+    sizes = (len(groups), len(rlimits), len(data))
+    head = _START.pack(START, id, flags, argv.number, env.number, uid, gid, *sizes, *run, 0, 0)
+    return Start(head + fixed + (b"" if flags & FLAG_SPILLED else data) + tail, files)
+
+
+def worker(
+    id: int,
+    place: int,
+    request: bytes,
+    *,
+    flags: int = 0,
+    identity: Identity | None = None,
+    collection: Collection | None = None,
+) -> Start:
+    """One worker, whose streams a pump makes and hands to the pump of its template, and that to the template.
+
+    Parameters:
+        place: of its template.
+        request: the template's own frame (`protocol.template`).
+        flags: any of NULL_STDIN, MERGE and HOLD.
+    """
+    flags |= FLAG_WORKER
+    uid = gid = 0
+    if identity is not None:
+        flags |= FLAG_IDENTITY
+        uid, gid = identity.uid, identity.gid
+    files: tuple[bytes, ...] = ()
+    run = _NO_RUN
+    if collection is not None:
+        flags |= _flags_of(collection)
+        if collection.input:
+            flags |= FLAG_INPUT_FILE
+            files = (collection.input,)
+        run = (head_bytes(collection), collection.output_limit, collection.drain_ms, 0)
+    inline = request
+    if _START.size + len(request) > limits.SPAWN_FRAME_BYTES:
+        flags |= FLAG_SPILLED
+        files += (request,)
+        inline = b""
+    head = _START.pack(START, id, flags, 0, 0, uid, gid, 0, 0, len(request), *run, place, 0)
+    return Start(head + inline, files)
+
+
+def _flags_of(collection: Collection) -> int:
+    flags = FLAG_RUN
+    if not collection.input:
+        flags |= FLAG_NULL_STDIN
+    return flags | FLAG_LIMIT_KILLS if collection.on_limit == "kill" else flags
+
+
+def head_bytes(collection: Collection) -> int:
+    """How many bytes from a stream's beginning are kept; the rest of its limit is for its end."""
+    limit = collection.output_limit
+    if collection.keep == "ends":
+        return limit - limit // 2
+    return limit if collection.keep == "head" else 0

@@ -1,6 +1,7 @@
 """The frames between fastclaw and a template, as fastclaw/template.py reads and writes them.
 
-One SOCK_SEQPACKET socket, the template's descriptor 3; one JSON object a packet:
+One SOCK_SEQPACKET socket, the template's descriptor 3, whose other end its pump has (spawn/c/clients.c): a template
+could send descriptors of pipes that it has locked. One JSON object a packet:
 
     to it    {"id", "argv", "env", "cwd", "limits": [[resource, value], …]} with the worker's descriptors: `go` to read
              one byte from, stdin where it has one, stdout, stderr; a longer one as a file after them: {"spilled"}
@@ -25,13 +26,8 @@ if TYPE_CHECKING:
 CONTROL_FD = 3
 FD_VARIABLE = "FASTCLAW_TEMPLATE_FD"
 GO = b"g"
-
-
-class Request(NamedTuple):
-    """A frame. `spilled`: the request itself, which goes as a file after the descriptors, or None."""
-
-    frame: bytes
-    spilled: bytes | None
+_QUOTED = 80
+"""Characters of nonsense that an error quotes."""
 
 
 class Ready(NamedTuple):
@@ -60,7 +56,7 @@ def request(
     *,
     cwd: str | None = None,
     rlimits: Sequence[tuple[int, int]] = (),
-) -> Request:
+) -> bytes:
     """One worker to fork.
 
     Raises:
@@ -70,11 +66,9 @@ def request(
     spawner.strings([*argv, *env, *env.values(), *(() if cwd is None else (cwd,))])
     told = {"id": id, "argv": list(argv), "env": dict(env), "cwd": cwd, "limits": list(rlimits)}
     data = json.dumps(told).encode("ascii")
-    if len(data) <= limits.TEMPLATE_FRAME_BYTES:
-        return Request(data, None)
     if len(data) > limits.TEMPLATE_REQUEST_BYTES:
         raise ExecFailed("arguments and environment are longer than the kernel takes", "too_long")
-    return Request(json.dumps({"spilled": len(data)}).encode("ascii"), data)
+    return data
 
 
 def parse(frame: bytes) -> Ready | Forked | Failed:
@@ -93,12 +87,20 @@ def parse(frame: bytes) -> Ready | Forked | Failed:
         if "forked" in told:
             return Forked(_number(told, "forked"), _number(told, "pid"))
         if "failed" in told:
-            return Failed(_number(told, "failed"), _number(told, "errno"), str(told.get("step")))
-    raise ProtocolError(f"a template said {frame[:80]!r}, which means nothing")
+            return Failed(_number(told, "failed"), _number(told, "errno", limits.MAX_ERRNO), _step(told))
+    raise ProtocolError(f"a template said {frame[:_QUOTED]!r}, which means nothing")
 
 
-def _number(told: dict[str, Any], name: str) -> int:
+def _number(told: dict[str, Any], name: str, most: int = spawner.NO_USER) -> int:
     value = told.get(name)
-    if type(value) is int and 0 < value <= spawner.NO_USER:
+    if type(value) is int and 0 < value <= most:
         return value
-    raise ProtocolError(f"a template said {value!r} where {name} is a number")
+    raise ProtocolError(f"a template said {repr(value)[:_QUOTED]} where {name} is a number up to {most}")
+
+
+def _step(told: dict[str, Any]) -> str:
+    """Words for a message: JSON may escape lone surrogates, which no answer can hold."""
+    value = told.get("step")
+    if type(value) is str and len(value) <= limits.TEMPLATE_STEP_CHARS and value.isprintable():
+        return value
+    raise ProtocolError(f"a template said {repr(value)[:_QUOTED]} where step names what did not work")

@@ -19,6 +19,8 @@ from fastclaw.runtime import (
     InitializeResult,
     ProcessInfo,
     ProcessRuntime,
+    RunRequest,
+    RunResult,
 )
 from fastclaw.runtimes.container import ContainerRuntime, why_no_engine
 from fastclaw.runtimes.local import LocalRuntime
@@ -85,6 +87,9 @@ class AutoRuntime(ProcessRuntime):
 
     async def exec(self, request: ExecRequest) -> ExecResult:
         return await self._runtime().exec(request)
+
+    async def run(self, request: RunRequest) -> RunResult:
+        return await self._runtime().run(request)
 
     async def health(self) -> HealthStatus:
         if self._chosen is None:

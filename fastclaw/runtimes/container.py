@@ -29,6 +29,7 @@ from fastclaw.decisions.container import (
     container_spec,
     is_dead_owner,
     parse_owner,
+    spawner_pids,
 )
 from fastclaw.decisions.options import Options, no_templates
 from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
@@ -133,7 +134,9 @@ class ContainerRuntime(ManagedRuntime):
         assert self._network is not None
         target = workspace[1] if workspace else None
         most = limits.MAX_STARTING_SPAWN if lane.name == "spawn" else limits.MAX_STARTING_REST
-        return Environment(lane, self._network.env, target, len(self._shards), options.max_starting or most)
+        starting = options.max_starting or most
+        directory = await engine.image_directory(image)
+        return Environment(lane, self._network.env, target, len(self._shards), starting, directory)
 
     async def _lane(
         self,
@@ -186,7 +189,17 @@ class ContainerRuntime(ManagedRuntime):
             path = f"{sockets.path}/{name[-8:]}.init"
             init = InitPlan(spawner=str(binary), socket=path, template_module=module)
             spec = template.spec(name, place, init, network.spec)
-            return SpawnShard(engine, spec, on_death, path=path, user=user, plans=warm, network=network)
+            return SpawnShard(
+                engine,
+                spec,
+                on_death,
+                path=path,
+                user=user,
+                plans=warm,
+                network=network,
+                collect_bytes=template.options.run_output_bytes,
+                pids_limit=template.options.pids_limit,
+            )
 
         shards = await self._start_shards(Shards(1, make), setup)
         home = SpawnShards(shards)
@@ -208,8 +221,15 @@ class ContainerRuntime(ManagedRuntime):
 
         options = template.options
         shards = await self._start_shards(Shards(options.containers, make), setup)
-        lane = RestLane(url, shards, local=shards.is_local, end_tree=end_tree, timeout_ms=options.engine_timeout_ms)
-        setup.callback(lane.close)
+        lane = RestLane(
+            url,
+            shards,
+            local=shards.is_local,
+            end_tree=end_tree,
+            timeout_ms=options.engine_timeout_ms,
+            run_output_bytes=options.run_output_bytes,
+        )
+        setup.push_async_callback(lane.aclose)
         return lane
 
     async def _connect(
@@ -299,6 +319,7 @@ class Template:
             workspace=self._workspace,
             network=network,
             pids_limit=options.pids_limit,
+            own_pids=spawner_pids(limits.SPAWN_SPARE_KEEPERS) if init.spawner else 0,
             shm_bytes=options.shm_bytes,
             memory_bytes=options.memory_bytes,
             user=options.user,

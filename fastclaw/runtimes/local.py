@@ -33,7 +33,7 @@ class LocalRuntime(ManagedRuntime):
         _refuse_network(options)
         logger.warning("local runtime: %s", NO_ISOLATION)
         workspace = _workspace(options)
-        home = HostHome(plans(options, workspace, python_path=None))
+        home = HostHome(plans(options, workspace, python_path=None), options.run_output_bytes)
         setup.push_async_callback(home.aclose)
         await home.start()
         self._home = home

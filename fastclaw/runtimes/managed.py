@@ -5,15 +5,15 @@ A subclass brings its environment and names the lane; the processes are `Process
 
 import asyncio
 import contextlib
+import os
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
 from fastclaw import limits
 from fastclaw.decisions import lifecycle
-from fastclaw.decisions.capacity import Capacity, capacity, streams_each, streams_here
+from fastclaw.decisions.capacity import Capacity, capacity
 from fastclaw.decisions.lifecycle import RuntimeState
 from fastclaw.decisions.options import Options, no_templates, read_options
-from fastclaw.decisions.placement import Placement
 from fastclaw.lane import Lane
 from fastclaw.runtime import (
     ExecRequest,
@@ -24,6 +24,8 @@ from fastclaw.runtime import (
     InitializeResult,
     ProcessInfo,
     ProcessRuntime,
+    RunRequest,
+    RunResult,
 )
 from fastclaw.runtimes.pool import ProcessPool
 from fastclaw.spawn.templates import Plans
@@ -31,7 +33,7 @@ from fastclaw.transport import splice
 from fastclaw.transport.host import host_limits, raise_file_limit
 from fastclaw.transport.listener import SocketDirectory
 
-_CAPABILITIES = ["wait", "list", "timeout_ms", "on_disconnect", "key"]
+_CAPABILITIES = ["wait", "list", "run", "cancel", "timeout_ms", "on_disconnect", "key"]
 """What the pool offers over any lane; the lane adds its own."""
 
 
@@ -42,6 +44,7 @@ class Environment(NamedTuple):
         env: for every process, and for the supervisor to know of.
         working_dir: the workspace as the processes see it.
         shards, max_starting: how starts are spread.
+        directory: where a process starts that names none, where there is no workspace; None is where we are ourselves.
     """
 
     lane: Lane
@@ -49,6 +52,7 @@ class Environment(NamedTuple):
     working_dir: str | None
     shards: int
     max_starting: int
+    directory: str | None = None
 
 
 def plans(options: Options, workspace: str | None, *, python_path: str | None) -> Plans | None:
@@ -123,22 +127,22 @@ class ManagedRuntime(ProcessRuntime):
     async def _set_up(self, namespace: str, options: Options) -> Environment:
         raise_file_limit()
         host = host_limits()
-        self._room = capacity(host, options.max_processes)
         sockets = SocketDirectory()
         self._setup.callback(sockets.remove)
         self._environment = environment = await self._bring_up(namespace, options, sockets, self._setup)
         if options.templates and "template" not in environment.lane.capabilities:
             raise no_templates(f"the {environment.lane.name} lane")
+        self._room = capacity(host, options.max_processes, environment.lane.files_each)
         self._pool = ProcessPool(
             environment.lane,
             options,
             sockets,
             environment={**options.env, **environment.env},
             working_dir=environment.working_dir,
+            base_dir=environment.working_dir or environment.directory or os.getcwd(),
             shards=environment.shards,
             max_starting=environment.max_starting,
             max_live=self._room.processes,
-            placement=Placement(streams_here(host.nofile), streams_each(host.nofile), limits.RELAY_WORKERS),
         )
         # Last in, first out: the sockets close before the environment goes.
         self._setup.push_async_callback(self._pool.aclose)
@@ -183,6 +187,9 @@ class ManagedRuntime(ProcessRuntime):
 
     async def exec(self, request: ExecRequest) -> ExecResult:
         return await self._running().exec(request)
+
+    async def run(self, request: RunRequest) -> RunResult:
+        return await self._running().run(request)
 
     async def kill(self, process_id: str, grace_ms: int | None = None) -> None:
         await self._running().kill(process_id, grace_ms)

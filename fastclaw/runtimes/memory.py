@@ -18,5 +18,6 @@ class MemoryRuntime(ManagedRuntime):
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
     ) -> Environment:
         target = options.workspace.target if options.workspace else None
-        lane = MemoryLane(directories=[target] if target else [])
-        return Environment(lane, {}, target, 1, options.max_starting or limits.MAX_STARTING_SPAWN)
+        lane = MemoryLane(directories=[target] if target else [], run_output_bytes=options.run_output_bytes)
+        most = options.max_starting or limits.MAX_STARTING_SPAWN
+        return Environment(lane, {}, target, 1, most, directory="/")

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import ExitStatus, Grace, Lane, LaneProcess, StartSpec
+from fastclaw.lane import Collection, ExitStatus, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.runtimes.memory_pipes import PipeSource, PipeWriter
 from fastclaw.runtimes.programs import BUILT_IN, Program
 from fastclaw.spawn import refusals, users
+from fastclaw.transport.collector import Collector, OutputBudget
+from fastclaw.transport.streams import PipedProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -38,18 +40,29 @@ class MemoryLane(Lane):
         programs: by name, added to (and winning over) `programs.BUILT_IN`. A command under /bin or /usr/bin is found
             by its last part.
         directories: working directories that count as there beside those of this host.
+        run_output_bytes: what all runs may hold together.
     """
 
     name = "memory"
 
-    def __init__(self, programs: Mapping[str, Program] | None = None, directories: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        programs: Mapping[str, Program] | None = None,
+        directories: Iterable[str] = (),
+        *,
+        run_output_bytes: int = limits.RUN_OUTPUT_BYTES,
+    ) -> None:
         self.capabilities = ["signal", "separate_eof", "signal_number"]
         self._programs = {**BUILT_IN, **(programs or {})}
         self._directories = frozenset(directories)
+        self._budget = OutputBudget(run_output_bytes)
         self._live = 0
 
-    async def start(self, spec: StartSpec, shard: int) -> LaneProcess:
+    async def start(self, spec: StartSpec, shard: int) -> MemoryProcess:
         """Start one program. Nothing is awaited in here, so it cannot be cancelled half-way."""
+        return self._start(spec)
+
+    def _start(self, spec: StartSpec) -> MemoryProcess:
         began = time.perf_counter_ns()
         _check_text(spec)
         program = self._find(spec.cmd[0])
@@ -62,6 +75,16 @@ class MemoryLane(Lane):
         process.timings["spawn"] = (time.perf_counter_ns() - began) // 1000
         return process
 
+    async def run(self, spec: StartSpec, collection: Collection, shard: int) -> MemoryProcess:
+        """As `Lane.run`."""
+        process = self._start(spec)
+        try:
+            process.collect(collection, self._budget)
+        except OSError:
+            await process.end_tree(Grace(ends_at=0.0))
+            raise
+        return process
+
     def _find(self, command: str) -> Program:
         names = [command, *(command.removeprefix(prefix) for prefix in _PREFIXES if command.startswith(prefix))]
         for name in names:
@@ -72,12 +95,14 @@ class MemoryLane(Lane):
         raise ExecFailed(f"no program {command!r} in memory: {', '.join(sorted(self._programs))}", "not_found")
 
     def _directory(self, path: str | None) -> str:
-        """One of this host's, so that programs may use it, or one that was promised."""
+        """One of this host's, so that programs may use it, or one that was promised; as getcwd(2) would give it."""
         if path is None:
             return "/"
-        if not path.startswith("/") or not (path in self._directories or os.path.isdir(path)):
-            raise ExecFailed(f"working directory {path!r}: no such directory", "bad_working_dir")
-        return path
+        if os.path.isabs(path) and os.path.isdir(path):
+            return os.path.realpath(path)
+        if os.path.normpath(path) in self._directories:
+            return os.path.normpath(path)
+        raise ExecFailed(f"working directory {path!r}: no such directory", "bad_working_dir")
 
     async def end_all(self, processes: list[LaneProcess], grace: Grace) -> None:
         """End these programs.
@@ -97,7 +122,7 @@ class MemoryLane(Lane):
         return {"name": self.name, "isolation": "none", "live": self._live}
 
 
-class MemoryProcess(LaneProcess):
+class MemoryProcess(PipedProcess):
     """A program that runs."""
 
     def __init__(self, spec: StartSpec, program: Program, cwd: str) -> None:
@@ -105,19 +130,33 @@ class MemoryProcess(LaneProcess):
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[ExitStatus] = self._loop.create_future()
         self._signal = int(signal.SIGKILL)
-        self._open(spec.stdin)
+        self._collector: Collector | None = None
+        self._open(spec.stdin, merged=spec.merge_stderr)
         env = spec.variables
         self._task = self._loop.create_task(self._run(program, spec.cmd, env, cwd), name=f"memory-{spec.process_id}")
         self._task.add_done_callback(self._ended)
 
-    def _open(self, stdin: bool) -> None:
+    def collect(self, collection: Collection, budget: OutputBudget) -> None:
+        """Have its streams fed and collected here.
+
+        Raises:
+            OSError: they cannot be watched; they are closed then.
+        """
+        self._collector = Collector(self, collection, budget)
+        self.collected, self.streams_ended = self._collector.collected, self._collector.streams_ended
+
+    def _open(self, stdin: bool, *, merged: bool) -> None:
         with ExitStack() as opened:
             theirs, self.stdin_fd = _pipe(opened) if stdin else (None, None)
             self.stdout_fd, out = _pipe(opened)
             self.stderr_fd, err = _pipe(opened)
             opened.pop_all()
         self._source = None if theirs is None else PipeSource(theirs)
-        self._out, self._err = PipeWriter(out), PipeWriter(err)
+        self._out = self._err = PipeWriter(out)
+        if merged:
+            os.close(err)
+        else:
+            self._err = PipeWriter(err)
 
     async def _run(self, program: Program, argv: list[str], env: dict[str, str], cwd: str) -> ExitStatus:
         try:
@@ -178,8 +217,11 @@ class MemoryProcess(LaneProcess):
     async def _wait(self, seconds: float) -> None:
         await asyncio.wait([self._task], timeout=seconds)
 
-    async def aclose(self) -> None:
-        """Nothing is held once the program has ended."""
+    def aclose(self) -> None:
+        """Nothing is held once the program has ended, but for the streams of a run."""
+        if self._collector is not None:
+            self._collector.close()
+            self._collector = None
 
 
 def _pipe(opened: ExitStack) -> tuple[int, int]:

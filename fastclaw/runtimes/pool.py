@@ -1,4 +1,4 @@
-"""The processes of one environment over one lane: exec, kill, wait, signal, and the end of all.
+"""The processes of one environment over one lane: exec, run, kill, wait, signal, and the end of all.
 
 Owns ids, admission, deadlines, records and every task it starts. Knows no engine and no wire.
 """
@@ -7,47 +7,54 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
+import functools
 import logging
-import os
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastclaw.decisions.admission import Admission, Ticket
-from fastclaw.decisions.params import check_exec, check_template
-from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, IoError, RuntimeSdkError
-from fastclaw.lane import Grace, Lane, LaneProcess, StartSpec
-from fastclaw.relays.streams import Pipes
-from fastclaw.relays.workers import Relays
+from fastclaw.decisions.admission import Admission, TicketState
+from fastclaw.decisions.params import (
+    check_exec,
+    check_run,
+    check_template,
+    directory_of,
+    fingerprint,
+    has_input,
+    has_tty,
+)
+from fastclaw.decisions.run_answer import result_of, result_without_output
+from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, RuntimeSdkError
+from fastclaw.lane import Grace, Lane, LaneProcess, Output, StartSpec
+from fastclaw.runtime import ExecResult, RunResult
+from fastclaw.runtimes.begun import Begun, collection_of, explained, never_ran
+from fastclaw.runtimes.keyed import KeyedCalls, require_same
 from fastclaw.runtimes.process import Process
 from fastclaw.runtimes.starts import StartQueue
 from fastclaw.runtimes.table import ProcessTable
-from fastclaw.transport.outbox import close_all
 from fastclaw.transport.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
 
     from fastclaw.decisions.options import Options
-    from fastclaw.decisions.placement import Placement
-    from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord
-    from fastclaw.transport.listener import SocketDirectory
+    from fastclaw.lane import Collected
+    from fastclaw.runtime import ExecRequest, ExitReason, ExitRecord, OnDisconnect, RunRequest
+    from fastclaw.transport.listener import ProcessSockets, SocketDirectory
 
 logger = logging.getLogger(__name__)
 
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EAGAIN})
-"""What the kernel says when there is not enough of something now: trying later may help."""
+Told = TypeVar("Told")
 
 
 class ProcessPool:
     """Parameters:
     environment: variables that every process gets before those of its request.
-    working_dir: where a process starts whose request names no directory.
+    working_dir: where a process starts whose request names no directory; None leaves that to the lane.
+    base_dir: where that is, for a request that names a relative one.
     sockets: where the sockets go.
     shards, max_starting: how starts are spread (`decisions.admission`).
     max_live: the most processes at a time.
-    placement: how many of their streams are held where.
     """
 
     def __init__(
@@ -58,24 +65,26 @@ class ProcessPool:
         *,
         environment: dict[str, str],
         working_dir: str | None,
+        base_dir: str,
         shards: int,
         max_starting: int,
         max_live: int,
-        placement: Placement,
     ) -> None:
         self._lane = lane
         self._options = options
         self._sockets = sockets
         self._environment = environment
         self._working_dir = working_dir
+        self._base_dir = base_dir
         self._loop = asyncio.get_running_loop()
         self._watcher = Watcher()
-        self._relays = Relays(self._watcher, placement)
         self.table = ProcessTable(options)
         self._admission = Admission(shards, max_starting, max_live, options.queue_limit)
         self._starts = StartQueue(self._admission, options.queue_timeout_ms / 1000)
-        self._keyed: dict[str, tuple[ExecRequest, asyncio.Future[ExecResult]]] = {}
+        self._keyed = KeyedCalls(self._own, self._take_back_key)
+        self._draining: set[LaneProcess] = set()
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._closings: set[asyncio.Future[None]] = set()
         self._graces: list[Grace] = []
         self._prefix = secrets.token_hex(4)
         self._count = 0
@@ -88,11 +97,18 @@ class ProcessPool:
         self._check_offered(request)
         if request.key is None:
             return await self._exec(request)
-        return await self._exec_once(request.key, request)
+        mark = fingerprint(request)
+        if not await self._keyed.has(request.key) and (process := self.table.with_key(request.key)) is not None:
+            require_same(process.request_mark, mark)
+            return process.result
+        return _told(await self._keyed.join(request.key, mark, functools.partial(self._exec, request)), ExecResult)
 
-    def _check_offered(self, request: ExecRequest) -> None:
+    def _check_offered(self, request: ExecRequest | RunRequest) -> None:
+        is_plain = request.user is None and not request.limits and request.template is None
+        if is_plain and not has_tty(request):
+            return
         asked = (
-            ("tty", request.tty),
+            ("tty", has_tty(request)),
             ("limits", bool(request.limits)),
             ("user", request.user is not None),
             ("template", request.template is not None),
@@ -107,115 +123,272 @@ class ProcessPool:
         if request.template is not None:
             check_template(request.template, self._options.templates)
 
-    async def _exec_once(self, key: str, request: ExecRequest) -> ExecResult:
-        """The same key never runs twice. A start that failed frees it."""
-        if (process := self.table.with_key(key)) is not None:
-            return _same(process.request, request, process.result)
-        if key not in self._keyed:
-            starting = self._own(self._exec(request))
-            self._keyed[key] = (request, starting)
-            starting.add_done_callback(lambda _: self._keyed.pop(key))
-        first, starting = self._keyed[key]
-        return _same(first, request, await asyncio.shield(starting))
-
     async def _exec(self, request: ExecRequest) -> ExecResult:
         asked_at = time.monotonic_ns()
-        ticket = await self._starts.admit()
-        admitted_at = time.monotonic_ns()
-        process_id = self._next_id()
+        begun = Begun(await self._starts.admit(), asked_at)
         try:
-            if not self._relays.has_room:
-                await self._relays.make_room()
-            lane_process = await self._lane.start(self._spec(process_id, request), ticket.shard)
-            process = self._receive(request, process_id, ticket, lane_process)
-        except BaseException:
-            self._starts.leave(ticket)
+            spec = self._spec(
+                request,
+                stdin=request.stdin,
+                tty=request.tty_size if request.tty else None,
+                holds_stdin=request.on_disconnect == "hold",
+            )
+            begun.lane_process = await self._lane.start(spec, begun.ticket.shard)
+            process = self._process(request, spec, begun)
+            result = self._attach(process, request.on_disconnect)
+            if begun.lane_process.started is not None:
+                await begun.lane_process.started
+            self._begin(process, request.timeout_ms, begun)
+        except BaseException as error:
+            await self._take_back(begun)
+            if isinstance(error, OSError):
+                raise explained(error) from error
             raise
-        if lane_process.started is not None:
-            await self._see_started(process)
-        self._starts.started(ticket)
-        process.began(queued_us=(admitted_at - asked_at) // 1000, start_us=(time.monotonic_ns() - admitted_at) // 1000)
-        self.table.add(process)
-        if request.timeout_ms is not None:
-            process.timeout = self._loop.call_later(request.timeout_ms / 1000, self._end_later, process, "timeout")
-        return process.result
+        return result
 
-    def _receive(self, request: ExecRequest, process_id: str, ticket: Ticket, lane_process: LaneProcess) -> Process:
-        """Put sockets before the streams of what the lane has begun to start: they listen before it is answered."""
-        pipes = Pipes(lane_process.stdin_fd, lane_process.stdout_fd, lane_process.stderr_fd)
-        try:
-            sockets = self._sockets.open(process_id)
-        except OSError as error:
-            close_all(fd for fd in pipes if fd is not None)
-            self._own(self._take_back(lane_process))
-            raise _explain(error) from error
-        process = Process(
-            request,
-            process_id,
-            ticket,
-            lane_process,
-            (sockets.stdio.path, sockets.stderr.path),
-            on_exit=self._exited,
-            on_drained=self.table.drained,
-            on_abandoned=self._abandoned,
-            on_closed=self._closed,
+    def _spec(
+        self, request: ExecRequest | RunRequest, *, stdin: bool, tty: tuple[int, int] | None, holds_stdin: bool = False
+    ) -> StartSpec:
+        return StartSpec(
+            process_id=self._next_id(),
+            cmd=request.cmd,
+            base_env=self._environment,
+            env=request.env,
+            working_dir=directory_of(request.working_dir, self._working_dir, self._base_dir),
+            user=self._options.user if request.user is None else request.user,
+            stdin=stdin,
+            limits=request.limits,
+            tty=tty,
+            template=request.template,
+            merge_stderr=request.merge_stderr,
+            holds_stdin=holds_stdin,
+            orphans=request.orphans,
         )
-        try:
-            process.streams = self._relays.place(process, sockets, pipes, request.on_disconnect)
-        except ExecFailed:
-            self._own(self._take_back(lane_process))
-            raise
-        return process
-
-    async def _see_started(self, process: Process) -> None:
-        """Wait until the command runs. Where it does not, nothing of it stays."""
-        started = process.lane_process.started
-        assert started is not None
-        try:
-            await started
-        except BaseException:
-            process.give_up()
-            self._starts.leave(process.ticket)
-            if started.cancelled():
-                self._own(self._take_back(process.lane_process))
-            raise
-
-    async def _take_back(self, lane_process: LaneProcess) -> None:
-        """End what nobody will ever be told of."""
-        try:
-            await lane_process.end_tree(Grace(ends_at=0.0))
-        except FastclawError as error:
-            logger.warning("a start that was given up could not be ended: %s", error)
 
     def _next_id(self) -> str:
         self._count += 1
         return f"{self._prefix}-{self._count}"
 
-    def _spec(self, process_id: str, request: ExecRequest) -> StartSpec:
-        return StartSpec(
-            process_id=process_id,
-            cmd=request.cmd,
-            base_env=self._environment,
-            env=request.env,
-            working_dir=request.working_dir or self._working_dir,
-            user=request.user or self._options.user,
-            stdin=request.stdin,
-            limits=request.limits,
-            tty=request.tty_size if request.tty else None,
-            template=request.template,
+    def _process(self, request: ExecRequest | RunRequest, spec: StartSpec, begun: Begun) -> Process:
+        assert begun.lane_process is not None
+        begun.process = Process(
+            request,
+            spec.process_id,
+            begun.ticket,
+            begun.lane_process,
+            on_exit=self._exited,
+            on_drained=self.table.drained,
+            on_clients=self.table.clients_changed,
+            on_abandoned=self._abandoned,
+            on_closed=self._closed,
         )
+        return begun.process
+
+    def _attach(self, process: Process, on_disconnect: OnDisconnect) -> ExecResult:
+        """Give an exec its sockets: they listen before it is answered.
+
+        Raises:
+            OSError: there is not enough of something. Then its streams are closed.
+        """
+        lane_process = process.lane_process
+        sockets = None
+        try:
+            sockets = self._sockets.open(process.id)
+            process.streams = lane_process.serve(process, sockets, self._watcher, on_disconnect)
+        except BaseException:
+            lane_process.close_streams()
+            if sockets is not None:
+                self._close_sockets(sockets)
+            raise
+        process.result = ExecResult(
+            process_id=process.id, stdio_addr=sockets.stdio.path, stderr_addr=sockets.stderr.path
+        )
+        return process.result
+
+    def _close_sockets(self, sockets: ProcessSockets) -> None:
+        """The kernel may have refused to watch one of them (fs.epoll.max_user_watches)."""
+        for listener in sockets:
+            with contextlib.suppress(OSError):  # the one that is not watched
+                self._watcher.unwatch(listener.fd)
+        sockets.close()
+
+    def _begin(self, process: Process, timeout_ms: int | None, begun: Begun) -> None:
+        """The command runs: from here on it is known, and its time counts."""
+        self._starts.started(begun.ticket)
+        now = time.monotonic_ns()
+        process.began(
+            queued_us=(begun.admitted_at - begun.asked_at) // 1000, start_us=(now - begun.admitted_at) // 1000
+        )
+        self.table.add(process)
+        if timeout_ms is not None:
+            process.timeout = self._loop.call_later(timeout_ms / 1000, self._end_later, process, "timeout")
+
+    # --- run ---
+
+    async def run(self, request: RunRequest) -> RunResult:
+        """See `ProcessRuntime.run`."""
+        data = check_run(request)
+        self._check_offered(request)
+        if request.key is None:
+            return await self._run(request, data)
+        mark = fingerprint(request)
+        if not await self._keyed.has(request.key) and (process := self.table.with_key(request.key)) is not None:
+            require_same(process.request_mark, mark)
+            return result_without_output(process.record(), process.written)
+        return _told(await self._keyed.join(request.key, mark, functools.partial(self._run, request, data)), RunResult)
+
+    async def _run(self, request: RunRequest, data: bytes) -> RunResult:
+        asked_at = time.monotonic_ns()
+        ticket = self._starts.ask()
+        if ticket.state is TicketState.WAITING:
+            await self._starts.turn(ticket)
+        begun = Begun(ticket, asked_at)
+        try:
+            spec = self._spec(request, stdin=has_input(request), tty=None)
+            begun.lane_process = await self._lane.run(spec, collection_of(request, data), ticket.shard)
+            process = self._process(request, spec, begun)
+            self._begin_run(process, request.timeout_ms, begun)
+            assert begun.lane_process.collected is not None
+            return await self._answer(process, await begun.lane_process.collected, request)
+        except BaseException as error:
+            await self._take_back(begun)
+            if isinstance(error, OSError):
+                raise explained(error) from error
+            raise
+
+    def _begin_run(self, process: Process, timeout_ms: int | None, begun: Begun) -> None:
+        """Nobody waits for the start of a run: its task is woken once, by the result.
+
+        Its time counts from here: one that has locked its pipes at once may not have been told to run by then.
+        """
+        started = process.lane_process.started
+        if timeout_ms is not None:
+            process.timeout = self._loop.call_later(timeout_ms / 1000, self._run_timed_out, process, begun)
+        if started is None:
+            self._begin(process, None, begun)
+        else:
+            started.add_done_callback(lambda started: self._run_started(started, process, begun))
+
+    def _run_timed_out(self, process: Process, begun: Begun) -> None:
+        if not self.table.has(process):
+            self._begin(process, None, begun)
+        self._end_later(process, "timeout")
+
+    def _run_started(self, started: asyncio.Future[None], process: Process, begun: Begun) -> None:
+        if started.cancelled() or process.end_reason is not None or self.table.has(process):
+            return  # it is being taken back, or was late
+        error = started.exception()
+        if error is None:
+            try:
+                self._begin(process, None, begun)
+            except Exception as failure:  # its task must not wait for what nobody counts
+                error = failure
+        collected = process.lane_process.collected
+        if error is not None and collected is not None and not collected.done():
+            collected.set_exception(error)
+
+    async def _answer(self, process: Process, collected: Collected, request: RunRequest) -> RunResult:
+        process.has_ended(collected.status)
+        if collected.overloaded:
+            raise ExecFailed(
+                f"all runs together have more than {self._options.run_output_bytes} bytes of output "
+                "(options.run_output_bytes); try again later",
+                "overloaded",
+            )
+        if collected.limited:
+            process.was_limited = True
+            await self._end(process, 0, "killed")
+        if process.ending is not None:
+            await asyncio.wait((process.ending,))
+        process.written = (collected.stdout.total, collected.stderr.total)
+        result = result_of(process.record(), collected, request.keep)
+        collected.stdout = collected.stderr = Output()  # the record is kept for minutes
+        return result
+
+    # --- taking back ---
+
+    async def _take_back(self, begun: Begun) -> None:
+        """The one place where a start ends that came to nothing: refused, failed or cancelled, at whatever point.
+
+        Returns when nothing of it is left: no process, descriptor, socket or place among the live ones.
+
+        Raises:
+            ExecFailed: `engine_timeout` or `unsupported`: its tree could not be ended.
+        """
+        process = begun.process
+        if process is not None:
+            process.end_reason = process.end_reason or "killed"
+        if begun.lane_process is None or never_ran(begun.lane_process):
+            self._forget(begun)
+        else:
+            await asyncio.shield(self._own(self._end_untold(begun, begun.lane_process)))
+
+    async def _end_untold(self, begun: Begun, lane_process: LaneProcess) -> None:
+        """End what nobody is told of, but for the record of a run that was on its way."""
+        process = begun.process
+        try:
+            if process is not None and self.table.has(process):
+                await self._end(process, self._options.kill_grace_ms, "killed")
+            else:
+                await lane_process.end_tree(Grace(ends_at=0.0))
+        finally:
+            self._forget(begun)
+
+    def _forget(self, begun: Begun) -> None:
+        lane_process, process = begun.lane_process, begun.process
+        if process is not None and self.table.has(process):
+            self.table.free_key(process)
+            return
+        if process is not None:
+            process.give_up()
+        elif lane_process is not None:
+            if lane_process.collected is None:
+                lane_process.close_streams()
+            self._give_back(lane_process)
+        self._starts.leave(begun.ticket)
+
+    async def _take_back_key(self, key: str) -> None:
+        """A start with a key that was through in the very moment in which the last one who wanted it left."""
+        process = self.table.with_key(key)
+        if process is not None:
+            self.table.free_key(process)
+            await asyncio.shield(self._own(self._end_told(process)))
+
+    async def _end_told(self, process: Process) -> None:
+        await self._end(process, 0, "killed")
+        self.table.drained(process)  # nobody knows of its sockets
+
+    # --- the end of one ---
 
     def _exited(self, process: Process) -> None:
-        self.table.exited(process)
-        self._starts.leave(process.ticket)
+        if self.table.is_live(process):  # else it is being taken back
+            self.table.exited(process)
+            self._starts.leave(process.ticket)
 
     def _abandoned(self, process: Process) -> None:
         self._end_later(process, "killed")
 
     def _closed(self, process: Process) -> None:
-        closing = process.lane_process.aclose()
+        """Nobody of ours needs its streams any more. Those of a run may still have a writer, which is not to notice."""
+        lane_process = process.lane_process
+        streams_ended = lane_process.streams_ended
+        if streams_ended is None or streams_ended.done():
+            self._give_back(lane_process)
+        else:
+            self._draining.add(lane_process)
+            streams_ended.add_done_callback(lambda _: self._drained(lane_process))
+
+    def _drained(self, lane_process: LaneProcess) -> None:
+        if lane_process in self._draining:
+            self._draining.remove(lane_process)
+            self._give_back(lane_process)
+
+    def _give_back(self, lane_process: LaneProcess) -> None:
+        closing = lane_process.aclose()
         if closing is not None:
-            self._own(closing)
+            task = asyncio.ensure_future(closing)
+            self._closings.add(task)
+            task.add_done_callback(self._closings.discard)
 
     # --- what else can be done to a process ---
 
@@ -240,7 +413,7 @@ class ProcessPool:
     def resize(self, process_id: str, rows: int, columns: int) -> None:
         """See `ProcessRuntime.resize`."""
         process = self.table.find(process_id)
-        if not process.request.tty:
+        if not process.is_tty:
             raise InvalidParams(f"process {process_id} has no terminal", "no_tty", path="$.process_id")
         if process.is_running:
             process.lane_process.resize(rows, columns)
@@ -250,7 +423,9 @@ class ProcessPool:
             await process.end_tree(grace, reason)
 
     def _end_later(self, process: Process, reason: ExitReason) -> None:
-        self._own(self._end_logged(process, reason))
+        if process.is_running and process.end_reason is None:
+            process.end_reason = reason
+        process.ending = self._own(self._end_logged(process, reason))
 
     async def _end_logged(self, process: Process, reason: ExitReason) -> None:
         try:
@@ -294,8 +469,9 @@ class ProcessPool:
         """Close every socket. A process whose end was not seen by now gets the exit `unknown`."""
         await self._cancel_tasks()
         self.table.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._relays.aclose()
+        for lane_process in list(self._draining):
+            self._drained(lane_process)
+        await asyncio.gather(*self._tasks, *self._closings, return_exceptions=True)
         self._watcher.close()
 
     def health(self) -> dict[str, Any]:
@@ -303,9 +479,9 @@ class ProcessPool:
         statistics = self._admission.statistics()._asdict()
         return {
             **self.table.counts(),
+            "draining": len(self._draining),
             **statistics,
             "queue_timeout_ms": self._options.queue_timeout_ms,
-            "streams": self._relays.health(),
         }
 
     def _own(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
@@ -321,14 +497,7 @@ class ProcessPool:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _same(first: ExecRequest, again: ExecRequest, result: ExecResult) -> ExecResult:
-    if first != again:
-        raise InvalidParams("$.key was used for another request; take a new key", path="$.key")
+def _told(result: Any, kind: type[Told]) -> Told:
+    """What a call with a key has brought, which was of this kind: another one has another fingerprint."""
+    assert isinstance(result, kind)
     return result
-
-
-def _explain(error: OSError) -> RuntimeSdkError:
-    text = os.strerror(error.errno) if error.errno else str(error)
-    if error.errno in _EXHAUSTED:
-        return ExecFailed(f"{text}; fewer processes at a time, or a higher limit (fastclaw doctor)", "overloaded")
-    return IoError(f"the process's sockets: {text}")

@@ -1,4 +1,4 @@
-"""One process as the runtime holds it: the lane's process, its two sockets, its state and its record.
+"""One process as the runtime holds it: the lane's process, its two sockets if it has some, its state and its record.
 
 Knows nothing of admission, of other processes, or of the wire.
 """
@@ -13,26 +13,37 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from fastclaw.decisions.lifecycle import ProcessState, process_machine
+from fastclaw.decisions.params import fingerprint, has_tty
 from fastclaw.lane import ExitStatus, Grace
-from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo
+from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo, RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastclaw.decisions.admission import Ticket
-    from fastclaw.lane import LaneProcess
-    from fastclaw.relays.streams import Streams
+    from fastclaw.lane import LaneProcess, Streams
 
 
 class _Closed:
-    """The streams of a process whose sockets are closed: so it does not keep them, nor they it."""
+    """The streams of a process that has no sockets, any more or at all: so it does not keep them, nor they it."""
 
     drained = True
+
+    def is_unread(self) -> bool:
+        return False
+
+    def is_served(self) -> bool:
+        return False
 
     def has_pending_output(self) -> bool:
         return False
 
-    def close(self) -> None: ...
+    def look(self) -> bool:
+        return False
+
+    def close(self, *, cut: bool = False) -> None: ...
+
+    def give_up(self) -> None: ...
 
 
 CLOSED = _Closed()
@@ -40,64 +51,83 @@ CLOSED = _Closed()
 
 class Process:
     """Parameters:
+    request: what it was asked for; not kept, for it may be long and the record lives for minutes.
     lane_process: what the lane starts.
-    addresses: paths of its two sockets.
-
-    Attributes:
-    streams: set by whoever found a place for them, before anything else happens to it.
-
     on_exit: called once, when the command has ended and `record` is there.
     on_drained: called when both outputs have reached a client, or never.
+    on_clients: called after the exit, when a client came or left: `streams.is_unread()` may differ.
     on_closed: called once, when its sockets and pipes are closed for good.
     on_abandoned: called when a client left a process whose `on_disconnect` is `kill`.
+
+    Attributes:
+        streams: set by whoever found a place for them, before anything else happens to it; none for a run.
+        result: where its sockets are, once they listen; a run has none.
+        request_mark: tells its request from another one with the same key.
+        written: bytes of both outputs of a run that has been answered.
+        ending: what is under way to end it, by its time or its limit: done once nothing is left of it.
     """
 
     __slots__ = (
         "_loop",
         "_machine",
         "_on_abandoned",
+        "_on_clients",
         "_on_closed",
         "_on_drained",
         "_on_exit",
         "_running_since",
         "_timings",
+        "cmd",
         "end_reason",
+        "ending",
         "exited",
         "expires_at",
         "gap",
         "id",
+        "is_run",
+        "is_tty",
+        "key",
         "lane_process",
-        "request",
+        "request_mark",
         "result",
         "started_at",
         "streams",
         "ticket",
         "timeout",
+        "was_limited",
+        "written",
     )
 
     def __init__(
         self,
-        request: ExecRequest,
+        request: ExecRequest | RunRequest,
         process_id: str,
         ticket: Ticket,
         lane_process: LaneProcess,
-        addresses: tuple[str, str],
         *,
         on_exit: Callable[[Process], None],
         on_drained: Callable[[Process], None],
+        on_clients: Callable[[Process], None],
         on_abandoned: Callable[[Process], None],
         on_closed: Callable[[Process], None],
     ) -> None:
         self.id = process_id
-        self.request = request
-        self.result = ExecResult(process_id=process_id, stdio_addr=addresses[0], stderr_addr=addresses[1])
+        self.cmd = request.cmd
+        self.key = request.key
+        self.request_mark = b"" if request.key is None else fingerprint(request)
+        self.is_run = isinstance(request, RunRequest)
+        self.is_tty = has_tty(request)
+        self.result: ExecResult
         self.ticket = ticket
         self.lane_process = lane_process
-        self.started_at = time.time()
+        self.started_at = 0.0
         self.expires_at = 0.0
         self.gap = False
-        self.streams: Streams
+        self.was_limited = False
+        self.written = (0, 0)
+        self.streams: Streams = CLOSED
         self.timeout: asyncio.TimerHandle | None = None
+        self.ending: asyncio.Future[None] | None = None
         self.end_reason: ExitReason | None = None
         self._machine = process_machine()
         self._loop = asyncio.get_running_loop()
@@ -105,6 +135,7 @@ class Process:
         self._timings: dict[str, int] = {}
         self._on_exit = on_exit
         self._on_drained = on_drained
+        self._on_clients = on_clients
         self._on_abandoned = on_abandoned
         self._on_closed = on_closed
         self.exited: asyncio.Future[ExitRecord] = self._loop.create_future()
@@ -131,17 +162,13 @@ class Process:
         """Whether clients have been given both streams to the end."""
         return self.streams.drained
 
-    def has_pending_output(self) -> bool:
-        """Whether output waits for a reader."""
-        return self.streams.has_pending_output()
-
     def info(self) -> ProcessInfo:
         """Its line in `list`."""
         record = self.record()
         return ProcessInfo(
             process_id=self.id,
             state=record.state,
-            cmd=self.request.cmd,
+            cmd=self.cmd,
             started_at=self.started_at,
             exit_code=record.exit_code,
             signal=record.signal,
@@ -166,12 +193,18 @@ class Process:
         if not self.exited.done():
             return ExitRecord(process_id=self.id, state="running", timings=self._timings)
         record = self.exited.result()
-        # A client may leave output unread after the exit, too.
+        # A client may leave output unread after the exit, and that a run was over its limit may be said after it.
+        if self.was_limited:
+            record = structs.replace(record, reason="killed")
         return structs.replace(record, gap=True) if self.gap else record
 
     def _exited(self, exited: asyncio.Future[ExitStatus]) -> None:
+        self.has_ended(ExitStatus(reason="unknown") if exited.cancelled() else exited.result())
+
+    def has_ended(self, status: ExitStatus) -> None:
+        """From whoever knows it, at the latest with the output of a run. Idempotent."""
         if self.is_running:
-            self._finish(ExitStatus(reason="unknown") if exited.cancelled() else exited.result())
+            self._finish(status)
             self._on_exit(self)
 
     def _finish(self, status: ExitStatus) -> None:
@@ -202,6 +235,11 @@ class Process:
         """Clients have got both of its streams to the end."""
         self._on_drained(self)
 
+    def on_clients(self) -> None:
+        """A client came, left, stopped reading or began again; while the command lives, nobody minds."""
+        if not self.is_running:
+            self._on_clients(self)
+
     def on_gap(self) -> None:
         """A client left output unread, which is lost."""
         self.gap = True
@@ -213,11 +251,28 @@ class Process:
         await self.lane_process.end_tree(grace)
         await asyncio.shield(self.exited)
 
-    def close_sockets(self) -> None:
-        """Unlink and close both sockets and the pipes behind them. Idempotent; only after the exit."""
+    @property
+    def is_closed(self) -> bool:
+        """Whether its sockets are gone and nobody is connected any more."""
+        return self._machine.state is ProcessState.CLOSED
+
+    def close_sockets(self, *, cut: bool = False) -> None:
+        """Unlink both sockets, and close them and the pipes behind them as soon as nobody who is connected reads on.
+        Idempotent; only after the exit.
+
+        Parameters:
+            cut: end who is connected and reads nothing, too.
+        """
         if self._machine.state is ProcessState.LINGERING:
+            self.streams.close(cut=cut)
+            if not self.streams.is_served():
+                self._close()
+
+    def _close(self) -> None:
+        if (
+            self._machine.state is ProcessState.LINGERING
+        ):  # closing the streams may have told us, and so have ended here
             self._machine.move(ProcessState.CLOSED)
-            self.streams.close()
             self.streams = CLOSED
             self._on_closed(self)
 
@@ -225,7 +280,8 @@ class Process:
         """The environment goes: an end that was not seen by now will never be known."""
         if self.is_running:
             self._finish(ExitStatus(reason="unknown"))
-        self.close_sockets()
+        self.streams.give_up()
+        self._close()
 
 
 def _wake(woken: asyncio.Future[None], _done: object = None) -> None:

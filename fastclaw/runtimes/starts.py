@@ -23,6 +23,20 @@ class StartQueue:
         self._waiting: set[asyncio.Future[None]] = set()
         self._closed = False
 
+    def ask(self) -> Ticket:
+        """Ask for a start. The caller owns the ticket and must `leave` it; before it starts, it waits for its `turn`.
+
+        Raises:
+            ExecFailed: `overloaded`: the queue is full.
+            InvalidState: `shutting_down`.
+        """
+        if self._closed:
+            raise InvalidState("the runtime is shutting down", "shutting_down")
+        ticket = self._admission.request(None, self._loop.time() + self._timeout_s)
+        if ticket.state is TicketState.WAITING:
+            ticket.owner = self._loop.create_future()
+        return ticket
+
     async def admit(self) -> Ticket:
         """Wait until a start is allowed. The caller then owns the ticket and must `started` and `leave` it.
 
@@ -30,12 +44,20 @@ class StartQueue:
             ExecFailed: `overloaded`: the queue is full, or the wait took too long.
             InvalidState: `shutting_down`.
         """
-        if self._closed:
-            raise InvalidState("the runtime is shutting down", "shutting_down")
-        turn: asyncio.Future[None] = self._loop.create_future()
-        ticket = self._admission.request(turn, self._loop.time() + self._timeout_s)
-        if ticket.state is TicketState.STARTING:
-            return ticket
+        ticket = self.ask()
+        if ticket.state is TicketState.WAITING:
+            await self.turn(ticket)
+        return ticket
+
+    async def turn(self, ticket: Ticket) -> None:
+        """Return once a ticket that waits may start. Where this fails, it has left.
+
+        Raises:
+            ExecFailed: `overloaded`: the wait took too long.
+            InvalidState: `shutting_down`.
+        """
+        turn = ticket.owner
+        assert isinstance(turn, asyncio.Future)
         self._arm()
         self._waiting.add(turn)
         try:
@@ -45,7 +67,6 @@ class StartQueue:
             raise
         finally:
             self._waiting.discard(turn)
-        return ticket
 
     def started(self, ticket: Ticket) -> None:
         """The process runs."""

@@ -36,10 +36,12 @@ class HostHome(Home, Homes):
 
     Parameters:
         plans: templates that come up with every spawner.
+        collect_bytes: what all runs together may collect.
     """
 
-    def __init__(self, plans: Plans | None = None) -> None:
+    def __init__(self, plans: Plans | None = None, collect_bytes: int = limits.RUN_OUTPUT_BYTES) -> None:
         self._plans = plans
+        self._collect_bytes = collect_bytes
         self.env = dict(os.environ)
         self.identity = None
         self._child: Child | None = None
@@ -65,7 +67,13 @@ class HostHome(Home, Homes):
                 ours.close()
                 raise StartFailed(f"cannot start the spawner: {error}", "io_error") from error
         try:
-            self.spawner = await greet(ours, confine=False, keeper_uid=frames.NO_USER, on_end=self._on_end)
+            self.spawner = await greet(
+                ours,
+                confine=False,
+                keeper_uid=frames.NO_USER,
+                collect_bytes=self._collect_bytes,
+                on_end=self._on_end,
+            )
         except BaseException:
             await self._end_child()
             raise

@@ -7,18 +7,17 @@ it back when it has ended, is the business of whoever gives it (`Home`).
 from __future__ import annotations
 
 import asyncio
-import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from fastclaw import limits
 from fastclaw.decisions.rlimits import rlimits
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import Grace, Lane, LaneProcess, StartSpec
+from fastclaw.lane import PROCESS_ID_VARIABLE, Collection, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.protocol import spawner as frames
 from fastclaw.spawn import refusals
 from fastclaw.spawn.process import SpawnProcess
-from fastclaw.spawn.stdio import Stdio
-from fastclaw.spawn.templates import Plans, Templates, common_env, gone
+from fastclaw.spawn.templates import Plans, Templates, common_env, flags_of, gone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,10 +89,10 @@ class SpawnLane(Lane):
     """
 
     name = "spawn"
+    files_each = limits.FILES_PER_PUMPED
 
     def __init__(self, homes: Homes, *, can_set_user: bool) -> None:
         self._homes = homes
-        self._loop = asyncio.get_running_loop()
         self._environments = Environments()
         self.capabilities = [
             *(["user"] if can_set_user else []),
@@ -111,47 +110,43 @@ class SpawnLane(Lane):
     async def start(self, spec: StartSpec, shard: int) -> LaneProcess:
         """Send the request for one process. Once its turn has come, nothing is awaited: nobody can cut in half-way.
 
-        Only a terminal is waited for, which is made inside, and a template's worker, which is there before it is ours.
+        Only a template's worker is waited for, which is there before it is ours.
         """
+        return await self._begin(spec, None, shard)
+
+    async def run(self, spec: StartSpec, collection: Collection, shard: int) -> LaneProcess:
+        return await self._begin(spec, collection, shard)
+
+    async def _begin(self, spec: StartSpec, collection: Collection | None, shard: int) -> LaneProcess:
         home = self._homes.take(shard)
         if spec.template is not None:
-            return await _forked(spec, home)
+            return await _forked(spec, collection, home)
         identity = home.identity if spec.user is None else await home.identify(spec.user)
         if not home.spawner.has_room:
             await home.spawner.make_room()
         id = home.spawner.next_id()
-        request = self._request(id, spec, home, identity)
-        if spec.tty is not None:
-            process = SpawnProcess(home.spawner, id, spec, None, self._loop)
-            home.spawner.start(process, request, [], terminal=True)
-            return await _with_terminal(process)
-        stdio = Stdio(spec.stdin)
-        if identity is not None and identity.uid != os.geteuid():
-            stdio.give_to(identity.uid, identity.gid)
-        process = SpawnProcess(home.spawner, id, spec, stdio, self._loop)
-        try:
-            home.spawner.start(process, request, stdio.theirs)
-        except BaseException:
-            stdio.close_ours()
-            raise
+        request = self._request(id, spec, collection, home, identity)
+        process = SpawnProcess(home.spawner, id, spec, collection)
+        home.spawner.start(process, request)
         return process
 
-    def _request(self, id: int, spec: StartSpec, home: Home, identity: frames.Identity | None) -> frames.Start:
-        command, directory = spec.cmd[0], spec.working_dir
+    def _request(
+        self, id: int, spec: StartSpec, collection: Collection | None, home: Home, identity: frames.Identity | None
+    ) -> frames.Start:
+        command = spec.cmd[0]
         if not command:
             raise ExecFailed("an empty command", "not_found")
-        if directory is not None and not directory.startswith("/"):
-            raise ExecFailed(f"working directory {directory!r} is not absolute", "bad_working_dir")
         try:
             return frames.start(
                 id,
                 frames.strings(spec.cmd),
                 self._environments.encode(spec, home, identity),
-                directory=directory,
-                null_stdin=not spec.stdin,
+                directory=spec.working_dir,
+                flags=flags_of(spec, has_stdin=spec.stdin if collection is None else True),
                 tty=spec.tty,
                 identity=identity,
                 rlimits=rlimits(spec.limits) if spec.limits else (),
+                collection=collection,
             )
         except ValueError as error:
             raise refusals.text_refused(command, error) from error
@@ -171,22 +166,15 @@ class SpawnLane(Lane):
         return {"name": self.name, **self._homes.health()}
 
 
-async def _forked(spec: StartSpec, home: Home) -> SpawnProcess:
+async def _forked(spec: StartSpec, collection: Collection | None, home: Home) -> SpawnProcess:
     if not home.spawner.alive:
         raise ExecFailed("the spawner has ended", "container_gone")
     if home.templates is None:
         raise gone(f"template {spec.template!r}")
-    return await home.templates.fork(spec)
+    return await home.templates.fork(spec, collection)
 
 
-async def _with_terminal(process: SpawnProcess) -> SpawnProcess:
-    """The process once it runs. Where it does not, or nobody waits any more, nothing of it stays."""
-    try:
-        await process.started
-    except BaseException:
-        process.drop()
-        raise
-    return process
+_MARKER_NAME = PROCESS_ID_VARIABLE.encode()
 
 
 class Environments:
@@ -209,7 +197,7 @@ class Environments:
             self._prepare(spec.base_env, home, identity)
         if spec.env and not self._names.isdisjoint(spec.env):
             return _encoded({**_common(spec.base_env, home, identity), **spec.env, **spec.marker})
-        more = _encoded({**spec.env, **spec.marker} if spec.env else spec.marker)
+        more = _encoded({**spec.env, **spec.marker}) if spec.env or not spec.process_id else _marker(spec.process_id)
         return frames.Strings(self._encoded.data + more.data, self._encoded.number + more.number)
 
     def _prepare(self, base: dict[str, str], home: Home, identity: frames.Identity | None) -> None:
@@ -217,6 +205,11 @@ class Environments:
         self._names = frozenset(common)
         self._encoded = _encoded(common)
         self._base, self._home, self._identity = base, home, identity
+
+
+def _marker(process_id: str) -> frames.Strings:
+    """As `StartSpec.marker`: all that most requests add."""
+    return frames.Strings(b"%s=%s\0" % (_MARKER_NAME, process_id.encode()), 1)
 
 
 def _common(base: dict[str, str], home: Home, identity: frames.Identity | None) -> dict[str, str]:

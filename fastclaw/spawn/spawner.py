@@ -21,7 +21,7 @@ from fastclaw.spawn import ending, refusals
 from fastclaw.transport.outbox import Outbox, close_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fastclaw.lane import Grace
     from fastclaw.spawn.process import SpawnProcess
@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 _ALL = 0
 """In an END: everything."""
 
-_TERMINAL = socket.CMSG_SPACE(array("i").itemsize)
+_ONE_FD = socket.CMSG_SPACE(array("i").itemsize)
+_CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_TRUNC)
+"""Plain numbers: as members of an enum they cost a microsecond each time."""
+
+_CLIENT_EVENTS = frozenset({frames.ENDED, frames.LEFT, frames.GAP, frames.WAITING, frames.STUCK})
 
 
 class Answer:
-    """What main answered: an errno (0: done), a number, and a descriptor where one came along."""
+    """What was answered: an errno (0: done), a number, and a descriptor where one came along."""
 
     __slots__ = ("errno", "fd", "value")
 
@@ -41,13 +45,23 @@ class Answer:
         self.errno, self.value, self.fd = errno, value, fd
 
 
-async def greet(control: socket.socket, *, confine: bool, keeper_uid: int, on_end: Callable[[], None]) -> Spawner:
+async def greet(
+    control: socket.socket,
+    *,
+    confine: bool,
+    keeper_uid: int,
+    collect_bytes: int,
+    on_end: Callable[[], None],
+    on_growth: Callable[[int], None] | None = None,
+) -> Spawner:
     """Shake hands with a spawner that has connected; `control` is taken over, and closed where that fails.
 
     Parameters:
         confine: take every capability from what it starts.
         keeper_uid: who its keepers become, so that nothing they keep can signal them; only where it may.
+        collect_bytes: what all runs together may collect (`options.run_output_bytes`).
         on_end: called once, when it ends without having been told to.
+        on_growth: called before it makes more keepers, with how many there will be.
 
     Raises:
         StartFailed: it ended, said nothing in time, or something else, or another version's words; no descriptors are
@@ -62,8 +76,9 @@ async def greet(control: socket.socket, *, confine: bool, keeper_uid: int, on_en
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         theirs.setblocking(True)
         uid = keeper_uid if hello.can_set_user else frames.NO_USER
-        socket.send_fds(control, [frames.welcome(confine=confine, keeper_uid=uid)], [theirs.fileno()])
-        spawner = Spawner(control, channel, hello, on_end)
+        welcome = frames.welcome(confine=confine, keeper_uid=uid, collect_bytes=collect_bytes)
+        socket.send_fds(control, [welcome], [theirs.fileno()])
+        spawner = Spawner(control, channel, hello, on_end, on_growth)
     except BaseException as error:
         control.close()
         if channel is not None:
@@ -107,22 +122,29 @@ class Spawner:
     """
 
     def __init__(
-        self, control: socket.socket, channel: socket.socket, hello: frames.Hello, on_end: Callable[[], None]
+        self,
+        control: socket.socket,
+        channel: socket.socket,
+        hello: frames.Hello,
+        on_end: Callable[[], None],
+        on_growth: Callable[[int], None] | None = None,
     ) -> None:
         self.hello = hello
         self.alive = True
-        self._control, self._channel, self._on_end = control, channel, on_end
+        self._control, self._channel, self._on_end, self._on_growth = control, channel, on_end, on_growth
         self._loop = asyncio.get_running_loop()
         self._orders, self._requests = Outbox(control, self._loop), Outbox(channel, self._loop)
         self._kept: dict[int, SpawnProcess] = {}
+        self._trees: set[int] = set()
+        self._busy: set[int] = set()
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._starting: dict[int, float] = {}
         self._watch: asyncio.TimerHandle | None = None
         self._keepers = 0
         self._growing: asyncio.Task[None] | None = None
-        self._terminals: set[int] = set()
-        self._adopted: set[int] = set()
+        self._workers = 0
         self._last_id = 0
+        self._frame = memoryview(bytearray(frames.EVENT_BYTES))
         self._empty: asyncio.Event | None = None
         self._loop.add_reader(control.fileno(), self._on_control)
         self._loop.add_reader(channel.fileno(), self._on_channel)
@@ -134,7 +156,7 @@ class Spawner:
 
     def counts(self) -> dict[str, int]:
         """For `health`."""
-        return {"keepers": self._keepers, "kept": len(self._kept)}
+        return {"keepers": self._keepers, "kept": len(self._trees)}
 
     # --- keepers ---
 
@@ -148,8 +170,8 @@ class Spawner:
 
     @property
     def _idle_keepers(self) -> int:
-        """A template's workers have its keeper, and none of their own."""
-        return self._keepers - len(self._kept) + len(self._adopted)
+        """Those with their pumps: one that still has a client or unread output is not idle."""
+        return self._keepers - len(self._busy)
 
     async def make_room(self) -> None:
         """Wait for an idle keeper.
@@ -172,9 +194,15 @@ class Spawner:
             task.exception()  # whoever needs room asks again and gets it first hand
 
     async def _add_keepers(self) -> None:
-        wanted = limits.SPAWN_SPARE_KEEPERS + len(self._kept) // limits.SPAWN_GROWTH_SHARE
+        wanted = limits.SPAWN_SPARE_KEEPERS + len(self._busy) // limits.SPAWN_GROWTH_SHARE
+        if self._on_growth is not None:
+            self._on_growth(self._keepers + wanted)
         answer = await self.ask(frames.GROW, wanted)
         self._keepers += answer.value
+        if answer.errno == errno.EUSERS:
+            raise ExecFailed(
+                "the environment maps no user id but root's; map some, or set options.lane to rest", "unsupported"
+            )
         if answer.errno and not answer.value:
             raise refusals.resources_refused(OSError(answer.errno, os.strerror(answer.errno)))
 
@@ -187,8 +215,8 @@ class Spawner:
 
     # --- requests ---
 
-    def start(self, process: SpawnProcess, request: frames.Start, fds: list[int], *, terminal: bool = False) -> None:
-        """Send a request to whichever keeper is idle; `fds` are closed in any case.
+    def start(self, process: SpawnProcess, request: frames.Start, fds: Sequence[int] = ()) -> None:
+        """Send a request to whichever pump is idle; `fds` are closed in any case.
 
         Raises:
             ExecFailed: `overloaded`, `container_gone`.
@@ -196,30 +224,48 @@ class Spawner:
         if not self.alive:
             close_all(fds)
             raise ExecFailed("the spawner has ended", "container_gone")
-        if request.spilled is not None:
-            fds = with_file(fds, request.spilled)
-        self._requests.send(request.frame, fds)
-        if terminal:
-            self._terminals.add(process.id)
+        with_all = with_files(fds, request.files)
+        self._requests.send(request.frame, with_all, on_dropped=lambda error: self._drop(process, error))
+        self._busy.add(process.id)
+        self._trees.add(process.id)
         self._await_start(process)
 
-    def adopt(self, process: SpawnProcess, pid: int, template: int) -> None:
+    def _drop(self, process: SpawnProcess, error: ExecFailed) -> None:
+        """Its request had to wait, and cannot be sent."""
+        if process.id in self._kept:
+            self._forget(process)
+            process.on_dropped(error)
+
+    def adopt(self, process: SpawnProcess, pid: int, template: SpawnProcess) -> None:
         """Have a template's keeper answer for a worker that it has forked.
 
         Parameters:
             pid: as the worker sees it.
-            template: the template's number.
 
         Raises:
             ExecFailed: `overloaded`, `container_gone`.
         """
         if not self.alive:
             raise ExecFailed("the spawner has ended", "container_gone")
-        if len(self._adopted) >= limits.SPAWN_BROOD:
-            raise ExecFailed(f"there are {limits.SPAWN_BROOD} workers already; try again later", "overloaded")
-        self._orders.send(frames.control(frames.ADOPT, process.id, pid, template), [])
-        self._adopted.add(process.id)
-        self._await_start(process)
+        self._orders.send(frames.control(frames.ADOPT, process.id, pid, template.id, template.place), [])
+
+    def attach(self, id: int, place: int, which: int, fd: int) -> None:
+        """Hand a client's socket to a process's pump; `fd` is closed in any case.
+
+        Parameters:
+            which: 0 for stdio, 1 for stderr.
+
+        Raises:
+            ExecFailed: `overloaded`, `container_gone`.
+        """
+        if not self.alive:
+            os.close(fd)
+            raise ExecFailed("the spawner has ended", "container_gone")
+        self._orders.send(frames.control(frames.ATTACH, id, which, 0, place), [fd])
+
+    def order(self, op: int, id: int, a: int = 0, b: int = 0, place: int = frames.NOWHERE) -> None:
+        """An order about one process, which nobody answers: RELEASE, LOOK, RESIZE, FINISH."""
+        self._order(frames.control(op, id, a, b, place))
 
     def _await_start(self, process: SpawnProcess) -> None:
         self._kept[process.id] = process
@@ -239,13 +285,13 @@ class Spawner:
             text = f"the command was not started within {limits.SPAWN_START_MS} ms"
             self._kept[id].give_up(ExecFailed(text, "engine_timeout"))
 
-    def signal(self, id: int, signum: int, template: int = 0) -> None:
+    def signal(self, id: int, signum: int, place: int, template: int = 0) -> None:
         """A signal to the command itself, if it still runs. `template`: whose worker it is, if it is one."""
-        self._order(frames.control(frames.SIGNAL, id, signum, template))
+        self._order(frames.control(frames.SIGNAL, id, signum, template, place))
 
-    def end(self, id: int, level: int, template: int = 0) -> None:
+    def end(self, id: int, level: int, place: int = frames.NOWHERE, template: int = 0) -> None:
         """TERM or KILL to its whole tree, if there is any; a template's is all its workers too."""
-        self._order(frames.control(frames.END, id, level, template))
+        self._order(frames.control(frames.END, id, level, template, place))
 
     async def end_everything(self, grace: Grace) -> None:
         """End all that is kept; the caller starts nothing meanwhile.
@@ -255,7 +301,7 @@ class Spawner:
         """
         for id in self._starting:  # a keeper may yet take it up: then it is ended at once
             self._kept[id].started.cancel()
-        if self._kept:
+        if self._trees:
             self._empty = asyncio.Event()
             await ending.end(lambda level: self.end(_ALL, level), self._empty, grace)
 
@@ -264,20 +310,24 @@ class Spawner:
         if self.alive:
             self._orders.send(frame, [], bounded=False)
 
-    async def ask(self, op: int, a: int = 0, b: int = 0, tail: bytes = b"", fds: list[int] | None = None) -> Answer:
-        """An order that is answered. `fds` are closed in any case.
+    async def ask(self, op: int, a: int = 0, b: int = 0) -> Answer:
+        """An order to main that is answered.
 
         Raises:
             ExecFailed: `container_gone`; `engine_timeout`.
         """
+        return await self._ask(self._orders, lambda id: frames.control(op, id, a, b), [])
+
+    async def _ask(self, box: Outbox, frame: Callable[[int], bytes], fds: list[int]) -> Answer:
+        """`fds` are closed in any case."""
         if not self.alive:
-            close_all(fds or [])
+            close_all(fds)
             raise ExecFailed("the spawner has ended", "container_gone")
         id = self.next_id()
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._answers[id] = answer
         try:
-            self._orders.send(frames.control(op, id, a, b, tail), fds or [])
+            box.send(frame(id), fds)
             async with asyncio.timeout(limits.SPAWN_ANSWER_MS / 1000):
                 return await answer
         except TimeoutError as error:
@@ -289,15 +339,20 @@ class Spawner:
     async def read_file(self, path: str) -> str:
         """A file as it is inside, at most `limits.SPAWN_FILE_BYTES` of it; empty where there is none.
 
+        An idle pump reads it: whoever owns it could make who opens it wait.
+
         Raises:
-            ExecFailed: as `ask`; `overloaded`, no descriptor is left.
+            ExecFailed: `container_gone`; `engine_timeout`; `overloaded`, no descriptor is left.
         """
+        if not self.has_room:
+            await self.make_room()
         try:
             fd = os.memfd_create("fastclaw-file", os.MFD_CLOEXEC)
         except OSError as error:
             raise refusals.resources_refused(error) from error
+        tail = os.fsencode(path) + b"\0"
         try:
-            await self.ask(frames.READ, tail=os.fsencode(path) + b"\0", fds=[os.dup(fd)])
+            await self._ask(self._requests, lambda id: frames.control(frames.READ, id, tail=tail), [os.dup(fd)])
             return os.pread(fd, limits.SPAWN_FILE_BYTES, 0).decode("utf-8", "replace")
         finally:
             os.close(fd)
@@ -323,79 +378,110 @@ class Spawner:
         # As many reads as may have something: one that finds nothing costs as much as one that does.
         for _ in range(min(len(self._kept), limits.SPAWN_EVENT_BURST) or 1):
             try:
-                frame, terminal = self._event()
+                size, fd = _receive(self._channel, self._frame)
             except BlockingIOError:
                 return
-            if len(frame) != frames.EVENT.size:
+            if size < frames.EVENT.size:
                 self._end()
                 return
-            self._heed(frames.EVENT.unpack(frame), terminal)
+            self._heed(size, fd)
 
-    def _event(self) -> tuple[bytes, int | None]:
-        """One frame; empty at the end."""
-        try:
-            if not self._terminals:
-                return self._channel.recv(frames.EVENT.size + 1), None
-            return _receive_with_fd(self._channel)
-        except ConnectionResetError:
-            return b"", None
-
-    def _heed(self, event: tuple[int, ...], terminal: int | None) -> None:
-        op, id, a, b, user_us, system_us, max_rss_kb = event
+    def _heed(self, size: int, fd: int | None) -> None:
+        """One frame, which is in `_frame`."""
+        op, id, a, b, user_us, system_us, max_rss_kb = frames.EVENT.unpack_from(self._frame)
         process = self._kept.get(id)
         if process is None:
-            if terminal is not None:
-                os.close(terminal)
-            return  # given up long ago
-        if op == frames.EXITED and id in self._starting:
-            self._end()  # an end without a beginning: what it says cannot be relied on
-        elif op == frames.STARTED:
+            self._heed_unknown(op, id, a, b, fd)
+            return
+        if op == frames.STARTED:
+            self._heed_started(process, b)
+        elif op in (frames.DONE, frames.EXITED):
             self._starting.pop(id, None)
-            self._terminals.discard(id)
-            process.on_started(terminal)
-        elif op == frames.EXITED:
-            process.on_exited(a, user_us, system_us, max_rss_kb)
-            if b:
-                self._let_go(process)
+            self._let_go(process, is_gone=b & frames.WITH_EMPTY, is_free=b & frames.WITH_FREE)
+            process.on_exited(a, user_us, system_us, max_rss_kb)  # last: whoever waits goes on in here (`Prompt`)
+            if op == frames.DONE:
+                process.on_collected(self._frame[frames.EVENT.size : size], b)
         elif op == frames.EMPTY:
-            self._let_go(process)
+            self._let_go(process, is_gone=True, is_free=False)
+        elif op == frames.FREE:
+            self._let_go(process, is_gone=False, is_free=True)
+        elif op in _CLIENT_EVENTS:
+            process.on_client(op, a, b)
+        elif op == frames.SAID:
+            process.on_said(bytes(self._frame[frames.EVENT.size : size]))
+        elif op == frames.STORE and fd is not None:
+            process.on_store(fd)
+            return
         elif op == frames.REFUSED:
-            self._forget(id)
+            self._forget(process)
             process.on_refused(b, a)
         elif op == frames.LOST:
             self._keepers -= 0 if b else 1
-            self._forget(id)
+            self._forget(process)
             process.on_lost("the process's keeper was killed")
+        if fd is not None:
+            os.close(fd)
 
-    def _let_go(self, process: SpawnProcess) -> None:
-        self._forget(process.id)
-        process.on_gone()
-        self._retire()
+    def _heed_unknown(self, op: int, id: int, a: int, b: int, fd: int | None) -> None:
+        """The answer to a READ; a keeper that died idle; or about a process that was given up long ago."""
+        if op == frames.ANSWER:
+            self._heed_answer(id, a, b, fd)
+        elif fd is not None:
+            os.close(fd)
+        elif op == frames.LOST and not b:
+            self._keepers -= 1
+            _ = self.has_room
 
-    def _forget(self, id: int) -> None:
-        del self._kept[id]
-        self._adopted.discard(id)
-        self._starting.pop(id, None)
-        self._terminals.discard(id)
-        if self._empty is not None and not self._kept:
-            self._empty.set()
-
-    def _on_control(self) -> None:
-        try:
-            frame, fd = _receive_with_fd(self._control)
-        except BlockingIOError:
-            return
-        except ConnectionResetError:
-            frame, fd = b"", None
-        if len(frame) != frames.EVENT.size:
-            self._end()
-            return
-        op, id, errno, value, *_ = frames.EVENT.unpack(frame)
+    def _heed_answer(self, id: int, errno: int, value: int, fd: int | None) -> None:
         answer = self._answers.get(id)
-        if op == frames.ANSWER and answer is not None and not answer.done():
+        if answer is not None and not answer.done():
             answer.set_result(Answer(errno, value, fd))
         elif fd is not None:
             os.close(fd)
+
+    def _heed_started(self, process: SpawnProcess, place: int) -> None:
+        if place >= 0:
+            process.place = place
+            if process.is_worker:
+                return  # its streams are there; whether it runs, its template's keeper says
+        self._starting.pop(process.id, None)
+        process.on_started()
+
+    def _let_go(self, process: SpawnProcess, *, is_gone: int, is_free: int) -> None:
+        """A keeper and its pump are idle again once nothing of the tree is left and nothing of the streams."""
+        if is_gone and not process.is_gone:
+            self._trees.discard(process.id)
+            process.on_gone()
+        if is_free and not process.is_free:
+            process.on_free()
+        if process.is_free and (process.is_gone or process.is_worker):
+            self._busy.discard(process.id)
+        if process.is_free and process.is_gone:
+            self._forget(process)
+            self._retire()
+        elif self._empty is not None and not self._trees:
+            self._empty.set()
+
+    def _forget(self, process: SpawnProcess) -> None:
+        id = process.id
+        del self._kept[id]
+        self._trees.discard(id)
+        self._busy.discard(id)
+        self._starting.pop(id, None)
+        if self._empty is not None and not self._trees:
+            self._empty.set()
+
+    def _on_control(self) -> None:
+        frame = memoryview(bytearray(frames.EVENT.size))
+        try:
+            size, fd = _receive(self._control, frame)
+        except BlockingIOError:
+            return
+        if size != frames.EVENT.size:
+            self._end()
+            return
+        op, id, errno, value, *_ = frames.EVENT.unpack(frame)
+        self._heed_answer(id if op == frames.ANSWER else 0, errno, value, fd)
 
     # --- the end ---
 
@@ -404,8 +490,8 @@ class Spawner:
         if not self.alive:
             return
         with suppress(OSError):
-            while len((event := self._event())[0]) == frames.EVENT.size:
-                self._heed(frames.EVENT.unpack(event[0]), event[1])
+            while (said := _receive(self._channel, self._frame))[0] >= frames.EVENT.size:
+                self._heed(*said)
         self.close()
         self._on_end()
 
@@ -431,34 +517,38 @@ class Spawner:
             process.on_lost("the environment has ended")
 
 
-def with_file(fds: list[int], data: bytes) -> list[int]:
-    """The descriptors and, last, a file with these bytes; closes them all where there is none to be had."""
+def with_files(fds: Sequence[int], files: Sequence[bytes]) -> list[int]:
+    """The descriptors and, after them, files with these bytes; closes them all where one is not to be had."""
+    opened = list(fds)
     try:
-        file = os.memfd_create("fastclaw-start", os.MFD_CLOEXEC)
+        for data in files:
+            opened.append(file := os.memfd_create("fastclaw-start", os.MFD_CLOEXEC))
+            view = memoryview(data)
+            while view:
+                view = view[os.write(file, view) :]
+            os.lseek(file, 0, os.SEEK_SET)
     except OSError as error:
-        close_all(fds)
+        close_all(opened)
         raise refusals.resources_refused(error) from error
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(file, view) :]
-    except OSError as error:
-        close_all([*fds, file])
-        raise refusals.resources_refused(error) from error
-    return [*fds, file]
+    return opened
 
 
-def _receive_with_fd(packets: socket.socket) -> tuple[bytes, int | None]:
-    """One event and the descriptor that came along, if there was room for it here (recvmsg(2), MSG_CTRUNC).
+def _receive(packets: socket.socket, frame: memoryview) -> tuple[int, int | None]:
+    """The size of a frame, and the descriptor that came along, if there was room for it here (recvmsg(2), MSG_CTRUNC).
 
-    A frame that is too long, or has more, is returned empty.
+    Size 0: the end, or a frame that is too long or has more.
     """
-    frame, extras, flags, _ = packets.recvmsg(frames.EVENT.size, _TERMINAL, socket.MSG_CMSG_CLOEXEC)
+    try:
+        size, extras, flags, _ = packets.recvmsg_into([frame], _ONE_FD, _CLOEXEC)
+    except ConnectionResetError:
+        return 0, None
+    if not extras:
+        return (0 if flags & _TRUNCATED else size), None
     fds = array("i")
     for level, kind, data in extras:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    if flags & socket.MSG_TRUNC or len(fds) > 1:
+    if flags & _TRUNCATED or len(fds) > 1:
         close_all(fds)
-        return b"", None
-    return frame, fds[0] if fds else None
+        return 0, None
+    return size, fds[0] if fds else None

@@ -18,14 +18,11 @@ from fastclaw import limits
 from fastclaw.decisions.rlimits import rlimits
 from fastclaw.decisions.rotation import revival_delay_s
 from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
-from fastclaw.lane import Grace, StartSpec
+from fastclaw.lane import Collection, Grace, StartSpec
 from fastclaw.protocol import spawner as spawner_frames
 from fastclaw.protocol import template as frames
 from fastclaw.spawn import refusals
 from fastclaw.spawn.process import SpawnProcess
-from fastclaw.spawn.spawner import with_file
-from fastclaw.spawn.stdio import Stdio
-from fastclaw.transport.outbox import Outbox, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,88 +80,125 @@ class Plans:
 class ForkedProcess(SpawnProcess):
     """A worker. It waits for its byte, which it gets once its end is sure to be seen.
 
+    Its tree is kept by its template's keeper; a keeper of its own has nothing but the pump for its streams.
+
     Parameters:
-        go: write end of the pipe that it waits at; taken over. Closed without a byte, the worker ends.
-        template: the number of the template whose keeper it has.
+        go: the worker has the other end; taken over. Closed without a byte, the worker ends.
+        template: the process whose keeper it has.
     """
 
     __slots__ = ("_go", "_template")
 
-    def __init__(self, spawner: Spawner, id: int, spec: StartSpec, stdio: Stdio, go: int, template: int) -> None:
-        super().__init__(spawner, id, spec, stdio, asyncio.get_running_loop())
-        self._go: int | None = go
+    is_worker = True
+
+    def __init__(
+        self, id: int, spec: StartSpec, collection: Collection | None, go: socket.socket, template: SpawnProcess
+    ) -> None:
+        super().__init__(template.spawner, id, spec, collection)
+        self._go: socket.socket | None = go
         self._template = template
 
-    def on_started(self, terminal: int | None) -> None:
+    def on_started(self) -> None:
         if self._go is not None and not self.started.done():
-            with suppress(BrokenPipeError):  # it was killed: its exit follows
-                os.write(self._go, frames.GO)
+            with suppress(OSError):  # it was killed: its exit follows
+                self._go.send(frames.GO)
         self._close_go()
-        super().on_started(terminal)
+        super().on_started()
+
+    def on_exited(self, wait_status: int, user_us: int, system_us: int, max_rss_kb: int) -> None:
+        if self.exited.done():
+            return  # the end of its streams' collection, which knows nothing of it
+        super().on_exited(wait_status, user_us, system_us, max_rss_kb)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Its pump collects until it hears that the worker has ended."""
+        if self.collected is not None:
+            self.order(spawner_frames.FINISH)
 
     def on_refused(self, step: int, errno: int) -> None:
         self._close_go()
         super().on_refused(step, errno)
+        self._finish()
 
     def on_lost(self, why: str) -> None:
         self._close_go()
         super().on_lost(why)
+        self._finish()
 
     def signal(self, signum: int) -> None:
         if not self.exited.done():
-            self._spawner.signal(self.id, signum, self._template)
+            self.spawner.signal(self.id, signum, self._template.place, self._template.id)
 
     def _order_end(self, level: int) -> None:
         self._close_go()
-        self._spawner.end(self.id, level, self._template)
+        self.spawner.end(self.id, level, self._template.place, self._template.id)
 
     def _close_go(self) -> None:
         if self._go is not None:
-            os.close(self._go)
+            self._go.close()
             self._go = None
+
+
+class TemplateProcess(SpawnProcess):
+    """A template: what it says on its descriptor 3 reaches us through its pump.
+
+    Attributes:
+        hear: takes each frame; an empty one is the end.
+    """
+
+    __slots__ = ("hear",)
+
+    hear: Callable[[bytes], None]
+
+    def on_said(self, data: bytes) -> None:
+        self.hear(data)
 
 
 class Output:
     """What a template writes on one of its streams: the log has it, at debug level, and the tail is kept.
 
     Parameters:
-        fd: taken over.
+        stream: its pump has the other end; taken over.
         on_line: called once, with the first line.
     """
 
-    def __init__(self, fd: int, name: str, on_line: Callable[[], None] | None = None) -> None:
+    def __init__(self, stream: socket.socket, name: str, on_line: Callable[[], None] | None = None) -> None:
         self.tail = b""
-        self._fd, self._name, self._on_line = fd, name, on_line
+        self._stream, self._name, self._on_line = stream, name, on_line
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(fd, self.read)
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        stream.setblocking(False)
+        self._loop.add_reader(stream.fileno(), self._read)
 
-    def drain(self) -> None:
-        """Take all that is there: as much as a pipe holds, at most."""
-        for _ in range(limits.PIPE_BYTES // limits.TEMPLATE_READ_BYTES):
-            if not self.read():
-                return
-
-    def read(self) -> bool:
-        """Take a part of what is there; whether there was any."""
+    def _read(self) -> None:
+        """A part of what is there."""
         try:
-            data = os.read(self._fd, limits.TEMPLATE_READ_BYTES)
+            data = self._stream.recv(limits.TEMPLATE_READ_BYTES)
         except BlockingIOError:
-            return False
+            return
+        except OSError:
+            data = b""
         if not data:
-            self._loop.remove_reader(self._fd)
-            return False
+            self._loop.remove_reader(self._stream.fileno())
+            self._end()
+            return
         self.tail = (self.tail + data)[-limits.TEMPLATE_TAIL_BYTES :]
         logger.debug("%s: %s", self._name, data.decode("utf-8", "replace").rstrip())
         on_line = self._on_line
         if on_line is not None and b"\n" in data:
             self._on_line = None
             on_line()
-        return True
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     def close(self) -> None:
         """Called once."""
-        self._loop.remove_reader(self._fd)
-        os.close(self._fd)
+        self._loop.remove_reader(self._stream.fileno())
+        self._stream.close()
+        self._end()
 
 
 class _NotForked(Exception):
@@ -191,7 +225,8 @@ class Life:
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self.ready.add_done_callback(_heard)
         self._asked: dict[int, asyncio.Future[int]] = {}
-        self.process: SpawnProcess
+        self.process: TemplateProcess
+        self._theirs: list[socket.socket] = []
         self.is_open = False
 
     def begin(self, plan: Template, env: Mapping[str, str], working_dir: str | None) -> None:
@@ -207,44 +242,43 @@ class Life:
             spawner_frames.strings(plan.cmd),
             spawner_frames.strings(f"{name}={value}" for name, value in env.items()),
             directory=working_dir,
-            null_stdin=True,
-            with_control=True,
+            flags=spawner_frames.FLAG_NULL_STDIN | spawner_frames.FLAG_TEMPLATE,
             identity=self.identity,
         )
         spec = StartSpec(process_id=self.name, cmd=plan.cmd, working_dir=working_dir, stdin=False, user=plan.user)
-        stdio = Stdio(False)
-        try:
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError as error:
-            close_all([stdio.stdout, stdio.stderr, *stdio.theirs])
-            raise refusals.resources_refused(error) from error
-        self._control.setblocking(False)
-        _give_to(stdio, self.identity)
-        self.process = SpawnProcess(self.spawner, id, spec, stdio, self._loop)
-        try:
-            self.spawner.start(self.process, request, [*stdio.theirs, theirs.detach()])
-        except BaseException:
-            stdio.close_ours()
-            self._control.close()
-            raise
-        self._listen(stdio, self._be_ready if plan.ready == "line" else None)
-
-    def _listen(self, stdio: Stdio, on_line: Callable[[], None] | None) -> None:
+        self.process = TemplateProcess(self.spawner, id, spec)
+        self.process.hear = self._on_frame
+        self._by_frame = plan.ready != "line"
+        self._stdout, theirs = _output(f"{self.name}, stdout", None if self._by_frame else self._be_ready)
+        self._stderr, error_theirs = _output(f"{self.name}, stderr")
+        self._theirs = [theirs, error_theirs]
         self.is_open = True
-        self._outbox = Outbox(self._control, self._loop)
-        self._stdout = Output(stdio.stdout, f"{self.name}, stdout", on_line)
-        self._stderr = Output(stdio.stderr, f"{self.name}, stderr")
-        self._by_frame = on_line is None
+        try:
+            self.spawner.start(self.process, request)
+        except BaseException:
+            self.is_open = False
+            self._close_streams()
+            raise
         self.process.started.add_done_callback(self._on_started)
-        self.process.exited.add_done_callback(lambda _: self.close("it ended"))
+        self.process.exited.add_done_callback(lambda _: self._end_soon("it ended"))
 
     def _on_started(self, started: asyncio.Future[None]) -> None:
-        """Only now its socket has something to say: one that was not started closes it too."""
+        """Its output is read as any client would read it."""
         error = None if started.cancelled() else started.exception()
         if error is not None:
             self.close(_words(error))
-        elif self.is_open:
-            self._loop.add_reader(self._control.fileno(), self._on_frame)
+            return
+        with suppress(ExecFailed):  # the spawner has ended: so has the template
+            while self._theirs and self.is_open:
+                stream = self._theirs.pop()
+                self.process.attach(len(self._theirs), stream.detach())
+
+    def _close_streams(self) -> None:
+        for theirs in self._theirs:
+            theirs.close()
+        self._theirs.clear()
+        self._stdout.close()
+        self._stderr.close()
 
     def _be_ready(self) -> None:
         if not self.ready.done():
@@ -252,21 +286,28 @@ class Life:
 
     # --- workers ---
 
-    async def fork(self, id: int, request: frames.Request, fds: list[int], spec: StartSpec) -> int:
-        """The pid of a worker that waits; `fds` are closed in any case.
+    async def fork(self, process: ForkedProcess, request: bytes, theirs: int, spec: StartSpec, flags: int) -> int:
+        """The pid of a worker that waits; `theirs` is closed in any case.
 
         Raises:
             ExecFailed: `template_gone`, `overloaded`, or what did not work for this worker.
         """
-        if not self.is_open:
-            close_all(fds)
+        if not self.is_open or self.process.place == spawner_frames.NOWHERE:
+            os.close(theirs)
             raise gone(self.name)
-        if request.spilled is not None:
-            fds = with_file(fds, request.spilled)
         asked: asyncio.Future[int] = self._loop.create_future()
-        self._asked[id] = asked
+        self._asked[process.id] = asked
+        process.started.add_done_callback(lambda started: _hand_on(started, asked))
         try:
-            self._outbox.send(request.frame, fds)
+            frame = spawner_frames.worker(
+                process.id,
+                self.process.place,
+                request,
+                flags=flags,
+                identity=self.identity,
+                collection=process.collection,
+            )
+            self.spawner.start(process, frame, [theirs])
             async with asyncio.timeout(limits.SPAWN_START_MS / 1000):
                 return await asked
         except _NotForked as refused:
@@ -275,18 +316,15 @@ class Life:
             self.kill()
             raise gone(f"{self.name} (it did not answer)") from None
         finally:
-            self._asked.pop(id, None)
+            self._asked.pop(process.id, None)
 
-    def _on_frame(self) -> None:
-        try:
-            frame = self._control.recv(limits.TEMPLATE_FRAME_BYTES)
-        except BlockingIOError:
+    def _on_frame(self, frame: bytes) -> None:
+        if not self.is_open:
             return
-        except ConnectionResetError:
-            frame = b""
+        if not frame:
+            self._end_soon(ENDED)
+            return
         try:
-            if not frame:
-                raise ProtocolError(ENDED)
             told = frames.parse(frame)
         except ProtocolError as error:
             self.close(_words(error))
@@ -306,17 +344,17 @@ class Life:
         """It alone: its workers live on."""
         self.process.signal(signal.SIGKILL)
 
+    def _end_soon(self, why: str) -> None:
+        """What it has said last is on its way."""
+        self._loop.call_later(limits.TEMPLATE_LAST_WORDS_MS / 1000, self.close, why)
+        self._stderr.ended.add_done_callback(lambda _: self.close(why))
+
     def close(self, why: str) -> None:
         """It serves no more: it is killed if it has not ended. Idempotent."""
         if not self.is_open:
             return
         self.is_open = False
-        self._outbox.close()
-        self._loop.remove_reader(self._control.fileno())
-        self._control.close()
-        self._stderr.drain()
-        self._stdout.close()
-        self._stderr.close()
+        self._close_streams()
         self.kill()
         for asked in self._asked.values():
             if not asked.done():
@@ -419,7 +457,7 @@ class Program:
                 failures += 1
                 logger.warning("%s; trying again", str(error))
 
-    async def fork(self, spec: StartSpec) -> ForkedProcess:
+    async def fork(self, spec: StartSpec, collection: Collection | None) -> ForkedProcess:
         """A worker that runs. Nothing of it stays where it does not.
 
         Raises:
@@ -428,6 +466,8 @@ class Program:
         life = self._life
         if life is None:
             raise gone(f"template {self._name!r}")
+        if not life.spawner.has_room:
+            await life.spawner.make_room()
         id = life.spawner.next_id()
         try:
             request = frames.request(
@@ -435,18 +475,12 @@ class Program:
             )
         except ValueError as error:
             raise refusals.text_refused(spec.cmd[0], error) from error
-        stdio = Stdio(spec.stdin)
+        go, theirs = _go()
+        process = ForkedProcess(id, spec, collection, go, life.process)
+        flags = flags_of(spec, has_stdin=spec.stdin if collection is None else True)
         try:
-            waits, go = os.pipe2(os.O_CLOEXEC)
-        except OSError as error:
-            stdio.close_ours()
-            close_all(stdio.theirs)
-            raise refusals.resources_refused(error) from error
-        _give_to(stdio, life.identity)
-        process = ForkedProcess(life.spawner, id, spec, stdio, go, life.process.id)
-        try:
-            pid = await life.fork(id, request, [waits, *stdio.theirs], spec)
-            life.spawner.adopt(process, pid, life.process.id)
+            pid = await life.fork(process, request, theirs.detach(), spec, flags)
+            life.spawner.adopt(process, pid, life.process)
             await process.started
         except BaseException:
             process.drop()
@@ -492,12 +526,12 @@ class Templates:
                 raise result
         self._plans.proven = True
 
-    async def fork(self, spec: StartSpec) -> ForkedProcess:
+    async def fork(self, spec: StartSpec, collection: Collection | None) -> ForkedProcess:
         """See `Program.fork`."""
         program = self._programs.get(spec.template or "")
         if program is None:
             raise gone(f"template {spec.template!r}")
-        return await program.fork(spec)
+        return await program.fork(spec, collection)
 
     def health(self) -> dict[str, object]:
         """By name."""
@@ -535,9 +569,46 @@ def _not_forked(told: frames.Failed, name: str, spec: StartSpec) -> ExecFailed:
     return ExecFailed(f"{name} cannot fork ({told.step}): {os.strerror(told.errno)}", "template_failed")
 
 
-def _give_to(stdio: Stdio, identity: spawner_frames.Identity | None) -> None:
-    if identity is not None and identity.uid != os.geteuid():
-        stdio.give_to(identity.uid, identity.gid)
+def flags_of(spec: StartSpec, *, has_stdin: bool) -> int:
+    """How its streams are to be, and what becomes of those that it leaves."""
+    flags = 0 if has_stdin else spawner_frames.FLAG_NULL_STDIN
+    if spec.merge_stderr:
+        flags |= spawner_frames.FLAG_MERGE
+    if spec.orphans == "kill":
+        flags |= spawner_frames.FLAG_END_ORPHANS
+    return flags | spawner_frames.FLAG_HOLD if spec.holds_stdin else flags
+
+
+def _go() -> tuple[socket.socket, socket.socket]:
+    """Ours and the worker's end. Nothing can be sent to ours, descriptors least of all: one may be of a locked pipe,
+    which whoever closes it last waits for.
+
+    Raises:
+        ExecFailed: `overloaded`, no descriptor is left.
+    """
+    try:
+        go, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise refusals.resources_refused(error) from error
+    go.shutdown(socket.SHUT_RD)
+    go.setblocking(False)
+    return go, theirs
+
+
+def _output(name: str, on_line: Callable[[], None] | None = None) -> tuple[Output, socket.socket]:
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise refusals.resources_refused(error) from error
+    ours.shutdown(socket.SHUT_WR)
+    return Output(ours, name, on_line), theirs
+
+
+def _hand_on(started: asyncio.Future[None], asked: asyncio.Future[int]) -> None:
+    """A worker that was refused before its template was asked."""
+    error = None if started.cancelled() else started.exception()
+    if error is not None and not asked.done():
+        asked.set_exception(error)
 
 
 def _words(error: BaseException) -> str:

@@ -6,14 +6,19 @@ Knows nothing of what it does, only how it is asked to end: whoever owns the soc
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from fastclaw import limits
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
 
 
 class Child:
@@ -44,6 +49,11 @@ class Child:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pidfd, self._reap)
 
+    @property
+    def has_ended(self) -> bool:
+        """It is gone, and reaped."""
+        return self._ended.is_set()
+
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
@@ -52,10 +62,19 @@ class Child:
         self._ended.set()
 
     async def wait_ended(self, seconds: float) -> None:
-        """Return when it has ended and is reaped; one that takes longer than `seconds` is killed."""
+        """Return when it has ended and is reaped; one that takes longer than `seconds` is killed.
+
+        One that sleeps where no signal is heard (state D) is let go after `limits.CHILD_KILLED_MS` more: it ends as
+        soon as it wakes up, and is reaped then if this loop still runs.
+        """
+        await self._wait(seconds)
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            await self._wait(limits.CHILD_KILLED_MS / 1000)
+        if self._pidfd >= 0:
+            logger.warning("process %d was killed and does not end; it is left behind", self.pid)
+
+    async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._ended.wait()
-        if self._pidfd >= 0:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        await self._ended.wait()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastclaw import limits
 from fastclaw.transport import splice
-from fastclaw.transport.listener import Listener, is_trusted_peer
+from fastclaw.transport.listener import Listener, drop_input, is_trusted_peer, turn_away
 from fastclaw.transport.relay import Relay
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class Owner(Protocol):
     def on_drained(self) -> None:
         """The output's end has reached a client. Called once for each endpoint."""
 
+    def on_clients(self) -> None:
+        """A client is served now, or left."""
+
 
 class _Nobody:
     """Owns what is closed."""
@@ -69,6 +72,8 @@ class _Nobody:
     def on_gap(self) -> None: ...
 
     def on_drained(self) -> None: ...
+
+    def on_clients(self) -> None: ...
 
 
 _SILENT = _Nobody()
@@ -87,6 +92,7 @@ class Endpoint:
         "_accepting",
         "_client",
         "_input_fd",
+        "_is_listening",
         "_is_open",
         "_listener",
         "_loop",
@@ -123,6 +129,7 @@ class Endpoint:
         self._senders: deque[_Client] = _NOBODY
         self._accepting = True
         self._is_open = True
+        self._is_listening = True
         self._retry: asyncio.TimerHandle | None = None
         self.drained = False
         watcher.watch_listener(listener.fd, self._on_connection)
@@ -132,6 +139,12 @@ class Endpoint:
         """Bytes of output handed to the client that is connected now."""
         return self._outbound.moved if self._outbound else 0
 
+    def progress(self) -> tuple[int, int]:
+        """Differs from the last one if the client has taken something since: what it was handed, and what of it lies in
+        its socket (unix(7), SIOCOUTQ)."""
+        queued = 0 if self._client is None else _int_of(self._client.fd, termios.TIOCOUTQ)
+        return self.moved_out, queued
+
     @property
     def connected(self) -> bool:
         """Whether a client is being served."""
@@ -139,11 +152,11 @@ class Endpoint:
 
     def has_pending_output(self) -> bool:
         """Whether output waits in the pipe (FIONREAD, pipe(7)) or in a copying mover."""
+        if not self._is_open:
+            return False
         if splice.is_holding(self._move_output):
             return True
-        waiting = bytearray(_INT.size)
-        fcntl.ioctl(self._output_fd, termios.FIONREAD, waiting)
-        return bool(_INT.unpack(waiting)[0])
+        return bool(_int_of(self._output_fd, termios.FIONREAD))
 
     # --- what is different for a terminal ---
 
@@ -171,7 +184,7 @@ class Endpoint:
         if self._client is not None and not self.drained and _has_hung_up(self._client.socket):
             self._client_left(self._client)
         if self._client is not None or not is_trusted_peer(connection):
-            connection.close()
+            turn_away(connection)
             return
         self._serve(_Client(connection))
 
@@ -182,7 +195,7 @@ class Endpoint:
 
     def _accept_again(self) -> None:
         self._retry = None
-        if self._accepting:
+        if self._accepting and self._is_listening:
             self._watcher.watch_listener(self._listener.fd, self._on_connection)
 
     def _serve(self, client: _Client) -> None:
@@ -196,6 +209,7 @@ class Endpoint:
             self._senders = self._senders or deque()
             self._senders.append(client)
             self._take_input()
+        self._owner.on_clients()
 
     def _client_left(self, client: _Client) -> None:
         """The peer closed for good. What it sent before stays in its socket until stdin has taken it."""
@@ -208,6 +222,10 @@ class Endpoint:
         self._stop_outbound(client)
         if self._on_disconnect == "kill":
             self._owner.on_abandoned()
+        owner = self._owner
+        if not self._is_listening:
+            self.close()  # nobody can come back
+        owner.on_clients()
 
     # --- outbound: process → client ---
 
@@ -224,6 +242,8 @@ class Endpoint:
         if not self.drained:
             self.drained = True
             self._owner.on_drained()
+        if not self._is_listening:
+            self.close()
 
     def _stop_outbound(self, client: _Client) -> None:
         if self._outbound is not None:
@@ -284,13 +304,15 @@ class Endpoint:
         client.inbound_done = True
         with contextlib.suppress(OSError):
             client.socket.shutdown(socket.SHUT_RD)
-            _drop_input(client.socket)  # a client that polls for room is told of the end by that room only
+            drop_input(client.socket)  # a client that polls for room is told of the end by that room only
         self._close_if_through(client)
 
     def _limit_senders(self) -> None:
         accepting = len(self._senders) < limits.MAX_DRAINING_CLIENTS
         if accepting is not self._accepting:
             self._accepting = accepting
+            if not self._is_listening:
+                return
             if accepting:
                 self._watcher.watch_listener(self._listener.fd, self._on_connection)
             else:
@@ -312,19 +334,32 @@ class Endpoint:
         client.fd = -1
         with contextlib.suppress(OSError):
             client.socket.shutdown(socket.SHUT_RDWR)
-            _drop_input(client.socket)  # unread input would turn our close into a reset
+            drop_input(client.socket)
         client.socket.close()
+
+    def release(self) -> None:
+        """Unlink the path: nobody else may connect. Who is connected reads to the end, or leaves; then, or now where
+        nobody is, everything is closed. Idempotent."""
+        self._stop_listening()
+        if self._client is None or self.drained:
+            self.close()
+
+    def _stop_listening(self) -> None:
+        if not self._is_listening:
+            return
+        self._is_listening = False
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._watcher.unwatch(self._listener.fd)
+        self._listener.close()
 
     def close(self) -> None:
         """Unlink the path and close everything. Idempotent."""
         if not self._is_open:
             return
         self._is_open = False
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        self._watcher.unwatch(self._listener.fd)
-        self._listener.close()
+        self._stop_listening()
         clients = {id(client): client for client in (self._client, *self._senders) if client is not None}
         if self._outbound is not None:
             self._outbound.stop()
@@ -337,10 +372,11 @@ class Endpoint:
         self._owner = _SILENT  # what is closed keeps nobody: it would take the collector to free them both
 
 
-def _drop_input(connection: socket.socket) -> None:
-    """Read what came before a shutdown; nothing can come after it."""
-    while connection.recv(limits.COPY_CHUNK_BYTES):
-        pass
+def _int_of(fd: int, request: int) -> int:
+    """What an ioctl says that gives a number."""
+    number = bytearray(_INT.size)
+    fcntl.ioctl(fd, request, number)
+    return int(_INT.unpack(number)[0])
 
 
 def _has_hung_up(connection: socket.socket) -> bool:

@@ -136,6 +136,19 @@ class ProcessSockets(NamedTuple):
         self.stderr.close()
 
 
+def turn_away(connection: socket.socket) -> None:
+    """Have a client read an end; closed here."""
+    with contextlib.suppress(OSError), connection:
+        connection.shutdown(socket.SHUT_RDWR)
+        drop_input(connection)
+
+
+def drop_input(connection: socket.socket) -> None:
+    """Read what came before a shutdown, and nothing can come after it: unread input would turn a close into a reset."""
+    while connection.recv(limits.COPY_CHUNK_BYTES):
+        pass
+
+
 def _listen(path: str) -> Listener:
     # The C type itself: Python's own class costs as much again, and every exec makes two.
     listening = socket.SocketType(socket.AF_UNIX, _LISTENER_TYPE)

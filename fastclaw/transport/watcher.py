@@ -41,9 +41,11 @@ class Watcher:
             self._epoll.unregister(fd)
 
     def _on_events(self) -> None:
-        for fd, event in self._epoll.poll(0):
-            callback = self._callbacks.get(fd)
-            if callback is None:
+        """Whose number it was when the news came is settled before the first call: one of the same batch may close a
+        socket, and the next may be given its number."""
+        callbacks = self._callbacks
+        for fd, event, callback in [(fd, event, callbacks.get(fd)) for fd, event in self._epoll.poll(0)]:
+            if callback is None or callbacks.get(fd) is not callback:
                 continue  # an earlier one of the same batch has unwatched it
             if fd in self._listeners:
                 callback()

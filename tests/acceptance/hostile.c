@@ -4,9 +4,11 @@
  * first. It runs as any user, in an image that has nothing but busybox: static, and its own arguments are all it needs.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/kcmp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -44,26 +46,60 @@ static void open_of(int pid, const char *what, int flags) {
     if (fd >= 0) close(fd);
 }
 
+static void list_of(int pid, const char *what) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/%s", pid, what);
+    DIR *list = opendir(path);
+    struct dirent *entry;
+    errno = list ? 0 : errno;
+    while (list && (entry = readdir(list)) && entry->d_name[0] == '.') {}
+    if (list && !errno && !entry) errno = EACCES; /* it is empty for who may not see what is in it */
+    say(what, list && entry ? 0 : -1);
+    if (list) closedir(list);
+}
+
+/* Each number: what it is, itself, and where it stands. Of those that there are not, container root is told that. */
+static void descriptors_of(int pid) {
+    char name[32], link[64], path[64];
+    for (int fd = 0; fd < 64; fd++) {
+        snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
+        long n = readlink(path, link, sizeof link);
+        if (n < 0 && errno == ENOENT) continue;
+        say("link", n);
+        snprintf(name, sizeof name, "fd/%d", fd);
+        open_of(pid, name, O_RDONLY | O_NONBLOCK);
+        open_of(pid, name, O_WRONLY | O_NONBLOCK);
+        open_of(pid, name, O_PATH);
+        snprintf(name, sizeof name, "fdinfo/%d", fd);
+        open_of(pid, name, O_RDONLY);
+    }
+}
+
 static void reach(int pid) {
     char here[16] = "x", link[64], path[64];
     struct iovec mine = {here, sizeof here}, its = {(void *)0x400000, sizeof here};
     const char *links[] = {"exe", "root", "cwd", "fd/0", "ns/mnt"};
+    const char *files[] = {"smaps", "smaps_rollup", "numa_maps", "pagemap", "clear_refs", "io", "personality", "stack", "syscall"};
     say("attach", ptrace(PTRACE_ATTACH, pid, 0, 0));
     say("seize", ptrace(PTRACE_SEIZE, pid, 0, 0));
     say("readv", process_vm_readv(pid, &mine, 1, &its, 1, 0));
     say("writev", process_vm_writev(pid, &mine, 1, &its, 1, 0));
     int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     say("getfd", syscall(SYS_pidfd_getfd, pidfd, 0, 0));
+    say("kcmp", syscall(SYS_kcmp, getpid(), pid, KCMP_FILES, 0, 0));
+    say("madvise", syscall(SYS_process_madvise, pidfd, &its, 1, 20, 0)); /* MADV_COLD */
+    say("pages", syscall(SYS_move_pages, pid, 1, &its.iov_base, NULL, here, 0));
     open_of(pid, "mem", O_RDONLY);
     open_of(pid, "mem", O_RDWR);
     open_of(pid, "environ", O_RDONLY);
     open_of(pid, "maps", O_RDONLY);
     open_of(pid, "auxv", O_RDONLY);
-    open_of(pid, "fd", O_RDONLY | O_DIRECTORY);
-    open_of(pid, "fdinfo", O_RDONLY | O_DIRECTORY);
-    open_of(pid, "syscall", O_RDONLY);
-    open_of(pid, "stack", O_RDONLY);
+    list_of(pid, "fd");
+    list_of(pid, "map_files");
+    list_of(pid, "fdinfo");
     open_of(pid, "root/", O_RDONLY | O_DIRECTORY);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) open_of(pid, files[i], O_RDONLY);
+    descriptors_of(pid);
     for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
         snprintf(path, sizeof path, "/proc/%d/%s", pid, links[i]);
         say(links[i], readlink(path, link, sizeof link));
@@ -83,6 +119,23 @@ static void meddle(int pid) {
     sched_getaffinity(pid, sizeof cpus, &cpus);
     say("affinity", sched_setaffinity(pid, sizeof cpus, &cpus));
     say("scheduler", sched_setscheduler(pid, SCHED_OTHER, &plain));
+    say("parameters", sched_setparam(pid, &plain));
+    say("ioprio", syscall(SYS_ioprio_set, 1, pid, 2 << 13 | 4)); /* IOPRIO_WHO_PROCESS, IOPRIO_CLASS_BE */
+}
+
+/* What its /proc has to be written to; it is given what it has. */
+static void adjust(int pid) {
+    const char *names[] = {"oom_score_adj", "coredump_filter", "timerslack_ns", "autogroup", "comm", "sched", "clear_refs", "uid_map"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[64], text[64] = "1";
+        snprintf(path, sizeof path, "/proc/%d/%s", pid, names[i]);
+        int fd = open(path, O_RDWR);
+        if (fd < 0 && errno == EACCES) fd = open(path, O_WRONLY);
+        ssize_t n = fd < 0 ? fd : pread(fd, text, sizeof text, 0);
+        if (!strcmp(names[i], "coredump_filter")) n = snprintf(text, sizeof text, "0x33");
+        if (!strcmp(names[i], "autogroup")) n = snprintf(text, sizeof text, "0");
+        say(names[i], fd < 0 ? fd : write(fd, text, n > 0 ? (size_t)n : 1));
+    }
 }
 
 static void signal_of(int pid, const char *numbers) {
@@ -149,6 +202,45 @@ static void reconnect(const char *path) {
     int kinds[] = {SOCK_SEQPACKET, SOCK_STREAM, SOCK_DGRAM};
     for (int i = 0; i < 3; i++)
         say("connect", connect(socket(AF_UNIX, kinds[i], 0), (struct sockaddr *)&address, sizeof address));
+}
+
+/* One datagram with the end of a pipe of its own. */
+static long send_pipe(int to, struct sockaddr_un *whom, socklen_t bytes) {
+    _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))] = {0};
+    struct iovec part = {(char[]){"xxxxxxxxxxxxxxxxxxxx"}, 20};
+    struct msghdr message = {.msg_name = whom, .msg_namelen = bytes, .msg_iov = &part, .msg_iovlen = 1};
+    message.msg_control = space;
+    message.msg_controllen = sizeof space;
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    *head = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    memcpy(CMSG_DATA(head), &(int){1}, sizeof(int));
+    return sendmsg(to, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* Every abstract socket of this network namespace (unix(7), /proc/net/unix), by each kind. */
+static void named_sockets(void) {
+    char line[512];
+    FILE *list = fopen("/proc/net/unix", "r");
+    while (list && fgets(line, sizeof line, list)) {
+        struct sockaddr_un address = {.sun_family = AF_UNIX};
+        char *name = strrchr(line, ' ');
+        if (!name || name[1] != '@') continue;
+        name[strcspn(name, "\n")] = 0;
+        strncpy(address.sun_path, name + 1, sizeof address.sun_path - 1);
+        socklen_t bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(name + 1));
+        address.sun_path[0] = 0;
+        int kinds[] = {SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM};
+        for (int i = 0; i < 3; i++) {
+            int fd = socket(AF_UNIX, kinds[i], 0), other = socket(AF_UNIX, kinds[i], 0);
+            say("send", send_pipe(fd, &address, bytes));
+            say("connect", connect(fd, (struct sockaddr *)&address, bytes));
+            say("write", send(fd, "x", 1, MSG_DONTWAIT | MSG_NOSIGNAL));
+            say("bind", bind(other, (struct sockaddr *)&address, bytes));
+            close(fd);
+            close(other);
+        }
+    }
+    say("end", 0);
 }
 
 static void replace(const char *path) {
@@ -250,6 +342,8 @@ int main(int argc, char **argv) {
     int a = atoi(text), b = argc > 3 ? atoi(argv[3]) : 0;
     if (!strcmp(word, "reach")) reach(a);
     else if (!strcmp(word, "meddle")) meddle(a);
+    else if (!strcmp(word, "adjust")) adjust(a);
+    else if (!strcmp(word, "sockets")) named_sockets();
     else if (!strcmp(word, "kill")) signal_of(a, argv[3]);
     else if (!strcmp(word, "pipe")) signal_by_pipe(a, b);
     else if (!strcmp(word, "stdin")) signal_by_stdin(a, b);

@@ -27,6 +27,8 @@ PROGRAM = "/w/hostile"
 SECRET = "FASTCLAW_TEST_SECRET"
 WAIT_S = 20
 """For anything that takes milliseconds: the rest is room for a loaded machine."""
+PUMP_UIDS = range(limits.KEEPER_UID - 64, limits.KEEPER_UID)
+"""Who the pumps are (spawn/c/confine.c): each user moves the bytes of 256 processes."""
 
 
 def serve_with(**bounds: int) -> list[str]:
@@ -87,15 +89,34 @@ class Box:
 
     async def keepers(self) -> list[int]:
         """Their pids inside."""
-        script = f"cd /proc && grep -l 'Uid:.{limits.KEEPER_UID}' [0-9]*/status 2>/dev/null"
-        lines = (await self.output("sh", "-c", script)).splitlines()
-        return [pid for pid in (int(line.split("/")[0]) for line in lines) if pid != 1]
+        return [pid for pid, (_, uid) in (await self._processes()).items() if pid != 1 and uid == limits.KEEPER_UID]
+
+    async def pumps(self) -> list[int]:
+        """The same of the pumps."""
+        return [pid for pid, (_, uid) in (await self._processes()).items() if uid in PUMP_UIDS]
+
+    async def spawner_users(self) -> set[int]:
+        """Who main, keepers and pumps are."""
+        return {uid for _, uid in (await self._processes()).values() if uid in (limits.KEEPER_UID, *PUMP_UIDS)}
+
+    async def spawner_of(self, pid: int) -> list[int]:
+        """Everything of ours that has to do with a command, pids inside: main, its keeper, its pump."""
+        found = await self._processes()
+        keeper = found[pid][0]
+        return [1, keeper, *(one for one, (parent, uid) in found.items() if parent == keeper and uid in PUMP_UIDS)]
+
+    async def _processes(self) -> dict[int, tuple[int, int]]:
+        """Parent and user of each, by pid inside."""
+        text = await self.output("sh", "-c", "cd /proc && grep -hE '^(Pid|PPid|Uid):' [0-9]*/status 2>/dev/null")
+        words = [int(line.split()[1]) for line in text.splitlines()]
+        return {pid: (parent, uid) for pid, parent, uid in zip(*[iter(words)] * 3, strict=True)}
 
     async def commands(self) -> list[str]:
         """The names of what runs inside besides the spawner and whoever asks."""
         lines = (await self.output("ps", "-o", "user,comm")).splitlines()[1:]
         names = [line.split(maxsplit=1) for line in lines]
-        return [name for user, name in names if name not in ("fastclaw-init", "ps") and user != str(limits.KEEPER_UID)]
+        ours = {str(uid) for uid in (limits.KEEPER_UID, *PUMP_UIDS)}
+        return [name for user, name in names if name not in ("fastclaw-init", "ps") and user not in ours]
 
     async def lane(self) -> dict[str, Any]:
         """What `health` says of the lane."""

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,17 @@ from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFaile
 from fastclaw.protocol import spawner as frames
 from fastclaw.spawn.spawner import greet
 from fastclaw.transport import procfs
-from tests.acceptance.hostile import PROGRAM, SECRET, WAIT_S, Box, compile_hostile, ended, serve_with, served
+from tests.acceptance.hostile import (
+    PROGRAM,
+    PUMP_UIDS,
+    SECRET,
+    WAIT_S,
+    Box,
+    compile_hostile,
+    ended,
+    serve_with,
+    served,
+)
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
@@ -37,6 +47,8 @@ USERS = ["0", "1000"]
 ROOT, OTHER = USERS
 DENIED = {"EPERM", "EACCES"}
 PIDS = 200
+NEIGHBOURS = 10
+"""Of each user, that nobody has connected to when the bomb goes off."""
 LATE_KILLS = 100
 KILL_S = 5
 """How long a kill without grace may take here: far more than it needs, and less than its own deadline."""
@@ -84,44 +96,88 @@ async def killed(process: RemoteProcess) -> None:
 # --- the spawner itself -----------------------------------------------------------------------------
 
 
+@asynccontextmanager
+async def echoing(box: Box, user: str) -> AsyncIterator[list[int]]:
+    """A command of a user that says what it hears; main, its keeper and its pump. In the end it still does."""
+    async with await box.start("sh", "-c", "echo $$; exec cat", user=user, stdin=True) as process:
+        pid = int(await asyncio.wait_for(process.stdout_read(), WAIT_S))
+        spawner = await box.spawner_of(pid)
+        assert len(spawner) == 3
+        yield spawner
+        assert await box.spawner_of(pid) == spawner
+        await echoes(process)
+        await killed(process)
+
+
+async def echoes(process: RemoteProcess) -> None:
+    await process.write(b"still here")
+    assert await asyncio.wait_for(process.stdout_read(), WAIT_S) == b"still here"
+
+
 @shared
 @pytest.mark.parametrize("user", USERS)
 async def test_nobody_reaches_into_the_spawner(box: Box, user: str) -> None:
     """Neither its memory nor its environment, descriptors, files. Root may count its descriptors: the numbers only."""
-    for target in (1, (await box.keepers())[0]):
-        assert await refused(box, user, "reach", target) <= ({"fd"} if user == ROOT else set())
+    async with echoing(box, user) as spawner:
+        for target in (*spawner, (await box.keepers())[0], (await box.pumps())[0]):
+            assert await refused(box, user, "reach", target) <= ({"fd"} if user == ROOT else set())
 
 
 @shared
 @pytest.mark.parametrize("user", USERS)
 async def test_nobody_changes_the_limits_or_priority_of_the_spawner(box: Box, user: str) -> None:
-    for target in (1, (await box.keepers())[0]):
-        assert await refused(box, user, "meddle", target) == set()
+    async with echoing(box, user) as spawner:
+        for target in (*spawner, (await box.keepers())[0], (await box.pumps())[0]):
+            assert await refused(box, user, "meddle", target) == set()
+
+
+@shared
+async def test_what_belongs_to_uid_0_of_the_spawner_is_what_the_kernel_gives_it(box: Box) -> None:
+    """No other user may write any of it. Root may make it the first victim: see "What is not defended"."""
+    async with echoing(box, OTHER) as spawner:
+        for target in spawner:
+            assert await refused(box, OTHER, "adjust", target) == set()
+            written = await refused(box, ROOT, "adjust", target)
+            assert written <= {"oom_score_adj", "coredump_filter", "autogroup", "sched", "clear_refs", "comm"}
 
 
 @shared
 @pytest.mark.parametrize("user", USERS)
 async def test_no_signal_has_an_effect_on_the_spawner(box: Box, user: str) -> None:
-    keepers = await box.keepers()
+    keepers, pumps = await box.keepers(), await box.pumps()
+    assert len(keepers) == len(pumps)
     await box.results("kill", 1, "1,2,3,9,10,12,15,17,18,19,34,64", user=user)
-    for keeper in keepers[:2]:
-        assert await refused(box, user, "kill", keeper, "0,9,10,15,17,18,19,64") == set()
+    async with echoing(box, user) as (_, *in_use):
+        for target in (*in_use, *keepers[:2], *pumps[:2]):
+            assert await refused(box, user, "kill", target, "0,9,10,15,17,18,19,64") == set()
     assert set(keepers) <= set(await box.keepers())
+    assert set(pumps) <= set(await box.pumps())
     assert await box.works()
 
 
 @shared
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("signum", [9, 19])
-async def test_no_signal_by_way_of_a_descriptors_owner_has_an_effect_on_a_keeper(
+async def test_no_signal_by_way_of_a_descriptors_owner_has_an_effect_on_a_keeper_or_a_pump(
     box: Box, user: str, signum: int
 ) -> None:
     """fcntl(2), F_SETOWN and F_SETSIG: the kernel sends it, and asks for other rights than kill(2) does."""
-    keeper = (await box.keepers())[-1]
-    await box.results("pipe", keeper, signum, user=user)
-    state = await box.output("sh", "-c", f"cat /proc/{keeper}/stat")
-    await box.output("sh", "-c", "true")
-    assert f"{keeper} (fastclaw-init) S" in state
+    async with echoing(box, user) as (_, *in_use):
+        for target in in_use:
+            await box.results("pipe", target, signum, user=user)
+            state = await box.output("sh", "-c", f"cat /proc/{target}/stat")
+            assert f"{target} (fastclaw-init) S" in state
+
+
+@shared
+@pytest.mark.parametrize("user", USERS)
+async def test_nobody_speaks_to_a_pump(box: Box, user: str) -> None:
+    """What it hears comes from one socket, which takes what is sent to it, and which nobody reads."""
+    async with echoing(box, user):
+        for _ in range(20):
+            results = await box.results("sockets", user=user)
+            assert results.count(("send", "EPERM")) == len(await box.pumps())
+            assert [result for name, result in results if name == "send"].count("ok") <= 1
 
 
 @shared
@@ -232,12 +288,29 @@ async def test_the_keepers_user_is_refused(box: Box) -> None:
 
 
 @shared
+async def test_the_pumps_users_are_refused(box: Box) -> None:
+    """And no other number next to them."""
+    assert await box.spawner_users() == {limits.KEEPER_UID, max(PUMP_UIDS)}
+    for uid in PUMP_UIDS:
+        with pytest.raises(ExecFailed) as caught:
+            await box.start("true", user=str(uid))
+        assert caught.value.reason == "permission_denied"
+    for uid in (min(PUMP_UIDS) - 1, limits.KEEPER_UID + 1):
+        assert (await box.output(PROGRAM, "rights", user=str(uid))).startswith(f"uid {uid} {uid}\n")
+
+
+@shared
 async def test_a_changed_user_database_makes_nobody_a_keeper_and_no_number_another(box: Box) -> None:
-    lines = f"wolf:x:0:0::/:\\nkeeper:x:{limits.KEEPER_UID}:0::/:\\n1000:x:0:0::/:\\nsheep:x:4294967295:0::/:\\n"
+    users = {"wolf": 0, "keeper": limits.KEEPER_UID, "pump": max(PUMP_UIDS), "1000": 0, "sheep": 4294967295}
+    lines = "".join(f"{name}:x:{uid}:0::/:\\n" for name, uid in users.items())
     await box.output("sh", "-c", f"cp /etc/passwd /tmp/passwd; printf '{lines}' >> /etc/passwd")
     try:
         assert await box.output(PROGRAM, "rights", user="wolf") == "uid 0 0\ncapabilities 0 0\n"
-        for user, reason in (("keeper", "permission_denied"), ("sheep", "unknown_user")):
+        for user, reason in (
+            ("keeper", "permission_denied"),
+            ("pump", "permission_denied"),
+            ("sheep", "unknown_user"),
+        ):
             with pytest.raises(ExecFailed) as caught:
                 await box.start("true", user=user)
             assert caught.value.reason == reason
@@ -378,14 +451,17 @@ async def test_kill_ends_every_tree(box: Box, word: str, arguments: tuple[int, .
 @shared
 @pytest.mark.parametrize("apart", [0, 1])
 async def test_a_fork_bomb_ends_with_its_kill(engine_service: EngineService, workspace: Path, apart: int) -> None:
-    """In one session, and with a session for each process."""
+    """In one session, and with a session for each process. Who runs already is reached all the same."""
     async with served(engine_service, workspace, pids_limit=PIDS) as box:
+        there = await asyncio.gather(*(box.start("cat", user=user, stdin=True) for user in USERS * NEIGHBOURS))
         bomb = await box.until_ready("bomb", apart, said="full", user=OTHER)
         with pytest.raises(ExecFailed) as caught:
             await box.start("true")
         assert (caught.value.reason, caught.value.retryable) == ("overloaded", True)
         assert (await asyncio.wait_for(box.client.health(), WAIT_S)).status == "healthy"
+        await asyncio.gather(*map(echoes, there))
         await killed(bomb)
+        await asyncio.gather(*map(killed, there))
         assert await box.works()
         assert await box.commands() == []
 
@@ -508,5 +584,11 @@ async def test_a_stranger_that_greets_wrongly_is_turned_away(greeting: bytes) ->
     if not greeting:
         theirs.close()
     with pytest.raises((ProtocolError, StartFailed)):
-        await greet(ours, confine=True, keeper_uid=limits.KEEPER_UID, on_end=lambda: None)
+        await greet(
+            ours,
+            confine=True,
+            keeper_uid=limits.KEEPER_UID,
+            collect_bytes=limits.RUN_OUTPUT_BYTES,
+            on_end=lambda: None,
+        )
     theirs.close()

@@ -469,3 +469,18 @@ def test_an_image_that_is_not_there(engine_service: EngineService) -> None:
     )
     assert done.returncode == 125
     assert "localhost/none" in assert_one_line(own_words(done.stderr))
+
+
+def test_what_a_command_leaves_running_holds_nobody(run: Runner) -> None:
+    began = time.monotonic()
+    done = run(*shell("sleep 1000 & echo up"))
+    assert (done.returncode, done.stdout, own_words(done.stderr)) == (0, b"up\n", b"")
+    assert time.monotonic() - began < DEADLINE_S / 2
+
+
+def test_all_of_the_last_output_comes_through_a_slow_reader(local: Runner) -> None:
+    with started(local.popen(*shell("sleep 1000 & head -c 300000 /dev/zero"), stdout=subprocess.PIPE)) as process:
+        time.sleep(1)  # the drain's own time, and more, in which nobody reads
+        assert process.stdout is not None
+        assert len(process.stdout.read()) == 300_000
+        assert process.wait(DEADLINE_S) == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 from functools import partial
+from typing import Literal
 
 import orjson
 import pytest
@@ -99,3 +100,95 @@ def test_a_foreign_code_keeps_its_number() -> None:
     made = FastclawError.from_wire({"code": -32050, "message": "strange", "data": {"reason": "odd", "x": 1}})
     assert (type(made), str(made), made.reason) == (ProtocolError, "strange", "odd")
     assert made.data == {"code": -32050, "x": 1}
+
+
+# --- calls that are taken back ---
+
+
+When = Literal["before", "meanwhile", "after"]
+
+
+async def _cancelled(method: str, answers: bytes = b"", when: When = "after") -> list[dict[str, object]]:
+    """What has been written after a call of this method was cancelled and `answers` came: in the turn of the loop in
+    which it was cancelled, before or after that, or in a later one."""
+    written: list[bytes] = []
+    calls = _calls(written)
+    call = asyncio.ensure_future(calls.call(method, {}, None))
+    await asyncio.sleep(0.01)
+    written.clear()
+    if when == "before":
+        calls.feed(answers)
+    call.cancel()
+    if when == "meanwhile":
+        calls.feed(answers)
+    await asyncio.wait((call,))
+    assert call.cancelled()
+    await asyncio.sleep(0.01)
+    if when == "after":
+        calls.feed(answers)
+        await asyncio.sleep(0.01)
+    assert not calls._open
+    assert not calls._late
+    return [orjson.loads(line) for line in b"".join(written).splitlines()]
+
+
+_CANCEL = {"jsonrpc": "2.0", "method": "cancel", "params": {"id": 1}}
+_KILL = {"jsonrpc": "2.0", "method": "kill", "params": {"process_id": "p", "grace_ms": 0}}
+_STARTED = b'{"jsonrpc":"2.0","id":1,"result":{"process_id":"p","stdio_addr":"/s","stderr_addr":"/e"}}\n'
+_REFUSED = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32800,"message":"cancelled"}}\n'
+
+
+@pytest.mark.parametrize("method", ["exec", "run", "wait"])
+async def test_a_cancelled_call_is_cancelled_at_the_runtime(method: str) -> None:
+    assert await _cancelled(method, _REFUSED) == [_CANCEL]
+
+
+@pytest.mark.parametrize("method", ["health", "kill", "list", "shutdown"])
+async def test_other_calls_are_only_forgotten(method: str) -> None:
+    assert await _cancelled(method) == []
+
+
+async def test_an_exec_that_was_answered_all_the_same_is_killed() -> None:
+    assert await _cancelled("exec", _STARTED + _STARTED) == [_CANCEL, _KILL]
+    assert await _cancelled("exec", _STARTED, "before") == [_KILL]
+    assert await _cancelled("exec", _STARTED, "meanwhile") == [_KILL]
+
+
+@pytest.mark.parametrize("method", ["run", "wait"])
+async def test_nothing_else_is_ever_killed(method: str) -> None:
+    assert await _cancelled(method, _STARTED) == [_CANCEL]
+    assert await _cancelled(method, _STARTED, "before") == []
+    assert await _cancelled(method, _STARTED, "meanwhile") == []
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_one_that_was_refused_in_that_turn_is_not_cancelled_any_more(when: When) -> None:
+    assert await _cancelled("exec", _REFUSED, when) == []
+
+
+async def test_an_answer_to_nobody_is_not_kept() -> None:
+    calls = _calls([])
+    for call_id in range(100):
+        calls.feed(b'{"jsonrpc":"2.0","id":%d,"result":{"process_id":"p"}}\n' % call_id)
+    assert not calls._late
+
+
+async def test_a_call_that_never_left_is_not_cancelled() -> None:
+    written: list[bytes] = []
+    calls = Calls(written.append, asyncio.Event())  # the other side does not read
+    call = asyncio.ensure_future(calls.call("exec", {}, None))
+    await asyncio.sleep(0.01)
+    call.cancel()
+    await asyncio.wait((call,))
+    await asyncio.sleep(0.01)
+    assert written == []
+
+
+async def test_a_call_without_an_answer_in_time_is_taken_back_too() -> None:
+    written: list[bytes] = []
+    calls = _calls(written)
+    with pytest.raises(IoError) as raised:
+        await calls.call("exec", {}, 0.01)
+    assert raised.value.reason == "no_answer"
+    await asyncio.sleep(0.01)
+    assert orjson.loads(b"".join(written).splitlines()[-1]) == _CANCEL

@@ -81,7 +81,11 @@ def _offers_no_more(report: Report, test: Any) -> None:
     "P-STDERR", "P-EARLY", "P-LOSSLESS", "P-BOTH-WAYS", "P-HALF-CLOSE", "P-EOF", "P-SLOW", "P-SECOND",
     "P-RETURN", "P-GONE-EOF", "P-GONE-HOLD", "P-GONE-KILL", "S-MODE", "S-PATH", "S-PEER", "S-UNLINK",
     "S-LINGER", "K-KILL", "K-ENDED", "K-UNKNOWN", "R-CODE", "R-KILLED", "R-RUNNING", "R-AGAIN",
-    "R-SHAPE", "T-LIST", "T-SIGNAL",
+    "R-SHAPE", "T-LIST", "T-SIGNAL", "X-DIR-RELATIVE", "X-MERGE",
+    "RUN-RESULT", "RUN-EXEC", "RUN-BOUNDS", "RUN-OUTPUT", "RUN-INPUT", "RUN-NO-INPUT", "RUN-LIMIT-ENDS",
+    "RUN-LIMIT-HEAD", "RUN-LIMIT-TAIL", "RUN-LIMIT-KILL", "RUN-BINARY", "RUN-MERGE", "RUN-KEY",
+    "RUN-TIMEOUT", "RUN-KILL", "RUN-OVERLOADED", "RUN-LINE", "C-EXEC", "C-RUN", "C-WAIT",
+    "C-NOTIFY", "C-UNKNOWN", "C-DUPLICATE",
 )  # fmt: skip
 def test_memory_keeps(memory: Report, promise_id: str) -> None:
     _is_kept(memory, promise_id)
@@ -105,6 +109,11 @@ spawn_lane = pytest.mark.promise(
     "K-UNKNOWN", "R-CODE", "R-SIGNAL", "R-KILLED", "R-RUNNING", "R-AGAIN", "R-SHAPE", "R-USAGE",
     "T-LIST", "T-SIGNAL", "T-LIMITS", "T-LIMITS-NAME",
     "T-TTY", "T-TTY-EOF", "T-TTY-LOSSLESS", "T-TTY-SIZE", "T-TTY-NONE", "T-TEMPLATE-NAME",
+    "X-DIR-RELATIVE", "X-MERGE", "X-ORPHANS", "P-DRAIN", "P-READING", "RUN-DRAIN", "RUN-ORPHANS", "RUN-LATE-WRITER",
+    "RUN-RESULT", "RUN-EXEC", "RUN-BOUNDS", "RUN-OUTPUT", "RUN-INPUT", "RUN-NO-INPUT", "RUN-LIMIT-ENDS",
+    "RUN-LIMIT-HEAD", "RUN-LIMIT-TAIL", "RUN-LIMIT-KILL", "RUN-BINARY", "RUN-MERGE", "RUN-KEY",
+    "RUN-TIMEOUT", "RUN-KILL", "RUN-OVERLOADED", "RUN-LINE", "C-EXEC", "C-RUN", "C-WAIT",
+    "C-NOTIFY", "C-UNKNOWN", "C-DUPLICATE",
 )  # fmt: skip
 """What the spawn lane keeps, on this host and in a container."""
 
@@ -142,6 +151,11 @@ def test_podman_does_not_offer_the_rest(podman: Report) -> None:
     "P-GONE-EOF", "P-GONE-HOLD", "P-GONE-KILL", "S-MODE", "S-PATH", "S-PEER", "S-UNLINK", "S-LINGER",
     "K-KILL", "K-TERM", "K-HARD", "K-ENDED", "K-UNKNOWN", "R-CODE", "R-KILLED", "R-RUNNING", "R-AGAIN",
     "R-SHAPE", "T-LIST", "T-SIGNAL", "X-USER", "P-REOPEN", "K-TREE", "K-ORPHANS",
+    "X-DIR-RELATIVE", "X-MERGE", "X-ORPHANS", "RUN-DRAIN", "RUN-ORPHANS",
+    "RUN-RESULT", "RUN-EXEC", "RUN-BOUNDS", "RUN-OUTPUT", "RUN-INPUT", "RUN-NO-INPUT", "RUN-LIMIT-ENDS",
+    "RUN-LIMIT-HEAD", "RUN-LIMIT-TAIL", "RUN-LIMIT-KILL", "RUN-BINARY", "RUN-MERGE", "RUN-KEY",
+    "RUN-TIMEOUT", "RUN-KILL", "RUN-OVERLOADED", "RUN-LINE", "C-EXEC", "C-RUN", "C-WAIT",
+    "C-NOTIFY", "C-UNKNOWN", "C-DUPLICATE",
 )  # fmt: skip
 def test_the_rest_lane_keeps(rest: Report, promise_id: str) -> None:
     _is_kept(rest, promise_id)

@@ -3,11 +3,11 @@
 import pytest
 
 from fastclaw import limits
-from fastclaw.decisions.capacity import Capacity, HostLimits, capacity, streams_each, streams_here
+from fastclaw.decisions.capacity import Capacity, HostLimits, capacity
 
 FREE = HostLimits(None, None, None, None)
 FILES = limits.RESERVED_FILES + 10 * limits.FILES_PER_PROCESS
-"""For ten processes here. A relay worker has less to reserve, and takes one descriptor less for each."""
+"""For ten processes whose bytes are moved here."""
 
 
 def test_a_host_without_limits_holds_what_was_asked_for() -> None:
@@ -17,7 +17,7 @@ def test_a_host_without_limits_holds_what_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
-        (FREE._replace(nofile=FILES), Capacity(10 + limits.RELAY_WORKERS * 75, "open files")),
+        (FREE._replace(nofile=FILES), Capacity(10, "open files")),
         (
             FREE._replace(nproc=limits.RESERVED_PIDS + 7 * limits.PIDS_PER_PROCESS),
             Capacity(7, "processes of this user"),
@@ -34,6 +34,6 @@ def test_one_process_always_fits() -> None:
     assert capacity(HostLimits(1, 1, 1, 1), 4096).processes == 1
 
 
-def test_what_is_held_here_and_by_a_worker() -> None:
-    assert (streams_here(FILES), streams_each(FILES)) == (10, 75)
-    assert streams_here(None) > 100_000
+def test_a_lane_that_holds_less_of_each_holds_more_of_them() -> None:
+    few = capacity(FREE._replace(nofile=FILES), 4096, limits.FILES_PER_PUMPED)
+    assert few == Capacity(10 * limits.FILES_PER_PROCESS // limits.FILES_PER_PUMPED, "open files")

@@ -11,18 +11,22 @@ from msgspec import Struct
 from fastclaw import limits
 from fastclaw.decisions.options import Options
 from fastclaw.decisions.params import (
+    CancelParams,
     KillParams,
     NoParams,
     ResizeParams,
     SignalParams,
     WaitParams,
     check_exec,
+    check_run,
     check_template,
     convert,
+    directory_of,
+    fingerprint,
     signal_number,
 )
 from fastclaw.errors import ExecFailed, InvalidParams
-from fastclaw.runtime import ExecRequest, InitializeParams
+from fastclaw.runtime import ExecRequest, InitializeParams, RunRequest
 from tests.strategies import JSON
 
 
@@ -49,6 +53,20 @@ from tests.strategies import JSON
         ({"cmd": ["a"], "tty_size": [0, 80]}, ExecRequest, "$.tty_size[0]"),
         ({"cmd": ["a"], "tty_size": [24, 65_536]}, ExecRequest, "$.tty_size[1]"),
         ({"cmd": ["a"], "limits": {"nofile": "1"}}, ExecRequest, "$.limits[...]"),
+        ({"cmd": ["a"], "user": ""}, ExecRequest, "$.user"),
+        ({"cmd": ["a"], "orphans": "adopt"}, ExecRequest, "$.orphans"),
+        ({"cmd": ["a"], "user": ""}, RunRequest, "$.user"),
+        ({"cmd": []}, RunRequest, "$.cmd"),
+        ({"cmd": ["a"], "output_limit": -1}, RunRequest, "$.output_limit"),
+        ({"cmd": ["a"], "output_limit": (16 << 20) + 1}, RunRequest, "$.output_limit"),
+        ({"cmd": ["a"], "keep": "middle"}, RunRequest, "$.keep"),
+        ({"cmd": ["a"], "on_limit": "wait"}, RunRequest, "$.on_limit"),
+        ({"cmd": ["a"], "drain_ms": -1}, RunRequest, "$.drain_ms"),
+        ({"cmd": ["a"], "input": b"x"}, RunRequest, "$.input"),
+        ({}, CancelParams, "$.id"),
+        ({"id": None}, CancelParams, "$.id"),
+        ({"id": 1.5}, CancelParams, "$.id"),
+        ({"id": True}, CancelParams, "$.id"),
         ({"rows": 1, "columns": 1}, ResizeParams, "$.process_id"),
         ({"process_id": "p", "columns": 1}, ResizeParams, "$.rows"),
         ({"process_id": "p", "rows": 0, "columns": 1}, ResizeParams, "$.rows"),
@@ -115,10 +133,10 @@ def test_an_unknown_option_is_named_with_the_nearest(options: dict[str, Any], pa
         (ExecRequest(cmd=["a"], env={"": "x"}), "$.env['']"),
         (ExecRequest(cmd=["a"], env={"A=B": "x"}), "$.env['A=B']"),
         (ExecRequest(cmd=["a"], env={"A": "\0"}), "$.env['A']"),
-        (ExecRequest(cmd=["a"], working_dir="x"), "$.working_dir"),
         (ExecRequest(cmd=["a"], working_dir=""), "$.working_dir"),
         (ExecRequest(cmd=["a"], working_dir="/x\0"), "$.working_dir"),
         (ExecRequest(cmd=["a"], user="x\0"), "$.user"),
+        (ExecRequest(cmd=["a"], user=""), "$.user"),
     ],
 )
 def test_what_no_process_can_be_given(request_: ExecRequest, path: str) -> None:
@@ -196,3 +214,56 @@ def test_any_params_convert_or_are_explained(params: Any) -> None:
         check_exec(convert(params, ExecRequest))
     except InvalidParams as error:
         assert error.data["path"].startswith("$")  # noqa: PT017 - an error is one of two right outcomes
+
+
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ({"working_dir": ""}, "$.working_dir"),
+        ({"user": ""}, "$.user"),
+        ({"cmd": ["a\0"]}, "$.cmd[0]"),
+        ({"input": "a", "input_base64": "YQ=="}, "$.input_base64"),
+        ({"input_base64": "YQ"}, "$.input_base64"),
+        ({"input_base64": "Y Q=="}, "$.input_base64"),
+        ({"input_base64": "é==="}, "$.input_base64"),
+        ({"input": "\udc80"}, "$.input"),
+        ({"template": "t", "user": "root"}, "$.user"),
+    ],
+)
+def test_what_no_run_can_be_given(more: dict[str, Any], path: str) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        check_run(RunRequest(**{"cmd": ["a"], **more}))
+    assert raised.value.data["path"] == path
+
+
+def test_the_input_of_a_run() -> None:
+    assert check_run(RunRequest(cmd=["a"])) == b""
+    assert check_run(RunRequest(cmd=["a"], input="é")) == "é".encode()
+    assert check_run(RunRequest(cmd=["a"], input_base64="/w==")) == b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("working_dir", "default", "wanted"),
+    [
+        (None, None, None),
+        (None, "/work", "/work"),
+        ("/a/../b", "/work", "/a/../b"),
+        (".", "/work", "/work"),
+        ("sub", "/work", "/work/sub"),
+        ("./sub//x/.", "/work", "/work/sub/x"),
+        ("../x", None, "/image/../x"),
+    ],
+)
+def test_directories(working_dir: str | None, default: str | None, wanted: str | None) -> None:
+    assert directory_of(working_dir, default, default or "/image") == wanted
+
+
+def test_a_fingerprint_is_of_everything_but_the_order_of_names() -> None:
+    one = ExecRequest(cmd=["a"], env={"A": "1", "B": "\udc80"})
+    assert fingerprint(one) == fingerprint(ExecRequest(cmd=["a"], env={"B": "\udc80", "A": "1"}))
+    others: list[ExecRequest | RunRequest] = [
+        ExecRequest(cmd=["a"]),
+        ExecRequest(cmd=["a"], env=one.env, stdin=False),
+        RunRequest(cmd=["a"], env=one.env),
+    ]
+    assert len({fingerprint(request) for request in [one, *others]}) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -149,3 +150,23 @@ async def test_closed_it_calls_nobody(pairs: list[Pair]) -> None:
     readiness.close()
     await turns()
     assert calls == []
+
+
+async def test_news_of_one_that_was_closed_is_not_for_who_got_its_number(
+    readiness: Readiness, pairs: list[Pair]
+) -> None:
+    (first, its_peer), (old, old_peer), (new, _) = pairs
+    number = old.fileno()
+    seen: list[int] = []
+
+    def replace(events: int) -> None:
+        readiness.forget(number)
+        os.dup2(new.fileno(), number)  # closes the old one
+        readiness.watch(number, seen.append)
+
+    readiness.watch(first.fileno(), replace)
+    readiness.watch(number, seen.append)
+    its_peer.send(b"x")
+    old_peer.close()
+    await turns()
+    assert seen == []

@@ -151,19 +151,19 @@ def rest_engine(engine_service: EngineService) -> Iterator[Engine]:
 
 
 @pytest.fixture(params=RUNTIMES)
-def any_lane(request: pytest.FixtureRequest, rest_engine: Engine) -> Iterator[RestLane]:
+async def any_lane(request: pytest.FixtureRequest, rest_engine: Engine) -> AsyncIterator[RestLane]:
     """A lane over a container of each OCI runtime."""
     made = rest_engine.lane(request.param)
     yield made
-    made.close()
+    await made.aclose()
 
 
 @pytest.fixture
-def lane(rest_engine: Engine) -> Iterator[RestLane]:
+async def lane(rest_engine: Engine) -> AsyncIterator[RestLane]:
     """A lane over one container."""
     made = rest_engine.lane()
     yield made
-    made.close()
+    await made.aclose()
 
 
 def make_container(client: PodmanClient, image: str, runtime: str = RUNTIME, **changes: Any) -> str:
@@ -279,7 +279,7 @@ class FakeEngine:
 
     async def end(self) -> None:
         """Close everything."""
-        self.lane.close()
+        await self.lane.aclose()
         self._pool.close()
         for task in self._tasks:
             task.cancel()

@@ -53,7 +53,7 @@ async def test_an_engine_elsewhere_is_asked_to_end_trees(rest_engine: Engine) ->
     await process.end_tree(grace(0.2))
     assert not marked(given_spec.process_id)
     assert (await complete(process))[2] == ExitStatus(reason="exited", exit_code=137)
-    lane.close()
+    await lane.aclose()
 
 
 @pytest.mark.podman
@@ -71,7 +71,7 @@ async def test_term_comes_first_and_only_to_the_tree_that_is_meant(rest_engine: 
     assert len(marked(longer[PROCESS_ID_VARIABLE])) == 1
     await other.end_tree(grace())
     assert (await complete(other))[2].exit_code in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
-    lane.close()
+    await lane.aclose()
 
 
 def other_spec(env: dict[str, str]) -> StartSpec:

@@ -19,6 +19,7 @@ from fastclaw.engine import rest
 from fastclaw.engine.process import wait_readable
 from fastclaw.errors import ExecFailed
 from fastclaw.lane import ExitStatus
+from fastclaw.transport.stdin_helpers import StdinHelpers
 from tests.engine.rest_rig import (
     NO_CONTAINER,
     SESSION,
@@ -75,11 +76,15 @@ async def test_phases_of_a_start_are_timed(lane: RestLane) -> None:
     assert all(value > 0 for value in process.timings.values())
 
 
+async def no_way(helpers: StdinHelpers, pid: int) -> None:
+    """As where /proc shows no pipe."""
+
+
 @pytest.fixture(params=["direct", "relayed"])
 def stdin_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to a process's stdin."""
     if request.param == "relayed":
-        monkeypatch.setattr(rest, "open_stdin", lambda pid: None)
+        monkeypatch.setattr(StdinHelpers, "open", no_way)
     return str(request.param)
 
 

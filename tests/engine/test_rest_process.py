@@ -130,7 +130,7 @@ async def test_an_engine_elsewhere_lets_no_signal_through(rest_engine: Engine) -
     assert caught.value.reason == "unsupported"
     assert await complete(process, b"x") == (b"x", b"", ExitStatus(reason="exited", exit_code=0))
     process.signal(signal.SIGTERM)  # it has ended: nothing to do
-    lane.close()
+    await lane.aclose()
 
 
 @pytest.mark.podman
@@ -144,7 +144,7 @@ async def test_a_container_that_dies_takes_its_processes_along(engine_service: E
         with pytest.raises(ExecFailed) as caught:
             await lane.start(spec("true"), 0)
         assert caught.value.reason == "container_gone"
-        lane.close()
+        await lane.aclose()
 
 
 # --- Engines made of a script ------------------------------------------------------------------------

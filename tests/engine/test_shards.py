@@ -104,7 +104,7 @@ async def yard(engine_service: EngineService, places: int, monkeypatch: pytest.M
     monkeypatch.setattr(Shard, "is_idle", noted)
     await one.shards.start()
     yield one
-    one.lane.close()
+    await one.lane.aclose()
     await one.shards.aclose()
     assert await one.fleet.containers() == set()
     await one.fleet.engine.close()

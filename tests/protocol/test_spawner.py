@@ -1,11 +1,10 @@
-"""The frames to and from the spawner: what is written can be read, and spawner.c has the same words and bounds."""
+"""The frames to and from the spawner: what is written can be read, and spawn/c/ has the same words and bounds."""
 
 from __future__ import annotations
 
 import re
 import struct
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -14,64 +13,47 @@ from hypothesis import strategies as st
 from fastclaw import limits
 from fastclaw.decisions.rlimits import NUMBERS
 from fastclaw.errors import ExecFailed, ProtocolError
+from fastclaw.lane import Collection
 from fastclaw.protocol import spawner as frames
-from fastclaw.protocol.spawner import Hello, Identity, Start, Strings, control, parse_hello, start, strings, welcome
+from fastclaw.protocol.spawner import (
+    Hello,
+    Identity,
+    Strings,
+    control,
+    head_bytes,
+    parse_hello,
+    start,
+    strings,
+    welcome,
+    worker,
+)
+from tests.protocol.start_frames import HEAD, read
 
-SOURCE = Path(frames.__file__).parent.parent / "spawn" / "spawner.c"
+SOURCES = sorted(
+    (Path(frames.__file__).parent.parent / "spawn" / "c").glob("*.[ch]"), key=lambda path: path.suffix != ".h"
+)
+"""The header first, on which the others build."""
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=50)
 """What argv, environment and paths may hold; bytes that are no UTF-8 come as the surrogates of os.fsdecode."""
 
 raw_texts = st.binary(max_size=50).map(lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
 numbers = st.integers(0, 2**32 - 1)
+ids = numbers.filter(bool)
 identities = st.builds(Identity, numbers, numbers, st.lists(numbers, max_size=limits.SPAWN_GROUPS), texts)
 rlimit_lists = st.lists(st.tuples(st.sampled_from(list(NUMBERS.values())), st.integers(0, 2**64 - 1)), max_size=16)
-
-
-# --- reading a START as spawner.c does ---
-
-
-class Read(NamedTuple):
-    """What the spawner finds in a START frame."""
-
-    id: int
-    flags: int
-    argv: list[bytes]
-    env: list[bytes]
-    directory: bytes | None
-    uid: int
-    gid: int
-    groups: list[int]
-    rlimits: list[tuple[int, int, int]]
-    window: bytes
-
-
-def read(made: Start) -> Read:
-    """`parse` and `lay_out` of spawner.c, with each of their conditions."""
-    frame, spilled = made
-    assert len(frame) <= limits.SPAWN_FRAME_BYTES
-    op, id, flags, argc, envc, uid, gid, group_count, limit_count, size = struct.unpack_from("=10I", frame)
-    assert (op, flags & ~63) == (frames.START, 0)
-    assert 1 <= argc <= limits.SPAWN_STRINGS
-    assert envc <= limits.SPAWN_STRINGS
-    assert group_count <= limits.SPAWN_GROUPS
-    assert limit_count <= len(NUMBERS)
-    assert size <= limits.SPAWN_STRINGS_BYTES
-    assert bool(flags & frames.FLAG_SPILLED) == (spilled is not None)
-    at = 40 + 24 * limit_count
-    rlimits = [(which, soft, hard) for which, _, soft, hard in struct.iter_unpack("=2I2Q", frame[40:at])]
-    groups = list(struct.unpack_from(f"={group_count}I", frame, at))
-    at += 4 * group_count
-    data = frame[at : at + size] if spilled is None else spilled
-    window = frame[at + (size if spilled is None else 0) :]
-    assert len(window) == (8 if flags & frames.FLAG_TTY else 0)
-    assert len(data) == size
-    assert spilled is not None or argc + envc <= limits.SPAWN_INLINE_STRINGS
-    parts = data.split(b"\0")
-    directory = parts[argc + envc] if flags & frames.FLAG_DIRECTORY else None
-    assert parts[argc + envc + (directory is not None) :] == [b""]
-    env = parts[argc : argc + envc]
-    return Read(id, flags, parts[:argc], env, directory, uid, gid, groups, rlimits, window)
+inputs = st.binary(max_size=200) | st.integers(1, 20_000).map(bytes)
+collections = st.builds(
+    Collection,
+    input=inputs,
+    output_limit=st.integers(0, limits.MAX_RUN_OUTPUT_BYTES),
+    keep=st.sampled_from(["head", "tail", "ends"]),
+    on_limit=st.sampled_from(["truncate", "kill"]),
+    drain_ms=st.integers(0, 2**31),
+)
+flag_sets = st.sets(
+    st.sampled_from([frames.FLAG_NULL_STDIN, frames.FLAG_MERGE, frames.FLAG_END_ORPHANS, frames.FLAG_HOLD])
+).map(sum)
 
 
 # --- strings ---
@@ -101,23 +83,20 @@ def test_a_text_that_no_process_can_be_given_is_refused(bad: str) -> None:
 # --- START ---
 
 
-def test_a_template_has_one_more_descriptor_and_says_so() -> None:
-    made = start(1, strings(["a"]), strings([]), with_control=True, null_stdin=True)
-    assert read(made).flags == frames.FLAG_CONTROL | frames.FLAG_NULL_STDIN
-
-
-def test_an_order_for_a_worker_names_its_template() -> None:
-    assert struct.unpack("=4I", control(frames.ADOPT, 1, 2, 3)) == (12, 1, 2, 3)
+def test_a_template_says_so() -> None:
+    flags = frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN
+    assert read(start(1, strings(["a"]), strings([]), flags=flags)).flags == flags
 
 
 @given(
-    numbers.filter(bool),
+    ids,
     st.lists(texts | raw_texts, min_size=1, max_size=20),
     st.lists(texts | raw_texts, max_size=20),
     st.none() | texts.map("/{}".format),
     st.none() | identities,
     rlimit_lists,
-    st.booleans(),
+    flag_sets,
+    st.none() | collections,
     st.integers(1, 1_500),
 )
 def test_start_says_everything_and_keeps_to_the_bounds(
@@ -127,7 +106,8 @@ def test_start_says_everything_and_keeps_to_the_bounds(
     directory: str | None,
     identity: Identity | None,
     rlimits: list[tuple[int, int]],
-    null_stdin: bool,
+    flags: int,
+    collection: Collection | None,
     times: int,
 ) -> None:
     env *= times
@@ -136,22 +116,101 @@ def test_start_says_everything_and_keeps_to_the_bounds(
         strings(argv),
         strings(env),
         directory=directory,
-        null_stdin=null_stdin,
+        flags=flags,
         identity=identity,
         rlimits=rlimits,
+        collection=collection,
     )
     seen = read(made)
     assert seen.id == id
     assert seen.argv + seen.env == [text.encode("utf-8", "surrogateescape") for text in argv + env]
     assert seen.directory == (None if directory is None else directory.encode())
     assert seen.rlimits == [(which, value, value) for which, value in rlimits]
-    assert bool(seen.flags & frames.FLAG_NULL_STDIN) == null_stdin
+    assert seen.flags & flags == flags
+    check_collection(seen.flags & ~flags, seen.input, seen[10:13], collection)
     if identity is None:
         assert not seen.flags & frames.FLAG_IDENTITY
         assert (seen.uid, seen.gid, seen.groups) == (0, 0, [])
     else:
         assert seen.flags & frames.FLAG_IDENTITY
         assert (seen.uid, seen.gid, seen.groups) == identity[:3]
+
+
+def check_collection(flags: int, given: bytes, told: tuple[int, ...], wanted: Collection | None) -> None:
+    """What a frame says of it. `flags`: but those that were asked for; `told`: head, limit and drain_ms."""
+    assert bool(flags & frames.FLAG_RUN) == (wanted is not None)
+    assert given == (b"" if wanted is None else wanted.input)
+    if wanted is None:
+        assert told == (0, 0, 0)
+        assert not flags & (frames.FLAG_LIMIT_KILLS | frames.FLAG_INPUT_FILE | frames.FLAG_NULL_STDIN)
+    else:
+        assert told == (head_bytes(wanted), wanted.output_limit, wanted.drain_ms)
+        assert bool(flags & frames.FLAG_LIMIT_KILLS) == (wanted.on_limit == "kill")
+
+
+def test_a_run_without_input_has_no_stdin() -> None:
+    for data, expected in ((b"", frames.FLAG_NULL_STDIN), (b"x", 0)):
+        seen = read(start(1, strings(["a"]), strings([]), collection=Collection(input=data)))
+        assert seen.flags == frames.FLAG_RUN | expected
+
+
+@pytest.mark.parametrize(("keep", "head"), [("head", 9), ("tail", 0), ("ends", 5)])
+def test_what_is_kept_of_the_beginning(keep: str, head: int) -> None:
+    assert head_bytes(Collection(output_limit=9, keep=keep)) == head  # type: ignore[arg-type]  # one of three
+
+
+@pytest.mark.parametrize("spare", [-1, 0, 1])
+@pytest.mark.parametrize("is_worker", [False, True])
+def test_input_goes_along_as_long_as_there_is_room(spare: int, is_worker: bool) -> None:
+    room = limits.SPAWN_FRAME_BYTES - HEAD.size - len(b"a\0")
+    collection = Collection(input=bytes(room + spare))
+    made = (
+        worker(1, 0, b"{}", collection=collection)
+        if is_worker
+        else start(1, strings(["a"]), strings([]), collection=collection)
+    )
+    seen = read(made)
+    assert seen.input == collection.input
+    assert bool(seen.flags & frames.FLAG_INPUT_FILE) == (is_worker or spare > 0)
+
+
+def test_a_large_command_and_a_large_input_are_two_files() -> None:
+    text = "x" * limits.SPAWN_FRAME_BYTES
+    made = start(1, strings(["a", text]), NOTHING, collection=Collection(input=text.encode() * 2))
+    assert [len(file) for file in made.files] == [2 * limits.SPAWN_FRAME_BYTES, limits.SPAWN_FRAME_BYTES + 3]
+    assert read(made).input == text.encode() * 2
+
+
+# --- a worker ---
+
+
+@given(ids, st.integers(0, 4_000), st.binary(min_size=1), flag_sets, st.none() | identities, st.none() | collections)
+def test_a_worker_has_its_template_s_place_and_request(
+    id: int,
+    place: int,
+    request: bytes,
+    flags: int,
+    identity: Identity | None,
+    collection: Collection | None,
+) -> None:
+    made = worker(id, place, request, flags=flags, identity=identity, collection=collection)
+    seen = read(made)
+    assert (seen.id, seen.place, seen.data) == (id, place, request)
+    assert seen.flags & (flags | frames.FLAG_WORKER) == flags | frames.FLAG_WORKER
+    assert (seen.uid, seen.gid) == ((0, 0) if identity is None else identity[:2])
+    check_collection(seen.flags & ~flags, seen.input, seen[10:13], collection)
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_long_request_for_a_template_goes_as_a_file(spare: int) -> None:
+    request = bytes(limits.SPAWN_FRAME_BYTES - HEAD.size + spare)
+    made = worker(1, 0, request)
+    assert made.files == ((request,) if spare else ())
+    assert read(made).data == request
+
+
+def test_an_order_for_a_worker_names_its_template() -> None:
+    assert struct.unpack("=5I", control(frames.ADOPT, 1, 2, 3, 4)) == (11, 1, 2, 3, 4)
 
 
 NOTHING = Strings(b"", 0)
@@ -165,15 +224,15 @@ def test_a_terminal_has_its_size(argument: str) -> None:
 
 
 def test_a_frame_may_be_full_to_the_last_byte() -> None:
-    room = limits.SPAWN_FRAME_BYTES - 40 - 1
-    assert start(1, strings(["x" * room]), NOTHING).spilled is None
-    frame, spilled = start(1, strings(["x" * (room + 1)]), NOTHING)
-    assert (len(frame), spilled) == (40, b"x" * (room + 1) + b"\0")
+    room = limits.SPAWN_FRAME_BYTES - HEAD.size - 1
+    assert start(1, strings(["x" * room]), NOTHING).files == ()
+    frame, files = start(1, strings(["x" * (room + 1)]), NOTHING)
+    assert (len(frame), files) == (HEAD.size, (b"x" * (room + 1) + b"\0",))
 
 
-def test_more_strings_than_a_keeper_has_pointers_for_go_as_a_file() -> None:
+def test_more_strings_than_a_pump_has_pointers_for_go_as_a_file() -> None:
     most = limits.SPAWN_INLINE_STRINGS
-    assert start(1, strings(["a"] * (most - 1)), strings(["b"])).spilled is None
+    assert start(1, strings(["a"] * (most - 1)), strings(["b"])).files == ()
     assert read(start(1, strings(["a"] * (most - 1)), strings(["b"] * 2))).flags == frames.FLAG_SPILLED
 
 
@@ -244,35 +303,47 @@ def test_a_wrong_greeting_says_what_is_wrong(frame: bytes, words: str) -> None:
 
 
 def test_orders_and_the_welcome() -> None:
-    assert struct.unpack("=4I", control(frames.END, 7, frames.LEVEL_KILL)) == (frames.END, 7, frames.LEVEL_KILL, 0)
-    assert control(frames.READ, 1, tail=b"/etc\0") == struct.pack("=4I", frames.READ, 1, 0, 0) + b"/etc\0"
-    confined = struct.unpack("=4I", welcome(confine=True, keeper_uid=5))
-    assert confined == (frames.WELCOME, frames.VERSION, frames.CONFINE, 5)
-    assert struct.unpack("=4I", welcome(confine=False)) == (frames.WELCOME, frames.VERSION, 0, frames.NO_USER)
+    order = (frames.END, 7, frames.LEVEL_KILL, 0, frames.NOWHERE)
+    assert struct.unpack("=5I", control(frames.END, 7, frames.LEVEL_KILL)) == order
+    read_file = struct.pack("=5I", frames.READ, 1, 0, 0, frames.NOWHERE) + b"/etc\0"
+    assert control(frames.READ, 1, tail=b"/etc\0") == read_file
+    confined = struct.unpack("=4IQ", welcome(confine=True, keeper_uid=5, collect_bytes=2**40))
+    assert confined == (frames.WELCOME, frames.VERSION, frames.CONFINE, 5, 2**40)
+    free = struct.unpack("=4IQ", welcome(confine=False, keeper_uid=frames.NO_USER, collect_bytes=1))
+    assert free == (frames.WELCOME, frames.VERSION, 0, frames.NO_USER, 1)
 
 
-# --- the other side: what spawner.c says of itself ---
+# --- the other side: what spawn/c/ says of itself ---
 
 
-CODE = re.sub(r"/\*.*?\*/", "", SOURCE.read_text(), flags=re.DOTALL)
-ARITHMETIC = re.compile(r"(?:0x[0-9a-f]+u?|\d+|<<|[+()\s])+")
+CODE = re.sub(r"/\*.*?\*/", "", "".join(source.read_text() for source in SOURCES), flags=re.DOTALL)
+WORD = re.compile(r"[A-Za-z_]\w*")
+ARITHMETIC = re.compile(r"(?:\d+|<<|[-+*~()\s])+")
 FORMATS = {"u32": "I", "u64": "Q", "int32_t": "i"}
 
 
 def words_of_c() -> dict[str, int]:
-    """Every enumerator whose value needs numbers only, or is one more than the last."""
+    """Every enumerator whose value needs numbers and earlier ones only, or is one more than the last.
+
+    Without those that two files have with values of their own."""
     found: dict[str, int] = {}
+    differing = set()
     for body in re.findall(r"enum\s*\{([^}]*)\}", CODE):
         value: int | None = -1
         for item in filter(None, map(str.strip, body.split(","))):
             name, _, expression = map(str.strip, item.partition("="))
-            if not expression:
-                value = None if value is None else value + 1
-            else:
-                value = int(eval(expression.rstrip("u"))) if ARITHMETIC.fullmatch(expression) else None
-            if value is not None:
-                found[name] = value
-    return found
+            value = (None if value is None else value + 1) if not expression else value_of(expression, found)
+            if value is not None and found.setdefault(name, value) != value:
+                differing.add(name)
+    return {name: value for name, value in found.items() if name not in differing}
+
+
+def value_of(expression: str, known: dict[str, int]) -> int | None:
+    plain = re.sub(r"\b(0x[0-9a-f]+|\d+)u?\b", lambda matched: str(int(matched[1], 0)), expression)
+    if not set(WORD.findall(plain)) <= set(known):
+        return None
+    plain = WORD.sub(lambda matched: str(known[matched[0]]), plain)
+    return int(eval(plain)) % 2**32 if ARITHMETIC.fullmatch(plain) else None
 
 
 def format_of_c(name: str) -> str:
@@ -280,7 +351,12 @@ def format_of_c(name: str) -> str:
     matched = re.search(rf"struct {name} \{{([^}}]*)\}};", CODE)
     assert matched is not None
     members = [member.split(None, 1) for member in filter(None, map(str.strip, matched[1].split(";")))]
-    return "".join(FORMATS[kind] * len(names.split(",")) for kind, names in members)
+    return "".join(FORMATS[kind] * sum(map(places, names.split(","))) for kind, names in members)
+
+
+def places(name: str) -> int:
+    """An array has several."""
+    return int(name.partition("[")[2].rstrip("] ") or 1)
 
 
 def spelled_out(packed: struct.Struct) -> str:
@@ -289,25 +365,51 @@ def spelled_out(packed: struct.Struct) -> str:
 
 
 WORDS = words_of_c()
+ORDERS = ["HELLO", "WELCOME", "START", "RETIRE", "GROW", "SIGNAL", "END", "LISTEN", "READ", "PING", "ADOPT", "ATTACH"]
+ORDERS += ["RELEASE", "LOOK", "RESIZE", "FINISH"]
+EVENTS = [
+    "STARTED",
+    "REFUSED",
+    "EXITED",
+    "EMPTY",
+    "LOST",
+    "ANSWER",
+    "DONE",
+    "STORE",
+    "ENDED",
+    "LEFT",
+    "FREE",
+    "WAITING",
+]
+EVENTS += ["STUCK", "SAID", "GAP"]
+BESIDES = ["WITH_EMPTY", "WITH_FREE", "INCOMPLETE", "LIMITED", "OVERLOADED"]
+AMONG_THEMSELVES = {"FORK", "LEVEL_FINISH", "FLAG_ALL"}
+"""What pumps, keepers and main say to each other only."""
 
 
 def test_the_enums_are_found() -> None:
     assert {"VERSION", "MAGIC", "HELLO", "ANSWER", "F_ALL", "STEP_EXEC", "LEVEL_KILL", "MAX_TREE"} <= set(WORDS)
 
 
-def test_orders_events_steps_and_levels_are_the_same() -> None:
-    names = ["VERSION", "MAGIC", "NO_USER"]
-    names += ["HELLO", "WELCOME", "START", "RETIRE", "GROW", "SIGNAL", "END", "LISTEN", "READ", "PING", "SHUTDOWN"]
-    names += ["STARTED", "REFUSED", "EXITED", "EMPTY", "LOST", "ANSWER"]
-    steps = [name for name in WORDS if name.startswith(("STEP_", "LEVEL_"))]
-    assert len(steps) == 10
-    assert {name: WORDS[name] for name in names + steps} == {name: getattr(frames, name) for name in names + steps}
+@pytest.mark.parametrize("names", [ORDERS, EVENTS, BESIDES, ["VERSION", "MAGIC", "NO_USER", "NOWHERE"]])
+def test_words_are_the_same(names: list[str]) -> None:
+    assert {name: WORDS[name] for name in names} == {name: getattr(frames, name) for name in names}
 
 
 def test_no_word_of_either_side_is_missing_on_the_other() -> None:
     ours = {name for name in vars(frames) if name.startswith(("FLAG_", "STEP_", "LEVEL_"))}
     theirs = {name.replace("F_", "FLAG_", 1) for name in WORDS if name.startswith(("F_", "STEP_", "LEVEL_"))}
-    assert theirs - {"FLAG_ALL"} == ours
+    assert theirs - AMONG_THEMSELVES == ours
+    bodies = re.findall(r"enum\s*\{([^}]*)\}", CODE)
+    for first, names in (("HELLO", ORDERS), ("STARTED", EVENTS), ("WITH_EMPTY", BESIDES)):
+        (body,) = (body for body in bodies if WORD.findall(body)[:1] == [first])
+        assert set(WORD.findall(body)) - AMONG_THEMSELVES == set(names)
+
+
+def test_steps_and_levels_are_the_same() -> None:
+    steps = [name for name in vars(frames) if name.startswith(("STEP_", "LEVEL_"))]
+    assert len(steps) == 10
+    assert {name: WORDS[name] for name in steps} == {name: getattr(frames, name) for name in steps}
 
 
 def test_flags_are_the_same() -> None:
@@ -318,11 +420,25 @@ def test_flags_are_the_same() -> None:
 
 
 def test_the_structs_are_the_same_and_have_no_gaps() -> None:
-    ours = {"control": frames._CONTROL, "start": frames._START, "limit": frames._LIMIT, "event": frames.EVENT}
+    ours = {
+        "control": frames._CONTROL,
+        "hello": frames._HELLO,
+        "welcome": frames._WELCOME,
+        "start": frames._START,
+        "limit": frames._LIMIT,
+        "event": frames.EVENT,
+    }
     assert {name: format_of_c(name) for name in ours} == {name: spelled_out(packed) for name, packed in ours.items()}
-    assert format_of_c("hello") == format_of_c("control")
     for packed in ours.values():
         assert packed.size == struct.calcsize("@" + spelled_out(packed)) == struct.calcsize(packed.format)
+
+
+def test_what_follows_the_event_of_a_run_s_end_is_the_same() -> None:
+    matched = re.search(r"struct done \{ struct event event; ([^}]*)\};", CODE)
+    assert matched is not None
+    assert matched[1].split(";")[:2] == ["u64 total[2]", " u32 given[2]"]
+    assert spelled_out(frames.TOTALS) == "QQII"
+    assert frames.EVENT.size % 8 == 0, "else there is a gap between the two"
 
 
 def test_the_bounds_are_the_same() -> None:
@@ -334,18 +450,30 @@ def test_the_bounds_are_the_same() -> None:
         "MAX_GROUPS": limits.SPAWN_GROUPS,
         "MAX_LIMITS": len(NUMBERS),
         "MAX_FILE_BYTES": limits.SPAWN_FILE_BYTES,
-        "MAX_BROOD": limits.SPAWN_BROOD,
+        "MAX_OUTPUT_BYTES": limits.MAX_RUN_OUTPUT_BYTES,
+        "STALLED_LOOKS": limits.STALLED_LOOKS,
+        "INLINE_BYTES": limits.SPAWN_INLINE_BYTES,
     }
     assert {name: WORDS[name] for name in ours} == ours
 
 
-def test_a_keeper_has_room_for_what_is_sent() -> None:
+def test_the_longest_frames_that_come_back_are_read_whole() -> None:
+    assert frames.EVENT.size + frames.TOTALS.size + 2 * WORDS["INLINE_BYTES"] == frames.EVENT_BYTES
+    assert frames.EVENT.size + WORDS["SAID_BYTES"] <= frames.EVENT_BYTES
+
+
+def test_a_slot_has_room_for_what_is_sent() -> None:
     argv_and_env_ends = 2
     pointers = (limits.SPAWN_INLINE_STRINGS + argv_and_env_ends) * struct.calcsize("P")
     assert pointers == WORDS["POINTER_BYTES"]
     alignment = struct.calcsize("P") - 1
-    parts = (WORDS[name] for name in ("KEEPER_STACK", "FRAME_BYTES", "POINTER_BYTES", "PATH_BYTES"))
-    assert sum(parts) + alignment <= WORDS["KEEPER_BYTES"]
+    behind_the_stack = sum(WORDS[name] for name in ("FRAME_BYTES", "POINTER_BYTES", "PATH_BYTES"))
+    assert WORDS["PUMP_STACK"] + behind_the_stack + alignment <= WORDS["STORE_AT"]
+    assert WORDS["STORE_AT"] + 2 * WORDS["INLINE_BYTES"] <= WORDS["SLOT_BYTES"]
     assert WORDS["KEEPER_STACK"] >= 16 * limits.KIB
-    assert WORDS["MAX_FDS"] == 5  # three streams, a template's socket and a file
+    assert WORDS["PUMP_STACK"] - WORDS["KEEPER_STACK"] >= 16 * limits.KIB
+    assert WORDS["PUMP_STACK"] % 8 == 0, "a request begins there"
+    assert WORDS["MAX_FDS"] == 5  # a worker's byte, three streams and a file
     assert WORDS["MAX_KEEPERS"] >= limits.MAX_PROCESSES + limits.SPAWN_IDLE_KEEPERS
+    assert WORDS["MAX_BROOD"] == WORDS["MAX_KEEPERS"]
+    assert WORDS["INLINE_BYTES"] <= WORDS["STORE_AT"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -30,21 +33,22 @@ def test_a_request_says_everything(
     id: int, argv: list[str], env: dict[str, str], cwd: str | None, rlimits: list[tuple[int, int]]
 ) -> None:
     made = request(id, argv, env, cwd=cwd, rlimits=rlimits)
-    assert made.spilled is None
     pairs = [list(pair) for pair in rlimits]
-    assert json.loads(made.frame) == {"id": id, "argv": argv, "env": env, "cwd": cwd, "limits": pairs}
-    read = template._read(made.frame, [5, 6, 7])
+    assert json.loads(made) == {"id": id, "argv": argv, "env": env, "cwd": cwd, "limits": pairs}
+    read = template._read(made, [5, 6, 7])
     assert (read.id, read.argv, read.env, read.cwd, read.fds) == (id, argv, env, cwd, [5, 6, 7])
 
 
-def test_a_long_request_goes_as_a_file() -> None:
-    made = request(1, ["x" * limits.TEMPLATE_FRAME_BYTES], {})
-    assert made.spilled is not None
-    assert json.loads(made.frame) == {"spilled": len(made.spilled)}
-    assert json.loads(made.spilled)["argv"] == ["x" * limits.TEMPLATE_FRAME_BYTES]
-    empty = len(request(1, [""], {}).frame)
-    assert request(1, ["x" * (limits.TEMPLATE_FRAME_BYTES - empty)], {}).spilled is None
-    assert request(1, ["x" * (limits.TEMPLATE_FRAME_BYTES - empty + 1)], {}).spilled is not None
+def test_what_its_pump_hands_on_can_be_read() -> None:
+    """A frame of the spawner is shorter than what a template reads at once; a longer request is a file and its size."""
+    assert limits.SPAWN_FRAME_BYTES <= template.FRAME_BYTES
+    made = request(1, ["x" * limits.SPAWN_FRAME_BYTES], {})
+    file = os.memfd_create("spilled")
+    os.write(file, made)
+    read = template._read(b'{"spilled": %d}' % len(made), [5, 6, 7, file])
+    assert (read.argv, read.fds) == (["x" * limits.SPAWN_FRAME_BYTES], [5, 6, 7])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.close(file)  # it has been read
 
 
 def test_a_request_that_is_too_long_is_refused() -> None:
@@ -80,7 +84,15 @@ def test_what_a_template_says() -> None:
         b'{"forked": 7, "pid": 0}',
         b'{"forked": "7", "pid": 8}',
         b'{"forked": 4294967296, "pid": 8}',
-        b'{"failed": 7, "errno": -1}',
+        b'{"failed": 7, "errno": -1, "step": "fork"}',
+        b'{"failed": 7, "errno": 4096, "step": "fork"}',
+        b'{"failed": 7, "errno": 2147483648, "step": "fork"}',
+        b'{"failed": 7, "errno": 4294967295, "step": "fork"}',
+        b'{"failed": 7, "errno": 2}',
+        b'{"failed": 7, "errno": 2, "step": 3}',
+        b'{"failed": 7, "errno": 2, "step": "\\ud800"}',
+        b'{"failed": 7, "errno": 2, "step": "a\\nb"}',
+        b'{"failed": 7, "errno": 2, "step": "' + b"x" * 65 + b'"}',
         b"[" * 60_000,
     ],
 )
@@ -95,8 +107,34 @@ def test_bytes_are_a_frame_or_an_error(data: bytes) -> None:
         parse(data)
 
 
+@given(st.integers(), st.text(st.characters()))
+def test_what_is_told_of_a_failure_has_words_and_can_be_passed_on(errno: int, step: str) -> None:
+    """os.strerror wants a C int, and an answer is UTF-8."""
+    with contextlib.suppress(ProtocolError):
+        failed = parse(json.dumps({"failed": 1, "errno": errno, "step": step}).encode())
+        assert isinstance(failed, Failed)
+        assert os.strerror(failed.errno)
+        failed.step.encode()
+
+
+def test_what_is_quoted_of_nonsense_is_short() -> None:
+    with pytest.raises(ProtocolError) as refused:
+        parse(json.dumps({"forked": "x" * 60_000}).encode())
+    assert len(str(refused.value)) < 200
+
+
 def test_both_sides_have_the_same_words_and_bounds() -> None:
-    assert (template.FD_VARIABLE, template.FRAME_BYTES) == (FD_VARIABLE, limits.TEMPLATE_FRAME_BYTES)
+    assert template.FD_VARIABLE == FD_VARIABLE
     go_and_streams_and_file = 5
     assert go_and_streams_and_file == template.MAX_FDS
-    assert CONTROL_FD == 3  # spawner.c, command()
+    assert CONTROL_FD == 3  # spawn/c/start.c, command()
+
+
+def test_the_longest_word_fits_a_pump() -> None:
+    """It drops what is longer (spawn/c/clients.c, SAID_BYTES)."""
+    header = (Path(template.__file__).parent / "spawn" / "c" / "spawner.h").read_text()
+    matched = re.search(r"SAID_BYTES = (\d+) << 10,", header)
+    assert matched is not None
+    failed = template.Request(2**32 - 1, [], {}, None, [], [])
+    longest = template._failed(failed, template._Failed("\U0001f600" * limits.TEMPLATE_STEP_CHARS, limits.MAX_ERRNO))
+    assert len(longest) <= int(matched[1]) * limits.KIB

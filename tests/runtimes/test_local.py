@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw.client.channel import Channel
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.runtime import ExecRequest, InitializeParams
-from fastclaw.runtimes import managed
 from fastclaw.runtimes.local import LocalRuntime
 from tests.runtimes.commands import ended
 from tests.runtimes.rlimits import check_limits
@@ -77,31 +75,6 @@ async def test_a_terminal() -> None:
         out, record = await ended(runtime, "sh", "-c", "tty; stty size; exit 3", tty=True, tty_size=(7, 9))
         name, size, _ = out.split(b"\r\n")
         assert (name[:9], size, record.exit_code) == (b"/dev/pts/", b"7 9", 3)
-
-
-@pytest.mark.promise("T-TTY", "T-TTY-SIZE", "T-TTY-EOF")
-async def test_a_terminal_that_a_relay_worker_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(managed, "streams_here", lambda _: 0)
-    async with running() as runtime:
-        script = "trap 'stty size' WINCH; stty -echo; echo ready; cat"
-        process = await runtime.exec(ExecRequest(cmd=["sh", "-c", f"{script}; echo after"], tty=True))
-        assert (await runtime.health()).details["processes"]["streams"]["workers"] == [1]
-        channel = await Channel.connect(process.stdio_addr)
-        assert await channel.read() == b"ready\r\n"
-        await channel.write(b"half a line")
-        channel.write_eof()
-        out = b""
-        while part := await channel.read():
-            out += part
-        channel.close()
-        assert out == b"half a lineafter\r\n"
-        other = await runtime.exec(ExecRequest(cmd=["sh", "-c", f"{script}; cat"], tty=True, on_disconnect="hold"))
-        channel = await Channel.connect(other.stdio_addr)
-        assert await channel.read() == b"ready\r\n"
-        await runtime.resize(other.process_id, 50, 132)
-        await channel.write(b"\x04")  # the shell traps once its command has ended
-        assert await channel.read() == b"50 132\r\n"
-        channel.close()
 
 
 @pytest.mark.promise("T-LIMITS")

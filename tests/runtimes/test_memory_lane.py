@@ -12,7 +12,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import ExitStatus, Grace, StartSpec
+from fastclaw.lane import ExitStatus, Grace, LaneProcess, StartSpec
 from fastclaw.runtimes.memory_lane import MemoryLane
 from tests.balance import balanced
 from tests.spawn.rig import finish, read_all
@@ -94,7 +94,7 @@ OWN = {"stubborn": stubborn, "broken": broken, "leaves": leaves, "floods": flood
 async def test_end_all_gives_term_then_kill() -> None:
     async with balanced():
         lane, now = MemoryLane(OWN), asyncio.get_running_loop().time()
-        processes = [await lane.start(spec(*cmd), 0) for cmd in (("stubborn",), ("sleep", "inf"))]
+        processes: list[LaneProcess] = [await lane.start(spec(*cmd), 0) for cmd in (("stubborn",), ("sleep", "inf"))]
         await asyncio.sleep(0)
         await lane.end_all(processes, Grace(now + 0.1))
         signals = [(await finish(process))[0].signal for process in processes]

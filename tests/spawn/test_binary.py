@@ -32,8 +32,11 @@ def test_the_one_for_this_machine_is_there() -> None:
 
 
 def test_the_source_has_system_calls_for_each_architecture_and_no_other() -> None:
-    source = (Path(binary.__file__).parent / "spawner.c").read_text()
-    assert tuple(dict.fromkeys(re.findall(r"defined\(__(\w+)__\)", source))) == ARCHITECTURES
+    sources = sorted((Path(binary.__file__).parent / "c").glob("*.[ch]"))
+    named = [re.findall(r"defined\(__(\w+)__\)", source.read_text()) for source in sources]
+    assert {name for names in named for name in names} == set(ARCHITECTURES)
+    calls = next(source.read_text() for source in sources if source.name == "spawner.h")
+    assert tuple(re.findall(r"if defined\(__(\w+)__\)", calls)) == ARCHITECTURES
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -18,12 +18,13 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.lane import ExitStatus, StartSpec
+from fastclaw.lane import Collection, ExitStatus, Grace, StartSpec
 from fastclaw.spawn import binary
 from fastclaw.spawn.host import HostHome
 from fastclaw.transport.outbox import close_all
 from tests.balance import balanced, open_descriptors
-from tests.spawn.rig import a_lane, finish, needs_root, run, spec, start, start_spec
+from tests.spawn.fake_spawner import commands_of, descendants_of, pumps_of, until
+from tests.spawn.rig import STDIO, Client, a_home, a_lane, needs_root, run, settled, spec, start, start_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,15 +50,16 @@ async def test_an_end_by_signal_and_its_usage() -> None:
 async def test_instant_exits_are_exact() -> None:
     async with a_lane() as lane:
         processes = [await start(lane, "sh", "-c", f"exit {n}") for n in range(32)]
-        statuses = [status for status, _, _ in await asyncio.gather(*map(finish, processes))]
+        statuses = [status for status, _, _ in await asyncio.gather(*(process.finish() for process in processes))]
         assert [status.exit_code for status in statuses] == list(range(32))
 
 
 async def test_without_stdin_it_reads_nothing() -> None:
     async with a_lane() as lane:
         process = await start(lane, "cat", stdin=False)
-        assert process.stdin_fd is None
-        assert (await finish(process))[:2] == (ExitStatus(reason="exited", exit_code=0, usage=ANY), b"")
+        ended = ExitStatus(reason="exited", exit_code=0, usage=ANY)
+        assert await process.exited() == ended
+        assert await process.finish(b"for nobody") == (ended, b"", b"")
 
 
 async def test_environment_and_working_directory(tmp_path: Path) -> None:
@@ -106,15 +108,55 @@ async def test_a_clean_start_whatever_we_are_ourselves(tmp_path: Path) -> None:
     assert seen == {"blocking": [True] * 3, "fds": [0, 1, 2], "ignored": python, "blocked": 0, "leads": True}
 
 
-async def test_our_ends_do_not_block_and_are_not_inherited() -> None:
+async def test_a_start_costs_us_no_descriptor() -> None:
     async with a_lane() as lane:
-        process = await start(lane, "cat")
-        assert process.stdin_fd is not None
-        for fd in (process.stdin_fd, process.stdout_fd, process.stderr_fd):
-            assert not os.get_blocking(fd)
-            assert not os.get_inheritable(fd)
-        assert process.timings["spawn"] > 0
-        await finish(process)
+        before = open_descriptors()
+        processes = [await lane.start(spec("cat"), 0) for _ in range(20)]
+        for process in processes:
+            assert process.started is not None
+            await process.started
+            assert process.timings["spawn"] > 0
+        assert open_descriptors() == before
+        await lane.end_all(list(processes), Grace(0.0))
+
+
+async def test_stderr_may_be_stdout() -> None:
+    async with a_lane() as lane:
+        script = "echo one; echo two >&2; echo three; [ /dev/stdout -ef /dev/stderr ] && echo same"
+        status, out, err = await run(lane, "sh", "-c", script, merge_stderr=True)
+        assert (status.exit_code, out, err) == (0, b"one\ntwo\nthree\nsame\n", b"")
+
+
+@pytest.mark.parametrize("orphans", ["keep", "kill"])
+async def test_what_a_command_leaves_is_kept_or_ended(orphans: str) -> None:
+    async with a_home() as (home, lane):
+        process = await start(lane, "sh", "-c", "(setsid sleep 1000 >/dev/null 2>&1 &); exit 3", orphans=orphans)
+        assert (await process.exited()).exit_code == 3
+        if orphans == "kill":
+            await settled(home)
+            assert process.is_gone
+        else:
+            assert not process.is_gone
+            (keeper,) = [one for one in descendants_of(home.pid) if commands_of(one)]
+            await until(lambda: len(commands_of(keeper)) == 1)
+            await process.end()
+            await until(lambda: not commands_of(keeper))
+        process.close()
+
+
+@pytest.mark.parametrize(("holds", "seen"), [(False, b"gone\n"), (True, b"word\ngone\n")])
+async def test_a_client_that_leaves_ends_stdin_unless_it_is_held(holds: bool, seen: bytes) -> None:
+    async with a_lane() as lane:
+        process = await start(lane, "sh", "-c", "cat >&2; echo gone >&2", holds_stdin=holds)
+        process.stdio.close()
+        if holds:
+            other = Client(process.process, STDIO)
+            await other.send(b"word\n")
+            other.send_eof()
+            assert await other.read_all() == b""
+            other.close()
+        assert await process.stderr.read_all() == seen
+        process.close()
 
 
 async def test_stdio_can_be_opened_again() -> None:
@@ -191,23 +233,49 @@ async def test_a_directory_that_was_deleted_is_a_bad_working_dir(tmp_path: Path)
             await start(lane, "true", working_dir=str(directory))
         assert refused.value.reason == "bad_working_dir"
         assert str(directory) in str(refused.value)
-        await finish(process, b"\n")
+        await process.finish(b"\n")
 
 
-async def test_without_descriptors_it_is_overloaded_and_recovers() -> None:
+async def test_without_descriptors_only_what_needs_a_file_is_overloaded() -> None:
     async with a_lane() as lane:
+        await run(lane, "true")
         with few_descriptors():
             taken = fill_descriptors()
-            reasons = []
-            for _ in range(8):  # fails at each step in turn: the pipes, and for a large request its file
-                try:
-                    await finish(await start(lane, "true", "x" * limits.SPAWN_FRAME_BYTES))
-                except ExecFailed as refused:
-                    reasons.append((refused.reason, refused.retryable))
-                os.close(taken.pop())
+            process = await lane.start(spec("sleep", "1000"), 0)  # its pump has its streams
+            assert process.started is not None
+            await process.started
+            with pytest.raises(ExecFailed) as refused:
+                await lane.start(spec("true", "x" * limits.SPAWN_FRAME_BYTES), 0)
+            assert (refused.value.reason, refused.value.retryable) == ("overloaded", True)
+            with pytest.raises(ExecFailed) as refused:
+                await lane.run(spec("cat"), Collection(input=bytes(limits.SPAWN_FRAME_BYTES)), 0)
+            assert (refused.value.reason, refused.value.retryable) == ("overloaded", True)
             close_all(taken)
-        assert reasons == [("overloaded", True)] * 7
+        await process.end_tree(Grace(0.0))
         assert (await run(lane, "echo", "on"))[1] == b"on\n"
+
+
+@pytest.mark.parametrize("room", range(8))
+async def test_a_spawner_without_descriptors_is_overloaded_and_recovers(room: int) -> None:
+    """Each of a pump's own steps fails in turn: the pipes of stdin, stdout and stderr."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with a_home() as (home, lane):
+        await run(lane, "true")
+        for pump in pumps_of(home.pid):
+            held = max(int(fd) for fd in os.listdir(f"/proc/{pump}/fd"))
+            resource.prlimit(pump, resource.RLIMIT_NOFILE, (held + 1 + room, hard))
+        results = await asyncio.gather(*(run(lane, "cat", stdin=b"x") for _ in range(8)), return_exceptions=True)
+        for result in results:
+            if isinstance(result, ExecFailed):
+                assert (result.reason, result.retryable) == ("overloaded", True)
+            else:
+                assert not isinstance(result, BaseException)
+                assert result[1] == b"x"
+        assert any(isinstance(result, ExecFailed) for result in results) == (room < 6)
+        await settled(home)
+        for pump in pumps_of(home.pid):
+            resource.prlimit(pump, resource.RLIMIT_NOFILE, (soft, hard))
+        assert {out for _, out, _ in await asyncio.gather(*(run(lane, "echo", "on") for _ in range(20)))} == {b"on\n"}
 
 
 @contextlib.contextmanager
@@ -304,4 +372,4 @@ async def test_health() -> None:
         health = lane.health()
         assert (health["name"], health["isolation"], health["kept"]) == ("spawn", "none", 1)
         assert health["keepers"] == 2 * limits.SPAWN_SPARE_KEEPERS or health["keepers"] == limits.SPAWN_SPARE_KEEPERS
-        await finish(process)
+        await process.finish()

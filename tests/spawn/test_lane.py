@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.errors import ExecFailed, InvalidParams
-from fastclaw.lane import PROCESS_ID_VARIABLE, StartSpec
+from fastclaw.lane import PROCESS_ID_VARIABLE, Collection, StartSpec
+from fastclaw.protocol import spawner as frames
 from fastclaw.protocol.spawner import Identity, Strings
 from fastclaw.spawn.host import HostHome
-from fastclaw.spawn.lane import Environments, Home, SpawnLane
+from fastclaw.spawn.lane import Environments, Home, Homes, SpawnLane
 from tests.balance import balanced
+from tests.protocol.start_frames import Read, read
 
 if TYPE_CHECKING:
+    from fastclaw.protocol.spawner import Start
+    from fastclaw.spawn.process import SpawnProcess
     from fastclaw.spawn.spawner import Spawner
 
 ROOT = Identity(0, 0, [], "/root")
@@ -97,22 +101,111 @@ def test_a_value_that_no_process_can_have() -> None:
         (["x\0"], {}, "invalid_params"),
         (["x"], {"env": {"A": "\0"}}, "invalid_params"),
         (["x"] * 1_100_000, {}, "too_long"),
+        (["x"], {"template": "none"}, "template_gone"),
     ],
 )
+@pytest.mark.parametrize("is_run", [False, True])
 async def test_what_cannot_be_asked_for_is_refused_and_leaves_nothing(
-    cmd: list[str], more: dict[str, object], reason: str
+    is_run: bool, cmd: list[str], more: dict[str, object], reason: str
 ) -> None:
     async with balanced():
         home = HostHome()
         await home.start()
         lane = SpawnLane(home, can_set_user=True)
+        wanted = StartSpec(process_id="p", cmd=cmd, **more)  # type: ignore[arg-type]  # shorthand
         with pytest.raises(ExecFailed) as raised:
-            await lane.start(StartSpec(process_id="p", cmd=cmd, **more), 0)  # type: ignore[arg-type]  # shorthand
+            await begin(lane, wanted, is_run=is_run)
         assert raised.value.reason == reason
         with pytest.raises(InvalidParams):
-            await lane.start(spec(limits={"nofiles": 1}), 0)
+            await begin(lane, spec(limits={"nofiles": 1}), is_run=is_run)
         assert home.spawner.counts()["kept"] == 0
         await home.aclose()
+
+
+async def begin(lane: SpawnLane, spec: StartSpec, *, is_run: bool) -> None:
+    """Until it runs."""
+    process = await (lane.run(spec, Collection(), 0) if is_run else lane.start(spec, 0))
+    assert process.started is not None
+    await process.started
+
+
+# --- what becomes of a spec ---
+
+
+class Catcher:
+    """In a spawner's place: keeps the one request that it is given."""
+
+    has_room = True
+
+    def __init__(self) -> None:
+        self.seen: Read
+
+    def next_id(self) -> int:
+        return 7
+
+    def start(self, process: SpawnProcess, request: Start) -> None:
+        assert process.id == 7
+        self.seen = read(request)
+
+
+class Only(Homes):
+    """One home."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def take(self, shard: int) -> Home:
+        return self._home
+
+    def all(self) -> list[Home]:
+        return [self._home]
+
+    def health(self) -> dict[str, object]:
+        return {}
+
+
+async def caught(spec: StartSpec, collection: Collection | None = None) -> Read:
+    """The request that a spec becomes."""
+    place, catcher = Place(A="1"), Catcher()
+    place.spawner = catcher  # type: ignore[assignment]  # it has what is used
+    lane = SpawnLane(Only(place), can_set_user=True)
+    await (lane.start(spec, 0) if collection is None else lane.run(spec, collection, 0))
+    return catcher.seen
+
+
+@pytest.mark.parametrize(
+    ("more", "flags"),
+    [
+        ({}, 0),
+        ({"stdin": False}, frames.FLAG_NULL_STDIN),
+        ({"merge_stderr": True}, frames.FLAG_MERGE),
+        ({"orphans": "kill"}, frames.FLAG_END_ORPHANS),
+        ({"holds_stdin": True}, frames.FLAG_HOLD),
+        ({"tty": (3, 4)}, frames.FLAG_TTY),
+        ({"working_dir": "/d"}, frames.FLAG_DIRECTORY),
+    ],
+)
+async def test_how_a_process_is_to_be_goes_along(more: dict[str, object], flags: int) -> None:
+    seen = await caught(spec(**more))
+    assert (seen.id, seen.flags, seen.argv, seen.directory) == (
+        7,
+        flags,
+        [b"x"],
+        b"/d" if "working_dir" in more else None,
+    )
+    assert seen.window == (b"\3\0\4\0\0\0\0\0" if "tty" in more else b"")
+    assert set(seen.env) == {b"A=1", b"FASTCLAW_PROCESS_ID=p-1"}
+
+
+async def test_what_a_run_wants_goes_along() -> None:
+    collection = Collection(input=b"in", output_limit=9, keep="tail", on_limit="kill", drain_ms=5)
+    seen = await caught(spec(merge_stderr=True, orphans="kill"), collection)
+    flags = frames.FLAG_RUN | frames.FLAG_LIMIT_KILLS | frames.FLAG_MERGE | frames.FLAG_END_ORPHANS
+    assert (seen.flags, seen.input, seen.head, seen.limit, seen.drain_ms) == (flags, b"in", 0, 9, 5)
+
+
+async def test_limits_go_along() -> None:
+    assert (await caught(spec(limits={"nofile": 9, "core": 0}))).rlimits == [(7, 9, 9), (4, 0, 0)]
 
 
 async def test_who_may_not_change_users_does_not_offer_it() -> None:

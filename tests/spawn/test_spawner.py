@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import signal
 import socket
@@ -14,13 +15,12 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
-from fastclaw.lane import Grace, StartSpec
+from fastclaw.lane import Collection, Grace, StartSpec
 from fastclaw.protocol import spawner as frames
 from fastclaw.spawn.process import SpawnProcess
 from fastclaw.spawn.spawner import greet
-from fastclaw.spawn.stdio import Stdio
 from tests.balance import balanced, open_descriptors
-from tests.spawn.fake_spawner import FakeSpawner, greeted, nothing
+from tests.spawn.fake_spawner import FakeSpawner, Welcome, greeted, nothing, outputs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ async def a_fake() -> AsyncIterator[FakeSpawner]:
 
 
 async def shake(fake: FakeSpawner) -> Spawner:
-    return await greet(fake.host, confine=False, keeper_uid=frames.NO_USER, on_end=nothing)
+    return await greet(fake.host, confine=False, keeper_uid=frames.NO_USER, collect_bytes=1, on_end=nothing)
 
 
 async def test_who_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +101,15 @@ async def test_the_welcome_names_the_keepers_user_only_where_they_may_become_it(
     async with a_fake() as fake:
         fake.say_hello(b"A=b\0", facts=facts)
         task = asyncio.ensure_future(
-            greet(fake.host, confine=True, keeper_uid=limits.KEEPER_UID, on_end=lambda: pytest.fail("told to end"))
+            greet(
+                fake.host,
+                confine=True,
+                keeper_uid=limits.KEEPER_UID,
+                collect_bytes=2**40,
+                on_end=lambda: pytest.fail("told to end"),
+            )
         )
-        assert await fake.hear_welcome() == (frames.WELCOME, frames.VERSION, frames.CONFINE, uid)
+        assert await fake.hear_welcome() == Welcome(frames.WELCOME, frames.VERSION, frames.CONFINE, uid, 2**40)
         await fake.grant_growth()
         spawner = await task
         assert spawner.hello.env == {"A": "b"}
@@ -127,8 +133,18 @@ async def test_a_greeting_that_is_cancelled_leaves_nothing() -> None:
             await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("how", ["dies", "refuses", "is silent"])
-async def test_who_cannot_make_its_first_keepers_did_not_start(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("dies", "container_gone"),
+        ("refuses", "overloaded"),
+        ("has no user of its own", "unsupported"),
+        ("is silent", "engine_timeout"),
+    ],
+)
+async def test_who_cannot_make_its_first_keepers_did_not_start(
+    how: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "SPAWN_ANSWER_MS", 20)
     async with a_fake() as fake:
         fake.say_hello()
@@ -138,8 +154,11 @@ async def test_who_cannot_make_its_first_keepers_did_not_start(how: str, monkeyp
             fake.close()
         elif how == "refuses":
             await fake.grant_growth(0, errno.EAGAIN)
-        with pytest.raises(StartFailed):
+        elif how == "has no user of its own":
+            await fake.grant_growth(0, errno.EUSERS)
+        with pytest.raises(StartFailed) as refused:
             await task
+        assert refused.value.reason == reason
 
 
 # --- what it says later, with a fake ---
@@ -156,20 +175,21 @@ class Watched:
     def count(self) -> None:
         self.ends += 1
 
-    async def begin(self) -> tuple[SpawnProcess, int]:
-        """Send one request, and let the fake take it; `closed` takes its streams again."""
-        spawner = self.spawner
-        process = request(spawner)
+    async def begin(self, collection: Collection | None = None) -> tuple[SpawnProcess, int]:
+        """Send one request, and let the fake take it."""
+        process = request(self.spawner, collection)
         id = await self.fake.hear_request()
         assert id == process.id
         return process, id
 
     async def heard(self) -> None:
-        """Return when everything said so far has been read: an answer comes after it."""
-        asked = asyncio.ensure_future(self.spawner.ask(frames.PING))
-        _, id, _, _ = await self.fake.hear_order()
-        self.fake.answer(id)
-        await asked
+        """Return when everything said so far has been read: on each of its two ways an answer comes after it."""
+        for answer in (self.fake.answer, functools.partial(self.fake.tell, frames.ANSWER)):
+            asked = asyncio.ensure_future(self.spawner.ask(frames.PING))
+            while (order := await self.fake.hear_order())[0] != frames.PING:
+                pass  # it was not what this is about
+            answer(order[1])
+            await asked
 
 
 @asynccontextmanager
@@ -185,15 +205,11 @@ async def watched() -> AsyncIterator[Watched]:
             await asyncio.sleep(0)
 
 
-def request(spawner: Spawner) -> SpawnProcess:
-    """Hand over a request; the streams of its process are closed when it is let go."""
-    id, stdio = spawner.next_id(), Stdio(False)
-    process = SpawnProcess(spawner, id, SPEC, stdio, asyncio.get_running_loop())
-    frame = frames.start(id, frames.strings(SPEC.cmd), frames.strings([]), null_stdin=True)
-    try:
-        spawner.start(process, frame, stdio.theirs)
-    finally:
-        stdio.close_ours()
+def request(spawner: Spawner, collection: Collection | None = None) -> SpawnProcess:
+    """Hand over a request."""
+    id = spawner.next_id()
+    process = SpawnProcess(spawner, id, SPEC, collection)
+    spawner.start(process, frames.start(id, frames.strings(SPEC.cmd), frames.strings([]), collection=collection))
     return process
 
 
@@ -205,8 +221,9 @@ async def test_one_process_from_its_request_to_its_end() -> None:
     async with watched() as seen:
         process, id = await seen.begin()
         assert seen.spawner.counts()["kept"] == 1
-        seen.fake.tell(frames.STARTED, id, 4711)
+        seen.fake.tell(frames.STARTED, id, 0, 4)
         await process.started
+        assert process.place == 4
         assert process.timings["spawn"] >= 0
         seen.fake.tell(frames.EXITED, id, 7 << 8, 0)
         status = await asyncio.shield(process.exited)
@@ -216,6 +233,69 @@ async def test_one_process_from_its_request_to_its_end() -> None:
         await process.end_tree(Grace(0.0))
         assert process.is_gone
         assert seen.spawner.counts()["kept"] == 0
+        assert seen.spawner._kept == {id: process}, "its pump still has streams"
+        seen.fake.tell(frames.FREE, id)
+        await seen.heard()
+        assert process.is_free
+        assert seen.spawner._kept == {}
+
+
+ENDS = {
+    "one after the other": [(frames.EXITED, 0), (frames.EMPTY, 0), (frames.FREE, 0)],
+    "its streams first": [(frames.FREE, 0), (frames.EXITED, frames.WITH_EMPTY)],
+    "all but its tree": [(frames.EXITED, frames.WITH_FREE), (frames.EMPTY, 0)],
+    "all but its streams": [(frames.EXITED, frames.WITH_EMPTY), (frames.FREE, 0)],
+    "all at once": [(frames.EXITED, frames.WITH_EMPTY | frames.WITH_FREE)],
+}
+
+
+@pytest.mark.parametrize("words", ENDS.values(), ids=ENDS)
+async def test_a_keeper_is_idle_again_when_neither_its_tree_nor_its_streams_are_left(
+    words: list[tuple[int, int]],
+) -> None:
+    async with watched() as seen:
+        process, id = await seen.begin()
+        seen.fake.tell(frames.STARTED, id)
+        *before, (last, flags) = words
+        for op, besides in before:
+            seen.fake.tell(op, id, 0, besides)
+            await seen.heard()
+            assert seen.spawner._idle_keepers == limits.SPAWN_SPARE_KEEPERS - 1
+        seen.fake.tell(last, id, 0, flags)
+        await seen.heard()
+        assert seen.spawner._idle_keepers == limits.SPAWN_SPARE_KEEPERS
+        assert (process.is_gone, process.is_free, seen.spawner._kept) == (True, True, {})
+
+
+async def test_a_run_from_its_request_to_its_output() -> None:
+    async with watched() as seen:
+        process, id = await seen.begin(Collection())
+        assert process.collected is not None
+        tail = outputs(b"out", b"problem")
+        seen.fake.tell(frames.DONE, id, 3 << 8, frames.WITH_EMPTY | frames.WITH_FREE, tail)
+        collected = await process.collected
+        assert process.started.done(), "it had begun"
+        assert (collected.stdout.head, collected.stderr.head, collected.status.exit_code) == (b"out", b"problem", 3)
+        assert seen.spawner._kept == {}
+
+
+async def test_a_run_s_file_comes_before_its_end_and_is_given_back() -> None:
+    async with watched() as seen:
+        before = open_descriptors()
+        process, id = await seen.begin(Collection(output_limit=10_000))
+        assert process.collected is not None
+        file = os.memfd_create("store")
+        os.pwrite(file, b"x" * 9_000, 0)
+        seen.fake.tell(frames.STORE, id, fds=[file])
+        os.close(file)
+        given = b"x" * limits.SPAWN_INLINE_BYTES
+        seen.fake.tell(frames.DONE, id, 0, frames.WITH_EMPTY, outputs(given, totals=(9_000, 0)))
+        assert (await process.collected).stdout.head == b"x" * 9_000
+        assert open_descriptors() == before
+        assert seen.spawner._kept == {id: process}
+        seen.fake.tell(frames.FREE, id)
+        await seen.heard()
+        assert seen.spawner._kept == {}
 
 
 async def test_what_was_refused_has_the_steps_reason() -> None:
@@ -227,6 +307,7 @@ async def test_what_was_refused_has_the_steps_reason() -> None:
         assert refused.value.reason == "not_found"
         assert process.is_gone
         assert seen.spawner.counts() == {"keepers": limits.SPAWN_SPARE_KEEPERS, "kept": 0}
+        assert seen.spawner._idle_keepers == limits.SPAWN_SPARE_KEEPERS
 
 
 async def test_a_lost_keeper_takes_its_process_along_and_is_one_less() -> None:
@@ -235,23 +316,62 @@ async def test_a_lost_keeper_takes_its_process_along_and_is_one_less() -> None:
         seen.fake.tell(frames.STARTED, id)
         await running.started
         pending, other = await seen.begin()
-        seen.fake.tell(frames.LOST, id)
-        seen.fake.tell(frames.LOST, other)
-        assert await ended(running) == await ended(pending) == "container_gone"
-        with pytest.raises(ExecFailed) as refused:
-            await pending.started
-        assert refused.value.reason == "container_gone"
-        assert seen.spawner.counts() == {"keepers": limits.SPAWN_SPARE_KEEPERS - 2, "kept": 0}
+        collecting, third = await seen.begin(Collection())
+        for lost in (id, other, third):
+            seen.fake.tell(frames.LOST, lost)
+        assert {await ended(process) for process in (running, pending, collecting)} == {"container_gone"}
+        for future in (pending.started, collecting.started, collecting.collected):
+            assert future is not None
+            with pytest.raises(ExecFailed) as refused:
+                await future
+            assert refused.value.reason == "container_gone"
+        assert seen.spawner.counts() == {"keepers": limits.SPAWN_SPARE_KEEPERS - 3, "kept": 0}
         assert seen.spawner.alive
         assert seen.ends == 0
+
+
+async def test_an_idle_keeper_that_dies_is_replaced() -> None:
+    async with watched() as seen:
+        for lost in range(3):
+            seen.fake.tell(frames.LOST, 0)
+            await (granted := asyncio.ensure_future(seen.fake.grant_growth(1)))
+            assert granted.exception() is None
+            await seen.heard()
+            assert seen.spawner.counts()["keepers"] == limits.SPAWN_SPARE_KEEPERS, lost
+
+
+async def test_a_keeper_that_dies_when_all_was_told_of_its_process_is_missed_too() -> None:
+    """It may not have forgotten the number yet, which is nobody's any more."""
+    async with watched() as seen:
+        process, id = await seen.begin()
+        seen.fake.tell(frames.STARTED, id)
+        seen.fake.tell(frames.EXITED, id, 0, frames.WITH_EMPTY | frames.WITH_FREE)
+        await process.exited
+        seen.fake.tell(frames.LOST, id)
+        await seen.fake.grant_growth(1)
+        await seen.heard()
+        assert seen.spawner.counts() == {"keepers": limits.SPAWN_SPARE_KEEPERS, "kept": 0}
+
+
+async def test_a_worker_that_is_lost_had_no_keeper_of_its_own() -> None:
+    async with watched() as seen:
+        process, id = await seen.begin()
+        seen.fake.tell(frames.LOST, id, 0, 1)
+        assert await ended(process) == "container_gone"
+        assert seen.spawner.counts() == {"keepers": limits.SPAWN_SPARE_KEEPERS, "kept": 0}
 
 
 async def test_news_of_nobody_are_passed_over() -> None:
     async with watched() as seen:
         process, id = await seen.begin()
-        for op in (frames.STARTED, frames.REFUSED, frames.EXITED, frames.EMPTY, frames.LOST, 99):
-            seen.fake.tell(op, id + 1_000)
-        seen.fake.tell(99, id)
+        before = open_descriptors()
+        news = set(range(frames.STARTED, frames.GAP + 1)) | {0, 99, 2**32 - 1}
+        for op in news - {frames.ANSWER, frames.LOST}:
+            seen.fake.tell(op, id + 1_000, fds=[seen.fake.control.fileno()])
+        for op in (0, 99, frames.START, frames.ANSWER, frames.STORE, frames.LEFT, frames.SAID):
+            seen.fake.tell(op, id, fds=[] if op == frames.STORE else [seen.fake.control.fileno()])
+        await seen.heard()
+        assert open_descriptors() == before
         seen.fake.tell(frames.STARTED, id)
         await process.started
         assert seen.spawner.counts() == {"keepers": limits.SPAWN_SPARE_KEEPERS, "kept": 1}
@@ -259,6 +379,7 @@ async def test_news_of_nobody_are_passed_over() -> None:
 
 
 OVERLONG = bytes(frames.EVENT.size + 1)
+LONGER_THAN_ANY = bytes(frames.EVENT_BYTES + 1)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +389,7 @@ OVERLONG = bytes(frames.EVENT.size + 1)
         ("control", OVERLONG),
         ("channel", b"x"),
         ("channel", b"garbage " * 4),
-        ("channel", OVERLONG),
+        ("channel", LONGER_THAN_ANY),
     ],
     ids=["short answer", "long answer", "short event", "garbage", "long event"],
 )
@@ -302,7 +423,7 @@ async def test_what_was_said_before_the_end_counts() -> None:
     async with watched() as seen:
         process, id = await seen.begin()
         seen.fake.tell(frames.STARTED, id)
-        seen.fake.tell(frames.EXITED, id, 3 << 8, 1)
+        seen.fake.tell(frames.EXITED, id, 3 << 8, frames.WITH_EMPTY)
         seen.fake.close()
         assert await ended(process) == "exited"
         assert process.is_gone
@@ -331,14 +452,14 @@ async def test_ending_everything_takes_a_start_along_that_nobody_has_taken_up(mo
     async with watched() as seen:
         process = request(seen.spawner)
         ending = asyncio.ensure_future(seen.spawner.end_everything(Grace(0.0)))
-        assert await seen.fake.hear_order() == (frames.END, 0, frames.LEVEL_KILL, 0)
+        assert await seen.fake.hear_order() == (frames.END, 0, frames.LEVEL_KILL, 0, frames.NOWHERE)
         id = await seen.fake.hear_request()
-        seen.fake.tell(frames.STARTED, id)
+        seen.fake.tell(frames.STARTED, id, 0, 6)
         try:
             async with asyncio.timeout(0.1):
-                assert await seen.fake.hear_order() == (frames.END, id, frames.LEVEL_KILL, 0)
+                assert await seen.fake.hear_order() == (frames.END, id, frames.LEVEL_KILL, 0, 6)
         finally:
-            seen.fake.tell(frames.EXITED, id, signal.SIGKILL, 1)
+            seen.fake.tell(frames.EXITED, id, signal.SIGKILL, frames.WITH_EMPTY)
             await ending
         assert process.is_gone
 
@@ -347,10 +468,11 @@ async def test_whoever_asks_the_dead_is_told_and_leaks_nothing() -> None:
     async with watched() as seen:
         seen.spawner.close()
         assert seen.ends == 0, "it was told to"
-        seen.spawner.signal(1, 9)
+        seen.spawner.signal(1, 9, frames.NOWHERE)
         seen.spawner.end(1, frames.LEVEL_KILL)
+        seen.spawner.order(frames.RELEASE, 1)
         for attempt in (
-            seen.spawner.ask(frames.PING, fds=[os.dup(0)]),
+            seen.spawner.ask(frames.PING),
             seen.spawner.read_file("/etc/passwd"),
             seen.spawner.listen_inside(),
         ):
@@ -360,6 +482,86 @@ async def test_whoever_asks_the_dead_is_told_and_leaks_nothing() -> None:
         with pytest.raises(ExecFailed) as refused:
             request(seen.spawner)
         assert refused.value.reason == "container_gone"
+        with pytest.raises(ExecFailed) as refused:
+            seen.spawner.attach(1, 0, 0, os.dup(0))
+        assert refused.value.reason == "container_gone"
+        process = SpawnProcess(seen.spawner, 1, SPEC)
+        with pytest.raises(ExecFailed):
+            seen.spawner.start(process, frames.start(1, frames.strings(["x"]), frames.strings([])), [os.dup(0)])
+
+
+async def test_clients_go_along_with_their_process_s_place() -> None:
+    async with watched() as seen:
+        process, id = await seen.begin()
+        seen.fake.tell(frames.STARTED, id, 0, 3)
+        await process.started
+        ours, theirs = socket.socketpair()
+        process.attach(1, theirs.detach())
+        numbers, client = await seen.fake.hear_client()
+        assert numbers == (frames.ATTACH, id, 1, 0, 3)
+        client.send(b"from the pump")
+        client.close()
+        assert ours.recv(100) == b"from the pump"
+        ours.close()
+
+
+async def test_a_file_is_read_by_an_idle_pump_which_is_waited_for() -> None:
+    async with watched() as seen:
+        processes = occupy(seen.spawner)
+        reading = asyncio.ensure_future(seen.spawner.read_file("/etc/x"))
+        await seen.fake.grant_growth(1)
+        for _ in processes:
+            await seen.fake.hear_request()
+        id, path, file = await seen.fake.hear_read()
+        assert path == b"/etc/x\0"
+        os.write(file, b"content")
+        os.close(file)
+        seen.fake.tell(frames.ANSWER, id, 0, 7)
+        assert await reading == "content"
+        seen.spawner.close()
+        await settle(processes)
+
+
+async def test_a_file_that_nobody_answers_for_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with watched() as seen:
+        monkeypatch.setattr(limits, "SPAWN_ANSWER_MS", 20)
+        with pytest.raises(ExecFailed) as refused:
+            await seen.spawner.read_file("/etc/x")
+        assert refused.value.reason == "engine_timeout"
+
+
+async def test_a_request_that_can_never_be_sent_is_refused_alone() -> None:
+    async with watched() as seen:
+        before = open_descriptors()
+        process = SpawnProcess(seen.spawner, 1, SPEC)
+        with pytest.raises(ExecFailed) as refused:
+            seen.spawner.start(process, frames.Start(bytes(limits.MIB), (b"file",)))
+        assert refused.value.reason == "io_error"
+        assert (seen.spawner.counts()["kept"], open_descriptors()) == (0, before)
+        other, id = await seen.begin()
+        seen.fake.tell(frames.STARTED, id)
+        await other.started
+
+
+async def test_a_request_that_waited_and_cannot_be_sent_is_refused_alone() -> None:
+    """A spawner that does not read: the frames wait, and what is wrong with one is found when there is room."""
+    async with watched() as seen:
+        waiting: list[SpawnProcess] = []
+        while not seen.spawner._requests._waiting:
+            waiting.append(request(seen.spawner))
+        before = open_descriptors()
+        wrong = SpawnProcess(seen.spawner, seen.spawner.next_id(), SPEC)
+        seen.spawner.start(wrong, frames.Start(bytes(limits.MIB), (b"file",)))
+        waiting.append(request(seen.spawner))
+        for process in waiting:
+            assert await seen.fake.hear_request() == process.id
+        with pytest.raises(ExecFailed) as refused:
+            await wrong.started
+        assert refused.value.reason == "io_error"
+        assert (wrong.is_gone, wrong.is_free) == (True, True)
+        assert (seen.spawner.counts()["kept"], open_descriptors()) == (len(waiting), before)
+        seen.spawner.close()
+        await settle(waiting)
 
 
 async def test_a_start_without_news_is_given_up_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,14 +571,16 @@ async def test_a_start_without_news_is_given_up_and_ended(monkeypatch: pytest.Mo
         with pytest.raises(ExecFailed, match="not started within 30 ms") as refused:
             await first.started
         assert refused.value.reason == "engine_timeout"
-        assert await seen.fake.hear_order() == (frames.END, id, frames.LEVEL_KILL, 0)
+        assert await seen.fake.hear_order() == (frames.END, id, frames.LEVEL_KILL, 0, frames.NOWHERE)
         second, other = await seen.begin()
         with pytest.raises(ExecFailed):
             await second.started
-        assert await seen.fake.hear_order() == (frames.END, other, frames.LEVEL_KILL, 0)
-        seen.fake.tell(frames.STARTED, id)  # so late, it is ended once more: the first order may have come too early
-        assert await seen.fake.hear_order() == (frames.END, id, frames.LEVEL_KILL, 0)
-        seen.fake.tell(frames.EXITED, id, 9, 1)
+        assert await seen.fake.hear_order() == (frames.END, other, frames.LEVEL_KILL, 0, frames.NOWHERE)
+        seen.fake.tell(
+            frames.STARTED, id, 0, 2
+        )  # so late, it is ended once more: the first order may have come too early
+        assert await seen.fake.hear_order() == (frames.END, id, frames.LEVEL_KILL, 0, 2)
+        seen.fake.tell(frames.EXITED, id, 9, frames.WITH_EMPTY)
         assert await ended(first) == "signaled"
 
 
@@ -400,7 +604,7 @@ async def test_an_order_without_an_answer_is_a_timeout(monkeypatch: pytest.Monke
         with pytest.raises(ExecFailed, match="did not answer within 20 ms") as refused:
             await seen.spawner.ask(frames.PING)
         assert refused.value.reason == "engine_timeout"
-        _, id, _, _ = await seen.fake.hear_order()
+        _, id, *_ = await seen.fake.hear_order()
         seen.fake.answer(id, fd=seen.fake.control.fileno())
         monkeypatch.undo()
         await seen.heard()
@@ -450,7 +654,7 @@ async def test_growth_is_asked_for_once_and_ahead_of_need() -> None:
         first = request(seen.spawner)
         assert seen.spawner.has_room
         assert seen.spawner.has_room
-        op, id, wanted, _ = await seen.fake.hear_order()
+        op, id, wanted, *_ = await seen.fake.hear_order()
         assert (op, wanted) == (frames.GROW, limits.SPAWN_SPARE_KEEPERS)
         with pytest.raises(BlockingIOError):
             seen.fake.control.recv(1)
@@ -459,6 +663,37 @@ async def test_growth_is_asked_for_once_and_ahead_of_need() -> None:
         assert seen.spawner.counts() == {"keepers": 2 * wanted, "kept": 1}
         seen.spawner.close()
         await settle([first])
+
+
+async def test_growth_is_announced_before_it_is_asked_for() -> None:
+    """So that who bounds the environment's processes makes room for ours first."""
+    async with balanced():
+        fake, announced = FakeSpawner(), list[int]()
+        fake.say_hello()
+        greeting = asyncio.ensure_future(
+            greet(
+                fake.host,
+                confine=False,
+                keeper_uid=frames.NO_USER,
+                collect_bytes=1,
+                on_end=nothing,
+                on_growth=announced.append,
+            )
+        )
+        await fake.hear_welcome()
+        op, id, wanted, *_ = await fake.hear_order()
+        assert (op, announced) == (frames.GROW, [wanted])
+        fake.answer(id, value=wanted)
+        spawner = await greeting
+        processes = occupy(spawner)
+        asked = asyncio.ensure_future(spawner.make_room())
+        op, id, more, *_ = await fake.hear_order()
+        assert announced == [wanted, wanted + more]
+        fake.answer(id, value=more)
+        await asked
+        spawner.close()
+        await settle(processes)
+        fake.close()
 
 
 async def test_who_waits_for_room_does_not_take_more_than_there_is() -> None:
@@ -486,7 +721,7 @@ async def test_keepers_that_nobody_needs_are_sent_home(monkeypatch: pytest.Monke
     async with watched() as seen:
         process, id = await seen.begin()
         seen.fake.tell(frames.STARTED, id)
-        seen.fake.tell(frames.EXITED, id, 0, 1)
+        seen.fake.tell(frames.EXITED, id, 0, frames.WITH_EMPTY | frames.WITH_FREE)
         await process.exited
         assert seen.fake.channel is not None
         assert await asyncio.get_running_loop().sock_recv(seen.fake.channel, 100) == frames.control(frames.RETIRE)

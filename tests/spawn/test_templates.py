@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
 import resource
 import signal
+import socket
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,15 +24,26 @@ from fastclaw import limits
 from fastclaw.client import RuntimeClient
 from fastclaw.decisions.options import Template
 from fastclaw.errors import ExecFailed, StartFailed
-from fastclaw.lane import Grace, StartSpec
+from fastclaw.lane import Collected, Collection, Grace, StartSpec
 from fastclaw.protocol import spawner as frames
 from fastclaw.spawn.host import HostHome
 from fastclaw.spawn.lane import SpawnLane
 from fastclaw.spawn.process import SpawnProcess
 from fastclaw.spawn.templates import Plans
+from fastclaw.transport.outbox import close_all
 from tests.balance import balanced, open_descriptors
-from tests.spawn.fake_spawner import a_bare_host, children_of, descendants_of, has_not_ended, is_there, until
-from tests.spawn.rig import close_streams, end, finish, needs_root, read_all
+from tests.spawn.fake_spawner import (
+    BareHost,
+    a_bare_host,
+    busy_keepers_of,
+    commands_of,
+    descendants_of,
+    has_not_ended,
+    is_there,
+    pump_of,
+    until,
+)
+from tests.spawn.rig import Running, needs_root
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,25 +60,37 @@ class Rig:
     def __init__(self, home: HostHome, lane: SpawnLane) -> None:
         self.home, self.lane = home, lane
 
-    async def start(self, code: str, *argv: str, template: str = "py", **more: Any) -> SpawnProcess:
-        cmd = ["python", "-c", code, *argv]
-        spec = StartSpec(process_id=uuid4().hex, cmd=cmd, template=template, **more)
-        process = await self.lane.start(spec, 0)
+    async def start(self, code: str, *argv: str, **more: Any) -> Running:
+        process = await self.lane.start(spec(code, *argv, **more), 0)
         assert isinstance(process, SpawnProcess)
-        return process
+        return Running(process)
 
     async def run(self, code: str, *argv: str, given: bytes = b"", **more: Any) -> tuple[Any, bytes, bytes]:
-        return await finish(await self.start(code, *argv, **more), given)
+        return await (await self.start(code, *argv, **more)).finish(given)
 
-    async def running(self, code: str, **more: Any) -> tuple[SpawnProcess, list[int]]:
+    async def collect(self, code: str, *argv: str, given: bytes = b"", **more: Any) -> Collected:
+        """The same as a run."""
+        process = await self.lane.run(spec(code, *argv), Collection(input=given, **more), 0)
+        assert process.collected is not None
+        async with asyncio.timeout(20):
+            return await process.collected
+
+    async def running(self, code: str, **more: Any) -> tuple[Running, list[int]]:
         """One that has printed numbers and waits, until it is ended."""
         process = await self.start(f"{code}\nsys.stdout.flush(); signal.pause()", **more)
         return process, [int(word) for word in (await line(process)).split()]
 
     @property
+    def keeper(self) -> int:
+        """The template's: workers have no others that keep anything."""
+        (keeper,) = busy_keepers_of(self.home.pid)
+        return keeper
+
+    @property
     def template_pid(self) -> int:
-        (keeper,) = [keeper for keeper in children_of(self.home.pid) if children_of(keeper)]
-        pids = [pid for pid in children_of(keeper) if "fastclaw.template" in cmdline(pid) and os.getsid(pid) == pid]
+        pids = [
+            pid for pid in commands_of(self.keeper) if "fastclaw.template" in cmdline(pid) and os.getsid(pid) == pid
+        ]
         return min(pids)
 
     def health(self, name: str = "py") -> Any:
@@ -84,21 +109,13 @@ def cmdline(pid: int) -> str:
     return ""
 
 
-async def line(process: SpawnProcess) -> bytes:
+async def line(process: Running) -> bytes:
     """Up to the first newline."""
-    data, ready, loop = b"", asyncio.Event(), asyncio.get_running_loop()
-    loop.add_reader(process.stdout_fd, ready.set)
-    try:
-        async with asyncio.timeout(20):
-            while not data.endswith(b"\n"):
-                await ready.wait()
-                ready.clear()
-                with contextlib.suppress(BlockingIOError):
-                    while not data.endswith(b"\n"):
-                        data += os.read(process.stdout_fd, 1)
-    finally:
-        loop.remove_reader(process.stdout_fd)
-    return data
+    return await process.stdio.read_until(b"\n")
+
+
+def spec(code: str, *argv: str, template: str = "py", **more: Any) -> StartSpec:
+    return StartSpec(process_id=uuid4().hex, cmd=["python", "-c", code, *argv], template=template, **more)
 
 
 @asynccontextmanager
@@ -158,21 +175,88 @@ async def test_exit_codes_and_signals_are_exact() -> None:
         assert (status.reason, status.exit_code, status.signal) == ("signaled", None, 9)
         process, _ = await rig.running("import os, signal, sys; print(os.getpid())")
         process.signal(signal.SIGTERM)
-        assert (await finish(process))[0].signal == signal.SIGTERM
+        assert (await process.finish())[0].signal == signal.SIGTERM
 
 
 async def test_each_stream_ends_by_itself_and_without_stdin_there_is_none() -> None:
     async with a_rig() as rig:
         process = await rig.start("import os, sys; os.close(1); sys.stdin.read(); os._exit(0)")
-        assert await asyncio.wait_for(read_all(process.stdout_fd), 10) == b""
-        assert not process.exited.done()
-        assert process.stdin_fd is not None
-        os.close(process.stdin_fd)
-        assert await asyncio.wait_for(read_all(process.stderr_fd), 10) == b""
-        assert (await process.exited).exit_code == 0
-        process = await rig.start("import sys; print(repr(sys.stdin.read()))", stdin=False)
-        assert process.stdin_fd is None
-        assert (await finish(process))[1] == b"''\n"
+        assert await process.stdio.read_all() == b""
+        assert not process.process.exited.done()
+        process.stdio.send_eof()
+        assert await process.stderr.read_all() == b""
+        assert (await process.exited()).exit_code == 0
+        process.close()
+        assert (await rig.run("import sys; print(repr(sys.stdin.read()))", stdin=False))[1] == b"''\n"
+
+
+async def test_stderr_may_be_stdout() -> None:
+    async with a_rig() as rig:
+        code = "import os, sys; print('out', flush=True); print('bad', file=sys.stderr); os.write(1, b'end')"
+        assert (await rig.run(code, merge_stderr=True))[1:] == (b"out\nbad\nend", b"")
+
+
+async def test_nobody_holds_a_worker_s_streams_but_itself_and_its_pump() -> None:
+    """Not we, not main, and neither its template nor that one's pump, which has handed them on."""
+    async with a_rig() as rig:
+        before = open_descriptors()
+        process = await rig.lane.start(spec("import signal; signal.pause()"), 0)
+        assert open_descriptors() == before
+        (worker,) = [pid for pid in commands_of(rig.keeper) if pid != rig.template_pid]
+        theirs = {os.readlink(f"/proc/{worker}/fd/{fd}") for fd in range(3)}
+        for holder in (rig.home.pid, rig.template_pid, rig.keeper, pump_of(rig.keeper)):
+            assert not theirs & {os.readlink(f"/proc/{holder}/fd/{fd}") for fd in os.listdir(f"/proc/{holder}/fd")}
+        await process.end_tree(Grace(0.0))
+
+
+# --- runs ---
+
+
+async def test_a_run_is_a_worker_too() -> None:
+    async with a_rig() as rig:
+        code = "import sys; print(len(sys.stdin.read())); print('bad', file=sys.stderr); sys.exit(7)"
+        for size in (0, 1, 100_000):
+            collected = await rig.collect(code, given=b"x" * size)
+            assert (collected.stdout.head, collected.stderr.head) == (b"%d\n" % size, b"bad\n")
+            assert collected.status.exit_code == 7
+            assert not collected.incomplete
+        assert rig.health()["forks"] == 3
+
+
+@pytest.mark.parametrize("size", [0, 1, limits.SPAWN_INLINE_BYTES, limits.SPAWN_INLINE_BYTES + 1, 3_000_000])
+async def test_a_run_s_output_is_whole(size: int) -> None:
+    async with a_rig() as rig:
+        code = f"import sys; sys.stdout.buffer.write(bytes({size})); sys.stderr.buffer.write(bytes({size}))"
+        collected = await rig.collect(code, output_limit=4 * limits.MIB)
+        for output in (collected.stdout, collected.stderr):
+            assert (output.head + output.tail, output.total) == (bytes(size), size)
+
+
+async def test_a_run_that_leaves_somebody_is_told_when_its_time_is_over() -> None:
+    async with a_rig() as rig:
+        code = "import subprocess; subprocess.Popen(['sleep', '1000']); print('up')"
+        began = asyncio.get_running_loop().time()
+        collected = await rig.collect(code, drain_ms=50)
+        assert asyncio.get_running_loop().time() - began < 10
+        assert (collected.stdout.head, collected.status.exit_code) == (b"up\n", 0)
+
+
+async def test_many_runs_at_once() -> None:
+    async with a_rig() as rig:
+        codes = [f"import sys; print('{number}' * 1_000); sys.exit({number})" for number in range(64)]
+        for number, collected in enumerate(await asyncio.gather(*map(rig.collect, codes))):
+            assert collected.stdout.head == str(number).encode() * 1_000 + b"\n"
+            assert collected.status.exit_code == number
+        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+
+
+async def test_a_run_over_its_limit_is_ended() -> None:
+    async with a_rig() as rig:
+        code = "import sys\nwhile True: sys.stdout.write('x' * 1_000)"
+        collected = await rig.collect(code, output_limit=100, on_limit="kill")
+        assert collected.limited
+        assert collected.status.signal == signal.SIGKILL
+        assert collected.stdout.head + collected.stdout.tail == b"x" * 100
 
 
 async def test_limits_hold_and_what_cannot_be_had_is_refused() -> None:
@@ -180,6 +264,12 @@ async def test_limits_hold_and_what_cannot_be_had_is_refused() -> None:
         code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"
         assert (await rig.run(code, limits={"nofile": 77}))[1] == b"(77, 77)\n"
         before = open_descriptors()
+        escaped = "\udcff" * (
+            limits.SPAWN_STRINGS_BYTES // len("\\udcff")
+        )  # longer than any START, and a template takes it
+        assert (await rig.run("import os; print(len(os.environ['A']))", env={"A": escaped}))[1] == b"%d\n" % len(
+            escaped
+        )
         for more, reason in (
             ({"working_dir": "/no/such"}, "bad_working_dir"),
             ({"limits": {"nofile": 2**40}}, "permission_denied"),
@@ -214,29 +304,29 @@ async def test_kill_takes_one_workers_tree_and_leaves_siblings_and_the_template_
         second, other = await rig.running(TREE)
         assert all(map(has_not_ended, tree + other))
         template = rig.template_pid
-        await asyncio.wait_for(end(first), 10)
+        await asyncio.wait_for(first.end(), 10)
         assert not any(map(is_there, tree))
         assert all(map(has_not_ended, [*other, template]))
-        assert (await finish(first))[0].signal == signal.SIGKILL
+        assert (await first.finish())[0].signal == signal.SIGKILL
         assert (await rig.run("print(1)"))[1] == b"1\n"
-        await asyncio.wait_for(end(second), 10)
+        await asyncio.wait_for(second.end(), 10)
         assert not any(map(is_there, other))
-        await finish(second)
+        await second.finish()
 
 
 async def test_a_tree_gets_term_first_and_may_tidy_up() -> None:
     code = "import os, signal, sys\nsignal.signal(15, lambda *_: (print('tidy'), sys.exit(5)))\nprint(os.getpid())"
     async with a_rig() as rig:
         process, _ = await rig.running(code)
-        await end(process, 10)
-        status, out, _ = await finish(process)
+        await process.end(10)
+        status, out, _ = await process.finish()
         assert (status.exit_code, out) == (5, b"tidy\n")
         code = "import os, signal, sys, subprocess\nsignal.signal(15, 1)\n"
         code += "print(os.getpid(), subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 1000 & wait']).pid)"
         process, tree = await rig.running(code)
-        await end(process, 0.05)
+        await process.end(0.05)
         assert not any(map(is_there, tree))
-        await finish(process)
+        await process.finish()
 
 
 async def test_what_a_worker_leaves_goes_with_it_and_nothing_of_its_siblings() -> None:
@@ -245,14 +335,14 @@ async def test_what_a_worker_leaves_goes_with_it_and_nothing_of_its_siblings() -
         sibling, other = await rig.running(TREE)
         process = await rig.start(leave)
         left = [int(word) for word in (await line(process)).split()]
-        assert (await process.exited).exit_code == 3
-        await asyncio.wait_for(end(process), 10)
+        assert (await process.exited()).exit_code == 3
+        await asyncio.wait_for(process.end(), 10)
         assert process.is_gone
         assert not any(map(is_there, left))
         assert all(map(has_not_ended, other))
-        close_streams(process)
-        await end(sibling)
-        close_streams(sibling)
+        process.close()
+        await sibling.end()
+        sibling.close()
 
 
 async def test_a_worker_that_hands_its_children_over_does_not_take_its_siblings_along() -> None:
@@ -265,8 +355,8 @@ async def test_a_worker_that_hands_its_children_over_does_not_take_its_siblings_
         await until(lambda: not is_there(tree[3]))
         assert all(map(has_not_ended, [*tree[:3], *other]))
         for one in (process, sibling):
-            await end(one)
-            close_streams(one)
+            await one.end()
+            one.close()
         assert not any(map(is_there, tree + other))
 
 
@@ -282,14 +372,14 @@ while True:
         sibling, other = await rig.running("import os, signal, sys; print(os.getpid())")
         process = await rig.start(code)
         await line(process)
-        await asyncio.wait_for(end(process), 10)
+        await asyncio.wait_for(process.end(), 10)
         assert process.is_gone
         assert all(map(has_not_ended, other))
-        (keeper,) = [one for one in children_of(rig.home.pid) if children_of(one)]
-        assert len(descendants_of(keeper)) == 2
-        close_streams(process)
-        await end(sibling)
-        close_streams(sibling)
+        keeper = rig.keeper
+        assert len(descendants_of(keeper)) == 3, "its pump, the template and the sibling"
+        process.close()
+        await sibling.end()
+        sibling.close()
 
 
 # --- the template's own life ---
@@ -308,7 +398,7 @@ async def test_workers_outlive_their_template_and_the_next_one_comes_up() -> Non
         assert has_not_ended(pid)
         assert (await rig.run("print(1)"))[1] == b"1\n"
         process.signal(signal.SIGUSR1)
-        assert (await finish(process))[0].signal == signal.SIGUSR1
+        assert (await process.finish())[0].signal == signal.SIGUSR1
         assert rig.health()["forks"] == 2
 
 
@@ -342,9 +432,9 @@ async def test_a_template_that_does_not_answer_is_started_anew(monkeypatch: pyte
 async def test_a_keeper_that_is_killed_loses_its_template_and_all_workers() -> None:
     async with a_rig() as rig:
         process, (pid,) = await rig.running("import os, signal, sys; print(os.getpid())")
-        (keeper,) = [one for one in children_of(rig.home.pid) if children_of(one)]
+        keeper = rig.keeper
         os.kill(keeper, signal.SIGKILL)
-        status, _, _ = await finish(process)
+        status, _, _ = await process.finish()
         assert status.reason == "container_gone"
         assert not is_there(pid)
         assert process.is_gone
@@ -358,7 +448,7 @@ async def test_a_spawner_that_is_killed_comes_up_again_with_its_templates() -> N
     async with a_rig() as rig:
         process, (pid,) = await rig.running("import os, signal, sys; print(os.getpid())")
         os.kill(rig.home.pid, signal.SIGKILL)
-        assert (await finish(process))[0].reason in ("container_gone", "signaled")  # whichever is told first
+        assert (await process.finish())[0].reason in ("container_gone", "signaled")  # whichever is told first
         await until(lambda: not has_not_ended(pid))
         await until(lambda: rig.home.templates is not None and rig.home.spawner.alive)
         await until(lambda: rig.health()["state"] == "ready")
@@ -401,12 +491,12 @@ async def test_the_end_of_all_takes_templates_and_workers() -> None:
     async with a_rig(py=PYTHON, other=BOTH) as rig:
         first, tree = await rig.running(TREE)
         process, other = await rig.running(TREE, template="other")
-        await rig.lane.end_all([process], Grace(asyncio.get_running_loop().time() + 5))
+        await rig.lane.end_all([process.process], Grace(asyncio.get_running_loop().time() + 5))
         assert not any(map(is_there, tree + other))
         assert rig.home.spawner.counts()["kept"] == 0
-        assert [one for keeper in children_of(rig.home.pid) for one in children_of(keeper)] == []
-        close_streams(process)
-        close_streams(first)
+        assert busy_keepers_of(rig.home.pid) == []
+        process.close()
+        first.close()
 
 
 async def test_what_a_template_leaves_goes_with_it() -> None:
@@ -415,13 +505,13 @@ async def test_what_a_template_leaves_goes_with_it() -> None:
     async with a_rig(py=Template(cmd=[sys.executable, "-c", program])) as rig:
         process = await rig.start("")
         pid = int(await line(process))
-        (keeper,) = [one for one in children_of(rig.home.pid) if children_of(one)]
-        assert len(children_of(keeper)) == 3
-        template = os.getsid(next(one for one in children_of(keeper) if "sleep" in cmdline(one)))
+        keeper = rig.keeper
+        assert len(commands_of(keeper)) == 3
+        template = os.getsid(next(one for one in commands_of(keeper) if "sleep" in cmdline(one)))
         os.kill(template, signal.SIGKILL)
-        await until(lambda: children_of(keeper) == [pid])
-        await end(process)
-        close_streams(process)
+        await until(lambda: commands_of(keeper) == [pid])
+        await process.end()
+        process.close()
 
 
 # --- starting templates ---
@@ -475,7 +565,7 @@ async def test_a_templates_user_is_its_workers() -> None:
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_cancelled_start_leaves_nothing(turns: int) -> None:
     async with a_rig() as rig:
-        (keeper,) = [one for one in children_of(rig.home.pid) if children_of(one)]
+        keeper = rig.keeper
         before = open_descriptors()
         starting = asyncio.create_task(rig.start("import time; time.sleep(1000)"))
         for _ in range(turns):
@@ -483,10 +573,10 @@ async def test_a_cancelled_start_leaves_nothing(turns: int) -> None:
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             process = await starting
-            await end(process)
-            close_streams(process)
+            await process.end()
+            process.close()
         assert (await rig.run("print(1)"))[1] == b"1\n"
-        await until(lambda: len(descendants_of(keeper)) == 1)
+        await until(lambda: len(descendants_of(keeper)) == 2)
         await until(lambda: rig.home.spawner.counts()["kept"] == 1)
         assert open_descriptors() == before
 
@@ -494,20 +584,36 @@ async def test_a_cancelled_start_leaves_nothing(turns: int) -> None:
 async def test_a_start_cancelled_just_as_it_succeeds_leaves_nothing() -> None:
     async with a_rig() as rig:
         before = open_descriptors()
-        starting = asyncio.create_task(rig.start("import time; time.sleep(1000)"))
+        starting = asyncio.create_task(rig.lane.start(spec("import time; time.sleep(1000)"), 0))
         await until(lambda: rig.home.spawner.counts()["kept"] == 2)
-        (process,) = [one for one in rig.home.spawner._kept.values() if one.id in rig.home.spawner._adopted]
+        (process,) = [one for one in rig.home.spawner._kept.values() if one.is_worker]
         process.started.add_done_callback(lambda _: starting.cancel())
         with contextlib.suppress(asyncio.CancelledError):
-            close_streams(await starting)
-            await end(process)
+            await (await starting).end_tree(Grace(0.0))
         await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_cancelled_run_leaves_nothing(turns: int) -> None:
+    async with a_rig() as rig:
+        keeper = rig.keeper
+        before = open_descriptors()
+        running = asyncio.create_task(rig.lane.run(spec("import time; time.sleep(1000)"), Collection(input=b"x"), 0))
+        for _ in range(turns):
+            await asyncio.sleep(0 if turns < 4 else 0.002)
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await running).end_tree(Grace(0.0))
+        await until(lambda: len(descendants_of(keeper)) == 2)
+        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        assert (await rig.collect("print(1)")).stdout.head == b"1\n"
         assert open_descriptors() == before
 
 
 async def test_500_forks_leave_descriptors_and_processes_balanced() -> None:
     async with a_rig() as rig:
-        (keeper,) = [one for one in children_of(rig.home.pid) if children_of(one)]
+        keeper = rig.keeper
         template = rig.template_pid
         assert (await rig.run("pass"))[0].exit_code == 0
         ours, theirs = open_descriptors(), os.listdir(f"/proc/{template}/fd")
@@ -523,8 +629,7 @@ async def test_500_forks_leave_descriptors_and_processes_balanced() -> None:
         await asyncio.gather(*(one(number) for number in range(500)))
         await until(lambda: rig.home.spawner.counts()["kept"] == 1)
         assert (open_descriptors(), os.listdir(f"/proc/{template}/fd")) == (ours, theirs)
-        assert children_of(keeper) == [template]
-        assert children_of(template) == []
+        assert descendants_of(keeper) == [pump_of(keeper), template]
         assert rig.health()["forks"] == 501
 
 
@@ -532,11 +637,11 @@ async def test_many_live_workers_and_their_end_at_once() -> None:
     async with a_rig() as rig:
         workers = await asyncio.gather(*(rig.start("import signal; signal.pause()") for _ in range(60)))
         assert rig.home.spawner.counts()["kept"] == 61
-        await asyncio.gather(*(end(worker) for worker in workers))
+        await asyncio.gather(*(worker.end() for worker in workers))
         assert all(worker.is_gone for worker in workers)
-        assert {(await worker.exited).signal for worker in workers} == {9}
+        assert {(await worker.exited()).signal for worker in workers} == {9}
         for worker in workers:
-            close_streams(worker)
+            worker.close()
 
 
 async def test_no_descriptors_left_is_overloaded_and_hurts_nobody_else() -> None:
@@ -548,8 +653,8 @@ async def test_no_descriptors_left_is_overloaded_and_hurts_nobody_else() -> None
                 resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 1 + room, hard))
                 with contextlib.suppress(ExecFailed):
                     process = await rig.start("pass")
-                    await end(process)
-                    close_streams(process)
+                    await process.end()
+                    process.close()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await until(lambda: rig.home.spawner.counts()["kept"] == 1)
@@ -557,22 +662,22 @@ async def test_no_descriptors_left_is_overloaded_and_hurts_nobody_else() -> None
         assert (await rig.run("print(1)"))[1] == b"1\n"
 
 
-# --- adoption, frame by frame ---
+# --- a template's pump, frame by frame ---
 
 
 def test_an_adoption_of_nobody_is_refused() -> None:
     with a_bare_host() as host:
-        stream = host.start(7, "sleep", "1000")
-        template = children_of(next(keeper for keeper in children_of(host.process.pid) if children_of(keeper)))[0]
+        host.start(7, "sleep", "1000")
+        (keeper,) = busy_keepers_of(host.process.pid)
+        (template,) = commands_of(keeper)
         for template_id, pid in ((99, template), (7, template), (7, 1), (7, 2**31 - 1)):
             host.control.send(frames.control(frames.ADOPT, 8, pid, template_id))
             event = host.event()
-            assert (event[0], event[1], event[3]) == (frames.REFUSED, 8, frames.STEP_ADOPT)
+            assert (event.op, event.id, event.b) == (frames.REFUSED, 8, frames.STEP_ADOPT)
         host.control.send(frames.control(frames.SIGNAL, 8, 9, 7))
         host.control.send(frames.control(frames.END, 8, frames.LEVEL_KILL, 7))
         assert host.ask(frames.control(frames.PING, 2))[0] == frames.ANSWER
         assert is_there(template)
-        os.close(stream)
 
 
 @pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
@@ -580,3 +685,171 @@ def test_an_adoption_without_numbers_is_the_end(numbers: tuple[int, int, int]) -
     with a_bare_host() as host:
         host.control.send(frames.control(frames.ADOPT, *numbers))
         assert host.exit_code() == 0
+
+
+def begin_template(host: BareHost, script: str, id: int = 7) -> None:
+    """A template that is a shell."""
+    host.start(id, "sh", "-c", script, flags=frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN)
+
+
+def ask_worker(host: BareHost, id: int, request: bytes = b"{}", place: int | None = None) -> socket.socket:
+    """Ask for a worker of it; returns our end of its `go`."""
+    ours, theirs = socket.socketpair()
+    made = frames.worker(id, host.places[7] if place is None else place, request)
+    with theirs:
+        host.request(made.frame, fds := [theirs.fileno(), *map(file_of, made.files)])
+        close_all(fds[1:])
+    ours.settimeout(10)
+    return ours
+
+
+def file_of(data: bytes) -> int:
+    file = os.memfd_create("request")
+    assert os.write(file, data) == len(data)
+    return file
+
+
+def test_what_a_template_says_comes_word_for_word_and_its_end_is_an_empty_one() -> None:
+    with a_bare_host() as host:
+        begin_template(host, "printf one >&3; printf two >&3; exec 3>&-; sleep 1000")
+        said = [host.event() for _ in range(3)]
+        assert [(one.op, one.id, one.a, one.tail) for one in said] == [
+            (frames.SAID, 7, 3, b"one"),
+            (frames.SAID, 7, 3, b"two"),
+            (frames.SAID, 7, 0, b""),
+        ]
+
+
+SENDS_DESCRIPTORS = """
+import array, os, signal, socket
+control = socket.socket(fileno=3)
+fds = [os.dup(1) for _ in range(200)]
+for count in (1, 5, 6, 200):
+    control.sendmsg([b"x" * count], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds[:count]))])
+control.send(b"x" * 4096)
+control.send(b"x" * 4097)
+control.send(b"end")
+signal.pause()
+"""
+
+
+def test_descriptors_that_a_template_sends_are_closed_and_what_is_too_long_ends_nothing_else() -> None:
+    with a_bare_host() as host:
+        host.start(
+            7, sys.executable, "-S", "-c", SENDS_DESCRIPTORS, flags=frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN
+        )
+        pump = pump_of(busy_keepers_of(host.process.pid)[0])
+        said = []
+        while True:
+            event = host.event()
+            assert (event.op, event.id, event.fds) == (frames.SAID, 7, [])
+            if not event.a:
+                break
+            said.append(event.tail)
+        assert said[:2] == [b"x", b"x" * 5]
+        assert len(os.listdir(f"/proc/{pump}/fd")) < 50
+        host.start(8, "true")
+        assert host.events(frames.EXITED)[-1][:2] == (frames.EXITED, 8)
+
+
+@pytest.mark.parametrize("size", [10, limits.SPAWN_FRAME_BYTES, limits.TEMPLATE_REQUEST_BYTES])
+def test_a_request_reaches_the_template_whole(size: int, tmp_path: Path) -> None:
+    """With `go`, the worker's pipes and, where it is long, a file."""
+    with a_bare_host() as host:
+        program = RECEIVES.format(path=str(tmp_path / "got"))
+        host.start(7, sys.executable, "-S", "-c", program, flags=frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN)
+        go = ask_worker(host, 8, b"r" * size)
+        client = None
+        heard: list[tuple[int, int]] = []
+        while sorted(heard) != [(frames.STARTED, 8), (frames.SAID, 7)]:
+            event = host.event()
+            heard.append((event.op, event.id))
+            if event.op == frames.STARTED:
+                host.places[8] = event.b
+            else:
+                count, length = map(int, event.tail.split())
+        is_long = size > limits.SPAWN_FRAME_BYTES - 64
+        assert (count, length) == (5 if is_long else 4, size)
+        client = host.attach(8)
+        assert client.recv(100) == b"out"
+        assert client.recv(100) == b"", "its template has closed it again"
+        client.close()
+        go.close()
+
+
+RECEIVES = """
+import array, os, signal, socket
+control = socket.socket(fileno=3)
+frame, extras, _, _ = control.recvmsg(65536, 1000)
+fds = array.array("i")
+fds.frombytes(extras[0][2])
+length = len(frame)
+if len(fds) == 5:
+    import json
+    length = os.fstat(fds[4]).st_size
+    assert json.loads(frame) == {{"spilled": length}}
+os.write(fds[2], b"out")
+count = len(fds)
+for fd in fds: os.close(fd)
+control.send(b"%d %d" % (count, length))
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("place", [0, 1, 4_000])
+def test_a_worker_of_no_template_is_refused(place: int) -> None:
+    with a_bare_host() as host:
+        go = ask_worker(host, 8, place=place)
+        assert host.event()[:4] == (frames.REFUSED, 8, errno.ESRCH, frames.STEP_PROCESS)
+        assert go.recv(1) == b""
+        go.close()
+        host.start(9, "true")
+
+
+def test_a_worker_of_a_command_that_is_no_template_is_refused() -> None:
+    with a_bare_host(keepers=3) as host:
+        host.start(7, "sleep", "1000")
+        go = ask_worker(host, 8)
+        assert host.event()[:4] == (frames.REFUSED, 8, errno.ESRCH, frames.STEP_PROCESS)
+        assert go.recv(1) == b""
+        go.close()
+
+
+def test_a_template_that_never_takes_its_descriptors_harms_nobody() -> None:
+    """Its socket holds some requests, and its pump some; whoever asks for more waits or is refused, and nobody else."""
+    with a_bare_host(keepers=50) as host:
+        begin_template(host, "exec sleep 1000")
+        asked = {id: ask_worker(host, id, b"r" * 15_000) for id in range(8, 40)}
+        host.send_start(50, "true")
+        left = set(asked)
+        while (event := host.event()).id != 50 or event.op != frames.EXITED:
+            if event.op == frames.REFUSED:
+                left.remove(event.id)
+                assert event.a == errno.EAGAIN
+        client = host.attach(7, 1)
+        host.order(frames.END, 7, frames.LEVEL_KILL)
+        while left:
+            event = host.event()
+            if event.op in (frames.REFUSED, frames.FREE):  # or it had them, and its pump sees their end
+                left.discard(event.id)
+        for go in asked.values():
+            assert go.recv(1) == b""
+            go.close()
+        assert client.recv(1) == b""
+        client.close()
+
+
+def test_a_worker_that_its_template_s_pump_never_sees_is_refused() -> None:
+    """Its streams are over, its tree is not: the pump waits for that, and what comes meanwhile is not to be lost."""
+    with a_bare_host(keepers=4) as host:
+        begin_template(host, "exec 1>&- 2>&- 3>&-; exec sleep 1000")
+        assert host.event()[:3] == (frames.SAID, 7, 0)
+        assert host.event()[:2] == (frames.FREE, 7)
+        go = ask_worker(host, 8)
+        first = host.event()
+        host.order(frames.END, 7, frames.LEVEL_KILL)
+        if first.op != frames.REFUSED:
+            assert first[:2] == (frames.STARTED, 8)
+            assert host.events(frames.REFUSED)[-1][1] == 8
+        assert go.recv(1) == b""
+        go.close()

@@ -8,105 +8,51 @@ import errno
 import os
 import resource
 import signal
+import sys
 import termios
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import ExitStatus, Grace, StartSpec
-from fastclaw.spawn.host import HostHome
-from fastclaw.spawn.lane import SpawnLane
-from fastclaw.spawn.process import SpawnProcess
-from fastclaw.spawn.stdio import terminal_streams
-from tests.balance import balanced, open_descriptors
+from fastclaw.lane import Grace
+from fastclaw.protocol import spawner as frames
+from tests.balance import open_descriptors
+from tests.spawn import rig
+from tests.spawn.fake_spawner import (
+    BareHost,
+    children_of,
+    commands_of,
+    has_not_ended,
+    keeper_of,
+    pump_of,
+    pumps_of,
+    until,
+)
+from tests.spawn.locks import a_locked_fifo
+from tests.spawn.rig import STDIO, Client, Running, a_home, a_lane, needs_root, settled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from fastclaw.spawn.lane import SpawnLane
 
 SIZE = (24, 80)
 DEADLINE_S = 20
-ROOM_OF_A_TERMINAL = 5
-"""Descriptors while it is taken: the master, two copies, and a pipe of which one end stays."""
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes as somebody else")
 
 
-@asynccontextmanager
-async def a_lane() -> AsyncIterator[SpawnLane]:
-    async with balanced():
-        home = HostHome()
-        await home.start()
-        try:
-            yield SpawnLane(home, can_set_user=True)
-        finally:
-            await home.aclose()
-
-
-async def start(lane: SpawnLane, script: str, **more: object) -> SpawnProcess:
-    asked = {"tty": SIZE, **more}
-    spec = StartSpec(process_id=uuid4().hex, cmd=["sh", "-c", script], **asked)  # type: ignore[arg-type]  # shorthand
-    process = await lane.start(spec, 0)
-    assert isinstance(process, SpawnProcess)
-    return process
-
-
-async def ready(fd: int) -> None:
-    loop, came = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fd, came.set)
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            await came.wait()
-    finally:
-        loop.remove_reader(fd)
-
-
-async def read(fd: int) -> bytes:
-    """What is there, or b'' at the end, which a terminal tells as EIO."""
-    while True:
-        try:
-            return os.read(fd, 65_536)
-        except BlockingIOError:
-            await ready(fd)
-        except OSError as error:
-            if error.errno == errno.EIO:
-                return b""
-            raise
-
-
-async def read_until(process: SpawnProcess, wanted: bytes) -> bytes:
-    got = b""
-    while wanted not in got and (data := await read(process.stdout_fd)):
-        got += data
-    return got
-
-
-async def finish(process: SpawnProcess) -> tuple[ExitStatus, bytes]:
-    """Its output to the end, and how it ended."""
-    out = b""
-    while data := await read(process.stdout_fd):
-        out += data
-    async with asyncio.timeout(DEADLINE_S):
-        status = await asyncio.shield(process.exited)
-    close(process)
-    return status, out
-
-
-def close(process: SpawnProcess) -> None:
-    for fd in (process.stdin_fd, process.stdout_fd, process.stderr_fd):
-        if fd is not None:
-            os.close(fd)
+async def start(lane: SpawnLane, script: str, **more: object) -> Running:
+    return await rig.start(lane, "sh", "-c", script, **{"tty": SIZE, **more})
 
 
 async def output(lane: SpawnLane, script: str, **more: object) -> bytes:
-    return (await finish(await start(lane, script, **more)))[1]
-
-
-async def end(process: SpawnProcess) -> None:
-    await process.end_tree(Grace(0.0))
+    process = await start(lane, script, **more)
+    out = await process.stdio.read_all()
+    assert await process.stderr.read_all() == b""
+    await process.exited()
+    process.close()
+    return out
 
 
 async def test_all_three_are_one_terminal_of_its_own() -> None:
@@ -128,21 +74,29 @@ async def test_it_leads_a_session_on_it() -> None:
 async def test_stderr_is_an_output_at_its_end() -> None:
     async with a_lane() as lane:
         process = await start(lane, "echo problem >&2; exec sleep 1000")
-        assert os.read(process.stderr_fd, 1) == b""
-        assert await read(process.stdout_fd) == b"problem\r\n"
-        await end(process)
-        await finish(process)
+        assert await process.stderr.read_all() == b""
+        assert await process.stdio.read() == b"problem\r\n"
+        await process.end_and_close()
 
 
-async def test_our_ends_do_not_block_and_are_not_inherited() -> None:
-    async with a_lane() as lane:
-        process = await start(lane, "exec sleep 1000")
-        assert process.stdin_fd is not None
-        for fd in (process.stdin_fd, process.stdout_fd, process.stderr_fd):
-            assert not os.get_blocking(fd)
-            assert not os.get_inheritable(fd)
-        await end(process)
-        await finish(process)
+async def test_only_its_pump_has_the_terminal_s_other_side() -> None:
+    async with a_home() as (home, lane):
+        before = open_descriptors()
+        process = await lane.start(rig.spec("sh", "-c", "exec sleep 1000", tty=SIZE), 0)
+        assert process.started is not None
+        await process.started
+        assert open_descriptors() == before
+        (command,) = [pid for keeper in children_of(home.pid) for pid in commands_of(keeper)]
+        keeper = keeper_of(home.pid, command)
+        holders = [pid for pid in (home.pid, *children_of(home.pid), *pumps_of(home.pid)) if masters_of(pid)]
+        assert holders == [pump_of(keeper)]
+        assert masters_of(command) == []
+        await process.end_tree(Grace(0.0))
+
+
+def masters_of(pid: int) -> list[str]:
+    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    return [link for link in links if link.endswith("ptmx")]
 
 
 async def test_the_size_is_there_from_the_start_and_can_be_changed() -> None:
@@ -150,50 +104,69 @@ async def test_the_size_is_there_from_the_start_and_can_be_changed() -> None:
         assert await output(lane, "stty size", tty=(3, 65_535)) == b"3 65535\r\n"
         script = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 1 & wait; done"
         process = await start(lane, script)
-        await read_until(process, b"ready\r\n")
-        process.resize(50, 132)
-        assert await read_until(process, b"\n") == b"50 132\r\n"
-        await end(process)
-        await finish(process)
-        process.resize(1, 1)  # it has ended: nothing happens
+        await process.stdio.read_until(b"ready\r\n")
+        process.process.resize(50, 132)
+        assert await process.stdio.read_until(b"\n") == b"50 132\r\n"
+        await process.end_and_close()
+        process.process.resize(1, 1)  # it has ended: nothing happens
+
+
+async def test_a_size_for_another_kind_of_process_changes_nothing() -> None:
+    async with a_lane() as lane:
+        process = await rig.start(lane, "cat")
+        process.process.resize(50, 132)
+        assert (await process.finish(b"on"))[1] == b"on"
 
 
 @pytest.mark.parametrize("count", [0, 1, 3_000])
 async def test_output_before_an_instant_exit_is_there_however_late_it_is_read(count: int) -> None:
     async with a_lane() as lane:
-        processes = [await start(lane, f"head -c {count} /dev/zero") for _ in range(20)]
+        specs = [rig.spec("head", "-c", str(count), "/dev/zero", tty=SIZE) for _ in range(20)]
+        processes = [await lane.start(one, 0) for one in specs]
         for process in processes:
             async with asyncio.timeout(DEADLINE_S):
                 await asyncio.shield(process.exited)
-        assert {(await finish(process))[1] for process in processes} == {bytes(count)}
+        running = [Running(process) for process in processes]  # type: ignore[arg-type]  # of this lane
+        assert {out for _, out, _ in await asyncio.gather(*(one.finish() for one in running))} == {bytes(count)}
 
 
 async def test_more_output_than_a_terminal_keeps_blocks_the_process_and_all_of_it_comes() -> None:
     async with a_lane() as lane:
-        process = await start(lane, "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done")
-        await ready(process.stdout_fd)
+        process = await lane.start(
+            rig.spec("sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done; echo end", tty=SIZE), 0
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await asyncio.shield(process.exited)
         assert not process.exited.done()
-        _, out = await finish(process)
-        assert out == b"".join(b"%d\r\n" % number for number in range(20_000))
+        _, out, _ = await Running(process).finish()  # type: ignore[arg-type]  # of this lane
+        assert out == b"".join(b"%d\r\n" % number for number in range(20_000)) + b"end\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 4_095, 4_096, 100_000])
+async def test_input_reaches_it_whole(size: int) -> None:
+    """In lines, for a terminal drops what is longer (termios(3), canonical mode)."""
+    async with a_lane() as lane:
+        text = (b"x" * 63 + b"\n") * (size // 64) + b"y" * (size % 64)
+        process = await start(lane, "stty -echo -onlcr; echo ready; cat; echo end")
+        assert await process.stdio.read_until(b"ready\n") == b"ready\n"
+        _, out, _ = await process.finish(text)
+        assert out == text + b"end\n"
 
 
 async def test_the_end_of_the_process_hangs_up_nobody_else() -> None:
     async with a_lane() as lane:
-        process = await start(lane, "trap '' HUP; (read line; echo late $line) & echo early; exit 3")
-        await read_until(process, b"early\r\n")
-        status = await asyncio.shield(process.exited)
-        assert status.exit_code == 3
-        assert process.stdin_fd is not None
-        os.write(process.stdin_fd, b"\n")
-        await end(process)
-        await finish(process)
+        script = "trap '' HUP; (trap '' HUP; read line; echo late $line) & echo early; exit 3"
+        process = await start(lane, script)
+        await process.stdio.read_until(b"early\r\n")
+        assert (await process.exited()).exit_code == 3
+        await process.end_and_close()
 
 
 async def test_without_stdin_only_the_outputs_are_the_terminal() -> None:
     async with a_lane() as lane:
         process = await start(lane, "cat; tty <&1; echo own >/dev/tty", stdin=False)
-        assert process.stdin_fd is None
-        _, out = await finish(process)
+        _, out, _ = await process.finish(b"for nobody")
         name, own, _ = out.split(b"\r\n")
         assert (name[:9], own) == (b"/dev/pts/", b"own")
 
@@ -219,119 +192,135 @@ async def test_its_user_may_open_it_again_by_name() -> None:
 
 
 @needs_root
-async def test_a_keeper_that_had_another_user_s_terminal_still_notices_the_end_of_main() -> None:
-    async with a_lane() as lane:
+async def test_a_pump_that_had_another_user_s_terminal_still_goes_with_main() -> None:
+    async with a_home() as (home, lane):
         process = await start(lane, "trap '' HUP TERM; echo ready; while :; do sleep 1000; done", user="65534")
-        await read_until(process, b"ready\r\n")
-        os.kill(lane._homes.take(0)._child.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-        status, _ = await finish(process)
+        await process.stdio.read_until(b"ready\r\n")
+        pumps = pumps_of(home.pid)
+        os.kill(home.pid, signal.SIGKILL)
+        status, _, _ = await process.finish()
         assert status.reason in ("container_gone", "signaled")  # whichever of main's end and its own is told first
+        await until(lambda: not any(map(has_not_ended, pumps)))
+
+
+@needs_root
+def test_what_is_no_terminal_in_ptmx_s_place_is_refused_at_once(tmp_path: Path) -> None:
+    """A container's root may put there what he likes: a FIFO that he has locked holds up whoever opens it."""
+    os.mkfifo(tmp_path / "fifo")
+    script = f'mount --bind {tmp_path / "fifo"} /dev/ptmx && exec "$@"'
+    with a_locked_fifo(str(tmp_path / "fifo")):
+        host = BareHost("unshare", "--mount", "sh", "-c", script, "sh")
+        try:
+            host.greet()
+            host.send_welcome()
+            host.grow(2)
+            for id in (1, 2, 3):
+                host.send_start(id, "true", tty=SIZE)
+                assert host.event()[:4] == (frames.REFUSED, id, errno.ENXIO, frames.STEP_TTY)
+            host.start(4, "true")
+        finally:
+            host.close()
 
 
 async def test_what_cannot_be_started_leaves_nothing() -> None:
-    async with a_lane() as lane:
-        before = open_descriptors()
+    async with a_home() as (home, lane):
+        process = await lane.start(rig.spec("/no/such/program", tty=SIZE), 0)
+        assert process.started is not None
         with pytest.raises(ExecFailed) as raised:
-            await lane.start(StartSpec(process_id="p", cmd=["/no/such/program"], tty=SIZE), 0)
+            await process.started
         assert raised.value.reason == "not_found"
-        assert open_descriptors() == before
+        await settled(home)
+        await until(lambda: not any(map(masters_of, pumps_of(home.pid))))
         assert await output(lane, "echo next") == b"next\r\n"
-        assert lane._homes.take(0).spawner._terminals == set()
 
 
-@pytest.mark.parametrize("turns", range(6))
-async def test_a_cancelled_start_leaves_nothing(turns: int) -> None:
-    async with a_lane() as lane:
-        before = open_descriptors()
-        starting = asyncio.create_task(start(lane, "exec sleep 1000"))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        starting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await finish_at_once(await starting)
-        await settled(lane)
-        assert open_descriptors() == before
+async def test_one_that_is_given_up_at_once_leaves_nothing() -> None:
+    async with a_home() as (home, lane):
+        processes = [await lane.start(rig.spec("sleep", "1000", tty=SIZE), 0) for _ in range(20)]
+        await asyncio.gather(*(process.end_tree(Grace(0.0)) for process in processes))
+        await settled(home)
+        await until(lambda: not any(map(masters_of, pumps_of(home.pid))))
+        assert await output(lane, "echo next") == b"next\r\n"
 
 
-async def test_a_start_that_is_cancelled_just_as_it_succeeds_leaves_nothing() -> None:
-    async with a_lane() as lane:
-        before = open_descriptors()
-        starting = asyncio.create_task(start(lane, "exec sleep 1000"))
-        spawner = lane._homes.take(0).spawner
-        while not spawner._kept:  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0)
-        (process,) = spawner._kept.values()
-        process.started.add_done_callback(lambda _: starting.cancel())
-        with contextlib.suppress(asyncio.CancelledError):
-            await finish_at_once(await starting)
-        await settled(lane)
-        assert open_descriptors() == before
-
-
-async def finish_at_once(process: SpawnProcess) -> None:
-    await end(process)
-    close(process)
-
-
-async def settled(lane: SpawnLane, others: int = 0) -> None:
-    """Until nothing but these is kept any more, of which nobody is told."""
-    async with asyncio.timeout(DEADLINE_S):
-        while len(lane._homes.take(0).spawner._kept) > others:  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.001)
-
-
-async def test_no_descriptor_for_a_terminal_is_overloaded_and_hurts_nobody_else() -> None:
-    async with a_lane() as lane:
+@pytest.mark.parametrize("room", range(4))
+async def test_no_descriptor_for_a_terminal_is_overloaded_and_hurts_nobody_else(room: int) -> None:
+    """A pump needs the master, for a moment its path, the other side, and a copy of the master for input."""
+    async with a_home() as (home, lane):
         other = await start(lane, "read line; echo got $line")
-        for room in range(ROOM_OF_A_TERMINAL):
-            with descriptors_left(room), pytest.raises(ExecFailed) as raised:
-                await finish_at_once(await start(lane, "exec sleep 1000"))
+        keeper = next(one for one in children_of(home.pid) if commands_of(one))
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        idle = [pump for pump in pumps_of(home.pid) if pump != pump_of(keeper)]
+        for pump in idle:
+            held = max(int(fd) for fd in os.listdir(f"/proc/{pump}/fd"))
+            resource.prlimit(pump, resource.RLIMIT_NOFILE, (held + 1 + room, hard))
+        process = await lane.start(rig.spec("sleep", "1000", tty=SIZE), 0)
+        assert process.started is not None
+        if room < 3:
+            with pytest.raises(ExecFailed) as raised:
+                await process.started
             assert raised.value.reason == "overloaded"
-        with descriptors_left(ROOM_OF_A_TERMINAL):
-            await finish_at_once(await start(lane, "exec sleep 1000"))
-        await settled(lane, others=1)
-        assert other.stdin_fd is not None
-        os.write(other.stdin_fd, b"word\n")
-        assert (await finish(other))[1].endswith(b"got word\r\n")
-
-
-@contextlib.contextmanager
-def descriptors_left(room: int) -> Iterator[None]:
-    """Only so many more can be opened."""
-    used, limit = open_descriptors(), 0
-    while room or limit in used:
-        room -= limit not in used
-        limit += 1
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_streams_of_no_master() -> None:
-    with pytest.raises(ExecFailed) as raised:
-        terminal_streams(None, stdin=True)
-    assert raised.value.reason == "overloaded"
+        else:
+            await process.started
+            await process.end_tree(Grace(0.0))
+        await settled(home, 1)
+        await other.stdio.send(b"word\n")
+        assert (await other.stdio.read_all()).endswith(b"got word\r\n")
+        other.close()
 
 
 async def test_an_interrupt_is_a_character() -> None:
     async with a_lane() as lane:
         process = await start(lane, "echo ready; exec sleep 1000")
-        await read_until(process, b"ready\r\n")
-        assert process.stdin_fd is not None
-        os.write(process.stdin_fd, b"\x03")
-        status, out = await finish(process)
-        assert (status.signal, out) == (signal.SIGINT, b"^C")
+        await process.stdio.read_until(b"ready\r\n")
+        await process.stdio.send(b"\x03")
+        assert await process.stdio.read_all() == b"^C"
+        assert (await process.exited()).signal == signal.SIGINT
+        process.close()
+
+
+MODES = f"""
+import termios
+modes = termios.tcgetattr(0)[3]
+print([bool(modes & bit) for bit in ({termios.ICANON}, {termios.ECHO}, {termios.ISIG})])
+"""
 
 
 async def test_modes_are_the_usual_ones() -> None:
     async with a_lane() as lane:
-        process = await start(lane, "exec sleep 1000")
-        modes = termios.tcgetattr(process.stdout_fd)[3]
-        assert modes & termios.ICANON
-        assert modes & termios.ECHO
-        assert modes & termios.ISIG
-        await end(process)
-        await finish(process)
+        process = await rig.start(lane, sys.executable, "-S", "-c", MODES, tty=SIZE)
+        assert (await process.stdio.read_all()).strip() == b"[True, True, True]"
+        process.close()
+
+
+# --- the end of input ---
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(b"", b""), (b"word", b"word"), (b"line\n", b"line\n"), (b"line\nword", b"line\nword")]
+)
+async def test_the_end_of_input_is_a_character_wherever_in_a_line_it_comes(before: bytes, after: bytes) -> None:
+    async with a_lane() as lane:
+        process = await start(lane, "stty -echo -onlcr; echo ready; cat; echo end")
+        await process.stdio.read_until(b"ready\n")
+        assert (await process.finish(before))[1] == after + b"end\n"
+
+
+async def test_in_raw_mode_there_is_no_such_character_and_nothing_is_sent() -> None:
+    async with a_lane() as lane:
+        script = "stty raw -echo min 0 time 10; echo ready; cat | od -An -tx1; echo end"
+        process = await start(lane, script)
+        await process.stdio.read_until(b"ready\n")
+        assert (await process.finish(b"ab"))[1].split() == [b"61", b"62", b"end"]
+
+
+async def test_a_client_that_is_held_sends_no_end() -> None:
+    async with a_lane() as lane:
+        process = await start(lane, "stty -echo; echo ready; read line; echo got $line", holds_stdin=True)
+        await process.stdio.read_until(b"ready\r\n")
+        process.stdio.close()
+        other = Client(process.process, STDIO)
+        await other.send(b"word\n")
+        assert await other.read_all() == b"got word\r\n"
+        other.close()
+        process.close()

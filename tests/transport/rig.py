@@ -132,7 +132,7 @@ class Rig:
     Attributes:
         endpoint: set by who derives from this.
         listener: for the endpoint.
-        abandoned, gaps, drained: how often the endpoint said so.
+        abandoned, gaps, drained, changes: how often the endpoint said so; the last: that a client came or left.
         then: called when it says that it is drained.
     """
 
@@ -141,6 +141,7 @@ class Rig:
     def __init__(self, directory: SocketDirectory) -> None:
         self.abandoned = 0
         self.gaps = 0
+        self.changes = 0
         self.then: Callable[[], None] = lambda: None
         self.drained = 0
         self.watcher = Watcher()
@@ -159,12 +160,15 @@ class Rig:
         self.drained += 1
         self.then()
 
+    def on_clients(self) -> None:
+        self.changes += 1
+
     def connect_blind(self) -> Client:
         """A client that is in the backlog, not served yet."""
         sock = socket.socket(socket.AF_UNIX)
+        self._clients.append(Client(sock))
         sock.connect(self.path)
         sock.setblocking(False)
-        self._clients.append(Client(sock))
         return self._clients[-1]
 
     async def connect(self) -> Client:

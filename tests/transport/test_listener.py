@@ -11,7 +11,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import IoError
-from fastclaw.transport.listener import SocketDirectory, is_trusted_peer, runtime_parent
+from fastclaw.transport.listener import SocketDirectory, is_trusted_peer, runtime_parent, turn_away
 
 
 def mode(path: Path) -> int:
@@ -92,6 +92,28 @@ def test_another_user_is_not_trusted() -> None:
     assert client.returncode == 0
     sockets.close()
     directory.remove()
+
+
+@pytest.mark.parametrize("sent", [b"", b"for nobody", bytes(200_000)])
+def test_who_is_turned_away_reads_an_end_whatever_it_has_sent(sent: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.setblocking(False)
+        if sent:
+            theirs.send(sent)
+        ours.setblocking(False)
+        turn_away(ours)
+        assert ours.fileno() == -1
+        assert theirs.recv(1) == b""
+        with pytest.raises(BrokenPipeError):
+            theirs.send(b"x")
+
+
+def test_who_has_left_by_then_is_turned_away_too() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    turn_away(ours)
+    assert ours.fileno() == -1
 
 
 def test_the_directory_of_a_dead_owner_goes_and_that_of_a_live_one_stays(short_dir: Path) -> None:

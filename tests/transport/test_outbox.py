@@ -180,3 +180,61 @@ def as_nobody_with_few_descriptors() -> Iterator[None]:
     finally:
         os.seteuid(0)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+TOO_LONG = bytes(8 << 20)
+"""More than any socket's buffer: sendmsg(2) answers EMSGSIZE, today and for ever."""
+
+
+async def test_a_frame_that_can_never_be_sent_is_refused_and_the_next_one_leaves() -> None:
+    before = open_descriptors()
+    with a_box() as (box, theirs):
+        with pytest.raises(ExecFailed, match="Message too long") as refused:
+            box.send(TOO_LONG, [os.dup(0)])
+        assert (refused.value.reason, refused.value.retryable) == ("io_error", False)
+        assert len(open_descriptors()) == len(before) + 2
+        box.send(b"next", [])
+        assert received(theirs) == [b"next"]
+
+
+async def test_one_that_waited_is_dropped_alone_and_its_sender_told() -> None:
+    before = open_descriptors()
+    told: list[ExecFailed] = []
+    with a_box() as (box, theirs):
+        count = fill(box)
+        box.send(TOO_LONG, [os.dup(0), os.dup(0)], on_dropped=told.append)
+        box.send(numbered(count), [])
+        assert told == []
+        assert await arrive(theirs, count + 1) == [numbered(number) for number in range(count + 1)]
+        assert [(error.reason, "Message too long" in str(error)) for error in told] == [("io_error", True)]
+        assert len(open_descriptors()) == len(before) + 2
+
+
+async def test_whoever_is_told_may_close_it() -> None:
+    told: list[ExecFailed] = []
+
+    def give_up(error: ExecFailed) -> None:
+        told.append(error)
+        box.close()
+
+    with a_box() as (box, theirs):
+        count = fill(box)
+        box.send(TOO_LONG, [], on_dropped=give_up)
+        assert await arrive(theirs, count) == [numbered(number) for number in range(count)]
+        await asyncio.sleep(0)
+        assert len(told) == 1
+
+
+async def test_a_descriptor_that_is_none_costs_its_own_frame_only(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody who asked is told by the log."""
+    before = open_descriptors()
+    none = 1 << 20
+    with a_box() as (box, theirs):
+        with pytest.raises(ExecFailed, match="Bad file descriptor"):
+            box.send(b"frame", [none, os.dup(0)])
+        count = fill(box)
+        box.send(b"frame", [none, os.dup(0)])
+        box.send(numbered(count), [])
+        assert await arrive(theirs, count + 1) == [numbered(number) for number in range(count + 1)]
+        assert len(open_descriptors()) == len(before) + 2
+    assert "Bad file descriptor" in caplog.text

@@ -1,6 +1,7 @@
 """A full close is told from a half-close, once, whenever it happens."""
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator
 from functools import partial
@@ -78,3 +79,39 @@ async def test_one_callback_may_unwatch_another_of_the_same_batch(watcher: Watch
     assert len(calls) == 1
     for ours, _ in pairs:
         ours.close()
+
+
+@pytest.mark.parametrize("first", ["hangup", "listener"])
+async def test_news_of_one_that_was_closed_is_not_for_who_got_its_number(watcher: Watcher, first: str) -> None:
+    """A client reconnects ("connect new, close old") while another one connects: all in one turn of the loop."""
+    ours, theirs = socket.socketpair()
+    old, its_peer = socket.socketpair()
+    made: list[socket.socket] = []
+    calls: list[str] = []
+
+    def replace() -> None:
+        if not made:
+            watcher.unwatch(old.fileno())
+            number = old.detach()
+            made.extend(socket.socketpair())
+            os.dup2(made[0].fileno(), number)
+            made[0].close()
+            made[0] = socket.socket(fileno=number)
+            watcher.watch_hangup(number, partial(calls.append, "the new one"))
+
+    if first == "hangup":
+        watcher.watch_hangup(ours.fileno(), replace)
+    else:
+        watcher.watch_listener(ours.fileno(), replace)
+    watcher.watch_hangup(old.fileno(), partial(calls.append, "the old one"))
+    theirs.close()
+    its_peer.close()
+    await turns()
+    assert made
+    assert calls == []
+    made[1].close()
+    await turns()
+    assert calls == ["the new one"]
+    watcher.unwatch(ours.fileno())
+    ours.close()
+    made[0].close()

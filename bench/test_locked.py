@@ -1,0 +1,94 @@
+"""`health` while commands hold the locks of their own pipes and a thousand exec calls are under way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench.lean_client import LeanClient
+from bench.processes import runs
+from bench.wire import Command, Wire
+from fastclaw.transport import procfs
+from fastclaw.transport.host import raise_file_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.programs import Programs
+    from bench.ratios import Ratios
+
+LOCKS = 100
+EXECS = 4_000
+AT_ONCE = [16, 1_000]
+"""What a supervisor has under way all the time; and a burst of it, behind which `health` must not queue either."""
+
+TRUE = Command(["/bin/true"], [])
+ALLOWED_MS = 50
+DEADLINE_S = 40
+"""For all of it, which takes some seconds: a runtime that touches a locked pipe hangs for ever, and so would this."""
+
+LOCKING = b"locking\n"
+
+
+def test_health(ratios: Ratios, programs: Programs) -> None:
+    raise_file_limit()
+    work = programs.path("work")
+    with served(work) as client, contextlib.ExitStack() as held:
+        for result in client.start([work, "lock"], LOCKS):
+            held.enter_context(connected(result["stdio_addr"]))
+            errors = held.enter_context(connected(result["stderr_addr"]))
+            assert errors.recv(len(LOCKING), socket.MSG_WAITALL) == LOCKING
+        found = {at_once: Wire(programs, client).health_during_exec(TRUE, EXECS, at_once) for at_once in AT_ONCE}
+    for at_once, times in found.items():
+        p50_ms, p99_ms = times.p50_us / 1000, times.p99_us / 1000
+        what = f"{LOCKS} locked pipes, {at_once} exec calls under way"
+        ratios.ratio(f"allowed p99 of health ({ALLOWED_MS} ms) / taken, {what}", ALLOWED_MS / p99_ms)
+        ratios.fact(f"health, {what}", f"p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms, {times.calls} calls")
+
+
+@contextlib.contextmanager
+def served(work: str) -> Iterator[LeanClient]:
+    """The local runtime, which is ended where it hangs: then the test fails, with that as its reason."""
+    client = LeanClient("local", {})
+    hangs = threading.Event()
+
+    def end() -> None:
+        hangs.set()
+        release(work)
+        client.process.kill()
+
+    timer = threading.Timer(DEADLINE_S, end)
+    timer.start()
+    try:
+        yield client
+        client.close()
+    except BaseException:
+        release(work)
+        client.end()
+        if hangs.is_set():
+            why = f"the runtime hangs: a command that locks its own pipe stops it ({DEADLINE_S} s)"
+            raise pytest.fail.Exception(why, pytrace=False) from None
+        raise
+    finally:
+        timer.cancel()
+
+
+def release(work: str) -> None:
+    """End every command that may hold a lock: nothing less lets go of a runtime that waits for one."""
+    for pid in procfs.pids():
+        if runs(pid, work):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def connected(address: str) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(DEADLINE_S)
+    client.connect(address)
+    return client

@@ -1,1 +1,0 @@
-"""Who holds the streams of processes: fastclaw itself, or relay workers where its descriptors do not suffice."""

@@ -1,0 +1,202 @@
+/* A pump at work for a run: collects both outputs within their bound, and feeds stdin.
+ *
+ * Of each stream the first `head` bytes are kept and, in a ring behind them, the last `limit - head`. As long as that is little it
+ * stays in the slot's memory and goes along with the end. What is more goes to a file in memory that fastclaw gets at once, so that
+ * it has what there is even where a neighbour locks the pipe and with it this pump: stdout at 0, stderr at `limit`. It is not
+ * mapped here: memory that main shares would be main's to the out-of-memory killer. */
+#include "spawner.h"
+#include <linux/memfd.h>
+
+enum {
+    SHORT_MS = 5,          /* a run that waits for longer is told to have started */
+    SHORT_TURNS = 64,      /* and one that never waits */
+    CHUNK_BYTES = 1 << 20, /* one splice */
+};
+
+struct collecting {
+    struct slot *slot;
+    struct pipes *pipes;
+    struct job *job;
+    u32 id, head, limit, input;
+    int file, filed, is_told, turns;
+};
+
+static void end_run(struct collecting *run, u32 why) {
+    ADD_BITS(&run->slot->meet, why);
+    if (run->slot->flags & F_WORKER) order_worker(&slots[run->job->request->place], run->id, 0, LEVEL_KILL);
+    else order(run->slot, run->id, 0, LEVEL_KILL);
+}
+
+static void touched_close(struct collecting *run, int *fd) {
+    TOUCH(run->slot);
+    SYS(close, *fd);
+    TOUCH(run->slot);
+    *fd = -1;
+}
+
+/* --- output --- */
+
+/* Where the next byte goes, and how many may go there: none where nothing more is kept. */
+static u32 room_at(struct collecting *run, u64 total, u32 *at) {
+    u32 ring = run->limit - run->head;
+    *at = total < run->head ? (u32)total : run->head + (ring ? (u32)((total - run->head) % ring) : 0);
+    return total < run->head ? run->head - *at : run->limit - *at;
+}
+
+/* What all runs have in files together. */
+static int count(struct collecting *run, u64 bytes) {
+    u64 now = __atomic_add_fetch(&collected_bytes, bytes, __ATOMIC_RELAXED);
+    run->slot->counted += bytes;
+    return now <= collect_bytes;
+}
+
+static int open_file(struct collecting *run) {
+    long fd = SYS(memfd_create, "fastclaw-run", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0) return 0;
+    run->file = (int)fd;
+    if (SYS(ftruncate, fd, 2 * (u64)run->limit)) return 0;
+    SYS(fcntl, fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+    tell_with(STORE, run->id, 0, 0, run->file);
+    return 1;
+}
+
+/* What is in memory first, at the same place. */
+static int move_to_file(struct collecting *run, int which) {
+    if (run->file < 0 && !open_file(run)) return 0;
+    run->filed |= 1 << which;
+    char *from = inline_store(run->slot, which);
+    return SYS(pwrite64, run->file, from, INLINE_BYTES, (u64)which * run->limit) == INLINE_BYTES;
+}
+
+static long keep_inline(struct collecting *run, int which, u32 at, u32 room) {
+    if (at + room > INLINE_BYTES) room = INLINE_BYTES - at;
+    return SYS(read, run->pipes->out[which], inline_store(run->slot, which) + at, room);
+}
+
+static long keep_in_file(struct collecting *run, int which, u32 at, u32 room) {
+    u64 offset = (u64)which * run->limit + at;
+    if (room > CHUNK_BYTES) room = CHUNK_BYTES;
+    return SYS(splice, run->pipes->out[which], 0, run->file, &offset, room, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+}
+
+static long throw_away(struct collecting *run, int which) {
+    return SYS(splice, run->pipes->out[which], 0, null, 0, CHUNK_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+}
+
+/* Whether the stream stays in the slot's memory with what comes next. */
+static int fits_inline(struct collecting *run, u64 total) {
+    return run->limit <= INLINE_BYTES || total < INLINE_BYTES;
+}
+
+/* Returns what was taken from the pipe, 0 at its end, or an error. Whoever tells the run's end waits until it is counted. */
+static long take_output(struct collecting *run, int which) {
+    u64 total = LOAD_OF(&run->slot->total[which]);
+    u32 at, room = room_at(run, total, &at);
+    u32 over = MEET_TOLD | MEET_OVERLOADED;
+    if (!fits_inline(run, total) && !(run->filed & 1 << which) && !move_to_file(run, which)) end_run(run, MEET_OVERLOADED);
+    TOUCH(run->slot);
+    u32 met = LOAD_OF(&run->slot->meet);
+    int is_kept = room && !(met & over);
+    long n = !is_kept ? throw_away(run, which)
+           : fits_inline(run, total) ? keep_inline(run, which, at, room) : keep_in_file(run, which, at, room);
+    if (n > 0 && !(met & MEET_TOLD)) {
+        STORE_TO(&run->slot->total[which], total + (u64)n);
+        if (is_kept && !fits_inline(run, total) && total < run->limit && !count(run, (u64)n)) end_run(run, MEET_OVERLOADED);
+        if (total + (u64)n > run->limit && run->slot->flags & F_LIMIT_KILLS) end_run(run, MEET_LIMITED);
+    }
+    TOUCH(run->slot);
+    return n;
+}
+
+static void on_output(struct collecting *run, int which) {
+    long n = take_output(run, which);
+    if (!n || (n < 0 && n != -EAGAIN && n != -EINTR)) touched_close(run, &run->pipes->out[which]);
+}
+
+static void wake_keeper(struct slot *slot) {
+    if (!unpark(&slot->meet)) SYS(kill, slot->pid, SIGUSR1);
+}
+
+/* What is in the pipes now, and no more: something may write to them for ever. */
+static void take_last(struct collecting *run) {
+    for (int i = 0; i < 2; i++) {
+        int left = 0;
+        if (run->pipes->out[i] < 0) continue;
+        TOUCH(run->slot);
+        SYS(ioctl, run->pipes->out[i], FIONREAD, &left);
+        TOUCH(run->slot);
+        for (long n = 1; left > 0 && (n > 0 || n == -EINTR); left -= n > 0 ? (int)n : 0) n = take_output(run, i);
+    }
+    ADD_BITS(&run->slot->meet, MEET_DRAINED);
+    wake_keeper(run->slot);
+}
+
+/* Nobody but the keeper has anything to say to a run. */
+static void on_message(struct collecting *run) {
+    struct control head;
+    struct passed passed;
+    if (receive(run->pipes->inbox, &head, sizeof head, &passed, MSG_DONTWAIT) == sizeof head) turn_down(&head, &passed);
+    close_passed(&passed);
+    if ((LOAD_OF(&run->slot->meet) & (MEET_LAST | MEET_DRAINED)) == MEET_LAST) take_last(run);
+}
+
+/* --- stdin --- */
+
+static void on_input(struct collecting *run, int events) {
+    struct job *job = run->job;
+    long n = -EPIPE;
+    TOUCH(run->slot);
+    if (!(events & POLLERR) && run->input) n = SYS(write, run->pipes->in, job->input, run->input);
+    else if (!(events & POLLERR) && job->input_file >= 0)
+        n = SYS(splice, job->input_file, 0, run->pipes->in, 0, CHUNK_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    TOUCH(run->slot);
+    if (n > 0 && run->input) { job->input += n; run->input -= (u32)n; }
+    int is_through = job->input_file < 0 && !run->input;
+    if (is_through || !n || (n < 0 && n != -EAGAIN && n != -EINTR)) touched_close(run, &run->pipes->in);
+}
+
+/* --- the turns --- */
+
+static void tell_started(struct collecting *run) {
+    run->is_told = 1;
+    tell(STARTED, run->id, 0, (int)(run->slot - slots));
+}
+
+static void turn(struct collecting *run) {
+    struct pipes *pipes = run->pipes;
+    struct pollfd of[4] = {{pipes->out[0], POLLIN, 0}, {pipes->out[1], POLLIN, 0}, {pipes->in, POLLOUT, 0}, {pipes->inbox, POLLIN, 0}};
+    struct moment pause = {0, SHORT_MS * 1000000};
+    long n = SYS(ppoll, of, 4, run->is_told ? 0 : &pause, 0, 8);
+    if (!run->is_told && (!n || ++run->turns > SHORT_TURNS)) tell_started(run);
+    if (n <= 0) return;
+    for (int i = 0; i < 2; i++) if (of[i].revents) on_output(run, i);
+    if (of[2].revents) on_input(run, of[2].revents);
+    if (of[3].revents) on_message(run);
+}
+
+/* It has closed its streams, and goes on. Usually it has ended, and that is told within microseconds. */
+static void tell_if_it_goes_on(struct collecting *run) {
+    u64 until = now_ms() + SHORT_MS;
+    u32 met;
+    while (!((met = LOAD_OF(&run->slot->meet)) & MEET_EXIT) && now_ms() < until) park(&run->slot->meet, met, SHORT_MS);
+    if (!(met & MEET_EXIT)) tell_started(run);
+}
+
+/* A keeper that has told the end, or waits to, is woken: it may have the slot's next process. */
+static void meet_keeper(struct collecting *run) {
+    u32 met = ADD_BITS(&run->slot->meet, MEET_OVER);
+    if (!(met & (MEET_EXIT | MEET_TOLD)) && !run->is_told) tell_if_it_goes_on(run);
+    if (!(met & MEET_EXIT)) return;
+    if (met & MEET_TOLD) tell(FREE, run->id, 0, 0);
+    else tell_done(run->slot, run->id, WITH_FREE | (met & MEET_EMPTY ? WITH_EMPTY : 0));
+    wake_keeper(run->slot);
+}
+
+void collect(struct slot *slot, struct job *job, struct pipes *pipes, u32 id) {
+    struct start *request = job->request;
+    struct collecting run = {slot, pipes, job, id, request->head, request->limit, request->input, -1, 0, 0, 0};
+    while (pipes->out[0] >= 0 || pipes->out[1] >= 0 || pipes->in >= 0) turn(&run);
+    if (run.file >= 0) SYS(close, run.file);
+    uncount(slot);
+    meet_keeper(&run);
+}

@@ -1,0 +1,97 @@
+/* Frames on packet sockets, with the descriptors that go along. */
+#include "spawner.h"
+
+/* One frame; its descriptors are close-on-exec. A frame that was cut short is no frame: -EBADMSG. */
+long receive(int from, void *frame, size_t bytes, struct passed *passed, int flags) {
+    _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+    struct iovec part = {frame, bytes};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space};
+    message.msg_controllen = CMSG_LEN(sizeof(int) * MAX_FDS); /* without the padding, in which one more has room */
+    passed->count = 0;
+    long n = SYS(recvmsg, from, &message, MSG_CMSG_CLOEXEC | flags);
+    if (n < 0) return n; /* an empty frame may have some, too */
+    struct cmsghdr *head = (struct cmsghdr *)space;
+    if (message.msg_controllen >= sizeof *head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS) {
+        passed->count = (int)((head->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        memcpy(passed->fd, CMSG_DATA(head), sizeof(int) * (size_t)passed->count);
+    }
+    return message.msg_flags & (MSG_TRUNC | MSG_CTRUNC) ? -EBADMSG : n;
+}
+
+void close_passed(struct passed *passed) {
+    while (passed->count > 0) SYS(close, passed->fd[--passed->count]);
+}
+
+/* Of one that nobody serves: it reads an end, and no reset, which input that nobody read would make of it. Main, which has a
+ * duplicate, sees it as a hang-up. */
+void end_client(int fd) {
+    char nowhere[2048];
+    SYS(shutdown, fd, SHUT_RDWR);
+    while (SYS(recvfrom, fd, nowhere, sizeof nowhere, MSG_DONTWAIT, 0, 0) > 0) {}
+}
+
+/* A pump's message that came too late, or was for another process: nobody may wait for what becomes of it. */
+void turn_down(struct control *head, struct passed *passed) {
+    if (head->op == ATTACH && passed->count) end_client(passed->fd[0]);
+    if (head->op == FORK) tell(REFUSED, head->id, ESRCH, STEP_ADOPT);
+    close_passed(passed);
+}
+
+/* `whom`: of a datagram socket, which never waits for room; of the others, nobody. */
+long say(int to, struct iovec *parts, int count, const int *fds, int passed, struct sockaddr_un *whom, u32 whom_bytes) {
+    _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int) * MAX_FDS)] = {0};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count, .msg_name = whom, .msg_namelen = whom_bytes};
+    if (passed) {
+        struct cmsghdr *head = (struct cmsghdr *)space;
+        head->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)passed);
+        head->cmsg_level = SOL_SOCKET;
+        head->cmsg_type = SCM_RIGHTS;
+        memcpy(CMSG_DATA(head), fds, sizeof(int) * (size_t)passed);
+        message.msg_control = space;
+        message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)passed);
+    }
+    long n;
+    while ((n = SYS(sendmsg, to, &message, MSG_NOSIGNAL | (whom ? MSG_DONTWAIT : 0))) == -EINTR) {}
+    return n;
+}
+
+void tell_with(u32 op, u32 id, int a, int b, int fd) {
+    struct event event = {.op = op, .id = id, .a = a, .b = b};
+    struct iovec part = {&event, sizeof event};
+    say(channel, &part, 1, &fd, fd >= 0, NULL, 0);
+}
+
+void tell(u32 op, u32 id, int a, int b) { tell_with(op, id, a, b, -1); }
+
+static u64 microseconds(struct timeval *of) { return (u64)of->tv_sec * 1000000 + (u64)of->tv_usec; }
+
+static struct event end_of(struct slot *slot, u32 op, u32 id, int flags) {
+    return (struct event){.op = op, .id = id, .a = slot->status, .b = flags, .user_us = microseconds(&slot->used.ru_utime),
+                          .system_us = microseconds(&slot->used.ru_stime), .max_rss_kb = (u64)slot->used.ru_maxrss};
+}
+
+void tell_exit(struct slot *slot, u32 id, int flags) {
+    struct event event = end_of(slot, EXITED, id, flags);
+    struct iovec part = {&event, sizeof event};
+    say(channel, &part, 1, NULL, 0, NULL, 0);
+}
+
+/* What a run had in its file goes with it, or with its pump. */
+void uncount(struct slot *slot) {
+    __atomic_sub_fetch(&collected_bytes, slot->counted, __ATOMIC_RELAXED);
+    slot->counted = 0;
+}
+
+/* A run's end, with what its streams left in memory; what went to a file, fastclaw has already. */
+void tell_done(struct slot *slot, u32 id, int flags) {
+    u32 meet = LOAD_OF(&slot->meet);
+    flags |= (meet & MEET_LIMITED ? LIMITED : 0) | (meet & MEET_OVERLOADED ? OVERLOADED : 0);
+    struct done done = {.event = end_of(slot, DONE, id, flags)};
+    struct iovec parts[3] = {{&done, sizeof done}};
+    for (int i = 0; i < 2; i++) {
+        done.total[i] = LOAD_OF(&slot->total[i]);
+        done.given[i] = done.total[i] < INLINE_BYTES ? (u32)done.total[i] : INLINE_BYTES;
+        parts[1 + i] = (struct iovec){inline_store(slot, i), done.given[i]};
+    }
+    say(channel, parts, 3, NULL, 0, NULL, 0);
+}

@@ -1,0 +1,455 @@
+/* Main: PID 1 of a container, or a child of fastclaw. It heeds orders, reaps, and waits for nothing that a container owns. */
+#include "spawner.h"
+#include <linux/close_range.h>
+#include <netinet/in.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+
+/* Low numbers: a keeper takes these with it, and none of the thousands of clients' duplicates. */
+enum { CONTROL = 3, NULL_DEVICE, POST, CHANNEL, FIRST_FREE };
+enum { NOWHERE = ~0u };
+enum { ASLEEP_MS = 500 }; /* in one call on a pipe: the longest that one takes which only copies is some ms */
+enum { READY_MS = 2000 }; /* for a keeper to say that it has a pump: 0.1 ms; a machine that swaps may take longer */
+
+struct slot *slots;
+u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps;
+u64 collect_bytes, collected_bytes;
+int control = CONTROL, channel = CHANNEL, post = POST, null = NULL_DEVICE, dying, is_batch;
+struct sockaddr_un post_address;
+u32 post_bytes;
+
+static u32 keepers;
+static int strays, hang_ups = -1;
+static long user_error;
+
+static void answer(u32 id, long error, int value, int fd) {
+    struct event event = {.op = ANSWER, .id = id, .a = error < 0 ? (int)-error : 0, .b = value};
+    struct iovec part = {&event, sizeof event};
+    say(control, &part, 1, &fd, fd >= 0, NULL, 0);
+}
+
+/* --- keepers --- */
+
+static struct slot *vacant_slot(void) {
+    static u32 next; /* where to look first: the ones before are likely taken */
+    u32 tried = 0;
+    while (tried < MAX_KEEPERS && (slots[next].pid || slots[next].id)) { tried++; next = (next + 1) % MAX_KEEPERS; }
+    if (tried == MAX_KEEPERS) return NULL; /* a lost one's stack may be in use */
+    struct slot *slot = &slots[next];
+    if (!slot->memory && !(slot->memory = map(SLOT_BYTES, -1))) return NULL;
+    return slot;
+}
+
+/* The table of descriptors is shared until the keeper has taken its own: a copy of thousands would keep its size. */
+static long add_keeper(struct slot **made) {
+    struct slot *slot = vacant_slot();
+    if (!slot) return -EAGAIN;
+    slot->id = slot->child = slot->pump = slot->is_made = slot->retired = slot->takes_requests = 0;
+    slot->client[0] = slot->client[1] = -1;
+    unsigned long flags = CLONE_VM | CLONE_FILES | CLONE_PARENT_SETTID | SIGCHLD;
+    long pid = fork_with(flags, slot->memory + KEEPER_STACK, &slot->pid, keeper, slot);
+    if (pid < 0) { slot->pid = 0; return pid; }
+    if (used_slots <= (u32)(slot - slots)) used_slots = (u32)(slot - slots) + 1;
+    keepers++;
+    *made = slot;
+    return 0;
+}
+
+/* 0 once it has a pump; else what was in the way, and it ends. */
+static long await_pump(struct slot *slot) {
+    u64 until = now_ms() + READY_MS;
+    while (!LOAD_OF(&slot->is_made) && now_ms() < until) park(&slot->is_made, 0, READY_MS);
+    u32 made = LOAD_OF(&slot->is_made);
+    if (made >> 31) return 0;
+    slot->retired = 1; /* nobody counts on it */
+    return made ? -(long)made : -EAGAIN;
+}
+
+/* All of them first, so that they come up side by side. */
+static void grow(u32 id, u32 count) {
+    enum { AT_ONCE = 64 };
+    struct slot *made[AT_ONCE];
+    long error = user_error;
+    u32 added = 0, begun;
+    for (u32 left = count; left && !error; left -= begun) {
+        u32 most = left < AT_ONCE ? left : AT_ONCE;
+        for (begun = 0; begun < most && !(error = add_keeper(&made[begun])); begun++) {}
+        for (u32 i = 0; i < begun; i++) {
+            long failed = await_pump(made[i]);
+            if (failed) error = failed; else added++;
+        }
+    }
+    answer(id, error, (int)added, -1);
+}
+
+/* --- orders --- */
+
+/* `place`: where its slot is, if that is known. */
+static struct slot *find(u32 id, u32 place) {
+    if (!id) return NULL;
+    if (place < used_slots) return LOAD_OF(&slots[place].id) == id ? &slots[place] : NULL;
+    for (u32 i = 0; i < used_slots; i++) if (slots[i].id == id) return &slots[i];
+    return NULL;
+}
+
+static void end(struct slot *slot, u32 id, u32 level) {
+    order(slot, id, 0, level);
+    if (level == LEVEL_KILL && slot->pid) SYS(kill, slot->pid, SIGCONT); /* 0: its keeper is dead, and that would be our group */
+}
+
+/* Enters a worker for the keeper to look at. Where that has gone meanwhile, one of both turns it away. */
+static long enter(struct slot *slot, u32 template, u32 id, u32 pid) {
+    if (!slot || !slot->pid || !(slot->flags & F_TEMPLATE)) return -ESRCH;
+    if (!slot->brood && !(slot->brood = map(sizeof(struct brood), -1))) return -ENOMEM;
+    struct brood *brood = slot->brood;
+    u32 at = 0;
+    while (at < brood->used && __atomic_load_n(&brood->workers[at].state, __ATOMIC_ACQUIRE) != VACANT) at++;
+    if (at == MAX_BROOD) return -EAGAIN;
+    struct worker *worker = &brood->workers[at];
+    worker->pid = pid;
+    worker->id = id;
+    worker->level = 0;
+    for (int i = 0; i < 3; i++) __atomic_store_n(&worker->orders[i], (u64)id << 32, __ATOMIC_RELEASE);
+    __atomic_store_n(&worker->state, ASKED, __ATOMIC_SEQ_CST);
+    if (at == brood->used) __atomic_store_n(&brood->used, at + 1, __ATOMIC_SEQ_CST);
+    wake_brood(slot);
+    if (__atomic_load_n(&slot->id, __ATOMIC_SEQ_CST) != template) turn_away(worker, ESRCH);
+    return 0;
+}
+
+static void enter_or_refuse(struct control *asked) {
+    long error = enter(find(asked->b, NOWHERE), asked->b, asked->id, asked->a);
+    if (error) tell(REFUSED, asked->id, (int)-error, STEP_ADOPT);
+}
+
+/* `b`: the template whose worker it is, if it is one. */
+static void leave_for(struct control *asked, int word, u32 bits) {
+    struct slot *slot = find(asked->b ? asked->b : asked->id, asked->place);
+    if (asked->b) order_worker(slot, asked->id, word, bits);
+    else if (slot && !word) end(slot, asked->id, bits);
+    else if (slot) order(slot, asked->id, word, bits);
+}
+
+static void end_all(u32 level) {
+    for (u32 i = 0; i < used_slots; i++) if (slots[i].id) end(&slots[i], slots[i].id, level);
+}
+
+static void listen_for(struct control *asked) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = __builtin_bswap16((uint16_t)asked->a)};
+    socklen_t bytes = sizeof address;
+    int one = 1;
+    address.sin_addr.s_addr = __builtin_bswap32(INADDR_LOOPBACK);
+    long fd = SYS(socket, AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), error = fd;
+    if (fd >= 0) error = SYS(setsockopt, fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (error >= 0) error = SYS(bind, fd, &address, sizeof address);
+    if (error >= 0) error = SYS(listen, fd, asked->b);
+    if (error >= 0) error = SYS(getsockname, fd, &address, &bytes);
+    answer(asked->id, error, __builtin_bswap16(address.sin_port), error < 0 ? -1 : (int)fd);
+    if (fd >= 0) SYS(close, fd);
+}
+
+/* --- clients: main keeps a duplicate of each one's socket. So it sees them hang up, and can end them, while their pump sleeps --- */
+
+static long post_to(struct slot *slot, struct control *order, int fd) {
+    struct iovec part = {order, sizeof *order};
+    return say(post, &part, 1, &fd, fd >= 0, &slot->inbox, slot->inbox_bytes);
+}
+
+/* Taken out of the set by name: its pump may have it still, for its last input, and to close it is no end of it there. */
+static void forget_client(struct slot *slot, int which) {
+    int fd = slot->client[which];
+    slot->client[which] = -1;
+    if (fd < 0) return;
+    SYS(epoll_ctl, hang_ups, EPOLL_CTL_DEL, fd, 0);
+    SYS(close, fd);
+}
+
+static long watch(struct slot *slot, int which, u32 id, int fd) {
+    struct epoll_event event = {.events = EPOLLET, .data = {.u64 = (u64)(slot - slots) << 1 | (u64)which}};
+    forget_client(slot, which);
+    long error = SYS(epoll_ctl, hang_ups, EPOLL_CTL_ADD, fd, &event);
+    if (error) return error;
+    slot->client[which] = fd;
+    slot->client_id[which] = id;
+    return 0;
+}
+
+/* Where the streams are over, or the pump does not keep up, the client reads an end; fastclaw is told that it left. */
+static void attach(struct slot *slot, struct control *asked, struct passed *passed) {
+    int which = asked->a & 1, fd = passed->fd[0];
+    if (!slot || watch(slot, which, asked->id, fd)) {
+        end_client(fd);
+        tell(LEFT, asked->id, which, 0);
+        return;
+    }
+    passed->count = 0;
+    if (post_to(slot, asked, fd) > 0 && !(LOAD_OF(&slot->meet) & MEET_OVER)) return;
+    end_client(fd); /* which is seen as a hang-up */
+}
+
+static void see_hang_ups(void) {
+    struct epoll_event events[64];
+    long count = SYS(epoll_pwait, hang_ups, events, 64, 0, 0, 8);
+    for (long i = 0; i < count; i++) {
+        struct slot *slot = &slots[events[i].data.u64 >> 1];
+        int which = events[i].data.u64 & 1, error = 0;
+        u32 bytes = sizeof error;
+        if (!(events[i].events & EPOLLHUP) || slot->client[which] < 0) continue;
+        SYS(getsockopt, slot->client[which], SOL_SOCKET, SO_ERROR, &error, &bytes);
+        forget_client(slot, which);
+        tell(LEFT, slot->client_id[which], which, error == ECONNRESET);
+    }
+}
+
+/* What a pump is to do stays in its slot, so that none of it is lost where it does not keep up; only the first wakes it. */
+static void wish(struct slot *slot, struct control *asked, u32 bits) {
+    int left = leave_order(&slot->wishes, asked->id, 0, bits);
+    if (left == 2 || (left && !slot->is_nudged)) slot->is_nudged = post_to(slot, asked, -1) > 0;
+}
+
+/* Asked twice, and not at once: a pump that is in the same call as then sleeps in it. Then its clients are ended here. */
+static void look(struct slot *slot, struct control *asked) {
+    u32 touching = LOAD_OF(&slot->touching);
+    u64 now = now_ms();
+    int is_same = touching & 1 && touching == slot->looked;
+    if (!is_same) { slot->looked = touching; slot->looked_at = now; }
+    if (!is_same || now < slot->looked_at + ASLEEP_MS) { wish(slot, asked, WISH_LOOK); return; }
+    for (int i = 0; i < 2; i++) if (slot->client[i] >= 0) SYS(shutdown, slot->client[i], SHUT_RDWR);
+    tell(STUCK, asked->id, 0, 0);
+}
+
+/* --- what fastclaw says --- */
+
+static void pass_on(struct control *asked, struct passed *passed) {
+    struct slot *slot = find(asked->id, asked->place);
+    if (asked->op == ATTACH) attach(slot, asked, passed);
+    else if (slot && asked->op == LOOK) look(slot, asked);
+    else if (slot && asked->op == FINISH) order(slot, asked->id, 0, LEVEL_FINISH);
+    else if (slot && asked->op == RELEASE) wish(slot, asked, asked->a ? WISH_RELEASE | WISH_CUT : WISH_RELEASE);
+    else if (slot) { STORE_TO(&slot->window, asked->a); wish(slot, asked, WISH_RESIZE); }
+}
+
+/* Returns 0 for a frame that is none of ours, and for the wish to end. */
+static int obey(struct control *asked, long bytes, struct passed *passed) {
+    if (bytes != (long)sizeof *asked) return 0;
+    u32 level, word;
+    switch (asked->op) {
+    case GROW:
+        if (asked->a > MAX_KEEPERS) return 0;
+        grow(asked->id, asked->a);
+        return 1;
+    case PING: answer(asked->id, 0, (int)keepers, -1); return 1;
+    case LISTEN:
+        if (asked->a > 65535) return 0;
+        listen_for(asked);
+        return 1;
+    case SIGNAL:
+        if (asked->a < 1 || asked->a > 64) return 0;
+        word = 1 + (asked->a > 32);
+        leave_for(asked, (int)word, 1u << (asked->a - 1) % 32);
+        return 1;
+    case END:
+        level = asked->a;
+        if (level != LEVEL_TERM && level != LEVEL_KILL) return 0;
+        if (!asked->id) end_all(level);
+        else leave_for(asked, 0, level);
+        return 1;
+    case ADOPT:
+        if (!asked->id || !asked->a || !asked->b) return 0;
+        enter_or_refuse(asked);
+        return 1;
+    case ATTACH:
+        if (passed->count != 1 || asked->a > 1) return 0;
+        pass_on(asked, passed);
+        return 1;
+    case RELEASE: case LOOK: case RESIZE: case FINISH: pass_on(asked, passed); return 1;
+    default: return 0;
+    }
+}
+
+/* --- ends --- */
+
+static void tell_lost(void) {
+    for (u32 i = 0; i < used_slots; i++) {
+        if (slots[i].pid || !slots[i].id) continue;
+        tell(LOST, slots[i].id, 0, 0);
+        for (u32 k = 0; slots[i].brood && k < slots[i].brood->used; k++) {
+            struct worker *worker = &slots[i].brood->workers[k];
+            if (worker->state != VACANT) tell(LOST, worker->id, 0, 1); /* no keeper of its own */
+            worker->state = VACANT;
+        }
+        for (int k = 0; k < 2; k++) {
+            if (slots[i].client[k] >= 0) end_client(slots[i].client[k]);
+            forget_client(&slots[i], k); /* whoever has the slot next has none */
+        }
+        uncount(&slots[i]);
+        slots[i].id = 0;
+    }
+}
+
+/* One that kept nobody is missed too, unless it was sent home. */
+static void bury(struct slot *slot) {
+    if (slot->id) strays = 1; /* its number stays until they are gone: then it is told */
+    else if (!slot->retired) tell(LOST, 0, 0, 0);
+    slot->pid = 0;
+    for (int k = 0; k < 3; k++) slot->orders[k] = 0;
+    keepers--;
+}
+
+/* Ours are the keepers only. Whatever else falls to us lost its keeper, so it is ended. Returns what wait4 said last. */
+static long reap(void) {
+    struct prey everything = {.root = main_pid};
+    long pid;
+    while ((pid = SYS(wait4, -1, 0, WNOHANG | __WALL, 0)) > 0)
+        for (u32 i = 0; i < used_slots; i++) if (slots[i].pid == (u32)pid) bury(&slots[i]);
+    if (strays && !(strays = hunt(&everything, LEVEL_KILL) > 0)) tell_lost();
+    return pid;
+}
+
+/* The kernel ends a PID namespace with its init. On a host every tree is ended by its keeper. */
+static _Noreturn void end_everything(void) {
+    struct moment pause = {0, HUNT_MS * 1000000};
+    u64 wakes = bit(SIGCHLD);
+    if (main_pid == 1) leave(0);
+    dying = 1;
+    SYS(shutdown, channel, SHUT_RDWR);
+    strays = 1;
+    while (reap() != -ECHILD) {
+        end_all(LEVEL_KILL);
+        SYS(rt_sigtimedwait, &wakes, 0, &pause, sizeof wakes);
+    }
+    leave(0);
+}
+
+static _Noreturn void attend(void) {
+    static _Alignas(8) char frame[FRAME_BYTES];
+    u64 chld = bit(SIGCHLD);
+    long children = SYS(signalfd4, -1, &chld, sizeof chld, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (children < 0) leave(4);
+    for (;;) {
+        struct moment pause = {0, HUNT_MS * 1000000}; /* ppoll writes to it */
+        struct pollfd of[4] = {{control, POLLIN, 0}, {(int)children, POLLIN, 0}, {channel, 0, 0}, {hang_ups, POLLIN, 0}};
+        SYS(ppoll, of, 4, strays ? &pause : 0, 0, 8);
+        int died = of[1].revents; /* or since the poll: what is read here is never told again */
+        while (SYS(read, children, frame, sizeof frame) > 0) died = 1;
+        if (died || strays) reap();
+        if (of[2].revents) end_everything();
+        if (of[3].revents) see_hang_ups();
+        if (!of[0].revents) continue;
+        struct passed passed;
+        long n = receive(control, frame, sizeof frame, &passed, 0);
+        int sound = n > 0 && obey((struct control *)frame, n, &passed);
+        close_passed(&passed);
+        if (!sound && n != -EINTR) end_everything();
+    }
+}
+
+/* --- the beginning --- */
+
+static void reset_signals(void) {
+    struct { u64 handler, flags, restorer, mask; } standard = {0};
+    u64 all = ~0ull;
+    for (int signum = 1; signum <= 64; signum++) SYS(rt_sigaction, signum, &standard, 0, sizeof all);
+    SYS(rt_sigprocmask, SIG_SETMASK, &all, 0, sizeof all);
+}
+
+static void move_to(int fd, int number) {
+    if (fd == number) SYS(fcntl, fd, F_SETFD, FD_CLOEXEC);
+    else if (SYS(dup3, fd, number, O_CLOEXEC) < 0) leave(1);
+    else SYS(close, fd);
+}
+
+/* argv[1]: the path of the socket to connect to, or the number of a descriptor that is connected already. */
+static int reach(const char *where) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    size_t bytes = length(where);
+    if (*where != '/') {
+        int fd = 0;
+        while (*where >= '0' && *where <= '9') fd = fd * 10 + *where++ - '0';
+        return fd;
+    }
+    if (bytes >= sizeof address.sun_path) leave(2);
+    memcpy(address.sun_path, where, bytes + 1);
+    long fd = SYS(socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (fd < 0 || SYS(connect, fd, &address, sizeof address)) leave(2);
+    return (int)fd;
+}
+
+/* Where pumps are written to from: what they hear comes from this socket only. So all that they have not heard yet lies in its
+ * buffer, and each that sleeps may have two clients and a message waiting. Without CAP_NET_ADMIN it gets 2 * net.core.wmem_max, which
+ * is enough for 180 of them by default (socket(7)). */
+static void open_post(void) {
+    struct sockaddr_un nobody = {.sun_family = AF_UNIX};
+    int room = MAX_KEEPERS * 3 * 1024;
+    long fd = SYS(socket, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    post_bytes = sizeof post_address;
+    if (fd < 0 || SYS(bind, fd, &nobody, sizeof nobody.sun_family)) leave(1);
+    if (SYS(getsockname, fd, &post_address, &post_bytes)) leave(1);
+    if (SYS(setsockopt, fd, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room)) SYS(setsockopt, fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+    move_to((int)fd, POST);
+}
+
+/* The environment goes along: it is what the engine made of the image's. */
+static void greet(char **envp) {
+    static char frame[HELLO_BYTES];
+    char probe[1], path[64];
+    *put(put_number(put(path, "/proc/self/task/"), main_pid), "/children") = 0;
+    u32 facts = (slurp(path, probe, sizeof probe) >= 0) | (u32)(find_capabilities() == ALL_CAPS) << 1;
+    struct hello hello = {HELLO, MAGIC, VERSION, facts};
+    size_t bytes = sizeof hello;
+    memcpy(frame, &hello, sizeof hello);
+    for (; *envp; envp++) {
+        size_t more = length(*envp) + 1;
+        if (bytes + more > sizeof frame) leave(3);
+        memcpy(frame + bytes, *envp, more);
+        bytes += more;
+    }
+    struct iovec part = {frame, bytes};
+    if (say(control, &part, 1, NULL, 0, NULL, 0) < 0) leave(3);
+}
+
+static void be_welcomed(void) {
+    struct welcome welcome;
+    struct passed passed;
+    if (receive(control, &welcome, sizeof welcome, &passed, 0) != sizeof welcome || welcome.op != WELCOME) leave(3);
+    if (welcome.version != VERSION || passed.count != 1) leave(3);
+    welcome_flags = welcome.flags;
+    keeper_uid = welcome.uid;
+    collect_bytes = welcome.collect_bytes;
+    move_to(passed.fd[0], CHANNEL);
+}
+
+static void open_null(void) {
+    long fd = SYS(openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
+    if (fd < 0) leave(1);
+    move_to((int)fd, NULL_DEVICE);
+    for (int number = 0; number < 3; number++) SYS(dup3, NULL_DEVICE, number, 0);
+}
+
+__attribute__((used)) _Noreturn void begin(long *stack) {
+    char **argv = (char **)(stack + 1), **envp = argv + stack[0] + 1;
+    if (stack[0] != 2) leave(1);
+    main_pid = (u32)SYS(getpid);
+    SYS(prctl, PR_SET_DUMPABLE, 0);
+    SYS(setsid);
+    reset_signals();
+    if (main_pid != 1) SYS(prctl, PR_SET_CHILD_SUBREAPER, 1);
+    move_to(reach(argv[1]), CONTROL);
+    if (SYS(close_range, CONTROL + 1, ~0u, 0)) leave(6); /* Linux 5.9 */
+    open_null();
+    open_post();
+    slots = map(sizeof(struct slot) * MAX_KEEPERS, -1);
+    if (!slots) leave(1);
+    greet(envp);
+    be_welcomed();
+    hang_ups = (int)SYS(epoll_create1, EPOLL_CLOEXEC);
+    if (hang_ups < 0) leave(1);
+    held_caps = find_capabilities();
+    if (welcome_flags & W_CONFINE) {
+        SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        keep_capabilities();
+        user_error = take_own_user();
+        if (filter_calls() < 0) leave(5);
+    }
+    attend();
+}

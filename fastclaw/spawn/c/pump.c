@@ -1,0 +1,281 @@
+/* A pump: takes one request after the other from the channel, makes its streams, starts its command and moves its bytes. */
+#include "spawner.h"
+
+static void close_fd(int *fd) {
+    if (*fd >= 0) SYS(close, *fd);
+    *fd = -1;
+}
+
+/* --- the streams of a process --- */
+
+/* `ours`: 0 to read, 1 to write. Ours does not block; the command's does, as every program expects of its stdio. */
+static long make_pipe(int ours, int *our_fd, int *their_fd) {
+    int ends[2];
+    long error = SYS(pipe2, ends, O_CLOEXEC);
+    if (error) return error;
+    SYS(fcntl, ends[ours], F_SETFL, O_NONBLOCK);
+    *our_fd = ends[ours];
+    *their_fd = ends[1 - ours];
+    return 0;
+}
+
+static long make_pipes(struct job *job, struct pipes *pipes) {
+    u32 flags = job->request->flags;
+    long error = 0;
+    if (!(flags & F_NULL_STDIN)) error = make_pipe(1, &pipes->in, &job->stdio[0]);
+    if (!error) error = make_pipe(0, &pipes->out[0], &job->stdio[1]);
+    if (!error && !(flags & F_MERGE)) error = make_pipe(0, &pipes->out[1], &job->stdio[2]);
+    return error;
+}
+
+static long make_terminal(struct job *job, struct pipes *pipes) {
+    int slave = -1;
+    long master = open_terminal(job, &slave);
+    if (master < 0) return master;
+    pipes->is_terminal = 1;
+    pipes->out[0] = (int)master;
+    job->stdio[1] = slave;
+    if (job->request->flags & F_NULL_STDIN) return 0;
+    long input = SYS(fcntl, master, F_DUPFD_CLOEXEC, 3);
+    pipes->in = (int)input;
+    return input < 0 ? input : 0;
+}
+
+static long make_control(struct job *job, struct pipes *pipes) {
+    int ends[2];
+    long error = SYS(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends);
+    if (error) return error;
+    SYS(fcntl, ends[0], F_SETFL, O_NONBLOCK);
+    pipes->control = ends[0];
+    job->control = ends[1];
+    return 0;
+}
+
+/* They belong to the command's user, who may open them again by name: /dev/stdout. A change of the user takes the parent-death
+ * signal away (prctl(2)); if the keeper died meanwhile, so does the pump. */
+static long make_streams(struct job *job, struct pipes *pipes) {
+    u32 flags = job->request->flags;
+    int lent = flags & F_IDENTITY;
+    long own = lent ? SYS(setfsuid, job->request->uid) : 0;
+    long error = flags & F_TTY ? make_terminal(job, pipes) : make_pipes(job, pipes);
+    if (!error && flags & F_TEMPLATE) error = make_control(job, pipes);
+    if (lent) {
+        SYS(setfsuid, own);
+        SYS(prctl, PR_SET_DUMPABLE, 0); /* see take_pump_user */
+        SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
+        if ((u32)SYS(getppid) != job->slot->pid) leave(1);
+    }
+    return error;
+}
+
+/* The last close of an end waits for whoever has locked the pipe, and the command may have closed its own by now. */
+static void close_theirs(struct job *job) {
+    TOUCH(job->slot);
+    for (int i = 0; i < 3; i++) close_fd(&job->stdio[i]);
+    close_fd(&job->control);
+    TOUCH(job->slot);
+}
+
+static void close_ours(struct pipes *pipes) {
+    close_fd(&pipes->in);
+    close_fd(&pipes->out[0]);
+    close_fd(&pipes->out[1]);
+    close_fd(&pipes->control);
+}
+
+/* --- a start --- */
+
+/* For the child: what it was given none of is empty, its stderr may be its stdout, and a terminal is all three. */
+static void fill_stdio(struct job *job, int stdio[3]) {
+    u32 flags = job->request->flags;
+    memcpy(stdio, job->stdio, sizeof job->stdio);
+    if (stdio[2] < 0) stdio[2] = stdio[1];
+    if (stdio[0] < 0) stdio[0] = flags & F_TTY && !(flags & F_NULL_STDIN) ? stdio[1] : null;
+}
+
+/* Its parent is the keeper (CLONE_PARENT). Returns 0, or what is wrong where there is nothing for the keeper to reap. */
+static long start_command(struct job *job) {
+    struct slot *slot = job->slot;
+    struct job theirs = *job;
+    fill_stdio(job, theirs.stdio);
+    unsigned long flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT | CLONE_PARENT_SETTID;
+    long child = fork_with(flags, 0, &slot->child, command, &theirs);
+    return child < 0 ? child : 0;
+}
+
+enum { TEMPLATE_MS = 5000 }; /* for a template to take what was asked of it before: a fork takes it some ms */
+
+/* To the pump of the worker's template, which hands it on. The template answers fastclaw. */
+static long ask_template(struct job *job, int spilled) {
+    struct start *request = job->request;
+    struct slot *of = &slots[request->place];
+    struct control head = {FORK, request->id, spilled >= 0, 0, 0};
+    struct iovec parts[2] = {{&head, sizeof head}, {job->strings, spilled < 0 ? request->bytes : 0}};
+    int stdio[3], fds[5], count = 0;
+    u64 until = now_ms() + TEMPLATE_MS;
+    fill_stdio(job, stdio);
+    fds[count++] = job->go;
+    for (int i = request->flags & F_NULL_STDIN ? 1 : 0; i < 3; i++) fds[count++] = stdio[i];
+    if (spilled >= 0) fds[count++] = spilled;
+    for (;;) {
+        struct moment pause = {0, 1000000};
+        if (!LOAD_OF(&of->takes_requests)) return -ESRCH;
+        long n = say(post, parts, 2, fds, count, &of->inbox, of->inbox_bytes);
+        if (n > 0 && !LOAD_OF(&of->takes_requests)) return -ESRCH; /* too late, perhaps; told twice, perhaps */
+        if (n != -EAGAIN || now_ms() > until) return n < 0 ? n : 0;
+        SYS(ppoll, 0, 0, &pause, 0, 8); /* many workers at once: what is on its way to all pumps fits one buffer (socket(7), SO_SNDBUF) */
+    }
+}
+
+/* All that fits into the pipe before its command runs: then nothing needs to be pumped. */
+static void write_input(struct job *job, struct pipes *pipes) {
+    struct start *request = job->request;
+    if (!request->input) return;
+    long n = SYS(write, pipes->in, job->input, request->input);
+    if (n > 0) { job->input += n; request->input -= (u32)n; }
+    if (!request->input) close_fd(&pipes->in);
+}
+
+static void take_slot(struct slot *slot, struct start *request) {
+    slot->error = slot->child = slot->step = 0;
+    slot->flags = request->flags;
+    slot->drain_ms = request->drain_ms;
+    slot->takes_requests = !!(request->flags & F_TEMPLATE);
+    slot->status = 0;
+    slot->used = (struct rusage){0};
+    slot->total[0] = slot->total[1] = 0;
+    STORE_TO(&slot->meet, 0);
+    for (int i = 0; i < 3; i++) __atomic_store_n(&slot->orders[i], (u64)request->id << 32, __ATOMIC_RELEASE);
+    STORE_TO(&slot->wishes, (u64)request->id << 32);
+    STORE_TO(&slot->id, request->id);
+}
+
+/* For a request of which the keeper has nothing to see: it was refused before its fork, or it is a worker, whose tree its
+ * template's keeper has. */
+static void close_slot(struct slot *slot) {
+    ADD_BITS(&slot->meet, MEET_CLOSE);
+    SYS(kill, slot->pid, SIGUSR1);
+}
+
+/* What came too late: among it clients that main still has. */
+static void empty_inbox(struct slot *slot, int inbox) {
+    struct passed passed;
+    char *frame = slot->memory + PUMP_STACK; /* the request's, which is over */
+    long n;
+    while ((n = receive(inbox, frame, FRAME_BYTES, &passed, MSG_DONTWAIT)) > 0 || n == -EBADMSG || n == -EINTR)
+        turn_down((struct control *)frame, &passed);
+}
+
+/* From here on nothing of it is anybody's. */
+static void give_slot_back(struct slot *slot, int inbox) {
+    for (u32 meet; !((meet = LOAD_OF(&slot->meet)) & MEET_DONE);) park(&slot->meet, meet, -1);
+    empty_inbox(slot, inbox);
+    for (int i = 0; i < 3; i++) __atomic_store_n(&slot->orders[i], 0, __ATOMIC_RELEASE);
+    STORE_TO(&slot->wishes, 0);
+    STORE_TO(&slot->id, 0);
+}
+
+/* A template that has ended: its workers may live on, and with them its slot, for long. */
+static void stop_taking(struct slot *slot, int inbox) {
+    STORE_TO(&slot->takes_requests, 0);
+    empty_inbox(slot, inbox);
+}
+
+/* The request is sound and the job laid out. `spilled`: a file that goes along to a template. */
+static void run(struct job *job, struct passed *passed, int spilled, int inbox) {
+    struct slot *slot = job->slot;
+    u32 id = job->request->id, flags = job->request->flags;
+    struct pipes pipes = {-1, {-1, -1}, -1, inbox, 0};
+    take_slot(slot, job->request);
+    long error = make_streams(job, &pipes);
+    int step = flags & F_TTY ? STEP_TTY : STEP_PROCESS;
+    if (!error) write_input(job, &pipes);
+    if (!error) error = flags & F_WORKER ? ask_template(job, spilled) : start_command(job);
+    if (error) tell(REFUSED, id, (int)-error, step);
+    else if (!slot->error && !(flags & F_RUN)) tell(STARTED, id, 0, (int)(slot - slots));
+    close_theirs(job);
+    if (!(flags & F_RUN)) close_passed(passed);
+    if (!error && !slot->error && flags & F_RUN) collect(slot, job, &pipes, id);
+    else if (!error && !slot->error) serve_clients(slot, &pipes, id);
+    if (flags & F_TEMPLATE) stop_taking(slot, inbox);
+    close_ours(&pipes);
+    close_passed(passed);
+    if (error || (flags & (F_WORKER | F_RUN)) == F_WORKER) close_slot(slot);
+    give_slot_back(slot, inbox);
+}
+
+/* Returns 0 for a frame that is none of ours. */
+static int serve(struct slot *slot, struct start *request, long bytes, struct passed *passed, int inbox) {
+    struct job job = {.slot = slot, .request = request, .stdio = {-1, -1, -1}, .control = -1};
+    if (!parse(&job, request, bytes, passed)) return 0;
+    int spilled = request->flags & F_SPILLED ? passed->fd[passed->count - 1] : -1;
+    int is_worker = request->flags & F_WORKER;
+    char *inline_room = (char *)(((uintptr_t)request + (size_t)bytes + 7) & ~(uintptr_t)7);
+    if (is_worker || spilled < 0) {
+        if (!is_worker && (pointer_bytes(request) > POINTER_BYTES || !lay_out(&job, (char **)inline_room))) return 0;
+        run(&job, passed, spilled, inbox);
+        return 1;
+    }
+    if (SYS(lseek, spilled, 0, SEEK_END) != (long)request->bytes) return 0; /* past its end is SIGBUS */
+    size_t room = pointer_bytes(request) + PATH_BYTES, strings = request->bytes;
+    char **pointers = map(room, -1);
+    job.strings = pointers ? map(strings, spilled) : NULL;
+    char *mapped = job.strings;
+    int sound = !mapped || lay_out(&job, pointers);
+    if (!mapped) { close_passed(passed); tell(REFUSED, request->id, ENOMEM, STEP_REQUEST); }
+    else if (sound) run(&job, passed, -1, inbox);
+    if (mapped) SYS(munmap, mapped, strings);
+    if (pointers) SYS(munmap, pointers, room);
+    return sound;
+}
+
+/* --- a file as who is in here sees it, into a file of who asks --- */
+
+static int read_file(struct control *asked, long bytes, struct passed *passed) {
+    if (passed->count != 1 || bytes == sizeof *asked || ((char *)asked)[bytes - 1]) return 0;
+    long fd = open_only((char *)(asked + 1), S_IFREG, 0, 0, O_RDONLY | O_NONBLOCK | O_NOCTTY), n = fd;
+    u32 total = 0;
+    while (fd >= 0 && total < MAX_FILE_BYTES && (n = SYS(sendfile, passed->fd[0], fd, 0, MAX_FILE_BYTES - total)) > 0)
+        total += (u32)n;
+    if (fd >= 0) SYS(close, fd);
+    close_passed(passed);
+    tell(ANSWER, asked->id, n < 0 ? (int)-n : 0, (int)total);
+    return 1;
+}
+
+/* --- itself --- */
+
+/* A datagram socket that hears main's alone, which main, keepers and pumps share (unix(7): autobind, connect). */
+static int open_inbox(struct slot *slot) {
+    struct sockaddr_un nobody = {.sun_family = AF_UNIX};
+    u32 bytes = sizeof slot->inbox;
+    long fd = SYS(socket, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0 || SYS(bind, fd, &nobody, sizeof nobody.sun_family)) return -1;
+    if (SYS(getsockname, fd, &slot->inbox, &bytes)) return -1;
+    slot->inbox_bytes = bytes;
+    return SYS(connect, fd, &post_address, post_bytes) ? -1 : (int)fd;
+}
+
+/* Returns whether there may be another. */
+static int take(struct slot *slot, struct start *request, int inbox) {
+    struct passed passed;
+    long n = receive(channel, request, FRAME_BYTES, &passed, 0);
+    if (n == -EINTR) return 1;
+    if (dying || (n < 0 && n != -EBADMSG)) return 0;
+    struct control *order = (struct control *)request;
+    if (n == sizeof *order && order->op == RETIRE) { slot->retired = 1; return 0; }
+    int sound = n <= 0 ? 0 : n >= (long)sizeof *order && order->op == READ ? read_file(order, n, &passed) : serve(slot, request, n, &passed, inbox);
+    if (!sound) SYS(shutdown, channel, SHUT_RDWR); /* main and fastclaw see the end */
+    return sound;
+}
+
+int pump(void *argument) {
+    struct slot *slot = argument;
+    slot->pump = (u32)SYS(getpid);
+    take_pump_user((u32)(slot - slots));
+    SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
+    if ((u32)SYS(getppid) != slot->pid) return 1;
+    int inbox = open_inbox(slot);
+    while (inbox >= 0 && take(slot, (struct start *)(slot->memory + PUMP_STACK), inbox)) {}
+    return 0;
+}

@@ -1,0 +1,144 @@
+/* A request: whether it is sound, and, in the vforked child, how it becomes a command. */
+#include "spawner.h"
+
+static int refuse(struct job *job, int step, long error) {
+    job->slot->step = (u32)step;
+    job->slot->error = (u32)-error;
+    return 127;
+}
+
+/* The memory is still everybody's: a change of the user must not make it dumpable (prctl(2), PR_SET_DUMPABLE). */
+static long become(struct job *job) {
+    struct start *request = job->request;
+    long error = 0;
+    if (request->flags & F_IDENTITY) {
+        if (is_own_user(request->uid)) return -EPERM;
+        if ((error = SYS(setgroups, request->groups, job->groups))) return error;
+        if ((error = SYS(setresgid, request->gid, request->gid, request->gid))) return error;
+        if ((error = SYS(setresuid, request->uid, request->uid, request->uid))) return error;
+        SYS(prctl, PR_SET_DUMPABLE, 0);
+    }
+    if (welcome_flags & W_CONFINE) drop_capabilities();
+    return 0;
+}
+
+/* execvp(3) without its shell for files that are no program. The last error that says more than "not here" wins. */
+static long execute(struct job *job) {
+    const char *name = job->argv[0], *from = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    size_t bytes = length(name);
+    for (const char *c = name; *c; c++) if (*c == '/') return SYS(execve, name, job->argv, job->envp);
+    for (char **entry = job->envp; *entry; entry++)
+        if ((*entry)[0] == 'P' && (*entry)[1] == 'A' && (*entry)[2] == 'T' && (*entry)[3] == 'H' && (*entry)[4] == '=') {
+            from = *entry + 5;
+            break;
+        }
+    long said = -ENOENT;
+    for (;; from++) {
+        const char *end = from;
+        while (*end && *end != ':') end++;
+        size_t prefix = (size_t)(end - from);
+        if (prefix + bytes + 2 <= PATH_BYTES) {
+            char *at = job->path;
+            memcpy(at, from, prefix);
+            at += prefix;
+            if (prefix) *at++ = '/';
+            memcpy(at, name, bytes + 1);
+            long error = SYS(execve, job->path, job->argv, job->envp);
+            if (error == -EACCES) said = error;
+            else if (error != -ENOENT && error != -ENOTDIR && error != -ELOOP) return error;
+        }
+        from = end;
+        if (!*end) return said;
+    }
+}
+
+static long hand_on(int fd, int as) { return fd == as ? SYS(fcntl, fd, F_SETFD, 0) : SYS(dup3, fd, as, 0); }
+
+/* Runs in the vforked child, in the pump's memory: writes nothing but its slot. */
+int command(void *argument) {
+    struct job *job = argument;
+    struct start *request = job->request;
+    u64 none = 0;
+    int priority = 0;
+    long error;
+    SYS(setsid);
+    if (is_batch) SYS(sched_setscheduler, 0, SCHED_OTHER, &priority);
+    SYS(prctl, PR_SET_PDEATHSIG, SIGKILL); /* and again below: changing users takes it away */
+    for (int i = 0; i < 3; i++) /* never 0-2 already: main keeps those open on /dev/null */
+        if ((error = SYS(dup3, job->stdio[i], i, 0)) < 0) return refuse(job, STEP_PROCESS, error);
+    if (request->flags & F_TTY && (error = SYS(ioctl, 1, TIOCSCTTY, 0)) < 0) return refuse(job, STEP_TTY, error);
+    for (u32 i = 0; i < request->limits; i++) {
+        u64 pair[2] = {job->limits[i].soft, job->limits[i].hard};
+        if ((error = SYS(prlimit64, 0, job->limits[i].which, pair, 0)) < 0) return refuse(job, STEP_LIMIT, error);
+    }
+    if (request->flags & F_TEMPLATE && (error = hand_on(job->control, 3)) < 0) return refuse(job, STEP_PROCESS, error);
+    if ((error = become(job)) < 0) return refuse(job, STEP_USER, error);
+    if (job->directory && (error = SYS(chdir, job->directory)) < 0) return refuse(job, STEP_DIRECTORY, error);
+    SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
+    SYS(rt_sigprocmask, SIG_SETMASK, &none, 0, sizeof none);
+    return refuse(job, STEP_EXEC, execute(job));
+}
+
+/* Points at `count` strings, one after the other. False where they do not fill their place exactly. */
+static int point(char ***into, u32 count, char **at, const char *end) {
+    char **pointers = *into;
+    for (u32 i = 0; i < count; i++) {
+        pointers[i] = *at;
+        while (*at < end && **at) ++*at;
+        if (*at == end) return 0;
+        ++*at;
+    }
+    pointers[count] = NULL;
+    *into = pointers + count + 1;
+    return 1;
+}
+
+int lay_out(struct job *job, char **pointers) {
+    struct start *request = job->request;
+    char *at = job->strings, *end = at + request->bytes;
+    job->argv = pointers;
+    if (!point(&pointers, request->argc, &at, end)) return 0;
+    job->envp = pointers;
+    if (!point(&pointers, request->envc, &at, end)) return 0;
+    job->directory = NULL;
+    if (request->flags & F_DIRECTORY) {
+        job->directory = at;
+        while (at < end && *at) at++;
+        if (at++ == end) return 0;
+    }
+    job->path = (char *)pointers;
+    return at == end;
+}
+
+/* A worker has a JSON text for its template instead of arguments, and no stdio of its own making. */
+static int counts_fit(struct start *request, struct passed *passed) {
+    u32 flags = request->flags, is_worker = flags & F_WORKER;
+    if (flags & ~(u32)F_ALL || (flags & F_TTY && flags & (F_TEMPLATE | F_WORKER | F_RUN | F_MERGE))) return 0;
+    if (flags & F_TEMPLATE && flags & (F_WORKER | F_RUN)) return 0;
+    if (is_worker && (request->place >= MAX_KEEPERS || !request->bytes)) return 0;
+    if (!is_worker && (!request->argc || request->argc > MAX_STRINGS || request->envc > MAX_STRINGS)) return 0;
+    if (request->groups > MAX_GROUPS || request->limits > MAX_LIMITS || request->bytes > (is_worker ? MAX_REQUEST_BYTES : MAX_STRINGS_BYTES)) return 0;
+    if (request->input > FRAME_BYTES || request->limit > MAX_OUTPUT_BYTES || request->head > request->limit) return 0;
+    return passed->count == !!is_worker + !!(flags & F_INPUT_FILE) + !!(flags & F_SPILLED);
+}
+
+/* Whether the counts fit each other and the frame; sets where its parts lie. */
+int parse(struct job *job, struct start *request, long bytes, struct passed *passed) {
+    if (bytes < (long)sizeof *request || request->op != START || !request->id || !counts_fit(request, passed)) return 0;
+    u32 spilled = request->flags & F_SPILLED;
+    job->limits = (struct limit *)(request + 1);
+    job->groups = (u32 *)(job->limits + request->limits);
+    job->strings = (char *)(job->groups + request->groups);
+    long fixed = job->strings - (char *)request, window = request->flags & F_TTY ? (long)sizeof(struct winsize) : 0;
+    if (bytes != fixed + (spilled ? 0 : (long)request->bytes) + window + (long)request->input) return 0;
+    job->input = (char *)request + bytes - request->input;
+    job->window = job->input - window;
+    int next = 0;
+    job->go = request->flags & F_WORKER ? passed->fd[next++] : -1;
+    job->input_file = request->flags & F_INPUT_FILE ? passed->fd[next] : -1;
+    return 1;
+}
+
+size_t pointer_bytes(struct start *request) {
+    return ((size_t)request->argc + request->envc + 2) * sizeof(char *);
+}

@@ -1,0 +1,345 @@
+"""A small runtime, in plain Python, that keeps what is promised of `run`, `cancel` and what is left behind, or not.
+
+`python -m tests.conformance.plain_runtime DIRECTORY` keeps it: a check that blames it is wrong. Each further word, one
+of `BREAKS`, breaks it on purpose: the checker must say what. Its sockets are in DIRECTORY; it has no bounds, and
+only what those checks need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.conformance.plain_process import CHUNK, POLL_S, Failed, Process, Stream, invalid
+from tests.conformance.plain_run import LINE, Run
+
+HIGHEST = 16 * 2**20
+WORDS = {"keep": ("head", "tail", "ends"), "on_limit": ("truncate", "kill"), "orphans": ("keep", "kill")}
+
+BREAKS = (
+    "loses-a-byte",
+    "answers-at-start",
+    "answers-at-end-of-streams",
+    "answers-at-exit",
+    "waits-for-orphans",
+    "reads-one-by-one",
+    "ignores-input",
+    "leaves-stdin-open",
+    "fails-on-unread-input",
+    "takes-any-params",
+    "runs-anywhere",
+    "cuts-characters",
+    "keeps-ends-always",
+    "counts-what-is-given",
+    "never-kills",
+    "kills-the-group",
+    "replaces-bytes",
+    "never-merges",
+    "merges-late",
+    "closes-streams",
+    "stops-reading",
+    "keeps-orphans",
+    "ends-orphans",
+    "forgets-keys",
+    "joins-anything",
+    "never-times-out",
+    "times-out-late",
+    "hides-runs",
+    "holds-anything",
+    "long-lines",
+    "drains-at-once",
+    "closes-readers",
+    "refuses-relative",
+    "cancels-nothing",
+    "cancels-in-word",
+    "kills-for-a-wait",
+    "cancels-the-answered",
+    "mixes-ids",
+    "answers-notifications",
+    "cancels-one-of-two",
+)
+
+
+class Sockets:
+    """The two sockets of an `exec`, and who reads its streams: a client, nobody, or at last this runtime itself."""
+
+    def __init__(self, process: Process, plain: Plain) -> None:
+        self._process = process
+        self._plain = plain
+        self.paths = [str(plain.directory / f"{os.getpid()}.{process.id}.{name}") for name in ("stdio", "stderr")]
+        self._connected = dict.fromkeys(self.paths, False)
+        self._cut_off = False
+
+    async def listen(self) -> None:
+        streams = (self._process.stdout, self._process.stderr)
+        for path, stream in zip(self.paths, streams, strict=True):
+
+            async def serve(
+                reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str = path, stream: Stream = stream
+            ) -> None:
+                self._plain.clients.append(writer)
+                await self._serve(path, stream, reader, writer)
+
+            await asyncio.start_unix_server(serve, path)
+        self._plain.own(self._linger(streams))
+
+    async def _serve(
+        self, path: str, stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._connected[path] = True
+        inward = self._plain.own(self._inward(reader)) if path.endswith("stdio") else None
+        with contextlib.suppress(ConnectionError):
+            await self._outward(stream, reader, writer)
+            writer.write_eof()
+        if inward is not None and not reader.at_eof():
+            await inward
+        self._connected[path] = False
+        writer.close()
+
+    async def _inward(self, reader: asyncio.StreamReader) -> None:
+        stdin = self._process.leader.stdin
+        assert stdin is not None
+        with contextlib.suppress(ConnectionError):
+            while chunk := await reader.read(CHUNK):
+                os.write(stdin.fileno(), chunk)
+        stdin.close()
+
+    async def _outward(self, stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream.read_on()
+        while True:
+            stream.arrived.clear()
+            if stream.data:
+                writer.write(bytes(stream.data))
+                stream.data.clear()
+                await writer.drain()
+            elif stream.ended.is_set() or self._cut_off or writer.transport.is_closing():
+                break
+            else:
+                await stream.arrived.wait()
+        stream.pause()
+
+    async def _linger(self, streams: tuple[Stream, Stream]) -> None:
+        await self._process.exited.wait()
+        linger_ms = self._plain.options.get("linger_ms", 30_000)
+        if self._plain.options.get("max_lingering", 1) == 0 or self._plain.breaks("drains-at-once"):
+            linger_ms = 0
+        await asyncio.sleep(linger_ms / 1000)
+        for path, stream in zip(self.paths, streams, strict=True):
+            if self._connected[path] and not self._plain.breaks("closes-readers"):
+                continue
+            if self._plain.breaks("closes-readers"):
+                self._cut_off = True
+                stream.arrived.set()
+            if self._plain.breaks("closes-streams"):
+                stream.close()
+            elif not self._plain.breaks("stops-reading"):
+                stream.throw_away()
+
+
+class Plain:
+    """The runtime: one request after the other from stdin, each in a task of its own."""
+
+    def __init__(self, directory: Path, broken: list[str]) -> None:
+        self.directory = directory
+        self.options: dict[str, Any] = {}
+        self.clients: list[asyncio.StreamWriter] = []
+        self._broken = set(broken)
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._in_flight: list[tuple[Any, str, asyncio.Task[Any]]] = []
+        self._all: dict[str, Process] = {}
+        self._answered: dict[Any, str] = {}
+        self._keyed: dict[str, tuple[dict[str, Any], asyncio.Task[Any]]] = {}
+        self._ids = itertools.count(1)
+
+    def breaks(self, *names: str) -> bool:
+        return not self._broken.isdisjoint(names)
+
+    def own(self, work: Any) -> asyncio.Future[Any]:
+        task: asyncio.Future[Any] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=LINE + 2)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        while line := await reader.readline():
+            request = json.loads(line)
+            if request["method"] == "shutdown":
+                break
+            task = loop.create_task(self._answer(request))
+            self._in_flight.append((request.get("id"), request["method"], task))
+        await asyncio.gather(*(process.end_tree("killed") for process in self._all.values()))
+        if line:
+            say({"id": request["id"], "result": {}})
+
+    async def _answer(self, request: dict[str, Any]) -> None:
+        request_id = request.get("id")
+        try:
+            result = await getattr(self, f"_{request['method']}")(request.get("params") or {})
+            message = {"id": request_id, "result": result}
+            if isinstance(result, dict) and "process_id" in result:
+                self._answered[request_id] = result["process_id"]
+        except Failed as failed:
+            message = {"id": request_id, "error": failed.error}
+        except asyncio.CancelledError:
+            message = {"id": request_id, "error": Failed(-32800, "cancelled", "cancelled").error}
+        self._in_flight = [one for one in self._in_flight if one[2] is not asyncio.current_task()]
+        if request_id is not None or self.breaks("answers-notifications"):
+            say(message)
+
+    async def _initialize(self, params: dict[str, Any]) -> dict[str, Any]:
+        self.options = params.get("options", {})
+        offered = ["run", "cancel", "wait", "list", "key", "timeout_ms", "kill_tree", "separate_eof"]
+        return {"server": {"name": "plain", "version": "0"}, "capabilities": offered}
+
+    async def _health(self, params: dict[str, Any]) -> dict[str, Any]:
+        return {"status": "healthy"}
+
+    async def _start(self, params: dict[str, Any]) -> Process:
+        await asyncio.sleep(0)
+        if self.breaks("runs-anywhere"):
+            params = {name: value for name, value in params.items() if name not in ("env", "working_dir")}
+        process = Process(str(next(self._ids)), params, self)
+        self._all[process.id] = process
+        if "timeout_ms" in params and not self.breaks("never-times-out"):
+            self.own(process.time_out())
+        return process
+
+    async def _exec(self, params: dict[str, Any]) -> dict[str, Any]:
+        self._check(params)
+        process = await self._start(params)
+        sockets = Sockets(process, self)
+        try:
+            await sockets.listen()
+        except asyncio.CancelledError:
+            await process.end_tree("killed")
+            raise
+        return {"process_id": process.id, "stdio_addr": sockets.paths[0], "stderr_addr": sockets.paths[1]}
+
+    async def _run(self, params: dict[str, Any]) -> dict[str, Any]:
+        if not self.breaks("takes-any-params"):
+            self._check(params)
+        key = params.get("key")
+        if key is None or self.breaks("forgets-keys"):
+            return await self._run_once(params)
+        is_first = key not in self._keyed
+        if is_first:
+            self._keyed[key] = (params, asyncio.get_running_loop().create_task(self._run_once(params)))
+        first, running = self._keyed[key]
+        if first != params and not self.breaks("joins-anything"):
+            raise invalid("$.key")
+        was_done = running.done()
+        told: dict[str, Any] = await asyncio.shield(running)
+        return {**told, "stdout": None, "stderr": None} if was_done else told
+
+    async def _run_once(self, params: dict[str, Any]) -> dict[str, Any]:
+        process = await self._start(params)
+        try:
+            return await Run(process, self).answer()
+        except asyncio.CancelledError:
+            if not self.breaks("cancels-in-word"):
+                await process.end_tree("killed")
+            raise
+
+    def _check(self, params: dict[str, Any]) -> None:
+        if not params.get("cmd"):
+            raise invalid("$.cmd")
+        for name in ("cmd", "env"):
+            if "\\u0000" in json.dumps(params.get(name)):
+                raise invalid(f"$.{name}")
+        if not 0 <= params.get("output_limit", 0) <= HIGHEST:
+            raise invalid("$.output_limit")
+        if params.get("drain_ms", 0) < 0:
+            raise invalid("$.drain_ms")
+        for name, words in WORDS.items():
+            if params.get(name, words[0]) not in words:
+                raise invalid(f"$.{name}")
+        self._check_input(params)
+
+    def _check_input(self, params: dict[str, Any]) -> None:
+        if "input" in params and "input_base64" in params:
+            raise invalid("$.input_base64")
+        try:
+            base64.b64decode(params.get("input_base64", ""), validate=True)
+        except binascii.Error as error:
+            raise invalid("$.input_base64") from error
+
+    async def _kill(self, params: dict[str, Any]) -> dict[str, Any]:
+        await self._find(params).end_tree("killed")
+        return {}
+
+    def _find(self, params: dict[str, Any]) -> Process:
+        if params["process_id"] not in self._all:
+            raise Failed(-32002, "invalid_state", "unknown_process")
+        return self._all[params["process_id"]]
+
+    async def _wait(self, params: dict[str, Any]) -> dict[str, Any]:
+        process, timeout_ms = self._find(params), params.get("timeout_ms")
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.exited.wait(), timeout_ms and timeout_ms / 1000)
+        except asyncio.CancelledError:
+            if self.breaks("kills-for-a-wait"):
+                await process.end_tree("killed")
+            raise
+        return process.record()
+
+    async def _list(self, params: dict[str, Any]) -> dict[str, Any]:
+        shown = [process for process in self._all.values() if not self.breaks("hides-runs") or process.reason]
+        rows = [{**process.record(), "cmd": process.params["cmd"]} for process in shown]
+        return {"processes": rows}
+
+    async def _cancel(self, params: dict[str, Any]) -> dict[str, Any]:
+        if "id" not in params:
+            raise invalid("$.id")
+        wanted = params["id"]
+        found = [one for one in self._in_flight if self._is(one[0], wanted) and one[1] in ("exec", "run", "wait")]
+        if len(found) > 1 and not self.breaks("cancels-one-of-two"):
+            raise invalid("$.id")
+        for _, _, task in found[:1]:
+            if not self.breaks("cancels-nothing"):
+                task.cancel()
+        if not found and wanted in self._answered and self.breaks("cancels-the-answered"):
+            await self._all[self._answered[wanted]].end_tree("killed")
+        return {}
+
+    def _is(self, request_id: Any, wanted: Any) -> bool:
+        if self.breaks("mixes-ids"):
+            return str(request_id) == str(wanted)
+        return type(request_id) is type(wanted) and bool(request_id == wanted)
+
+
+def say(message: dict[str, Any]) -> None:
+    """One line, the loop standing still meanwhile."""
+    line = memoryview(json.dumps({"jsonrpc": "2.0", **message}, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+    while line:
+        try:
+            line = line[os.write(1, line) :]
+        except BlockingIOError:
+            time.sleep(POLL_S)
+
+
+def main() -> int:
+    """The exit code."""
+    broken = sys.argv[2:]
+    assert set(broken) <= set(BREAKS), broken
+    for fd in (0, 1):
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
+    asyncio.run(Plain(Path(sys.argv[1]), broken).serve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

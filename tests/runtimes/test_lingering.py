@@ -1,0 +1,190 @@
+"""Bounds on what has ended, over real pumps: what waits in their pipes is known only once they have said so."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import termios
+from array import array
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.client.channel import Channel
+from fastclaw.errors import InvalidState
+from fastclaw.runtime import ExecRequest, ExecResult, InitializeParams
+from fastclaw.runtimes.local import LocalRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+
+@asynccontextmanager
+async def running(**options: Any) -> AsyncIterator[LocalRuntime]:
+    runtime = LocalRuntime()
+    await runtime.start(InitializeParams(namespace="lingering", options=options))
+    try:
+        async with asyncio.timeout(60):
+            yield runtime
+    finally:
+        await runtime.stop()
+
+
+async def begin(runtime: LocalRuntime, script: str) -> ExecResult:
+    return await runtime.exec(ExecRequest(cmd=["sh", "-c", script]))
+
+
+async def ended(runtime: LocalRuntime, script: str) -> ExecResult:
+    process = await begin(runtime, script)
+    assert (await runtime.wait(process.process_id)).state == "exited"
+    return process
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nothing is sent when a socket goes
+            await asyncio.sleep(0.005)
+
+
+def is_listening(process: ExecResult) -> bool:
+    return os.path.exists(process.stdio_addr)
+
+
+async def read_all(channel: Channel) -> bytes:
+    data = b""
+    while part := await channel.read():
+        data += part
+    channel.close()
+    return data
+
+
+async def lingering(runtime: LocalRuntime) -> int:
+    return int((await runtime.health()).details["processes"]["lingering"])
+
+
+HOLDS = "sleep 1000 & exit 0"
+"""Leaves somebody who holds both streams and writes nothing."""
+
+
+async def test_the_one_without_output_goes_first_though_it_is_not_the_oldest() -> None:
+    async with running(max_lingering=2) as runtime:
+        first = await ended(runtime, "echo first")
+        silent = await ended(runtime, HOLDS)
+        third = await ended(runtime, "echo third")
+        await gone(silent)
+        for process, output in ((first, b"first\n"), (third, b"third\n")):
+            assert await read_all(await Channel.connect(process.stdio_addr)) == output
+        record = await runtime.wait(silent.process_id)
+        assert record.gap is not True
+        await runtime.kill(silent.process_id, 0)
+
+
+async def test_where_all_have_output_the_oldest_goes() -> None:
+    async with running(max_lingering=2) as runtime:
+        processes = [await ended(runtime, f"echo {number}") for number in range(4)]
+        await until(lambda: not any(is_listening(process) for process in processes[:2]))
+        for number, process in enumerate(processes[2:], 2):
+            assert await read_all(await Channel.connect(process.stdio_addr)) == b"%d\n" % number
+
+
+async def gone(process: ExecResult) -> None:
+    await until(lambda: not is_listening(process))
+
+
+async def forgotten(runtime: LocalRuntime, process: ExecResult) -> None:
+    """Its record is kept no more."""
+    with suppress(InvalidState):
+        while await runtime.wait(process.process_id):  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.005)
+
+
+def unread(channel: Channel) -> int:
+    """Bytes in the client's socket (FIONREAD, tty_ioctl(4))."""
+    waiting = array("i", [0])
+    fcntl.ioctl(channel._socket.fileno(), termios.FIONREAD, waiting)
+    return waiting[0]
+
+
+@asynccontextmanager
+async def connected(process: ExecResult) -> AsyncIterator[tuple[Channel, Channel]]:
+    out, err = await Channel.connect(process.stdio_addr), await Channel.connect(process.stderr_addr)
+    try:
+        yield out, err
+    finally:
+        out.close()
+        err.close()
+
+
+async def nothing_lingers(runtime: LocalRuntime) -> None:
+    async with asyncio.timeout(10):
+        while await lingering(runtime):  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.promise("P-READING")
+async def test_who_reads_goes_on_whatever_lingers_besides(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    async with running(max_lingering=0, linger_ms=50, keep_exited_ms=100) as runtime:
+        process = await begin(runtime, f"read go; (read go <{go}; head -c 500000 /dev/zero; echo last) & exit 0")
+        async with connected(process) as (out, err):
+            await out.write(b"go\n")
+            await runtime.wait(process.process_id)
+            await gone(process)
+            for _ in range(5):
+                other = await ended(runtime, "echo unread")
+                await gone(other)
+            assert await lingering(runtime) == 1
+            await forgotten(runtime, process)
+            await asyncio.to_thread(go.write_bytes, b"go\n")
+            data = await read_all(out)
+            assert (len(data), data[-5:]) == (500_005, b"last\n")
+            assert await read_all(err) == b""
+            await nothing_lingers(runtime)
+
+
+async def test_a_reader_that_leaves_later_leaves_nothing() -> None:
+    async with running(max_lingering=0) as runtime:
+        process = await begin(runtime, "read go; yes & exit 0")
+        async with connected(process) as (out, err):
+            await out.write(b"go\n")
+            assert (await runtime.wait(process.process_id)).exit_code == 0
+            for _ in range(100):
+                assert await out.read()
+            assert is_listening(process)
+            await until(lambda: unread(out) > 0)
+            out.close()
+            await gone(process)
+            err.close()
+            await nothing_lingers(runtime)
+        assert (await runtime.wait(process.process_id)).gap is True
+        await runtime.kill(process.process_id, 0)
+
+
+async def test_who_is_connected_and_reads_nothing_is_cut_off_and_who_reads_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "PUMP_LOOK_MS", 20)
+    async with running(max_lingering=0, linger_ms=100) as runtime:
+        reading, deaf = [await begin(runtime, "read go; yes & exit 0") for _ in range(2)]
+        async with connected(reading) as (out, _), connected(deaf) as (nobody, _):
+            for process, channel in ((reading, out), (deaf, nobody)):
+                await channel.write(b"go\n")
+                await runtime.wait(process.process_id)
+            async with asyncio.timeout(20):
+                while (await runtime.wait(deaf.process_id)).gap is not True:
+                    assert await out.read()
+            rest = 0
+            while part := await nobody.read():
+                rest += len(part)
+            assert 0 < rest < limits.MIB, "what was in its socket, and an end"
+            for _ in range(100):
+                assert await out.read()
+            assert (await runtime.wait(reading.process_id)).gap is not True
+        for process in (reading, deaf):
+            await runtime.kill(process.process_id, 0)
+        await nothing_lingers(runtime)
