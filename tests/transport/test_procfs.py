@@ -41,7 +41,12 @@ def test_a_variable_is_not_found_inside_another() -> None:
 
 def test_scan_finds_a_marked_process_behind_a_large_environment() -> None:
     env = {f"FILL{n}": "x" * 100_000 for n in range(3)} | {"FASTCLAW_TEST": "here"}
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env=env | {"PATH": os.environ["PATH"]}) as child:
+    pipe, path = subprocess.PIPE, os.environ["PATH"]
+    with subprocess.Popen(["cat"], stdin=pipe, stdout=pipe, bufsize=0, env=env | {"PATH": path}) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(b"x")
+        assert child.stdout.read(1) == b"x"  # in the middle of its execve the kernel does not have its environment yet
         row = next(row for row in procfs.scan("FASTCLAW_TEST") if row.pid == child.pid)
         assert (row.ppid, row.marker) == (os.getpid(), "here")
         assert procfs.is_running(child.pid, row.starttime)
