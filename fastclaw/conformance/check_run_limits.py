@@ -128,7 +128,8 @@ async def no_kill_within_the_limit(rig: Rig) -> None:
 @proves("RUN-LIMIT-KILL")
 async def the_tree_of_a_kill(rig: Rig) -> None:
     session, token = await rig.shared(), uuid.uuid4().hex
-    script = f"setsid sh -c 'sleep 300; : {token}' & yes | cat"
+    orphan = f"setsid sh -c 'exec >/dev/null; sleep 300; : {token}' &"
+    script = f": $({orphan}); yes | cat"  # which begins once the orphan has left the group
     ran = await session.run(rig.shell(script), output_limit=SMALL, on_limit="kill")
     expect(ran.get("reason") == "killed", f"over its limit: {ending(ran)}")
     if "kill_tree" in session.welcome.get("capabilities", []):

@@ -171,6 +171,9 @@ class Attached:
         merge_stderr: what comes as stderr goes to stdout too; stderr is at its end at once.
         on_eof: called once, when the engine's stream has ended or broken (with the error then). What is kept for full
             pipes still goes out afterwards.
+
+    Attributes:
+        reads: how often the engine has sent something.
     """
 
     __slots__ = (
@@ -183,6 +186,7 @@ class Attached:
         "_sock",
         "_stderr",
         "_stdout",
+        "reads",
     )
 
     def __init__(
@@ -202,6 +206,7 @@ class Attached:
         self._demultiplexer = Demultiplexer()
         self._held = b""
         self._reading = False
+        self.reads = 0
         self._stdout = Outlet(self._loop, stdout, self._go_on)
         self._stderr = self._stdout
         if merge_stderr:
@@ -210,6 +215,15 @@ class Attached:
             self._stderr = Outlet(self._loop, stderr, self._go_on)
         self._inlet = Inlet(self._loop, sock, stdin) if stdin is not None else None
         self._start(leftover)
+
+    @property
+    def awaits_engine(self) -> bool:
+        """Whether all that the engine has sent is in the pipes, and its end has not come."""
+        return self._reading
+
+    def cut(self) -> None:
+        """The engine has nothing more to say, though it does not say so: end the streams in its place."""
+        self._end(None)
 
     def close(self) -> None:
         """Close everything now, whatever is under way."""
@@ -254,6 +268,7 @@ class Attached:
             if size == 0:
                 self._finish()
                 return
+            self.reads += 1
             if not self._take(_buffer[:size]):
                 return
         self._loop.call_soon(self._read_on)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 from fastclaw.engine.exec_calls import ExecCalls, SessionGone
 from fastclaw.errors import ExecFailed
 from fastclaw.lane import ExitStatus, Grace
-from fastclaw.limits import ENGINE_DRAIN_MS, EXIT_POLL_MS, EXIT_SETTLE_MS, GONE_LOOKS_MS, TREE_DEADLINE_MS
+from fastclaw.limits import ENGINE_DRAIN_MS, EXIT_POLL_MS, EXIT_SETTLE_MS, GONE_LOOKS_MS, PUMP_LOOK_MS, TREE_DEADLINE_MS
 from fastclaw.transport.collector import Collector
 from fastclaw.transport.pidfd import wait_status
 from fastclaw.transport.streams import PipedProcess
@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 
     from fastclaw.engine.attached import Attached
     from fastclaw.engine.start_proof import Started
-    from fastclaw.lane import Collected, Collection
+    from fastclaw.lane import Collected, Collection, Owner, Streams
+    from fastclaw.runtime import OnDisconnect
     from fastclaw.transport.collector import OutputBudget
+    from fastclaw.transport.listener import ProcessSockets
+    from fastclaw.transport.watcher import Watcher
 
 
 logger = logging.getLogger(__name__)
@@ -65,9 +68,11 @@ class RestProcess(PipedProcess):
         "_eof",
         "_is_closed",
         "_learning",
+        "_look",
         "_loop",
         "_marker",
         "_orphans",
+        "_owner",
         "_pid",
         "_pidfd",
         "_session",
@@ -98,6 +103,8 @@ class RestProcess(PipedProcess):
         self._learning: asyncio.Task[None] | None = None
         self._orphans: asyncio.Task[None] | None = None
         self._attached: Attached | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._owner: Owner | None = None
         self._collector: Collector | None = None
         self._is_closed = False
         self.collected: asyncio.Future[Collected] | None = None
@@ -118,6 +125,11 @@ class RestProcess(PipedProcess):
         self._attached = attached
         if ended and self._pidfd < 0:
             self._learn()
+
+    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Watcher, on_disconnect: OnDisconnect) -> Streams:
+        """As `LaneProcess`."""
+        self._owner = owner
+        return super().serve(owner, sockets, watcher, on_disconnect)
 
     def collect(self, collection: Collection, budget: OutputBudget) -> None:
         """Have its streams fed and collected here.
@@ -163,11 +175,30 @@ class RestProcess(PipedProcess):
         self._ended_by_us = True
         root = self._pid if self._is_alive() else None
         await self._end_tree(self._marker, root, grace, deadline_s=TREE_DEADLINE_MS / 1000)
+        self._look_later(-1)
+
+    def _look_later(self, reads: int) -> None:
+        if self._look is None and not (self._is_closed or self._eof.is_set()):
+            self._look = self._loop.call_later(PUMP_LOOK_MS / 1000, self._look_at_engine, reads)
+
+    def _look_at_engine(self, reads_before: int) -> None:
+        """Nothing of the tree is left, so the end of its streams is due. The engine's own reader, conmon, sleeps where
+        a neighbour of the same user has locked the pipe, and then nobody else can say it."""
+        self._look = None
+        assert self._attached is not None
+        if not self._attached.awaits_engine or self._attached.reads != reads_before:
+            self._look_later(self._attached.reads)
+            return
+        if self._owner is not None:
+            self._owner.on_gap()
+        self._attached.cut()
 
     async def aclose(self) -> None:
         """As `LaneProcess`."""
         self._is_closed = True
         self._forget_pidfd_reader()
+        if self._look is not None:
+            self._look.cancel()
         if self._collector is not None:
             self._collector.close()
             self._collector = None

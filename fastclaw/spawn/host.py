@@ -133,12 +133,14 @@ class HostHome(Home, Homes):
             self.spawner.close()
         await self._end_child()
 
+    # Both are forgotten at their end only: a revival that is cancelled in the middle of it leaves the rest to `aclose`.
+
     async def _close_templates(self) -> None:
         if self.templates is not None:
-            templates, self.templates = self.templates, None
-            await templates.aclose()
+            await self.templates.aclose()
+            self.templates = None
 
     async def _end_child(self) -> None:
         if self._child is not None:
-            child, self._child = self._child, None
-            await child.wait_ended(limits.SPAWN_EXIT_MS / 1000)
+            await self._child.wait_ended(limits.SPAWN_EXIT_MS / 1000)
+            self._child = None

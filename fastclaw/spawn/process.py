@@ -55,6 +55,7 @@ class SpawnProcess(LaneProcess):
         "_asked_level",
         "_began",
         "_gone",
+        "_has_begun",
         "_spec",
         "_store",
         "_streams",
@@ -88,6 +89,7 @@ class SpawnProcess(LaneProcess):
         self.collected: asyncio.Future[Collected] | None = None if collection is None else loop.create_future()
         self.is_gone = self.is_free = False
         self._began = perf_counter_ns()
+        self._has_begun = False
         self.spawner = spawner
         self._spec: StartSpec | None = spec
         self.collection = collection
@@ -104,8 +106,9 @@ class SpawnProcess(LaneProcess):
 
     def on_started(self) -> None:
         """execve has succeeded."""
-        if self._spec is None:
+        if self._has_begun:
             return  # a short run has said so with its end
+        self._has_begun = True
         self.timings["spawn"] = (perf_counter_ns() - self._began) // 1000
         self._spec = None
         if self.started.done():  # given up

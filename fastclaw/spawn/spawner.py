@@ -249,6 +249,11 @@ class Spawner:
             raise ExecFailed("the spawner has ended", "container_gone")
         self._orders.send(frames.control(frames.ADOPT, process.id, pid, template.id, template.place), [])
 
+    def disown(self, worker: SpawnProcess) -> None:
+        """One that was dropped before its adoption: without its byte it ends by itself, and no keeper tells of that."""
+        if worker.id in self._kept:
+            self._let_go(worker, is_gone=True, is_free=False)
+
     def attach(self, id: int, place: int, which: int, fd: int) -> None:
         """Hand a client's socket to a process's pump; `fd` is closed in any case.
 
@@ -512,7 +517,8 @@ class Spawner:
         kept, self._kept = self._kept, {}
         if self._empty is not None:
             self._empty.set()
-        self._starting.clear()
+        for those in (self._starting, self._trees, self._busy):
+            those.clear()
         for process in kept.values():
             process.on_lost("the environment has ended")
 

@@ -478,12 +478,16 @@ class Program:
         go, theirs = _go()
         process = ForkedProcess(id, spec, collection, go, life.process)
         flags = flags_of(spec, has_stdin=spec.stdin if collection is None else True)
+        is_adopted = False
         try:
             pid = await life.fork(process, request, theirs.detach(), spec, flags)
             life.spawner.adopt(process, pid, life.process)
+            is_adopted = True
             await process.started
         except BaseException:
             process.drop()
+            if not is_adopted:
+                life.spawner.disown(process)
             raise
         self.forks += 1
         return process

@@ -97,10 +97,10 @@ class StdinHelpers:
 
     async def aclose(self) -> None:
         """End the server and all that it has made. Idempotent."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
-            await server.wait_ended()
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_ended()
+            self._server = None  # at its end only: where this is cancelled, the next call goes on
 
 
 class _Server:

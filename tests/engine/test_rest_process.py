@@ -22,7 +22,9 @@ from fastclaw.engine.start_proof import Started
 from fastclaw.errors import ExecFailed
 from fastclaw.lane import ExitStatus, Grace
 from fastclaw.transport import pidfd
+from fastclaw.transport.listener import SocketDirectory
 from fastclaw.transport.proctree import end_tree
+from fastclaw.transport.watcher import Watcher
 from tests.engine.fixed_containers import FixedContainers
 from tests.engine.rest_rig import (
     NO_CONTAINER,
@@ -53,6 +55,9 @@ if TYPE_CHECKING:
 
     from tests.engine.conftest import EngineService
     from tests.engine.rest_rig import Engine, Serve
+
+
+LOOK_MS = 200
 
 
 @pytest.mark.podman
@@ -246,6 +251,58 @@ async def test_an_engine_that_died_did_not_end_the_command(short_dir: Path) -> N
             assert child.stdin is not None
             child.stdin.close()
             assert (await asyncio.wait_for(process.exited, 5)).exit_code == 6
+
+
+class Told:
+    """An owner, and what it was told."""
+
+    def __init__(self) -> None:
+        self.gap = self.drained = False
+
+    def on_abandoned(self) -> None: ...
+
+    def on_gap(self) -> None:
+        self.gap = True
+
+    def on_drained(self) -> None:
+        self.drained = True
+
+    def on_clients(self) -> None: ...
+
+
+async def test_an_engine_that_sleeps_when_the_tree_is_gone_is_not_waited_for(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest_process, "PUMP_LOOK_MS", LOOK_MS)
+    owner, directory, watcher = Told(), SocketDirectory(), Watcher()
+    with subprocess.Popen(["sleep", "100"]) as child:  # noqa: ASYNC220 - a fork takes no time worth waiting for
+        async with stand_in(short_dir, answering(), held(child.pid)) as (process, engine):
+            sockets = directory.open("p")
+            streams = process.serve(owner, sockets, watcher, "hold")
+            with socket.socket(socket.AF_UNIX) as out, socket.socket(socket.AF_UNIX) as err:
+                out.connect(sockets.stdio.path)
+                err.connect(sockets.stderr.path)
+                await process.end_tree(grace(0))
+                for _ in range(5):  # it lags, and does not sleep
+                    await asyncio.sleep(LOOK_MS / 2000)
+                    engine.sendall(frame(b"late"))
+                assert await received(out) == 5 * b"late"
+                assert await received(err) == b""
+            assert owner.gap
+            assert owner.drained
+            streams.give_up()
+            process.stdout_fd, process.stderr_fd = os.dup(0), os.dup(0)  # for `drop`: the streams have closed theirs
+    watcher.close()
+    directory.remove()
+
+
+async def received(client: socket.socket) -> bytes:
+    """All that it is sent."""
+    parts = []
+    client.setblocking(False)
+    while part := await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1 << 16), 5):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def held(pid: int) -> Started:
