@@ -1,12 +1,25 @@
-"""The example runtime of the docs is a runtime."""
+"""What the docs name is there, and their example runtime is a runtime."""
 
+import re
 import sys
 from pathlib import Path
 
 from fastclaw.client import RuntimeClient
 from fastclaw.conformance import POSIX, check
 
-EXAMPLE = [sys.executable, str(Path(__file__).parent.parent / "docs" / "echo_runtime.py")]
+ROOT = Path(__file__).parent.parent
+EXAMPLE = [sys.executable, str(ROOT / "docs" / "echo_runtime.py")]
+
+
+def test_each_test_that_the_docs_name_is_there() -> None:
+    texts = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    code = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)[`\[]", texts))
+    assert len(named) > 50
+    assert [name for name in sorted(named) if f"def {name}(" not in code] == []
+    files = set(re.findall(r"`(tests/[\w/]+\.(?:py|c))`", texts))
+    assert files
+    assert [file for file in sorted(files) if not (ROOT / file).is_file()] == []
 
 
 async def test_the_example_runtime_serves_a_supervisor() -> None:

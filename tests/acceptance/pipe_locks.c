@@ -11,6 +11,7 @@
  * wakes him, while the holder waits as long as it likes and can be killed at any time. So here each holder has an alarm.
  *
  * REPORT is a FIFO in the workspace: `held` is said there only after a probe of the pipe has not come back. "-" is none.
+ * `unlucky`: this pipe cannot be held that way, but the next one is likely to be.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -165,8 +166,8 @@ static long by_tee(struct target *at) {
     for (int i = 0; i < TEE_PIPES; i++) sound(pipe2(pipes[i], O_CLOEXEC), "pipe");
     for (int i = 0; i < TEE_PIPES; i++)
         if (tee_with(at, pipes[i % (TEE_PIPES / TEE_STEP) * TEE_STEP + i / (TEE_PIPES / TEE_STEP)])) return pause();
-    errno = EAGAIN;
-    return -1;
+    say("unlucky\n");
+    _exit(68);
 }
 
 /* A page that comes when it likes: of a file in $SLOW_FILE that somebody serves slowly, or of memory whose faults this

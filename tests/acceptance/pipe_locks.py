@@ -135,6 +135,10 @@ def engine_lane(name: str, directory: Path, service: EngineService, user: str | 
         yield Lane(name, directory, "/w", user, chosen, slow, ("io_uring", "vmsplice"))
 
 
+class Unlucky(Exception):
+    """This pipe cannot be held that way, but the next one is likely to be."""
+
+
 class Report:
     """What a program says beside its streams: lines in a FIFO of the place."""
 
@@ -154,11 +158,17 @@ class Report:
             self._more.set()
 
     async def said(self, *words: str) -> str:
-        """The rest of the next line that begins with one of these, or the line itself where the way is not open."""
+        """The rest of the next line that begins with one of these, or the line itself where the way is not open.
+
+        Raises:
+            Unlucky: see there.
+        """
         async with asyncio.timeout(WAIT_S):
             while True:
                 line = await self._line()
                 assert not line.startswith(("failed", "not held", "let go")), line
+                if line == "unlucky":
+                    raise Unlucky
                 if line.startswith("not available"):
                     return line
                 if line.startswith(words):
