@@ -471,6 +471,9 @@ CHECK_MS = 150_000
 CHECK_SOON_MS = 5_000
 """What the contract calls "at once": an event, not a timer; the rest is room for a loaded machine."""
 
+CHECK_JOBS = 32
+"""Promises checked at a time: more would only wait for each other, and each has a runtime of its own."""
+
 CHECK_POLL_MS = 20
 """Pause between two looks at what sends no event: a path, /proc."""
 

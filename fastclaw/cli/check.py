@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from fastclaw import limits
 from fastclaw.cli.options import setting
 from fastclaw.conformance import BY_ID, VOCABULARIES, check
 from fastclaw.transport import loop
@@ -26,14 +27,22 @@ def _known(context: click.Context, parameter: click.Parameter, ids: tuple[str, .
 @click.option(
     "--option", "-o", "extra", multiple=True, metavar="NAME=JSON", help="Option of initialize; may be repeated."
 )
+@click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(1, limits.CHECK_JOBS),
+    default=1,
+    show_default=True,
+    help="Promises checked at a time, each with runtimes of its own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def check_command(
-    vocabulary: str, only: set[str] | None, extra: tuple[str, ...], as_json: bool, command: tuple[str, ...]
+    vocabulary: str, only: set[str] | None, extra: tuple[str, ...], jobs: int, as_json: bool, command: tuple[str, ...]
 ) -> None:
     """Check the runtime that COMMAND serves on its stdin and stdout."""
     options: dict[str, Any] = dict(setting(entry) for entry in extra)
-    report = loop.run(check(list(command), VOCABULARIES[vocabulary], options, only))
+    report = loop.run(check(list(command), VOCABULARIES[vocabulary], options, only, jobs=jobs))
     click.echo(report.to_json().decode() if as_json else report.to_text(), nl=False)
     if not report.ok:
         sys.exit(1)

@@ -4,6 +4,7 @@ Owns the sessions of one run. Knows no promise.
 """
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import AsyncIterator
@@ -191,6 +192,9 @@ class Session:
         await self.wire.aclose()
 
 
+_COUNT = itertools.count(1)
+
+
 class Rig:
     """One run: the command under check, and a session that checks share where they do not break it."""
 
@@ -202,13 +206,11 @@ class Rig:
         self.options = options
         self._stderr = stderr
         self._shared: Session | None = None
-        self._count = 0
         self._open: list[Wire] = []
 
     def namespace(self) -> str:
         """A namespace that nobody else on this host uses."""
-        self._count += 1
-        return f"check-{os.getpid()}-{self._count}-{time.monotonic_ns() % 1_000_000}"
+        return f"check-{os.getpid()}-{next(_COUNT)}-{time.monotonic_ns() % 1_000_000}"
 
     def exchange(self) -> list[str]:
         """What went over the wires of the current check."""

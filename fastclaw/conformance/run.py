@@ -1,6 +1,6 @@
 """One run over a runtime: every check against its deadline, every promise to its verdict.
 
-Owns the order and the verdicts. Checks register themselves in `registry`.
+Owns the order, how many at once, and the verdicts. Checks register themselves in `registry`.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ async def check(
     options: dict[str, Any],
     only: set[str] | None = None,
     stderr: Stderr = None,
+    jobs: int = 1,
 ) -> Report:
     """Check a runtime extension, in whatever language, against the contract.
 
@@ -31,15 +32,27 @@ async def check(
         options: `options` of every `initialize`.
         only: ids of the promises to check; None is all.
         stderr: where the runtime's log goes, as for `subprocess`; None is this process's own stderr.
+        jobs: promises that are checked at a time, each with runtimes of its own. Most of a check is waiting.
     """
-    rig = Rig(command, vocabulary, options, stderr)
+    rigs = [Rig(command, vocabulary, options, stderr) for _ in range(jobs)]
+    chosen = [promise for promise in PROMISES if only is None or promise.id in only]
+    waiting = iter(chosen)
+    findings: dict[str, Finding] = {}
+
+    async def work(rig: Rig) -> None:
+        for promise in waiting:
+            findings[promise.id] = await _judge(rig, promise, capabilities)
+
     try:
-        capabilities = await _capabilities(rig)
-        chosen = [promise for promise in PROMISES if only is None or promise.id in only]
-        findings = [await _judge(rig, promise, capabilities) for promise in chosen]
+        capabilities = await _capabilities(rigs[0])
+        async with asyncio.TaskGroup() as group:
+            for rig in rigs:
+                group.create_task(work(rig))
     finally:
-        await rig.aclose()
-    return Report(command=command, vocabulary=vocabulary.name, capabilities=capabilities, findings=findings)
+        for rig in rigs:
+            await rig.aclose()
+    found = [findings[promise.id] for promise in chosen]
+    return Report(command=command, vocabulary=vocabulary.name, capabilities=capabilities, findings=found)
 
 
 async def _capabilities(rig: Rig) -> list[str] | None:

@@ -14,8 +14,9 @@ SERVE = ["--", *FASTCLAW, "serve", "--runtime", "memory", "--log-level", "error"
 FEW = ["--only", "R-CODE", "--only", "P-LOSSLESS"]
 
 
-def test_a_runtime_that_keeps_its_promises(call: Call) -> None:
-    done = call("check", *MEMORY, *FEW, *SERVE)
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_a_runtime_that_keeps_its_promises(call: Call, jobs: str) -> None:
+    done = call("check", "--jobs", jobs, *MEMORY, *FEW, *SERVE)
     assert done.returncode == 0, done
     text = done.stdout.decode()
     assert text.count("  ok  ") == 2

@@ -12,7 +12,7 @@ from fastclaw.conformance import BY_ID, POSIX, Report, check, check_run_limits
 from tests.conformance.plain_runtime import BREAKS
 
 ROOT = Path(__file__).parents[2]
-AT_ONCE = 4
+AT_ONCE = 6
 """Runtimes under check at a time: each spends most of it waiting."""
 
 KEPT = {
@@ -80,8 +80,8 @@ def _serve(directory: Path, *breaks: str) -> list[str]:
     return ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", module, str(directory), *breaks]
 
 
-async def _check(directory: Path, only: set[str], *breaks: str) -> Report:
-    return await check(_serve(directory, *breaks), POSIX, {}, only, stderr=subprocess.DEVNULL)
+async def _check(directory: Path, only: set[str], *breaks: str, jobs: int = 1) -> Report:
+    return await check(_serve(directory, *breaks), POSIX, {}, only, stderr=subprocess.DEVNULL, jobs=jobs)
 
 
 async def _check_all(directory: Path) -> dict[str, Report]:
@@ -109,7 +109,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Of the same runtime, not broken."""
-    return asyncio.run(_check(tmp_path_factory.mktemp("plain"), KEPT))
+    return asyncio.run(_check(tmp_path_factory.mktemp("plain"), KEPT, jobs=AT_ONCE))
 
 
 @pytest.mark.timeout(300)

@@ -14,6 +14,8 @@ import pytest
 from fastclaw.conformance import BY_ID, MEMORY, POSIX, Report, Vocabulary, check
 
 pytestmark = pytest.mark.timeout(600)
+AT_ONCE = 4
+"""Promises under check at a time: most of a check is waiting."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -32,7 +34,7 @@ def _report(runtime: str, vocabulary: Vocabulary, **options: Any) -> Report:
     command = [sys.executable, "-m", "fastclaw", "serve", "--runtime", runtime]
     # The log of hundreds of deliberate errors helps nobody who reads the result of a test.
     with open(os.devnull, "wb") as log:
-        return asyncio.run(check(command, vocabulary, options, stderr=log))
+        return asyncio.run(check(command, vocabulary, options, stderr=log, jobs=AT_ONCE))
 
 
 @pytest.fixture(scope="module")
