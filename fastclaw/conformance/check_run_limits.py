@@ -6,6 +6,7 @@ from typing import Any
 from fastclaw import limits
 from fastclaw.conformance.check_exec import EXEC_FAILED
 from fastclaw.conformance.check_run import DEFAULT_LIMIT, HIGHEST_LIMIT, TEXT, encoded, same
+from fastclaw.conformance.left import leaves
 from fastclaw.conformance.outside import bearers, soon
 from fastclaw.conformance.ran import around_gap, dropped, ending, given, has_no_gap, outputs
 from fastclaw.conformance.registry import proves
@@ -128,9 +129,7 @@ async def no_kill_within_the_limit(rig: Rig) -> None:
 @proves("RUN-LIMIT-KILL")
 async def the_tree_of_a_kill(rig: Rig) -> None:
     session, token = await rig.shared(), uuid.uuid4().hex
-    orphan = f"setsid sh -c 'exec >/dev/null; sleep 300; : {token}' &"
-    script = f": $({orphan}); yes | cat"  # which begins once the orphan has left the group
-    ran = await session.run(rig.shell(script), output_limit=SMALL, on_limit="kill")
+    ran = await session.run(rig.shell(leaves(token) + "yes | cat"), output_limit=SMALL, on_limit="kill")
     expect(ran.get("reason") == "killed", f"over its limit: {ending(ran)}")
     if "kill_tree" in session.welcome.get("capabilities", []):
         await soon("nothing of the tree is left", lambda: not bearers(token))

@@ -14,8 +14,11 @@ LEFT_BYTES = limits.MIB
 
 
 def leaves(token: str) -> str:
-    """Leaves a session of its own that has `token` in its command line and holds no stream."""
-    return f"setsid sh -c 'sleep 300; : {token}' >/dev/null 2>&1 & "
+    """Leaves a session of its own that has `token` in its command line, from now on, and holds no stream.
+
+    The shell waits for the end of what it substitutes, and so until what it leaves is that far.
+    """
+    return f": $(setsid sh -c 'exec >/dev/null 2>&1; sleep 300; : {token}' &); "
 
 
 def outlives(token: str, after_s: int = 1) -> str:

@@ -24,13 +24,17 @@ from fastclaw import limits
 from fastclaw.lane import Collection
 from fastclaw.protocol import spawner as frames
 from fastclaw.transport.outbox import close_all
-from tests.spawn.fake_spawner import PATIENCE_S, BareHost, a_bare_host, children_of
+from tests.spawn.fake_spawner import PATIENCE_S, BareHost, a_bare_host, busy_keepers_of, children_of, pump_of
 from tests.spawn.test_templates import a_rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STDIO, STDERR = 0, 1
+DEAF = 300
+"""Sleeping pumps: one buffer has room for what 27 of them have not heard."""
+MOST_UNHEARD = 10
+"""See MAX_UNHEARD in spawner.h."""
 MESSAGES = 1_000
 """More than two sockets' buffers hold: 212 992 bytes, at least 768 for each (socket(7), SO_SNDBUF)."""
 
@@ -160,6 +164,27 @@ def test_a_client_that_comes_too_late_reads_an_end_and_no_reset() -> None:
             theirs.close()
             assert ours.recv(1) == b""
         assert host.event()[:4] == (frames.LEFT, 1, STDIO, 0)
+
+
+def test_pumps_that_hear_nothing_keep_nobody_from_another() -> None:
+    """What they have not heard lies in buffers (socket(7), SO_SNDBUF), which must have room for all of them."""
+    with a_bare_host(DEAF + 1) as host:
+        clients = []
+        for id in range(1, DEAF + 1):
+            host.start(id, "sleep", "100")
+        for keeper in busy_keepers_of(host.process.pid):
+            os.kill(pump_of(keeper), signal.SIGSTOP)
+        for id in range(1, DEAF + 1):
+            clients += [host.attach(id) for _ in range(MOST_UNHEARD)]
+        too_many = host.attach(DEAF)
+        assert too_many.recv(1) == b""
+        host.start(DEAF + 1, "cat")
+        with host.attach(DEAF + 1, given=b"heard") as client:
+            assert client.recv(5) == b"heard"
+        for keeper in busy_keepers_of(host.process.pid):
+            os.kill(pump_of(keeper), signal.SIGCONT)
+        assert {client.recv(1) for client in clients[1:MOST_UNHEARD]} == {b""}, "one is there already"
+        close_all(client.detach() for client in [*clients, too_many])
 
 
 # --- orders to a pump that does not keep up ---

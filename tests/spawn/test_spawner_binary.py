@@ -398,7 +398,7 @@ def test_a_place_that_is_wrong_hits_nobody_and_none_is_looked_for() -> None:
     with a_bare_host(keepers=2) as host:
         host.start(1, "sleep", "1000")
         host.control.send(frames.control(frames.SIGNAL, 1, signal.SIGKILL, place=1 - host.places[1]))
-        assert not host.has_news()
+        assert not host.has_news(), host.event()
         host.control.send(frames.control(frames.SIGNAL, 1, signal.SIGUSR1, place=frames.NOWHERE))
         assert host.event()[:3] == (frames.EXITED, 1, signal.SIGUSR1)
 

@@ -34,7 +34,7 @@ struct scene {
 };
 
 enum { STDIO = 0, STDERR = 1 };
-enum { AT_INBOX, AT_CONTROL, AT_OUTPUT, AT_INPUT = AT_OUTPUT + 2, AT_CLIENT, AT_SENDER = AT_CLIENT + 2, PLACES };
+enum { AT_INBOX, AT_FORKS, AT_CONTROL, AT_OUTPUT, AT_INPUT = AT_OUTPUT + 2, AT_CLIENT, AT_SENDER = AT_CLIENT + 2, PLACES };
 
 /* --- moving bytes --- */
 
@@ -308,17 +308,22 @@ static void touched_close(struct scene *scene, struct passed *passed) {
     TOUCH(scene->slot);
 }
 
-/* From another pump, for the template that runs here. */
-static void fork_worker(struct scene *scene, struct control *head, long bytes, struct passed *passed) {
-    char text[64];
+/* From another pump, for the template that runs here. Descriptors of a worker's streams may be of a pipe that is locked by now. */
+static void on_fork(struct scene *scene) {
+    char text[64], *frame = scene->slot->memory + PUMP_STACK; /* the request's, which is over */
+    struct control *head = (struct control *)frame;
+    struct passed passed;
+    long bytes = receive(scene->pipes->forks, frame, FRAME_BYTES, &passed, MSG_DONTWAIT);
+    if (bytes < (long)sizeof *head || head->op != FORK) { touched_close(scene, &passed); return; }
     struct iovec part = {head + 1, (size_t)bytes - sizeof *head};
-    if (head->a && passed->count) { /* spilled */
-        long size = SYS(lseek, passed->fd[passed->count - 1], 0, SEEK_END);
+    if (head->a && passed.count) { /* spilled */
+        long size = SYS(lseek, passed.fd[passed.count - 1], 0, SEEK_END);
         char *end = put(put_number(put(text, "{\"spilled\": "), (u32)size), "}");
         part = (struct iovec){text, (size_t)(end - text)};
     }
-    long n = scene->pipes->control < 0 ? -ESRCH : say(scene->pipes->control, &part, 1, passed->fd, passed->count, NULL, 0);
+    long n = scene->pipes->control < 0 ? -ESRCH : say(scene->pipes->control, &part, 1, passed.fd, passed.count, NULL);
     if (n < 0) tell(REFUSED, head->id, (int)-n, STEP_ADOPT);
+    touched_close(scene, &passed);
 }
 
 static void resize(struct scene *scene) {
@@ -335,21 +340,17 @@ static void grant_wishes(struct scene *scene) {
     if (wishes & WISH_LOOK) tell_waiting(scene);
 }
 
-/* Descriptors of a worker's streams may be of a pipe that is locked by now. */
 static void on_message(struct scene *scene) {
-    char *frame = scene->slot->memory + PUMP_STACK; /* the request's, which is over */
-    struct control *head = (struct control *)frame;
+    struct control head;
     struct passed passed;
-    long n = receive(scene->pipes->inbox, frame, FRAME_BYTES, &passed, MSG_DONTWAIT);
-    if (n >= (long)sizeof *head && head->op == FORK) {
-        fork_worker(scene, head, n, &passed);
-    } else if (n >= (long)sizeof *head && head->id == scene->id && head->op == ATTACH && passed.count == 1) {
+    long n = next_message(scene->slot, scene->pipes->inbox, &head, sizeof head, &passed);
+    if (n == sizeof head && head.id == scene->id && head.op == ATTACH && passed.count == 1) {
         passed.count = 0;
-        attach(scene, (int)head->a, passed.fd[0]);
-    } else if (n >= (long)sizeof *head) {
-        turn_down(head, &passed);
+        attach(scene, (int)head.a, passed.fd[0]);
+    } else if (n == sizeof head) {
+        turn_down(&head, &passed);
     }
-    touched_close(scene, &passed);
+    close_passed(&passed);
     grant_wishes(scene);
 }
 
@@ -364,7 +365,7 @@ static void on_control(struct scene *scene) {
     if (n == -EAGAIN || n == -EINTR) return;
     event.a = n > 0 ? (int)n : 0;
     struct iovec parts[2] = {{&event, sizeof event}, {frame, (size_t)event.a}};
-    say(channel, parts, 2, NULL, 0, NULL, 0);
+    say(channel, parts, 2, NULL, 0, NULL);
     if (n > 0) return;
     TOUCH(scene->slot); /* what was sent along, and not received, goes with it */
     SYS(close, scene->pipes->control);
@@ -385,7 +386,8 @@ static void set_places(struct scene *scene, struct pollfd *of) {
     struct pipes *pipes = scene->pipes;
     for (int i = 0; i < PLACES; i++) of[i] = (struct pollfd){-1, 0, 0};
     int takes = pipes->control < 0 || takes_more(pipes->control);
-    of[AT_INBOX] = (struct pollfd){pipes->inbox, takes ? POLLIN : 0, 0};
+    of[AT_INBOX] = (struct pollfd){pipes->inbox, POLLIN, 0};
+    of[AT_FORKS] = (struct pollfd){pipes->forks, takes ? POLLIN : 0, 0};
     of[AT_CONTROL] = (struct pollfd){pipes->control, takes ? POLLIN : POLLIN | POLLOUT, 0};
     for (int i = 0; i < 2; i++) set_output(scene, i, of);
     int is_sending = scene->sending && !scene->eof_bytes;
@@ -407,6 +409,7 @@ static void turn(struct scene *scene) {
     set_places(scene, of);
     if (SYS(ppoll, of, PLACES, 0, 0, 8) <= 0) return;
     if (of[AT_INBOX].revents) { on_message(scene); return; }
+    if (of[AT_FORKS].revents) { on_fork(scene); return; }
     if (of[AT_CONTROL].revents) { on_control(scene); return; }
     for (int i = 0; i < 2; i++)
         if (of[AT_CLIENT + i].revents & (POLLHUP | POLLERR)) { lose(scene, i); return; }

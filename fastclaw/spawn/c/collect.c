@@ -135,7 +135,7 @@ static void take_last(struct collecting *run) {
 static void on_message(struct collecting *run) {
     struct control head;
     struct passed passed;
-    if (receive(run->pipes->inbox, &head, sizeof head, &passed, MSG_DONTWAIT) == sizeof head) turn_down(&head, &passed);
+    if (next_message(run->slot, run->pipes->inbox, &head, sizeof head, &passed) == sizeof head) turn_down(&head, &passed);
     close_passed(&passed);
     if ((LOAD_OF(&run->slot->meet) & (MEET_LAST | MEET_DRAINED)) == MEET_LAST) take_last(run);
 }

@@ -38,9 +38,9 @@ void turn_down(struct control *head, struct passed *passed) {
 }
 
 /* `whom`: of a datagram socket, which never waits for room; of the others, nobody. */
-long say(int to, struct iovec *parts, int count, const int *fds, int passed, struct sockaddr_un *whom, u32 whom_bytes) {
+long say(int to, struct iovec *parts, int count, const int *fds, int passed, struct address *whom) {
     _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int) * MAX_FDS)] = {0};
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count, .msg_name = whom, .msg_namelen = whom_bytes};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count, .msg_name = whom ? &whom->name : NULL, .msg_namelen = whom ? whom->bytes : 0};
     if (passed) {
         struct cmsghdr *head = (struct cmsghdr *)space;
         head->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)passed);
@@ -55,10 +55,24 @@ long say(int to, struct iovec *parts, int count, const int *fds, int passed, str
     return n;
 }
 
+/* A datagram socket with an address of its own, which hears `peer` alone if there is one (unix(7): autobind, connect). */
+long open_post(struct address *own, struct address *peer) {
+    long fd = SYS(socket, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return fd;
+    own->name = (struct sockaddr_un){.sun_family = AF_UNIX};
+    own->bytes = sizeof own->name;
+    long error = SYS(bind, fd, &own->name, sizeof own->name.sun_family);
+    if (!error) error = SYS(getsockname, fd, &own->name, &own->bytes);
+    if (!error && peer) error = SYS(connect, fd, &peer->name, peer->bytes);
+    if (!error) return fd;
+    SYS(close, fd);
+    return error;
+}
+
 void tell_with(u32 op, u32 id, int a, int b, int fd) {
     struct event event = {.op = op, .id = id, .a = a, .b = b};
     struct iovec part = {&event, sizeof event};
-    say(channel, &part, 1, &fd, fd >= 0, NULL, 0);
+    say(channel, &part, 1, &fd, fd >= 0, NULL);
 }
 
 void tell(u32 op, u32 id, int a, int b) { tell_with(op, id, a, b, -1); }
@@ -73,7 +87,7 @@ static struct event end_of(struct slot *slot, u32 op, u32 id, int flags) {
 void tell_exit(struct slot *slot, u32 id, int flags) {
     struct event event = end_of(slot, EXITED, id, flags);
     struct iovec part = {&event, sizeof event};
-    say(channel, &part, 1, NULL, 0, NULL, 0);
+    say(channel, &part, 1, NULL, 0, NULL);
 }
 
 /* What a run had in its file goes with it, or with its pump. */
@@ -93,5 +107,5 @@ void tell_done(struct slot *slot, u32 id, int flags) {
         done.given[i] = done.total[i] < INLINE_BYTES ? (u32)done.total[i] : INLINE_BYTES;
         parts[1 + i] = (struct iovec){inline_store(slot, i), done.given[i]};
     }
-    say(channel, parts, 3, NULL, 0, NULL, 0);
+    say(channel, parts, 3, NULL, 0, NULL);
 }

@@ -166,7 +166,7 @@ static void end_drain(struct slot *slot, struct tending *at) {
     at->is_last_asked = 1;
     at->drained_at = now_ms() + STUCK_MS;
     ADD_BITS(&slot->meet, MEET_LAST);
-    say(post, &part, 1, NULL, 0, &slot->inbox, slot->inbox_bytes);
+    if (say(post, &part, 1, NULL, 0, &slot->inbox) > 0) __atomic_add_fetch(&slot->posted, 1, __ATOMIC_SEQ_CST);
 }
 
 static void tell_ended(struct slot *slot, struct tending *at) {

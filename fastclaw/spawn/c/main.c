@@ -6,7 +6,7 @@
 #include <sys/signalfd.h>
 
 /* Low numbers: a keeper takes these with it, and none of the thousands of clients' duplicates. */
-enum { CONTROL = 3, NULL_DEVICE, POST, CHANNEL, FIRST_FREE };
+enum { CONTROL = 3, NULL_DEVICE, POST, FORKS, CHANNEL };
 enum { NOWHERE = ~0u };
 enum { ASLEEP_MS = 500 }; /* in one call on a pipe: the longest that one takes which only copies is some ms */
 enum { READY_MS = 2000 }; /* for a keeper to say that it has a pump: 0.1 ms; a machine that swaps may take longer */
@@ -14,9 +14,9 @@ enum { READY_MS = 2000 }; /* for a keeper to say that it has a pump: 0.1 ms; a m
 struct slot *slots;
 u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps;
 u64 collect_bytes, collected_bytes;
-int control = CONTROL, channel = CHANNEL, post = POST, null = NULL_DEVICE, dying, is_batch;
-struct sockaddr_un post_address;
-u32 post_bytes;
+int control = CONTROL, channel = CHANNEL, post = POST, forks = FORKS, null = NULL_DEVICE, dying, is_batch;
+struct batch batches[BATCHES];
+struct address forks_address;
 
 static u32 keepers;
 static int strays, hang_ups = -1;
@@ -25,7 +25,7 @@ static long user_error;
 static void answer(u32 id, long error, int value, int fd) {
     struct event event = {.op = ANSWER, .id = id, .a = error < 0 ? (int)-error : 0, .b = value};
     struct iovec part = {&event, sizeof event};
-    say(control, &part, 1, &fd, fd >= 0, NULL, 0);
+    say(control, &part, 1, &fd, fd >= 0, NULL);
 }
 
 /* --- keepers --- */
@@ -41,16 +41,19 @@ static struct slot *vacant_slot(void) {
 }
 
 /* The table of descriptors is shared until the keeper has taken its own: a copy of thousands would keep its size. */
-static long add_keeper(struct slot **made) {
+static long add_keeper(struct batch *batch, struct slot **made) {
     struct slot *slot = vacant_slot();
     if (!slot) return -EAGAIN;
     slot->id = slot->child = slot->pump = slot->is_made = slot->retired = slot->takes_requests = 0;
+    slot->posted = slot->heard = 0;
+    slot->batch = (u32)(batch - batches);
     slot->client[0] = slot->client[1] = -1;
     unsigned long flags = CLONE_VM | CLONE_FILES | CLONE_PARENT_SETTID | SIGCHLD;
     long pid = fork_with(flags, slot->memory + KEEPER_STACK, &slot->pid, keeper, slot);
     if (pid < 0) { slot->pid = 0; return pid; }
     if (used_slots <= (u32)(slot - slots)) used_slots = (u32)(slot - slots) + 1;
     keepers++;
+    batch->users++;
     *made = slot;
     return 0;
 }
@@ -65,15 +68,30 @@ static long await_pump(struct slot *slot) {
     return made ? -(long)made : -EAGAIN;
 }
 
-/* All of them first, so that they come up side by side. */
+/* One with room, whose mail the keepers that are made next find as `post`: none of those before shares our table any more. */
+static long open_batch(struct batch **opened) {
+    struct batch *batch = batches;
+    while (batch->users >= BATCH) batch++; /* never past the last: there are fewer keepers than that */
+    if (!batch->address.bytes) {
+        long mail = open_post(&batch->address, NULL);
+        if (mail < 0) { batch->address.bytes = 0; return mail; }
+        batch->mail = (int)mail;
+    }
+    *opened = batch;
+    long fd = SYS(dup3, batch->mail, post, O_CLOEXEC);
+    return fd < 0 ? fd : 0;
+}
+
+/* A batch's first, so that they come up side by side. */
 static void grow(u32 id, u32 count) {
-    enum { AT_ONCE = 64 };
-    struct slot *made[AT_ONCE];
+    struct slot *made[BATCH];
+    struct batch *batch;
     long error = user_error;
     u32 added = 0, begun;
     for (u32 left = count; left && !error; left -= begun) {
-        u32 most = left < AT_ONCE ? left : AT_ONCE;
-        for (begun = 0; begun < most && !(error = add_keeper(&made[begun])); begun++) {}
+        if ((error = open_batch(&batch))) break;
+        u32 room = BATCH - batch->users, most = left < room ? left : room;
+        for (begun = 0; begun < most && !(error = add_keeper(batch, &made[begun])); begun++) {}
         for (u32 i = 0; i < begun; i++) {
             long failed = await_pump(made[i]);
             if (failed) error = failed; else added++;
@@ -150,9 +168,13 @@ static void listen_for(struct control *asked) {
 
 /* --- clients: main keeps a duplicate of each one's socket. So it sees them hang up, and can end them, while their pump sleeps --- */
 
+/* More than its pump may have waiting, it is not told: see `struct batch`. */
 static long post_to(struct slot *slot, struct control *order, int fd) {
     struct iovec part = {order, sizeof *order};
-    return say(post, &part, 1, &fd, fd >= 0, &slot->inbox, slot->inbox_bytes);
+    if ((int)(LOAD_OF(&slot->posted) - LOAD_OF(&slot->heard)) >= MAX_UNHEARD) return -EAGAIN;
+    long n = say(batches[slot->batch].mail, &part, 1, &fd, fd >= 0, &slot->inbox);
+    if (n > 0) __atomic_add_fetch(&slot->posted, 1, __ATOMIC_SEQ_CST);
+    return n;
 }
 
 /* Taken out of the set by name: its pump may have it still, for its last input, and to close it is no end of it there. */
@@ -201,7 +223,8 @@ static void see_hang_ups(void) {
     }
 }
 
-/* What a pump is to do stays in its slot, so that none of it is lost where it does not keep up; only the first wakes it. */
+/* What a pump is to do stays in its slot, so that none of it is lost where it does not keep up; only the first wakes it. A pump that
+ * has enough to hear looks there when it does. */
 static void wish(struct slot *slot, struct control *asked, u32 bits) {
     int left = leave_order(&slot->wishes, asked->id, 0, bits);
     if (left == 2 || (left && !slot->is_nudged)) slot->is_nudged = post_to(slot, asked, -1) > 0;
@@ -292,6 +315,7 @@ static void bury(struct slot *slot) {
     if (slot->id) strays = 1; /* its number stays until they are gone: then it is told */
     else if (!slot->retired) tell(LOST, 0, 0, 0);
     slot->pid = 0;
+    batches[slot->batch].users--;
     for (int k = 0; k < 3; k++) slot->orders[k] = 0;
     keepers--;
 }
@@ -375,18 +399,12 @@ static int reach(const char *where) {
     return (int)fd;
 }
 
-/* Where pumps are written to from: what they hear comes from this socket only. So all that they have not heard yet lies in its
- * buffer, and each that sleeps may have two clients and a message waiting. Without CAP_NET_ADMIN it gets 2 * net.core.wmem_max, which
- * is enough for 180 of them by default (socket(7)). */
-static void open_post(void) {
-    struct sockaddr_un nobody = {.sun_family = AF_UNIX};
-    int room = MAX_KEEPERS * 3 * 1024;
-    long fd = SYS(socket, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    post_bytes = sizeof post_address;
-    if (fd < 0 || SYS(bind, fd, &nobody, sizeof nobody.sun_family)) leave(1);
-    if (SYS(getsockname, fd, &post_address, &post_bytes)) leave(1);
-    if (SYS(setsockopt, fd, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room)) SYS(setsockopt, fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
-    move_to((int)fd, POST);
+/* From where pumps ask a template's. `post` is a batch's; until there is one, its number is taken. */
+static void open_posts(void) {
+    long fd = open_post(&forks_address, NULL);
+    if (fd < 0) leave(1);
+    move_to((int)fd, forks);
+    if (SYS(dup3, null, post, O_CLOEXEC) < 0) leave(1);
 }
 
 /* The environment goes along: it is what the engine made of the image's. */
@@ -405,7 +423,7 @@ static void greet(char **envp) {
         bytes += more;
     }
     struct iovec part = {frame, bytes};
-    if (say(control, &part, 1, NULL, 0, NULL, 0) < 0) leave(3);
+    if (say(control, &part, 1, NULL, 0, NULL) < 0) leave(3);
 }
 
 static void be_welcomed(void) {
@@ -437,7 +455,7 @@ __attribute__((used)) _Noreturn void begin(long *stack) {
     move_to(reach(argv[1]), CONTROL);
     if (SYS(close_range, CONTROL + 1, ~0u, 0)) leave(6); /* Linux 5.9 */
     open_null();
-    open_post();
+    open_posts();
     slots = map(sizeof(struct slot) * MAX_KEEPERS, -1);
     if (!slots) leave(1);
     greet(envp);

@@ -120,10 +120,10 @@ static long ask_template(struct job *job, int spilled) {
     for (;;) {
         struct moment pause = {0, 1000000};
         if (!LOAD_OF(&of->takes_requests)) return -ESRCH;
-        long n = say(post, parts, 2, fds, count, &of->inbox, of->inbox_bytes);
+        long n = say(forks, parts, 2, fds, count, &of->forks);
         if (n > 0 && !LOAD_OF(&of->takes_requests)) return -ESRCH; /* too late, perhaps; told twice, perhaps */
         if (n != -EAGAIN || now_ms() > until) return n < 0 ? n : 0;
-        SYS(ppoll, 0, 0, &pause, 0, 8); /* many workers at once: what is on its way to all pumps fits one buffer (socket(7), SO_SNDBUF) */
+        SYS(ppoll, 0, 0, &pause, 0, 8); /* many workers at once: what is on its way to all templates fits one buffer (socket(7), SO_SNDBUF) */
     }
 }
 
@@ -140,7 +140,7 @@ static void take_slot(struct slot *slot, struct start *request) {
     slot->error = slot->child = slot->step = 0;
     slot->flags = request->flags;
     slot->drain_ms = request->drain_ms;
-    slot->takes_requests = !!(request->flags & F_TEMPLATE);
+    slot->takes_requests = 0;
     slot->status = 0;
     slot->used = (struct rusage){0};
     slot->total[0] = slot->total[1] = 0;
@@ -157,13 +157,19 @@ static void close_slot(struct slot *slot) {
     SYS(kill, slot->pid, SIGUSR1);
 }
 
+/* From main or the keeper: what was heard makes room for more. */
+long next_message(struct slot *slot, int inbox, void *frame, size_t bytes, struct passed *passed) {
+    long n = receive(inbox, frame, bytes, passed, MSG_DONTWAIT);
+    if (n >= 0 || n == -EBADMSG) __atomic_add_fetch(&slot->heard, 1, __ATOMIC_SEQ_CST);
+    return n;
+}
+
 /* What came too late: among it clients that main still has. */
 static void empty_inbox(struct slot *slot, int inbox) {
     struct passed passed;
-    char *frame = slot->memory + PUMP_STACK; /* the request's, which is over */
+    struct control head;
     long n;
-    while ((n = receive(inbox, frame, FRAME_BYTES, &passed, MSG_DONTWAIT)) > 0 || n == -EBADMSG || n == -EINTR)
-        turn_down((struct control *)frame, &passed);
+    while ((n = next_message(slot, inbox, &head, sizeof head, &passed)) > 0 || n == -EBADMSG || n == -EINTR) turn_down(&head, &passed);
 }
 
 /* From here on nothing of it is anybody's. */
@@ -175,20 +181,33 @@ static void give_slot_back(struct slot *slot, int inbox) {
     STORE_TO(&slot->id, 0);
 }
 
+static long begin_taking(struct slot *slot, struct pipes *pipes) {
+    long fd = open_post(&slot->forks, &forks_address);
+    pipes->forks = (int)fd;
+    STORE_TO(&slot->takes_requests, fd >= 0);
+    return fd < 0 ? fd : 0;
+}
+
 /* A template that has ended: its workers may live on, and with them its slot, for long. */
-static void stop_taking(struct slot *slot, int inbox) {
+static void stop_taking(struct slot *slot, struct pipes *pipes) {
+    struct passed passed;
+    char *frame = slot->memory + PUMP_STACK; /* the request's, which is over */
+    long n;
     STORE_TO(&slot->takes_requests, 0);
-    empty_inbox(slot, inbox);
+    while ((n = receive(pipes->forks, frame, FRAME_BYTES, &passed, MSG_DONTWAIT)) > 0 || n == -EBADMSG || n == -EINTR)
+        turn_down((struct control *)frame, &passed);
+    close_fd(&pipes->forks);
 }
 
 /* The request is sound and the job laid out. `spilled`: a file that goes along to a template. */
 static void run(struct job *job, struct passed *passed, int spilled, int inbox) {
     struct slot *slot = job->slot;
     u32 id = job->request->id, flags = job->request->flags;
-    struct pipes pipes = {-1, {-1, -1}, -1, inbox, 0};
+    struct pipes pipes = {-1, {-1, -1}, -1, inbox, -1, 0};
     take_slot(slot, job->request);
     long error = make_streams(job, &pipes);
     int step = flags & F_TTY ? STEP_TTY : STEP_PROCESS;
+    if (!error && flags & F_TEMPLATE) error = begin_taking(slot, &pipes);
     if (!error) write_input(job, &pipes);
     if (!error) error = flags & F_WORKER ? ask_template(job, spilled) : start_command(job);
     if (error) tell(REFUSED, id, (int)-error, step);
@@ -197,7 +216,7 @@ static void run(struct job *job, struct passed *passed, int spilled, int inbox) 
     if (!(flags & F_RUN)) close_passed(passed);
     if (!error && !slot->error && flags & F_RUN) collect(slot, job, &pipes, id);
     else if (!error && !slot->error) serve_clients(slot, &pipes, id);
-    if (flags & F_TEMPLATE) stop_taking(slot, inbox);
+    if (flags & F_TEMPLATE) stop_taking(slot, &pipes);
     close_ours(&pipes);
     close_passed(passed);
     if (error || (flags & (F_WORKER | F_RUN)) == F_WORKER) close_slot(slot);
@@ -245,17 +264,6 @@ static int read_file(struct control *asked, long bytes, struct passed *passed) {
 
 /* --- itself --- */
 
-/* A datagram socket that hears main's alone, which main, keepers and pumps share (unix(7): autobind, connect). */
-static int open_inbox(struct slot *slot) {
-    struct sockaddr_un nobody = {.sun_family = AF_UNIX};
-    u32 bytes = sizeof slot->inbox;
-    long fd = SYS(socket, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || SYS(bind, fd, &nobody, sizeof nobody.sun_family)) return -1;
-    if (SYS(getsockname, fd, &slot->inbox, &bytes)) return -1;
-    slot->inbox_bytes = bytes;
-    return SYS(connect, fd, &post_address, post_bytes) ? -1 : (int)fd;
-}
-
 /* Returns whether there may be another. */
 static int take(struct slot *slot, struct start *request, int inbox) {
     struct passed passed;
@@ -275,7 +283,7 @@ int pump(void *argument) {
     take_pump_user((u32)(slot - slots));
     SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
     if ((u32)SYS(getppid) != slot->pid) return 1;
-    int inbox = open_inbox(slot);
+    int inbox = (int)open_post(&slot->inbox, &batches[slot->batch].address);
     while (inbox >= 0 && take(slot, (struct start *)(slot->memory + PUMP_STACK), inbox)) {}
     return 0;
 }

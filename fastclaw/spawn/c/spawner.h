@@ -138,12 +138,14 @@ struct event { u32 op, id; int32_t a, b; u64 user_us, system_us, max_rss_kb; };
 struct done { struct event event; u64 total[2]; u32 given[2]; };
 
 struct passed { int count, fd[MAX_FDS]; };
+struct address { struct sockaddr_un name; u32 bytes; }; /* of a datagram socket */
 
 long receive(int from, void *frame, size_t bytes, struct passed *passed, int flags);
 void close_passed(struct passed *passed);
 void end_client(int fd);
 void turn_down(struct control *head, struct passed *passed);
-long say(int to, struct iovec *parts, int count, const int *fds, int passed, struct sockaddr_un *whom, u32 whom_bytes);
+long say(int to, struct iovec *parts, int count, const int *fds, int passed, struct address *whom);
+long open_post(struct address *own, struct address *peer);
 void tell(u32 op, u32 id, int a, int b);
 void tell_with(u32 op, u32 id, int a, int b, int fd);
 
@@ -171,25 +173,34 @@ struct worker { u32 pid, id, state, level; u64 orders[3]; };
 struct brood { u32 used, asked; struct worker workers[MAX_BROOD]; };
 
 /* `child`: the command, from its birth. `orders`: the request's id in the upper half; in the lower the levels, then signals
- * 1-32, then 33-64. `wishes`: the same for its pump; `window`: of a terminal, rows and columns. `touching`: odd while the pump is in a call that a command can hold up. `inbox`: where main and other
- * pumps reach this pump. `client`, `looked`, `looked_at`, `is_nudged`: main's alone. */
+ * 1-32, then 33-64. `wishes`: the same for its pump; `window`: of a terminal, rows and columns. `touching`: odd while the pump
+ * is in a call that a command can hold up. `inbox`: where main and its keeper reach the pump, by the batch's mail; `posted`,
+ * `heard`: how many messages so far. `forks`: where others reach the pump of a template. `client`, `looked`, `looked_at`,
+ * `is_nudged`: main's alone. */
 struct slot {
-    u32 pid, pump, id, child, error, step, flags, meet, touching, looked, drain_ms, retired, is_made, takes_requests, inbox_bytes;
+    u32 pid, pump, id, child, error, step, flags, meet, touching, looked, drain_ms, retired, is_made, takes_requests;
+    u32 batch, posted, heard;
     u64 orders[3], total[2], counted, wishes, looked_at; /* counted: of a run in `collected_bytes` */
     int status, client[2], is_nudged;
     u32 client_id[2], window;
     struct rusage used;
     char *memory;
     struct brood *brood;
-    struct sockaddr_un inbox;
+    struct address inbox, forks;
 };
+
+/* Keepers and pumps come in batches, each with a socket from which its pumps are written to. What a pump has not heard yet lies in
+ * the buffer of its batch (socket(7), SO_SNDBUF: 208 KiB by default, of which a short message takes 768 bytes): it has room for
+ * all that the pumps of one batch may have waiting, so those that sleep keep nobody from hearing. */
+enum { BATCH = 24, BATCHES = MAX_KEEPERS / BATCH + 2, MAX_UNHEARD = 10 /* from main; one more from the keeper */ };
+struct batch { int mail; u32 users; struct address address; };
 
 extern struct slot *slots;
 extern u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps;
 extern u64 collect_bytes, collected_bytes;
-extern int control, channel, post, null, dying, is_batch;
-extern struct sockaddr_un post_address;
-extern u32 post_bytes;
+extern int control, channel, post, forks, null, dying, is_batch; /* post: the mail of the batch, in a keeper's or pump's table */
+extern struct batch batches[BATCHES];
+extern struct address forks_address;
 enum { NO_USER = 0xffffffffu };
 
 /* A slot's memory. A usual keeper touches one page, a usual pump two: its stack ends in the middle of the page whose other
@@ -263,7 +274,8 @@ long open_terminal(struct job *job, int *slave);
 int end_of_input(int master, char *into);
 
 /* clients.c, collect.c: a pump at work; each returns when the streams are over. */
-struct pipes { int in, out[2], control, inbox, is_terminal; };
+struct pipes { int in, out[2], control, inbox, forks, is_terminal; };
+long next_message(struct slot *slot, int inbox, void *frame, size_t bytes, struct passed *passed);
 void serve_clients(struct slot *slot, struct pipes *pipes, u32 id);
 void collect(struct slot *slot, struct job *job, struct pipes *pipes, u32 id);
 #define TOUCH(slot) __atomic_add_fetch(&(slot)->touching, 1, __ATOMIC_SEQ_CST)

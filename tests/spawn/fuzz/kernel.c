@@ -278,8 +278,8 @@ static long take_turn(long n, long a, long b, long c, long d, long e, long f) {
     case __NR_signalfd4: return keep(main_children = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
     case __NR_memfd_create: if (is_faulty()) return -EMFILE; /* fall through */
     case __NR_socket: case __NR_openat: case __NR_epoll_create1: return keep(sys6(n, a, b, c, d, e, f));
-    case __NR_munmap: case __NR_bind: case __NR_getsockname: case __NR_connect: case __NR_getsockopt: case __NR_setsockopt:
-    case __NR_epoll_ctl: case __NR_epoll_pwait: case __NR_ftruncate: case __NR_lseek: case __NR_statx:
+    case __NR_munmap: case __NR_bind: case __NR_getsockname: case __NR_connect: case __NR_getsockopt: case __NR_dup3:
+    case __NR_setsockopt: case __NR_epoll_ctl: case __NR_epoll_pwait: case __NR_ftruncate: case __NR_lseek: case __NR_statx:
         return sys6(n, a, b, c, d, e, f);
     default: fail("it makes system call %ld, for which nothing is provided", n);
     }

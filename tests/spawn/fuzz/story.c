@@ -450,7 +450,7 @@ static void make_world(void) {
     close(other[0]);
     int device = open("/dev/null", O_RDWR);
     if (device != 4) place_at(device, 4);
-    place_at(theirs, 6);
+    place_at(theirs, 7);
     overload_possible = !any(8);
     begin_main(overload_possible ? 100000 : 1ull << 30);
     begin_fiber(MAIN, NULL, run_main, NULL);
