@@ -41,9 +41,9 @@ def test_health(ratios: Ratios, programs: Programs) -> None:
     work = programs.path("work")
     with served(work) as client, contextlib.ExitStack() as held:
         for result in client.start([work, "lock"], LOCKS):
-            held.enter_context(connected(result["stdio_addr"]))
             errors = held.enter_context(connected(result["stderr_addr"]))
             assert errors.recv(len(LOCKING), socket.MSG_WAITALL) == LOCKING
+            held.enter_context(connected(result["stdio_addr"]))  # last: with it the pump sleeps
         found = {at_once: Wire(programs, client).health_during_exec(TRUE, EXECS, at_once) for at_once in AT_ONCE}
     for at_once, times in found.items():
         p50_ms, p99_ms = times.p50_us / 1000, times.p99_us / 1000

@@ -69,6 +69,14 @@ class OutputStore:
         return Output(bytes(self._head), bytes(tail), self.total)
 
 
+def cut(output: Output, limit: int, keep: Keep) -> Output:
+    """Less of what was kept of a stream by the same rule, with more room."""
+    if output.total <= limit:
+        return output
+    head, tail = halves(limit, keep)
+    return Output(output.head[:head], (output.head + output.tail)[-tail:] if tail else b"", output.total)
+
+
 # --- What is given ---
 
 

@@ -208,7 +208,7 @@ def start(
         else:
             flags |= FLAG_INPUT_FILE
             files = (collection.input,)
-        run = (head_bytes(collection), collection.output_limit, collection.drain_ms, len(tail))
+        run = (*kept_bytes(collection), collection.drain_ms, len(tail))
     count = argv.number + env.number
     if size + len(tail) > limits.SPAWN_FRAME_BYTES or count > limits.SPAWN_INLINE_STRINGS:
         flags |= FLAG_SPILLED
@@ -248,7 +248,7 @@ def worker(
         if collection.input:
             flags |= FLAG_INPUT_FILE
             files = (collection.input,)
-        run = (head_bytes(collection), collection.output_limit, collection.drain_ms, 0)
+        run = (*kept_bytes(collection), collection.drain_ms, 0)
     inline = request
     if _START.size + len(request) > limits.SPAWN_FRAME_BYTES:
         flags |= FLAG_SPILLED
@@ -265,9 +265,15 @@ def _flags_of(collection: Collection) -> int:
     return flags | FLAG_LIMIT_KILLS if collection.on_limit == "kill" else flags
 
 
-def head_bytes(collection: Collection) -> int:
-    """How many bytes from a stream's beginning are kept; the rest of its limit is for its end."""
+def kept_bytes(collection: Collection) -> tuple[int, int]:
+    """How many bytes from a stream's beginning its pump keeps, and how many in all; the rest is for its end.
+
+    With a limit that ends the command these are what was asked for. Else they are no less than a pump has memory for: a
+    small ring for the end would be filled a few bytes at a time.
+    """
     limit = collection.output_limit
+    if collection.on_limit == "truncate":
+        limit = max(limit, INLINE_BYTES)
     if collection.keep == "ends":
-        return limit - limit // 2
-    return limit if collection.keep == "head" else 0
+        return limit - limit // 2, limit
+    return limit if collection.keep == "head" else 0, limit

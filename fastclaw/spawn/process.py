@@ -10,6 +10,7 @@ import os
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Protocol
 
+from fastclaw.decisions.run_answer import cut
 from fastclaw.errors import ExecFailed
 from fastclaw.lane import Collected, ExitStatus, Grace, LaneProcess, Output
 from fastclaw.protocol import spawner as frames
@@ -283,7 +284,7 @@ def _outputs(said: memoryview, store: int | None, collection: Collection) -> tup
     *totals, first, second = frames.TOTALS.unpack_from(said)
     if totals == [0, 0]:
         return _SILENCE, _SILENCE
-    limit, head = collection.output_limit, frames.head_bytes(collection)
+    head, limit = frames.kept_bytes(collection)
     outputs = []
     at = frames.TOTALS.size
     for which, (total, given) in enumerate(zip(totals, (first, second), strict=True)):
@@ -295,6 +296,8 @@ def _outputs(said: memoryview, store: int | None, collection: Collection) -> tup
         else:
             outputs.append(_unrolled(os.pread(store, kept, which * limit), total, head))
         at += given
+    if limit > collection.output_limit:
+        outputs = [cut(output, collection.output_limit, collection.keep) for output in outputs]
     return outputs[0], outputs[1]
 
 

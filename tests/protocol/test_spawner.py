@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from fastclaw.protocol.spawner import (
     Identity,
     Strings,
     control,
-    head_bytes,
+    kept_bytes,
     parse_hello,
     start,
     strings,
@@ -28,6 +29,9 @@ from fastclaw.protocol.spawner import (
     worker,
 )
 from tests.protocol.start_frames import HEAD, read
+
+if TYPE_CHECKING:
+    from fastclaw.runtime import Keep
 
 SOURCES = sorted(
     (Path(frames.__file__).parent.parent / "spawn" / "c").glob("*.[ch]"), key=lambda path: path.suffix != ".h"
@@ -144,7 +148,7 @@ def check_collection(flags: int, given: bytes, told: tuple[int, ...], wanted: Co
         assert told == (0, 0, 0)
         assert not flags & (frames.FLAG_LIMIT_KILLS | frames.FLAG_INPUT_FILE | frames.FLAG_NULL_STDIN)
     else:
-        assert told == (head_bytes(wanted), wanted.output_limit, wanted.drain_ms)
+        assert told == (*kept_bytes(wanted), wanted.drain_ms)
         assert bool(flags & frames.FLAG_LIMIT_KILLS) == (wanted.on_limit == "kill")
 
 
@@ -155,8 +159,12 @@ def test_a_run_without_input_has_no_stdin() -> None:
 
 
 @pytest.mark.parametrize(("keep", "head"), [("head", 9), ("tail", 0), ("ends", 5)])
-def test_what_is_kept_of_the_beginning(keep: str, head: int) -> None:
-    assert head_bytes(Collection(output_limit=9, keep=keep)) == head  # type: ignore[arg-type]  # one of three
+def test_what_is_kept_of_the_beginning(keep: Keep, head: int) -> None:
+    more = frames.INLINE_BYTES
+    assert kept_bytes(Collection(output_limit=9, keep=keep, on_limit="kill")) == (head, 9)
+    assert kept_bytes(Collection(output_limit=9 + more, keep=keep))[1] == 9 + more
+    least = {"head": more, "tail": 0, "ends": more // 2}[keep]
+    assert kept_bytes(Collection(output_limit=9, keep=keep)) == (least, more), "not a few bytes at a time"
 
 
 @pytest.mark.parametrize("spare", [-1, 0, 1])

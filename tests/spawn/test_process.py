@@ -231,7 +231,7 @@ async def test_what_is_kept_is_put_in_order(recorder: Recorder, where: str, keep
     data = os.urandom(total)
     process = await a_run(recorder, output_limit=limit, keep=keep)
     assert process.collection is not None
-    kept = ring(data, frames.head_bytes(process.collection), limit)
+    kept = ring(data, *frames.kept_bytes(process.collection))
     process.on_exited(0, 1, 2, 3)
     if where == "file":
         file = os.memfd_create("store")
