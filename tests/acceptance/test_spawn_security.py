@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from tests.engine.conftest import EngineService
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
+PUMPS_OF_A_BATCH = 24
+"""Which hear one socket: BATCH in spawner.h."""
 shared = pytest.mark.asyncio(loop_scope="module")
 """For tests that use the module's runtime: its client lives on the module's loop."""
 
@@ -172,12 +174,13 @@ async def test_no_signal_by_way_of_a_descriptors_owner_has_an_effect_on_a_keeper
 @shared
 @pytest.mark.parametrize("user", USERS)
 async def test_nobody_speaks_to_a_pump(box: Box, user: str) -> None:
-    """What it hears comes from one socket, which takes what is sent to it, and which nobody reads."""
+    """What it hears comes from one socket. That takes what is sent to it, and nobody reads it."""
     async with echoing(box, user):
         for _ in range(20):
             results = await box.results("sockets", user=user)
             assert results.count(("send", "EPERM")) == len(await box.pumps())
-            assert [result for name, result in results if name == "send"].count("ok") <= 1
+            ours = -(-len(await box.pumps()) // PUMPS_OF_A_BATCH) + 1  # one for each batch, and one for templates
+            assert [result for name, result in results if name == "send"].count("ok") <= ours
 
 
 @shared

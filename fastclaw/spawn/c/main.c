@@ -33,7 +33,7 @@ static void answer(u32 id, long error, int value, int fd) {
 static struct slot *vacant_slot(void) {
     static u32 next; /* where to look first: the ones before are likely taken */
     u32 tried = 0;
-    while (tried < MAX_KEEPERS && (slots[next].pid || slots[next].id)) { tried++; next = (next + 1) % MAX_KEEPERS; }
+    while (tried < MAX_KEEPERS && (slots[next].pid || slots[next].id || slots[next].is_lost)) { tried++; next = (next + 1) % MAX_KEEPERS; }
     if (tried == MAX_KEEPERS) return NULL; /* a lost one's stack may be in use */
     struct slot *slot = &slots[next];
     if (!slot->memory && !(slot->memory = map(SLOT_BYTES, -1))) return NULL;
@@ -292,8 +292,18 @@ static int obey(struct control *asked, long bytes, struct passed *passed) {
 
 /* --- ends --- */
 
+/* Of a keeper that kept nobody, whose pump has gone with it: that one may have been killed with a request that it had just received
+ * and said nothing of. It lies in its memory. */
+static void tell_lost_idle(struct slot *slot) {
+    struct start *last = (struct start *)(slot->memory + PUMP_STACK);
+    slot->is_lost = 0;
+    if (last->op == READ) tell(ANSWER, last->id, ESRCH, 0);
+    tell(LOST, last->op == START ? last->id : 0, 0, 0);
+}
+
 static void tell_lost(void) {
     for (u32 i = 0; i < used_slots; i++) {
+        if (slots[i].is_lost) tell_lost_idle(&slots[i]);
         if (slots[i].pid || !slots[i].id) continue;
         tell(LOST, slots[i].id, 0, 0);
         for (u32 k = 0; slots[i].brood && k < slots[i].brood->used; k++) {
@@ -312,8 +322,8 @@ static void tell_lost(void) {
 
 /* One that kept nobody is missed too, unless it was sent home. */
 static void bury(struct slot *slot) {
-    if (slot->id) strays = 1; /* its number stays until they are gone: then it is told */
-    else if (!slot->retired) tell(LOST, 0, 0, 0);
+    slot->is_lost = !slot->id && !slot->retired;
+    if (slot->id || slot->is_lost) strays = 1; /* it stays until what is left is gone: then it is told */
     slot->pid = 0;
     batches[slot->batch].users--;
     for (int k = 0; k < 3; k++) slot->orders[k] = 0;

@@ -176,6 +176,7 @@ static void empty_inbox(struct slot *slot, int inbox) {
 static void give_slot_back(struct slot *slot, int inbox) {
     for (u32 meet; !((meet = LOAD_OF(&slot->meet)) & MEET_DONE);) park(&slot->meet, meet, -1);
     empty_inbox(slot, inbox);
+    ((struct start *)(slot->memory + PUMP_STACK))->op = 0; /* see tell_lost_idle */
     for (int i = 0; i < 3; i++) __atomic_store_n(&slot->orders[i], 0, __ATOMIC_RELEASE);
     STORE_TO(&slot->wishes, 0);
     STORE_TO(&slot->id, 0);
@@ -267,6 +268,7 @@ static int read_file(struct control *asked, long bytes, struct passed *passed) {
 /* Returns whether there may be another. */
 static int take(struct slot *slot, struct start *request, int inbox) {
     struct passed passed;
+    request->op = 0; /* see tell_lost_idle */
     long n = receive(channel, request, FRAME_BYTES, &passed, 0);
     if (n == -EINTR) return 1;
     if (dying || (n < 0 && n != -EBADMSG)) return 0;

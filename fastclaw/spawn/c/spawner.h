@@ -176,10 +176,10 @@ struct brood { u32 used, asked; struct worker workers[MAX_BROOD]; };
  * 1-32, then 33-64. `wishes`: the same for its pump; `window`: of a terminal, rows and columns. `touching`: odd while the pump
  * is in a call that a command can hold up. `inbox`: where main and its keeper reach the pump, by the batch's mail; `posted`,
  * `heard`: how many messages so far. `forks`: where others reach the pump of a template. `client`, `looked`, `looked_at`,
- * `is_nudged`: main's alone. */
+ * `is_nudged`, `is_lost`: main's alone. */
 struct slot {
     u32 pid, pump, id, child, error, step, flags, meet, touching, looked, drain_ms, retired, is_made, takes_requests;
-    u32 batch, posted, heard;
+    u32 batch, posted, heard, is_lost;
     u64 orders[3], total[2], counted, wishes, looked_at; /* counted: of a run in `collected_bytes` */
     int status, client[2], is_nudged;
     u32 client_id[2], window;
