@@ -207,6 +207,9 @@ with a cold disk."""
 ENGINE_STOP_MS = 5_000
 """TERM to KILL of the service: Podman gives open connections one second (pkg/api/server/server.go, 4.3.1)."""
 
+ENGINE_GROUP_LOOKS = 3
+"""At what is left of a service's process group: what was ended may just have started another one."""
+
 JANITOR_DRAIN_MS = 1_500
 """TERM to KILL of a service whose owner was killed: Podman gives open connections one second, and after two seconds
 nothing of a killed owner shall be left."""

@@ -63,6 +63,7 @@ def clean_up(order: Order, service: int | None) -> None:
     """
     if service is not None:
         _end_service(service, order["drain_ms"])
+    _end_twin(order["own_dir"], order["drain_ms"])
     found = set()
     for _ in range(order["tries"]):
         containers = _podman(order, "ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={order['label']}")
@@ -147,6 +148,18 @@ def _end_service(pidfd: int, timeout_ms: int) -> None:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         _await_any(pidfd, timeout_ms=timeout_ms)
+
+
+def _end_twin(own_dir: str, timeout_ms: int) -> None:
+    """Rootless, the service is two processes with one command line, and the one that is left may not have heard TERM
+    (engine/process.py, `end_service`)."""
+    address = f"unix://{own_dir}/podman.sock".encode()
+    for pid in _processes():
+        if address in _read(pid, "cmdline").split(b"\0") and (pidfd := _pidfd(pid)) is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                _end_service(pidfd, timeout_ms)
+            os.close(pidfd)
 
 
 def _await_any(*fds: int, timeout_ms: int | None = None) -> bool:

@@ -9,7 +9,12 @@ import asyncio
 import os
 import select
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
+
+from fastclaw import limits
+from fastclaw.transport import procfs
+from fastclaw.transport.outbox import close_all
 
 DEFAULTED = [signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXFSZ]
 """Python ignores SIGPIPE and SIGXFSZ, and an ignored signal stays ignored in what is started."""
@@ -69,6 +74,41 @@ async def end_process(pidfd: int, grace_ms: int) -> None:
     if not ended:
         _send(pidfd, signal.SIGKILL)
         await wait_readable(pidfd, grace_ms)
+
+
+async def end_service(pid: int, pidfd: int, grace_ms: int) -> None:
+    """End a program of `spawn_service`, and what is left of its process group then.
+
+    Rootless, Podman starts itself once more in a user namespace and waits for that one; and where it was the first to
+    make that namespace it may end at TERM without passing it on (seen with 4.3.1).
+    """
+    await end_process(pidfd, grace_ms)
+    for _ in range(limits.ENGINE_GROUP_LOOKS):
+        rest = list(_open_group(pid))
+        try:
+            for other in rest:
+                await end_process(other, grace_ms)
+        finally:
+            close_all(rest)
+        if not rest:
+            return
+
+
+def _open_group(pgrp: int) -> Iterator[int]:
+    """Pidfds of all in a process group."""
+    for pid in procfs.pids():
+        if _is_in_group(pid, pgrp):
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                if _is_in_group(pid, pgrp):  # from the open on it cannot become another process
+                    yield pidfd
+                else:
+                    os.close(pidfd)
+
+
+def _is_in_group(pid: int, pgrp: int) -> bool:
+    stat = procfs.read_stat(pid)
+    return stat is not None and stat.pgrp == pgrp and not stat.gone
 
 
 def reap(pid: int) -> None:

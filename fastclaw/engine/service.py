@@ -27,7 +27,7 @@ from fastclaw.decisions.service import (
 from fastclaw.engine import janitor
 from fastclaw.engine.dirs import service_dir, service_paths
 from fastclaw.engine.owner import own_holder, own_label
-from fastclaw.engine.process import end_process, is_readable, reap, spawn_service, wait_readable
+from fastclaw.engine.process import end_service, is_readable, reap, spawn_service, wait_readable
 from fastclaw.engine.standby import Standby
 from fastclaw.errors import StartFailed
 
@@ -175,7 +175,7 @@ class ServiceProcess:
     async def end(self) -> None:
         """End and reap it, and give its descriptors back."""
         try:
-            await end_process(self._pidfd, limits.ENGINE_STOP_MS)
+            await end_service(self.pid, self._pidfd, limits.ENGINE_STOP_MS)
         finally:
             asyncio.get_running_loop().remove_reader(self._stderr)
             os.close(self._stderr)

@@ -15,7 +15,7 @@ from fastclaw import limits
 from fastclaw.decisions.service import ServicePaths, ServicePlan, service_env, standing_argv
 from fastclaw.engine.dirs import ENGINE_DIR, SOCKET_NAME, lock_file, private_directory, service_paths
 from fastclaw.engine.owner import identity, start_time
-from fastclaw.engine.process import end_process, reap, spawn_service, wait_readable
+from fastclaw.engine.process import end_service, reap, spawn_service, wait_readable
 from fastclaw.engine.service import answers_ping
 from fastclaw.errors import StartFailed
 
@@ -134,7 +134,7 @@ async def _end_child(pid: int) -> None:
     """End a child of ours: not reaped yet, so its pid cannot have been reused."""
     pidfd = os.pidfd_open(pid)
     try:
-        await end_process(pidfd, limits.ENGINE_STOP_MS)
+        await end_service(pid, pidfd, limits.ENGINE_STOP_MS)
     finally:
         os.close(pidfd)
         reap(pid)
@@ -157,7 +157,7 @@ async def _end_recorded(home: Path, pid: int) -> None:
         return
     try:
         if _recorded(home) == pid:
-            await end_process(pidfd, limits.ENGINE_STOP_MS)
+            await end_service(pid, pidfd, limits.ENGINE_STOP_MS)
             reap(pid)
     finally:
         os.close(pidfd)

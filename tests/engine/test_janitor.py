@@ -212,6 +212,21 @@ def test_a_service_that_will_not_end_is_killed_first(owner: Owner) -> None:
         os.killpg(service.pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("ignores", ["", "trap '' TERM; "])
+def test_the_other_process_of_a_rootless_service_ends_too(owner: Owner, ignores: str) -> None:
+    script = f"{ignores}echo ready; while :; do sleep 1000 & wait $!; done"
+    argv = ["/bin/sh", "-c", script, "podman", f"unix://{owner.home}/own/podman.sock"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as twin:
+        assert twin.stdout is not None
+        assert twin.stdout.readline() == b"ready\n"
+        owner.employ()
+        owner.service.kill()
+        owner.service.wait()
+        assert owner.die() == 0
+        assert twin.wait(PATIENCE_S) == -(signal.SIGKILL if ignores else signal.SIGTERM)
+        os.killpg(twin.pid, signal.SIGKILL)  # its sleep
+
+
 def test_a_service_that_ends_by_itself_is_waited_for(owner: Owner) -> None:
     owner.employ(drain_ms=PATIENCE_S * 1000)
     owner.service.terminate()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastclaw.engine.process import end_process, reap, spawn_service, wait_readable
+from fastclaw.engine.process import end_process, end_service, reap, spawn_service, wait_readable
+from fastclaw.transport import procfs
 
 
 def spawn(script: str, tmp_path: Path) -> tuple[int, int]:
@@ -82,6 +83,23 @@ async def test_ending_one_that_has_ended_is_fine(tmp_path: Path) -> None:
     assert await wait_readable(pidfd, 5_000)
     await end_process(pidfd, 5_000)
     assert os.WEXITSTATUS(await status_of(pid, pidfd)) == 3
+
+
+@pytest.mark.parametrize("rest", ["sleep 60", "sh -c 'trap : TERM; while :; do sleep 60; done'"])
+async def test_the_rest_of_a_service_ends_with_it_and_nobody_else(tmp_path: Path, rest: str) -> None:
+    pid, pidfd = spawn(f"{rest} & setsid sleep 60 & echo $! >&2; exec sleep 60", tmp_path)
+    async with asyncio.timeout(5):
+        while len(in_session(pid)) < 2 or not (tmp_path / "err").read_text():
+            assert not await wait_readable(pidfd, 5)
+    await end_service(pid, pidfd, 200)
+    assert in_session(pid) == []
+    assert os.WTERMSIG(await status_of(pid, pidfd)) == signal.SIGTERM
+    os.kill(int((tmp_path / "err").read_text().split()[0]), signal.SIGKILL)
+
+
+def in_session(sid: int) -> list[int]:
+    stats = ((pid, procfs.read_stat(pid)) for pid in procfs.pids())
+    return [pid for pid, stat in stats if stat is not None and stat.session == sid and not stat.gone]
 
 
 async def test_its_stdin_may_be_a_descriptor_of_ours(tmp_path: Path) -> None:
