@@ -404,7 +404,7 @@ static int bring_to_end(void) {
     if (next) { virtual_ms = next > virtual_ms ? next : virtual_ms; return 1; }
     for (; phase < 5; phase++) {
         note("--- the end, phase %d", phase);
-        if (phase == 0 && end_all()) return 1;
+        if (end_all()) { phase = 0; return 1; } /* also those that begin late, since a keeper on whom they counted was killed */
         if (phase == 1 && close_clients()) return 1;
         if (phase > 1 && phase < 4 && close_all(phase - 2)) { phase++; return 1; }
     }
