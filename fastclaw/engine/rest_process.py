@@ -199,9 +199,10 @@ class RestProcess(PipedProcess):
         self._forget_pidfd_reader()
         if self._look is not None:
             self._look.cancel()
+        ending = None
         if self._collector is not None:
             self._collector.close()
-            self._collector = None
+            ending, self._collector = self._collector.ending, None
         if self._attached is not None:
             self._attached.close()
         if self._pidfd >= 0:
@@ -210,8 +211,9 @@ class RestProcess(PipedProcess):
         if self._learning is not None:
             self._learning.cancel()
             await asyncio.wait((self._learning,))
-        if self._orphans is not None:
-            await asyncio.wait((self._orphans,))
+        for task in (self._orphans, ending):
+            if task is not None:
+                await asyncio.wait((task,))
         self._settle(ExitStatus(reason="unknown"))
         self.on_input_over()
         self.on_closed()

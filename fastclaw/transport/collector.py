@@ -140,6 +140,7 @@ class Collector:
 
     Attributes:
         collected, streams_ended: the process's futures of that name.
+        ending: ends a run that has too much output; whoever closes this waits for it.
 
     Raises:
         OSError: the loop cannot watch them. Everything is closed then.
@@ -149,7 +150,6 @@ class Collector:
         "_budget",
         "_collection",
         "_drain_s",
-        "_ending",
         "_in",
         "_is_limited",
         "_is_overloaded",
@@ -159,6 +159,7 @@ class Collector:
         "_status",
         "_timer",
         "collected",
+        "ending",
         "streams_ended",
     )
 
@@ -173,7 +174,7 @@ class Collector:
         self._is_limited = self._is_overloaded = False
         self._status: ExitStatus | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self.ending: asyncio.Task[None] | None = None
         self.collected: asyncio.Future[Collected] = self._loop.create_future()
         self.streams_ended: asyncio.Future[None] = self._loop.create_future()
         limit, keep = collection.output_limit, collection.keep
@@ -209,8 +210,8 @@ class Collector:
             self._end()
 
     def _end(self) -> None:
-        if self._ending is None:
-            self._ending = self._loop.create_task(self._end_tree())
+        if self.ending is None:
+            self.ending = self._loop.create_task(self._end_tree())
 
     async def _end_tree(self) -> None:
         try:
