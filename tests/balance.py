@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
-from contextlib import asynccontextmanager
+import resource
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from fastclaw.transport import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 def open_descriptors() -> dict[int, str]:
@@ -22,6 +24,19 @@ def open_descriptors() -> dict[int, str]:
         except FileNotFoundError:
             continue  # the one that listed the directory
     return found
+
+
+@contextmanager
+def descriptors_left(room: int) -> Iterator[None]:
+    """So many can be opened here and no more, holes in the numbers counted."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = open_descriptors()
+    free = (fd for fd in itertools.count() if fd not in taken)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, room, None)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def children() -> set[int]:

@@ -22,7 +22,7 @@ from fastclaw import network_limits
 from fastclaw.egress.counters import Counters
 from fastclaw.egress.journal import Decision, Journal, _line, now
 from fastclaw.errors import StartFailed
-from tests.balance import open_descriptors
+from tests.balance import descriptors_left, open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -256,16 +256,10 @@ async def test_a_directory_that_is_gone_loses_lines_until_it_is_back(tmp_path: P
 async def test_no_line_is_lost_while_connections_have_all_descriptors(tmp_path: Path) -> None:
     path = tmp_path / "log"
     async with kept(path) as log:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        lowest = os.dup(0)
-        os.close(lowest)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-        try:
+        with descriptors_left(0):
             await log.write(1, 2)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(log.journal._lines.join(), 0.2)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await log.journal._lines.join()
         assert (log.lost, log.said) == (0, [])
     assert numbers(path) == [1, 2]

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import socket
 import sys
 import time
-from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fastclaw import limits, network_limits
+from tests.balance import descriptors_left
 from tests.egress.names_rig import HERE, WAIT_S, ZONE, Served, a_client, bound, hear, say, serving
 from tests.protocol.dns_rig import (
     AAAA,
@@ -36,7 +35,6 @@ from tests.protocol.dns_rig import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may listen on port 53 and change resolv.conf")
@@ -385,7 +383,7 @@ async def send_for_ever(client: socket.socket, data: bytes) -> None:
 async def test_without_descriptors_it_goes_on_later() -> None:
     async with serving() as served:
         with a_client(served.tcp_at, socket.SOCK_STREAM) as client:
-            with no_descriptors():
+            with descriptors_left(0):
                 used_s, wait_s = time.process_time(), 2 * limits.ACCEPT_RETRY_MS / 1000
                 await asyncio.sleep(wait_s)  # it tries, twice: no event says so
                 assert time.process_time() - used_s < wait_s / 10
@@ -397,23 +395,11 @@ async def test_without_descriptors_it_goes_on_later() -> None:
 async def test_it_may_be_removed_while_it_waits_for_descriptors() -> None:
     async with serving() as served:
         with a_client(served.tcp_at, socket.SOCK_STREAM) as client:
-            with no_descriptors():
+            with descriptors_left(0):
                 await asyncio.sleep(limits.ACCEPT_RETRY_MS / 2000)
                 served.names.remove(2)
             assert await hear(client) == b""
             await asyncio.sleep(2 * limits.ACCEPT_RETRY_MS / 1000)  # the loop complains of a timer that is left
-
-
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    first_free = os.dup(0)
-    os.close(first_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # --- the end ---

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -14,10 +12,10 @@ import pytest
 from fastclaw import limits
 from fastclaw.egress.pipes import Pipe, PipePool
 from fastclaw.transport import splice
-from tests.balance import open_descriptors
+from tests.balance import descriptors_left, open_descriptors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 
 @pytest.fixture
@@ -25,23 +23,6 @@ async def pool() -> AsyncIterator[PipePool]:
     made = PipePool()
     yield made
     made.close()
-
-
-@contextlib.contextmanager
-def no_descriptors_left() -> Iterator[None]:
-    """EMFILE for whoever asks for one."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 1, limit[1]))
-    held: list[int] = []
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                held.append(os.dup(0))
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-        for fd in held:
-            os.close(fd)
 
 
 def lend(pool: PipePool) -> Pipe:
@@ -99,7 +80,7 @@ async def test_only_a_few_are_kept(pool: PipePool) -> None:
 
 
 async def test_without_descriptors_there_is_none_until_there_are(pool: PipePool) -> None:
-    with no_descriptors_left():
+    with descriptors_left(0):
         with pytest.raises(OSError, match="Too many open files"):
             socket.socket()
         assert pool.borrow() is None

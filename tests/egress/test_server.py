@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -15,10 +14,10 @@ from fastclaw import limits, network_limits
 from fastclaw.egress.counters import Counters
 from fastclaw.egress.server import Server
 from fastclaw.protocol.egress import Injection
+from tests.balance import descriptors_left
 from tests.egress.rig import HERE, Client, a_proxy, config, listening, request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -116,25 +115,13 @@ async def test_closing_ends_everything() -> None:
         assert rig.open == 0
 
 
-@pytest.fixture
-def _few_descriptors() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.usefixtures("_few_descriptors")
 async def test_without_descriptors_clients_wait_until_there_are_some(caplog: pytest.LogCaptureFixture) -> None:
     async with a_proxy() as rig:
         client = await rig.connect()
         await rig.settles(lambda: rig.open == 1)
         waiting = [socket.create_connection((HERE, rig.port)) for _ in range(2)]
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        with socket.socket() as lowest:
-            first_free = lowest.fileno()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
-        await rig.settles(lambda: "no connection can be accepted" in caplog.text)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with descriptors_left(0):
+            await rig.settles(lambda: "no connection can be accepted" in caplog.text)
         await rig.settles(lambda: rig.open == 3)
         assert (await client.ask(f"GET {rig.url}/ HTTP/1.1\nHost: x")).status == 200
         for sock in waiting:

@@ -16,8 +16,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.egress.pipes import PipePool
 from fastclaw.transport import splice
-from tests.balance import open_descriptors
-from tests.egress.test_pipes import no_descriptors_left
+from tests.balance import descriptors_left, open_descriptors
 from tests.egress.tunnel_rig import (
     MIB,
     Kind,
@@ -340,7 +339,7 @@ async def test_without_descriptors_for_pipes_it_copies(kind: Kind) -> None:
     rig = Rig(kind, pool)
     rig.tunnel.start()
     data = random.Random(3).randbytes(4 * MIB)
-    with no_descriptors_left():
+    with descriptors_left(0):
         received, _ = await asyncio.gather(receive(rig.origin, len(data)), send(rig.client, data))
     assert received == data
     borrowed = count_borrowing(pool)

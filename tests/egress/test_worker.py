@@ -6,12 +6,11 @@ import asyncio
 import json
 import logging
 import os
-import resource
 import socket
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,11 +20,11 @@ from fastclaw.egress.counters import Counters
 from fastclaw.egress.worker import EgressWorker, ToFastclaw, describe, read_whole
 from fastclaw.errors import ProtocolError
 from fastclaw.protocol import egress as frames
-from tests.balance import open_descriptors
+from tests.balance import descriptors_left, open_descriptors
 from tests.egress.rig import HERE, PATIENCE_S, Client, config, listening, request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from fastclaw.protocol.egress import EgressConfig
@@ -84,19 +83,6 @@ async def a_worker() -> AsyncIterator[tuple[Other, asyncio.Task[None]]]:
             other.ends()
             await asyncio.wait([task], timeout=PATIENCE_S)
             assert task.done()
-
-
-@contextmanager
-def no_descriptor() -> Iterator[None]:
-    """None is left below the soft limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def asks(port: int, target: str) -> tuple[Client, bytes]:
@@ -189,7 +175,7 @@ async def test_a_listener_that_cannot_be_served_is_said_and_others_are() -> None
 async def test_a_listener_arrives_where_connections_have_taken_all_descriptors() -> None:
     async with a_worker() as (other, _):
         await other.has_served(config())
-        with socket.socket(socket.AF_UNIX) as sock, no_descriptor():
+        with socket.socket(socket.AF_UNIX) as sock, descriptors_left(0):
             with pytest.raises(OSError, match="Too many open files"):
                 os.dup(sock.fileno())
             other.orders(frames.Listen(2, "proxy"), sock.fileno())

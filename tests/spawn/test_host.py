@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import platform
@@ -21,13 +20,11 @@ from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.lane import Collection, ExitStatus, Grace, StartSpec
 from fastclaw.spawn import binary
 from fastclaw.spawn.host import HostHome
-from fastclaw.transport.outbox import close_all
-from tests.balance import balanced, open_descriptors
+from tests.balance import balanced, descriptors_left, open_descriptors
 from tests.spawn.fake_spawner import commands_of, descendants_of, pumps_of, until
 from tests.spawn.rig import STDIO, Client, a_home, a_lane, needs_root, run, settled, spec, start, start_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -239,8 +236,7 @@ async def test_a_directory_that_was_deleted_is_a_bad_working_dir(tmp_path: Path)
 async def test_without_descriptors_only_what_needs_a_file_is_overloaded() -> None:
     async with a_lane() as lane:
         await run(lane, "true")
-        with few_descriptors():
-            taken = fill_descriptors()
+        with descriptors_left(0):
             process = await lane.start(spec("sleep", "1000"), 0)  # its pump has its streams
             assert process.started is not None
             await process.started
@@ -250,7 +246,6 @@ async def test_without_descriptors_only_what_needs_a_file_is_overloaded() -> Non
             with pytest.raises(ExecFailed) as refused:
                 await lane.run(spec("cat"), Collection(input=bytes(limits.SPAWN_FRAME_BYTES)), 0)
             assert (refused.value.reason, refused.value.retryable) == ("overloaded", True)
-            close_all(taken)
         await process.end_tree(Grace(0.0))
         assert (await run(lane, "echo", "on"))[1] == b"on\n"
 
@@ -276,26 +271,6 @@ async def test_a_spawner_without_descriptors_is_overloaded_and_recovers(room: in
         for pump in pumps_of(home.pid):
             resource.prlimit(pump, resource.RLIMIT_NOFILE, (soft, hard))
         assert {out for _, out, _ in await asyncio.gather(*(run(lane, "echo", "on") for _ in range(20)))} == {b"on\n"}
-
-
-@contextlib.contextmanager
-def few_descriptors() -> Iterator[None]:
-    """A limit just above what is open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 20, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def fill_descriptors() -> list[int]:
-    """Take all that are left."""
-    taken: list[int] = []
-    with contextlib.suppress(OSError):
-        while True:
-            taken.append(os.dup(0))
-    return taken
 
 
 async def test_limits_are_the_processes_own() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
-import resource
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.transport.outbox import Outbox, close_all
-from tests.balance import open_descriptors
+from tests.balance import descriptors_left, open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,14 +171,12 @@ async def test_too_many_descriptors_on_their_way_are_overloaded_and_recover() ->
 
 @contextmanager
 def as_nobody_with_few_descriptors() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 20, hard))
-    os.seteuid(pwd.getpwnam("nobody").pw_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with descriptors_left(20):
+        os.seteuid(pwd.getpwnam("nobody").pw_uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
 
 
 TOO_LONG = bytes(8 << 20)

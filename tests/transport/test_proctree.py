@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -19,21 +18,10 @@ from fastclaw.errors import ExecFailed, IoError
 from fastclaw.lane import PROCESS_ID_VARIABLE, Grace
 from fastclaw.transport import procfs, proctree
 from fastclaw.transport.proctree import end_tree
-from tests.balance import balanced
+from tests.balance import balanced, descriptors_left
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """As if every descriptor was taken: nothing above those that are open now can be had."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    from collections.abc import AsyncIterator
 
 
 class Command:
@@ -215,7 +203,7 @@ async def test_cancelled_it_holds_nothing() -> None:
 async def test_no_descriptors_is_no_proof_of_an_end() -> None:
     async with started(TREES["plain"]) as command:
         ending = asyncio.create_task(end_tree(command.marker, command.child.pid, over()))
-        with no_descriptors():
+        with descriptors_left(0):
             await asyncio.wait([ending], timeout=0.2)
             assert not ending.done()
             assert command.child.poll() is None
