@@ -4,7 +4,7 @@ Every safe default of the sandbox is here and nowhere else. Knows no engine, no 
 of Podman 4.3.1 (pkg/specgen/specgen.go); later versions still read them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -130,6 +130,7 @@ def container_spec(
     nofile: int | None = None,
     nproc: int | None = None,
     user: str | None = None,
+    capabilities: Sequence[str] = (),
     oci_runtime: str | None = None,
 ) -> dict[str, Any]:
     """The body of `POST /libpod/containers/create`.
@@ -143,6 +144,7 @@ def container_spec(
         nofile, nproc: hard limits of the engine's host for every process in it; None leaves them to the engine.
         user: name or `uid[:gid]` for PID 1 and the default of every exec; None is the image's. A spawner is always
             the container's root and becomes somebody else for each process.
+        capabilities: of commands that are root; a spawner keeps its own besides.
         oci_runtime: None is the service's default.
     """
     return {
@@ -152,7 +154,7 @@ def container_spec(
         "env": dict(env or {}),
         **_chosen(user="0" if init.spawner else user, oci_runtime=oci_runtime),
         **_lifecycle(init),
-        **_confinement(init),
+        **_confinement(init, capabilities),
         **_resources(pids_limit + own_pids, memory_bytes, nofile, nproc),
         "shm_size": shm_bytes,
         "netns": {"nsmode": network.mode},
@@ -206,16 +208,17 @@ def _lifecycle(init: InitPlan) -> dict[str, Any]:
 
 
 SPAWNER_CAPABILITIES = ["CAP_KILL", "CAP_SETGID", "CAP_SETUID"]
-"""What the spawner keeps for `user` and for signals to who has one; nothing that it starts has any
-(spawn/c/confine.c)."""
+"""What the spawner keeps for `user` and for signals to who has one; what it starts has those of
+`options.capabilities` (spawn/c/confine.c)."""
 
 
-def _confinement(init: InitPlan) -> dict[str, Any]:
-    """No rights and nothing shared. seccomp is the engine's default profile as long as the spec names none."""
+def _confinement(init: InitPlan, capabilities: Sequence[str]) -> dict[str, Any]:
+    """These rights and no others, nothing shared. seccomp is the engine's default profile where the spec names none."""
     private = {"nsmode": "private"}
+    added = sorted({*capabilities, *(SPAWNER_CAPABILITIES if init.spawner else ())})
     return {
         "cap_drop": ["ALL"],
-        **({"cap_add": SPAWNER_CAPABILITIES} if init.spawner else {}),
+        **({"cap_add": added} if added else {}),
         "no_new_privileges": True,
         "privileged": False,
         "pidns": private,

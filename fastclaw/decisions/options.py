@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from fastclaw import limits, network_limits
+from fastclaw.decisions.capabilities import Wanted as Capabilities
+from fastclaw.decisions.capabilities import read_capabilities
 from fastclaw.decisions.egress import Policy
 from fastclaw.decisions.params import convert
 from fastclaw.errors import InvalidParams
@@ -120,6 +122,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         storage: `private`, or `host` to share the images of the host's own engine (only without `url`).
         oci_runtime: name of the OCI runtime; None is what works here.
         user: default user inside.
+        capabilities: what root inside may: `none`, `default`, or names (decisions/capabilities.py).
         templates: what `exec` may have forked, by name; only on this host and on the spawn lane.
         run_output_bytes: what all runs may have collected at a time; over it, one is ended and `overloaded`.
     """
@@ -137,6 +140,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     state_dir: AbsolutePath | None = None
     oci_runtime: str | None = None
     user: User | None = None
+    capabilities: Capabilities = "none"
     network: Network = Network()
     pids_limit: Count = limits.PIDS_LIMIT
     shm_bytes: Annotated[int, Meta(ge=limits.MIB)] = limits.SHM_BYTES
@@ -169,6 +173,7 @@ def read_options(params: InitializeParams) -> Options:
     """
     options = convert(params.options, Options, "$.options")
     _check_network(options.network)
+    read_capabilities(options.capabilities)
     if options.templates and (options.lane == "rest" or options.runtime == "memory"):
         raise no_templates(f"lane {options.lane!r} of runtime {options.runtime!r}")
     return options

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.decisions import userdb
+from fastclaw.decisions.capabilities import mask
 from fastclaw.engine.pids_limit import PidsLimit
 from fastclaw.engine.shard import Shard
 from fastclaw.errors import ExecFailed, StartFailed
@@ -43,6 +44,7 @@ class SpawnShard(Shard, Home):
     network: as for `Shard`.
     collect_bytes: what all runs together may collect.
     pids_limit: processes of its commands; what is ours comes on top of that.
+    capabilities: of its commands that are root.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class SpawnShard(Shard, Home):
         network: Network | None = None,
         collect_bytes: int = limits.RUN_OUTPUT_BYTES,
         pids_limit: int = limits.PIDS_LIMIT,
+        capabilities: Sequence[str] = (),
     ) -> None:
         super().__init__(engine, spec, 1, on_death, network)
         self.env = {}
@@ -66,6 +69,7 @@ class SpawnShard(Shard, Home):
         self._plans = plans
         self._collect_bytes = collect_bytes
         self._pids_limit = pids_limit
+        self._capabilities = mask(capabilities)
 
     async def start(self) -> None:
         """Create and start it, and let its spawner in.
@@ -93,6 +97,7 @@ class SpawnShard(Shard, Home):
             confine=True,
             keeper_uid=limits.KEEPER_UID,
             collect_bytes=self._collect_bytes,
+            capabilities=self._capabilities,
             on_end=self.mark_dead,
             on_growth=pids.make_room,
         )

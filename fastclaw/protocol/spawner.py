@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fastclaw.lane import Collection
 
-VERSION = 2
+VERSION = 3
 MAGIC = 0x57414C43
 
 (HELLO, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT) = range(1, 12)
@@ -56,7 +56,7 @@ NOWHERE = 2**32 - 1
 """The place of a process whose place is not known yet."""
 
 _HELLO = struct.Struct("=4I")
-_WELCOME = struct.Struct("=4IQ")
+_WELCOME = struct.Struct("=4IQ2I")
 _CONTROL = struct.Struct("=5I")
 _START = struct.Struct("=16I")
 _NO_RUN = (0, 0, 0, 0)
@@ -115,13 +115,15 @@ def control(op: int, id: int = 0, a: int = 0, b: int = 0, place: int = NOWHERE, 
     return _CONTROL.pack(op, id, a, b, place) + tail
 
 
-def welcome(*, confine: bool, keeper_uid: int, collect_bytes: int) -> bytes:
+def welcome(*, confine: bool, keeper_uid: int, collect_bytes: int, capabilities: int = 0) -> bytes:
     """The answer to HELLO; the channel's other end goes along.
 
     Parameters:
         collect_bytes: what all runs together may have collected beyond what fits their frames.
+        capabilities: of commands that are root, where the others are taken away (`decisions.capabilities.mask`).
     """
-    return _WELCOME.pack(WELCOME, VERSION, CONFINE if confine else 0, keeper_uid, collect_bytes)
+    flags = CONFINE if confine else 0
+    return _WELCOME.pack(WELCOME, VERSION, flags, keeper_uid, collect_bytes, capabilities, 0)
 
 
 class Identity(NamedTuple):

@@ -18,6 +18,7 @@ import msgspec
 
 from fastclaw import limits
 from fastclaw.bridge.network import BridgeNetwork, remove_abandoned_networks
+from fastclaw.decisions.capabilities import read_capabilities
 from fastclaw.decisions.container import (
     LABEL_NAMESPACE,
     LABEL_OWNER,
@@ -199,6 +200,7 @@ class ContainerRuntime(ManagedRuntime):
                 network=network,
                 collect_bytes=template.options.run_output_bytes,
                 pids_limit=template.options.pids_limit,
+                capabilities=template.capabilities,
             )
 
         shards = await self._start_shards(Shards(1, make), setup)
@@ -303,6 +305,11 @@ class Template:
         """The workspace as the processes see it."""
         return self._workspace[1] if self._workspace else None
 
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Of its commands that are root."""
+        return read_capabilities(self.options.capabilities)
+
     def next_name(self) -> str:
         return f"fastclaw-{self.namespace}-{self._token}-{next(self._numbers)}"
 
@@ -323,6 +330,7 @@ class Template:
             shm_bytes=options.shm_bytes,
             memory_bytes=options.memory_bytes,
             user=options.user,
+            capabilities=self.capabilities,
             oci_runtime=options.oci_runtime,
         )
 

@@ -51,13 +51,14 @@ async def greet(
     confine: bool,
     keeper_uid: int,
     collect_bytes: int,
+    capabilities: int = 0,
     on_end: Callable[[], None],
     on_growth: Callable[[int], None] | None = None,
 ) -> Spawner:
     """Shake hands with a spawner that has connected; `control` is taken over, and closed where that fails.
 
     Parameters:
-        confine: take every capability from what it starts.
+        confine: take from what it starts every capability but those of `capabilities`, and these from all but root.
         keeper_uid: who its keepers become, so that nothing they keep can signal them; only where it may.
         collect_bytes: what all runs together may collect (`options.run_output_bytes`).
         on_end: called once, when it ends without having been told to.
@@ -76,7 +77,9 @@ async def greet(
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         theirs.setblocking(True)
         uid = keeper_uid if hello.can_set_user else frames.NO_USER
-        welcome = frames.welcome(confine=confine, keeper_uid=uid, collect_bytes=collect_bytes)
+        welcome = frames.welcome(
+            confine=confine, keeper_uid=uid, collect_bytes=collect_bytes, capabilities=capabilities
+        )
         socket.send_fds(control, [welcome], [theirs.fileno()])
         spawner = Spawner(control, channel, hello, on_end, on_growth)
     except BaseException as error:

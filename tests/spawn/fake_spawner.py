@@ -41,6 +41,8 @@ class Welcome(NamedTuple):
     flags: int
     uid: int
     collect_bytes: int
+    capabilities: int = 0
+    unused: int = 0
 
 
 class FakeSpawner:
@@ -65,7 +67,7 @@ class FakeSpawner:
         frame, (fd,) = await _hear(self.control)
         self.channel = socket.socket(fileno=fd)
         self.channel.setblocking(False)
-        return Welcome._make(struct.unpack("=4IQ", frame))
+        return Welcome._make(struct.unpack("=4IQ2I", frame))
 
     async def hear_order(self) -> tuple[int, ...]:
         """op, id, a, b, place. Descriptors that come along are closed."""

@@ -7,23 +7,27 @@
 
 enum { PUMPS_PER_USER = 256, PUMP_USERS = MAX_KEEPERS / PUMPS_PER_USER };
 
-u32 find_capabilities(void) {
+u32 find_capabilities(u32 among) {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct held[2] = {{0}};
-    return SYS(capget, &head, held) ? 0 : held[0].permitted & ALL_CAPS;
+    return SYS(capget, &head, held) ? 0 : held[0].permitted & among;
 }
 
-void drop_capabilities(void) {
+static void set_capabilities(u32 effective, u32 permitted) {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct none[2] = {{0}};
-    SYS(capset, &head, none);
-}
-
-void keep_capabilities(void) {
-    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct held[2] = {{held_caps, held_caps, 0}, {0}};
+    struct __user_cap_data_struct held[2] = {{effective, permitted, 0}, {0}};
     SYS(capset, &head, held);
 }
+
+/* What a command of this user has from here on. Through execve(2) root keeps what it is permitted and its container allows
+ * (capabilities(7), no_new_privs), and nobody else keeps anything. */
+void leave_capabilities(u32 uid) {
+    u32 left = uid ? 0 : command_caps;
+    set_capabilities(left, left);
+}
+
+/* Ours, in effect; what commands are to have is held for them, and has none here. */
+void keep_capabilities(void) { set_capabilities(held_caps, held_caps | command_caps); }
 
 /* The highest id of this user namespace (user_namespaces(7), /proc/PID/uid_map), at most 65534. */
 static u32 highest_user(void) {

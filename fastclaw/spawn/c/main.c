@@ -12,7 +12,7 @@ enum { ASLEEP_MS = 500 }; /* in one call on a pipe: the longest that one takes w
 enum { READY_MS = 2000 }; /* for a keeper to say that it has a pump: 0.1 ms; a machine that swaps may take longer */
 
 struct slot *slots;
-u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps;
+u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps, command_caps;
 u64 collect_bytes, collected_bytes;
 int control = CONTROL, channel = CHANNEL, post = POST, forks = FORKS, null = NULL_DEVICE, dying, is_batch;
 struct batch batches[BATCHES];
@@ -422,7 +422,7 @@ static void greet(char **envp) {
     static char frame[HELLO_BYTES];
     char probe[1], path[64];
     *put(put_number(put(path, "/proc/self/task/"), main_pid), "/children") = 0;
-    u32 facts = (slurp(path, probe, sizeof probe) >= 0) | (u32)(find_capabilities() == ALL_CAPS) << 1;
+    u32 facts = (slurp(path, probe, sizeof probe) >= 0) | (u32)(find_capabilities(ALL_CAPS) == ALL_CAPS) << 1;
     struct hello hello = {HELLO, MAGIC, VERSION, facts};
     size_t bytes = sizeof hello;
     memcpy(frame, &hello, sizeof hello);
@@ -444,6 +444,7 @@ static void be_welcomed(void) {
     welcome_flags = welcome.flags;
     keeper_uid = welcome.uid;
     collect_bytes = welcome.collect_bytes;
+    command_caps = welcome.caps;
     move_to(passed.fd[0], CHANNEL);
 }
 
@@ -472,7 +473,8 @@ __attribute__((used)) _Noreturn void begin(long *stack) {
     be_welcomed();
     hang_ups = (int)SYS(epoll_create1, EPOLL_CLOEXEC);
     if (hang_ups < 0) leave(1);
-    held_caps = find_capabilities();
+    held_caps = find_capabilities(ALL_CAPS);
+    command_caps = find_capabilities(command_caps);
     if (welcome_flags & W_CONFINE) {
         SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         keep_capabilities();

@@ -93,7 +93,7 @@ static inline u64 bit(int signum) { return 1ull << (signum - 1); }
 
 /* --- bounds; see fastclaw/protocol/spawner.py --- */
 
-enum { VERSION = 2, MAGIC = 0x57414c43 };
+enum { VERSION = 3, MAGIC = 0x57414c43 };
 enum {
     FRAME_BYTES = 16 << 10,
     HELLO_BYTES = 64 << 10,
@@ -129,7 +129,7 @@ enum { WITH_EMPTY = 1, WITH_FREE = 2, INCOMPLETE = 4, LIMITED = 8, OVERLOADED = 
 
 struct control { u32 op, id, a, b, place; }; /* place: the slot of what it is about, or ~0 */
 struct hello { u32 op, magic, version, facts; };
-struct welcome { u32 op, version, flags, uid; u64 collect_bytes; };
+struct welcome { u32 op, version, flags, uid; u64 collect_bytes; u32 caps, unused; };
 struct limit { u32 which, unused; u64 soft, hard; };
 /* head, limit: of each stream of a run, how many bytes from its beginning are kept, and how many at all; input: bytes of
  * its stdin at the frame's end; place: a worker's template's slot. */
@@ -196,7 +196,7 @@ enum { BATCH = 24, BATCHES = MAX_KEEPERS / BATCH + 2, MAX_UNHEARD = 10 /* from m
 struct batch { int mail; u32 users; struct address address; };
 
 extern struct slot *slots;
-extern u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps;
+extern u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps, command_caps; /* the last: of commands that are root */
 extern u64 collect_bytes, collected_bytes;
 extern int control, channel, post, forks, null, dying, is_batch; /* post: the mail of the batch, in a keeper's or pump's table */
 extern struct batch batches[BATCHES];
@@ -263,8 +263,8 @@ enum { ALL_CAPS = 1 << 5 | 1 << 6 | 1 << 7 }; /* CAP_KILL, CAP_SETGID, CAP_SETUI
 void keep_capabilities(void);
 long take_own_user(void);
 void take_pump_user(u32 number);
-void drop_capabilities(void);
-u32 find_capabilities(void); /* of ALL_CAPS */
+void leave_capabilities(u32 uid);
+u32 find_capabilities(u32 among);
 int is_own_user(u32 uid);
 long filter_calls(void);
 

@@ -18,7 +18,7 @@ static long become(struct job *job) {
         if ((error = SYS(setresuid, request->uid, request->uid, request->uid))) return error;
         SYS(prctl, PR_SET_DUMPABLE, 0);
     }
-    if (welcome_flags & W_CONFINE) drop_capabilities();
+    if (welcome_flags & W_CONFINE) leave_capabilities(request->flags & F_IDENTITY ? request->uid : 0);
     return 0;
 }
 
