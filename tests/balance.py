@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 
-def open_descriptors() -> dict[int, str]:
-    """Our descriptors with what they refer to."""
+def open_descriptors(pid: int | str = "self") -> dict[int, str]:
+    """Descriptors of a process, ourselves for one, with what they refer to."""
     found = {}
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir(f"/proc/{pid}/fd"):
         try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
         except FileNotFoundError:
-            continue  # the one that listed the directory
+            continue  # closed since, as the one that listed our own directory
     return found
 
 

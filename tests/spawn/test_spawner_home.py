@@ -16,6 +16,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.lane import ExitStatus, Grace
+from tests.balance import open_descriptors
 from tests.spawn.fake_spawner import (
     children_of,
     commands_of,
@@ -137,7 +138,7 @@ def keeper_of_any(spawner: int) -> int:
 def held_by(pid: int) -> set[str]:
     """What its descriptors refer to."""
     with contextlib.suppress(FileNotFoundError):
-        return {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        return set(open_descriptors(pid).values())
     return set()
 
 

@@ -204,7 +204,7 @@ async def test_nobody_holds_a_worker_s_streams_but_itself_and_its_pump() -> None
         (worker,) = [pid for pid in commands_of(rig.keeper) if pid != rig.template_pid]
         theirs = {os.readlink(f"/proc/{worker}/fd/{fd}") for fd in range(3)}
         for holder in (rig.home.pid, rig.template_pid, rig.keeper, pump_of(rig.keeper)):
-            assert not theirs & {os.readlink(f"/proc/{holder}/fd/{fd}") for fd in os.listdir(f"/proc/{holder}/fd")}
+            assert not theirs & set(open_descriptors(holder).values())
         await process.end_tree(Grace(0.0))
 
 

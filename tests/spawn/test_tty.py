@@ -95,8 +95,7 @@ async def test_only_its_pump_has_the_terminal_s_other_side() -> None:
 
 
 def masters_of(pid: int) -> list[str]:
-    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    return [link for link in links if link.endswith("ptmx")]
+    return [link for link in open_descriptors(pid).values() if link.endswith("ptmx")]
 
 
 async def test_the_size_is_there_from_the_start_and_can_be_changed() -> None:

@@ -18,6 +18,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.transport import procfs
 from fastclaw.transport.stdin_server import END, OPENED, ORDER, START
+from tests.balance import open_descriptors
 from tests.transport.test_stdin_helpers import LOCKS_ITS_STDIN, a_process, fill, sleeps_in, state
 
 if TYPE_CHECKING:
@@ -259,5 +260,5 @@ def test_a_helper_holds_nothing_that_is_the_server_s() -> None:
         assert not any(link.startswith("socket:") for link in links)
         pipes = [link for link in links if link.startswith("pipe:")]
         assert os.readlink(f"/proc/{process.pid}/fd/0") in pipes
-        mine = {os.readlink(f"/proc/{server.pid}/fd/{name}") for name in os.listdir(f"/proc/{server.pid}/fd")}
+        mine = set(open_descriptors(server.pid).values())
         assert not {link for link in mine if link.startswith("pipe:")} & set(pipes)
