@@ -94,6 +94,12 @@ CONTAINERS = 4
 """Shards of the REST lane. One container starts one exec at a time; past four the engine's database is the limit
 (measured: 42/s with one, 49/s with four, 2 cores, crun)."""
 
+IDS = 65_536
+"""User and group ids of one environment: those that images and passwd(5) files use, nobody (65534) among them."""
+
+MAX_ID_RANGES = 16_384
+"""For a mistyped number to be found: a quarter of all ids that there are (2**32)."""
+
 PIDS_LIMIT = 4_096
 """Processes in one container; Podman's own default is 2 048 for all execs together."""
 

@@ -122,6 +122,7 @@ def container_spec(
     init: InitPlan,
     env: Mapping[str, str] | None = None,
     workspace: Workspace | None = None,
+    workspace_option: str | None = None,
     network: ContainerNetwork = NO_NETWORK,
     pids_limit: int = limits.PIDS_LIMIT,
     own_pids: int = 0,
@@ -131,6 +132,7 @@ def container_spec(
     nproc: int | None = None,
     user: str | None = None,
     capabilities: Sequence[str] = (),
+    ids: int | None = None,
     oci_runtime: str | None = None,
 ) -> dict[str, Any]:
     """The body of `POST /libpod/containers/create`.
@@ -139,12 +141,14 @@ def container_spec(
         owner: from `Owner.label`.
         shard: 0-based number among the containers of one environment.
         pids_limit: processes and threads of all commands together.
+        workspace_option: of the mount of a directory (`user_namespace.mount_option`).
         own_pids: what the container has besides (`spawner_pids`).
         memory_bytes: None is no limit.
         nofile, nproc: hard limits of the engine's host for every process in it; None leaves them to the engine.
         user: name or `uid[:gid]` for PID 1 and the default of every exec; None is the image's. A spawner is always
             the container's root and becomes somebody else for each process.
         capabilities: of commands that are root; a spawner keeps its own besides.
+        ids: the host's id of root inside, with the next `limits.IDS` behind it; None is no user namespace of its own.
         oci_runtime: None is the service's default.
     """
     return {
@@ -156,9 +160,10 @@ def container_spec(
         **_lifecycle(init),
         **_confinement(init, capabilities),
         **_resources(pids_limit + own_pids, memory_bytes, nofile, nproc),
+        **_user_namespace(ids),
         "shm_size": shm_bytes,
         "netns": {"nsmode": network.mode},
-        **_places(init, workspace, network),
+        **_places(init, workspace, workspace_option, network),
     }
 
 
@@ -229,6 +234,13 @@ def _confinement(init: InitPlan, capabilities: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _user_namespace(ids: int | None) -> dict[str, Any]:
+    if ids is None:
+        return {}
+    extent = [{"container_id": 0, "host_id": ids, "size": limits.IDS}]
+    return {"userns": {"nsmode": "private"}, "idmappings": {"UIDMap": extent, "GIDMap": extent}}
+
+
 def _resources(pids_limit: int, memory_bytes: int | None, nofile: int | None, nproc: int | None) -> dict[str, Any]:
     memory = {} if memory_bytes is None else {"memory": {"limit": memory_bytes}}
     ulimits = {"nofile": nofile, "nproc": nproc}
@@ -240,7 +252,9 @@ def _resources(pids_limit: int, memory_bytes: int | None, nofile: int | None, np
     }
 
 
-def _places(init: InitPlan, workspace: Workspace | None, network: ContainerNetwork) -> dict[str, Any]:
+def _places(
+    init: InitPlan, workspace: Workspace | None, workspace_option: str | None, network: ContainerNetwork
+) -> dict[str, Any]:
     mounts = [_bind(*mount) for mount in init.mounts]
     if network.resolv_conf is not None:
         mounts.append(_bind(network.resolv_conf, RESOLV_CONF, "ro"))
@@ -250,9 +264,9 @@ def _places(init: InitPlan, workspace: Workspace | None, network: ContainerNetwo
     if not source.startswith("/"):
         volume = {"Name": source, "Dest": target, "Options": ["nosuid", "nodev"]}
         return {"mounts": mounts, "volumes": [volume]}
-    return {"mounts": [*mounts, _bind(source, target, "rw")]}
+    return {"mounts": [*mounts, _bind(source, target, "rw", *([workspace_option] if workspace_option else []))]}
 
 
-def _bind(source: str, target: str, access: str) -> dict[str, Any]:
-    options = [access, "nosuid", "nodev", "rbind", "rprivate"]
+def _bind(source: str, target: str, access: str, *more: str) -> dict[str, Any]:
+    options = [access, "nosuid", "nodev", "rbind", "rprivate", *more]
     return {"type": "bind", "source": source, "destination": target, "options": options}

@@ -12,6 +12,7 @@ from fastclaw.decisions.capabilities import Wanted as Capabilities
 from fastclaw.decisions.capabilities import read_capabilities
 from fastclaw.decisions.egress import Policy
 from fastclaw.decisions.params import convert
+from fastclaw.decisions.user_namespace import FIRST_ID, ID_RANGES
 from fastclaw.errors import InvalidParams
 from fastclaw.runtime import InitializeParams, Milliseconds, User
 
@@ -92,6 +93,18 @@ class Template(Struct, frozen=True, forbid_unknown_fields=True):
     user: User | None = None
 
 
+class IdRanges(Struct, frozen=True, forbid_unknown_fields=True):
+    """Ids of the host that may be lent to environments, `limits.IDS` to each.
+
+    Parameters:
+        first: of the first range, a multiple of `limits.IDS`, so that ranges are the same or have nothing in common.
+        count: how many ranges there are.
+    """
+
+    first: Annotated[int, Meta(ge=limits.IDS, le=2**32 - 2 * limits.IDS, multiple_of=limits.IDS)] = FIRST_ID
+    count: Annotated[int, Meta(ge=1, le=limits.MAX_ID_RANGES)] = ID_RANGES
+
+
 FRAMING_HEADERS = frozenset(
     {
         "host",
@@ -122,7 +135,11 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         storage: `private`, or `host` to share the images of the host's own engine (only without `url`).
         oci_runtime: name of the OCI runtime; None is what works here.
         user: default user inside.
-        capabilities: what root inside may: `none`, `default`, or names (decisions/capabilities.py).
+        user_namespace: `private`: root inside is nobody on this host; `host`: it is the engine's root; `auto`: the
+            first where that can be had (decisions/user_namespace.py).
+        id_ranges: the host's ids for it.
+        capabilities: what root inside may: `none`, `default`, or names (decisions/capabilities.py); None is `default`
+            in a user namespace of ours, and else `none`.
         templates: what `exec` may have forked, by name; only on this host and on the spawn lane.
         run_output_bytes: what all runs may have collected at a time; over it, one is ended and `overloaded`.
     """
@@ -140,7 +157,9 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     state_dir: AbsolutePath | None = None
     oci_runtime: str | None = None
     user: User | None = None
-    capabilities: Capabilities = "none"
+    user_namespace: Literal["auto", "host", "private"] = "auto"
+    id_ranges: IdRanges = IdRanges()
+    capabilities: Capabilities | None = None
     network: Network = Network()
     pids_limit: Count = limits.PIDS_LIMIT
     shm_bytes: Annotated[int, Meta(ge=limits.MIB)] = limits.SHM_BYTES
@@ -173,7 +192,8 @@ def read_options(params: InitializeParams) -> Options:
     """
     options = convert(params.options, Options, "$.options")
     _check_network(options.network)
-    read_capabilities(options.capabilities)
+    if options.capabilities is not None:
+        read_capabilities(options.capabilities)
     if options.templates and (options.lane == "rest" or options.runtime == "memory"):
         raise no_templates(f"lane {options.lane!r} of runtime {options.runtime!r}")
     return options

@@ -7,7 +7,7 @@ caller does not. Knows no shards, lanes or policies; `failures.py` turns what go
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Literal, TypeVar
@@ -22,6 +22,7 @@ from fastclaw import limits
 from fastclaw.decisions.service import DEFAULT_IMAGE
 from fastclaw.engine.failures import mapped_errors
 from fastclaw.engine.image import make_busybox_image
+from fastclaw.engine.image_files import read_image_files
 from fastclaw.engine.podman_client import (
     Created,
     Info,
@@ -136,6 +137,14 @@ class EngineLifecycle:
         """The directory in which an image starts its processes."""
         return (await self._inspect_image(reference)).config.working_dir or "/"
 
+    async def image_files(self, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
+        """The texts of small files in an image, empty for those that are not there.
+
+        Parameters:
+            spec: SpecGenerator JSON of a container of the image; it is made, never started, and removed.
+        """
+        return await self._run(lambda client: read_image_files(client, spec, paths))
+
     async def _inspect_image(self, reference: str) -> InspectedImage:
         path = f"/images/{quote_plus(reference)}/json"
         return await self._run(lambda client: answer(client.get(path), InspectedImage))
@@ -182,9 +191,14 @@ class EngineLifecycle:
         """How a container is now, or None where there is none."""
         return await self._run(lambda client: _inspect(client, container))
 
-    async def create_volume(self, name: str, labels: Mapping[str, str]) -> None:
-        """Make an empty named volume."""
-        body = msgspec.json.encode({"Name": name, "Label": dict(labels)})
+    async def create_volume(self, name: str, labels: Mapping[str, str], owner: str | None = None) -> None:
+        """Make an empty named volume.
+
+        Parameters:
+            owner: `UID:GID` as the engine sees them; None is its root's.
+        """
+        options = {} if owner is None else {"o": "uid={},gid={}".format(*owner.split(":"))}
+        body = msgspec.json.encode({"Name": name, "Label": dict(labels), "Options": options})
         await self._run(lambda client: client.post("/volumes/create", data=body, headers=JSON).raise_for_status())
 
     async def remove_volume(self, name: str) -> None:

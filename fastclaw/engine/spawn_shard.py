@@ -45,6 +45,7 @@ class SpawnShard(Shard, Home):
     collect_bytes: what all runs together may collect.
     pids_limit: processes of its commands; what is ours comes on top of that.
     capabilities: of its commands that are root.
+    root: who root inside is on this host.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class SpawnShard(Shard, Home):
         collect_bytes: int = limits.RUN_OUTPUT_BYTES,
         pids_limit: int = limits.PIDS_LIMIT,
         capabilities: Sequence[str] = (),
+        root: int = 0,
     ) -> None:
         super().__init__(engine, spec, 1, on_death, network)
         self.env = {}
@@ -70,6 +72,7 @@ class SpawnShard(Shard, Home):
         self._collect_bytes = collect_bytes
         self._pids_limit = pids_limit
         self._capabilities = mask(capabilities)
+        self._root = root
 
     async def start(self) -> None:
         """Create and start it, and let its spawner in.
@@ -77,7 +80,7 @@ class SpawnShard(Shard, Home):
         Raises:
             StartFailed: besides the engine's reasons: nothing connected in time, or something else than its init did.
         """
-        listener = _listen(self._path)
+        listener = _listen(self._path, self._root)
         try:
             self._listener = listener
             await super().start()
@@ -165,11 +168,13 @@ class SpawnShards(Homes):
         return {name: sum(count[name] for count in counts) for name in ("keepers", "kept")} | templates
 
 
-def _listen(path: str) -> socket.socket:
+def _listen(path: str, owner: int) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         os.fchmod(listener.fileno(), 0o600)  # before bind: the path is born with this mode
         listener.bind(path)
+        if owner:
+            os.chown(path, owner, -1)
         listener.listen(1)
     except OSError as error:
         listener.close()

@@ -18,7 +18,6 @@ import msgspec
 
 from fastclaw import limits
 from fastclaw.bridge.network import BridgeNetwork, remove_abandoned_networks
-from fastclaw.decisions.capabilities import read_capabilities
 from fastclaw.decisions.container import (
     LABEL_NAMESPACE,
     LABEL_OWNER,
@@ -36,7 +35,7 @@ from fastclaw.decisions.options import Options, no_templates
 from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
 from fastclaw.engine.host import host_facts, static_catatonit
-from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.engine.lifecycle import EngineLifecycle, EngineVersion
 from fastclaw.engine.owner import boot_id, own_label, start_time
 from fastclaw.engine.rest import RestLane
 from fastclaw.engine.service import ManagedService
@@ -47,6 +46,7 @@ from fastclaw.errors import StartFailed
 from fastclaw.lane import Lane
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
 from fastclaw.runtimes.network import Network, open_network
+from fastclaw.runtimes.rights import USER_FILES, Rights, settle_rights
 from fastclaw.spawn.binary import find_spawner, why_no_spawner
 from fastclaw.spawn.lane import SpawnLane
 from fastclaw.transport.host import dumps_after_setuid
@@ -103,6 +103,7 @@ class ContainerRuntime(ManagedRuntime):
         self._engine: dict[str, Any] = {}
         self._network: Network | None = None
         self._why_not_spawn: str | None = None
+        self._rights = Rights()
 
     async def _bring_up(
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
@@ -128,16 +129,36 @@ class ContainerRuntime(ManagedRuntime):
         image = options.image or DEFAULT_IMAGE
         await engine.ensure_image(image, options.pull)
         token = secrets.token_hex(4)
-        workspace = await _workspace(engine, namespace, options, f"fastclaw-{namespace}-{token}", setup)
-        template = Template(namespace, options, image, token, workspace)
+        template = Template(namespace, options, image, token)
+        await self._settle_rights(url, engine, version, template, setup)
+        await _make_volume(engine, template, setup)
         lane = await self._lane(url, engine, template, sockets, setup)
         assert self._shards is not None
         assert self._network is not None
-        target = workspace[1] if workspace else None
         most = limits.MAX_STARTING_SPAWN if lane.name == "spawn" else limits.MAX_STARTING_REST
         starting = options.max_starting or most
         directory = await engine.image_directory(image)
-        return Environment(lane, self._network.env, target, len(self._shards), starting, directory)
+        return Environment(lane, self._network.env, template.working_dir, len(self._shards), starting, directory)
+
+    async def _settle_rights(
+        self,
+        url: str,
+        engine: EngineLifecycle,
+        version: EngineVersion,
+        template: "Template",
+        setup: contextlib.AsyncExitStack,
+    ) -> None:
+        template.user = template.options.user or await engine.image_user(template.image) or "0"
+        self._rights = template.rights = await settle_rights(
+            template.options,
+            is_here=url.startswith("unix:"),
+            version=version,
+            user=template.user,
+            read_files=lambda: engine.image_files(template.probe(), USER_FILES),
+            setup=setup,
+        )
+        if template.rights.note is not None:
+            logger.warning("%s", template.rights.note)
 
     async def _lane(
         self,
@@ -181,7 +202,6 @@ class ContainerRuntime(ManagedRuntime):
         binary = find_spawner()
         if binary is None:
             raise StartFailed(why_no_spawner() or "no spawner", "unsupported")
-        user = template.options.user or await engine.image_user(template.image) or "0"
         warm = plans(template.options, template.working_dir, python_path=PYTHON_TARGET)
         module = str(TEMPLATE_MODULE) if warm is not None else None
 
@@ -195,12 +215,13 @@ class ContainerRuntime(ManagedRuntime):
                 spec,
                 on_death,
                 path=path,
-                user=user,
+                user=template.user,
                 plans=warm,
                 network=network,
                 collect_bytes=template.options.run_output_bytes,
                 pids_limit=template.options.pids_limit,
-                capabilities=template.capabilities,
+                capabilities=template.rights.capabilities,
+                root=template.rights.ids or 0,
             )
 
         shards = await self._start_shards(Shards(1, make), setup)
@@ -274,44 +295,55 @@ class ContainerRuntime(ManagedRuntime):
         return {
             **reason,
             "engine": self._engine,
+            "rights": self._rights.health(),
             "containers": self._shards.counts() if self._shards else {},
             "network": self._network.health() if self._network else {},
         }
 
 
-async def _workspace(
-    engine: EngineLifecycle, namespace: str, options: Options, name: str, setup: contextlib.AsyncExitStack
-) -> Workspace | None:
-    """What all containers share: the user's directory, else a volume that goes with the environment."""
-    if options.workspace is None:
-        return None
-    if options.workspace.source is not None:
-        return options.workspace.source, options.workspace.target
+async def _make_volume(engine: EngineLifecycle, template: "Template", setup: contextlib.AsyncExitStack) -> None:
+    """The workspace, where it is no directory of the user's: it goes with the environment."""
+    if template.workspace is None or template.workspace[0].startswith("/"):
+        return
+    name, _ = template.workspace
     setup.push_async_callback(engine.remove_volume, name)
-    await engine.create_volume(name, {LABEL_NAMESPACE: namespace, LABEL_OWNER: own_label()})
-    return name, options.workspace.target
+    labels = {LABEL_NAMESPACE: template.namespace, LABEL_OWNER: own_label()}
+    await engine.create_volume(name, labels, template.rights.volume_owner)
 
 
 class Template:
     """What all containers of an environment have in common; each gets a name of its own."""
 
-    def __init__(self, namespace: str, options: Options, image: str, token: str, workspace: Workspace | None) -> None:
-        self.options, self.image = options, image
-        self.namespace, self._token, self._workspace = namespace, token, workspace
+    def __init__(self, namespace: str, options: Options, image: str, token: str) -> None:
+        self.options, self.image, self.namespace = options, image, namespace
+        self.user, self.rights = "0", Rights()
+        self._token = token
         self._numbers = itertools.count()
+
+    @property
+    def workspace(self) -> Workspace | None:
+        """The user's directory, else a volume, and where it is inside."""
+        place = self.options.workspace
+        return None if place is None else (place.source or f"fastclaw-{self.namespace}-{self._token}", place.target)
 
     @property
     def working_dir(self) -> str | None:
         """The workspace as the processes see it."""
-        return self._workspace[1] if self._workspace else None
-
-    @property
-    def capabilities(self) -> tuple[str, ...]:
-        """Of its commands that are root."""
-        return read_capabilities(self.options.capabilities)
+        return self.workspace[1] if self.workspace else None
 
     def next_name(self) -> str:
         return f"fastclaw-{self.namespace}-{self._token}-{next(self._numbers)}"
+
+    def probe(self) -> dict[str, Any]:
+        """Of a container that never runs."""
+        return container_spec(
+            image=self.image,
+            name=self.next_name(),
+            namespace=self.namespace,
+            owner=own_label(),
+            shard=0,
+            init=InitPlan(),
+        )
 
     def spec(self, name: str, place: int, init: InitPlan, network: ContainerNetwork) -> dict[str, Any]:
         """The body of the create call."""
@@ -323,14 +355,16 @@ class Template:
             owner=own_label(),
             shard=place,
             init=init,
-            workspace=self._workspace,
+            workspace=self.workspace,
+            workspace_option=self.rights.workspace_option,
             network=network,
             pids_limit=options.pids_limit,
             own_pids=spawner_pids(limits.SPAWN_SPARE_KEEPERS) if init.spawner else 0,
             shm_bytes=options.shm_bytes,
             memory_bytes=options.memory_bytes,
             user=options.user,
-            capabilities=self.capabilities,
+            capabilities=self.rights.capabilities,
+            ids=self.rights.ids,
             oci_runtime=options.oci_runtime,
         )
 

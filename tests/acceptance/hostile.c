@@ -181,6 +181,29 @@ static void regain(void) {
     say("device", mknod("/tmp/device", S_IFCHR | 0600, 0x101));
 }
 
+/* Each call tries again what the one before it may have changed: none of them may. */
+static void become(int uid) {
+    int none = -1;
+    say("setuid", syscall(SYS_setuid, uid));
+    say("setreuid", syscall(SYS_setreuid, none, uid));
+    say("setresuid", syscall(SYS_setresuid, none, none, uid));
+    say("setresuid-real", syscall(SYS_setresuid, uid, none, none));
+    syscall(SYS_setfsuid, uid);
+    int has = (int)syscall(SYS_setfsuid, none);
+    errno = EPERM;
+    say("setfsuid", has == uid ? 0 : -1);
+#if defined(__x86_64__)
+    int calls[] = {23, 213, 138, 215}; /* i386: setuid and setfsuid, of 16 and of 32 bits */
+    for (int i = 0; i < 4; i++) {
+        long result;
+        __asm__ volatile("int $0x80" : "=a"(result) : "a"((long)calls[i]), "b"((long)uid) : "memory", "r8", "r9", "r10", "r11");
+    }
+    has = (int)syscall(SYS_setfsuid, none);
+    errno = EPERM;
+    say("compat", has == uid || getuid() == (uid_t)uid || geteuid() == (uid_t)uid ? 0 : -1);
+#endif
+}
+
 static int child(void *unused) { (void)unused; return 0; }
 
 static void user_namespace(void) {
@@ -348,6 +371,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(word, "pipe")) signal_by_pipe(a, b);
     else if (!strcmp(word, "stdin")) signal_by_stdin(a, b);
     else if (!strcmp(word, "regain")) regain();
+    else if (!strcmp(word, "become")) become(a);
     else if (!strcmp(word, "userns")) user_namespace();
     else if (!strcmp(word, "rights")) rights();
     else if (!strcmp(word, "connect")) reconnect(text);

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastclaw import limits
 from fastclaw.client import RemoteProcess, RuntimeClient
+from fastclaw.decisions.capabilities import mask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -55,10 +56,14 @@ class Box:
 
     Parameters:
         client: entered.
+
+    Attributes:
+        capabilities: what its root has.
     """
 
     def __init__(self, client: RuntimeClient) -> None:
         self.client = client
+        self.capabilities = 0
 
     async def start(self, *cmd: str, **request: Any) -> RemoteProcess:
         """A command, without stdin unless it is asked for."""
@@ -157,4 +162,8 @@ async def served(
         **options,
     }
     async with RuntimeClient.spawn(command, namespace="hostile", options=chosen, env=env) as client:
-        yield Box(client)
+        box = Box(client)
+        details = (await client.health()).details
+        assert details is not None
+        box.capabilities = mask(details["rights"]["capabilities"])
+        yield box

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import tempfile
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fastclaw import limits
 from fastclaw.client import RuntimeClient
 from fastclaw.decisions.capabilities import DEFAULT, mask
+from fastclaw.decisions.user_namespace import FIRST_ID
+from fastclaw.errors import ExecFailed, StartFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from tests.engine.conftest import EngineService
 
@@ -28,6 +35,19 @@ su -s /bin/sh nobody -c 'id -u'
 chroot / true
 """
 """Complaint: CopilotKit/OpenBot PR 262, opencontainers/runc#2517, mviereck/x11docker#111, cilium/cilium PR 19903."""
+
+
+OWNER = (12_345, 12_346)
+WRITABLE = "nobody:nogroup:755\nnobody:nogroup:644\n"
+
+
+@pytest.fixture
+def workspace() -> Iterator[Path]:
+    """Of somebody else than root, where root inside gets at it."""
+    directory = Path(tempfile.mkdtemp(prefix="fcw", dir="/tmp"))
+    os.chown(directory, *OWNER)
+    yield directory
+    shutil.rmtree(directory)
 
 
 @asynccontextmanager
@@ -53,9 +73,91 @@ async def test_with_capabilities_root_does_what_root_does_and_nobody_else_has_an
     engine_service: EngineService, lane: str
 ) -> None:
     """opencontainers/runc#2517: the first thing that agents try, and the error names setgroups and not the cause."""
-    async with served(engine_service, lane, capabilities="default") as runtime:
+    async with served(engine_service, lane) as runtime:
         assert await said(runtime, f"touch /file; {AS_ROOT}") == (0, "5:6\n42:43\n65534\n")
         assert await capabilities_of(runtime, "0") == {mask(DEFAULT)}
         assert await capabilities_of(runtime, "1000") == {0}
         code, text = await said(runtime, "grep NoNewPrivs /proc/self/status; mknod /null c 1 3")
         assert (code, text.split()[:2]) == (1, ["NoNewPrivs:", "1"])
+
+
+async def test_who_may_kill_everybody_ends_the_environment_and_is_not_believed_to_have_ended_well(
+    engine_service: EngineService,
+) -> None:
+    async with served(engine_service, "spawn", capabilities=["KILL"]) as runtime:
+        neighbour = await runtime.exec(["sleep", "1000"], user="1000", stdin=False)
+        with pytest.raises(ExecFailed):
+            await runtime.run(["sh", "-c", "kill -9 -1"])
+        record = await neighbour.wait(20_000)
+        assert (record.exit_code, record.signal, record.reason) == (None, None, "container_gone")
+        assert await said(runtime, "echo on") == (0, "on\n")
+
+
+@pytest.mark.parametrize("lane", ["spawn", "rest"])
+@pytest.mark.parametrize(("user", "seen"), [("0", "0:0"), ("1000:1000", "1000:1000"), ("nobody", "65534:65534")])
+async def test_a_workspace_belongs_to_the_environments_user_and_to_its_owner(
+    engine_service: EngineService, workspace: Path, lane: str, user: str, seen: str
+) -> None:
+    """SREGym/SREGym PR 1018, mattpocock/sandcastle#237, microsoft/vscode#336048, packit/sandcastle#85."""
+    (workspace / "before").write_text("")
+    os.chown(workspace / "before", *OWNER)
+    async with served(
+        engine_service, lane, user=user, workspace={"source": str(workspace), "target": "/work"}
+    ) as runtime:
+        code, text = await said(runtime, "stat -c %u:%g /work before; echo x > inside; chmod 4755 inside")
+        assert (code, text) == (0, f"{seen}\n{seen}\n")
+        if user == "0":
+            assert await said(runtime, "touch other; chown 5:6 other; stat -c %u:%g other") == (0, "5:6\n")
+            found = (workspace / "other").stat()
+            assert (found.st_uid, found.st_gid) == (FIRST_ID + 5, FIRST_ID + 6)
+    found = (workspace / "inside").stat()
+    assert (found.st_uid, found.st_gid) == OWNER
+
+
+@pytest.mark.parametrize("lane", ["spawn", "rest"])
+@pytest.mark.parametrize("namespace", ["private", "host"])
+async def test_a_workspace_that_is_a_volume_belongs_to_the_environments_user(
+    engine_service: EngineService, lane: str, namespace: str
+) -> None:
+    async with served(
+        engine_service, lane, user="nobody", user_namespace=namespace, workspace={"target": "/work"}
+    ) as runtime:
+        assert await said(runtime, "echo x > file; stat -c %U:%G:%a . file") == (0, WRITABLE)
+
+
+async def test_a_workspace_of_roots_is_not_mapped_and_who_cannot_write_in_it_is_told(
+    engine_service: EngineService, workspace: Path
+) -> None:
+    os.chown(workspace, 0, 0)
+    place = {"source": str(workspace), "target": "/work"}
+    with pytest.raises(StartFailed, match=r"no user namespace: the workspace belongs to 0:0 .*chown"):
+        async with served(engine_service, "spawn", workspace=place, user_namespace="private"):
+            pass
+    async with served(engine_service, "spawn", workspace=place, user="nobody") as runtime:
+        rights = await rights_of(runtime)
+        assert rights["capabilities"] == []
+        assert rights["workspace"] == {"owner": "0:0", "user": "65534:65534", "is_mapped": False}
+
+
+async def test_ranges_of_ids_are_each_environments_own_and_refused_when_there_are_none_left(
+    engine_service: EngineService,
+) -> None:
+    ranges = {"first": FIRST_ID + 2**24, "count": 2}
+    async with (
+        served(engine_service, "spawn", id_ranges=ranges) as one,
+        served(engine_service, "rest", id_ranges=ranges) as other,
+    ):
+        firsts = {(await rights_of(each))["user_namespace"]["first"] for each in (one, other)}
+        assert firsts == {ranges["first"], ranges["first"] + limits.IDS}
+        with pytest.raises(StartFailed, match=r"all 2 ranges of ids are taken .*options.id_ranges"):
+            async with served(engine_service, "spawn", id_ranges=ranges):
+                pass
+    async with served(engine_service, "spawn", id_ranges=ranges) as again:
+        assert (await rights_of(again))["user_namespace"] == {"first": ranges["first"], "count": limits.IDS}
+
+
+async def rights_of(runtime: RuntimeClient) -> dict[str, Any]:
+    details = (await runtime.health()).details
+    assert details is not None
+    rights: dict[str, Any] = details["rights"]
+    return rights

@@ -14,7 +14,7 @@ from fastclaw.errors import InvalidParams
 def test_none_is_none_and_default_has_nothing_unusual() -> None:
     assert read_capabilities("none") == ()
     assert read_capabilities("default") == DEFAULT
-    assert len(DEFAULT) == 11
+    assert len(DEFAULT) == 10
 
 
 @pytest.mark.parametrize("name", ["CHOWN", "CAP_CHOWN", "cap_chown", "chown"])

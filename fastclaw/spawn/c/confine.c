@@ -64,11 +64,13 @@ static int has_pump_users(void) {
     return welcome_flags & W_CONFINE && held_caps & 1u << CAP_SETUID && keeper_uid != NO_USER && keeper_uid > 4 * PUMP_USERS;
 }
 
+u64 own_word;
+
 /* A user's first 1 024 pipes have 64 KiB, and further ones 8 (pipe(7), pipe-user-pages-soft): so pumps are several users. */
 void take_pump_user(u32 number) {
     u32 uid = keeper_uid - 1 - number / PUMPS_PER_USER;
     if (!has_pump_users()) return;
-    SYS(setresuid, uid, uid, uid);
+    SYS(setresuid, uid, uid, uid, own_word);
     SYS(prctl, PR_SET_DUMPABLE, 0); /* which a change of the user makes what fs.suid_dumpable says */
 }
 
@@ -77,41 +79,70 @@ int is_own_user(u32 uid) {
     return uid == keeper_uid || (has_pump_users() && uid < keeper_uid && keeper_uid - uid <= PUMP_USERS);
 }
 
-#define LOAD(field) {BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, field)}
-#define EQUAL(value, yes) {BPF_JMP | BPF_JEQ | BPF_K, yes, 0, value}
-#define UNLESS(value, no) {BPF_JMP | BPF_JEQ | BPF_K, 0, no, value}
-#define RETURN(action) {BPF_RET | BPF_K, 0, 0, action}
 #if defined(__x86_64__)
 enum { NATIVE = AUDIT_ARCH_X86_64, COMPAT = AUDIT_ARCH_I386, COMPAT_UNSHARE = 310 };
 #else
 enum { NATIVE = (int)AUDIT_ARCH_AARCH64, COMPAT = AUDIT_ARCH_ARM, COMPAT_UNSHARE = 337 };
 #endif
-
+enum { /* of compat programs */
+    COMPAT_FCNTL = 55, COMPAT_FCNTL64 = 221, COMPAT_IOCTL = 54, COMPAT_CLONE = 120, COMPAT_CLONE3 = 435,
+    COMPAT_SETRESUID = 208, COMPAT_SETREUID = 203, COMPAT_SETUID = 213, COMPAT_SETFSUID = 215,
+    OLD_SETRESUID = 164, OLD_SETREUID = 70, OLD_SETUID = 23, OLD_SETFSUID = 138
+};
 enum { ANY_SETOWN = 8, ANY_SETOWN_EX = 15, ANY_SETSIG = 10, FIO_SETOWN = 0x8901, SIO_SETPGRP = 0x8902 };
 
-/* What the engine's own filter leaves open, and commands must not have: signals by way of a descriptor's owner (fcntl(2),
- * F_SETOWN, F_SETSIG; ioctl FIOSETOWN), which the kernel allows the host's uid 0 towards everybody (sigio_perm in fs/fcntl.c), and
- * user namespaces (more kernel within reach). Arguments of clone3(2) cannot be looked at; libraries do without it. An owner
- * is not refused but ignored: programs that set one and never use it (nginx) would not start. */
+/* The filter's parts, by the number of their first instruction. */
+enum {
+    NATIVE_CALLS = 2, COMPAT_CALLS = 13, BY_FCNTL = 29, BY_IOCTL = 33, NEW_USERS = 36, THREE_USERS = 38, TWO_USERS = 41,
+    ONE_USER = 44, OWN_USER = 47, PERMITTED = 51, NOT_PERMITTED, NO_SUCH_CALL, IGNORED, INSTRUCTIONS
+};
+#define IF(at, op, value, then, otherwise) [at] = {BPF_JMP | BPF_K | (op), (then) - (at) - 1, (otherwise) - (at) - 1, value}
+#define CALL(at, number, then) IF(at, BPF_JEQ, number, then, (at) + 1)
+#define LOAD(at, field) [at] = {BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, field)}
+#define RETURN(at, action) [at] = {BPF_RET | BPF_K, 0, 0, action}
+#define USER(at, argument) \
+    LOAD(at, args[argument]), IF((at) + 1, BPF_JGE, lowest, (at) + 2, (at) + 3), IF((at) + 2, BPF_JGT, highest, (at) + 3, OWN_USER)
+
+/* What the engine's own filter leaves open, and commands must not have:
+ * - signals by way of a descriptor's owner (fcntl(2), F_SETOWN, F_SETSIG; ioctl FIOSETOWN), which the kernel allows the host's
+ *   uid 0 towards everybody (sigio_perm in fs/fcntl.c). An owner is not refused but ignored: programs that set one and never
+ *   use it (nginx) would not start.
+ * - user namespaces (more kernel within reach). Arguments of clone3(2) cannot be looked at; libraries do without it.
+ * - our own users, for who has CAP_SETUID: as one of them he could stop and end us. We say a word that only we know, in an
+ *   argument that the kernel does not look at. Calls with ids of 16 bits, which would have to be looked at otherwise, are
+ *   refused: libraries have the others since Linux 2.4. */
 long filter_calls(void) {
-    static struct sock_filter code[] = {
-        /* 0 */ LOAD(arch), UNLESS((u32)NATIVE, 8),
-        /* 2 */ LOAD(nr), {BPF_ALU | BPF_AND | BPF_K, 0, 0, 0x3fffffff}, /* x32 has the same numbers */
-        /* 4 */ EQUAL(__NR_fcntl, 14), EQUAL(__NR_ioctl, 18), EQUAL(__NR_unshare, 21), EQUAL(__NR_clone, 20), EQUAL(__NR_clone3, 23),
-        /* 9 */ RETURN(SECCOMP_RET_ALLOW),
-        /* 10 */ UNLESS((u32)COMPAT, 20), LOAD(nr),
-        /* 12 */ EQUAL(55, 6), EQUAL(221, 5), EQUAL(54, 9), EQUAL(120, 12), EQUAL(COMPAT_UNSHARE, 11), EQUAL(435, 14),
-        /* 18 */ RETURN(SECCOMP_RET_ALLOW),
-        /* 19 fcntl */ LOAD(args[1]), EQUAL(ANY_SETOWN, 12), EQUAL(ANY_SETOWN_EX, 11), EQUAL(ANY_SETSIG, 10),
-        /* 23 */ RETURN(SECCOMP_RET_ALLOW),
-        /* 24 ioctl */ LOAD(args[1]), EQUAL(FIO_SETOWN, 7), EQUAL(SIO_SETPGRP, 6),
-        /* 27 */ RETURN(SECCOMP_RET_ALLOW),
-        /* 28 clone, unshare */ LOAD(args[0]), {BPF_JMP | BPF_JSET | BPF_K, 0, 1, CLONE_NEWUSER},
-        /* 30 */ RETURN(SECCOMP_RET_ERRNO | EPERM),
-        /* 31 */ RETURN(SECCOMP_RET_ALLOW),
-        /* 32 */ RETURN(SECCOMP_RET_ERRNO | ENOSYS),
-        /* 33 */ RETURN(SECCOMP_RET_ERRNO | 0),
+    if (SYS(getrandom, &own_word, sizeof own_word, 0) != sizeof own_word) return -EIO;
+    int has_user = keeper_uid != NO_USER;
+    u32 highest = has_user ? keeper_uid : 0, lowest = !has_user ? 1 : has_pump_users() ? keeper_uid - PUMP_USERS : keeper_uid;
+    struct sock_filter code[INSTRUCTIONS] = {
+        LOAD(0, arch), IF(1, BPF_JEQ, (u32)NATIVE, NATIVE_CALLS, COMPAT_CALLS),
+
+        LOAD(2, nr), [3] = {BPF_ALU | BPF_AND | BPF_K, 0, 0, 0x3fffffff}, /* x32 has the same numbers */
+        CALL(4, __NR_fcntl, BY_FCNTL), CALL(5, __NR_ioctl, BY_IOCTL), CALL(6, __NR_unshare, NEW_USERS), CALL(7, __NR_clone, NEW_USERS),
+        CALL(8, __NR_clone3, NO_SUCH_CALL), CALL(9, __NR_setresuid, THREE_USERS), CALL(10, __NR_setreuid, TWO_USERS),
+        CALL(11, __NR_setuid, ONE_USER), IF(12, BPF_JEQ, __NR_setfsuid, ONE_USER, PERMITTED),
+
+        IF(13, BPF_JEQ, (u32)COMPAT, 14, PERMITTED), LOAD(14, nr),
+        CALL(15, COMPAT_FCNTL, BY_FCNTL), CALL(16, COMPAT_FCNTL64, BY_FCNTL), CALL(17, COMPAT_IOCTL, BY_IOCTL),
+        CALL(18, COMPAT_UNSHARE, NEW_USERS), CALL(19, COMPAT_CLONE, NEW_USERS), CALL(20, COMPAT_CLONE3, NO_SUCH_CALL),
+        CALL(21, COMPAT_SETRESUID, THREE_USERS), CALL(22, COMPAT_SETREUID, TWO_USERS), CALL(23, COMPAT_SETUID, ONE_USER),
+        CALL(24, COMPAT_SETFSUID, ONE_USER), CALL(25, OLD_SETRESUID, NO_SUCH_CALL), CALL(26, OLD_SETREUID, NO_SUCH_CALL),
+        CALL(27, OLD_SETUID, NO_SUCH_CALL), IF(28, BPF_JEQ, OLD_SETFSUID, NO_SUCH_CALL, PERMITTED),
+
+        LOAD(BY_FCNTL, args[1]), CALL(30, ANY_SETOWN, IGNORED), CALL(31, ANY_SETOWN_EX, IGNORED),
+        IF(32, BPF_JEQ, ANY_SETSIG, IGNORED, PERMITTED),
+        LOAD(BY_IOCTL, args[1]), CALL(34, FIO_SETOWN, IGNORED), IF(35, BPF_JEQ, SIO_SETPGRP, IGNORED, PERMITTED),
+        LOAD(NEW_USERS, args[0]), IF(37, BPF_JSET, CLONE_NEWUSER, NOT_PERMITTED, PERMITTED),
+        USER(THREE_USERS, 2), USER(TWO_USERS, 1), LOAD(ONE_USER, args[0]),
+        IF(45, BPF_JGE, lowest, 46, PERMITTED), IF(46, BPF_JGT, highest, PERMITTED, OWN_USER),
+        LOAD(OWN_USER, args[3]), IF(48, BPF_JEQ, (u32)own_word, 49, NOT_PERMITTED),
+        [49] = {BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, args[3]) + 4},
+        IF(50, BPF_JEQ, (u32)(own_word >> 32), PERMITTED, NOT_PERMITTED),
+
+        RETURN(PERMITTED, SECCOMP_RET_ALLOW), RETURN(NOT_PERMITTED, SECCOMP_RET_ERRNO | EPERM),
+        RETURN(NO_SUCH_CALL, SECCOMP_RET_ERRNO | ENOSYS), RETURN(IGNORED, SECCOMP_RET_ERRNO | 0),
     };
-    struct sock_fprog program = {sizeof code / sizeof *code, code};
+    struct sock_fprog program = {INSTRUCTIONS, code};
     return SYS(prctl, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
 }

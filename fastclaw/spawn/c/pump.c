@@ -60,7 +60,7 @@ static long make_streams(struct job *job, struct pipes *pipes) {
     long error = flags & F_TTY ? make_terminal(job, pipes) : make_pipes(job, pipes);
     if (!error && flags & F_TEMPLATE) error = make_control(job, pipes);
     if (lent) {
-        SYS(setfsuid, own);
+        SYS(setfsuid, own, 0, 0, own_word);
         SYS(prctl, PR_SET_DUMPABLE, 0); /* see take_pump_user */
         SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
         if ((u32)SYS(getppid) != job->slot->pid) leave(1);

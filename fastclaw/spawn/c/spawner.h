@@ -197,7 +197,7 @@ struct batch { int mail; u32 users; struct address address; };
 
 extern struct slot *slots;
 extern u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps, command_caps; /* the last: of commands that are root */
-extern u64 collect_bytes, collected_bytes;
+extern u64 collect_bytes, collected_bytes, own_word; /* the last: by which the filter knows us (confine.c) */
 extern int control, channel, post, forks, null, dying, is_batch; /* post: the mail of the batch, in a keeper's or pump's table */
 extern struct batch batches[BATCHES];
 extern struct address forks_address;
