@@ -185,11 +185,18 @@ class RunResult(ExitRecord, frozen=True, kw_only=True):
 
 
 class ProcessInfo(Struct, frozen=True, kw_only=True):
-    """One line of `list`. `started_at` is Unix time in seconds."""
+    """One line of `list`.
+
+    Parameters:
+        cmd: its command line, or the beginning of a long one.
+        cmd_truncated: present and True where that is so.
+        started_at: Unix time in seconds.
+    """
 
     process_id: str
     state: Literal["running", "exited"]
     cmd: list[str]
+    cmd_truncated: bool | UnsetType = UNSET
     started_at: float
     exit_code: int | None = None
     signal: int | None = None

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 
 LAYERS: dict[str, list[str]] = {
     "limits": [],
+    "answer_limits": [],
     "network_limits": [],
     "errors": [],
     "runtime": [],
@@ -39,6 +40,7 @@ LAYERS: dict[str, list[str]] = {
         "capacity",
         "container",
         "lifecycle",
+        "listing",
         "rlimits",
         "params",
         "run_answer",

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 CHECKS = "its checks run over three runtimes in test_run.py, and over ones that break promises in test_broken.py"
 EXCEPTIONS = {
     "__main__.py": "two lines, run by every test that starts `python -m fastclaw`",
-    "network_limits.py": "more bounds; tests/test_limits.py tests both",
+    "answer_limits.py": "more bounds; tests/test_limits.py tests all",
+    "network_limits.py": "more bounds; tests/test_limits.py tests all",
     "lane.py": "an interface without behaviour; what it demands is tested with each lane",
     "conformance/check_cancel.py": CHECKS,
     "conformance/check_clients.py": CHECKS,

@@ -10,9 +10,10 @@ import functools
 import time
 from typing import TYPE_CHECKING
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from fastclaw.decisions.lifecycle import ProcessState, process_machine
+from fastclaw.decisions.listing import shown_command
 from fastclaw.decisions.params import fingerprint, has_tty
 from fastclaw.lane import ExitStatus, Grace
 from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo, RunRequest
@@ -51,7 +52,8 @@ CLOSED = _Closed()
 
 class Process:
     """Parameters:
-    request: what it was asked for; not kept, for it may be long and the record lives for minutes.
+    request: what it was asked for; not kept, for it may be long and the record lives for minutes. Of its command line
+        that much stays which `list` shows.
     lane_process: what the lane starts.
     on_exit: called once, when the command has ended and `record` is there.
     on_drained: called when both outputs have reached a client, or never.
@@ -84,6 +86,7 @@ class Process:
         "expires_at",
         "gap",
         "id",
+        "is_cmd_cut",
         "is_run",
         "is_tty",
         "key",
@@ -112,7 +115,8 @@ class Process:
         on_closed: Callable[[Process], None],
     ) -> None:
         self.id = process_id
-        self.cmd = request.cmd
+        self.cmd = shown_command(request.cmd)
+        self.is_cmd_cut = self.cmd is not request.cmd
         self.key = request.key
         self.request_mark = b"" if request.key is None else fingerprint(request)
         self.is_run = isinstance(request, RunRequest)
@@ -169,6 +173,7 @@ class Process:
             process_id=self.id,
             state=record.state,
             cmd=self.cmd,
+            cmd_truncated=self.is_cmd_cut or UNSET,
             started_at=self.started_at,
             exit_code=record.exit_code,
             signal=record.signal,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fastclaw import limits
 from fastclaw.errors import InvalidParams, InvalidState, StartFailed
 from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.auto import AutoRuntime
@@ -111,3 +113,24 @@ async def test_up_and_down(make: type[ManagedRuntime]) -> None:
 async def test_stop_before_start() -> None:
     for runtime in (MemoryRuntime(), LocalRuntime(), AutoRuntime()):
         await runtime.stop()
+
+
+@pytest.mark.parametrize("make", [MemoryRuntime, LocalRuntime])
+async def test_400_ended_processes_do_not_keep_what_they_were_asked_for(make: type[ManagedRuntime]) -> None:
+    """ColeMurray/background-agents PR 1968; 400 records of long requests took 386 MiB."""
+    runtime = make()
+    await runtime.start(params())
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(400):
+            env = {f"V{part}": f"{number % 10}" * 25_000 for part in range(5)}
+            key = str(number)
+            started = await runtime.exec(ExecRequest(cmd=["true", *env.values()], env=env, stdin=False, key=key))
+            assert (await runtime.wait(started.process_id)).exit_code == 0
+        assert (await runtime.health()).details["processes"]["kept"] == 400
+        kept = (tracemalloc.get_traced_memory()[0] - before) / 400
+    finally:
+        tracemalloc.stop()
+        await runtime.stop()
+    assert kept < 16 * limits.KIB, f"{kept:.0f} bytes for each"
