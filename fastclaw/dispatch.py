@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fastclaw import __version__, limits
+from fastclaw import __version__, answer_limits, limits
 from fastclaw.decisions import lifecycle
 from fastclaw.decisions.lifecycle import RuntimeState
 from fastclaw.decisions.params import (
     CancelParams,
     KillParams,
+    ListParams,
     NoParams,
     ResizeParams,
     SignalParams,
@@ -40,6 +41,7 @@ from fastclaw.runtime import (
     ExecRequest,
     HealthStatus,
     InitializeParams,
+    ProcessInfo,
     ProcessRuntime,
     RunRequest,
     RunResult,
@@ -67,6 +69,32 @@ def _encode_run(call: "Work", result: RunResult, params: RunRequest) -> bytes:
         around = len(jsonrpc.encode_result(request_id, without_output(result)))
         result = fitted(result, params.keep, call.room - around)
     return jsonrpc.encode_result(request_id, result)
+
+
+def _encode_list(call: "Work", found: list[ProcessInfo], params: ListParams) -> bytes:
+    """The first of them, as many as were asked for and fit the line; `next` says that there are more."""
+    request_id = call.request.id
+    assert request_id is not None
+    rows: list[bytes] = []
+    room = call.room - len(jsonrpc.encode_result(request_id, {"processes": [], "next": ""}))
+    for process in found[: params.limit]:
+        row = jsonrpc.encoded(process)
+        room -= len(row) + len(b",")
+        if rows and room < len(process.process_id) * answer_limits.MOST_PER_CHARACTER:
+            break
+        rows.append(row)
+    more = {"next": found[len(rows) - 1].process_id} if len(rows) < len(found) else {}
+    return jsonrpc.encode_result(request_id, {"processes": jsonrpc.array(rows), **more})
+
+
+def _encode_health(call: "Work", status: HealthStatus, params: NoParams) -> bytes:
+    """The word and what is wrong; the details where they are no book."""
+    line = _encode(call, status, params)
+    if len(line) <= min(call.room, answer_limits.MAX_HEALTH_BYTES):
+        return line
+    message = None if status.message is None else status.message[: answer_limits.MIN_ERROR_BYTES]
+    details = {"left_out": f"{len(line)} bytes"}
+    return _encode(call, HealthStatus(status=status.status, message=message, details=details), params)
 
 
 class Method(NamedTuple):
@@ -154,8 +182,8 @@ class Calls:
     async def wait(self, params: WaitParams) -> Any:
         return await self._extended().wait(params.process_id, params.timeout_ms)
 
-    async def list(self, params: NoParams) -> dict[str, Any]:
-        return {"processes": await self._extended().list_processes()}
+    def list(self, params: ListParams) -> Awaitable[Any]:
+        return self._extended().list_processes(params.after)
 
     async def signal(self, params: SignalParams) -> dict[str, Any]:
         signum = signal_number(params.signal)
@@ -185,11 +213,11 @@ METHODS: dict[str, Method] = {
     "run": Method(RunRequest, Calls.run, yields_to_shutdown=True, is_cancellable=True, encode=_encode_run),
     "wait": Method(WaitParams, Calls.wait, is_cancellable=True),
     "cancel": Method(CancelParams, Calls.cancel, is_control=True, is_urgent=True),
-    "health": Method(NoParams, Calls.health, is_control=True, is_urgent=True),
+    "health": Method(NoParams, Calls.health, is_control=True, is_urgent=True, encode=_encode_health),
     "kill": Method(KillParams, Calls.kill, is_control=True, is_urgent=True),
     "signal": Method(SignalParams, Calls.signal, is_control=True, is_urgent=True),
     "resize": Method(ResizeParams, Calls.resize, is_control=True),
-    "list": Method(NoParams, Calls.list, is_control=True),
+    "list": Method(ListParams, Calls.list, is_control=True, encode=_encode_list),
     "shutdown": Method(NoParams, Calls.shutdown, is_control=True),
     "stop": Method(NoParams, Calls.shutdown, is_control=True),
 }
@@ -198,12 +226,12 @@ Reply = Callable[[bytes], None]
 Work = Call[Method]
 
 
-def _refusal(request: jsonrpc.Request, error: FastclawError) -> bytes | None:
+def _refusal(request: jsonrpc.Request, error: FastclawError, room: int) -> bytes | None:
     """The answer that says `error`, or None to a notification."""
     if request.id is None:
         return None
     try:
-        return jsonrpc.encode_error(request.id, error)
+        return jsonrpc.encode_error(request.id, error, room)
     except TypeError:  # orjson: the served runtime put something into its error that JSON has no form for
         return _bug(request)
 
@@ -212,6 +240,14 @@ def _bug(request: jsonrpc.Request) -> bytes | None:
     """To be called while the exception is handled: its traceback goes to the log, its text nowhere else."""
     logger.exception("%s failed: a bug", request.method)
     return None if request.id is None else jsonrpc.encode_error(request.id, InternalError("internal error"))
+
+
+def _fitting(call: "Work", answer: bytes) -> bytes | None:
+    """An answer that its line has room for: in a batch each has a share, and a runtime may answer with a book."""
+    if len(answer) <= call.room:
+        return answer
+    text = f"the answer has {len(answer)} bytes, and room for {call.room}; ask for less at a time"
+    return _refusal(call.request, InvalidRequest(text, "line_too_long"), call.room)
 
 
 def _why_refused(name: str, method: Method | None) -> FastclawError:
@@ -301,7 +337,7 @@ class Dispatcher:
     def _submit(self, request: jsonrpc.Request, reply: Reply, room: int) -> None:
         method = METHODS.get(request.method)
         if method is None or (self._in_flight >= limits.MAX_IN_FLIGHT and self._in_flight >= method.ceiling()):
-            answer = _refusal(request, _why_refused(request.method, method))
+            answer = _refusal(request, _why_refused(request.method, method), room)
             if answer is not None:
                 reply(answer)
             return
@@ -323,9 +359,9 @@ class Dispatcher:
                 raise call.why
             params = convert(request.params, method.shape)
             result = await method.serve(self.calls, params)
-            answer = None if request.id is None else method.encode(call, result, params)
+            answer = None if request.id is None else _fitting(call, method.encode(call, result, params))
         except FastclawError as error:
-            answer = _refusal(request, error)
+            answer = _refusal(request, error, call.room)
         except asyncio.CancelledError as cancelled:
             answer = self._cut_short(call, cancelled)
         except Exception:
@@ -358,7 +394,7 @@ class Dispatcher:
         """The answer of a call that was cancelled: by its caller or the shutdown, by a bug of the runtime, or, raised,
         by our end."""
         if call.why is not None and call.is_cut_short():
-            return _refusal(call.request, call.why)
+            return _refusal(call.request, call.why, call.room)
         if _is_cancelled():
             raise cancelled
         return _bug(call.request)  # the runtime let the end of a task of its own through

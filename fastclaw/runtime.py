@@ -276,8 +276,15 @@ class ProcessRuntime(Runtime):
         """The exit record, once there is one or `timeout_ms` has passed (then `state` is `running`)."""
 
     @abstractmethod
-    async def list_processes(self) -> list[ProcessInfo]:
-        """The live processes and the ended ones whose record is kept."""
+    async def list_processes(self, after: str | None = None) -> list[ProcessInfo]:
+        """The live processes and the ended ones whose record is kept, in an order that stays.
+
+        Parameters:
+            after: only those that come after the process of this id, which need not be there any more.
+
+        Raises:
+            InvalidParams: it never was one of this runtime's.
+        """
 
     @abstractmethod
     async def signal(self, process_id: str, signal: int) -> None:

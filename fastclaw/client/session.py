@@ -34,8 +34,9 @@ class Welcome(InitializeResult, frozen=True, kw_only=True):
     capabilities: list[str] = msgspec.field(default_factory=list)
 
 
-class _Listing(msgspec.Struct, frozen=True):
+class _Page(msgspec.Struct, frozen=True):
     processes: list[ProcessInfo]
+    next: str | None = None
 
 
 class RuntimeClient:
@@ -247,8 +248,20 @@ class RuntimeClient:
         return _shaped(await self.call("wait", params, timeout_s), ExitRecord, "wait")
 
     async def list(self) -> "list[ProcessInfo]":
-        """The live processes, and the ended ones whose record is kept."""
-        return _shaped(await self.call("list"), _Listing, "list").processes
+        """The live processes, and the ended ones whose record is kept: all of them, however many pages that takes.
+
+        Raises:
+            ProtocolError: the runtime goes on and on with the same page.
+        """
+        page = _shaped(await self.call("list"), _Page, "list")
+        found, seen = page.processes, set[str]()
+        while page.next is not None:
+            if page.next in seen:
+                raise ProtocolError(f"the runtime's answer to list says next {page.next!r} a second time")
+            seen.add(page.next)
+            page = _shaped(await self.call("list", {"after": page.next}), _Page, "list")
+            found += page.processes
+        return found
 
     async def signal(self, process_id: str, signal: int | str) -> None:
         """Send a signal to a process, by number or name.

@@ -112,6 +112,39 @@ async def listing(rig: Rig) -> None:
     expect(abs(time.time() - row.get("started_at", 0)) < limits.CHECK_MS / 1000, f"started_at is {row}")
 
 
+@proves("T-LIST-PAGES")
+async def pages(rig: Rig) -> None:
+    session = await rig.shared()
+    started = [(await session.exec(rig.words.sleep(300))).id for _ in range(4)]
+    seen: list[str] = []
+    params: dict[str, Any] = {"limit": 3}
+    while True:
+        page = await session.result("list", params)
+        ids = [row["process_id"] for row in page["processes"]]
+        expect(0 < len(ids) <= 3, f"a page of at most 3 shows {ids}")
+        seen += ids
+        if "next" not in page:
+            break
+        params = {"limit": 3, "after": page["next"]}
+        expect(len(seen) < limits.KEEP_EXITED, "the pages have no end")
+    expect(len(set(seen)) == len(seen), f"some are on two pages: {seen}")
+    expect(set(started) <= set(seen), f"{started} are not all on the pages: {seen}")
+
+
+@proves("T-LIST-CUT")
+async def long_commands(rig: Rig) -> None:
+    session = await rig.shared()
+    cmd = [*rig.words.true, *(str(number) * 20_000 for number in range(6))]
+    process = await session.exec(cmd)
+    rows = {row["process_id"]: row for row in (await session.result("list"))["processes"]}
+    row = rows.get(process.id, {})
+    shown = row.get("cmd", [])
+    expect(
+        sum(map(len, shown)) < 20_000 and row.get("cmd_truncated") is True, f"its cmd is shown as {len(shown)} words"
+    )
+    expect(bool(shown) and "\0".join(cmd).startswith("\0".join(shown)), "what is shown is not its beginning")
+
+
 @proves("T-SIGNAL")
 async def signals(rig: Rig) -> None:
     session = await rig.shared()

@@ -26,9 +26,11 @@ NO_REQUESTS: tuple[Any, ...] = (
 )
 GOOD_IDS: tuple[int | str, ...] = (
     *(0, 1, -1, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1),
-    *("", "1", "a b", "ключ-🦀", "\u0000\n\\\"", "x" * 1000),
+    *("", "1", "a b", "ключ-🦀", "\u0000\n\\\"", "x" * 256),
 )  # fmt: skip
-BAD_IDS: tuple[Any, ...] = (None, 1.5, True, False, [], [1], {}, {"id": 1})
+BAD_IDS: tuple[Any, ...] = (None, 1.5, True, False, [], [1], {}, {"id": 1}, "x" * 257)
+QUOTED = "\x01" * (limits.MAX_LINE_BYTES // 7)
+"""A name that fills a line; quoted twice, it would fill two."""
 BURST = 10_000
 
 
@@ -132,6 +134,13 @@ async def duplicate_ids(rig: Rig) -> None:
         session.wire.send((_health("twin") + b"\n") * 2)
         for _ in range(2):
             await session.wire.answer("twin")
+        await _goes_on(session)
+
+
+@proves("W-ANSWER-MAX")
+async def long_quotes(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        await session.error(QUOTED, None, METHOD_NOT_FOUND)
         await _goes_on(session)
 
 

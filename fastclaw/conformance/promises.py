@@ -62,8 +62,9 @@ _TEXTS = {
         "W-PARSE": "A line that is not JSON gets -32700 with a null id, and the connection goes on.",
         "W-INVALID": "JSON that is no JSON-RPC 2.0 request gets -32600, and the connection goes on.",
         "W-ID-ECHO": ("Integers (64 bits, signed or unsigned) and strings are ids, and come back exactly as sent."),
-        "W-ID-BAD": "An id of any other JSON type gets -32600 with a null id.",
+        "W-ID-BAD": ("An id of any other JSON type, or of over 256 characters, gets -32600 with a null id."),
         "W-ID-DUP": "Two requests with the same id are two requests: each is answered once.",
+        "W-ANSWER-MAX": "No answer is longer than a line: what an error quotes is cut.",
         "W-BURST": "10 000 requests in one write get exactly one answer each.",
         "W-NOTIFY": "A notification gets no answer.",
         "W-PIPELINE": "Requests are answered as they finish, in any order: one that waits holds up no other.",
@@ -256,6 +257,11 @@ _TEXTS = {
     },
     "extras": {
         "T-LIST": ("`list` shows live processes and ended ones whose record is kept, with state, cmd and start."),
+        "T-LIST-PAGES": (
+            "`list` with `limit` shows at most so many, and `next` where there are more, with which as `after` it goes "
+            "on; a process that is there all the while is on exactly one page."
+        ),
+        "T-LIST-CUT": "Of a long `cmd`, `list` shows the beginning, with `cmd_truncated`.",
         "T-SIGNAL": "`signal` takes a number or a name and reaches the process.",
         "T-LIMITS": "`limits` are the process's resource limits by name, soft and hard, and they hold.",
         "T-LIMITS-NAME": (
@@ -305,6 +311,8 @@ _NEEDS: dict[str, Capability] = {
     "RUN-LATE-WRITER": "separate_eof",
     **dict.fromkeys(_TEXTS["cancel"], "cancel"),
     "T-LIST": "list",
+    "T-LIST-PAGES": "list",
+    "T-LIST-CUT": "list",
     "T-SIGNAL": "signal",
     "T-LIMITS": "limits",
     "T-LIMITS-NAME": "limits",

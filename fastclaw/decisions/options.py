@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from fastclaw import limits, network_limits
+from fastclaw import answer_limits, limits, network_limits
 from fastclaw.decisions.capabilities import Wanted as Capabilities
 from fastclaw.decisions.capabilities import read_capabilities
 from fastclaw.decisions.egress import Policy
@@ -17,7 +17,7 @@ from fastclaw.errors import InvalidParams
 from fastclaw.runtime import InitializeParams, Milliseconds, User
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
-AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z")]
+AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=answer_limits.MAX_PATH_CHARS)]
 Rule = Annotated[str, Meta(min_length=1, max_length=network_limits.EGRESS_RULE_BYTES)]
 Rules = Annotated[list[Rule], Meta(max_length=network_limits.EGRESS_RULES)]
 

@@ -11,10 +11,10 @@ import posixpath
 import re
 from collections.abc import Collection
 from signal import Signals
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from fastclaw import limits
 from fastclaw.decisions.rlimits import rlimits
@@ -28,7 +28,14 @@ _MAX_SIGNAL = 64
 
 
 class NoParams(Struct, frozen=True):
-    """health, list, shutdown."""
+    """health, shutdown."""
+
+
+class ListParams(Struct, frozen=True):
+    """list: at most `limit` processes, those that come after the process `after`."""
+
+    after: str | None = None
+    limit: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
 
 class KillParams(Struct, frozen=True):

@@ -12,11 +12,9 @@ from typing import NamedTuple
 from msgspec import UNSET, UnsetType, structs
 
 from fastclaw import limits
+from fastclaw.answer_limits import MOST_PER_CHARACTER
 from fastclaw.lane import Collected, Output
 from fastclaw.runtime import ExitRecord, Keep, RunResult
-
-_MOST_PER_CHARACTER = 6
-"""JSON writes `\\u0000` for one byte; nothing takes more for each of its characters."""
 
 _TWO = b'"\\\b\t\n\f\r'
 _PLAIN = bytes(byte for byte in range(256) if byte >= 0x20 and byte not in b'"\\')
@@ -192,7 +190,7 @@ def may_be_too_long(result: RunResult, request_id: int | str, room: int) -> bool
     characters = len(result.stdout or "") + len(result.stderr or "")
     if isinstance(request_id, str):
         characters += len(request_id)
-    size = limits.RUN_ANSWER_BYTES + _MOST_PER_CHARACTER * characters
+    size = limits.RUN_ANSWER_BYTES + MOST_PER_CHARACTER * characters
     if result.stdout_base64 is not UNSET:
         size += len(result.stdout_base64)
     if result.stderr_base64 is not UNSET:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from fastclaw import limits
+from fastclaw import answer_limits, limits
 from fastclaw.errors import FastclawError, InvalidRequest, ParseError
 
 RequestId = int | str
@@ -59,6 +59,8 @@ def _request(message: Any) -> Request:
     request_id = message.get("id")
     if type(request_id) is not int and type(request_id) is not str and (request_id is not None or "id" in message):
         raise InvalidRequest('"id" must be an integer of 64 bits or a string; leave it out for a notification')
+    if type(request_id) is str and len(request_id) > answer_limits.MAX_ID_CHARS:
+        raise InvalidRequest(f'"id" has at most {answer_limits.MAX_ID_CHARS} characters')
     return Request(request_id, method, message.get("params"))
 
 
@@ -84,9 +86,43 @@ def encode_result(request_id: RequestId, result: Any) -> bytes:
     )
 
 
-def encode_error(request_id: RequestId | None, error: FastclawError) -> bytes:
-    """One error answer as a line. The id is null where the request could not be read."""
-    return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "error": error.to_wire()}, None, orjson.OPT_APPEND_NEWLINE)
+def encoded(value: Any) -> bytes:
+    """A part of a result, to be seen how long it is."""
+    return orjson.dumps(value, msgspec.to_builtins)
+
+
+def array(parts: list[bytes]) -> Any:
+    """For a result: a list of what `encoded` gave."""
+    return orjson.Fragment(b"[" + b",".join(parts) + b"]")
+
+
+def encode_error(
+    request_id: RequestId | None, error: FastclawError, room: int = answer_limits.MAX_ERROR_BYTES
+) -> bytes:
+    """One error answer as a line of at most `room` bytes. The id is null where the request could not be read.
+
+    Whatever an error quotes, a name of 20 MB for example, is cut where it would not fit.
+    """
+    line = _error_line(request_id, error.to_wire())
+    room = min(room, answer_limits.MAX_ERROR_BYTES)
+    if len(line) <= room:
+        return line
+    around = len(orjson.dumps(request_id)) + answer_limits.MIN_ERROR_BYTES
+    return _error_line(request_id, _cut(error, max(room - around, 0) // (2 * answer_limits.MOST_PER_CHARACTER)))
+
+
+def _error_line(request_id: RequestId | None, error: dict[str, Any]) -> bytes:
+    return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "error": error}, None, orjson.OPT_APPEND_NEWLINE)
+
+
+def _cut(error: FastclawError, most: int) -> dict[str, Any]:
+    """What a program branches on, and the beginning of the two texts that say where and why."""
+    told = error.to_wire()
+    names = ("kind", "reason", "fault", "retryable")
+    data: dict[str, Any] = {name: told["data"][name] for name in names}
+    if "path" in told["data"]:
+        data["path"] = str(told["data"]["path"])[:most]
+    return {"code": told["code"], "message": told["message"][:most], "data": data}
 
 
 def encode_batch(answers: list[bytes]) -> bytes:

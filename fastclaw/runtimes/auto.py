@@ -110,8 +110,8 @@ class AutoRuntime(ProcessRuntime):
     async def wait(self, process_id: str, timeout_ms: int | None = None) -> ExitRecord:
         return await self._runtime().wait(process_id, timeout_ms)
 
-    async def list_processes(self) -> list[ProcessInfo]:
-        return await self._runtime().list_processes()
+    async def list_processes(self, after: str | None = None) -> list[ProcessInfo]:
+        return await self._runtime().list_processes(after)
 
     async def signal(self, process_id: str, signal: int) -> None:
         await self._runtime().signal(process_id, signal)

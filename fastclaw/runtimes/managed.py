@@ -197,8 +197,8 @@ class ManagedRuntime(ProcessRuntime):
     async def wait(self, process_id: str, timeout_ms: int | None = None) -> ExitRecord:
         return await self._running().wait(process_id, timeout_ms)
 
-    async def list_processes(self) -> list[ProcessInfo]:
-        return [process.info() for process in self._running().table]
+    async def list_processes(self, after: str | None = None) -> list[ProcessInfo]:
+        return self._running().listed(after)
 
     async def signal(self, process_id: str, signal: int) -> None:
         self._running().signal(process_id, signal)

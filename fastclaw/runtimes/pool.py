@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import operator
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from fastclaw.decisions.options import Options
     from fastclaw.lane import Collected
-    from fastclaw.runtime import ExecRequest, ExitReason, ExitRecord, OnDisconnect, RunRequest
+    from fastclaw.runtime import ExecRequest, ExitReason, ExitRecord, OnDisconnect, ProcessInfo, RunRequest
     from fastclaw.transport.listener import ProcessSockets, SocketDirectory
 
 logger = logging.getLogger(__name__)
@@ -403,6 +404,20 @@ class ProcessPool:
         if not process.exited.done():
             await process.wait_exited(timeout_ms)
         return process.record()
+
+    def listed(self, after: str | None) -> list[ProcessInfo]:
+        """See `ProcessRuntime.list_processes`: in the order of their numbers."""
+        first = 0 if after is None else self._number(after) + 1
+        numbered = [(self._number(process.id), process) for process in self.table]
+        numbered.sort(key=operator.itemgetter(0))  # nearly so already: a start may have overtaken another
+        return [process.info() for number, process in numbered if number >= first]
+
+    def _number(self, process_id: str) -> int:
+        prefix, _, digits = process_id.partition("-")
+        is_number = digits.isascii() and digits.isdecimal()
+        if prefix != self._prefix or not is_number or len(digits) > len(str(self._count)):
+            raise InvalidParams("$.after is no process of this runtime; take the `next` of an answer", path="$.after")
+        return int(digits)
 
     def signal(self, process_id: str, signum: int) -> None:
         """See `ProcessRuntime.signal`."""

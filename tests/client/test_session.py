@@ -328,3 +328,27 @@ def test_importing_the_client_imports_neither_uvloop_nor_podman_nor_the_cli() ->
         "import sys, fastclaw.client; print([m for m in ('uvloop', 'podman', 'click', 'rich') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"
+
+
+async def test_the_list_is_all_of_its_pages() -> None:
+    script = """
+def row(number):
+    return {"process_id": str(number), "state": "running", "cmd": ["x"], "started_at": 1.0}
+pages = [([0, 1], "1"), ([2, 3], "3"), ([4], None), ([], "again"), ([], "again")]
+afters = []
+for request in requests():
+    if request["method"] == "list":
+        afters.append(request.get("params", {}).get("after"))
+        numbers, last = pages.pop(0)
+        answer(request, {"processes": [row(number) for number in numbers], **({"next": last} if last else {})})
+    elif request["method"] == "afters":
+        answer(request, afters)
+    else:
+        answer(request, {})
+        break
+"""
+    async with RuntimeClient.spawn(fake(script)) as rt:
+        assert [process.process_id for process in await rt.list()] == ["0", "1", "2", "3", "4"]
+        assert await rt.call("afters") == [None, "1", "3"]
+        with pytest.raises(ProtocolError, match="'again' a second time"):
+            await rt.list()

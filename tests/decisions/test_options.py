@@ -58,6 +58,7 @@ def injecting(allow: str = "h:80", **changes: Any) -> dict[str, Any]:
         ({"runtime": "vm"}, "$.options.runtime"),
         ({"workspace": {}}, "$.options.workspace.target"),
         ({"workspace": {"target": "w"}}, "$.options.workspace.target"),
+        ({"workspace": {"target": "/" + "w" * 4_096}}, "$.options.workspace.target"),
         ({"workspace": {"target": "/w\0"}}, "$.options.workspace.target"),
         ({"env": {"A": None}}, "$.options.env[...]"),
         ({"user": ""}, "$.options.user"),

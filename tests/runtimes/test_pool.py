@@ -313,3 +313,26 @@ async def test_what_was_not_seen_to_end_is_unknown_when_the_environment_goes() -
         assert (await waiting).reason == "unknown"
         assert not os.path.exists(result.stdio_addr)  # noqa: ASYNC240 - one stat
         pool._watcher = type(pool._watcher)()  # for the second aclose of the fixture
+
+
+async def test_the_list_goes_on_after_what_is_forgotten_by_now() -> None:
+    lane = ScriptedLane()
+    async with a_pool(lane, keep_exited=0) as pool:
+        ids = [(await pool.exec(request(str(number)))).process_id for number in range(12)]
+        assert [one.process_id for one in pool.listed(None)] == ids
+        assert [one.process_id for one in pool.listed(ids[9])] == ids[10:]
+        lane.processes[9].end()
+        async with asyncio.timeout(5):
+            while len(pool.listed(None)) == 12:  # noqa: ASYNC110 - nobody is told when a record goes
+                await asyncio.sleep(0.001)
+        assert [one.process_id for one in pool.listed(ids[9])] == ids[10:]
+        assert pool.listed(ids[-1]) == []
+
+
+@pytest.mark.parametrize("after", ["", "1", "x-1", "-", "{prefix}-", "{prefix}-x", "{prefix}-1000", "{prefix}-\u0661"])
+async def test_the_list_goes_on_after_nothing_unknown(after: str) -> None:
+    async with a_pool(ScriptedLane()) as pool:
+        prefix = (await pool.exec(request())).process_id.partition("-")[0]
+        with pytest.raises(InvalidParams) as raised:
+            pool.listed(after.format(prefix=prefix))
+        assert raised.value.data["path"] == "$.after"
