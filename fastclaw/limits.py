@@ -439,6 +439,12 @@ OUTBOX_FRAMES = 4_096
 SPAWN_FILE_BYTES = 1 * MIB
 """/etc/passwd or /etc/group of an image: a few KB; a directory of ten thousand users has 1 MB."""
 
+USERDB_STEP = 256
+"""Lines of them before the loop goes on: a quarter of a millisecond. Root inside may write a whole MiB."""
+
+KNOWN_USERS = 64
+"""Users that are remembered while both files stay as they are: an environment has a few, a harness ten."""
+
 SPAWN_GROUPS = 256
 """Supplementary groups of one process: the kernel takes 65 536, and nobody has more than a few dozen."""
 

@@ -7,14 +7,16 @@ passwd(5) and group(5).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.protocol.spawner import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator
+
+Wanted = TypeVar("Wanted")
 
 MAX_ID = 2**32 - 2
 """The kernel keeps (uid_t)-1 for "no change" (setuid(2))."""
@@ -29,54 +31,85 @@ def resolve(user: str, passwd: str, group: str) -> Identity:
     Raises:
         ExecFailed: `unknown_user`; `permission_denied` for the number that the keepers have.
     """
+    steps = resolving(user, passwd, group)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            found: Identity = done.value
+            return found
+
+
+def resolving(user: str, passwd: str, group: str) -> Generator[None, None, Identity]:
+    """As `resolve`, with a pause every few lines: whoever owns the files may have made them long."""
     name, colon, group_name = user.partition(":")
-    found = _user(name, passwd, group)
+    found = yield from _user(name, passwd, group)
     if colon:
-        found = found._replace(gid=_group(group_name, group), groups=[])
+        found = found._replace(gid=(yield from _group(group_name, group)), groups=[])
     if found.uid == limits.KEEPER_UID:
         raise ExecFailed(f"user {found.uid} is fastclaw's own; take another", "permission_denied")
     return found
 
 
-def _user(name: str, passwd: str, group: str) -> Identity:
+def _user(name: str, passwd: str, group: str) -> Generator[None, None, Identity]:
     number = _number(name)
-    for fields in _entries(passwd, 7):
-        uid, gid = _number(fields[2]), _number(fields[3])
+
+    def entry(fields: list[str]) -> tuple[str, Identity] | None:
         # A number is that number, whatever a container's root has written: else it could make one mean itself.
-        if uid is None or gid is None or (fields[0] != name if number is None else uid != number):
-            continue
-        return Identity(uid, gid, _memberships(fields[0], gid, group), fields[5] or "/")
+        if number is None and fields[0] != name:
+            return None
+        uid, gid = _number(fields[2]), _number(fields[3])
+        if uid is None or gid is None or number not in (None, uid):
+            return None
+        return fields[0], Identity(uid, gid, [], fields[5] or "/")
+
+    found = yield from _first(passwd, 7, entry)
+    if found is not None:
+        listed, identity = found
+        return identity._replace(groups=(yield from _memberships(listed, identity.gid, group)))
     if number is None:
         raise _unknown(name)
     return Identity(number, 0, [])
 
 
-def _memberships(name: str, gid: int, group: str) -> list[int]:
+def _memberships(name: str, gid: int, group: str) -> Generator[None, None, list[int]]:
     """The groups that list a user, the primary one first; as many as a request can carry."""
-    listed = [
-        number
-        for fields in _entries(group, 4)
-        if name in fields[3].split(",") and (number := _number(fields[2])) is not None
-    ]
-    return list(dict.fromkeys([gid, *listed]))[: limits.SPAWN_GROUPS]
+    listed = {gid: None}
+    member = f",{name},"
+
+    def add(fields: list[str]) -> bool | None:
+        if member in f",{fields[3]}," and (number := _number(fields[2])) is not None:
+            listed[number] = None
+        return len(listed) == limits.SPAWN_GROUPS or None
+
+    yield from _first(group, 4, add)
+    return list(listed)
 
 
-def _group(name: str, group: str) -> int:
-    number = _number(name)
-    for fields in _entries(group, 4):
-        gid = _number(fields[2])
-        if gid is not None and fields[0] == name:
-            return gid
+def _group(name: str, group: str) -> Generator[None, None, int]:
+    found = yield from _first(group, 4, lambda fields: _number(fields[2]) if fields[0] == name else None)
+    number = _number(name) if found is None else found
     if number is None:
         raise _unknown(name)
     return number
 
 
-def _entries(text: str, least: int) -> Iterator[list[str]]:
-    for line in text.split("\n"):
-        fields = line.split(":")
+def _first(text: str, least: int, wanted: Callable[[list[str]], Wanted | None]) -> Generator[None, None, Wanted | None]:
+    """What is wanted of the first line that has it, of those with at least so many fields."""
+    end, lines = -1, 0
+    while end < len(text):
+        start = end + 1
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        fields = text[start:end].split(":", least)
         if len(fields) >= least and fields[0] and not fields[0].startswith("#"):
-            yield fields
+            found = wanted(fields)
+            if found is not None:
+                return found
+        lines += 1
+        if lines % limits.USERDB_STEP == 0:
+            yield
+    return None
 
 
 def _number(text: str) -> int | None:

@@ -73,6 +73,8 @@ class SpawnShard(Shard, Home):
         self._pids_limit = pids_limit
         self._capabilities = mask(capabilities)
         self._root = root
+        self._user_files: list[bytes] = []
+        self._known_users: dict[str, Identity] = {}
 
     async def start(self) -> None:
         """Create and start it, and let its spawner in.
@@ -131,9 +133,14 @@ class SpawnShard(Shard, Home):
     async def identify(self, user: str) -> Identity | None:
         if not self.spawner.hello.can_set_user:
             raise ExecFailed("this container's spawner may not change users", "permission_denied")
-        passwd = await self.spawner.read_file("/etc/passwd")
-        group = await self.spawner.read_file("/etc/group")
-        return userdb.resolve(user, passwd, group)
+        files = [await self.spawner.read_file(path) for path in ("/etc/passwd", "/etc/group")]
+        if files != self._user_files or len(self._known_users) >= limits.KNOWN_USERS:
+            self._user_files, self._known_users = files, {}
+        if user in self._known_users:
+            return self._known_users[user]
+        known = self._known_users
+        identity = known[user] = await _resolved(user, *(data.decode("utf-8", "replace") for data in files))
+        return identity
 
     def _forget(self) -> None:
         super()._forget()
@@ -166,6 +173,22 @@ class SpawnShards(Homes):
         counts = [home.spawner.counts() for home in homes]
         templates = homes[0].templates_health() if homes else {}  # of the only place there is
         return {name: sum(count[name] for count in counts) for name in ("keepers", "kept")} | templates
+
+
+async def _resolved(user: str, passwd: str, group: str) -> Identity:
+    """Step by step: everybody else has the loop in between.
+
+    Raises:
+        ExecFailed: `unknown_user`, `permission_denied`.
+    """
+    steps = userdb.resolving(user, passwd, group)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            identity: Identity = done.value
+            return identity
+        await asyncio.sleep(0)
 
 
 def _listen(path: str, owner: int) -> socket.socket:

@@ -344,7 +344,7 @@ class Spawner:
         finally:
             self._answers.pop(id, None)
 
-    async def read_file(self, path: str) -> str:
+    async def read_file(self, path: str) -> bytes:
         """A file as it is inside, at most `limits.SPAWN_FILE_BYTES` of it; empty where there is none.
 
         An idle pump reads it: whoever owns it could make who opens it wait.
@@ -361,7 +361,7 @@ class Spawner:
         tail = os.fsencode(path) + b"\0"
         try:
             await self._ask(self._requests, lambda id: frames.control(frames.READ, id, tail=tail), [os.dup(fd)])
-            return os.pread(fd, limits.SPAWN_FILE_BYTES, 0).decode("utf-8", "replace")
+            return os.pread(fd, limits.SPAWN_FILE_BYTES, 0)
         finally:
             os.close(fd)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastclaw import limits
-from fastclaw.decisions.userdb import MAX_ID, resolve
+from fastclaw.decisions.userdb import MAX_ID, resolve, resolving
 from fastclaw.errors import ExecFailed
 from fastclaw.protocol.spawner import Identity
 
@@ -112,6 +112,17 @@ def test_no_more_groups_than_a_request_carries() -> None:
     group = "".join(f"g{number}:x:{number}:root\n" for number in range(2 * limits.SPAWN_GROUPS))
     found = resolve("root", PASSWD, group)
     assert found.groups == list(range(limits.SPAWN_GROUPS))
+
+
+@pytest.mark.parametrize("line", ["a:x:1:1:::", "::::::", "", "u:x:9999:1::/:", "g:x:5:a"])
+def test_long_files_are_read_with_pauses(line: str) -> None:
+    """A hostile root inside made /etc/passwd 1 MiB long, and each exec with a user cost the loop 150 ms."""
+    count = 20 * limits.USERDB_STEP
+    text = f"{line}\n" * count
+    passwd, group = text + "nobody:x:7:7::/:\n", text + "nogroup:x:8:\n"
+    # Three readings: the user, the groups that list it, the group.
+    assert len(list(resolving("nobody:nogroup", passwd, group))) == 3 * 20
+    assert resolve("nobody:nogroup", passwd, group) == Identity(7, 8, [])
 
 
 lines = st.lists(st.text(max_size=8) | st.sampled_from(["root", "0", "1", "#", ""]), max_size=9).map(":".join)

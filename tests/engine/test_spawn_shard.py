@@ -139,6 +139,11 @@ async def test_an_unknown_user(yard: Yard) -> None:
         with pytest.raises(ExecFailed) as raised:
             await run(shard, "true", user=str(limits.KEEPER_UID))
         assert raised.value.reason == "permission_denied"
+        assert await shard.identify("0") is await shard.identify("0")
+        await run(shard, "sh", "-c", "mkdir -p /etc; echo nobody-knows:x:77:78::/: >>/etc/passwd")
+        assert (await run(shard, "id", "-u", user="nobody-knows"))[1] == "77\n"
+        await run(shard, "sh", "-c", "sed -i s/:77:/:79:/ /etc/passwd")
+        assert (await run(shard, "id", "-u", user="nobody-knows"))[1] == "79\n"
     with pytest.raises(StartFailed) as failed:
         await yard.fails("nobody-knows")
     assert failed.value.reason == "unknown_user"

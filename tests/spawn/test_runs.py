@@ -546,7 +546,7 @@ async def test_among_execs_and_files_they_are_all_told_apart() -> None:
             assert (whole(found.stdout), found.status.exit_code) == (b"%d\n" % number, number)
 
         async def a_read(number: int) -> None:
-            assert "root" in await home.spawner.read_file("/etc/passwd")
+            assert b"root" in await home.spawner.read_file("/etc/passwd")
 
         jobs: list[Coroutine[Any, Any, None]] = []
         for number in range(100):

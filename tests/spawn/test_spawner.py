@@ -517,7 +517,7 @@ async def test_a_file_is_read_by_an_idle_pump_which_is_waited_for() -> None:
         os.write(file, b"content")
         os.close(file)
         seen.fake.tell(frames.ANSWER, id, 0, 7)
-        assert await reading == "content"
+        assert await reading == b"content"
         seen.spawner.close()
         await settle(processes)
 
