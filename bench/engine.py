@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from fastclaw import limits
-from fastclaw.decisions.container import InitPlan, Owner, container_spec
+from fastclaw.decisions.container import InitPlan, container_spec
 from fastclaw.decisions.service import DEFAULT_IMAGE, plan_service
 from fastclaw.engine.host import host_facts, static_catatonit
 from fastclaw.engine.lifecycle import EngineLifecycle
-from fastclaw.engine.owner import boot_id, own_start_time
+from fastclaw.engine.owner import own_label
 from fastclaw.engine.service import ManagedService
 from fastclaw.errors import StartFailed
 
@@ -66,7 +66,7 @@ async def _container(lifecycle: EngineLifecycle, number: int, stack: contextlib.
         image=DEFAULT_IMAGE,
         name=f"fastclaw-{NAMESPACE}-{number}",
         namespace=NAMESPACE,
-        owner=Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label,
+        owner=own_label(),
         shard=number,
         init=InitPlan(catatonit=static_catatonit()),
     )

@@ -8,11 +8,11 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.execs import spread
-from fastclaw.decisions.container import InitPlan, Owner, container_spec
+from fastclaw.decisions.container import InitPlan, container_spec
 from fastclaw.decisions.service import DEFAULT_IMAGE
 from fastclaw.engine.image import static_busybox
 from fastclaw.engine.lifecycle import EngineLifecycle
-from fastclaw.engine.owner import boot_id, own_start_time
+from fastclaw.engine.owner import own_label
 from fastclaw.engine.shards import Shards
 from fastclaw.engine.spawn_shard import SpawnShard, SpawnShards
 from fastclaw.lane import StartSpec
@@ -49,7 +49,7 @@ async def spawn_lane(url: str, directory: Path) -> AsyncIterator[SpawnLane]:
             image=DEFAULT_IMAGE,
             name=f"fastclaw-bench-spawn-{os.getpid()}",
             namespace="bench-spawn",
-            owner=Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label,
+            owner=own_label(),
             shard=place,
             init=InitPlan(spawner=str(find_spawner()), socket=path),
             pids_limit=PIDS,

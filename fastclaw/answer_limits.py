@@ -20,6 +20,12 @@ MAX_HEALTH_BYTES = 256 * KIB
 MAX_PATH_CHARS = 4_096
 """A path among the options, one of which comes back as `workspace_root`: the kernel's PATH_MAX (limits.h)."""
 
+PODMAN_RUNROOT_BYTES = 50
+"""Of the path of its runroot, Podman takes so much: conmon's sockets are below it (libpod/options.go, 4.3.1 to 5)."""
+
+HOLD_TRIES = 8
+"""Directories that are made before one can be locked: whoever takes one for abandoned does so within microseconds."""
+
 SHOWN_COMMAND_BYTES = 4 * KIB
 """Of a command line, what `list` shows and a record keeps: 10 000 records of long ones take 40 MB, not gigabytes."""
 

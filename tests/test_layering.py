@@ -61,6 +61,7 @@ LAYERS: dict[str, list[str]] = {
         "loop",
         "pidfd",
         "procfs",
+        "directories",
         "foreign_stdin",
         "stdin_server",
         "stdin_helpers",

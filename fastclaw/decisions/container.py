@@ -4,6 +4,7 @@ Every safe default of the sandbox is here and nowhere else. Knows no engine, no 
 of Podman 4.3.1 (pkg/specgen/specgen.go); later versions still read them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -89,26 +90,30 @@ class Owner(Struct, frozen=True, kw_only=True):
     Parameters:
         start_time: clock ticks since boot (/proc/PID/stat, field 22).
         boot_id: /proc/sys/kernel/random/boot_id.
+        pid_namespace: inode of its /proc/PID/ns/pid: elsewhere its pid means somebody else, or nobody.
     """
 
     pid: int
     start_time: int
     boot_id: str
+    pid_namespace: int
 
     @property
     def label(self) -> str:
         """As it stands in the label `LABEL_OWNER`."""
-        return f"{self.pid}:{self.start_time}:{self.boot_id}"
+        return f"{self.pid}:{self.start_time}:{self.boot_id}:{self.pid_namespace}"
 
 
 class OwnerFacts(Struct, frozen=True, kw_only=True):
     """Which owners may still live.
 
     Parameters:
+        pid_namespace: ours; of another one we know nothing.
         start_times: of the processes that run now, by pid; only those that were asked about are needed.
     """
 
     boot_id: str
+    pid_namespace: int
     start_times: Mapping[int, int]
 
 
@@ -177,13 +182,16 @@ def container_labels(namespace: str, owner: str, shard: int) -> dict[str, str]:
     return {LABEL_NAMESPACE: namespace, LABEL_OWNER: owner, LABEL_SHARD: str(shard)}
 
 
+_OWNER = re.compile(r"([0-9]{1,20}):([0-9]{1,20}):([^:]+):([0-9]{1,20})")
+
+
 def parse_owner(label: str) -> Owner | None:
     """The owner in a label, or None where the label is not one of ours."""
-    pid, _, rest = label.partition(":")
-    start_time, _, boot_id = rest.partition(":")
-    if not (pid.isascii() and pid.isdecimal() and start_time.isascii() and start_time.isdecimal() and boot_id):
+    found = _OWNER.fullmatch(label)
+    if found is None:
         return None
-    return Owner(pid=int(pid), start_time=int(start_time), boot_id=boot_id)
+    pid, start_time, boot_id, namespace = found.groups()
+    return Owner(pid=int(pid), start_time=int(start_time), boot_id=boot_id, pid_namespace=int(namespace))
 
 
 def is_dead_owner(label: str, facts: OwnerFacts) -> bool:
@@ -191,7 +199,9 @@ def is_dead_owner(label: str, facts: OwnerFacts) -> bool:
     owner = parse_owner(label)
     if owner is None:
         return False
-    return owner.boot_id != facts.boot_id or facts.start_times.get(owner.pid) != owner.start_time
+    if owner.boot_id != facts.boot_id:
+        return True
+    return owner.pid_namespace == facts.pid_namespace and facts.start_times.get(owner.pid) != owner.start_time
 
 
 def _chosen(**fields: str | None) -> dict[str, str]:

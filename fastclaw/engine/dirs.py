@@ -3,7 +3,7 @@
     STATE/<key>/storage           images and containers, shared by every service of this user
     STATE/conf/<hash>             settings and conmon's stand-in; named by content, since containers outlive a service
     RUN/store-<key>/{run,tmp,boot}  Podman's runroot and tmpdir of that storage
-    RUN/<pid>-<start>-<n>/        one service: its socket
+    RUN/<pid>-<random>/           one service: its socket; in use while its owner holds it
     RUN/engine/                   the service of `fastclaw engine start`
 
 `<key>` stands for the pair of both directories: Podman writes runroot and tmpdir into its database and refuses
@@ -12,45 +12,85 @@ any other (libpod/boltdb_state_internal.go, 4.3.1). Knows files and locks; start
 
 import fcntl
 import hashlib
-import itertools
 import os
+import pwd
 import shutil
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastclaw import limits
+from fastclaw.answer_limits import PODMAN_RUNROOT_BYTES
 from fastclaw.decisions.service import ServicePaths, ServicePlan, conf_text
-from fastclaw.engine.owner import boot_id, own_start_time, start_time
+from fastclaw.engine.owner import boot_id
 from fastclaw.errors import StartFailed
+from fastclaw.transport.directories import (
+    HeldDirectory,
+    from_environment,
+    make_private,
+    remove_abandoned,
+    runtime_directory,
+    why_unsafe,
+)
 
 SOCKET_NAME = "podman.sock"
 ENGINE_DIR = "engine"
 
-_counter = itertools.count()
+_LONGEST_RUNTIME_DIR = PODMAN_RUNROOT_BYTES - len("/fastclaw/store-01234567/run")
 
 
 def default_state_dir() -> Path:
-    """`$XDG_STATE_HOME/fastclaw`, else `~/.local/state/fastclaw` (XDG Base Directory Specification)."""
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "fastclaw"
+    """`$XDG_STATE_HOME/fastclaw`, else `~/.local/state/fastclaw` (XDG Base Directory Specification).
+
+    Raises:
+        StartFailed: this user has no home directory.
+    """
+    state = from_environment("XDG_STATE_HOME")
+    return (state or _home() / ".local" / "state") / "fastclaw"
+
+
+def _home() -> Path:
+    home = from_environment("HOME")
+    if home is None:
+        try:
+            home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+        except KeyError as error:
+            raise StartFailed("no home directory; set HOME or XDG_STATE_HOME to an absolute path") from error
+    return home
 
 
 def default_run_dir() -> Path:
     """`$XDG_RUNTIME_DIR/fastclaw`, else `/run/fastclaw` for root, else `/tmp/fastclaw-<uid>`."""
-    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime_dir:
-        return Path(runtime_dir) / "fastclaw"
+    chosen = runtime_directory(_LONGEST_RUNTIME_DIR)
+    if chosen is not None:
+        return chosen / "fastclaw"
     return Path("/run/fastclaw") if os.geteuid() == 0 else Path(f"/tmp/fastclaw-{os.geteuid()}")
 
 
-def service_dir(run_dir: Path) -> Path:
-    """A new directory for one service of this process; its name says who owns it."""
-    path = run_dir / f"{os.getpid()}-{own_start_time()}-{next(_counter)}"
+def service_dir(run_dir: Path) -> HeldDirectory:
+    """A new directory for one service of this process.
+
+    Raises:
+        StartFailed: as `run_directory`.
+    """
+    run_directory(run_dir)
+    try:
+        return HeldDirectory(run_dir, f"{os.getpid()}-")
+    except OSError as error:
+        raise StartFailed(f"cannot make a directory in {run_dir}: {error.strerror}") from error
+
+
+def run_directory(path: Path) -> None:
+    """Make the directory of what lives until the next boot, or see that nobody else owns it or can replace it.
+
+    Raises:
+        StartFailed: as `private_directory`.
+    """
     private_directory(path)
-    return path
+    why = why_unsafe(path)
+    if why is not None:
+        raise StartFailed(f"{why}, so {path} is not safe; set XDG_RUNTIME_DIR to a directory that only you can write")
 
 
 def service_paths(state_dir: Path, run_dir: Path, own_dir: Path, plan: ServicePlan) -> ServicePaths:
@@ -70,7 +110,7 @@ def service_paths(state_dir: Path, run_dir: Path, own_dir: Path, plan: ServicePl
     private_directory(state_dir)
     with locked(store / "lock"):
         _forget_last_boot(store)
-        remove_dead_service_dirs(run_dir)
+        remove_abandoned(run_dir, "[0-9]*-????????")  # services of killed processes died with them
         conf_path = _write_settings(state_dir / "conf", plan)
     return ServicePaths(
         root=str(state_dir / key / "storage"),
@@ -97,12 +137,14 @@ def private_directory(path: Path) -> None:
         StartFailed: it belongs to somebody else, is open to others, is no directory, or cannot be made.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
+        why = make_private(path)
     except OSError as error:
         raise StartFailed(f"cannot make directory {path}: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise StartFailed(f"{path} is not a directory that only this user can write; remove it or choose another one")
+    if why is not None:
+        raise StartFailed(
+            f"{path} {why}, and must be a directory that only this user can write; remove it or choose another one "
+            "(XDG_RUNTIME_DIR, XDG_STATE_HOME, options.state_dir)"
+        )
 
 
 @contextmanager
@@ -134,14 +176,6 @@ def lock_file(path: Path, timeout_ms: int) -> int:
     return fd
 
 
-def remove_dead_service_dirs(run_dir: Path) -> None:
-    """Remove what services of killed processes left. The services themselves died with their owners."""
-    for path in run_dir.iterdir():
-        owner = _owner(path.name)
-        if owner is not None and start_time(owner[0]) != owner[1]:
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _flock(fd: int, path: Path, timeout_ms: int) -> None:
     deadline = time.monotonic() + timeout_ms / 1000
     while True:
@@ -151,13 +185,6 @@ def _flock(fd: int, path: Path, timeout_ms: int) -> None:
         if time.monotonic() > deadline:
             raise StartFailed(f"{path} is locked by another process; try again", "engine_timeout")
         time.sleep(limits.ENGINE_READY_POLL_MS / 1000)
-
-
-def _owner(name: str) -> tuple[int, int] | None:
-    parts = name.split("-")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        return None
-    return int(parts[0]), int(parts[1])
 
 
 def _forget_last_boot(store: Path) -> None:

@@ -35,7 +35,8 @@ def own_start_time() -> int:
 
 def own_label() -> str:
     """Who we are, as it stands on what we own."""
-    return Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label
+    pid, started = os.getpid(), own_start_time()
+    return Owner(pid=pid, start_time=started, boot_id=boot_id(), pid_namespace=pid_namespace()).label
 
 
 def own_holder() -> Holder:

@@ -8,9 +8,9 @@ removes the containers. Knows nothing of images and containers.
 
 import asyncio
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.decisions.container import LABEL_OWNER
@@ -31,6 +31,9 @@ from fastclaw.engine.process import end_service, is_readable, reap, spawn_servic
 from fastclaw.engine.standby import Standby
 from fastclaw.errors import StartFailed
 
+if TYPE_CHECKING:
+    from fastclaw.transport.directories import HeldDirectory
+
 PING = b"GET /libpod/_ping HTTP/1.0\r\nHost: d\r\n\r\n"
 PING_OK = (b"HTTP/1.0 200", b"HTTP/1.1 200")
 
@@ -48,7 +51,7 @@ class ManagedService:
         self.plan = plan
         self._state_dir = state_dir
         self._run_dir = run_dir
-        self._own_dir: Path | None = None
+        self._own_dir: HeldDirectory | None = None
         self._process: ServiceProcess | None = None
         self._standby: Standby | None = None
         self._url: str | None = None
@@ -69,6 +72,12 @@ class ManagedService:
     def log_tail(self) -> str:
         """The last that the service wrote to its stderr."""
         return self._process.log_tail if self._process else ""
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with its directory now, in one line."""
+        gone = self._own_dir is not None and not self._own_dir.is_there()
+        return "the directory of the engine's socket is gone: start fastclaw anew" if gone else None
 
     async def start(self) -> None:
         """Start the service and return once it answers. Call from the thread that outlives it.
@@ -102,15 +111,17 @@ class ManagedService:
         finally:
             if standby is not None and has_died:  # so nobody could ask it to remove what it held
                 await standby.take_over()
+                if own_dir is not None:
+                    own_dir.remove()
             else:
                 if own_dir is not None:
-                    shutil.rmtree(own_dir, ignore_errors=True)
+                    own_dir.remove()
                 if standby is not None:  # last: killed before, we would leave something
                     await standby.end()
 
     async def _prepare(self) -> ServicePaths:
         self._own_dir = service_dir(self._run_dir)
-        return await asyncio.to_thread(service_paths, self._state_dir, self._run_dir, self._own_dir, self.plan)
+        return await asyncio.to_thread(service_paths, self._state_dir, self._run_dir, self._own_dir.path, self.plan)
 
     def _make_standby(self, paths: ServicePaths, env: dict[str, str]) -> Standby | None:
         """A janitor for the service that runs. Without a Python of its own, the next `initialize` has to do."""
@@ -120,7 +131,7 @@ class ManagedService:
         order = JanitorOrder(
             owner=os.getpid(),
             service=self._process.pid,
-            own_dir=str(self._own_dir),
+            own_dir=str(self._own_dir.path),
             podman=tool_argv(self.plan, paths),
             runtime=runtime_argv(self.plan),
             label=f"{LABEL_OWNER}={own_label()}",

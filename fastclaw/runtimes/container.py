@@ -36,7 +36,7 @@ from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
 from fastclaw.engine.host import host_facts, static_catatonit
 from fastclaw.engine.lifecycle import EngineLifecycle, EngineVersion
-from fastclaw.engine.owner import boot_id, own_label, start_time
+from fastclaw.engine.owner import boot_id, own_label, pid_namespace, start_time
 from fastclaw.engine.rest import RestLane
 from fastclaw.engine.service import ManagedService
 from fastclaw.engine.shard import Shard
@@ -101,6 +101,7 @@ class ContainerRuntime(ManagedRuntime):
         super().__init__()
         self._shards: Shards | None = None
         self._engine: dict[str, Any] = {}
+        self._service: ManagedService | None = None
         self._network: Network | None = None
         self._why_not_spawn: str | None = None
         self._rights = Rights()
@@ -278,7 +279,7 @@ class ContainerRuntime(ManagedRuntime):
         return shards
 
     async def _own_engine(self, options: Options, setup: contextlib.AsyncExitStack) -> str:
-        service = ManagedService(_plan(options), _state_dir(options), default_run_dir())
+        self._service = service = ManagedService(_plan(options), _state_dir(options), default_run_dir())
         setup.push_async_callback(service.stop)
         await service.start()
         return service.url
@@ -288,6 +289,8 @@ class ContainerRuntime(ManagedRuntime):
         missing = counts["places"] - counts["usable"]
         if missing:
             return f"{missing} of {counts['places']} containers are gone; they are being replaced"
+        if self._service is not None and self._service.trouble is not None:
+            return self._service.trouble
         return self._network.trouble if self._network else None
 
     def _details(self) -> dict[str, Any]:
@@ -386,4 +389,4 @@ async def remove_abandoned(engine: EngineLifecycle, namespace: str) -> None:
 def _owner_facts(labels: list[str]) -> OwnerFacts:
     pids = {owner.pid for label in labels if (owner := parse_owner(label)) is not None}
     times = {pid: ticks for pid in pids if (ticks := start_time(pid)) is not None}
-    return OwnerFacts(boot_id=boot_id(), start_times=times)
+    return OwnerFacts(boot_id=boot_id(), pid_namespace=pid_namespace(), start_times=times)

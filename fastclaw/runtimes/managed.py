@@ -20,6 +20,7 @@ from fastclaw.runtime import (
     ExecResult,
     ExitRecord,
     HealthStatus,
+    HealthWord,
     InitializeParams,
     InitializeResult,
     ProcessInfo,
@@ -84,6 +85,7 @@ class ManagedRuntime(ProcessRuntime):
         self._environment: Environment | None = None
         self._pool: ProcessPool | None = None
         self._room: Capacity | None = None
+        self._sockets: SocketDirectory | None = None
 
     # --- what a subclass brings ---
 
@@ -127,7 +129,7 @@ class ManagedRuntime(ProcessRuntime):
     async def _set_up(self, namespace: str, options: Options) -> Environment:
         raise_file_limit()
         host = host_limits()
-        sockets = SocketDirectory()
+        self._sockets = sockets = SocketDirectory()
         self._setup.callback(sockets.remove)
         self._environment = environment = await self._bring_up(namespace, options, sockets, self._setup)
         if options.templates and "template" not in environment.lane.capabilities:
@@ -167,7 +169,9 @@ class ManagedRuntime(ProcessRuntime):
         state = self._machine.state
         if state is not RuntimeState.RUNNING or self._pool is None or self._environment is None or self._room is None:
             return HealthStatus(status="unhealthy", message=state.value)
-        trouble = self._trouble()
+        assert self._sockets is not None
+        unreachable = self._sockets.trouble
+        trouble = unreachable or self._trouble()
         details = {
             "runtime": self.name,
             "lane": self._environment.lane.health(),
@@ -176,7 +180,8 @@ class ManagedRuntime(ProcessRuntime):
             "bound_by": self._room.binds,
             **self._details(),
         }
-        return HealthStatus(status="degraded" if trouble else "healthy", message=trouble, details=details)
+        word: HealthWord = "unhealthy" if unreachable else "degraded" if trouble else "healthy"
+        return HealthStatus(status=word, message=trouble, details=details)
 
     # --- processes ---
 

@@ -6,7 +6,6 @@ of each peer's credentials (SO_PEERCRED, unix(7)).
 
 import contextlib
 import os
-import shutil
 import socket
 import struct
 import tempfile
@@ -16,11 +15,13 @@ from typing import NamedTuple
 from fastclaw import limits
 from fastclaw.errors import IoError
 from fastclaw.transport import procfs
+from fastclaw.transport.directories import HeldDirectory, remove_abandoned, runtime_directory, why_unsafe
 
 _PREFIX = "fastclaw-"
 _UCRED = struct.Struct("3i")
 _LISTENER_TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-_LONGEST_NAME = len("/") + len("0123456789abcdef-1000000000.err")
+_LONGEST_NAME = len(f"/{_PREFIX}4194304-01234567/0123abcd-1000000000.err")
+_LONGEST_PARENT = limits.SOCKET_PATH_BYTES - _LONGEST_NAME
 
 
 def runtime_parent() -> Path:
@@ -28,13 +29,22 @@ def runtime_parent() -> Path:
 
     Making a socket's path takes 10 µs in memory and 70 to 500 µs on a disk (ext4, measured), twice for each exec. So
     where nobody has chosen and /run is on a disk, as in many VMs and containers, /dev/shm goes before them.
+
+    Raises:
+        IoError: none of them can be used.
     """
-    chosen = os.environ.get("XDG_RUNTIME_DIR")
-    defaults = sorted(("/run", "/dev/shm", tempfile.gettempdir()), key=lambda path: not procfs.is_in_memory(path))
-    for candidate in (chosen, *defaults):
-        if candidate and os.path.isabs(candidate) and os.access(candidate, os.W_OK | os.X_OK):
-            return Path(candidate)
-    raise IoError("no writable directory for sockets; set XDG_RUNTIME_DIR")
+    chosen = runtime_directory(_LONGEST_PARENT)
+    if chosen is not None:
+        return chosen
+    defaults = ("/run", "/dev/shm", tempfile.gettempdir(), "/tmp")
+    for path in map(Path, sorted(defaults, key=lambda path: not procfs.is_in_memory(path))):
+        fits = len(os.fsencode(path)) <= _LONGEST_PARENT
+        if fits and os.access(path, os.W_OK | os.X_OK) and why_unsafe(path) is None:
+            return path
+    raise IoError(
+        "no directory for sockets: set XDG_RUNTIME_DIR to one of yours that only you can write, "
+        f"with a path of at most {_LONGEST_PARENT} bytes"
+    )
 
 
 class SocketDirectory:
@@ -46,14 +56,19 @@ class SocketDirectory:
 
     def __init__(self, parent: Path | None = None) -> None:
         parent = parent or runtime_parent()
-        _remove_abandoned(parent)
+        if len(os.fsencode(parent)) > _LONGEST_PARENT:
+            raise IoError(f"{parent} is too long for socket paths: it may have {_LONGEST_PARENT} bytes")
+        remove_abandoned(parent, f"{_PREFIX}[0-9]*-????????")
         try:
-            self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{_owner(os.getpid())}-", dir=parent))
+            self._held = HeldDirectory(parent, f"{_PREFIX}{os.getpid()}-")
         except OSError as error:
             raise IoError(f"cannot make a directory for sockets in {parent}: {error.strerror}") from error
-        if len(os.fsencode(self.path)) + _LONGEST_NAME > limits.SOCKET_PATH_BYTES:
-            self.remove()
-            raise IoError(f"{parent} is too long for socket paths; set XDG_RUNTIME_DIR to a shorter one")
+        self.path = self._held.path
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with it now, in one line."""
+        return None if self._held.is_there() else f"{self.path} with the sockets is gone: start fastclaw anew"
 
     def open(self, process_id: str) -> "ProcessSockets":
         """Both sockets of a process, listening.
@@ -70,24 +85,7 @@ class SocketDirectory:
 
     def remove(self) -> None:
         """Remove the directory with all that is in it. Idempotent."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _owner(pid: int) -> str:
-    """A process in a directory's name: a pid alone may have been given out anew."""
-    stat = procfs.read_stat(pid)
-    return f"{pid}-{0 if stat is None else stat.starttime}"
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Remove directories of ours whose owner is gone."""
-    for path in parent.glob(f"{_PREFIX}*-*-*"):
-        pid, starttime, _ = path.name.removeprefix(_PREFIX).split("-", 2)
-        if not (pid.isdecimal() and starttime.isdecimal()) or procfs.is_running(int(pid), int(starttime)):
-            continue
-        with contextlib.suppress(OSError):  # somebody else was quicker
-            if path.lstat().st_uid == os.geteuid():
-                shutil.rmtree(path)
+        self._held.remove()
 
 
 class Listener(NamedTuple):

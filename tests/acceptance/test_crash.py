@@ -230,8 +230,8 @@ async def quietly(call: asyncio.Future[Any]) -> None:
 # --- fastclaw killed: its private engine ---
 
 MILESTONES: dict[str, Callable[[Home], Any]] = {
-    "the engine is being started": lambda home: home.found("r/fastclaw/*-*-*/"),
-    "the engine answers": lambda home: home.found("r/fastclaw/*-*-*/podman.sock"),
+    "the engine is being started": lambda home: home.found("r/fastclaw/[0-9]*-*/"),
+    "the engine answers": lambda home: home.found("r/fastclaw/[0-9]*-*/podman.sock"),
     "the container is created": lambda home: home.containers(),
     "the container is being started": lambda home: home.found("r/fastclaw/store-*/run/*/*/userdata/conmon.pid"),
     "the init has not been greeted": lambda home: home.inits(),
@@ -317,7 +317,7 @@ SHUTDOWN: dict[str, Callable[[Home], bool]] = {
     "processes have their grace time": lambda home: True,
     "the container has ended": lambda home: all(start_time(pid) is None for pid in home.inits()),
     "the container is removed": lambda home: not home.containers(),
-    "the engine is ended": lambda home: not home.found("r/fastclaw/*-*-*/podman.sock"),
+    "the engine is ended": lambda home: not home.found("r/fastclaw/[0-9]*-*/podman.sock"),
 }
 
 

@@ -23,7 +23,7 @@ from fastclaw.decisions.container import (
     parse_owner,
 )
 
-OWNER = Owner(pid=12, start_time=345, boot_id="boot-a")
+OWNER = Owner(pid=12, start_time=345, boot_id="boot-a", pid_namespace=7)
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_the_safe_defaults() -> None:
         "name": "n",
         "labels": {
             "io.fastclaw.namespace": "ns",
-            "io.fastclaw.owner": "12:345:boot-a",
+            "io.fastclaw.owner": "12:345:boot-a:7",
             "io.fastclaw.shard": "2",
         },
         "env": {},
@@ -144,7 +144,7 @@ def test_nothing_weakens_the_sandbox(env: dict[str, str], workspace: tuple[str, 
 
 @given(pid=st.integers(1, 2**22), start=st.integers(0, 2**60), boot=st.uuids())
 def test_owner_label_round_trip(pid: int, start: int, boot: object) -> None:
-    owner = Owner(pid=pid, start_time=start, boot_id=str(boot))
+    owner = Owner(pid=pid, start_time=start, boot_id=str(boot), pid_namespace=start + 1)
     assert parse_owner(owner.label) == owner
 
 
@@ -152,21 +152,28 @@ def test_owner_label_round_trip(pid: int, start: int, boot: object) -> None:
 def test_any_text_is_an_owner_or_not(text: str) -> None:
     owner = parse_owner(text)
     assert owner is None or Owner.label.fget(owner).partition(":")[2]  # type: ignore[attr-defined] # a property
-    assert not (owner is None and is_dead_owner(text, OwnerFacts(boot_id="x", start_times={})))
+    assert not (owner is None and is_dead_owner(text, OwnerFacts(boot_id="x", pid_namespace=7, start_times={})))
 
 
 @pytest.mark.parametrize(
     ("label", "dead"),
     [
-        ("12:345:boot-a", False),
-        ("12:346:boot-a", True),
-        ("13:345:boot-a", True),
-        ("12:345:boot-b", True),
+        ("12:345:boot-a:7", False),
+        ("12:346:boot-a:7", True),
+        ("13:345:boot-a:7", True),
+        ("12:345:boot-b:7", True),
+        # In another PID namespace 12 is somebody else: nobody here can know whether that one lives.
+        ("12:346:boot-a:8", False),
+        ("13:345:boot-a:8", False),
+        ("12:345:boot-b:8", True),
         ("", False),
         ("12:345", False),
-        ("-12:345:boot-a", False),
-        ("x:345:boot-a", False),
+        ("12:346:boot-a", False),
+        ("12:346:boot-a:", False),
+        ("12:346:boot-a:7:7", False),
+        ("-12:345:boot-a:7", False),
+        ("x:345:boot-a:7", False),
     ],
 )
 def test_dead_owners(label: str, dead: bool) -> None:
-    assert is_dead_owner(label, OwnerFacts(boot_id="boot-a", start_times={12: 345})) is dead
+    assert is_dead_owner(label, OwnerFacts(boot_id="boot-a", pid_namespace=7, start_times={12: 345})) is dead

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from fastclaw.decisions.container import Owner, parse_owner
-from fastclaw.engine.owner import boot_id, identity, own_label, own_start_time, start_time
+from fastclaw.engine.owner import boot_id, identity, own_label, own_start_time, pid_namespace, start_time
 
 
 def test_this_process_has_a_start_time() -> None:
@@ -40,4 +40,6 @@ def test_boot_id_is_the_kernels() -> None:
 
 
 def test_what_we_own_says_so() -> None:
-    assert parse_owner(own_label()) == Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id())
+    assert parse_owner(own_label()) == Owner(
+        pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id(), pid_namespace=pid_namespace()
+    )

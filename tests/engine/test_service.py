@@ -192,7 +192,7 @@ async def test_it_dies_with_an_owner_that_is_killed(owned: subprocess.Popen[str]
 async def test_what_a_killed_owner_without_a_janitor_leaves_goes_with_the_next_start(
     engine_plan: ServicePlan, short_dir: Path
 ) -> None:
-    left = short_dir / "r" / "1-1-0"
+    left = short_dir / "r" / "1-abcdefgh"
     left.mkdir(parents=True, mode=0o700)
     await round_trip(engine_plan, short_dir)
     assert not left.exists()

@@ -18,7 +18,7 @@ from fastclaw.decisions.container import LABEL_NAMESPACE, InitPlan, Owner, conta
 from fastclaw.decisions.options import Options
 from fastclaw.engine import host
 from fastclaw.engine.lifecycle import EngineLifecycle
-from fastclaw.engine.owner import boot_id, own_start_time
+from fastclaw.engine.owner import boot_id, own_start_time, pid_namespace
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.container import ContainerRuntime, engine_url, remove_abandoned, why_no_engine, why_not_spawn
@@ -236,16 +236,19 @@ async def test_a_start_that_failed_may_be_tried_again(engine_service: EngineServ
 
 @pytest.mark.podman
 async def test_only_what_a_dead_owner_left_is_removed(engine_service: EngineService) -> None:
-    alive = Owner(pid=os.getpid(), start_time=own_start_time(), boot_id=boot_id()).label
-    dead = Owner(pid=os.getpid(), start_time=own_start_time() + 1, boot_id=boot_id()).label
-    last_boot = Owner(pid=os.getpid(), start_time=own_start_time(), boot_id="0").label
+    pid, started, boot, here = os.getpid(), own_start_time(), boot_id(), pid_namespace()
+    alive = Owner(pid=pid, start_time=started, boot_id=boot, pid_namespace=here).label
+    elsewhere = Owner(pid=pid, start_time=started + 1, boot_id=boot, pid_namespace=here + 1).label
+    dead = Owner(pid=pid, start_time=started + 1, boot_id=boot, pid_namespace=here).label
+    last_boot = Owner(pid=pid, start_time=started, boot_id="0", pid_namespace=here).label
     async with engine_of(engine_service) as engine:
         made = {}
-        for name, owner in (("alive", alive), ("dead", dead), ("boot", last_boot), ("strange", "x")):
+        owners = {"alive": alive, "elsewhere": elsewhere, "dead": dead, "boot": last_boot, "strange": "x"}
+        for name, owner in owners.items():
             made[name] = await engine.create_container(left_behind(engine_service.image, name, owner, NAMESPACE))
         made["other"] = await engine.create_container(left_behind(engine_service.image, "o", dead, "another"))
         await remove_abandoned(engine, NAMESPACE)
-        assert await containers(engine) == {made["alive"], made["strange"]}
+        assert await containers(engine) == {made["alive"], made["elsewhere"], made["strange"]}
         assert await engine.inspect_container(made["other"]) is not None
         for container in made.values():
             await engine.remove_container(container)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tracemalloc
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -134,3 +136,16 @@ async def test_400_ended_processes_do_not_keep_what_they_were_asked_for(make: ty
         tracemalloc.stop()
         await runtime.stop()
     assert kept < 16 * limits.KIB, f"{kept:.0f} bytes for each"
+
+
+async def test_health_says_that_its_sockets_are_gone() -> None:
+    runtime = MemoryRuntime()
+    await runtime.start(params())
+    process = await runtime.exec(ExecRequest(cmd=["sleep", "1000"]))
+    shutil.rmtree(Path(process.stdio_addr).parent)
+    health = await runtime.health()
+    assert (health.status, health.message) == (
+        "unhealthy",
+        f"{Path(process.stdio_addr).parent} with the sockets is gone: start fastclaw anew",
+    )
+    await runtime.stop()

@@ -1,6 +1,7 @@
 """Paths, modes and peers of a process's sockets."""
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -45,9 +46,9 @@ def test_a_parent_too_long_for_sockets_is_refused_and_left_clean(tmp_path: Path)
     assert list(parent.iterdir()) == []
 
 
-def test_a_parent_that_is_not_there(tmp_path: Path) -> None:
+def test_a_parent_that_is_not_there(short_dir: Path) -> None:
     with pytest.raises(IoError, match="cannot make"):
-        SocketDirectory(tmp_path / "gone")
+        SocketDirectory(short_dir / "gone")
 
 
 def test_a_second_socket_that_fails_takes_the_first_with_it() -> None:
@@ -61,13 +62,29 @@ def test_a_second_socket_that_fails_takes_the_first_with_it() -> None:
         directory.remove()
 
 
-def test_where_directories_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert runtime_parent() == tmp_path
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
-    assert runtime_parent() != Path("relative")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
-    assert runtime_parent().is_dir()
+def test_where_directories_go(monkeypatch: pytest.MonkeyPatch, short_dir: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_dir))
+    assert runtime_parent() == short_dir
+    for unusable in ("relative", f"{short_dir}/gone"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", unusable)
+        assert str(runtime_parent()) in ("/run", "/dev/shm", tempfile.gettempdir(), "/tmp")
+
+
+def test_a_long_runtime_directory_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """anthropic-experimental/sandbox-runtime#213: it failed with words about socket paths, and no limit in them."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    directory = SocketDirectory()
+    sockets = directory.open("0123abcd-1000000000")
+    assert all(len(path) <= limits.SOCKET_PATH_BYTES for _, path in sockets)
+    assert f"XDG_RUNTIME_DIR is not used: it has {len(str(long))} bytes, and may have " in caplog.text
+    sockets.close()
+    directory.remove()
 
 
 def test_this_user_is_trusted() -> None:
@@ -117,15 +134,16 @@ def test_who_has_left_by_then_is_turned_away_too() -> None:
 
 
 def test_the_directory_of_a_dead_owner_goes_and_that_of_a_live_one_stays(short_dir: Path) -> None:
-    with subprocess.Popen(["true"]) as dead:
-        pass
-    abandoned = short_dir / f"fastclaw-{dead.pid}-12345-abc"
+    abandoned = short_dir / "fastclaw-12345-abcdefgh"
     abandoned.mkdir()
     (abandoned / "p.io").touch()
-    foreign = short_dir / "fastclaw-not-ours-abc"
+    foreign = short_dir / "fastclaw-1000"  # what `default_run_dir` of engine/dirs.py gives a user without another one
     foreign.mkdir()
     first = SocketDirectory(short_dir)
     second = SocketDirectory(short_dir)
     assert {path.name for path in short_dir.iterdir()} == {first.path.name, second.path.name, foreign.name}
+    assert first.trouble is None
+    shutil.rmtree(first.path)
+    assert "is gone" in str(first.trouble)
     first.remove()
     second.remove()
