@@ -131,14 +131,10 @@ class Calls:
         self._in_flight = in_flight
         self._shut_down = shut_down
         self.machine = lifecycle.runtime_machine()
-        self.shutdown_timeout_ms = limits.SHUTDOWN_TIMEOUT_MS
 
     async def initialize(self, params: InitializeParams) -> dict[str, Any]:
         lifecycle.require_new(self.machine.state)
         self.machine.move(RuntimeState.STARTING)
-        timeout = params.options.get("shutdown_timeout_ms")
-        if type(timeout) is int and timeout >= 0:
-            self.shutdown_timeout_ms = timeout
         try:
             result = await self._runtime.start(params)
         except BaseException:

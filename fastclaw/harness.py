@@ -105,11 +105,11 @@ class _Session:
     async def _stop(self) -> None:
         calls = self._dispatcher.calls
         try:
-            async with asyncio.timeout(calls.shutdown_timeout_ms / 1000):
+            async with asyncio.timeout(self._runtime.stop_timeout_ms / 1000):
                 await self._dispatcher.cancel_yielding()
                 await self._runtime.stop()
         except TimeoutError:
-            logger.error("the runtime did not stop within %d ms; leaving it", calls.shutdown_timeout_ms)
+            logger.error("the runtime did not stop within %d ms; leaving it", self._runtime.stop_timeout_ms)
         finally:
             calls.machine.move(RuntimeState.STOPPED)
 

@@ -208,7 +208,12 @@ class Runtime(ABC):
 
     Errors are raised as `fastclaw.errors.RuntimeSdkError`; anything else is a bug and reaches the supervisor as
     `internal` without its text.
+
+    Attributes:
+        stop_timeout_ms: how long `stop` may take; then it is left alone.
     """
+
+    stop_timeout_ms: int = limits.SHUTDOWN_TIMEOUT_MS
 
     @property
     def capabilities(self) -> list[str]:

@@ -83,7 +83,10 @@ class AutoRuntime(ProcessRuntime):
         wanted = params.options.get("runtime", "auto")
         wanted = self._default if wanted == "auto" else str(wanted)
         self._chosen = RUNTIMES[choose(wanted, params)]()
-        return await self._chosen.start(params)
+        try:
+            return await self._chosen.start(params)
+        finally:
+            self.stop_timeout_ms = self._chosen.stop_timeout_ms
 
     async def exec(self, request: ExecRequest) -> ExecResult:
         return await self._runtime().exec(request)

@@ -115,6 +115,7 @@ class ManagedRuntime(ProcessRuntime):
     async def start(self, params: InitializeParams) -> InitializeResult:
         lifecycle.require_new(self._machine.state)
         options = read_options(params)
+        self.stop_timeout_ms = options.shutdown_timeout_ms
         self._machine.move(RuntimeState.STARTING)
         try:
             environment = await self._set_up(params.namespace, options)

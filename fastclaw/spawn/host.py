@@ -7,7 +7,6 @@ session of its own. If we are killed, the spawner sees its socket close and ends
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import socket
@@ -46,6 +45,8 @@ class HostHome(Home, Homes):
         self.identity = None
         self._child: Child | None = None
         self._reviving: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._started_at = 0.0
 
     async def start(self) -> None:
         """Bring the spawner up.
@@ -86,23 +87,28 @@ class HostHome(Home, Homes):
             self.spawner.close()
             await self._end_child()
             raise
+        self._started_at = asyncio.get_running_loop().time()
 
     def _on_end(self) -> None:
         """Somebody killed it. What it kept is reported gone; the next one comes up, later and later if they die too."""
         logger.warning("the spawner has ended; starting another")
         if self._reviving is not None and not self._reviving.done():
             return  # it was just being started, which goes on
-        self._reviving = asyncio.get_running_loop().create_task(self._revive())
+        loop = asyncio.get_running_loop()
+        has_proved = (loop.time() - self._started_at) * 1000 >= limits.REVIVE_PROVEN_MS
+        self._failures = 0 if has_proved else self._failures + 1
+        self._reviving = loop.create_task(self._revive())
 
     async def _revive(self) -> None:
         await self._close_templates()
         await self._end_child()
-        for failures in itertools.count():
-            await asyncio.sleep(revival_delay_s(failures))
+        while True:
+            await asyncio.sleep(revival_delay_s(self._failures))
             try:
                 await self.start()
                 return
             except StartFailed as error:
+                self._failures += 1
                 logger.warning("no spawner (%s); trying again", str(error))
 
     async def identify(self, user: str) -> frames.Identity | None:

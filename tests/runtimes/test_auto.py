@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fastclaw import limits
 from fastclaw.errors import InvalidParams, InvalidState
 from fastclaw.runtime import InitializeParams, ProcessRuntime
 from fastclaw.runtimes import auto
@@ -61,3 +62,14 @@ async def test_the_nearest_runtime_is_named(wanted: str, nearest: str | None) ->
         await AutoRuntime().start(params(runtime=wanted))
     assert raised.value.data == {"path": "$.options.runtime", "nearest": nearest}
     assert (nearest or "memory") in str(raised.value)
+
+
+async def test_how_long_its_stop_may_take_is_what_the_options_say() -> None:
+    runtime = AutoRuntime("memory")
+    assert runtime.stop_timeout_ms == limits.SHUTDOWN_TIMEOUT_MS
+    with pytest.raises(InvalidParams):
+        await runtime.start(params(shutdown_timeout_ms="7"))
+    assert runtime.stop_timeout_ms == limits.SHUTDOWN_TIMEOUT_MS
+    await runtime.start(params(shutdown_timeout_ms=7_000))
+    assert runtime.stop_timeout_ms == 7_000
+    await runtime.stop()

@@ -18,7 +18,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.lane import Collection, ExitStatus, Grace, StartSpec
-from fastclaw.spawn import binary
+from fastclaw.spawn import binary, host
 from fastclaw.spawn.host import HostHome
 from tests.balance import balanced, descriptors_left, open_descriptors
 from tests.spawn.fake_spawner import commands_of, descendants_of, pumps_of, until
@@ -348,3 +348,28 @@ async def test_health() -> None:
         assert (health["name"], health["isolation"], health["kept"]) == ("spawn", "none", 1)
         assert health["keepers"] == 2 * limits.SPAWN_SPARE_KEEPERS or health["keepers"] == limits.SPAWN_SPARE_KEEPERS
         await process.finish()
+
+
+async def test_a_spawner_that_dies_again_and_again_is_followed_later_and_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[int] = []
+
+    def delay_s(count: int) -> float:
+        failures.append(count)
+        return 0.0
+
+    monkeypatch.setattr(host, "revival_delay_s", delay_s)
+    async with a_home() as (home, lane):
+        for _ in range(3):
+            died = home.pid
+            os.kill(died, signal.SIGKILL)
+            async with asyncio.timeout(10):
+                while not home.spawner.alive or home.pid == died:  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0.001)
+        assert failures == [1, 2, 3]
+        monkeypatch.setattr(limits, "REVIVE_PROVEN_MS", 0)
+        os.kill(home.pid, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while len(failures) < 4 or not home.spawner.alive:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.001)
+        assert failures[3] == 0
+        assert (await run(lane, "echo", "on"))[1] == b"on\n"
