@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.engine import Engine, engine_or_skip
+from bench.engine import CONTAINERS, Engine, engine_or_skip
 from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli, posix_spawn
 from bench.ratios import Ratios, compare
-from fastclaw import limits
 from fastclaw.client import RuntimeClient
 from fastclaw.engine.rest import RestLane
 from fastclaw.transport.proctree import end_tree
@@ -46,7 +45,8 @@ def engine(runner: asyncio.Runner) -> Iterator[Engine]:
 @pytest.fixture
 def client(runner: asyncio.Runner, engine: Engine) -> Iterator[RuntimeClient]:
     command = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman", "--log-level", "error"]
-    client = RuntimeClient.spawn(command, namespace="bench-client", options={"url": engine.url, "lane": "rest"})
+    options = {"url": engine.url, "lane": "rest", "containers": CONTAINERS}
+    client = RuntimeClient.spawn(command, namespace="bench-client", options=options)
     runner.run(client.__aenter__())
     yield client
     runner.run(client.aclose())
@@ -91,7 +91,7 @@ def test_exec(
     ratios.fact(f"podman REST lane, {at_once} at once", f"{count / found.seconds:.1f}/s (no sandbox: {floor:.0f}/s)")
 
 
-@pytest.mark.parametrize("containers", [1, limits.CONTAINERS])
+@pytest.mark.parametrize("containers", [1, CONTAINERS])
 def test_against_podman_py(
     benchmark: BenchmarkFixture,
     ratios: Ratios,

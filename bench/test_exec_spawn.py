@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.engine import Engine, engine_or_skip
+from bench.engine import CONTAINERS, Engine, engine_or_skip
 from bench.lean_client import LeanClient
 from bench.ratios import Ratios, compare
 from bench.spawn_lane import TRUE, Latencies, floor, latencies, run, spawn_lane
@@ -48,7 +48,9 @@ def lane(runner: asyncio.Runner, engine: Engine) -> Iterator[SpawnLane]:
 
 
 def clients(engine: Engine, lane: str) -> Iterator[LeanClient]:
-    with contextlib.closing(LeanClient("podman", {"url": engine.url, "lane": lane})) as client:
+    with contextlib.closing(
+        LeanClient("podman", {"url": engine.url, "lane": lane, "containers": CONTAINERS})
+    ) as client:
         yield client
 
 

@@ -90,9 +90,9 @@ LINGER_MS = 30_000
 MAX_LINGERING = 1_000
 """Ended processes that wait for a reader: six descriptors each."""
 
-CONTAINERS = 4
-"""Shards of the REST lane. One container starts one exec at a time; past four the engine's database is the limit
-(measured: 42/s with one, 49/s with four, 2 cores, crun)."""
+CONTAINERS = 1
+"""Containers of the REST lane: an environment is one file system. More start more execs at a time, each in another one
+(measured: 42/s with one, 49/s with four, past which the engine's database is the limit; 2 cores, crun)."""
 
 IDS = 65_536
 """User and group ids of one environment: those that images and passwd(5) files use, nobody (65534) among them."""
@@ -107,8 +107,9 @@ SHM_BYTES = 64 * MIB
 """/dev/shm of a container: Podman's default."""
 
 EXECS_PER_CONTAINER = 100
-"""Execs that one container serves before a fresh one takes over: Podman 4.3.1 lost a third of its speed by some 500
-sessions in one record, and a tenth by 200 (measured). A container costs 50 ms and, while a worker lives in it, 3 MB."""
+"""Execs that one of several containers serves before a fresh one takes over: Podman 4.3.1 lost a third of its speed by
+some 500 sessions in one record, and a tenth by 200 (measured). A fresh one costs 50 ms and, while a worker lives in it,
+3 MB."""
 
 DRAIN_LOOK_MS = 1_000
 """How often a container that gets no more execs is looked at, until nothing runs in it."""

@@ -51,10 +51,18 @@ class InitializeParams(Struct, frozen=True, kw_only=True):
 
 
 class InitializeResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What `start` gives back: environment variables for every process, and where the workspace is inside."""
+    """What `start` gives back.
+
+    Parameters:
+        env: environment variables for every process.
+        workspace_root: where the workspace is inside.
+        warnings: what is otherwise than somebody who asked for an environment will think, each in a line with the
+            reason.
+    """
 
     env: dict[str, str] = field(default_factory=dict)
     workspace_root: str | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -104,6 +104,7 @@ LAYERS: dict[str, list[str]] = {
         "remote_tree",
         "standby",
         "service",
+        "monitors",
         "shard",
         "shards",
         "spawn_shard",

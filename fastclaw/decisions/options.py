@@ -129,9 +129,9 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Parameters:
         runtime, lane: which environment and which way of starting; `auto` takes what works here.
-        url: the engine's API (`unix://`, `tcp://`, `ssh://`); None is CONTAINER_HOST, else an engine of our own.
+        url: the engine's API (`unix://`, `tcp://`); None is CONTAINER_HOST, else an engine of our own.
         image, pull: what the containers are made of, and whether it may be fetched.
-        containers: shards of the REST lane.
+        containers: of the REST lane; with more than one, each exec runs in another one, with files of its own.
         storage: `private`, or `host` to share the images of the host's own engine (only without `url`).
         oci_runtime: name of the OCI runtime; None is what works here.
         user: default user inside.

@@ -260,6 +260,19 @@ def janitor_argv(python: str, script: str, order: JanitorOrder) -> list[str]:
     return [python, "-I", "-S", script, msgspec.json.encode(order).decode()]
 
 
+def why_not_url(url: str) -> str | None:
+    """Why an engine cannot be reached by a URL, in one line with what to do; None where it can."""
+    scheme, separator, rest = url.partition("://")
+    if separator and ((scheme == "unix" and rest.startswith("/")) or (scheme == "tcp" and rest.rpartition(":")[0])):
+        return None
+    if scheme != "ssh":
+        return f"{url} is no engine's address; they are unix:///path and tcp://host:port"
+    return (
+        f"{url} is not spoken here; have ssh forward its socket (`podman system connection list` shows where that is): "
+        "ssh -nNT -L /tmp/podman.sock:REMOTE_SOCKET HOST, and take unix:///tmp/podman.sock"
+    )
+
+
 def service_env(paths: ServicePaths, inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment of the service: the caller's, without what would redirect it, with its own settings file."""
     kept = {name: value for name, value in inherited.items() if name not in DROPPED_VARIABLES}

@@ -80,7 +80,7 @@ class EngineLifecycle:
     """The slow side of the engine.
 
     Parameters:
-        url: `unix:///…`, `tcp://host:port` or `ssh://user@host/path`.
+        url: `unix:///…` or `tcp://host:port`.
         timeout_s: deadline of one call, in seconds.
     """
 

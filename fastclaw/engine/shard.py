@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from fastclaw import limits
 from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.engine.monitors import end_monitors
 from fastclaw.errors import FastclawError, StartFailed
 from fastclaw.transport import procfs
 
@@ -50,7 +51,10 @@ class Shard:
         is_local: its processes are this host's.
         alive: as far as is known.
         started_at: when it came up, on the loop's clock.
+        has_execs: the engine starts what runs in it, and monitors it.
     """
+
+    has_execs = True
 
     def __init__(
         self,
@@ -178,6 +182,8 @@ class Shard:
         await self._finish_creation()
         if self.container:
             await self._engine.remove_container(self.container)
+            if self.is_local and self.has_execs:
+                await asyncio.to_thread(end_monitors, [self.container])
 
     async def _finish_creation(self) -> None:
         """A start that was cancelled: let the engine say what it creates, so that it can be removed here and now."""

@@ -60,10 +60,13 @@ class Shards:
     """Parameters:
     count: places.
     make: a shard for a place, not started yet, and told whom to tell of its death.
+    wears: a container is followed by a fresh one once it has served its number of execs. Not where it is the only one:
+        whoever has files in it finds them again.
     """
 
-    def __init__(self, count: int, make: Callable[[int, Callable[[], None]], Shard]) -> None:
+    def __init__(self, count: int, make: Callable[[int, Callable[[], None]], Shard], *, wears: bool = False) -> None:
         self._make = make
+        self._wears = wears
         self._places = [Place(index) for index in range(count)]
         self._rotations: dict[Shard, Rotation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,7 +151,7 @@ class Shards:
         shard = self.current(index)
         rotation = self._rotations[shard]
         rotation.take()
-        if rotation.is_worn:
+        if self._wears and rotation.is_worn:
             self._replace(place)
         return Lease(shard, rotation)
 

@@ -48,6 +48,8 @@ class SpawnShard(Shard, Home):
     root: who root inside is on this host.
     """
 
+    has_execs = False
+
     def __init__(
         self,
         engine: EngineLifecycle,

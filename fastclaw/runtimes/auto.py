@@ -7,6 +7,8 @@ import difflib
 import logging
 from collections.abc import Callable
 
+from msgspec import structs
+
 from fastclaw.decisions import lifecycle
 from fastclaw.decisions.options import read_options
 from fastclaw.errors import InvalidParams, InvalidState
@@ -35,8 +37,8 @@ RUNTIMES: dict[str, Callable[[], ProcessRuntime]] = {
 }
 
 
-def choose(wanted: str, params: InitializeParams) -> str:
-    """A key of `RUNTIMES`.
+def choose(wanted: str, params: InitializeParams) -> tuple[str, list[str]]:
+    """A key of `RUNTIMES`, and what is to be said of that choice.
 
     Parameters:
         wanted: one of them, or `auto`.
@@ -51,12 +53,13 @@ def choose(wanted: str, params: InitializeParams) -> str:
         path = "$.options.runtime"
         raise InvalidParams(f"{path}: no runtime {wanted!r}; {hint}", path=path, nearest=nearest)
     if wanted != "auto":
-        return wanted
+        return wanted, []
     reason = why_no_engine(read_options(params))
     if reason is None:
-        return "podman"
-    logger.warning("no usable engine (%s); taking the local runtime, which isolates nothing", reason)
-    return "local"
+        return "podman", []
+    warning = f"no usable engine ({reason}); taking the local runtime, which isolates nothing"
+    logger.warning("%s", warning)
+    return "local", [warning]
 
 
 class AutoRuntime(ProcessRuntime):
@@ -82,9 +85,11 @@ class AutoRuntime(ProcessRuntime):
     async def start(self, params: InitializeParams) -> InitializeResult:
         wanted = params.options.get("runtime", "auto")
         wanted = self._default if wanted == "auto" else str(wanted)
-        self._chosen = RUNTIMES[choose(wanted, params)]()
+        name, warnings = choose(wanted, params)
+        self._chosen = RUNTIMES[name]()
         try:
-            return await self._chosen.start(params)
+            result = await self._chosen.start(params)
+            return structs.replace(result, warnings=[*warnings, *result.warnings])
         finally:
             self.stop_timeout_ms = self._chosen.stop_timeout_ms
 

@@ -32,17 +32,18 @@ from fastclaw.decisions.container import (
     spawner_pids,
 )
 from fastclaw.decisions.options import Options, no_templates
-from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
+from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service, why_not_url
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
 from fastclaw.engine.host import host_facts, static_catatonit
 from fastclaw.engine.lifecycle import EngineLifecycle, EngineVersion
+from fastclaw.engine.monitors import end_monitors
 from fastclaw.engine.owner import boot_id, own_label, pid_namespace, start_time
 from fastclaw.engine.rest import RestLane
 from fastclaw.engine.service import ManagedService
 from fastclaw.engine.shard import Shard
 from fastclaw.engine.shards import Shards
 from fastclaw.engine.spawn_shard import SpawnShard, SpawnShards
-from fastclaw.errors import StartFailed
+from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.lane import Lane
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
 from fastclaw.runtimes.network import Network, open_network
@@ -55,13 +56,28 @@ from fastclaw.transport.proctree import end_tree
 
 logger = logging.getLogger(__name__)
 
+MONITORS_STAY = (
+    "for each exec the engine keeps two processes (conmon) for its exit_command_delay, 300 s by default; "
+    "set exit_command_delay = 10 in [engine] of its containers.conf"
+)
+"""Those of an engine of our own go at once (decisions/service.py)."""
+
 TEMPLATE_MODULE = Path(__file__).parent.parent / "template.py"
 """Found without importing it: it is for other interpreters."""
 
 
 def engine_url(options: Options) -> str | None:
-    """The engine that the user named: `options.url`, else CONTAINER_HOST; None is one of our own."""
-    return options.url or os.environ.get("CONTAINER_HOST") or None
+    """The engine that the user named: `options.url`, else CONTAINER_HOST; None is one of our own.
+
+    Raises:
+        InvalidParams: it is of a form that is not spoken here.
+    """
+    url = options.url or os.environ.get("CONTAINER_HOST") or None
+    why = None if url is None else why_not_url(url)
+    if why is not None:
+        name = "$.options.url" if options.url else "CONTAINER_HOST"
+        raise InvalidParams(f"{name}: {why}", "unsupported", path="$.options.url")
+    return url
 
 
 def why_no_engine(options: Options) -> str | None:
@@ -139,7 +155,22 @@ class ContainerRuntime(ManagedRuntime):
         most = limits.MAX_STARTING_SPAWN if lane.name == "spawn" else limits.MAX_STARTING_REST
         starting = options.max_starting or most
         directory = await engine.image_directory(image)
-        return Environment(lane, self._network.env, template.working_dir, len(self._shards), starting, directory)
+        warnings = self._warnings(lane)
+        for warning in warnings:
+            logger.warning("%s", warning)
+        return Environment(
+            lane, self._network.env, template.working_dir, len(self._shards), starting, directory, warnings
+        )
+
+    def _warnings(self, lane: Lane) -> list[str]:
+        found = [] if self._rights.note is None else [self._rights.note]
+        if lane.name == "spawn":
+            return found
+        if self._why_not_spawn is not None:
+            found.append(f"the REST lane, which is far slower: {self._why_not_spawn}")
+        if not self._engine["managed"]:
+            found.append(MONITORS_STAY)
+        return found
 
     async def _settle_rights(
         self,
@@ -158,8 +189,6 @@ class ContainerRuntime(ManagedRuntime):
             read_files=lambda: engine.image_files(template.probe(), USER_FILES),
             setup=setup,
         )
-        if template.rights.note is not None:
-            logger.warning("%s", template.rights.note)
 
     async def _lane(
         self,
@@ -185,7 +214,6 @@ class ContainerRuntime(ManagedRuntime):
                     if wanted == "spawn":
                         raise
                     self._why_not_spawn = str(error)
-                    logger.warning("no spawn lane (%s); taking the REST lane, which is far slower", str(error))
                 else:
                     setup.push_async_callback(attempt.pop_all().aclose)
                     return lane
@@ -244,7 +272,7 @@ class ContainerRuntime(ManagedRuntime):
             return Shard(engine, spec, init.processes, on_death, network)
 
         options = template.options
-        shards = await self._start_shards(Shards(options.containers, make), setup)
+        shards = await self._start_shards(Shards(options.containers, make, wears=options.containers > 1), setup)
         lane = RestLane(
             url,
             shards,
@@ -382,6 +410,8 @@ async def remove_abandoned(engine: EngineLifecycle, namespace: str) -> None:
     if dead:
         logger.info("removing %d containers that a dead owner left", len(dead))
     await asyncio.gather(*(engine.remove_container(container) for container in dead))
+    if dead and engine.url.startswith("unix:"):
+        await asyncio.to_thread(end_monitors, dead)
     unused = [found.name for found in volumes if is_dead_owner(found.labels.get(LABEL_OWNER, ""), facts)]
     await asyncio.gather(*(engine.remove_volume(volume) for volume in unused))
 

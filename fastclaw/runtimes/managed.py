@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastclaw import limits
@@ -46,6 +47,7 @@ class Environment(NamedTuple):
         working_dir: the workspace as the processes see it.
         shards, max_starting: how starts are spread.
         directory: where a process starts that names none, where there is no workspace; None is where we are ourselves.
+        warnings: as `InitializeResult` has them.
     """
 
     lane: Lane
@@ -54,6 +56,7 @@ class Environment(NamedTuple):
     shards: int
     max_starting: int
     directory: str | None = None
+    warnings: Sequence[str] = ()
 
 
 def plans(options: Options, workspace: str | None, *, python_path: str | None) -> Plans | None:
@@ -125,7 +128,9 @@ class ManagedRuntime(ProcessRuntime):
                 self._machine.move(RuntimeState.NEW)
             raise
         self._machine.move(RuntimeState.RUNNING)
-        return InitializeResult(env=environment.env, workspace_root=environment.working_dir)
+        return InitializeResult(
+            env=environment.env, workspace_root=environment.working_dir, warnings=[*environment.warnings]
+        )
 
     async def _set_up(self, namespace: str, options: Options) -> Environment:
         raise_file_limit()

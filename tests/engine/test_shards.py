@@ -41,7 +41,7 @@ class Yard:
 
     def __init__(self, fleet: Fleet, url: str, places: int) -> None:
         self.fleet = fleet
-        self.shards = Shards(places, fleet.make)
+        self.shards = Shards(places, fleet.make, wears=True)
         self.lane = RestLane(url, self.shards, local=True, end_tree=end_tree)
         self.looks: list[bool] = []
 

@@ -45,15 +45,18 @@ def test_without_an_engine_auto_is_local_and_warns(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(auto, "why_no_engine", lambda *_: "none is installed")
-    assert auto.choose("auto", params()) == "local"
+    assert auto.choose("auto", params()) == (
+        "local",
+        ["no usable engine (none is installed); taking the local runtime, which isolates nothing"],
+    )
     assert "none is installed" in caplog.text
     assert "isolates nothing" in caplog.text
 
 
 def test_with_an_engine_auto_is_podman(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "why_no_engine", lambda *_: None)
-    assert auto.choose("auto", params()) == "podman"
-    assert auto.choose("memory", params()) == "memory"
+    assert auto.choose("auto", params()) == ("podman", [])
+    assert auto.choose("memory", params()) == ("memory", [])
 
 
 @pytest.mark.parametrize(("wanted", "nearest"), [("podmann", "podman"), ("Local", "local"), ("qqq", None)])
@@ -72,4 +75,12 @@ async def test_how_long_its_stop_may_take_is_what_the_options_say() -> None:
     assert runtime.stop_timeout_ms == limits.SHUTDOWN_TIMEOUT_MS
     await runtime.start(params(shutdown_timeout_ms=7_000))
     assert runtime.stop_timeout_ms == 7_000
+    await runtime.stop()
+
+
+async def test_the_answer_says_that_nothing_is_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "why_no_engine", lambda *_: "none is installed")
+    runtime = AutoRuntime()
+    (warning,) = (await runtime.start(params())).warnings
+    assert "none is installed" in warning
     await runtime.stop()

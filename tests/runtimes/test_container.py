@@ -6,11 +6,12 @@ import asyncio
 import os
 import re
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec import structs
 
 from fastclaw import limits
 from fastclaw.client.channel import Channel
@@ -19,6 +20,7 @@ from fastclaw.decisions.options import Options
 from fastclaw.engine import host
 from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.engine.owner import boot_id, own_start_time, pid_namespace
+from fastclaw.engine.service import ManagedService
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.container import ContainerRuntime, engine_url, remove_abandoned, why_no_engine, why_not_spawn
@@ -48,12 +50,20 @@ async def containers(engine: EngineLifecycle) -> set[str]:
     return {found.id for found in await engine.list_containers({LABEL_NAMESPACE: NAMESPACE})}
 
 
+class Told(ContainerRuntime):
+    """Attributes:
+    warnings: what the answer to `initialize` said.
+    """
+
+    warnings: list[str]
+
+
 @asynccontextmanager
-async def running(**options: Any) -> AsyncIterator[ContainerRuntime]:
+async def running(**options: Any) -> AsyncIterator[Told]:
     """A runtime that is up, stopped at the end."""
-    runtime = ContainerRuntime()
+    runtime = Told()
     try:
-        await runtime.start(InitializeParams(namespace=NAMESPACE, options=options))
+        runtime.warnings = (await runtime.start(InitializeParams(namespace=NAMESPACE, options=options))).warnings
         yield runtime
     finally:
         await runtime.stop()
@@ -80,6 +90,7 @@ async def test_up_and_down_with_a_spawner(engine_service: EngineService) -> None
             health = await runtime.health()
             assert (health.status, health.details["lane"]["name"]) == ("healthy", "spawn")
             assert "why_not_spawn" not in health.details
+            assert runtime.warnings == []
             assert health.details["containers"] == {"places": 1, "usable": 1, "containers": 1}
             assert {"signal", "kill_tree", "user", "usage", "separate_eof", "limits"} <= set(runtime.capabilities)
             assert await output(runtime, "echo", "hi") == b"hi\n"
@@ -100,10 +111,13 @@ async def test_auto_takes_the_rest_lane_where_it_must_and_says_why(
 ) -> None:
     monkeypatch.setattr(f"fastclaw.runtimes.container.{name}", value)
     async with engine_of(engine_service) as engine:
-        async with running(url=engine_service.url, containers=1) as runtime:
+        async with running(url=engine_service.url) as runtime:
             health = await runtime.health()
             assert health.details["lane"]["name"] == "rest"
             assert why in health.details["why_not_spawn"]
+            slower, monitors = runtime.warnings
+            assert why in slower
+            assert "exit_command_delay" in monitors
             assert len(await containers(engine)) == 1
             assert await output(runtime, "echo", "hi") == b"hi\n"
         assert await containers(engine) == set()
@@ -121,10 +135,39 @@ async def test_a_lane_that_was_asked_for_is_not_exchanged(
         assert await containers(engine) == set()
 
 
-@pytest.mark.parametrize("url", ["tcp://10.0.0.1:8080", "ssh://user@host/run/podman.sock"])
-def test_an_engine_elsewhere_has_no_spawner(url: str) -> None:
-    assert url in (why_not_spawn(url) or "")
+def test_an_engine_elsewhere_has_no_spawner() -> None:
+    assert "tcp://10.0.0.1:8080" in (why_not_spawn("tcp://10.0.0.1:8080") or "")
     assert why_not_spawn("unix:///run/podman.sock") is None
+
+
+@pytest.mark.podman
+async def test_an_environment_is_one_file_system_on_the_rest_lane_and_leaves_no_monitors(
+    engine_plan: ServicePlan, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UKGovernmentBEIS/inspect_ai's checks: of four containers, each exec landed in another one, and files were gone.
+    On an engine of the user's own, two processes for each exec stayed for minutes."""
+    monkeypatch.setattr(limits, "EXECS_PER_CONTAINER", 2)
+    engine = ManagedService(structs.replace(engine_plan, conmon_shim=None), short_dir / "s", short_dir / "r")
+    await engine.start()
+    try:
+        async with running(url=engine.url, lane="rest") as runtime:
+            await output(runtime, "sh", "-c", "echo kept >/tmp/f")
+            for _ in range(4):
+                assert await output(runtime, "cat", "/tmp/f") == b"kept\n"
+            assert (await runtime.health()).details["containers"] == {"places": 1, "usable": 1, "containers": 1}
+            assert len(monitors(short_dir)) >= 5
+        assert monitors(short_dir) == []
+    finally:
+        await engine.stop()
+
+
+def monitors(directory: Path) -> list[str]:
+    """Command lines of the monitors of execs, in an engine that has its storage here."""
+    lines = []
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            lines.append((process / "cmdline").read_bytes().decode() if process.name.isdecimal() else "")
+    return [line for line in lines if "conmon\0" in line and f"{directory}/" in line and "--exec-attach" in line]
 
 
 @pytest.mark.podman
@@ -256,6 +299,30 @@ async def test_only_what_a_dead_owner_left_is_removed(engine_service: EngineServ
 
 def left_behind(image: str, name: str, owner: str, namespace: str) -> dict[str, Any]:
     return container_spec(image=image, name=f"left-{name}", namespace=namespace, owner=owner, shard=0, init=InitPlan())
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("ssh://user@host/run/podman.sock", "ssh -nNT -L /tmp/podman.sock:REMOTE_SOCKET HOST"),
+        ("http://host:1", "they are unix:///path and tcp://host:port"),
+        ("/run/podman.sock", "they are unix:///path and tcp://host:port"),
+        ("unix://run/podman.sock", "they are unix:///path and tcp://host:port"),
+        ("tcp://host", "they are unix:///path and tcp://host:port"),
+    ],
+)
+async def test_a_url_that_is_not_spoken_is_refused_in_a_line(
+    url: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        async with running(url=url):
+            pass
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", "$.options.url")
+    monkeypatch.setenv("CONTAINER_HOST", url)
+    with pytest.raises(InvalidParams, match="CONTAINER_HOST: "):
+        engine_url(Options())
 
 
 def test_the_named_engine_wins_over_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
