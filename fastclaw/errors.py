@@ -36,6 +36,7 @@ REASONS: dict[str, tuple[Fault, bool]] = {
     "not_found": ("caller", False),
     "permission_denied": ("caller", False),
     "not_executable": ("caller", False),
+    "file_busy": ("caller", True),
     "bad_working_dir": ("caller", False),
     "unknown_user": ("caller", False),
     "too_long": ("caller", False),

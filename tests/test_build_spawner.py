@@ -23,7 +23,20 @@ ROOT = Path(__file__).parent.parent
 MACHINES = {"x86_64": 62, "aarch64": 183}
 """e_machine by architecture (elf(5))."""
 
-SOURCES = ["clients", "collect", "confine", "frames", "keeper", "main", "pump", "start", "system", "terminal", "tree"]
+SOURCES = [
+    "clients",
+    "collect",
+    "confine",
+    "frames",
+    "keeper",
+    "main",
+    "program",
+    "pump",
+    "start",
+    "system",
+    "terminal",
+    "tree",
+]
 """Each says in its first lines what it is."""
 
 HERE = platform.machine()

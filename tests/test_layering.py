@@ -26,6 +26,7 @@ LAYERS: dict[str, list[str]] = {
         "framing",
         "http1",
         "jsonrpc",
+        "program",
         "rtnetlink",
         "spawner",
         "template",

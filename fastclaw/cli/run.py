@@ -19,7 +19,7 @@ from fastclaw.errors import ExecFailed
 from fastclaw.runtime import ExitRecord
 from fastclaw.transport import loop
 
-_SHELL_CODES = {"not_found": 127, "permission_denied": 126, "not_executable": 126}
+_SHELL_CODES = {"not_found": 127, "permission_denied": 126, "not_executable": 126, "file_busy": 126}
 """What a shell would return for a command that does not start; podman exec does the same."""
 
 NOT_STARTED = 125

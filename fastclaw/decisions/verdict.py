@@ -55,6 +55,7 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
     (r"[Aa]rgument list too long", "too_long"),
     (r"contain null|[Ii]nvalid argument", "invalid_params"),
     (r"[Ee]xec format error", "not_executable"),
+    (r"[Tt]ext file busy", "file_busy"),
     (r"[Rr]esource temporarily unavailable|[Cc]annot allocate memory", "overloaded"),
     (
         r"not running|stopped container|has stopped|state improper|no such container|no container with name",

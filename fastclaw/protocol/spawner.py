@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError
+from fastclaw.protocol.program import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -69,6 +70,9 @@ EVENT = struct.Struct("=2I2i3Q")
 
 TOTALS = struct.Struct("=2Q2I")
 """What follows the event in a DONE: bytes of stdout and stderr, and how many of each follow here."""
+
+_FINDING = struct.Struct("=5I")
+"""What follows in a REFUSED of STEP_EXEC: depth, is_loader, error, how many bytes of name and of head; then those."""
 
 INLINE_BYTES = limits.SPAWN_INLINE_BYTES
 
@@ -124,6 +128,18 @@ def welcome(*, confine: bool, keeper_uid: int, collect_bytes: int, capabilities:
     """
     flags = CONFINE if confine else 0
     return _WELCOME.pack(WELCOME, VERSION, flags, keeper_uid, collect_bytes, capabilities, 0)
+
+
+def finding(said: memoryview) -> Finding | None:
+    """What a REFUSED brought along; None where that is nothing, or makes no sense."""
+    if len(said) < _FINDING.size:
+        return None
+    depth, is_loader, error, name_bytes, head_bytes = _FINDING.unpack_from(said)
+    rest = bytes(said[_FINDING.size :])
+    if len(rest) != name_bytes + head_bytes:
+        return None
+    name = rest[:name_bytes].decode("utf-8", "backslashreplace")
+    return Finding(depth, bool(is_loader), error, name, rest[name_bytes:])
 
 
 class Identity(NamedTuple):

@@ -19,6 +19,7 @@ from fastclaw.spawn.streams import SpawnStreams
 
 if TYPE_CHECKING:
     from fastclaw.lane import Collection, Owner, StartSpec, Streams
+    from fastclaw.protocol.program import Finding
     from fastclaw.runtime import OnDisconnect
     from fastclaw.transport.listener import ProcessSockets
     from fastclaw.transport.watcher import Watcher
@@ -119,11 +120,11 @@ class SpawnProcess(LaneProcess):
         if self._asked_level:  # before anybody had taken the request up, so it may not have been heard
             self._order_end(self._asked_level)
 
-    def on_refused(self, step: int, errno: int) -> None:
-        """It never ran."""
+    def on_refused(self, step: int, errno: int, found: Finding | None = None) -> None:
+        """It never ran. `found`: what was seen of its file."""
         spec = self._spec
         if spec is not None:
-            self.on_dropped(refusals.step_refused(step, errno, spec))
+            self.on_dropped(refusals.step_refused(step, errno, spec, found))
         else:
             self.is_free = True
             self.on_gone()

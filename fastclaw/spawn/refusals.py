@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from fastclaw.errors import ExecFailed
 from fastclaw.protocol import spawner as frames
+from fastclaw.protocol.program import why_refused
 
 if TYPE_CHECKING:
     from fastclaw.lane import StartSpec
+    from fastclaw.protocol.program import Finding
 
 _OVERLOADED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC}
 _BY_ERRNO = {
@@ -27,23 +29,30 @@ _BY_ERRNO = {
     errno.EINVAL: "not_executable",
     errno.ELIBBAD: "not_executable",
     errno.EISDIR: "not_executable",
-    errno.ETXTBSY: "not_executable",
+    errno.ETXTBSY: "file_busy",
     errno.E2BIG: "too_long",
     errno.ENAMETOOLONG: "too_long",
     **dict.fromkeys(_OVERLOADED, "overloaded"),
 }
 
+_OF_THE_FILE = {"not_found", "permission_denied", "not_executable"}
+"""Reasons for which its file is to blame, or one that it needs."""
 
-def step_refused(step: int, errno: int, spec: StartSpec) -> ExecFailed:
+
+def step_refused(step: int, errno: int, spec: StartSpec, found: Finding | None = None) -> ExecFailed:
     """What a spawner said of a start: the step that failed, and why.
 
     Parameters:
         step: one of `protocol.spawner`'s STEPs.
         spec: what was to be started.
+        found: what was seen of its file.
     """
     words = os.strerror(errno)
     if step == frames.STEP_EXEC:
-        return ExecFailed(f"{spec.cmd[0]!r}: {words}", _BY_ERRNO.get(errno, "io_error"))
+        reason = _BY_ERRNO.get(errno, "io_error")
+        if reason in _OF_THE_FILE and found is not None:
+            words = why_refused(found, is_format=reason == "not_executable") or words
+        return ExecFailed(f"{spec.cmd[0]!r}: {words}", reason)
     if errno in _OVERLOADED:
         return resources_refused(OSError(errno, words))
     if step == frames.STEP_ADOPT:

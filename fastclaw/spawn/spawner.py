@@ -422,7 +422,7 @@ class Spawner:
             return
         elif op == frames.REFUSED:
             self._forget(process)
-            process.on_refused(b, a)
+            process.on_refused(b, a, frames.finding(self._frame[frames.EVENT.size : size]))
         elif op == frames.LOST:
             self._keepers -= 0 if b else 1
             self._forget(process)

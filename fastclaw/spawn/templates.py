@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from fastclaw.decisions.options import Template
+    from fastclaw.protocol.program import Finding
     from fastclaw.spawn.spawner import Spawner
 
 logger = logging.getLogger(__name__)
@@ -116,9 +117,9 @@ class ForkedProcess(SpawnProcess):
         if self.collected is not None:
             self.order(spawner_frames.FINISH)
 
-    def on_refused(self, step: int, errno: int) -> None:
+    def on_refused(self, step: int, errno: int, found: Finding | None = None) -> None:
         self._close_go()
-        super().on_refused(step, errno)
+        super().on_refused(step, errno, found)
         self._finish()
 
     def on_lost(self, why: str) -> None:

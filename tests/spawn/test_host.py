@@ -8,7 +8,6 @@ import os
 import platform
 import resource
 import signal
-import struct
 import sys
 from typing import TYPE_CHECKING
 from unittest.mock import ANY
@@ -20,6 +19,7 @@ from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.lane import Collection, ExitStatus, Grace, StartSpec
 from fastclaw.spawn import binary, host
 from fastclaw.spawn.host import HostHome
+from tests import odd_programs
 from tests.balance import balanced, descriptors_left, open_descriptors
 from tests.spawn.fake_spawner import commands_of, descendants_of, pumps_of, until
 from tests.spawn.rig import STDIO, Client, a_home, a_lane, needs_root, run, settled, spec, start, start_spec
@@ -162,14 +162,6 @@ async def test_stdio_can_be_opened_again() -> None:
         assert (out, err) == (b"through", b"e\n")
 
 
-def foreign_program() -> bytes:
-    """The head of an ELF file (elf(5)) for a machine that this is not."""
-    x86_64, aarch64 = 62, 183
-    machine = aarch64 if platform.machine() == "x86_64" else x86_64
-    ident = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
-    return ident + struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, 0x400078, 64, 0, 0, 64, 56, 1, 0, 0, 0) + bytes(56)
-
-
 def refusals(path: Path) -> dict[str, tuple[StartSpec, str]]:
     (path / "text").write_text("echo no shebang\n")
     (path / "text").chmod(0o755)
@@ -177,7 +169,7 @@ def refusals(path: Path) -> dict[str, tuple[StartSpec, str]]:
     (path / "plain").chmod(0o644)
     (path / "lost").write_text("#!/no/such/interpreter\n")
     (path / "lost").chmod(0o755)
-    (path / "foreign").write_bytes(foreign_program())
+    (path / "foreign").write_bytes(odd_programs.elf(odd_programs.FOREIGN))
     (path / "foreign").chmod(0o755)
     (path / "bytes").write_bytes(bytes(64))
     (path / "bytes").chmod(0o755)
@@ -218,6 +210,37 @@ async def test_every_refusal_has_its_reason_and_leaves_nothing(tmp_path: Path) -
             assert (name, refused.value.reason) == (name, reason)
         assert lane.health()["kept"] == 0
         assert (await run(lane, "echo", "on"))[1] == b"on\n"
+
+
+async def test_not_found_says_what(tmp_path: Path) -> None:
+    """moby/moby#40859, fish-shell/fish-shell#8938: the file is there, and what it needs is not."""
+    odd_programs.make(tmp_path)
+    (tmp_path / "locked").write_text(f"#!{tmp_path}/fifo\n")
+    (tmp_path / "locked").chmod(0o755)
+    os.mkfifo(tmp_path / "fifo", 0o777)
+    nested = odd_programs.Odd(b"", "not_found", "its interpreter's loader '/no/such/ld.so' does not exist here")
+    (tmp_path / "nested").write_text(f"#!{tmp_path}/no-loader\n")
+    (tmp_path / "nested").chmod(0o755)
+    fifo = odd_programs.Odd(b"", "permission_denied", f"its interpreter '{tmp_path}/fifo' is no regular file")
+    async with a_lane() as lane:
+        for name, odd in {**odd_programs.ODD, "nested": nested, "locked": fifo}.items():
+            for asked in (spec(str(tmp_path / name)), spec(name, env={"PATH": f"/no/such:{tmp_path}"})):
+                with pytest.raises(ExecFailed) as refused:
+                    await start_spec(lane, asked)
+                assert str(refused.value).startswith(f"exec failed: {asked.cmd[0]!r}: {odd.words}")
+                assert refused.value.reason == odd.reason
+
+
+async def test_a_file_that_is_being_written_may_be_tried_again(tmp_path: Path) -> None:
+    """eminwux/sbsh#376: write and run is what agents do all day."""
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    async with a_lane() as lane:
+        with script.open("a"), pytest.raises(ExecFailed) as refused:
+            await start_spec(lane, spec(str(script)))
+        assert (refused.value.reason, refused.value.retryable) == ("file_busy", True)
+        await run(lane, str(script))
 
 
 async def test_a_directory_that_was_deleted_is_a_bad_working_dir(tmp_path: Path) -> None:

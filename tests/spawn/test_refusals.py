@@ -9,6 +9,7 @@ import pytest
 
 from fastclaw.lane import StartSpec
 from fastclaw.protocol import spawner as frames
+from fastclaw.protocol.program import Finding
 from fastclaw.spawn.refusals import resources_refused, step_refused, text_refused
 
 SPEC = StartSpec(
@@ -36,7 +37,7 @@ OVERLOADED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
         (errno.EINVAL, "not_executable"),
         (errno.ELIBBAD, "not_executable"),
         (errno.EISDIR, "not_executable"),
-        (errno.ETXTBSY, "not_executable"),
+        (errno.ETXTBSY, "file_busy"),
         (errno.E2BIG, "too_long"),
         (errno.ENAMETOOLONG, "too_long"),
         (errno.ENOMEM, "overloaded"),
@@ -49,8 +50,16 @@ OVERLOADED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 def test_execve(number: int, reason: str) -> None:
     refused = step_refused(frames.STEP_EXEC, number, SPEC)
     assert refused.reason == reason
-    assert refused.retryable == (reason == "overloaded")
+    assert refused.retryable == (reason in ("overloaded", "file_busy"))
     assert str(refused) == f"exec failed: '/bin/prog': {os.strerror(number)}"
+
+
+def test_what_was_found_is_said_in_place_of_the_kernel_s_word_and_only_where_it_is_about_files() -> None:
+    found = Finding(1, False, errno.ENOENT, "/no/such/sh", b"")
+    refused = step_refused(frames.STEP_EXEC, errno.ENOENT, SPEC, found)
+    assert str(refused) == "exec failed: '/bin/prog': its interpreter '/no/such/sh' does not exist here"
+    for number in (errno.ETXTBSY, errno.E2BIG, errno.ENOMEM):
+        assert str(step_refused(frames.STEP_EXEC, number, SPEC, found)).endswith(os.strerror(number))
 
 
 @pytest.mark.parametrize("number", OVERLOADED)

@@ -109,3 +109,11 @@ void tell_done(struct slot *slot, u32 id, int flags) {
     }
     say(channel, parts, 3, NULL, 0, NULL);
 }
+
+/* A command that its execve refused, with what was found at its file. */
+void tell_no_program(struct slot *slot, u32 id) {
+    struct event event = {.op = REFUSED, .id = id, .a = (int)slot->error, .b = (int)slot->step};
+    struct finding *found = (struct finding *)inline_store(slot, 0);
+    struct iovec parts[4] = {{&event, sizeof event}, {found, offsetof(struct finding, name)}, {found->name, found->name_bytes}, {found->head, found->head_bytes}};
+    say(channel, parts, 4, NULL, 0, NULL);
+}

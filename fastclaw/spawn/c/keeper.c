@@ -190,7 +190,8 @@ static void tell_empty(struct slot *slot, struct tending *at) {
 /* A command that its execve refused was never there (its parent's exit signal is not SIGCHLD: clone(2), CLONE_PARENT). */
 static void tell_refused(struct slot *slot, struct tending *at) {
     at->is_empty = at->has_ended = 1;
-    tell(REFUSED, at->id, (int)slot->error, (int)slot->step);
+    if (slot->step == STEP_EXEC) tell_no_program(slot, at->id);
+    else tell(REFUSED, at->id, (int)slot->error, (int)slot->step);
     ADD_BITS(&slot->meet, MEET_EXIT | MEET_EMPTY | MEET_TOLD);
 }
 

@@ -226,6 +226,7 @@ void wake_brood(struct slot *slot);
 void turn_away(struct worker *worker, int error);
 void tell_exit(struct slot *slot, u32 id, int flags); /* frames.c */
 void tell_done(struct slot *slot, u32 id, int flags);
+void tell_no_program(struct slot *slot, u32 id);
 void uncount(struct slot *slot);
 
 
@@ -257,6 +258,13 @@ int parse(struct job *job, struct start *request, long bytes, struct passed *pas
 int lay_out(struct job *job, char **pointers);
 size_t pointer_bytes(struct start *request);
 int command(void *job);
+
+/* program.c: the file at which an execve came to its end, or its interpreter or loader. `error`: why it cannot be used; 0: nothing is
+ * seen. `depth`: 0 for the program itself. Lies where a run's output would. */
+enum { PROGRAM_HEAD_BYTES = 256 }; /* as much as the kernel looks at (BINPRM_BUF_SIZE, include/uapi/linux/binfmts.h) */
+struct finding { u32 depth, is_loader, error, name_bytes, head_bytes; char name[PATH_BYTES], head[PROGRAM_HEAD_BYTES]; };
+_Static_assert(sizeof(struct finding) <= INLINE_BYTES, "a finding has no room");
+void find_out(const char *path, long refused, struct finding *found);
 
 /* confine.c */
 enum { ALL_CAPS = 1 << 5 | 1 << 6 | 1 << 7 }; /* CAP_KILL, CAP_SETGID, CAP_SETUID */

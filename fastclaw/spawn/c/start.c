@@ -22,34 +22,55 @@ static long become(struct job *job) {
     return 0;
 }
 
+/* Where a name without a slash is looked for (environ(7)); NULL for one that is a path. */
+static const char *search_path(struct job *job) {
+    for (const char *c = job->argv[0]; *c; c++) if (*c == '/') return NULL;
+    for (char **entry = job->envp; *entry; entry++)
+        if ((*entry)[0] == 'P' && (*entry)[1] == 'A' && (*entry)[2] == 'T' && (*entry)[3] == 'H' && (*entry)[4] == '=') return *entry + 5;
+    return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+}
+
+/* The next file of that name, into the job's path; 0 after the last. */
+static int next_candidate(struct job *job, const char **from) {
+    size_t bytes = length(job->argv[0]);
+    while (*from) {
+        const char *start = *from, *end = start;
+        while (*end && *end != ':') end++;
+        *from = *end ? end + 1 : NULL;
+        size_t prefix = (size_t)(end - start);
+        if (prefix + bytes + 2 > PATH_BYTES) continue;
+        char *at = job->path;
+        memcpy(at, start, prefix);
+        at += prefix;
+        if (prefix) *at++ = '/';
+        memcpy(at, job->argv[0], bytes + 1);
+        return 1;
+    }
+    return 0;
+}
+
 /* execvp(3) without its shell for files that are no program. The last error that says more than "not here" wins. */
 static long execute(struct job *job) {
-    const char *name = job->argv[0], *from = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    size_t bytes = length(name);
-    for (const char *c = name; *c; c++) if (*c == '/') return SYS(execve, name, job->argv, job->envp);
-    for (char **entry = job->envp; *entry; entry++)
-        if ((*entry)[0] == 'P' && (*entry)[1] == 'A' && (*entry)[2] == 'T' && (*entry)[3] == 'H' && (*entry)[4] == '=') {
-            from = *entry + 5;
-            break;
-        }
+    const char *from = search_path(job);
     long said = -ENOENT;
-    for (;; from++) {
-        const char *end = from;
-        while (*end && *end != ':') end++;
-        size_t prefix = (size_t)(end - from);
-        if (prefix + bytes + 2 <= PATH_BYTES) {
-            char *at = job->path;
-            memcpy(at, from, prefix);
-            at += prefix;
-            if (prefix) *at++ = '/';
-            memcpy(at, name, bytes + 1);
-            long error = SYS(execve, job->path, job->argv, job->envp);
-            if (error == -EACCES) said = error;
-            else if (error != -ENOENT && error != -ENOTDIR && error != -ELOOP) return error;
-        }
-        from = end;
-        if (!*end) return said;
+    if (!from) return SYS(execve, job->argv[0], job->argv, job->envp);
+    while (next_candidate(job, &from)) {
+        long error = SYS(execve, job->path, job->argv, job->envp);
+        if (error == -EACCES) said = error;
+        else if (error != -ENOENT && error != -ENOTDIR && error != -ELOOP) return error;
     }
+    return said;
+}
+
+/* Nothing has been executed: looks at the file again for which that was, or of several the first. */
+static int explain(struct job *job, long error) {
+    const char *from = search_path(job), *path = from ? job->path : job->argv[0];
+    struct finding *found = (struct finding *)inline_store(job->slot, 0);
+    *found = (struct finding){0}; /* before anybody may read it: who is ended in here has been refused all the same */
+    refuse(job, STEP_EXEC, error);
+    while (from && next_candidate(job, &from) && SYS(faccessat, AT_FDCWD, job->path, 0)) {}
+    find_out(path, error, found);
+    return 127;
 }
 
 static long hand_on(int fd, int as) { return fd == as ? SYS(fcntl, fd, F_SETFD, 0) : SYS(dup3, fd, as, 0); }
@@ -76,7 +97,7 @@ int command(void *argument) {
     if (job->directory && (error = SYS(chdir, job->directory)) < 0) return refuse(job, STEP_DIRECTORY, error);
     SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
     SYS(rt_sigprocmask, SIG_SETMASK, &none, 0, sizeof none);
-    return refuse(job, STEP_EXEC, execute(job));
+    return explain(job, execute(job));
 }
 
 /* Points at `count` strings, one after the other. False where they do not fill their place exactly. */

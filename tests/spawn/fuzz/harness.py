@@ -16,7 +16,7 @@ ROOT = HERE.parent.parent.parent
 SOURCES = ROOT / "fastclaw" / "spawn" / "c"
 BUILDS = ROOT / "build" / "fuzz"
 
-OF_SPAWNER = ("clients", "collect", "confine", "frames", "keeper", "pump", "start", "system", "terminal")
+OF_SPAWNER = ("clients", "collect", "confine", "frames", "keeper", "program", "pump", "start", "system", "terminal")
 """Built as they are. main.c is part of sim_main.c, start.c of requests.c too; tree.c is played (trees.c)."""
 
 STORIES = ("sim_main", "fibers", "kernel", "trees", "ledger", "story")
@@ -99,7 +99,7 @@ def _build_into(folder: Path) -> None:
         for done in [pool.submit(job) for job in jobs]:
             done.result()
     _link(folder, "stories", [*(f"of_{name}" for name in OF_SPAWNER), *STORIES])
-    _link(folder, "requests", ["requests", "of_system", "of_confine"])
+    _link(folder, "requests", ["requests", "of_system", "of_confine", "of_program", "of_terminal"])
     for object_file in folder.glob("*.o"):
         object_file.unlink()
 

@@ -288,6 +288,7 @@ static void get_through_execve(struct tree *tree) {
     struct slot *slot = tree->slot;
     acted++;
     if (any(6)) { tree->is_before_exec = 0; return; }
+    *(struct finding *)(void *)inline_store(slot, 0) = (struct finding){.error = ENOENT, .name_bytes = any(PATH_BYTES), .head_bytes = any(PROGRAM_HEAD_BYTES)};
     slot->step = STEP_EXEC;
     slot->error = ENOENT;
     die(tree, &tree->members[0], 127 << 8);

@@ -1,0 +1,101 @@
+"""What the first bytes of a file say of the program in it, and why execve(2) did not take it.
+
+execve has one word for many causes: "No such file or directory" is said of a script whose interpreter is missing and of
+a program whose loader is. Whoever looked at the files (a spawner's child, the engine) tells of the one at which it came
+to its end; the words are here. Sources: execve(2), elf(5), fs/binfmt_script.c, fs/binfmt_elf.c.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+_MACHINES = {3: "i386", 8: "mips", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
+"""e_machine (elf(5), include/uapi/linux/elf-em.h)."""
+
+_ELF = b"\x7fELF"
+_ELF_BYTES = 20
+"""To the end of e_machine."""
+_MARKS = (
+    (b"\xef\xbb\xbf", "begins with a UTF-8 byte order mark; save it without one"),
+    (b"\xff\xfe", "is UTF-16 text; save it as UTF-8"),
+    (b"\xfe\xff", "is UTF-16 text; save it as UTF-8"),
+)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+class Finding(NamedTuple):
+    """The file at which an execve came to its end.
+
+    Parameters:
+        depth: 0 for the program itself; any other is the interpreter or loader of the file before it.
+        is_loader: which of the two.
+        error: the errno for which it cannot be used: ENOENT, EISDIR, ENXIO (neither file nor directory), EACCES; 0: it
+            is there and may be executed.
+        head: its first bytes, where it may be read.
+    """
+
+    depth: int
+    is_loader: bool
+    error: int
+    name: str
+    head: bytes
+
+
+def why_refused(found: Finding, *, is_format: bool) -> str | None:
+    """What is wrong with the program, as the rest of a sentence about it; None where nothing is seen but what the errno
+    says.
+
+    Parameters:
+        is_format: the errno is about what is in the file (ENOEXEC, ELIBBAD), and not about the way to it.
+    """
+    if found.depth:
+        return _why_not_the_next(found, is_format)
+    if found.error in _ABSENT or not found.name:
+        return None
+    if found.error:
+        return _in_the_way(found.error)
+    return _no_program(found.head) if is_format else None
+
+
+def _why_not_the_next(found: Finding, is_format: bool) -> str | None:
+    if found.error in _ABSENT and found.name.endswith("\r"):
+        return (
+            f"line 1 ends with a carriage return, so its interpreter would be {found.name!r}; save it with LF line ends"
+        )
+    whose = "its" if found.depth == 1 else "its interpreter's"
+    what = f"{whose} {'loader' if found.is_loader else 'interpreter'} {found.name!r}"
+    if found.error in _ABSENT:
+        more = "; it was built for another C library or system" if found.is_loader else ""
+        return f"{what} does not exist here{more}"
+    wrong = _in_the_way(found.error) if found.error else _no_program(found.head) if is_format else None
+    return f"{what} {wrong}" if wrong else None
+
+
+def _in_the_way(error: int) -> str | None:
+    if error == errno.EISDIR:
+        return "is a directory"
+    if error == errno.ENXIO:
+        return "is no regular file"
+    if error == errno.EACCES:
+        return "may not be executed by this user: its mode, a directory on the way, or a mount with noexec"
+    return None
+
+
+def _no_program(head: bytes) -> str | None:
+    """Of a file whose first bytes these are, and which the kernel did not take."""
+    for mark, words in _MARKS:
+        if head.startswith(mark):
+            return words
+    if head.startswith(_ELF):
+        return f"is a program for {_machine(head)}, and this machine does not run it"
+    if not head:
+        return None
+    return None if head.startswith(b"#!") else "is no program and has no #! line that names its interpreter"
+
+
+def _machine(head: bytes) -> str:
+    if len(head) < _ELF_BYTES:
+        return "no machine (it is cut short)"
+    number = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
+    return _MACHINES.get(number, f"machine {number} of elf(5)")
