@@ -12,6 +12,7 @@ from fastclaw import limits
 from fastclaw.decisions.lifecycle import RuntimeState
 from fastclaw.dispatch import Dispatcher
 from fastclaw.runtime import Runtime
+from fastclaw.transport.host import await_children
 from fastclaw.transport.stdio import ByteSink, ByteSource, StdioClaim, require_standard_descriptors
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class RuntimeHarness:
             IoError: stdin or stdout is closed or claimed already.
             RuntimeSdkError: the runtime could not be torn down; what is left is in the log.
         """
+        await_children()
         claim = StdioClaim()
         try:
             await _Session(self._runtime, claim).run()

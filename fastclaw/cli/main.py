@@ -9,6 +9,7 @@ from fastclaw import __version__
 from fastclaw.cli import check, demo, doctor, engine, run, serve
 from fastclaw.cli.passthrough import complete_standard_descriptors
 from fastclaw.errors import FastclawError
+from fastclaw.transport.host import await_children
 
 _INTERRUPTED = 130
 """128 + SIGINT, as a shell reports it."""
@@ -55,6 +56,7 @@ for command in (serve.serve, run.run, doctor.doctor, engine.engine, check.check_
 
 def main() -> None:
     """Entry point of the `fastclaw` command."""
+    await_children()
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -7,6 +7,7 @@ subprocesses: uvloop's leave copies of the pipes open in the child, so that a cl
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +72,7 @@ class Child:
         self._output: asyncio.ReadTransport | None = None
         self._notice: asyncio.TimerHandle | None = None
         self._ended = asyncio.Event()
+        self._code: int | None = None
         self.writable = self._stdin.writable
 
     async def start(self, command: Sequence[str], env: Mapping[str, str] | None = None, stderr: Stderr = None) -> None:
@@ -97,12 +99,20 @@ class Child:
         except OSError as error:
             raise IoError(f"the runtime {command[0]!r} cannot be started: {error.strerror}") from error
         try:
-            self._pidfd = os.pidfd_open(process.pid)
-            self._loop.add_reader(self._pidfd, self._reap)
+            self._hold(process)
             await self._connect(process)
         except BaseException:
             await self.end()
             raise
+
+    def _hold(self, process: "subprocess.Popen[bytes]") -> None:
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except ProcessLookupError:  # over already, and reaped by the kernel: see `_reap`
+            self._ended.set()
+        else:
+            self._loop.add_reader(self._pidfd, self._reap)
+        process.returncode = 0  # from here the reaping is ours: Popen neither polls nor warns
 
     async def _connect(self, process: "subprocess.Popen[bytes]") -> None:
         self._input, _ = await self._loop.connect_write_pipe(lambda: self._stdin, process.stdin)
@@ -111,10 +121,14 @@ class Child:
     # --- How it ends ---
 
     def _reap(self) -> None:
-        """The pidfd is readable: it has ended."""
+        """The pidfd is readable: it has ended. Where SIGCHLD is ignored in this process, the kernel has reaped it and
+        tells nobody how (wait(2)); Popen would make that a 0."""
         assert self._process is not None
-        if self._process.poll() is None:
-            return
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(self._process.pid, os.WNOHANG)
+            if not pid:
+                return
+            self._code = os.waitstatus_to_exitcode(status)
         self._forget_pidfd()
         self._ended.set()
         self._note_end()
@@ -141,7 +155,8 @@ class Child:
 
     def _farewell(self) -> FastclawError:
         if self._ended.is_set():
-            return IoError(f"runtime exited with code {self.code}", "runtime_exited", exit_code=self.code)
+            how = "how is not known: SIGCHLD is ignored in this process" if self.code is None else f"code {self.code}"
+            return IoError(f"runtime exited with {how}", "runtime_exited", exit_code=self.code)
         return IoError("runtime closed its stdout", "runtime_exited", exit_code=None)
 
     # --- What the owner asks ---
@@ -153,9 +168,14 @@ class Child:
         return self._process.pid
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it is over, however it ended."""
+        return self._ended.is_set()
+
+    @property
     def code(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs."""
-        return None if self._process is None else self._process.returncode
+        """Exit code, negative for a signal; None while it runs, and where nobody can know it (`_reap`)."""
+        return self._code
 
     def write(self, data: bytes) -> None:
         """Queue bytes for its stdin. What a dead child can no longer read is dropped; `on_lost` tells."""
@@ -170,8 +190,9 @@ class Child:
 
     def send_signal(self, signum: int) -> None:
         """Send a signal; nothing happens where it has ended."""
-        assert self._process is not None
-        self._process.send_signal(signum)
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signum)
 
     async def ended(self, timeout_ms: int) -> bool:
         """Whether it ends within `timeout_ms`."""
@@ -186,7 +207,7 @@ class Child:
         """Bring it to its end, with EOF, then TERM, then KILL; give every descriptor back.
 
         Returns:
-            Its exit code, negative for a signal; None where it was never started.
+            Its exit code, negative for a signal; None where it was never started, or as `code`.
         """
         if self._process is None:
             return None
@@ -212,11 +233,16 @@ class Child:
 
     def _end_now(self, process: "subprocess.Popen[bytes]") -> None:
         """The last step, without waiting for the loop: also where the escalation was cancelled."""
-        if process.returncode is None:
+        if self._pidfd >= 0:
+            self.send_signal(signal.SIGKILL)
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            poll.poll(limits.CLIENT_EXIT_MS)
+            self._reap()
+        elif process.returncode is None:  # there was no descriptor for it
             process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(limits.CLIENT_EXIT_MS / 1000)
-            self._ended.set()
+            process.wait()
+        self._ended.set()
         self._forget_pidfd()
         if self._input is not None and (not self._input.is_closing() or self._input.get_write_buffer_size()):
             # Not close(): what nobody will read any more need not be flushed.

@@ -106,7 +106,7 @@ class RuntimeClient:
         if self._child is None:
             return
         try:
-            if self._child.code is None:
+            if not self._child.has_ended:
                 await self._try_shutdown()
         finally:
             await self._child.end()
@@ -125,7 +125,8 @@ class RuntimeClient:
 
     @property
     def exit_code(self) -> int | None:
-        """How the runtime itself ended, negative for a signal; None while it runs."""
+        """How the runtime itself ended, negative for a signal; None while it runs, and where this process ignores
+        SIGCHLD: then the kernel tells nobody."""
         return None if self._child is None else self._child.code
 
     @property
@@ -294,7 +295,8 @@ class RuntimeClient:
         self._child.write_eof()
 
     async def exited(self, timeout_s: float) -> int | None:
-        """The runtime's exit code once it ended by itself; None where it has not within `timeout_s` seconds."""
+        """The runtime's exit code once it ended by itself; None where it has not within `timeout_s` seconds, or as
+        `exit_code`."""
         assert self._child is not None, "enter the client first"
         await self._child.ended(int(timeout_s * 1000))
         return self._child.code

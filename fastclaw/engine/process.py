@@ -16,7 +16,9 @@ from fastclaw import limits
 from fastclaw.transport import procfs
 from fastclaw.transport.outbox import close_all
 
-DEFAULTED = [signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXFSZ]
+DEFAULTED = [
+    *(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXFSZ, signal.SIGCHLD)
+]
 """Python ignores SIGPIPE and SIGXFSZ, and an ignored signal stays ignored in what is started."""
 
 

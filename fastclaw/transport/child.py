@@ -58,7 +58,8 @@ class Child:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
-        os.waitpid(self.pid, 0)
+        with suppress(ChildProcessError):  # SIGCHLD is ignored in here, so the kernel has reaped it (wait(2))
+            os.waitpid(self.pid, 0)
         self._ended.set()
 
     async def wait_ended(self, seconds: float) -> None:

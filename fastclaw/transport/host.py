@@ -1,7 +1,9 @@
-"""What the operating system grants this process: limits read from /proc and rlimits, and the file limit raised."""
+"""What the operating system grants this process: limits read from /proc and rlimits, the file limit raised, and how its
+children end."""
 
 import os
 import resource
+import signal
 from pathlib import Path
 
 from fastclaw.decisions.capacity import HostLimits
@@ -31,3 +33,13 @@ def raise_file_limit() -> None:
     """Raise this process's soft limit of open files to the hard one. Idempotent."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def await_children() -> None:
+    """Have the kernel keep how our children end: not so where whoever started us ignores SIGCHLD.
+
+    SSH daemons and launchers do, and it is inherited: every wait is ECHILD then, which `subprocess` takes for exit
+    code 0 (wait(2)).
+    """
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

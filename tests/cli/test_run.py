@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import termios
 import time
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fastclaw.limits import SHUTDOWN_TIMEOUT_MS
 from fastclaw.transport import procfs
 from fastclaw.transport.listener import SocketDirectory
 from tests.cli.programs import DEADLINE_S, FASTCLAW, Call, assert_one_line, fastclaw
@@ -125,6 +127,19 @@ def started(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes
 def test_streams_and_exit_code_are_passed_through(run: Runner) -> None:
     done = run(*shell("cat; echo to stderr >&2; exit 3"), input=b"some input\n")
     assert (done.returncode, done.stdout, own_words(done.stderr)) == (3, b"some input\n", b"to stderr\n")
+
+
+IGNORED = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+"""As SSH daemons, launchers and managers of workers hand it down."""
+
+
+def test_an_exit_code_is_true_where_whoever_started_us_ignores_its_children(local: Runner) -> None:
+    """enricai/leerie PR 58, python/cpython#76296: every wait is ECHILD then, and the first result is made up."""
+    local.argv = [sys.executable, "-c", IGNORED, *local.argv]
+    began = time.monotonic()
+    done = local(*shell("echo hi; exit 3"))
+    assert (done.returncode, done.stdout, own_words(done.stderr)) == (3, b"hi\n", b"")
+    assert time.monotonic() - began < SHUTDOWN_TIMEOUT_MS / 1000
 
 
 def test_bulk_both_ways(run: Runner) -> None:

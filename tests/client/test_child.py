@@ -15,7 +15,7 @@ from fastclaw.client.child import Child
 from fastclaw.errors import FastclawError, IoError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 
@@ -91,6 +91,26 @@ async def test_an_exit_code_is_told(child: Child, heard: Heard) -> None:
     await child.start(["sh", "-c", "exit 7"])
     error = (await asyncio.wait_for(heard.lost, 5))()
     assert str(error) == "io error: runtime exited with code 7"
+
+
+@pytest.fixture
+def ignored_children() -> Iterator[None]:
+    """As where whoever started this process ignores SIGCHLD."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.parametrize("script", ["exit 7", "read -r line", "kill -9 $$"])
+@pytest.mark.usefixtures("ignored_children")
+async def test_where_the_kernel_does_not_tell_no_exit_code_is_made_up(child: Child, heard: Heard, script: str) -> None:
+    """enricai/leerie PR 58: Popen reads ECHILD as exit code 0."""
+    await child.start(["sh", "-c", script])
+    child.write_eof()
+    error = (await asyncio.wait_for(heard.lost, 5))()
+    assert "not known" in str(error)
+    assert (error.reason, error.data["exit_code"]) == ("runtime_exited", None)
+    assert (child.has_ended, child.code, await child.end()) == (True, None, None)
 
 
 async def test_a_closed_stdout_is_a_loss_while_it_runs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,21 @@ async def test_one_that_does_not_end_is_killed() -> None:
         os.close(theirs)
         os.close(ours)
         await child.wait_ended(0.05)
+
+
+async def test_one_that_the_kernel_has_reaped_has_ended() -> None:
+    """quarto-dev/quarto-cli PR 4263: where SIGCHLD is ignored, nobody else can wait for a child."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        async with balanced():
+            theirs, ours = os.pipe()
+            child = Child([sys.executable, "-c", WAITS_FOR_EOF, str(theirs)], theirs, quiet=True)
+            os.close(theirs)
+            os.close(ours)
+            await child.wait_ended(30)
+            assert child.has_ended
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 async def test_a_program_that_is_not_there() -> None:
