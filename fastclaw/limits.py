@@ -199,6 +199,25 @@ MiB."""
 MAX_HTTP_BODY_BYTES = 16 * MIB
 """An answer of the engine: the inspect of a command line of 2 MiB with escapes stays well below."""
 
+PROGRAM_ARCHIVE_BYTES = 64 * KIB
+"""How much of the archive of a program that was refused is read: what names its interpreter or loader is in its first
+pages."""
+
+PROGRAM_DEPTH = 5
+"""Interpreters of interpreters that the kernel follows (fs/exec.c, exec_binprm)."""
+
+PROGRAM_HEADERS = 64
+"""Program headers of an ELF file that are looked at: linkers write a dozen."""
+
+PATH_BYTES = 4_096
+"""PATH_MAX of Linux (include/uapi/linux/limits.h)."""
+
+PROGRAM_LOOKS = 24
+"""Files that the engine is asked about where a command was refused: a search path has some ten directories."""
+
+PROGRAM_LOOK_MS = 2_000
+"""How long that may take in all; a look takes the engine 2 ms."""
+
 OCI_ERROR_BYTES = 16 * KIB
 """How much of a stream is held back while it may be the engine's own error message, not the command's output."""
 

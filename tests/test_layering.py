@@ -106,6 +106,7 @@ LAYERS: dict[str, list[str]] = {
         "janitor",
         "process",
         "pids_limit",
+        "program_files",
         "remote_tree",
         "standby",
         "service",

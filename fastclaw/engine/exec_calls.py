@@ -7,12 +7,14 @@ become the contract's words. It does not know what a stream carries or what a se
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import orjson
 
 from fastclaw.decisions import verdict
 from fastclaw.errors import ExecFailed, ProtocolError
+from fastclaw.limits import PROGRAM_ARCHIVE_BYTES
 from fastclaw.transport.unix_http import HttpPool, Response, Upgraded
 
 if TYPE_CHECKING:
@@ -146,6 +148,24 @@ class ExecCalls:
         if answer.status != 200:
             _refuse(answer)
         return _decode(_CONTAINER, answer, "inspect").state.running
+
+    async def beginning_of(self, container_id: str, path: str) -> bytes | None:
+        """The first `limits.PROGRAM_ARCHIVE_BYTES` of a tar archive of a file inside, whose links the engine follows;
+        None where there is no such file.
+
+        Raises:
+            ExecFailed: as `create`.
+        """
+        query = f"{API}/containers/{container_id}/archive?path={quote(path, safe='')}"
+        try:
+            answer = await self._pool.beginning(query, PROGRAM_ARCHIVE_BYTES, self._timeout_ms)
+        except (OSError, ProtocolError) as error:
+            _translate(error, self._timeout_ms)
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            _refuse(answer)
+        return answer.body
 
     async def _call(self, method: str, path: str, body: bytes | None) -> Response:
         try:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastclaw.engine.attached import Attached
 from fastclaw.engine.exec_calls import ExecCalls, SessionGone, create_body
+from fastclaw.engine.program_files import explained
 from fastclaw.engine.remote_tree import RemoteTree
 from fastclaw.engine.rest_process import EndTree, RestProcess
 from fastclaw.engine.start_proof import Started, prove
@@ -178,9 +179,11 @@ class _Launch:
             return await self._run()
         except SessionGone as error:
             raise ExecFailed("the container stopped during the start", "container_gone") from error
-        except BaseException:
+        except BaseException as error:
             if self._may_run:
                 await self._end_leftovers()
+            if isinstance(error, ExecFailed) and not self._abandoned:
+                raise await explained(error, self._lane._calls, self._container, self._spec) from error
             raise
 
     async def take_back(self, task: asyncio.Task[RestProcess]) -> None:

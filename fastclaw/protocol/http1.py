@@ -46,6 +46,8 @@ class ResponseParser:
 
     Parameters:
         upgrade: the request asked for a raw stream, so 101 (or 200 without a length) ends the response at its head.
+        enough: bytes of the body, however long, after which the response counts as complete; its connection is of no
+            use then.
 
     Attributes:
         status, headers, body: valid once `complete`. Header names are lower case; repeated ones are joined by commas.
@@ -57,6 +59,8 @@ class ResponseParser:
 
     __slots__ = (
         "_buffer",
+        "_enough",
+        "_kept",
         "_parts",
         "_position",
         "_remaining",
@@ -74,8 +78,10 @@ class ResponseParser:
         "upgraded",
     )
 
-    def __init__(self, *, upgrade: bool = False) -> None:
+    def __init__(self, *, upgrade: bool = False, enough: int | None = None) -> None:
         self._wants_upgrade = upgrade
+        self._enough = enough
+        self._kept = 0
         self._buffer = bytearray()
         self._position = 0
         self._scanned = 0
@@ -233,13 +239,14 @@ class ResponseParser:
         return bool(line)
 
     def _finish(self) -> None:
-        self.body = b"".join(self._parts)
-        self._parts.clear()
-        self.complete = True
+        if not self.complete:
+            self.body = b"".join(self._parts)
+            self._parts.clear()
+            self.complete = True
 
     def _count(self, size: int) -> None:
         self._size += size
-        if self._size > MAX_HTTP_BODY_BYTES:
+        if self._size > MAX_HTTP_BODY_BYTES and self._enough is None:
             raise ProtocolError(f"the engine's answer is larger than {MAX_HTTP_BODY_BYTES} bytes")
 
     def _take(self, size: int) -> bytes:
@@ -253,6 +260,10 @@ class ResponseParser:
         if available:
             self._parts.append(self._take(available))
             self._scanned = self._position
+            self._kept += available
+            if self._enough is not None and self._kept >= self._enough:
+                self.keep_alive = False
+                self._finish()
         return available
 
     def _take_line(self) -> bytes | None:

@@ -8,7 +8,10 @@ to its end; the words are here. Sources: execve(2), elf(5), fs/binfmt_script.c, 
 from __future__ import annotations
 
 import errno
+import struct
 from typing import NamedTuple
+
+from fastclaw import limits
 
 _MACHINES = {3: "i386", 8: "mips", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
 """e_machine (elf(5), include/uapi/linux/elf-em.h)."""
@@ -16,6 +19,9 @@ _MACHINES = {3: "i386", 8: "mips", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86
 _ELF = b"\x7fELF"
 _ELF_BYTES = 20
 """To the end of e_machine."""
+_SCRIPT_BYTES = 256
+"""How much of a script the kernel looks at (BINPRM_BUF_SIZE, include/uapi/linux/binfmts.h)."""
+_PT_INTERP = 3
 _MARKS = (
     (b"\xef\xbb\xbf", "begins with a UTF-8 byte order mark; save it without one"),
     (b"\xff\xfe", "is UTF-16 text; save it as UTF-8"),
@@ -99,3 +105,29 @@ def _machine(head: bytes) -> str:
         return "no machine (it is cut short)"
     number = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
     return _MACHINES.get(number, f"machine {number} of elf(5)")
+
+
+def interpreter_of(head: bytes) -> str | None:
+    """What a script's first line names, as the kernel reads it: up to a blank, and a carriage return is none."""
+    if not head.startswith(b"#!"):
+        return None
+    line = head[2:_SCRIPT_BYTES].partition(b"\n")[0].lstrip(b" \t")
+    name = line.replace(b"\t", b" ").partition(b" ")[0].partition(b"\0")[0]
+    return name.decode("utf-8", "backslashreplace") or None
+
+
+def loader_of(head: bytes) -> str | None:
+    """The loader of a program (PT_INTERP) of this kind of machine, where it lies in what is there of it."""
+    if not head.startswith(_ELF) or len(head) < 64 or head[5] != 1:
+        return None
+    wide = head[4] == 2
+    (offset,) = struct.unpack_from("<Q" if wide else "<I", head, 32 if wide else 28)
+    each, count = struct.unpack_from("<2H", head, 54 if wide else 42)
+    for at in range(offset, offset + min(count, limits.PROGRAM_HEADERS) * each, each or 1):
+        entry = head[at : at + (56 if wide else 32)]
+        if len(entry) < 32 or int.from_bytes(entry[:4], "little") != _PT_INTERP:
+            continue
+        (start,) = struct.unpack_from("<Q" if wide else "<I", entry, 8 if wide else 4)
+        name = head[start : start + limits.PATH_BYTES].partition(b"\0")[0]
+        return name.decode("utf-8", "backslashreplace") or None
+    return None

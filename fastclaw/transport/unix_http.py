@@ -95,6 +95,24 @@ class HttpPool:
             sock = await self._connect()
             return await self._exchange(sock, ResponseParser(), render_request(method, path, body))
 
+    async def beginning(self, path: str, enough: int, timeout_ms: int) -> Response:
+        """The answer to a GET of which the first bytes do, on a connection of its own.
+
+        Parameters:
+            enough: bytes of its body after which no more is read.
+
+        Raises:
+            TimeoutError, OSError, ProtocolError: as `request`.
+        """
+        parser = ResponseParser(enough=enough)
+        async with asyncio.timeout(timeout_ms / 1000):
+            sock = await self._connect()
+            try:
+                await _converse(sock, parser, render_request("GET", path, None))
+            finally:
+                sock.close()
+        return Response(parser.status, parser.headers, parser.body)
+
     async def upgrade(self, method: str, path: str, body: bytes | None, timeout_ms: int) -> Upgraded | Response:
         """Ask for a raw stream on a connection of its own. A refusal comes back as the answer it is.
 

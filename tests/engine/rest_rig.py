@@ -223,7 +223,7 @@ def container_state(*, running: bool) -> bytes:
 
 
 class Request(NamedTuple):
-    """What an engine was asked. `step` is create, start, inspect or container."""
+    """What an engine was asked. `step` is create, start, inspect, container or archive."""
 
     step: str
     line: str
@@ -237,7 +237,8 @@ async def _read_request(reader: asyncio.StreamReader) -> Request:
         body = await reader.readexactly(int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]))
     line = head.partition(b" HTTP/1.1\r\n")[0].decode()
     last, in_exec = line.rpartition("/")[2], "/exec/" in line
-    step = {"exec": "create", "start": "start", "json": "inspect" if in_exec else "container"}[last]
+    steps = {"exec": "create", "start": "start", "json": "inspect" if in_exec else "container"}
+    step = "archive" if "/archive?" in line else steps[last]
     return Request(step, line, body)
 
 

@@ -11,15 +11,30 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from podman import PodmanClient
 
 from fastclaw.engine import start_proof
 from fastclaw.engine.exec_calls import SessionGone
 from fastclaw.engine.start_proof import Started, prove
 from fastclaw.errors import ExecFailed
 from fastclaw.lane import PROCESS_ID_VARIABLE, ExitStatus
-from fastclaw.limits import EXECVE_PROOF_MS, OCI_ERROR_BYTES
+from fastclaw.limits import EXECVE_PROOF_MS, MAX_HTTP_BODY_BYTES, OCI_ERROR_BYTES
+from tests import odd_programs
 from tests.balance import open_descriptors
-from tests.engine.rest_rig import NO_SESSION, answering, complete, fake_engine, frame, spec, state, stderr_frame
+from tests.engine.rest_rig import (
+    NO_SESSION,
+    RUNTIME,
+    Engine,
+    answering,
+    complete,
+    fake_engine,
+    frame,
+    make_container,
+    remove_container,
+    spec,
+    state,
+    stderr_frame,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +42,7 @@ if TYPE_CHECKING:
 
     from fastclaw.engine.rest import RestLane
     from fastclaw.lane import StartSpec
+    from tests.engine.conftest import EngineService
 
 REFUSED: list[tuple[str, StartSpec, str]] = [
     ("missing", spec("nosuch"), "not_found"),
@@ -49,6 +65,37 @@ async def test_what_cannot_start_is_an_error(any_lane: RestLane, what: str, give
     with pytest.raises(ExecFailed) as caught:
         await any_lane.start(given_spec, 0)
     assert caught.value.reason == reason
+
+
+@pytest.mark.podman
+async def test_not_found_says_what(rest_engine: Engine, engine_service: EngineService, tmp_path: Path) -> None:
+    """moby/moby#40859, alpinelinux/docker-alpine#404: the file is there, and what it needs is not."""
+    odd_programs.make(tmp_path)
+    huge = tmp_path / "huge"
+    huge.write_bytes(odd_programs.ODD["no-loader"].content or b"")
+    os.truncate(huge, 2 * MAX_HTTP_BODY_BYTES)
+    huge.chmod(0o755)
+    busy = tmp_path / "busy"
+    busy.write_text("#!/bin/sh\n")
+    busy.chmod(0o755)
+    mount = {"destination": "/work", "source": str(tmp_path), "type": "bind", "options": ["rbind", "rw"]}
+    with PodmanClient(base_url=engine_service.url) as client:
+        container = make_container(client, engine_service.image, mounts=[mount])
+    lane = Engine(engine_service, {RUNTIME: container}).lane()
+    try:
+        for name, odd in {**odd_programs.ODD, "huge": odd_programs.ODD["no-loader"]}.items():
+            for asked in (spec(f"/work/{name}"), spec(name, env={"PATH": "/no/such:/work"})):
+                with pytest.raises(ExecFailed) as caught:
+                    await lane.start(asked, 0)
+                assert str(caught.value).startswith(f"exec failed: {asked.cmd[0]!r}: {odd.words}")
+                assert caught.value.reason == odd.reason
+        with busy.open("a"), pytest.raises(ExecFailed) as caught:
+            await lane.start(spec("/work/busy"), 0)
+        assert (caught.value.reason, caught.value.retryable) == ("file_busy", True)
+    finally:
+        await lane.aclose()
+        with PodmanClient(base_url=engine_service.url) as client:
+            remove_container(client, container)
 
 
 @pytest.mark.podman

@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fastclaw.protocol.program import Finding, why_refused
+from fastclaw import limits
+from fastclaw.protocol.program import Finding, interpreter_of, loader_of, why_refused
+from tests import odd_programs
 
 
 def elf(machine: int, order: str = "little") -> bytes:
@@ -75,3 +79,43 @@ def test_where_nothing_is_seen_nothing_is_made_up(finding: Finding) -> None:
 @pytest.mark.parametrize("depth", [0, 1])
 def test_what_is_in_a_file_is_no_cause_where_the_way_to_it_was_refused(depth: int) -> None:
     assert why_refused(found(depth, head=elf(62)), is_format=False) is None
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"#!/bin/sh\n", "/bin/sh"),
+        (b"#! \t/bin/sh\t-x y\n", "/bin/sh"),
+        (b"#!/bin/sh\r\n", "/bin/sh\r"),
+        (b"#!/bin/sh", "/bin/sh"),
+        (b"#!/bin/\xff\n", "/bin/\\xff"),
+        (b"#!\n/bin/sh", None),
+        (b"#", None),
+        (b"echo", None),
+        (b"", None),
+    ],
+)
+def test_the_interpreter_of_a_script(head: bytes, name: str | None) -> None:
+    assert interpreter_of(head) == name
+
+
+@pytest.mark.parametrize("machine", odd_programs.MACHINES)
+def test_the_loader_of_a_program(machine: str) -> None:
+    assert loader_of(odd_programs.elf(machine, b"/lib/ld.so")) == "/lib/ld.so"
+    assert loader_of(odd_programs.elf(machine)) is None
+    assert loader_of(odd_programs.elf(machine, b"")) is None
+
+
+@given(st.binary(max_size=96), st.integers(0, 200))
+def test_no_head_is_too_odd_to_be_looked_at(noise: bytes, at: int) -> None:
+    program = odd_programs.elf("x86_64", b"/lib/ld.so")
+    for head in (
+        noise,
+        b"#!" + noise,
+        b"\x7fELF" + noise,
+        program[:at] + noise + program[at + len(noise) :],
+        program[:at],
+    ):
+        for name in (interpreter_of(head), loader_of(head)):
+            assert name is None or 0 < len(name) <= 4 * limits.PATH_BYTES
+        why_refused(Finding(0, False, 0, "x", head), is_format=True)
