@@ -183,7 +183,7 @@ class Calls:
 
     async def signal(self, params: SignalParams) -> dict[str, Any]:
         signum = signal_number(params.signal)
-        await self._extended().signal(params.process_id, signum)
+        await self._extended().signal(params.process_id, signum, group=params.group)
         return _NOTHING
 
     async def resize(self, params: ResizeParams) -> dict[str, Any]:

@@ -228,8 +228,8 @@ class LaneProcess(ABC):
         """For an exec that nobody will `serve`, because its start got no further."""
 
     @abstractmethod
-    def signal(self, signum: int) -> None:
-        """Send a signal to the command itself; nothing happens where it has ended.
+    def signal(self, signum: int, *, group: bool = False) -> None:
+        """Send a signal to the command itself, or to all of its process group; nothing happens where it has ended.
 
         Raises:
             ExecFailed: `unsupported`, where the lane cannot reach the process.

@@ -300,8 +300,12 @@ class ProcessRuntime(Runtime):
         """
 
     @abstractmethod
-    async def signal(self, process_id: str, signal: int) -> None:
-        """Send a signal to the process itself. A process that ended already is left alone."""
+    async def signal(self, process_id: str, signal: int, *, group: bool = False) -> None:
+        """Send a signal to the process itself. A process that ended already is left alone.
+
+        Parameters:
+            group: to all of its process group: also to what it runs and waits for, as Ctrl-C at a terminal does.
+        """
 
     async def resize(self, process_id: str, rows: int, columns: int) -> None:
         """Give a process's terminal another size, which it hears of by SIGWINCH. Nothing where it ended already.

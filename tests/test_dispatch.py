@@ -93,7 +93,7 @@ class ExtendedRuntime(ScriptedRuntime, ProcessRuntime):
     async def list_processes(self, after: str | None = None) -> list[ProcessInfo]:
         return [one for one in self.processes if after is None or one.process_id > after]
 
-    async def signal(self, process_id: str, signal: int) -> None:
+    async def signal(self, process_id: str, signal: int, *, group: bool = False) -> None:
         pass
 
     async def resize(self, process_id: str, rows: int, columns: int) -> None:

@@ -23,7 +23,7 @@ class _Owner(Protocol):
 
     async def kill(self, process_id: str, grace_ms: int | None = None) -> None: ...
 
-    async def signal(self, process_id: str, signal: int | str) -> None: ...
+    async def signal(self, process_id: str, signal: int | str, *, group: bool = False) -> None: ...
 
     async def resize(self, process_id: str, rows: int, columns: int) -> None: ...
 
@@ -159,9 +159,13 @@ class RemoteProcess:
         """
         await self._owner.kill(self.id, grace_ms)
 
-    async def signal(self, signal: int | str) -> None:
-        """Send it a signal, by number or name."""
-        await self._owner.signal(self.id, signal)
+    async def signal(self, signal: int | str, *, group: bool = False) -> None:
+        """Send it a signal, by number or name.
+
+        Parameters:
+            group: to its whole process group, so also to what it runs: what Ctrl-C does.
+        """
+        await self._owner.signal(self.id, signal, group=group)
 
     async def resize(self, rows: int, columns: int) -> None:
         """Give its terminal another size; it must have been started with `tty`."""

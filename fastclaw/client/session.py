@@ -264,13 +264,16 @@ class RuntimeClient:
             found += page.processes
         return found
 
-    async def signal(self, process_id: str, signal: int | str) -> None:
+    async def signal(self, process_id: str, signal: int | str, *, group: bool = False) -> None:
         """Send a signal to a process, by number or name.
+
+        Parameters:
+            group: to its whole process group, so also to what it runs: what Ctrl-C does.
 
         Raises:
             InvalidState: `unknown_process`.
         """
-        await self.call("signal", {"process_id": process_id, "signal": signal})
+        await self.call("signal", {"process_id": process_id, "signal": signal, **({"group": True} if group else {})})
 
     async def resize(self, process_id: str, rows: int, columns: int) -> None:
         """Give a process's terminal another size.

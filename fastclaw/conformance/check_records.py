@@ -1,5 +1,6 @@
 """Checks of exit records, of the list and of signals."""
 
+import asyncio
 import signal
 import time
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from fastclaw import limits
 from fastclaw.conformance.check_kill import TIDY, ready
 from fastclaw.conformance.registry import proves
-from fastclaw.conformance.rig import Rig, Session, expect
+from fastclaw.conformance.rig import Rig, Session, drain, expect, read_exactly
 
 REASONS = ("exited", "signaled", "killed", "timeout", "container_gone", "unknown")
 USAGE = ("user_us", "system_us", "max_rss_kb")
@@ -153,3 +154,15 @@ async def signals(rig: Rig) -> None:
         answer = await session.result("signal", {"process_id": process.id, "signal": signum})
         expect(answer == {}, f"signal answered {answer}")
         await process.outputs()
+
+
+@proves("T-SIGNAL-GROUP")
+async def group_signals(rig: Rig) -> None:
+    session = await rig.shared()
+    process = await session.exec(rig.shell("trap : INT; sh -c 'echo ready; exec sleep 300'; echo ended $?"))
+    stdio = await process.stdio()
+    await read_exactly(stdio, len("ready\n"))
+    await session.result("signal", {"process_id": process.id, "signal": "INT", "group": True})
+    async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+        said = await drain(stdio)
+    expect(said == b"ended 130\n", f"the shell goes on with {said!r}")

@@ -263,6 +263,7 @@ _TEXTS = {
         ),
         "T-LIST-CUT": "Of a long `cmd`, `list` shows the beginning, with `cmd_truncated`.",
         "T-SIGNAL": "`signal` takes a number or a name and reaches the process.",
+        "T-SIGNAL-GROUP": "With `group: true`, `signal` reaches what the process runs in its process group as well.",
         "T-LIMITS": "`limits` are the process's resource limits by name, soft and hard, and they hold.",
         "T-LIMITS-NAME": (
             "An unknown name in `limits` is -32602; `data.path` names it and `data.nearest` the nearest known one."
@@ -314,6 +315,7 @@ _NEEDS: dict[str, Capability] = {
     "T-LIST-PAGES": "list",
     "T-LIST-CUT": "list",
     "T-SIGNAL": "signal",
+    "T-SIGNAL-GROUP": "signal",
     "T-LIMITS": "limits",
     "T-LIMITS-NAME": "limits",
     "T-TTY": "tty",

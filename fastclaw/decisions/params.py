@@ -53,10 +53,11 @@ class WaitParams(Struct, frozen=True):
 
 
 class SignalParams(Struct, frozen=True):
-    """signal: a number, or a name with or without its SIG."""
+    """signal: a number, or a name with or without its SIG; `group`: to the command's process group."""
 
     process_id: str
     signal: int | str
+    group: bool = False
 
 
 class ResizeParams(Struct, frozen=True):

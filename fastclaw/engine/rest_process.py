@@ -27,7 +27,7 @@ from fastclaw.errors import ExecFailed
 from fastclaw.lane import ExitStatus, Grace
 from fastclaw.limits import ENGINE_DRAIN_MS, EXIT_POLL_MS, EXIT_SETTLE_MS, GONE_LOOKS_MS, PUMP_LOOK_MS, TREE_DEADLINE_MS
 from fastclaw.transport.collector import Collector
-from fastclaw.transport.pidfd import wait_status
+from fastclaw.transport.pidfd import send_signal, wait_status
 from fastclaw.transport.streams import PipedProcess
 
 if TYPE_CHECKING:
@@ -162,11 +162,10 @@ class RestProcess(PipedProcess):
         if not self._is_alive():
             self._learn()
 
-    def signal(self, signum: int) -> None:
+    def signal(self, signum: int, *, group: bool = False) -> None:
         """As `LaneProcess`; by pidfd, so never to a stranger that has the number by now."""
         if self._pidfd >= 0:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signum)
+            send_signal(self._pidfd, self._pid, signum, group=group)
         elif not self.exited.done():
             raise ExecFailed("this lane reaches its processes only where the engine is on this host", "unsupported")
 

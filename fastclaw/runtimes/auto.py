@@ -121,8 +121,8 @@ class AutoRuntime(ProcessRuntime):
     async def list_processes(self, after: str | None = None) -> list[ProcessInfo]:
         return await self._runtime().list_processes(after)
 
-    async def signal(self, process_id: str, signal: int) -> None:
-        await self._runtime().signal(process_id, signal)
+    async def signal(self, process_id: str, signal: int, *, group: bool = False) -> None:
+        await self._runtime().signal(process_id, signal, group=group)
 
     async def resize(self, process_id: str, rows: int, columns: int) -> None:
         await self._runtime().resize(process_id, rows, columns)

@@ -211,8 +211,8 @@ class ManagedRuntime(ProcessRuntime):
     async def list_processes(self, after: str | None = None) -> list[ProcessInfo]:
         return self._running().listed(after)
 
-    async def signal(self, process_id: str, signal: int) -> None:
-        self._running().signal(process_id, signal)
+    async def signal(self, process_id: str, signal: int, *, group: bool = False) -> None:
+        self._running().signal(process_id, signal, group=group)
 
     async def resize(self, process_id: str, rows: int, columns: int) -> None:
         self._running().resize(process_id, rows, columns)

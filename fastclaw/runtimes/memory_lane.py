@@ -196,7 +196,7 @@ class MemoryProcess(PipedProcess):
             cancelled = ExitStatus(reason="signaled", signal=self._signal)
             self.exited.set_result(cancelled if task.cancelled() else task.result())
 
-    def signal(self, signum: int) -> None:
+    def signal(self, signum: int, *, group: bool = False) -> None:
         if signum in _ENDING and not self._task.done():
             self._signal = int(signum)
             self._task.cancel()

@@ -419,11 +419,11 @@ class ProcessPool:
             raise InvalidParams("$.after is no process of this runtime; take the `next` of an answer", path="$.after")
         return int(digits)
 
-    def signal(self, process_id: str, signum: int) -> None:
+    def signal(self, process_id: str, signum: int, *, group: bool = False) -> None:
         """See `ProcessRuntime.signal`."""
         process = self.table.find(process_id)
         if process.is_running:
-            process.lane_process.signal(signum)
+            process.lane_process.signal(signum, group=group)
 
     def resize(self, process_id: str, rows: int, columns: int) -> None:
         """See `ProcessRuntime.resize`."""

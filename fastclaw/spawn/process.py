@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Orders(Protocol):
     """What a spawner can be told about a process. `template`: whose worker it is, if it is one."""
 
-    def signal(self, id: int, signum: int, place: int, template: int = 0) -> None:
-        """To the command itself."""
+    def signal(self, id: int, signum: int, place: int, template: int = 0, *, group: bool = False) -> None:
+        """To the command itself, or to its process group."""
 
     def end(self, id: int, level: int, place: int = frames.NOWHERE, template: int = 0) -> None:
         """TERM or KILL to its tree."""
@@ -257,11 +257,11 @@ class SpawnProcess(LaneProcess):
         if not self.exited.done():
             self.order(frames.RESIZE, rows << 16 | columns)
 
-    def signal(self, signum: int) -> None:
+    def signal(self, signum: int, *, group: bool = False) -> None:
         if not 1 <= signum <= 64:
             raise ExecFailed(f"there is no signal {signum}", "unsupported")
         if not self.exited.done():
-            self.spawner.signal(self.id, signum, self.place)
+            self.spawner.signal(self.id, signum, self.place, group=group)
 
     async def end_tree(self, grace: Grace) -> None:
         if self.is_gone:

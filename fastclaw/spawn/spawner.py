@@ -293,9 +293,10 @@ class Spawner:
             text = f"the command was not started within {limits.SPAWN_START_MS} ms"
             self._kept[id].give_up(ExecFailed(text, "engine_timeout"))
 
-    def signal(self, id: int, signum: int, place: int, template: int = 0) -> None:
-        """A signal to the command itself, if it still runs. `template`: whose worker it is, if it is one."""
-        self._order(frames.control(frames.SIGNAL, id, signum, template, place))
+    def signal(self, id: int, signum: int, place: int, template: int = 0, *, group: bool = False) -> None:
+        """A signal to the command itself, or to its process group, if it still runs. `template`: whose worker it is, if
+        it is one."""
+        self._order(frames.control(frames.SIGNAL, id, signum | frames.SIGNAL_GROUP * group, template, place))
 
     def end(self, id: int, level: int, place: int = frames.NOWHERE, template: int = 0) -> None:
         """TERM or KILL to its whole tree, if there is any; a template's is all its workers too."""

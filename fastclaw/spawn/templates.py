@@ -127,9 +127,9 @@ class ForkedProcess(SpawnProcess):
         super().on_lost(why)
         self._finish()
 
-    def signal(self, signum: int) -> None:
+    def signal(self, signum: int, *, group: bool = False) -> None:
         if not self.exited.done():
-            self.spawner.signal(self.id, signum, self._template.place, self._template.id)
+            self.spawner.signal(self.id, signum, self._template.place, self._template.id, group=group)
 
     def _order_end(self, level: int) -> None:
         self._close_go()

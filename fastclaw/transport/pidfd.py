@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import struct
+from contextlib import suppress
 
 _INFO = struct.Struct("<Q52xi")
 _PIDFD_INFO_EXIT = 1 << 3
@@ -28,6 +29,22 @@ def open_pidfd(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except ProcessLookupError:
         return None
+
+
+def send_signal(pidfd: int, pid: int, signum: int, *, group: bool = False) -> None:
+    """To the process, if it is there.
+
+    Parameters:
+        group: to the process group that it is in now, unless that is ours too. It goes by its number, which was its own
+            a moment ago: the process had not been reaped.
+    """
+    with suppress(ProcessLookupError):
+        number = os.getpgid(pid) if group else os.getpgrp()
+        signal.pidfd_send_signal(pidfd, 0)
+        if number == os.getpgrp():
+            signal.pidfd_send_signal(pidfd, signum)
+        else:
+            os.killpg(number, signum)
 
 
 def wait_status(pidfd: int, pid: int) -> int | None:

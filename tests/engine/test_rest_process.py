@@ -127,6 +127,17 @@ async def test_signals_reach_the_command(lane: RestLane) -> None:
 
 
 @pytest.mark.podman
+async def test_a_signal_to_the_group_reaches_what_the_command_runs(any_lane: RestLane) -> None:
+    """openai/codex PR 26734: interrupted, and the tests go on at full speed."""
+    process = await any_lane.start(spec("sh", "-c", "trap : INT; sh -c 'echo up; exec sleep 1000'; echo ended $?"), 0)
+    await wait_readable(process.stdout_fd, 5000)
+    process.signal(signal.SIGINT, group=True)
+    out, _, status = await complete(process)
+    assert (out, status.exit_code) == (b"up\nended 130\n", 0)
+    process.signal(signal.SIGINT, group=True)  # it has ended: nobody is hit
+
+
+@pytest.mark.podman
 async def test_an_engine_elsewhere_lets_no_signal_through(rest_engine: Engine) -> None:
     lane = rest_engine.lane(local=False)
     process = await lane.start(spec("cat", stdin=True), 0)

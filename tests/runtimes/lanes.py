@@ -78,7 +78,7 @@ class ScriptedProcess(PipedProcess):
         self.their_stdin = None
         self.their_stdout = self.their_stderr = -1
 
-    def signal(self, signum: int) -> None:
+    def signal(self, signum: int, *, group: bool = False) -> None:
         self.signals.append(signum)
 
     def resize(self, rows: int, columns: int) -> None:

@@ -137,8 +137,8 @@ class Running:
         await self.end()
         self.close()
 
-    def signal(self, signum: int) -> None:
-        self.process.signal(signum)
+    def signal(self, signum: int, *, group: bool = False) -> None:
+        self.process.signal(signum, group=group)
 
     def close(self) -> None:
         """Let go of its streams."""

@@ -56,6 +56,33 @@ async def test_a_signal_is_the_commands_alone() -> None:
         process.close()
 
 
+INTERRUPTED = """
+trap : INT
+sh -c 'trap "" INT; echo $$; exec sleep 1000' &
+setsid sleep 1000 &
+echo $!
+sh -c 'echo up; exec sleep 1000'
+echo ended $?
+"""
+
+
+async def test_a_signal_to_the_group_reaches_what_the_command_runs() -> None:
+    """marimo-team/marimo#10468, jupyter/jupyter_client#104: interrupted, and the work goes on."""
+    async with a_lane() as lane:
+        process = await start(lane, "sh", "-c", INTERRUPTED)
+        others = [
+            int(line) for line in (await process.line(), await process.line(), await process.line()) if line != b"up\n"
+        ]
+        process.signal(signal.SIGINT, group=True)
+        assert await process.line() == b"ended 130\n"
+        assert all(is_there(pid) for pid in others)
+        assert (await process.exited()).exit_code == 0
+        process.signal(signal.SIGUSR1, group=True)  # its leader has ended: nobody is hit
+        assert all(is_there(pid) for pid in others)
+        await process.end()
+        process.close()
+
+
 SHAPES = {
     "children": "sleep 1000 & sleep 1000 &",
     "another session": "setsid sh -c 'sleep 1000 & sleep 1000' &",

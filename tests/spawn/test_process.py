@@ -30,8 +30,8 @@ class Recorder:
     def __init__(self) -> None:
         self.orders: list[tuple[object, ...]] = []
 
-    def signal(self, id: int, signum: int, place: int, template: int = 0) -> None:
-        self.orders.append(("signal", id, signum, place, template))
+    def signal(self, id: int, signum: int, place: int, template: int = 0, *, group: bool = False) -> None:
+        self.orders.append(("group" if group else "signal", id, signum, place, template))
 
     def end(self, id: int, level: int, place: int = frames.NOWHERE, template: int = 0) -> None:
         self.orders.append(("end", id, level, place, template))
@@ -103,7 +103,14 @@ async def test_signals_go_out_until_it_has_ended(process: SpawnProcess, recorder
     process.signal(10)
     process.on_exited(0, 1, 2, 3)
     process.signal(12)
+    process.signal(12, group=True)
     assert recorder.orders == [("signal", 7, 10, PLACE, 0)]
+
+
+async def test_a_signal_may_be_for_its_group(process: SpawnProcess, recorder: Recorder) -> None:
+    process.on_started()
+    process.signal(10, group=True)
+    assert recorder.orders == [("group", 7, 10, PLACE, 0)]
 
 
 @pytest.mark.parametrize("signum", [-1, 0, 65, 4711])

@@ -234,8 +234,9 @@ async def test_every_signal_arrives() -> None:
         process = await start(lane, sys.executable, "-S", "-c", HEARS)
         assert await process.line() == b"0"
         for signum in sorted(set(range(1, 65)) - {signal.SIGKILL, signal.SIGSTOP, *LIBC_SIGNALS}):
-            process.signal(signum)
-            assert await process.line() == b"%d" % signum
+            for group in (False, True):
+                process.signal(signum, group=group)
+                assert await process.line() == b"%d" % signum
         await process.end()
         await process.finish()
 

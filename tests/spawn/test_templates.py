@@ -401,6 +401,17 @@ async def test_workers_outlive_their_template_and_the_next_one_comes_up() -> Non
         assert rig.health()["forks"] == 2
 
 
+async def test_a_signal_to_a_workers_group_reaches_what_it_runs_and_not_its_template() -> None:
+    async with a_rig() as rig:
+        code = "import os, subprocess; child = subprocess.Popen(['sleep', '1000']); print(child.pid); child.wait()"
+        process, (child,) = await rig.running(code)
+        process.signal(signal.SIGINT, group=True)
+        await process.finish()
+        await until(lambda: not has_not_ended(child))
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+        assert rig.health()["forks"] == 2
+
+
 async def test_a_template_that_dies_while_it_forks_fails_the_start_and_no_other() -> None:
     async with a_rig() as rig:
         os.kill(rig.template_pid, signal.SIGSTOP)

@@ -36,7 +36,7 @@ class Command(PipedProcess):
         self.timings = {}
         self.ended = asyncio.Event()
 
-    def signal(self, signum: int) -> None: ...
+    def signal(self, signum: int, *, group: bool = False) -> None: ...
 
     async def end_tree(self, grace: Grace) -> None:
         self.ended.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.transport import pidfd
-from fastclaw.transport.pidfd import has_variable, open_pidfd, wait_status
+from fastclaw.transport.pidfd import has_variable, open_pidfd, send_signal, wait_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,7 +152,7 @@ def test_what_has_ended_has_no_variables() -> None:
 SECRETIVE = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from fastclaw.transport.pidfd import has_variable
+from fastclaw.transport.pidfd import has_variable, send_signal
 if os.geteuid() == 0:
     os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 sys.exit(0 if has_variable(1, b"NO=SUCH") else 1)
@@ -171,3 +172,11 @@ def test_a_zero_that_may_be_made_up_is_no_status(older_kernel: None, monkeypatch
         assert wait_status(fd, pid) is None
     with zombie("exit 3") as (pid, fd):
         assert wait_status(fd, pid) == 3 << 8
+
+
+def test_a_group_that_is_ours_too_is_not_signalled() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        pidfd = os.pidfd_open(child.pid)
+        send_signal(pidfd, child.pid, signal.SIGINT, group=True)
+        assert child.wait(10) == -signal.SIGINT
+        os.close(pidfd)

@@ -20,17 +20,24 @@ struct tending {
 
 u32 take_order(u64 *word, u32 id) {
     u64 now = __atomic_load_n(word, __ATOMIC_ACQUIRE), idle = (u64)id << 32;
-    do if (now >> 32 != id) return 0;
+    do if (now >> 32 != id || now == idle) return 0;
     while (!__atomic_compare_exchange_n(word, &now, idle, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
     return (u32)now;
+}
+
+/* Until we reap it, its number is its own, and so is its group's, which it leads from its setsid on. Before that it is in ours. */
+static void send_signal(u32 pid, int signum, int to_group) {
+    long whom = to_group && (u32)SYS(getpgid, pid) == pid ? -(long)pid : (long)pid;
+    SYS(kill, whom, signum);
 }
 
 /* What main has asked for since: sends the signals to `pid` (0: it has ended), returns the levels. */
 static u32 heed(u64 *orders, u32 id, u32 pid) {
     u32 asked = take_order(&orders[0], id);
-    for (int half = 0; half < 2; half++) {
-        u32 signals = take_order(&orders[1 + half], id);
-        for (int i = 0; pid && i < 32; i++) if (signals >> i & 1) SYS(kill, pid, half * 32 + i + 1);
+    for (int word = TO_COMMAND; word < ORDERS; word++) {
+        u32 signals = take_order(&orders[word], id);
+        int first = (word - TO_COMMAND) % 2 * 32 + 1;
+        for (int i = 0; pid && i < 32; i++) if (signals >> i & 1) send_signal(pid, first + i, word >= TO_GROUP);
     }
     return asked;
 }
@@ -66,7 +73,7 @@ void order_worker(struct slot *slot, u32 id, int word, u32 bits) {
 /* Takes a worker out of the brood; false where somebody else was first. */
 static int take_out(struct worker *worker, u32 state) {
     if (__atomic_load_n(&worker->state, __ATOMIC_ACQUIRE) != state) return 0;
-    for (int i = 0; i < 3; i++) __atomic_store_n(&worker->orders[i], 0, __ATOMIC_RELEASE);
+    for (int i = 0; i < ORDERS; i++) __atomic_store_n(&worker->orders[i], 0, __ATOMIC_RELEASE);
     return __atomic_compare_exchange_n(&worker->state, &state, VACANT, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 

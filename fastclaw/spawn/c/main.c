@@ -127,7 +127,7 @@ static long enter(struct slot *slot, u32 template, u32 id, u32 pid) {
     worker->pid = pid;
     worker->id = id;
     worker->level = 0;
-    for (int i = 0; i < 3; i++) __atomic_store_n(&worker->orders[i], (u64)id << 32, __ATOMIC_RELEASE);
+    for (int i = 0; i < ORDERS; i++) __atomic_store_n(&worker->orders[i], (u64)id << 32, __ATOMIC_RELEASE);
     __atomic_store_n(&worker->state, ASKED, __ATOMIC_SEQ_CST);
     if (at == brood->used) __atomic_store_n(&brood->used, at + 1, __ATOMIC_SEQ_CST);
     wake_brood(slot);
@@ -255,7 +255,7 @@ static void pass_on(struct control *asked, struct passed *passed) {
 /* Returns 0 for a frame that is none of ours, and for the wish to end. */
 static int obey(struct control *asked, long bytes, struct passed *passed) {
     if (bytes != (long)sizeof *asked) return 0;
-    u32 level, word;
+    u32 level, signum;
     switch (asked->op) {
     case GROW:
         if (asked->a > MAX_KEEPERS) return 0;
@@ -267,9 +267,9 @@ static int obey(struct control *asked, long bytes, struct passed *passed) {
         listen_for(asked);
         return 1;
     case SIGNAL:
-        if (asked->a < 1 || asked->a > 64) return 0;
-        word = 1 + (asked->a > 32);
-        leave_for(asked, (int)word, 1u << (asked->a - 1) % 32);
+        signum = asked->a & ~SIGNAL_GROUP;
+        if (signum < 1 || signum > 64) return 0;
+        leave_for(asked, (asked->a & SIGNAL_GROUP ? TO_GROUP : TO_COMMAND) + (signum > 32), 1u << (signum - 1) % 32);
         return 1;
     case END:
         level = asked->a;
@@ -326,7 +326,7 @@ static void bury(struct slot *slot) {
     if (slot->id || slot->is_lost) strays = 1; /* it stays until what is left is gone: then it is told */
     slot->pid = 0;
     batches[slot->batch].users--;
-    for (int k = 0; k < 3; k++) slot->orders[k] = 0;
+    for (int k = 0; k < ORDERS; k++) slot->orders[k] = 0;
     keepers--;
 }
 

@@ -145,7 +145,7 @@ static void take_slot(struct slot *slot, struct start *request) {
     slot->used = (struct rusage){0};
     slot->total[0] = slot->total[1] = 0;
     STORE_TO(&slot->meet, 0);
-    for (int i = 0; i < 3; i++) __atomic_store_n(&slot->orders[i], (u64)request->id << 32, __ATOMIC_RELEASE);
+    for (int i = 0; i < ORDERS; i++) __atomic_store_n(&slot->orders[i], (u64)request->id << 32, __ATOMIC_RELEASE);
     STORE_TO(&slot->wishes, (u64)request->id << 32);
     STORE_TO(&slot->id, request->id);
 }
@@ -177,7 +177,7 @@ static void give_slot_back(struct slot *slot, int inbox) {
     for (u32 meet; !((meet = LOAD_OF(&slot->meet)) & MEET_DONE);) park(&slot->meet, meet, -1);
     empty_inbox(slot, inbox);
     ((struct start *)(slot->memory + PUMP_STACK))->op = 0; /* see tell_lost_idle */
-    for (int i = 0; i < 3; i++) __atomic_store_n(&slot->orders[i], 0, __ATOMIC_RELEASE);
+    for (int i = 0; i < ORDERS; i++) __atomic_store_n(&slot->orders[i], 0, __ATOMIC_RELEASE);
     STORE_TO(&slot->wishes, 0);
     STORE_TO(&slot->id, 0);
 }

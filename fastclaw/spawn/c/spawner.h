@@ -124,6 +124,7 @@ enum {
 };
 enum { W_CONFINE = 1 };
 enum { STEP_REQUEST = 1, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT };
+enum { SIGNAL_GROUP = 256 }; /* with a SIGNAL's number: to the whole process group */
 enum { LEVEL_TERM = 1, LEVEL_KILL = 2, LEVEL_FINISH = 4 }; /* the last: a worker has ended, whose streams this is */
 enum { WITH_EMPTY = 1, WITH_FREE = 2, INCOMPLETE = 4, LIMITED = 8, OVERLOADED = 16 }; /* what goes along with EXITED and DONE */
 
@@ -166,21 +167,24 @@ enum {
 
 enum { WISH_RELEASE = 1, WISH_CUT = 2, WISH_LOOK = 4, WISH_RESIZE = 8 };
 
+/* What main asks of a keeper: in each word the request's id in the upper half; in the lower one the levels, then signals 1-32 and 33-64
+ * to the command, then those to its process group. */
+enum { ORDERS = 5, TO_COMMAND = 1, TO_GROUP = 3 };
+
 /* A template's workers. Main enters them (FREE to ASKED), whoever takes one out again does so by its state; all else is
  * the keeper's. `asked`: main has written something. Mapped for a slot's first worker, and kept. */
 enum { VACANT, ASKED, KEPT, GONE };
-struct worker { u32 pid, id, state, level; u64 orders[3]; };
+struct worker { u32 pid, id, state, level; u64 orders[ORDERS]; };
 struct brood { u32 used, asked; struct worker workers[MAX_BROOD]; };
 
-/* `child`: the command, from its birth. `orders`: the request's id in the upper half; in the lower the levels, then signals
- * 1-32, then 33-64. `wishes`: the same for its pump; `window`: of a terminal, rows and columns. `touching`: odd while the pump
+/* `child`: the command, from its birth. `wishes`: as `orders`, for its pump; `window`: of a terminal, rows and columns. `touching`: odd while the pump
  * is in a call that a command can hold up. `inbox`: where main and its keeper reach the pump, by the batch's mail; `posted`,
  * `heard`: how many messages so far. `forks`: where others reach the pump of a template. `client`, `looked`, `looked_at`,
  * `is_nudged`, `is_lost`: main's alone. */
 struct slot {
     u32 pid, pump, id, child, error, step, flags, meet, touching, looked, drain_ms, retired, is_made, takes_requests;
     u32 batch, posted, heard, is_lost;
-    u64 orders[3], total[2], counted, wishes, looked_at; /* counted: of a run in `collected_bytes` */
+    u64 orders[ORDERS], total[2], counted, wishes, looked_at; /* counted: of a run in `collected_bytes` */
     int status, client[2], is_nudged;
     u32 client_id[2], window;
     struct rusage used;

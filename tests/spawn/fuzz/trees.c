@@ -137,9 +137,12 @@ long look_for_any(void) {
 }
 
 long send_signal(long pid, long signum) {
-    if (pid <= 0) fail("signal %ld goes to %ld, which is a group", signum, pid);
+    int is_group = pid < 0;
+    if (pid == 0 || pid == -1) fail("signal %ld goes to %ld, which is everybody", signum, pid);
+    if (is_group) pid = -pid; /* its leader stands for all of it */
     for (int i = 0; i < fiber_count; i++)
         if (fibers[i].pid == pid && !fibers[i].is_over) {
+            if (is_group) fail("signal %ld goes to a group of ours", signum);
             if (signum == SIGKILL) kill_fiber(&fibers[i]);
             else fibers[i].pending |= bit((int)signum);
             return 0;
