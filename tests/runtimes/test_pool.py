@@ -215,6 +215,21 @@ async def test_a_timeout_kills_and_says_so() -> None:
             assert (await pool.wait(result.process_id, None)).reason == "timeout"
 
 
+async def test_one_that_ends_itself_at_its_time_limit_keeps_its_exit_code() -> None:
+    """mastra-ai/mastra#24406: who sees 0 must not take it for a success. TERM came, and it tidied up."""
+    lane = ScriptedLane()
+    async with a_pool(lane) as pool:
+        result = await pool.exec(request(timeout_ms=10))
+        lane.processes[0].may_end.clear()
+        async with asyncio.timeout(5):
+            while not lane.processes[0].graces:  # noqa: ASYNC110 - its time is over
+                await asyncio.sleep(0.001)
+        lane.processes[0].end(exit_code=0)
+        record = await pool.wait(result.process_id, None)
+        assert (record.exit_code, record.reason) == (0, "timeout")
+        lane.processes[0].may_end.set()
+
+
 async def test_a_client_that_leaves_kills_where_that_was_asked_for() -> None:
     lane = ScriptedLane()
     async with a_pool(lane) as pool:
