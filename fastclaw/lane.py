@@ -15,7 +15,9 @@ streams are the lane's then, and `LaneProcess.collected` brings what came of the
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct, field
@@ -73,13 +75,62 @@ class StartSpec(Struct, frozen=True, kw_only=True):
         return {**self.base_env, **self.env, **self.marker}
 
 
-class ExitStatus(Struct, frozen=True, kw_only=True):
-    """How the command itself ended, as the lane learnt it. At most one of `exit_code` and `signal` is set."""
+class OomKills(NamedTuple):
+    """What the kernel's out-of-memory killer did in an environment while a command lived.
 
-    reason: Literal["exited", "signaled", "container_gone", "unknown"]
+    Parameters:
+        kills: how many processes it killed.
+        memory: `limit_bytes` and `peak_bytes` of the environment, where they are known.
+    """
+
+    kills: int
+    memory: dict[str, int]
+
+
+class ExitStatus(Struct, frozen=True, kw_only=True):
+    """How the command itself ended, as the lane learnt it. At most one of `exit_code` and `signal` is set.
+
+    Parameters:
+        reason: `oom` where it was killed itself, and the out-of-memory killer was at work.
+        ooms: what that killed in the command's life; None: nothing, as far as is known.
+    """
+
+    reason: Literal["exited", "signaled", "oom", "container_gone", "unknown"]
     exit_code: int | None = None
     signal: int | None = None
     usage: dict[str, int] | None = None
+    ooms: OomKills | None = None
+
+
+class Memory(Protocol):
+    """An environment's memory: `transport.cgroups.MemoryWatch`."""
+
+    def mark(self) -> int:
+        """What a command begins with."""
+
+    def since(self, mark: int, is_killed: bool) -> OomKills | None:
+        """What was killed since then. `is_killed`: the command has ended as one that was, or whose child was."""
+
+
+Ooms = Callable[[bool], OomKills | None]
+"""What was killed for want of memory in a command's life. Told whether it has ended as one that was killed, or whose
+child was."""
+
+
+def ooms_from_now(memory: Memory | None) -> Ooms:
+    """For a command that begins now. `memory`: of its environment; None: nothing of it is to be seen."""
+    if memory is None:
+        return _never
+    return functools.partial(memory.since, memory.mark())
+
+
+def _never(is_killed: bool) -> None:
+    return None
+
+
+SIGKILLED = 9
+KILLED_CODE = 128 + SIGKILLED
+"""What a shell, or an engine, makes of somebody who was killed."""
 
 
 class Collection(Struct, frozen=True, kw_only=True):

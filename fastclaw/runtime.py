@@ -13,7 +13,7 @@ from fastclaw import limits
 from fastclaw.errors import InvalidParams, MethodNotFound
 
 OnDisconnect = Literal["eof", "hold", "kill"]
-ExitReason = Literal["exited", "signaled", "killed", "timeout", "container_gone", "unknown"]
+ExitReason = Literal["exited", "signaled", "killed", "timeout", "oom", "container_gone", "unknown"]
 HealthWord = Literal["healthy", "degraded", "unhealthy"]
 Orphans = Literal["keep", "kill"]
 """What becomes of what a command leaves running when it ends."""
@@ -160,6 +160,9 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
         timings: microseconds, integers, by phase.
         usage: `user_us`, `system_us`, `max_rss_kb`; None where the lane cannot tell.
         gap: present and True when a client left output unread in its socket, which is lost.
+        oom_kills: present where the kernel's out-of-memory killer was at work in the environment during its life: how
+            many processes of the environment it killed.
+        memory: with `oom_kills`: `limit_bytes` and `peak_bytes` of the environment, where they are known.
     """
 
     process_id: str
@@ -170,6 +173,8 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
     timings: dict[str, int] = field(default_factory=dict)
     usage: dict[str, int] | None = None
     gap: bool | UnsetType = UNSET
+    oom_kills: int | UnsetType = UNSET
+    memory: dict[str, int] | UnsetType = UNSET
 
 
 class RunResult(ExitRecord, frozen=True, kw_only=True):

@@ -57,6 +57,7 @@ LAYERS: dict[str, list[str]] = {
         "verdict",
     ],
     "transport": [
+        "cgroups",
         "child",
         "outbox",
         "watcher",

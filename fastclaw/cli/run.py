@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import click
+from msgspec import UNSET
 
 from fastclaw.cli.options import runtime_options
 from fastclaw.cli.passthrough import feed_stdin, own_streams, pass_on
@@ -190,6 +191,10 @@ class _Ending:
 
 
 def _exit_code(record: ExitRecord) -> int:
+    if record.reason == "oom":
+        memory = {} if record.memory is UNSET else record.memory
+        limit = f"; the limit is {memory['limit_bytes']} bytes" if "limit_bytes" in memory else ""
+        click.echo(f"fastclaw: the command was killed: out of memory{limit}", err=True)
     if record.signal is not None:
         return _SIGNALLED + record.signal
     if record.exit_code is None:

@@ -17,6 +17,7 @@ class Ran(Struct, frozen=True, kw_only=True):
 
     Parameters:
         exit_code, signal, reason, timings, usage: as in the exit record.
+        oom_kills, memory: as in the exit record; 0 and nothing where they are not in it.
         stdout, stderr: what is given of its output: nothing for a key whose run was answered before.
         dropped: bytes of `stdout` and `stderr` that are not given.
         gap_at: after which byte of a stream its missing middle was, for each stream that lacks it.
@@ -29,6 +30,8 @@ class Ran(Struct, frozen=True, kw_only=True):
     reason: ExitReason | None
     timings: dict[str, int]
     usage: dict[str, int] | None
+    oom_kills: int
+    memory: dict[str, int]
     stdout: bytes
     stderr: bytes
     dropped: dict[str, int]
@@ -49,6 +52,8 @@ def ran_of(result: RunResult) -> Ran:
         reason=result.reason,
         timings=result.timings,
         usage=result.usage,
+        oom_kills=0 if result.oom_kills is UNSET else result.oom_kills,
+        memory={} if result.memory is UNSET else result.memory,
         stdout=_bytes(result.stdout, result.stdout_base64),
         stderr=_bytes(result.stderr, result.stderr_base64),
         dropped=result.dropped,

@@ -10,7 +10,7 @@ from fastclaw.conformance.check_kill import TIDY, ready
 from fastclaw.conformance.registry import proves
 from fastclaw.conformance.rig import Rig, Session, drain, expect, read_exactly
 
-REASONS = ("exited", "signaled", "killed", "timeout", "container_gone", "unknown")
+REASONS = ("exited", "signaled", "killed", "timeout", "oom", "container_gone", "unknown")
 USAGE = ("user_us", "system_us", "max_rss_kb")
 
 

@@ -108,6 +108,8 @@ def result_of(record: ExitRecord, collected: Collected, keep: Keep) -> RunResult
         timings=record.timings,
         usage=record.usage,
         gap=record.gap,
+        oom_kills=record.oom_kills,
+        memory=record.memory,
         stdout=out.text,
         stderr=err.text,
         stdout_base64=out.encoded,

@@ -21,7 +21,7 @@ from fastclaw.engine.remote_tree import RemoteTree
 from fastclaw.engine.rest_process import EndTree, RestProcess
 from fastclaw.engine.start_proof import Started, prove
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import Collection, Grace, Lane, LaneProcess, StartSpec
+from fastclaw.lane import Collection, Grace, Lane, LaneProcess, Memory, StartSpec, ooms_from_now
 from fastclaw.limits import (
     ABANDONED_KILL_MS,
     ABANDONED_START_MS,
@@ -44,6 +44,10 @@ class Lease(Protocol):
     @property
     def container(self) -> str:
         """Its full id."""
+
+    @property
+    def memory(self) -> Memory | None:
+        """What becomes of its memory, where that is to be seen."""
 
     def give_back(self) -> None:
         """The exec is over, or did not come about. Called once."""
@@ -106,7 +110,7 @@ class RestLane(Lane):
         _refuse_impossible(spec)
         lease = self._containers.take(shard)
         try:
-            process = await self._start_in(lease.container, spec)
+            process = await self._start_in(lease, spec)
         except BaseException as error:
             lease.give_back()
             if isinstance(error, ExecFailed) and error.reason == "container_gone":
@@ -125,8 +129,8 @@ class RestLane(Lane):
             raise
         return process
 
-    async def _start_in(self, container: str, spec: StartSpec) -> RestProcess:
-        launch = _Launch(self, spec, container, self._tree_ender(container))
+    async def _start_in(self, lease: Lease, spec: StartSpec) -> RestProcess:
+        launch = _Launch(self, spec, lease, self._tree_ender(lease.container))
         task = asyncio.get_running_loop().create_task(launch.run(), name=f"start of {spec.process_id}")
         try:
             return await asyncio.shield(task)
@@ -163,13 +167,14 @@ class RestLane(Lane):
 class _Launch:
     """One start under way."""
 
-    __slots__ = ("_abandoned", "_container", "_end_tree", "_lane", "_may_run", "_spec")
+    __slots__ = ("_abandoned", "_container", "_end_tree", "_lane", "_may_run", "_ooms", "_spec")
 
-    def __init__(self, lane: RestLane, spec: StartSpec, container: str, end_tree: EndTree) -> None:
+    def __init__(self, lane: RestLane, spec: StartSpec, lease: Lease, end_tree: EndTree) -> None:
         self._lane = lane
         self._end_tree = end_tree
         self._spec = spec
-        self._container = container
+        self._container = lease.container
+        self._ooms = ooms_from_now(lease.memory)
         self._abandoned = False
         self._may_run = False
 
@@ -255,7 +260,8 @@ class _Launch:
                 raise ExecFailed(f"no pipes for the process: {error.strerror}", "io_error") from error
             raise
         lane = self._lane
-        process = RestProcess(lane._calls, self._container, session, self._spec.process_id, started, self._end_tree)
+        marker = self._spec.process_id
+        process = RestProcess(lane._calls, self._container, session, marker, started, self._end_tree, self._ooms)
         process.stdout_fd, stdout, process.stderr_fd, stderr = pipes[:4]
         stdin, process.stdin_fd = pipes[4:] or (None, None)
         if direct is not None:

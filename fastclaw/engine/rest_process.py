@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastclaw.engine.exec_calls import ExecCalls, SessionGone
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import ExitStatus, Grace
+from fastclaw.lane import KILLED_CODE, ExitStatus, Grace
 from fastclaw.limits import ENGINE_DRAIN_MS, EXIT_POLL_MS, EXIT_SETTLE_MS, GONE_LOOKS_MS, PUMP_LOOK_MS, TREE_DEADLINE_MS
 from fastclaw.transport.collector import Collector
 from fastclaw.transport.pidfd import send_signal, wait_status
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from fastclaw.engine.attached import Attached
     from fastclaw.engine.start_proof import Started
-    from fastclaw.lane import Collected, Collection, Owner, Streams
+    from fastclaw.lane import Collected, Collection, Ooms, Owner, Streams
     from fastclaw.runtime import OnDisconnect
     from fastclaw.transport.collector import OutputBudget
     from fastclaw.transport.listener import ProcessSockets
@@ -71,11 +71,13 @@ class RestProcess(PipedProcess):
         "_look",
         "_loop",
         "_marker",
+        "_ooms",
         "_orphans",
         "_owner",
         "_pid",
         "_pidfd",
         "_session",
+        "_was_killed",
         "collected",
         "exited",
         "on_closed",
@@ -88,7 +90,14 @@ class RestProcess(PipedProcess):
     )
 
     def __init__(
-        self, calls: ExecCalls, container: str, session: str, marker: str, started: Started, end_tree: EndTree
+        self,
+        calls: ExecCalls,
+        container: str,
+        session: str,
+        marker: str,
+        started: Started,
+        end_tree: EndTree,
+        ooms: Ooms,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._calls = calls
@@ -98,7 +107,8 @@ class RestProcess(PipedProcess):
         self._end_tree = end_tree
         self._pid = started.pid
         self._pidfd = -1 if started.pidfd is None else started.pidfd
-        self._ended_by_us = False
+        self._ended_by_us = self._was_killed = False
+        self._ooms = ooms
         self._eof = asyncio.Event()
         self._learning: asyncio.Task[None] | None = None
         self._orphans: asyncio.Task[None] | None = None
@@ -236,7 +246,8 @@ class RestProcess(PipedProcess):
                 self._learn()  # else the end of the stream will tell
             return
         signum = status & 0x7F
-        if signum == signal.SIGKILL and not self._ended_by_us:
+        self._was_killed = signum == signal.SIGKILL
+        if self._was_killed and not self._ended_by_us:
             self._learn()
         else:
             self._settle_code(128 + signum if signum else status >> 8)
@@ -262,7 +273,7 @@ class RestProcess(PipedProcess):
         with suppress(ExecFailed, SessionGone):
             code = await self._ask_code()
         if code in (None, 128 + signal.SIGKILL) and not self._ended_by_us and await self._container_gone():
-            self._settle(ExitStatus(reason="container_gone"))
+            self._settle(ExitStatus(reason="container_gone", ooms=self._ooms(True)))
         elif code is None and self._killed_for_sure():
             self._settle_code(128 + signal.SIGKILL)
         elif code is None:
@@ -290,8 +301,10 @@ class RestProcess(PipedProcess):
 
     def _killed_for_sure(self) -> bool:
         """The kernel says SIGKILL: no need to wait until the engine has noticed."""
-        status = wait_status(self._pidfd, self._pid) if self._pidfd >= 0 else None
-        return status is not None and status & 0x7F == signal.SIGKILL
+        if not self._was_killed and self._pidfd >= 0:
+            status = wait_status(self._pidfd, self._pid)
+            self._was_killed = status is not None and status & 0x7F == signal.SIGKILL
+        return self._was_killed
 
     async def _container_gone(self) -> bool:
         """Asked more than once: a container's processes are gone a moment before the engine says that it is."""
@@ -305,7 +318,9 @@ class RestProcess(PipedProcess):
         return False
 
     def _settle_code(self, code: int) -> None:
-        self._settle(ExitStatus(reason="exited", exit_code=code))
+        ooms = self._ooms(code == KILLED_CODE)
+        is_victim = ooms is not None and code == KILLED_CODE and self._killed_for_sure()
+        self._settle(ExitStatus(reason="oom" if is_victim else "exited", exit_code=code, ooms=ooms))
 
     def _settle(self, status: ExitStatus) -> None:
         if not self.exited.done():

@@ -15,8 +15,10 @@ from typing import Any, Protocol
 from fastclaw import limits
 from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.engine.monitors import end_monitors
+from fastclaw.engine.pids_limit import PidsLimit
 from fastclaw.errors import FastclawError, StartFailed
 from fastclaw.transport import procfs
+from fastclaw.transport.cgroups import MemoryWatch, group_of
 
 _PROC = Path("/proc")
 
@@ -52,6 +54,7 @@ class Shard:
         alive: as far as is known.
         started_at: when it came up, on the loop's clock.
         has_execs: the engine starts what runs in it, and monitors it.
+        memory: what becomes of its memory, where its processes are this host's.
     """
 
     has_execs = True
@@ -75,6 +78,8 @@ class Shard:
         self.is_local = False
         self.alive = False
         self.started_at = 0.0
+        self.memory: MemoryWatch | None = None
+        self._pids: PidsLimit | None = None
 
     async def start(self) -> None:
         """Create and start it.
@@ -138,6 +143,8 @@ class Shard:
             return
         self.is_local = True
         self._pidfd = pidfd
+        self.memory = MemoryWatch(group_of(init, "memory"))
+        self._pids = PidsLimit(init, self._commands_pids)
         asyncio.get_running_loop().add_reader(pidfd, self.mark_dead)
 
     def _is_ours(self, init: int) -> bool:
@@ -145,6 +152,16 @@ class Shard:
             return self.container in (_PROC / str(init) / "cgroup").read_text(encoding="utf-8")
         except OSError:
             return False
+
+    @property
+    def _commands_pids(self) -> int:
+        """Processes that its commands may have."""
+        return int(self._spec["resource_limits"]["pids"]["limit"])
+
+    def limits(self) -> dict[str, dict[str, int]]:
+        """For `health`: each limit, and how often it was hit."""
+        memory = {} if self.memory is None else {"memory": self.memory.health()}
+        return memory if self._pids is None else {**memory, "pids": self._pids.health()}
 
     def mark_dead(self) -> None:
         """The container has ended. Idempotent."""
@@ -160,6 +177,8 @@ class Shard:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
+        if self.memory is not None:
+            self.memory.close()
 
     async def is_idle(self) -> bool:
         """Whether nothing but its init runs in it. A container that cannot be asked is taken for busy."""

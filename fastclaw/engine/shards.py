@@ -17,8 +17,12 @@ from fastclaw import limits
 from fastclaw.decisions.rotation import Rotation, revival_delay_s
 from fastclaw.engine.shard import Shard
 from fastclaw.errors import ExecFailed, FastclawError
+from fastclaw.lane import Memory
 
 logger = logging.getLogger(__name__)
+
+
+_COUNTED = ("hits", "oom_kills")
 
 
 class Lease:
@@ -34,6 +38,11 @@ class Lease:
     def container(self) -> str:
         """Its full id."""
         return self._shard.container
+
+    @property
+    def memory(self) -> Memory | None:
+        """What becomes of its memory, where that is to be seen."""
+        return self._shard.memory
 
     def give_back(self) -> None:
         """The exec is over, or did not come about. Called once."""
@@ -84,6 +93,17 @@ class Shards:
     def counts(self) -> dict[str, int]:
         """For `health`: places, containers that take execs, containers in all."""
         return {"places": len(self._places), "usable": len(self.alive()), "containers": len(self._rotations)}
+
+    def limits(self) -> dict[str, dict[str, int]]:
+        """For `health`: the limits of each container in use, their peak, and how often they were hit in all of them."""
+        together: dict[str, dict[str, int]] = {}
+        for shard in self.alive():
+            for name, numbers in shard.limits().items():
+                total = together.setdefault(name, {})
+                for word, number in numbers.items():
+                    before = total.get(word, 0)
+                    total[word] = before + number if word in _COUNTED else max(before, number)
+        return together
 
     # --- up and down ---
 

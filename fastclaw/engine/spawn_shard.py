@@ -119,6 +119,14 @@ class SpawnShard(Shard, Home):
         if not self.spawner.alive:
             raise StartFailed("the container has ended while its templates came up")
 
+    @property
+    def _commands_pids(self) -> int:
+        return self._pids_limit
+
+    def _watch(self, init: int) -> None:
+        super()._watch(init)
+        self.spawner.memory = self.memory
+
     async def _accept(self, init: int) -> socket.socket:
         loop = asyncio.get_running_loop()
         try:

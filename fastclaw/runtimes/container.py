@@ -328,6 +328,7 @@ class ContainerRuntime(ManagedRuntime):
             "engine": self._engine,
             "rights": self._rights.health(),
             "containers": self._shards.counts() if self._shards else {},
+            "limits": self._shards.limits() if self._shards else {},
             "network": self._network.health() if self._network else {},
         }
 

@@ -226,6 +226,8 @@ class Process:
                 reason=self._reason(status),
                 timings=self._timings,
                 usage=status.usage,
+                oom_kills=UNSET if status.ooms is None else status.ooms.kills,
+                memory=UNSET if status.ooms is None else status.ooms.memory,
             )
         )
 

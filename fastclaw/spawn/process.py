@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import os
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fastclaw.decisions.run_answer import cut
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import Collected, ExitStatus, Grace, LaneProcess, Output
+from fastclaw.lane import KILLED_CODE, SIGKILLED, Collected, ExitStatus, Grace, LaneProcess, Output
 from fastclaw.protocol import spawner as frames
 from fastclaw.spawn import ending, refusals
 from fastclaw.spawn.streams import SpawnStreams
 
 if TYPE_CHECKING:
-    from fastclaw.lane import Collection, Owner, StartSpec, Streams
+    from fastclaw.lane import Collection, Memory, OomKills, Owner, StartSpec, Streams
     from fastclaw.protocol.program import Finding
     from fastclaw.runtime import OnDisconnect
     from fastclaw.transport.listener import ProcessSockets
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 
 class Orders(Protocol):
-    """What a spawner can be told about a process. `template`: whose worker it is, if it is one."""
+    """What a spawner can be told about a process. `template`: whose worker it is, if it is one.
+
+    Attributes:
+        memory: of the environment, where its limit is to be seen.
+    """
+
+    memory: Memory | None
 
     def signal(self, id: int, signum: int, place: int, template: int = 0, *, group: bool = False) -> None:
         """To the command itself, or to its process group."""
@@ -58,6 +64,7 @@ class SpawnProcess(LaneProcess):
         "_began",
         "_gone",
         "_has_begun",
+        "_mark",
         "_spec",
         "_store",
         "_streams",
@@ -99,6 +106,7 @@ class SpawnProcess(LaneProcess):
         self._streams: SpawnStreams | None = None
         self._gone: asyncio.Event | None = None
         self._asked_level = 0
+        self._mark = 0 if spawner.memory is None else spawner.memory.mark()
 
     def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Watcher, on_disconnect: OnDisconnect) -> Streams:
         self._streams = SpawnStreams(self, owner, sockets, watcher, on_disconnect)
@@ -139,11 +147,17 @@ class SpawnProcess(LaneProcess):
         """The command itself has ended. So it had begun, whatever was said of that."""
         self.on_started()
         usage = {"user_us": user_us, "system_us": system_us, "max_rss_kb": max_rss_kb}
-        signum = wait_status & 0x7F
+        signum, code = wait_status & 0x7F, wait_status >> 8
+        ooms = self._ooms(signum == SIGKILLED or code == KILLED_CODE)
         if signum:
-            self._exit(ExitStatus(reason="signaled", signal=signum, usage=usage))
+            reason: Literal["oom", "signaled"] = "oom" if ooms and signum == SIGKILLED else "signaled"
+            self._exit(ExitStatus(reason=reason, signal=signum, usage=usage, ooms=ooms))
         else:
-            self._exit(ExitStatus(reason="exited", exit_code=wait_status >> 8, usage=usage))
+            self._exit(ExitStatus(reason="exited", exit_code=code, usage=usage, ooms=ooms))
+
+    def _ooms(self, is_killed: bool) -> OomKills | None:
+        memory = self.spawner.memory
+        return None if memory is None else memory.since(self._mark, is_killed)
 
     def on_store(self, fd: int) -> None:
         """A run has more output than goes along with its end; `fd` is taken over."""
@@ -198,7 +212,7 @@ class SpawnProcess(LaneProcess):
         self._fail(error)
         if self._streams is not None:
             self._streams.on_lost()
-        self._exit(ExitStatus(reason="container_gone"))
+        self._exit(ExitStatus(reason="container_gone", ooms=self._ooms(True)))
         self.is_free = True
         self.on_gone()
 

@@ -23,7 +23,7 @@ from fastclaw.transport.outbox import Outbox, close_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fastclaw.lane import Grace
+    from fastclaw.lane import Grace, Memory
     from fastclaw.spawn.process import SpawnProcess
 
 _ALL = 0
@@ -122,6 +122,7 @@ class Spawner:
     Attributes:
         hello: what it said of itself.
         alive: whether it takes requests.
+        memory: of what it is in, for how its processes end; None where that is not to be seen.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Spawner:
     ) -> None:
         self.hello = hello
         self.alive = True
+        self.memory: Memory | None = None
         self._control, self._channel, self._on_end, self._on_growth = control, channel, on_end, on_growth
         self._loop = asyncio.get_running_loop()
         self._orders, self._requests = Outbox(control, self._loop), Outbox(channel, self._loop)

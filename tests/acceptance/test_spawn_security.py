@@ -500,7 +500,7 @@ async def test_who_takes_all_memory_is_the_one_who_dies(engine_service: EngineSe
     async with served(engine_service, workspace, memory_bytes=64 * limits.MIB) as box:
         async with await box.start("sleep", "1000") as neighbour, await box.start(PROGRAM, "hog", "256") as hog:
             record = await ended(hog)
-            assert (record.signal, record.reason) == (9, "signaled")
+            assert (record.signal, record.reason) == (9, "oom")
             assert (await neighbour.wait(0)).state == "running"
             await killed(neighbour)
         assert await box.works()
@@ -514,7 +514,8 @@ async def test_who_makes_the_spawner_the_first_victim_ends_the_container_and_not
     script = f"echo 1000 > /proc/1/oom_score_adj; for i in 1 2 3 4 5 6 7 8; do {PROGRAM} hog 12 & done; wait"
     async with served(engine_service, workspace, memory_bytes=64 * limits.MIB) as box:
         async with await box.start("sleep", "1000", user=OTHER) as neighbour, await box.start("sh", "-c", script):
-            assert (await ended(neighbour)).reason == "container_gone"
+            record = await ended(neighbour)
+            assert (record.reason, record.oom_kills) == ("container_gone", 1)
         async with asyncio.timeout(WAIT_S):
             while not await is_back(box):  # noqa: ASYNC110 - the client hears of a new container by asking
                 await asyncio.sleep(limits.REVIVE_FIRST_MS / 1000)

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fastclaw.cli.run import _exit_code as exit_code_of
 from fastclaw.limits import SHUTDOWN_TIMEOUT_MS
+from fastclaw.runtime import ExitRecord
 from fastclaw.transport import procfs
 from fastclaw.transport.listener import SocketDirectory
 from tests.cli.programs import DEADLINE_S, FASTCLAW, Call, assert_one_line, fastclaw
@@ -499,3 +501,11 @@ def test_all_of_the_last_output_comes_through_a_slow_reader(local: Runner) -> No
         assert process.stdout is not None
         assert len(process.stdout.read()) == 300_000
         assert process.wait(DEADLINE_S) == 0
+
+
+def test_out_of_memory_is_said_beside_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    """decocms/studio PR 6059: 137 and no word."""
+    memory = {"limit_bytes": 64, "peak_bytes": 60}
+    told = ExitRecord(process_id="p", state="exited", signal=9, reason="oom", oom_kills=1, memory=memory)
+    assert exit_code_of(told) == 128 + signal.SIGKILL
+    assert capsys.readouterr().err == "fastclaw: the command was killed: out of memory; the limit is 64 bytes\n"

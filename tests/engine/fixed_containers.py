@@ -8,6 +8,7 @@ class FixedLease:
 
     def __init__(self, container: str) -> None:
         self.container = container
+        self.memory = None
 
     def give_back(self) -> None:
         """Nothing to do."""

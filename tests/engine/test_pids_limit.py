@@ -10,7 +10,6 @@ import pytest
 
 from fastclaw.client import RuntimeClient
 from fastclaw.decisions.container import spawner_pids
-from fastclaw.engine import pids_limit
 from fastclaw.engine.pids_limit import PidsLimit
 from fastclaw.errors import ExecFailed
 
@@ -29,23 +28,6 @@ def make(root: Path, *parts: str, limit: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pids.max").write_text(f"{limit}\n")
     return folder / "pids.max"
-
-
-def test_the_nearest_limit_that_is_a_number_counts(tmp_path: Path) -> None:
-    make(tmp_path, "a", limit="7")
-    wanted = make(tmp_path, "a", "b", limit="64")
-    make(tmp_path, "a", "b", "container", limit="max")
-    assert pids_limit._nearest(tmp_path, "/a/b/container") == wanted
-
-
-@pytest.mark.parametrize("path", ["/", "/nowhere", "/../a"])
-def test_none_is_found_outside(path: str, tmp_path: Path) -> None:
-    make(tmp_path, "a", limit="7")
-    assert pids_limit._nearest(tmp_path, path) is None
-
-
-def test_no_process_has_none(tmp_path: Path) -> None:
-    assert pids_limit.find(2**22 + 1, tmp_path) is None
 
 
 def test_what_cannot_be_written_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -77,4 +59,6 @@ async def test_commands_have_all_of_their_limit(engine_service: EngineService) -
 
         with pytest.raises(ExecFailed, match="no room for one more process"):
             await too_many()
+        told = (await runtime.health()).details["limits"]["pids"]
+        assert (told["limit"], told["hits"] > 0) == (LIMIT, True)
         await asyncio.gather(*(process.kill(0) for process in (*sleepers, last)))

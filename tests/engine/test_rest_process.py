@@ -20,7 +20,7 @@ from fastclaw.engine.rest import RestLane
 from fastclaw.engine.rest_process import RestProcess
 from fastclaw.engine.start_proof import Started
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import ExitStatus, Grace
+from fastclaw.lane import ExitStatus, Grace, ooms_from_now
 from fastclaw.transport import pidfd
 from fastclaw.transport.listener import SocketDirectory
 from fastclaw.transport.proctree import end_tree
@@ -343,7 +343,7 @@ def _assemble(engine: FakeEngine, ours: socket.socket, started: Started) -> Rest
         assert root_pid is not None
         os.kill(root_pid, signal.SIGKILL)
 
-    process = RestProcess(engine.calls, "c", "5e55", "m", started, kill)
+    process = RestProcess(engine.calls, "c", "5e55", "m", started, kill, ooms_from_now(None))
     process.stdout_fd, stdout = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     process.stderr_fd, stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     process.attach(Attached(ours, b"", None, stdout, stderr, process.on_stream_end), ended=started.ended)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.errors import ExecFailed
-from fastclaw.lane import Collection, ExitStatus, Grace, Output, StartSpec
+from fastclaw.lane import Collection, ExitStatus, Grace, OomKills, Output, StartSpec
 from fastclaw.protocol import spawner as frames
 from fastclaw.spawn.process import SpawnProcess
 from tests.balance import open_descriptors
 from tests.spawn.fake_spawner import outputs
 
 if TYPE_CHECKING:
+    from fastclaw.lane import Memory
     from fastclaw.runtime import Keep
 
 USAGE = {"user_us": 1, "system_us": 2, "max_rss_kb": 3}
@@ -26,6 +27,8 @@ PLACE = 5
 
 class Recorder:
     """In a spawner's place: remembers what it is told to do."""
+
+    memory: Memory | None = None
 
     def __init__(self) -> None:
         self.orders: list[tuple[object, ...]] = []
@@ -96,6 +99,36 @@ async def test_a_refusal_is_the_start_s(process: SpawnProcess) -> None:
     assert raised.value.reason == "bad_working_dir"
     assert process.is_gone
     assert process.is_free
+
+
+class Shortage:
+    """An environment in which so many are killed between a command's begin and its end."""
+
+    def __init__(self, kills: int) -> None:
+        self._kills = kills
+
+    def mark(self) -> int:
+        return 5
+
+    def since(self, mark: int, is_killed: bool) -> OomKills | None:
+        assert mark == 5
+        return OomKills(self._kills, {"limit_bytes": 64}) if self._kills else None
+
+
+@pytest.mark.parametrize(
+    ("kills", "wait_status", "reason"),
+    [(1, 9, "oom"), (0, 9, "signaled"), (2, 15, "signaled"), (1, 137 << 8, "exited"), (1, 0, "exited")],
+    ids=["victim", "killed by somebody", "another signal", "its child", "a survivor"],
+)
+async def test_only_who_was_killed_itself_is_the_victim(
+    recorder: Recorder, kills: int, wait_status: int, reason: str
+) -> None:
+    """vm0-ai/vm0#20599, kubernetes/kubernetes#19825: out of memory looks like any other 137."""
+    recorder.memory = Shortage(kills)
+    process = SpawnProcess(recorder, 7, SPEC)
+    process.on_exited(wait_status, 1, 2, 3)
+    status = process.exited.result()
+    assert (status.reason, status.ooms) == (reason, OomKills(kills, {"limit_bytes": 64}) if kills else None)
 
 
 async def test_signals_go_out_until_it_has_ended(process: SpawnProcess, recorder: Recorder) -> None:
