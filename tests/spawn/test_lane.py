@@ -136,6 +136,7 @@ class Catcher:
     """In a spawner's place: keeps the one request that it is given."""
 
     has_room = True
+    memory = None
 
     def __init__(self) -> None:
         self.seen: Read
