@@ -21,7 +21,7 @@ help: ## show this list
 
 install: $(STAMP) ## make the virtual environment (VENV=.venv, PYTHON=python3)
 
-$(STAMP): pyproject.toml $(wildcard fastclaw/spawn/c/*) scripts/build_spawner.py
+$(STAMP): pyproject.toml $(wildcard fastclaw/spawn/c/*) scripts/build_spawner.py scripts/fastclaw
 	@scripts/make-venv "$(PYTHON)" "$(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

@@ -4,11 +4,9 @@ The names of the SDK are here, each imported with its first use: importing this 
 neither an engine's client nor an event loop nor the command line.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # that of `typing` costs more than all of this
 if TYPE_CHECKING:
     from fastclaw.errors import (
         ExecFailed,
@@ -72,7 +70,9 @@ __all__ = [
 _HOMES = ("fastclaw.runtime", "fastclaw.errors", "fastclaw.harness")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name in __all__:
         for home in _HOMES:
             if (found := getattr(import_module(home), name, None)) is not None:

@@ -101,6 +101,7 @@ LAYERS: dict[str, list[str]] = {
         "owner",
         "dirs",
         "id_ranges",
+        "choice",
         "podman_client",
         "image_files",
         "lifecycle",
@@ -196,6 +197,8 @@ LAYERS: dict[str, list[str]] = {
     ],
     "observe": ["histogram", "log"],
     "cli": [
+        "help",
+        "commands",
         "demo_round",
         "demo",
         "doctor",

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from fastclaw import limits
+from fastclaw import conformance, limits
 from fastclaw.cli.options import setting
-from fastclaw.conformance import BY_ID, VOCABULARIES, check
+from fastclaw.conformance import BY_ID, VOCABULARIES
 from fastclaw.transport import loop
 
 
@@ -21,7 +21,7 @@ def _known(context: click.Context, parameter: click.Parameter, ids: tuple[str, .
     return set(ids) or None
 
 
-@click.command(name="check", context_settings={"allow_interspersed_args": False})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--vocabulary", type=click.Choice(list(VOCABULARIES)), default="posix", show_default=True)
 @click.option("--only", multiple=True, metavar="ID", callback=_known, help="Check this promise only; may be repeated.")
 @click.option(
@@ -37,12 +37,12 @@ def _known(context: click.Context, parameter: click.Parameter, ids: tuple[str, .
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def check_command(
+def check(
     vocabulary: str, only: set[str] | None, extra: tuple[str, ...], jobs: int, as_json: bool, command: tuple[str, ...]
 ) -> None:
     """Check the runtime that COMMAND serves on its stdin and stdout."""
     options: dict[str, Any] = dict(setting(entry) for entry in extra)
-    report = loop.run(check(list(command), VOCABULARIES[vocabulary], options, only, jobs=jobs))
+    report = loop.run(conformance.check(list(command), VOCABULARIES[vocabulary], options, only, jobs=jobs))
     click.echo(report.to_json().decode() if as_json else report.to_text(), nl=False)
     if not report.ok:
         sys.exit(1)

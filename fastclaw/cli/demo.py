@@ -14,9 +14,9 @@ from rich.table import Table
 
 from fastclaw.cli.demo_round import Result, run_round
 from fastclaw.decisions.options import Options
+from fastclaw.engine.choice import why_no_engine
 from fastclaw.errors import FastclawError
 from fastclaw.runtimes.auto import RUNTIMES
-from fastclaw.runtimes.container import why_no_engine
 from fastclaw.transport import loop
 
 LOG_LINES = 10

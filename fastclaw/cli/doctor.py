@@ -23,12 +23,12 @@ from fastclaw.decisions.diagnosis import (
 )
 from fastclaw.decisions.options import Options
 from fastclaw.decisions.service import HostFacts, plan_service
+from fastclaw.engine.choice import engine_url
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
 from fastclaw.engine.host import host_facts
 from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.engine.service import ManagedService
 from fastclaw.errors import FastclawError
-from fastclaw.runtimes.container import engine_url
 from fastclaw.spawn.binary import find_spawner, why_no_spawner
 from fastclaw.transport import loop, splice
 from fastclaw.transport.host import host_limits, raise_file_limit

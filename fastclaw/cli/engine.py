@@ -7,12 +7,12 @@ import msgspec
 
 from fastclaw.decisions.options import Options
 from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
+from fastclaw.engine.choice import engine_url
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
 from fastclaw.engine.host import host_facts
 from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.engine.service import ManagedService
 from fastclaw.engine.standing import EngineStatus, engine_start, engine_status, engine_stop
-from fastclaw.runtimes.container import engine_url
 from fastclaw.transport import loop
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")

@@ -1,23 +1,12 @@
 """This terminal's stdin, stdout and stderr, passed to and from a process with backpressure in every direction."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from fastclaw.client import RemoteProcess
 from fastclaw.errors import IoError
 from fastclaw.transport.stdio import ByteSink, ByteSource, OwnedDescriptor
-
-
-def complete_standard_descriptors() -> None:
-    """Have fd 0, 1 and 2 stand for nothing where they are closed. To be called before anything else takes a descriptor:
-    an event loop's own would become stdin or stdout."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes `fd`, the lowest that is free
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, Self
 import click
 from msgspec import UNSET
 
+from fastclaw.cli.commands import NOT_STARTED
 from fastclaw.cli.options import runtime_options
 from fastclaw.cli.passthrough import feed_stdin, own_streams, pass_on
 from fastclaw.cli.terminal import follow_size, own_size, raw
@@ -22,9 +23,6 @@ from fastclaw.transport import loop
 
 _SHELL_CODES = {"not_found": 127, "permission_denied": 126, "not_executable": 126, "file_busy": 126}
 """What a shell would return for a command that does not start; podman exec does the same."""
-
-NOT_STARTED = 125
-"""What podman exec returns where the failure is not the command's; any other code may be the command's own."""
 
 _SIGNALLED = 128
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

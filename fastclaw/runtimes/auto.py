@@ -11,6 +11,7 @@ from msgspec import structs
 
 from fastclaw.decisions import lifecycle
 from fastclaw.decisions.options import read_options
+from fastclaw.engine.choice import why_no_engine
 from fastclaw.errors import InvalidParams, InvalidState
 from fastclaw.runtime import (
     ExecRequest,
@@ -24,14 +25,21 @@ from fastclaw.runtime import (
     RunRequest,
     RunResult,
 )
-from fastclaw.runtimes.container import ContainerRuntime, why_no_engine
 from fastclaw.runtimes.local import LocalRuntime
 from fastclaw.runtimes.memory import MemoryRuntime
 
 logger = logging.getLogger(__name__)
 
+
+def _podman() -> ProcessRuntime:
+    """Podman's client is loaded by who uses it: that takes as long as all the rest of `fastclaw serve`."""
+    from fastclaw.runtimes.container import ContainerRuntime
+
+    return ContainerRuntime()
+
+
 RUNTIMES: dict[str, Callable[[], ProcessRuntime]] = {
-    "podman": ContainerRuntime,
+    "podman": _podman,
     "local": LocalRuntime,
     "memory": MemoryRuntime,
 }

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +31,10 @@ from fastclaw.decisions.container import (
     spawner_pids,
 )
 from fastclaw.decisions.options import Options, no_templates
-from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service, why_not_url
-from fastclaw.engine.dirs import default_run_dir, default_state_dir
-from fastclaw.engine.host import host_facts, static_catatonit
+from fastclaw.decisions.service import DEFAULT_IMAGE
+from fastclaw.engine.choice import engine_url, own_plan, own_state_dir
+from fastclaw.engine.dirs import default_run_dir
+from fastclaw.engine.host import static_catatonit
 from fastclaw.engine.lifecycle import EngineLifecycle, EngineVersion
 from fastclaw.engine.monitors import end_monitors
 from fastclaw.engine.owner import boot_id, own_label, pid_namespace, start_time
@@ -43,7 +43,7 @@ from fastclaw.engine.service import ManagedService
 from fastclaw.engine.shard import Shard
 from fastclaw.engine.shards import Shards
 from fastclaw.engine.spawn_shard import SpawnShard, SpawnShards
-from fastclaw.errors import InvalidParams, StartFailed
+from fastclaw.errors import StartFailed
 from fastclaw.lane import Lane
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
 from fastclaw.runtimes.network import Network, open_network
@@ -66,31 +66,6 @@ TEMPLATE_MODULE = Path(__file__).parent.parent / "template.py"
 """Found without importing it: it is for other interpreters."""
 
 
-def engine_url(options: Options) -> str | None:
-    """The engine that the user named: `options.url`, else CONTAINER_HOST; None is one of our own.
-
-    Raises:
-        InvalidParams: it is of a form that is not spoken here.
-    """
-    url = options.url or os.environ.get("CONTAINER_HOST") or None
-    why = None if url is None else why_not_url(url)
-    if why is not None:
-        name = "$.options.url" if options.url else "CONTAINER_HOST"
-        raise InvalidParams(f"{name}: {why}", "unsupported", path="$.options.url")
-    return url
-
-
-def why_no_engine(options: Options) -> str | None:
-    """Why Podman cannot be used here, in one line; None where it can, as far as can be told without starting it."""
-    if engine_url(options) is not None:
-        return None
-    try:
-        _plan(options)
-    except StartFailed as error:
-        return str(error)
-    return None
-
-
 def why_not_spawn(url: str) -> str | None:
     """Why an engine's containers cannot have a spawner, in one line; None where they can, as far as can be told."""
     if not url.startswith("unix:"):
@@ -98,14 +73,6 @@ def why_not_spawn(url: str) -> str | None:
     if dumps_after_setuid():
         return "fs.suid_dumpable is 1, with which commands could read the spawner's memory; sysctl fs.suid_dumpable=0"
     return why_no_spawner()
-
-
-def _state_dir(options: Options) -> Path:
-    return Path(options.state_dir) if options.state_dir else default_state_dir()
-
-
-def _plan(options: Options) -> ServicePlan:
-    return plan_service(host_facts(_state_dir(options)), oci_runtime=options.oci_runtime, storage=options.storage)
 
 
 class ContainerRuntime(ManagedRuntime):
@@ -307,7 +274,7 @@ class ContainerRuntime(ManagedRuntime):
         return shards
 
     async def _own_engine(self, options: Options, setup: contextlib.AsyncExitStack) -> str:
-        self._service = service = ManagedService(_plan(options), _state_dir(options), default_run_dir())
+        self._service = service = ManagedService(own_plan(options), own_state_dir(options), default_run_dir())
         setup.push_async_callback(service.stop)
         await service.start()
         return service.url

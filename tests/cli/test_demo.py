@@ -11,7 +11,7 @@ from rich.console import Console
 from fastclaw.cli import demo
 from fastclaw.cli.demo_round import Leftovers, Percentiles, Result
 from fastclaw.decisions.options import Options
-from fastclaw.runtimes.container import why_no_engine
+from fastclaw.engine.choice import why_no_engine
 
 SMALL = ["--runtime", "local", "--workers", "3", "--lines", "2"]
 

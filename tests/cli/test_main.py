@@ -1,111 +1,96 @@
-"""How the commands end: exit codes, and errors of one line."""
+"""What is answered before anything is loaded, and what that costs."""
 
 from __future__ import annotations
 
 import os
-import signal
+import statistics
 import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import click
 import pytest
 
 from fastclaw import __version__
-from fastclaw.cli.main import cli
-from fastclaw.errors import StartFailed
-from tests.cli.programs import DEADLINE_S, FASTCLAW, Call, assert_one_line, fastclaw
+from fastclaw.cli.help import help_text
+from tests.cli.programs import DEADLINE_S, FASTCLAW, fastclaw
+
+if TYPE_CHECKING:
+    from tests.cli.programs import Call
+
+SCRIPT = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "fastclaw")]
+"""As it is installed, but for its first line."""
+
+ROUNDS = 21
+WITHIN = {
+    "--version": (SCRIPT, 1.5),
+    "--help": (SCRIPT, 2.5),
+    "-h": (FASTCLAW, 2.5),  # -m alone loads runpy, which is 1.6 by itself
+}
+"""The CPU time that each may take, in that of a Python that does nothing."""
 
 
 def test_version_and_help(call: Call) -> None:
-    assert call("--version").stdout.decode().strip().endswith(__version__)
-    assert set(cli.commands) == {"serve", "run", "doctor", "engine", "check", "demo"}
-    for name, command in cli.commands.items():
-        done = call(name, "--help")
-        assert done.returncode == 0
-        assert command.help
-        assert name.encode() + b" [OPTIONS]" in done.stdout
+    assert call("--version").stdout.decode() == f"fastclaw, version {__version__}\n"
+    assert call("--help").stdout == call("-h").stdout == help_text().encode() + b"\n"
 
 
-def test_without_a_command_there_is_help(call: Call) -> None:
-    done = call()
-    assert done.returncode == 2
-    assert b"Commands:" in done.stderr
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_click_says_the_same(call: Call, option: str) -> None:
+    """`--debug` is click's, and so is all that comes with it."""
+    assert call("--debug", option).stdout == call(option).stdout
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"], ["doctor", "--nonsense"], ["engine", "nonsense"]])
-def test_a_wrong_word_is_one_line_that_says_where_to_look(call: Call, arguments: list[str]) -> None:
-    done = call(*arguments)
-    assert (done.returncode, done.stdout) == (2, b"")
-    line = assert_one_line(done.stderr)
-    assert "nonsense" in line
-    assert line.endswith("--help")
+def cpu_s(command: list[str]) -> float:
+    nothing = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
+    pid = os.posix_spawn(command[0], command, os.environ, file_actions=[nothing])
+    _, status, used = os.wait4(pid, 0)
+    assert status == 0
+    return used.ru_utime + used.ru_stime
 
 
-@pytest.fixture
-def fail(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
-    """The command `doctor` raises what is put in here."""
-    errors: list[Exception] = []
-
-    @click.command()
-    def doctor() -> None:
-        raise errors[0]
-
-    monkeypatch.setitem(cli.commands, "doctor", doctor)
-    return errors
+def test_they_cost_little_more_than_python_itself() -> None:
+    commands = {"": [sys.executable, "-c", "pass"]} | {name: [*words, name] for name, (words, _) in WITHIN.items()}
+    took: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(ROUNDS):
+        for name, command in commands.items():
+            took[name].append(cpu_s(command))
+    floor = statistics.median(took[""])
+    ratios = {name: statistics.median(took[name]) / floor for name in WITHIN}
+    assert {name: ratio for name, ratio in ratios.items() if ratio > WITHIN[name][1]} == {}
 
 
-def test_an_error_of_ours_is_one_line(call: Call, fail: list[Exception]) -> None:
-    fail.append(StartFailed("no podman; install it", "engine_unavailable"))
-    done = call("doctor")
-    assert done.returncode == 1
-    assert assert_one_line(done.stderr) == "Error: start failed: no podman; install it"
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; from fastclaw.cli.main import main; sys.argv[1:] = {statement}\ntry: main()\n"
+    code += "except SystemExit: pass\nprint(*sys.modules, file=sys.stderr)"
+    return set(fastclaw(code, command=[sys.executable, "-c"]).stderr.decode().split())
 
 
-def test_a_bug_is_one_line_that_says_how_to_see_more(call: Call, fail: list[Exception]) -> None:
-    fail.append(KeyError("x"))
-    done = call("doctor")
-    assert done.returncode == 1
-    assert assert_one_line(done.stderr) == "Error: KeyError: 'x'; fastclaw --debug shows where"
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
+def test_they_load_nothing(arguments: list[str]) -> None:
+    loaded = loaded_by(repr(arguments))
+    assert loaded.isdisjoint({"re", "typing", "click", "asyncio", "podman", "rich", "uvloop", "importlib.metadata"})
+    ours = {name for name in loaded if name.partition(".")[0] == "fastclaw"}
+    assert ours == {"fastclaw", "fastclaw.cli", "fastclaw.cli.main", "fastclaw.cli.help"}
 
 
-@pytest.mark.parametrize("error", [StartFailed("no podman"), KeyError("x")])
-def test_debug_lets_it_through(call: Call, fail: list[Exception], error: Exception) -> None:
-    fail.append(error)
-    with pytest.raises(type(error)):
-        call("--debug", "doctor")
+@pytest.mark.parametrize("arguments", [["serve", "--runtime=local"], ["run", "--help"], ["check", "--help"]])
+def test_a_command_loads_no_client_of_an_engine_that_it_does_not_use(arguments: list[str]) -> None:
+    assert loaded_by(repr(arguments)).isdisjoint({"podman", "requests", "rich", "fastclaw.cli.demo"})
 
 
-def test_debug_shows_the_traceback() -> None:
-    done = fastclaw("--debug", "run", "-o", "nonsense=1", "--", "true")
-    assert done.returncode == 1
-    assert done.stderr.startswith(b"Traceback")
-    assert b"options.nonsense" in done.stderr
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
-def test_an_interrupted_command_ends_as_a_shell_says(
-    call: Call, fail: list[BaseException], error: BaseException
-) -> None:
-    fail.append(error)
-    done = call("doctor")
-    assert (done.returncode, done.stderr.strip()) == (128 + signal.SIGINT, b"")
-
-
-def test_output_that_nobody_reads_is_no_traceback() -> None:
+@pytest.mark.parametrize("command", [SCRIPT, FASTCLAW])
+def test_output_that_nobody_reads_or_nobody_can_write_is_no_traceback(command: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = fastclaw("engine", "--help", capture_output=False, stdout=writing, stderr=subprocess.PIPE)
+        done = fastclaw("--help", command=command, capture_output=False, stdout=writing, stderr=subprocess.PIPE)
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
-
-
-def test_serve_refuses_closed_descriptors_and_the_others_do_without() -> None:
-    serve = subprocess.run(
-        ["sh", "-c", '"$@" 1>&-', "sh", *FASTCLAW, "serve", "--runtime=memory"],
-        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=DEADLINE_S, check=False,
-    )  # fmt: skip
-    assert serve.returncode == 1
-    assert "stdin or stdout is closed" in assert_one_line(serve.stderr)
-    other = fastclaw(*FASTCLAW, "engine", "status", command=["sh", "-c", '"$@" 0<&- 1>&-', "sh"])
-    assert (other.returncode, other.stderr) == (0, b"")
+    full = ["sh", "-c", '"$@" >/dev/full', "sh", *command, "--version"]
+    done = subprocess.run(full, capture_output=True, timeout=DEADLINE_S, check=False)
+    assert (done.returncode, done.stderr) == (1, b"Error: No space left on device\n")
+    closed = ["sh", "-c", '"$@" >&-', "sh", *command, "--version"]
+    done = subprocess.run(closed, capture_output=True, timeout=DEADLINE_S, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
-from fastclaw.cli.passthrough import complete_standard_descriptors, feed_stdin, own_streams, pass_on
+from fastclaw.cli.passthrough import feed_stdin, own_streams, pass_on
 from fastclaw.errors import IoError
-from tests.cli.programs import fastclaw
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,18 +159,3 @@ def test_our_streams_are_given_back_as_they_were() -> None:
     with own_streams() as streams:
         assert len(set(streams)) == 3
     assert [os.get_blocking(fd) for fd in (0, 1, 2)] == before
-
-
-def test_descriptors_that_are_open_are_left_alone() -> None:
-    before = [os.fstat(fd).st_ino for fd in (0, 1, 2)]
-    complete_standard_descriptors()
-    assert [os.fstat(fd).st_ino for fd in (0, 1, 2)] == before
-
-
-def test_closed_descriptors_become_nothing() -> None:
-    script = (
-        "import os; from fastclaw.cli.passthrough import complete_standard_descriptors as complete; "
-        "os.close(0); os.close(2); complete(); "
-        "print(*(os.readlink(f'/proc/self/fd/{fd}') for fd in (0, 2)))"
-    )
-    assert fastclaw(script, command=[sys.executable, "-c"]).stdout == b"/dev/null /dev/null\n"

@@ -16,14 +16,12 @@ from msgspec import structs
 from fastclaw import limits
 from fastclaw.client.channel import Channel
 from fastclaw.decisions.container import LABEL_NAMESPACE, InitPlan, Owner, container_spec
-from fastclaw.decisions.options import Options
-from fastclaw.engine import host
 from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.engine.owner import boot_id, own_start_time, pid_namespace
 from fastclaw.engine.service import ManagedService
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.runtime import ExecRequest, InitializeParams
-from fastclaw.runtimes.container import ContainerRuntime, engine_url, remove_abandoned, why_no_engine, why_not_spawn
+from fastclaw.runtimes.container import ContainerRuntime, remove_abandoned, why_not_spawn
 from tests.runtimes.commands import ended
 from tests.runtimes.rlimits import check_limits
 
@@ -322,26 +320,8 @@ async def test_a_url_that_is_not_spoken_is_refused_in_a_line(
     assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", "$.options.url")
     monkeypatch.setenv("CONTAINER_HOST", url)
     with pytest.raises(InvalidParams, match="CONTAINER_HOST: "):
-        engine_url(Options())
-
-
-def test_the_named_engine_wins_over_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CONTAINER_HOST", raising=False)
-    assert engine_url(Options()) is None
-    monkeypatch.setenv("CONTAINER_HOST", "")
-    assert engine_url(Options()) is None
-    monkeypatch.setenv("CONTAINER_HOST", "tcp://env:1")
-    assert engine_url(Options()) == "tcp://env:1"
-    assert engine_url(Options(url="unix:///x")) == "unix:///x"
-
-
-def test_without_podman_it_says_so_unless_an_engine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CONTAINER_HOST", "")
-    monkeypatch.setattr(host, "SYSTEM_PATH", "")
-    monkeypatch.setattr(host, "HELPER_DIRS", ())
-    assert "apt-get install podman" in (why_no_engine(Options()) or "")
-    assert why_no_engine(Options(url="unix:///x")) is None
+        async with running():
+            pass
 
 
 @pytest.mark.podman

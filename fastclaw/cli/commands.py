@@ -1,0 +1,96 @@
+"""The commands as click has them, and how an error looks on a terminal: one line that says what to do next.
+
+A command's module is loaded when the command is called: none pays for what another one imports.
+"""
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from fastclaw import __version__
+from fastclaw.cli.help import COMMANDS, OPTIONS, help_text
+from fastclaw.errors import FastclawError
+from fastclaw.transport.host import await_children
+
+_INTERRUPTED = 130
+"""128 + SIGINT, as a shell reports it."""
+
+NOT_STARTED = 125
+"""Exit code of `fastclaw run` where the failure is not the command's, as of podman exec: any other may be its own."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            self.add_command(getattr(import_module(f"fastclaw.cli.{cmd_name}"), cmd_name))
+        return self.commands.get(cmd_name)
+
+    def get_help(self, ctx: click.Context) -> str:
+        return help_text()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise  # click's own affairs, also that nobody reads our output any more
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            raise _one_line(error, ctx) from error
+
+
+class _NotRun(click.ClickException):
+    exit_code = NOT_STARTED
+
+
+def _one_line(error: Exception, context: click.Context) -> click.ClickException:
+    kind = _NotRun if context.invoked_subcommand == "run" else click.ClickException
+    if isinstance(error, FastclawError):
+        return kind(str(error))
+    return kind(f"{type(error).__name__}: {error}; fastclaw --debug shows where")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fastclaw")
+@click.option("--debug", is_flag=True, help=OPTIONS["--debug"])
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Where click begins: the commands come from `_Commands`."""
+    if context.invoked_subcommand != "serve":  # which refuses closed ones
+        complete_standard_descriptors()
+
+
+def complete_standard_descriptors() -> None:
+    """Have fd 0, 1 and 2 stand for nothing where they are closed. To be called before anything else takes a descriptor:
+    an event loop's own would become stdin or stdout."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes `fd`, the lowest that is free
+
+
+def run_command() -> None:
+    """Run the command that `sys.argv` names, and leave with its exit code."""
+    await_children()
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"Error: {error.format_message()}{_hint(error)}", err=True)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(_INTERRUPTED)
+
+
+def _hint(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f" Try: {context.command_path} --help" if context is not None else ""
