@@ -269,8 +269,14 @@ LIFECYCLE_TIMEOUT_SLACK_MS = 1_000
 PULL_TIMEOUT_MS = 110_000
 """An image pull, within `START_TIMEOUT_MS`."""
 
-MAX_BUSYBOX_BYTES = 16 * MIB
-"""A static busybox is 2 MB; anything larger is something else."""
+TELL_FIRST_S = 1
+"""After it the log says that an image is still being made or pulled: who waits longer takes it for hanging."""
+
+TELL_AGAIN_S = 10
+"""Until the log says it again: a pull may take minutes."""
+
+MAX_IMAGE_BYTES = 128 * MIB
+"""All files of the default image, which is made in memory: a static busybox has 2 MB, Debian's shell and tools 20."""
 
 CONTAINER_GONE_MS = 5_000
 """How long a container may refuse to be removed because its own end is removing it: 0.1 s when idle."""

@@ -21,7 +21,7 @@ from podman import PodmanClient
 
 from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
 from fastclaw.engine.host import host_facts
-from fastclaw.engine.image import make_busybox_image
+from fastclaw.engine.image import default_archive, make_image
 from fastclaw.engine.service import ManagedService
 from fastclaw.errors import StartFailed
 
@@ -111,7 +111,7 @@ def _short_dir() -> Iterator[Path]:
 
 def _import_image(url: str) -> None:
     with PodmanClient(base_url=url) as client:
-        make_busybox_image(client.api)
+        make_image(client.api, DEFAULT_IMAGE, default_archive())
 
 
 def _remove_containers(url: str) -> None:

@@ -97,6 +97,7 @@ LAYERS: dict[str, list[str]] = {
         "exec_calls",
         "failures",
         "host",
+        "programs",
         "image",
         "owner",
         "dirs",

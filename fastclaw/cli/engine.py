@@ -48,7 +48,7 @@ def status(as_json: bool) -> None:
 @click.option("--url", metavar="URL", help="Engine whose storage gets the image; our own by default.")
 @click.argument("reference", default=DEFAULT_IMAGE)
 def image(url: str | None, reference: str) -> None:
-    """Make a small busybox image from this host's static busybox, where there is no registry."""
+    """Make a small image of what is on this host: busybox where static, else its shell and tools."""
     loop.run(_make_image(engine_url(Options(url=url)), reference))
     click.echo(reference)
 

@@ -16,7 +16,11 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--runtime`, `--image`, `--url` and `--option`, collected in its parameter `options`."""
 
     @click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
-    @click.option("--image", metavar="REFERENCE", help="Image of the containers; a small busybox one by default.")
+    @click.option(
+        "--image",
+        metavar="REFERENCE",
+        help="Image of the containers; a small one of what is here by default.",
+    )
     @click.option("--url", metavar="URL", help="Engine to use; a private one by default.")
     @click.option(
         "--option",

@@ -13,8 +13,12 @@ from msgspec import Struct
 from fastclaw import limits
 from fastclaw.errors import StartFailed
 
-DEFAULT_IMAGE = "localhost/fastclaw-busybox:latest"
-"""The image that fastclaw makes itself, from the host's static busybox, where there is no registry."""
+DEFAULT_IMAGE = "localhost/fastclaw-default:1"
+"""The image that fastclaw makes itself, of what is on this host: there need be no registry. The number is that of what
+is in it, so that nobody goes on with one that an older fastclaw has made."""
+
+FALLBACK_IMAGE = "busybox"
+"""Pulled where there is nothing to make it of, from the registry that the engine has for short names."""
 
 CgroupMode = Literal["v1", "hybrid", "v2"]
 Storage = Literal["private", "host"]

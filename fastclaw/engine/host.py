@@ -90,16 +90,31 @@ def static_catatonit() -> str | None:
 
 
 def is_static_elf(path: Path) -> bool:
-    """Whether a file is a 64-bit little-endian ELF program without an interpreter (elf(5), PT_INTERP)."""
+    """Whether a file is a program that needs nothing but itself."""
+    try:
+        return elf_loader(path) is None
+    except ValueError:
+        return False
+
+
+def elf_loader(path: Path) -> str | None:
+    """The dynamic loader that a program names (elf(5), PT_INTERP), or None for a static one.
+
+    Raises:
+        ValueError: it is no 64-bit little-endian ELF file.
+    """
     with path.open("rb") as file:
         header = file.read(64)
         if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
-            return False
+            raise ValueError(f"{path} is no ELF program")
         offset, entry_bytes, entries = _program_headers(header)
         file.seek(offset)
         table = file.read(entry_bytes * entries)
-    kinds = {int.from_bytes(table[at : at + 4], "little") for at in range(0, len(table), entry_bytes or 1)}
-    return PT_INTERP not in kinds
+        for at in range(0, len(table), entry_bytes or 1):
+            if int.from_bytes(table[at : at + 4], "little") == PT_INTERP:
+                file.seek(int.from_bytes(table[at + 8 : at + 16], "little"))
+                return os.fsdecode(file.read(int.from_bytes(table[at + 32 : at + 40], "little")).rstrip(b"\0"))
+    return None
 
 
 def cgroup_mode(root: Path) -> CgroupMode:

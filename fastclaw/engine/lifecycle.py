@@ -5,11 +5,12 @@ caller does not. Knows no shards, lanes or policies; `failures.py` turns what go
 """
 
 import asyncio
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote_plus
 
@@ -19,9 +20,9 @@ from podman.api.client import APIClient, APIResponse
 from podman.errors import APIError
 
 from fastclaw import limits
-from fastclaw.decisions.service import DEFAULT_IMAGE
+from fastclaw.decisions.service import DEFAULT_IMAGE, FALLBACK_IMAGE
 from fastclaw.engine.failures import mapped_errors
-from fastclaw.engine.image import make_busybox_image
+from fastclaw.engine.image import default_archive, make_image
 from fastclaw.engine.image_files import read_image_files
 from fastclaw.engine.podman_client import (
     Created,
@@ -35,6 +36,8 @@ from fastclaw.engine.podman_client import (
     make_client,
 )
 from fastclaw.errors import StartFailed
+
+logger = logging.getLogger(__name__)
 
 Pull = Literal["missing", "never", "always"]
 T = TypeVar("T")
@@ -115,15 +118,37 @@ class EngineLifecycle:
         if reference == DEFAULT_IMAGE:
             await self.make_image(reference)
         else:
-            await self._run(lambda client: _pull(client, reference), limits.PULL_TIMEOUT_MS / 1000)
+            await self._pull(reference)
 
-    async def make_image(self, reference: str) -> None:
-        """Make the busybox image under this name, from this host's static busybox.
+    async def make_image(self, reference: str, fallback: str = FALLBACK_IMAGE) -> None:
+        """Make the default image under this name, of what is on this host.
+
+        Parameters:
+            fallback: pulled and taken where there is nothing.
 
         Raises:
-            StartFailed: `image_not_found`: there is no static busybox; besides the reasons of every call.
+            StartFailed: `image_not_found`: neither works; besides the reasons of every call.
         """
-        await self._run(lambda client: make_busybox_image(client, reference))
+        try:
+            with _told(f"making the image {reference}"):
+                await self._run(lambda client: make_image(client, reference, default_archive()))
+        except StartFailed as nothing:
+            if nothing.reason != "image_not_found":
+                raise
+            await self._take(fallback, reference, nothing)
+
+    async def _take(self, fallback: str, reference: str, nothing: StartFailed) -> None:
+        try:
+            await self.ensure_image(fallback)
+        except StartFailed as error:
+            words = [str(one).removeprefix(StartFailed.prefix) for one in (nothing, error)]
+            raise StartFailed("; ".join(words), "image_not_found") from error
+        path, params = f"/images/{quote_plus(fallback)}/tag", _name_and_tag(reference)
+        await self._run(lambda client: client.post(path, params=params).raise_for_status())
+
+    async def _pull(self, reference: str) -> None:
+        with _told(f"pulling the image {reference}"):
+            await self._run(lambda client: _pull(client, reference), limits.PULL_TIMEOUT_MS / 1000)
 
     async def has_image(self, reference: str) -> bool:
         """Whether the image is in the engine's storage."""
@@ -255,6 +280,24 @@ class EngineLifecycle:
         return client
 
 
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say on the log that this goes on, where it takes long: nobody shall take it for hanging."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def tell(seconds: int) -> None:
+        nonlocal timer
+        logger.warning("%s: %d s so far", what, seconds)
+        timer = loop.call_later(limits.TELL_AGAIN_S, tell, seconds + limits.TELL_AGAIN_S)
+
+    timer = loop.call_later(limits.TELL_FIRST_S, tell, limits.TELL_FIRST_S)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class _Creation:
     """One create call and the question who removes the container when nobody waits for it any more."""
 
@@ -303,6 +346,12 @@ def _exists(client: APIClient, path: str) -> bool:
         return False
     response.raise_for_status()
     return True
+
+
+def _name_and_tag(reference: str) -> dict[str, str]:
+    """A colon may also come before a port."""
+    name, _, tag = reference.rpartition(":")
+    return {"repo": name, "tag": tag} if name and "/" not in tag else {"repo": reference, "tag": "latest"}
 
 
 def _inspect(client: APIClient, container: str) -> ContainerState | None:

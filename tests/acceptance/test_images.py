@@ -12,7 +12,8 @@ import pytest
 from podman import PodmanClient
 
 from fastclaw.client import RuntimeClient
-from fastclaw.engine.image import busybox_archive, static_busybox
+from fastclaw.engine.image import CHANGES, busybox_archive, programs_archive, static_busybox
+from fastclaw.engine.programs import host_programs
 from fastclaw.errors import ExecFailed
 
 if TYPE_CHECKING:
@@ -85,3 +86,40 @@ async def test_an_image_says_who_where_and_with_what(engine_service: EngineServi
         assert await said(client, "id", "-u", user="0") == "0\n"
         assert await said(client, "pwd", working_dir="/tmp") == "/tmp\n"
         assert await said(client, "sh", "-c", "echo $FROM_IMAGE", env={"FROM_IMAGE": "no"}) == "no\n"
+
+
+TOOLS = """
+set -e
+stat -c "%a %U" / /tmp /root
+echo x > made; cat made; rm made
+id -un; id -un nobody; echo $HOME
+echo '#!/usr/bin/env sh' > /tmp/script; echo 'echo $0' >> /tmp/script; chmod +x /tmp/script; /tmp/script
+seq 3 | sed s/2/two/ | grep -v 1 | awk '{print NR, $1}' | sort -r | head -n 1
+mkdir /tmp/d; touch /tmp/d/f; tar cf - -C /tmp d | tar tf -; find /tmp/d -type f
+test -e /bin/wget || echo no wget
+"""
+SAID = """755 root
+1777 root
+700 root
+x
+root
+nobody
+/root
+/tmp/script
+2 3
+d/
+d/f
+/tmp/d/f
+no wget
+"""
+
+
+@pytest.mark.parametrize("form", ["busybox", "programs"])
+async def test_the_default_image_in_both_forms(engine_service: EngineService, form: str) -> None:
+    archive = busybox_archive(static_busybox()) if form == "busybox" else programs_archive(host_programs())
+    image = imported(engine_service.url, form, archive, CHANGES)
+    async with running(engine_service, image) as client:
+        done = await client.run(["sh", "-c", TOOLS])
+        assert (done.exit_code, done.stdout, done.stderr) == (0, SAID.encode(), b"")
+        done = await client.run(["sh", "-c", "id -u; echo x > /tmp/f && cat /tmp/f; ps >/dev/null"], user="nobody")
+        assert (done.exit_code, done.stdout, done.stderr) == (0, b"65534\nx\n", b"")

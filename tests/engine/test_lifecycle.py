@@ -12,6 +12,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.decisions.container import InitPlan, container_spec
+from fastclaw.engine import host
 from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.engine.owner import start_time
 from fastclaw.errors import StartFailed
@@ -185,12 +186,41 @@ async def test_pull_policies(lifecycle: EngineLifecycle, engine_service: EngineS
     assert caught.value.reason == "image_not_found"
 
 
+@pytest.fixture
+def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with no program that an image could be made of."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(host, "SYSTEM_PATH", "")
+    monkeypatch.setattr(host, "HELPER_DIRS", ())
+
+
 @needs_podman
-async def test_a_registry_that_is_not_there(lifecycle: EngineLifecycle) -> None:
-    """Nothing listens at port 1 of this host; the engine answers 200 and tells of it in the body."""
-    with pytest.raises(StartFailed, match="cannot pull localhost:1/none") as caught:
-        await lifecycle.ensure_image("localhost:1/none:latest")
+@pytest.mark.usefixtures("nothing_here")
+async def test_an_image_that_cannot_be_made_is_pulled(
+    lifecycle: EngineLifecycle, engine_service: EngineService
+) -> None:
+    made = "localhost/fastclaw-test-made:1"
+    await lifecycle.make_image(made, fallback=engine_service.image)
+    assert await lifecycle.has_image(made)
+    # Nothing listens at port 1 of this host; the engine answers 200 and tells of it in the body.
+    with pytest.raises(StartFailed, match=r"set options\.image; cannot pull localhost:1/none") as caught:
+        await lifecycle.make_image(made, fallback="localhost:1/none:latest")
     assert caught.value.reason == "image_not_found"
+    assert "\n" not in str(caught.value)
+
+
+async def test_what_takes_long_is_told(
+    silent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "TELL_FIRST_S", 0.05)
+    monkeypatch.setattr(limits, "TELL_AGAIN_S", 0.05)
+    lifecycle = EngineLifecycle(silent, timeout_s=0.2)
+    with pytest.raises(StartFailed):
+        await lifecycle.make_image("localhost/x:1")
+    await lifecycle.close()
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) >= 2
+    assert all(text.startswith("making the image localhost/x:1: ") for text in told)
 
 
 async def test_no_engine_at_all(short_dir: Path) -> None:
