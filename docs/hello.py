@@ -1,6 +1,7 @@
 import asyncio
 import sys
 
+from fastclaw import FastclawError
 from fastclaw.client import RuntimeClient
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve"]
@@ -14,4 +15,7 @@ async def main() -> None:
             print(done.stdout.decode().strip(), "- exit code", done.exit_code)
 
 
-asyncio.run(main())
+try:
+    asyncio.run(main())
+except FastclawError as error:
+    sys.exit(f"hello: {error}")

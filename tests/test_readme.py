@@ -19,12 +19,23 @@ def test_the_first_program_is_the_file() -> None:
     assert block("```python\n") == PROGRAM.read_text()
 
 
-def test_the_first_program_prints_what_the_readme_says() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=100, check=False, env=environment
+def first_program(**environment: str) -> subprocess.CompletedProcess[str]:
+    given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=100, check=False, env=given
     )
+
+
+def test_the_first_program_prints_what_the_readme_says() -> None:
+    done = first_program()
     assert (done.returncode, done.stdout) == (0, block("```\n\n```\n")), done.stderr
+
+
+def test_where_it_cannot_start_it_says_so_in_a_line() -> None:
+    done = first_program(CONTAINER_HOST="unix:///none")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("hello: start failed: no engine answers at unix:///none")
+    assert done.stderr.count("\n") == 1
 
 
 def test_every_file_that_the_readme_links_to_exists() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from fastclaw import __version__
-from fastclaw.cli.help import COMMANDS, OPTIONS, help_text
+from fastclaw.cli.help import COMMANDS, OPTIONS, help_text, missing_text
 from fastclaw.errors import FastclawError
 from fastclaw.transport.host import await_children
 
@@ -53,6 +53,8 @@ def _one_line(error: Exception, context: click.Context) -> click.ClickException:
     kind = _NotRun if context.invoked_subcommand == "run" else click.ClickException
     if isinstance(error, FastclawError):
         return kind(str(error))
+    if isinstance(error, ModuleNotFoundError):
+        return kind(missing_text(error.name))
     return kind(f"{type(error).__name__}: {error}; fastclaw --debug shows where")
 
 

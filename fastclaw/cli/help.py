@@ -24,6 +24,11 @@ OPTIONS = {
 VERSION = f"fastclaw, version {__version__}"
 
 
+def missing_text(module: str | None) -> str:
+    """Where something that fastclaw needs is not installed with it."""
+    return f"{module} is not installed; install fastclaw with all that it needs: make install, or pip install fastclaw"
+
+
 def help_text() -> str:
     """The one that click shows too."""
     parts = (

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from fastclaw.cli.help import VERSION, help_text
+from fastclaw.cli.help import VERSION, help_text, missing_text
 
 _ANSWERS = {"--version": lambda: VERSION, "--help": help_text, "-h": help_text}
 
@@ -14,8 +14,10 @@ def main() -> None:
     if answer is not None:
         _show(answer())
         return
-    from fastclaw.cli.commands import run_command
-
+    try:
+        from fastclaw.cli.commands import run_command
+    except ModuleNotFoundError as error:
+        sys.exit(f"Error: {missing_text(error.name)}")
     run_command()
 
 

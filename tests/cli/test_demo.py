@@ -12,6 +12,7 @@ from fastclaw.cli import demo
 from fastclaw.cli.demo_round import Leftovers, Percentiles, Result
 from fastclaw.decisions.options import Options
 from fastclaw.engine.choice import why_no_engine
+from tests.cli.programs import assert_one_line
 
 SMALL = ["--runtime", "local", "--workers", "3", "--lines", "2"]
 
@@ -35,6 +36,13 @@ def test_the_table_and_the_reason() -> None:
     assert done.stdout.startswith("Runtime: local, as you asked.\n")
     for words in ("3/3", "6/6", "starts", "round trip p50 / p99", "3 of 3 right", "0 processes, 0 sockets"):
         assert words in done.stdout
+
+
+def test_an_engine_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTAINER_HOST", "unix:///none")
+    done = run("--workers", "1")
+    assert done.returncode == 1
+    assert assert_one_line(done.stderr.encode()).startswith("Error: start failed: no engine answers at unix:///none")
 
 
 def test_auto_says_which_and_why() -> None:

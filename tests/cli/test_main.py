@@ -13,7 +13,7 @@ import pytest
 
 from fastclaw import __version__
 from fastclaw.cli.help import help_text
-from tests.cli.programs import DEADLINE_S, FASTCLAW, fastclaw
+from tests.cli.programs import DEADLINE_S, FASTCLAW, assert_one_line, fastclaw
 
 if TYPE_CHECKING:
     from tests.cli.programs import Call
@@ -77,6 +77,14 @@ def test_they_load_nothing(arguments: list[str]) -> None:
 @pytest.mark.parametrize("arguments", [["serve", "--runtime=local"], ["run", "--help"], ["check", "--help"]])
 def test_a_command_loads_no_client_of_an_engine_that_it_does_not_use(arguments: list[str]) -> None:
     assert loaded_by(repr(arguments)).isdisjoint({"podman", "requests", "rich", "fastclaw.cli.demo"})
+
+
+@pytest.mark.parametrize("module", ["click", "msgspec", "uvloop"])
+def test_what_is_not_installed_is_said_in_one_line(module: str) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; sys.argv[1:] = ['doctor']; from fastclaw.cli.main import main"
+    done = fastclaw(f"{code}; main()", command=[sys.executable, "-c"])
+    assert done.returncode == 1
+    assert assert_one_line(done.stderr).startswith(f"Error: {module} is not installed; ")
 
 
 @pytest.mark.parametrize("command", [SCRIPT, FASTCLAW])
