@@ -1,12 +1,20 @@
 """This terminal's stdin, stdout and stderr, passed to and from a process with backpressure in every direction."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from fastclaw.client import RemoteProcess
 from fastclaw.errors import IoError
 from fastclaw.transport.stdio import ByteSink, ByteSource, OwnedDescriptor
+
+
+def leave_stdin_alone() -> None:
+    """Have fd 0 stand for nothing, as under ssh -n: nobody here reads what was there, nor changes a flag of it."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
 
 
 @contextmanager

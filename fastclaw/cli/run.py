@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from fastclaw.cli.commands import NOT_STARTED
 from fastclaw.cli.options import runtime_options
-from fastclaw.cli.passthrough import feed_stdin, own_streams, pass_on
+from fastclaw.cli.passthrough import feed_stdin, leave_stdin_alone, own_streams, pass_on
 from fastclaw.cli.terminal import follow_size, own_size, raw
 from fastclaw.client import RemoteProcess, RuntimeClient
 from fastclaw.client.ending import Ending
@@ -42,6 +42,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option(
     "--timeout", type=click.IntRange(min=1), metavar="MS", help="End the command after this many milliseconds."
 )
+@click.option(
+    "--stdin/--no-stdin",
+    "-i/-n",
+    default=True,
+    show_default=True,
+    help="Pass our stdin on, or leave it alone: a command in a loop reads the loop's input else.",
+)
 @click.option("--tty", "-t", is_flag=True, help="Give the command a terminal, of this one's size where this is one.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
@@ -51,6 +58,7 @@ def run(
     workdir: str | None,
     user: str | None,
     timeout: int | None,
+    stdin: bool,
     tty: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -60,6 +68,9 @@ def run(
     if tty:
         extensions |= {"tty": True, "tty_size": own_size()}
         variables = _terminal_type() | variables
+    if not stdin:
+        extensions["stdin"] = False
+        leave_stdin_alone()
     request = {name: value for name, value in extensions.items() if value is not None}
     if allow:
         options = {**options, "network": _allowing(options.get("network", {}), allow)}

@@ -182,6 +182,25 @@ def test_stdin_from_nowhere(local: Runner) -> None:
     assert local("--", "cat", stdin=subprocess.DEVNULL).returncode == 0
 
 
+def test_a_loop_keeps_its_input(local: Runner) -> None:
+    """podman-container-tools/podman#24370: the first command of a loop took the lines of all the others."""
+    loop = 'printf "a\\nb\\n" | while read -r line; do "$@" echo "got $line"; done'
+    done = fastclaw(*local.argv, "-n", "--", command=["sh", "-c", loop, "sh"], env=local.env)
+    assert done.stdout == b"got a\ngot b\n"
+
+
+@pytest.mark.parametrize("tty", [(), ("-t",)])
+def test_stdin_that_is_left_alone(run: Runner, tty: tuple[str, ...]) -> None:
+    """It stays open and full, and the command has an empty one at once."""
+    reading, writing = os.pipe()
+    os.write(writing, b"theirs\n")
+    done = run("-n", *tty, *shell("readlink /proc/self/fd/0; cat; exit 3"), stdin=reading)
+    assert (done.returncode, done.stdout.split()) == (3, [b"/dev/null"])
+    assert os.read(reading, 100) == b"theirs\n"
+    os.close(reading)
+    os.close(writing)
+
+
 def test_stdin_from_a_file(local: Runner, tmp_path: Path) -> None:
     data = os.urandom(300_000)
     (tmp_path / "in").write_bytes(data)
