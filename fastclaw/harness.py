@@ -12,7 +12,7 @@ from fastclaw import limits
 from fastclaw.decisions.lifecycle import RuntimeState
 from fastclaw.dispatch import Dispatcher
 from fastclaw.runtime import Runtime
-from fastclaw.transport.host import await_children
+from fastclaw.transport.host import await_children, heeded
 from fastclaw.transport.stdio import ByteSink, ByteSource, StdioClaim, require_standard_descriptors
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ class _Session:
         self._stopping: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        for signum in _SHUTDOWN_SIGNALS:
+        signals = heeded(_SHUTDOWN_SIGNALS)
+        for signum in signals:
             self._loop.add_signal_handler(signum, self._on_signal)
         try:
             self._source.resume()
@@ -76,7 +77,7 @@ class _Session:
         finally:
             self._source.close()
             await self._flush()
-            for signum in _SHUTDOWN_SIGNALS:
+            for signum in signals:
                 self._loop.remove_signal_handler(signum)
 
     def _on_pressure(self, is_high: bool) -> None:

@@ -12,6 +12,7 @@ import gc
 import inspect
 import os
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -40,6 +41,9 @@ _runtime_dir = Path("/nonexistent")
 def pytest_configure(config: pytest.Config) -> None:
     """Socket directories of this run go to a place of their own, so that a leftover is known to be ours."""
     global _runtime_dir
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) == signal.SIG_IGN:  # in the background; our children would heed none of ours
+            signal.signal(signum, signal.SIG_DFL)
     _runtime_dir = Path(tempfile.mkdtemp(prefix="fct", dir="/tmp"))
     os.environ["XDG_RUNTIME_DIR"] = str(_runtime_dir)
     uvloop.new_event_loop().close()  # libuv opens a pipe for signals with its first loop and keeps it

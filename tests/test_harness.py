@@ -85,6 +85,16 @@ def test_a_signal_ends_it_with_0_and_nothing_left(signum: signal.Signals, local:
     assert not os.path.exists(directory)
 
 
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tmp_path: Path) -> None:
+    """As nohup(1) starts it, and a shell what is in the background."""
+    ignoring = ["sh", "-c", 'trap "" HUP INT TERM; exec "$@"', "sh", *serve_command()]
+    with Served(ignoring, tmp_path / "log") as child:
+        child.initialize()
+        for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            child.signal(signum)
+        assert child.call("health")["result"]["status"] == "healthy"
+
+
 def test_a_second_signal_cuts_the_grace_short(local: Served) -> None:
     local.initialize(kill_grace_ms=20_000, shutdown_timeout_ms=60_000)
     mark = str(random.randrange(10**6, 10**7))

@@ -1,6 +1,7 @@
 """`fastclaw check`: drive any runtime extension over stdio and say which promises of the contract it keeps."""
 
 import difflib
+import signal
 import sys
 from typing import Any
 
@@ -41,6 +42,9 @@ def check(
     vocabulary: str, only: set[str] | None, extra: tuple[str, ...], jobs: int, as_json: bool, command: tuple[str, ...]
 ) -> None:
     """Check the runtime that COMMAND serves on its stdin and stdout."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) == signal.SIG_IGN:  # and shall be so here, but not in what is checked
+            signal.signal(signum, lambda *_: None)
     options: dict[str, Any] = dict(setting(entry) for entry in extra)
     report = loop.run(conformance.check(list(command), VOCABULARIES[vocabulary], options, only, jobs=jobs))
     click.echo(report.to_json().decode() if as_json else report.to_text(), nl=False)

@@ -20,6 +20,7 @@ from fastclaw.client.ending import Ending
 from fastclaw.errors import ExecFailed
 from fastclaw.runtime import ExitRecord
 from fastclaw.transport import loop
+from fastclaw.transport.host import heeded
 
 _SHELL_CODES = {"not_found": 127, "permission_denied": 126, "not_executable": 126, "file_busy": 126}
 """What a shell would return for a command that does not start; podman exec does the same."""
@@ -128,13 +129,15 @@ async def _run_in(
 @contextmanager
 def _terminal(ending: "_Ending") -> Iterator[None]:
     """The command has this terminal meanwhile: no signal ends us without giving it back."""
-    running = asyncio.get_running_loop()
-    running.add_signal_handler(signal.SIGQUIT, ending.ask, signal.SIGQUIT)
+    running, signals = asyncio.get_running_loop(), heeded([signal.SIGQUIT])
+    for signum in signals:
+        running.add_signal_handler(signum, ending.ask, signum)
     try:
         with raw(0):
             yield
     finally:
-        running.remove_signal_handler(signal.SIGQUIT)
+        for signum in signals:
+            running.remove_signal_handler(signum)
 
 
 async def _attend(process: RemoteProcess, ending: "_Ending", request: dict[str, Any]) -> None:
@@ -170,15 +173,16 @@ class _Ending:
         self._main = asyncio.current_task()
         self._kill: Callable[[int | None], object] | None = None
         self._is_over = False
+        self._signals = heeded(_SIGNALS)
         self.signum: int | None = None
 
     def __enter__(self) -> Self:
-        for signum in _SIGNALS:
+        for signum in self._signals:
             self._loop.add_signal_handler(signum, self.ask, signum)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for signum in _SIGNALS:
+        for signum in self._signals:
             self._loop.remove_signal_handler(signum)
 
     @contextmanager

@@ -4,6 +4,7 @@ children end."""
 import os
 import resource
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastclaw.decisions.capacity import HostLimits
@@ -43,3 +44,9 @@ def await_children() -> None:
     """
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def heeded(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those that are not ignored since our start, as nohup(1) has it, and a shell for what it starts in the background:
+    such a signal stays ignored."""
+    return [signum for signum in signals if signal.getsignal(signum) != signal.SIG_IGN]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.cli.programs import FASTCLAW, Call, assert_one_line
+from tests.cli.programs import FASTCLAW, Call, assert_one_line, fastclaw
 
 MEMORY = ["--vocabulary", "memory"]
 SERVE = ["--", *FASTCLAW, "serve", "--runtime", "memory", "--log-level", "error"]
@@ -21,6 +21,13 @@ def test_a_runtime_that_keeps_its_promises(call: Call, jobs: str) -> None:
     text = done.stdout.decode()
     assert text.count("  ok  ") == 2
     assert text.endswith("2 kept, 0 broken, 0 not offered\n")
+
+
+def test_signals_that_are_ignored_here_are_none_that_the_runtime_ignores() -> None:
+    """As in a script's background, where a shell has SIGINT ignored."""
+    ignoring = ["sh", "-c", 'trap "" HUP INT TERM; exec "$@"', "sh", *FASTCLAW]
+    done = fastclaw("check", *MEMORY, "--only", "L-TERM", *SERVE, command=ignoring)
+    assert done.returncode == 0, done
 
 
 def test_the_report_as_json(call: Call) -> None:

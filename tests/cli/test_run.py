@@ -277,6 +277,21 @@ def test_a_signal_ends_the_command(local: Runner, signum: signal.Signals) -> Non
         assert process.wait(DEADLINE_S) == 128 + signum
 
 
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(local: Runner) -> None:
+    """containers/crun#2058, ralphlange/procServ#48 and what nohup(1) is for; the command itself ignores nothing."""
+    local.argv = ["sh", "-c", 'trap "" HUP INT TERM; exec "$@"', "sh", *local.argv]
+    ignored = 'grep -c "^SigIgn:.*[1-9a-f]" /proc/self/status'
+    script = f'echo ready; read -r line; echo "got $line"; {ignored}; exit 4'
+    with started(popen_ready(local, script, stdin=subprocess.PIPE)) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            process.send_signal(signum)
+        process.stdin.write(b"it\n")
+        assert process.stdout.read() == b"got it\n0\n"
+        assert process.wait(DEADLINE_S) == 4
+
+
 def popen_ready(run: Runner, script: str, **options: Any) -> subprocess.Popen[bytes]:
     """A process that has written `ready`."""
     given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | options

@@ -2,8 +2,9 @@
 
 import os
 import resource
+import signal
 
-from fastclaw.transport.host import dumps_after_setuid, host_limits, raise_file_limit
+from fastclaw.transport.host import dumps_after_setuid, heeded, host_limits, raise_file_limit
 
 
 def test_the_limits_are_those_of_this_machine() -> None:
@@ -31,3 +32,11 @@ def test_the_file_limit_goes_up_to_the_hard_one() -> None:
 def test_this_machine_does_not_dump_who_changed_users() -> None:
     """On one that does there is no spawn lane, and its tests could not run."""
     assert dumps_after_setuid() is False
+
+
+def test_what_is_ignored_at_the_start_is_not_heeded() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert heeded([signal.SIGTERM, signal.SIGHUP]) == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
