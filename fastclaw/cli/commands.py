@@ -12,7 +12,7 @@ import click
 
 from fastclaw import __version__
 from fastclaw.cli.help import COMMANDS, OPTIONS, help_text, missing_text
-from fastclaw.errors import FastclawError
+from fastclaw.errors import FastclawError, InvalidParams
 from fastclaw.transport.host import await_children
 
 _INTERRUPTED = 130
@@ -20,6 +20,10 @@ _INTERRUPTED = 130
 
 NOT_STARTED = 125
 """Exit code of `fastclaw run` where the failure is not the command's, as of podman exec: any other may be its own."""
+
+
+_PATH_VARIABLES = ("HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "CONTAINER_HOST")
+"""Their values become paths in answers and in an engine's settings."""
 
 
 class _Commands(click.Group):
@@ -66,6 +70,7 @@ def cli(context: click.Context, debug: bool) -> None:
     """Where click begins: the commands come from `_Commands`."""
     if context.invoked_subcommand != "serve":  # which refuses closed ones
         complete_standard_descriptors()
+    require_utf8()
 
 
 def complete_standard_descriptors() -> None:
@@ -76,6 +81,15 @@ def complete_standard_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes `fd`, the lowest that is free
+
+
+def require_utf8() -> None:
+    """Refuse by name what could not be sent on: the protocol carries text."""
+    words = {f"argument {number}": word for number, word in enumerate(sys.argv) if number}
+    variables = [name for name in _PATH_VARIABLES if name in os.environ]
+    for name, word in (words | {name: os.environ[name] for name in variables}).items():
+        if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):  # what decoding left
+            raise InvalidParams(f"{name}, {os.fsencode(word)!r}, is no UTF-8, and nothing else can be passed on")
 
 
 def run_command() -> None:

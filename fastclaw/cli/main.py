@@ -10,6 +10,9 @@ _ANSWERS = {"--version": lambda: VERSION, "--help": help_text, "-h": help_text}
 
 def main() -> None:
     """Run the command that `sys.argv` names."""
+    if sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:
+        # The locale would have arguments and paths be in another encoding, and the protocol has one only.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     answer = _ANSWERS.get(sys.argv[1]) if len(sys.argv) == 2 else None
     if answer is not None:
         _show(answer())

@@ -5,7 +5,7 @@ Owns the table of open calls. Knows no method and no process.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -170,7 +170,24 @@ def _encode(call_id: int | None, method: str, params: dict[str, Any] | None) -> 
     try:
         line = orjson.dumps(request, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError as error:
-        raise InvalidParams(f"the params of {method} are no JSON: {error}", path="$") from error
+        path = next(_paths_of_other_text(params, "$"), "$")
+        raise InvalidParams(f"the params of {method} are no JSON: {path}: {error}", path=path) from error
     if len(line) > limits.MAX_LINE_BYTES:
         raise InvalidRequest(f"{method} makes a line of {len(line)} bytes", "line_too_long")
     return line
+
+
+def _paths_of_other_text(value: Any, path: str) -> Iterator[str]:
+    """Where there is text that is no UTF-8, such as an argument or a file's name that Python could not decode."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            yield path
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _paths_of_other_text(name, f"{path}.{name!a}")
+            yield from _paths_of_other_text(inner, f"{path}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _paths_of_other_text(inner, f"{path}[{index}]")

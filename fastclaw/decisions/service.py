@@ -278,11 +278,14 @@ def why_not_url(url: str) -> str | None:
 
 
 def service_env(paths: ServicePaths, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the service: the caller's, without what would redirect it, with its own settings file."""
+    """The environment of the service: the caller's, without what would redirect it, with its own settings file.
+
+    conmon reads its command line in the encoding of the locale, and in the C locale refuses paths that are not ASCII.
+    """
     kept = {name: value for name, value in inherited.items() if name not in DROPPED_VARIABLES}
     for name in [name for name in kept if name in DIRECTORY_VARIABLES and not kept[name].startswith("/")]:
         del kept[name]
-    return {"GOGC": GC_PERCENT, **kept, "CONTAINERS_CONF": paths.conf}
+    return {"GOGC": GC_PERCENT, **kept, "LC_ALL": "C.UTF-8", "CONTAINERS_CONF": paths.conf}
 
 
 def _usable_podman(facts: HostFacts) -> str:

@@ -45,10 +45,12 @@ def without_podman(directory: Path) -> dict[str, str]:
 
 
 def homes(directory: Path) -> dict[str, str]:
-    """An environment whose engine, state and sockets stay below `directory`."""
-    run_dir, state = directory / "r", directory / "s"
+    """An environment whose engine, state and sockets stay below `directory`; a path that is not ASCII in a locale that
+    is makes conmon refuse its command line."""
+    run_dir, state = directory / "r", directory / "ä"
     run_dir.mkdir(mode=0o700, exist_ok=True)
-    return {**os.environ, "XDG_RUNTIME_DIR": str(run_dir), "XDG_STATE_HOME": str(state), "CONTAINER_HOST": ""}
+    where = {"XDG_RUNTIME_DIR": str(run_dir), "XDG_STATE_HOME": str(state), "CONTAINER_HOST": ""}
+    return {**os.environ, **where, "LC_ALL": "C"}
 
 
 def assert_one_line(text: bytes) -> str:

@@ -39,6 +39,38 @@ def test_a_wrong_word_is_one_line_that_says_where_to_look(call: Call, arguments:
     assert line.endswith("--help")
 
 
+OTHER = b"/tmp/\xff"
+POSIX = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    "words", [["printf", OTHER], ["-e", b"X=\xff", "env"], ["-w", OTHER, "pwd"], ["-o", b"image=\xff", "true"]]
+)
+def test_an_argument_that_is_no_utf8_is_named(words: list[str | bytes]) -> None:
+    """UKGovernmentBEIS/inspect_k8s_sandbox#206: one odd file name took a whole run down in the JSON layer."""
+    for locale in ({}, POSIX):
+        done = fastclaw("run", "--runtime=local", *words, env={**os.environ, **locale})  # type: ignore[arg-type]
+        number = 3 + [isinstance(word, bytes) for word in words].index(True)
+        assert done.returncode == 125
+        assert assert_one_line(done.stderr).startswith(f"Error: argument {number}, b'")
+
+
+@pytest.mark.parametrize("name", ["XDG_STATE_HOME", "XDG_RUNTIME_DIR", "HOME"])
+def test_a_variable_with_a_path_that_is_no_utf8_is_named(name: str) -> None:
+    environment: dict[str, str | bytes] = {**os.environ, name: OTHER}
+    done = fastclaw("run", "--runtime=local", "true", env=environment)
+    assert done.returncode == 125
+    assert assert_one_line(done.stderr).startswith(rf"Error: {name}, b'/tmp/\xff', is no UTF-8")
+
+
+def test_utf8_goes_through_in_any_locale() -> None:
+    """Tencent/AI-Infra-Guard PR 571, gabrieldemarmiesse/python-on-whales#606."""
+    script = 'printf "%s %s" "$X" "$0"; cd /tmp; pwd'
+    words = ["run", "--runtime=local", "-e", "X=ä", "sh", "-c", script, "中"]
+    done = fastclaw(*words, env={**os.environ, **POSIX})
+    assert (done.returncode, done.stdout.decode()) == (0, "ä 中/tmp\n")
+
+
 @pytest.fixture
 def fail(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
     """The command `doctor` raises what is put in here."""

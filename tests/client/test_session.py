@@ -224,8 +224,12 @@ for request in requests():
 
 async def test_params_that_are_no_json_do_not_leave() -> None:
     async with RuntimeClient.spawn(fake(POLITE)) as rt:
-        with pytest.raises(InvalidParams, match="no JSON"):
-            await rt.call("x", {"x": "\ud800"})
+        for params, path in (({"x": "\ud800"}, "$.x"), ({"cmd": ["a", "\udcff"]}, "$.cmd[1]"), ({"x": {1, 2}}, "$")):
+            with pytest.raises(InvalidParams, match="no JSON") as refused:
+                await rt.call("x", params)
+            assert refused.value.data["path"] == path
+        with pytest.raises(InvalidParams, match=r"\$\.env\.'\\udcff'"):
+            await rt.call("x", {"env": {"\udcff": "x"}})
         with pytest.raises(InvalidRequest) as caught:
             await rt.call("x", {"x": "x" * limits.MAX_LINE_BYTES})
         assert caught.value.reason == "line_too_long"

@@ -238,7 +238,12 @@ def test_podman_chooses_the_storage_driver_where_we_cannot() -> None:
 
 def test_environment_names_the_settings_and_drops_redirections() -> None:
     inherited = {"PATH": "/bin", "CONTAINER_HOST": "tcp://other", "LISTEN_FDS": "1", "CONTAINERS_CONF": "/etc/x"}
-    assert service_env(PATHS, inherited) == {"GOGC": "400", "PATH": "/bin", "CONTAINERS_CONF": "/s/c.conf"}
+    assert service_env(PATHS, inherited) == {
+        "GOGC": "400",
+        "PATH": "/bin",
+        "LC_ALL": "C.UTF-8",
+        "CONTAINERS_CONF": "/s/c.conf",
+    }
     assert service_env(PATHS, {"GOGC": "off"})["GOGC"] == "off"
 
 
