@@ -12,6 +12,8 @@ from fastclaw.conformance.rig import Rig, Session, drain, expect, read_exactly
 
 REASONS = ("exited", "signaled", "killed", "timeout", "oom", "container_gone", "unknown")
 USAGE = ("user_us", "system_us", "max_rss_kb")
+_BUSY_BYTES = 8 * limits.MIB
+"""What a command writes so that it takes CPU time that can be told from none."""
 
 
 def _is_number(value: Any) -> bool:
@@ -95,9 +97,17 @@ def has_shape(record: dict[str, Any]) -> None:
 
 @proves("R-USAGE")
 async def usage(rig: Rig) -> None:
-    record = await _exit(rig, await rig.shared(), 0)
-    told = record.get("usage") or {}
-    expect(all(_is_number(told.get(name)) for name in USAGE), f"usage is {record.get('usage')}")
+    session = await rig.shared()
+    told = []
+    for command in (rig.words.true, rig.words.out(_BUSY_BYTES)):
+        process = await session.exec(command)
+        await process.outputs()
+        usage = (await process.wait()).get("usage") or {}
+        expect(all(_is_number(usage.get(name)) for name in USAGE), f"usage of {command} is {usage}")
+        told.append(usage)
+    idle, busy = (usage["user_us"] + usage["system_us"] for usage in told)
+    expect(busy > idle, f"a command that does nothing takes {idle} us of CPU, and one that writes a lot {busy}")
+    expect(all(usage["max_rss_kb"] > 0 for usage in told), f"max_rss_kb is {[usage['max_rss_kb'] for usage in told]}")
 
 
 @proves("T-LIST")

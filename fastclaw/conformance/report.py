@@ -34,12 +34,14 @@ class Report(Struct, frozen=True, kw_only=True):
 
     Parameters:
         capabilities: what the runtime reported; None where it could not be initialized.
+        refused: why it could not; nothing was checked then.
     """
 
     command: list[str]
     vocabulary: str
     capabilities: list[str] | None
-    findings: list[Finding]
+    findings: list[Finding] = msgspec.field(default_factory=list)
+    refused: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -59,6 +61,8 @@ class Report(Struct, frozen=True, kw_only=True):
 
     def to_text(self) -> str:
         """The report as lines: one per promise, the exchange below a broken one, a summary at the end."""
+        if self.refused is not None:
+            return f"nothing was checked: {self.refused}\n"
         lines: list[str] = []
         section = ""
         for finding in self.findings:
@@ -70,8 +74,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
     def _summary(self) -> str:
         counts = Counter(finding.verdict for finding in self.findings)
-        up = "" if self.capabilities is not None else "; the runtime could not be initialized"
-        return f"{counts['kept']} kept, {counts['broken']} broken, {counts['not offered']} not offered{up}"
+        return f"{counts['kept']} kept, {counts['broken']} broken, {counts['not offered']} not offered"
 
     def to_json(self) -> bytes:
         """The report as one JSON object."""

@@ -98,7 +98,8 @@ class Session:
         request_id = self.wire.post("initialize", {"namespace": namespace, "options": options})
         answer = await self.wire.answer(request_id, limits.CLIENT_INITIALIZE_MS)
         if "error" in answer:
-            raise Broken(f"initialize failed: {answer['error']}")
+            error = answer["error"]
+            raise Broken(f"initialize failed: {error.get('message', error) if isinstance(error, dict) else error}")
         expect(isinstance(answer["result"], dict), f"initialize answered {answer['result']!r}")
         self.welcome = answer["result"]
 

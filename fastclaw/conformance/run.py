@@ -44,7 +44,10 @@ async def check(
             findings[promise.id] = await _judge(rig, promise, capabilities)
 
     try:
-        capabilities = await _capabilities(rigs[0])
+        try:
+            capabilities = await _capabilities(rigs[0])
+        except (Broken, FastclawError) as error:  # and nothing but the same would come of every check
+            return Report(command=command, vocabulary=vocabulary.name, capabilities=None, refused=str(error))
         async with asyncio.TaskGroup() as group:
             for rig in rigs:
                 group.create_task(work(rig))
@@ -55,17 +58,13 @@ async def check(
     return Report(command=command, vocabulary=vocabulary.name, capabilities=capabilities, findings=found)
 
 
-async def _capabilities(rig: Rig) -> list[str] | None:
-    try:
-        told = (await rig.shared()).welcome.get("capabilities", [])
-    except (Broken, FastclawError):
-        # The checks of `initialize` say what is wrong with it.
-        return None
+async def _capabilities(rig: Rig) -> list[str]:
+    told = (await rig.shared()).welcome.get("capabilities", [])
     return [name for name in told if isinstance(name, str)] if isinstance(told, list) else []
 
 
-async def _judge(rig: Rig, promise: Promise, capabilities: list[str] | None) -> Finding:
-    if promise.needs is not None and promise.needs not in (capabilities or ()):
+async def _judge(rig: Rig, promise: Promise, capabilities: list[str]) -> Finding:
+    if promise.needs is not None and promise.needs not in capabilities:
         detail = f"the runtime does not report the capability {promise.needs!r}"
         return Finding(promise=promise, verdict="not offered", detail=detail)
     findings = [await _attempt(rig, promise, entry.run) for entry in CHECKS if entry.promise_id == promise.id]

@@ -20,6 +20,9 @@ LOOKS = 3
 """In a row, at which nothing is left."""
 
 
+NO_USAGE = {"user_us": 0, "system_us": 0, "max_rss_kb": 0}
+
+
 class Failed(Exception):
     """What becomes an error on the wire."""
 
@@ -171,5 +174,5 @@ class Process:
             "signal": signum,
             "reason": self.reason or ("signaled" if signum else "exited"),
             "timings": {},
-            "usage": None,
+            "usage": NO_USAGE if self._plain.breaks("uses-nothing") else None,
         }

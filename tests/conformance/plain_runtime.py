@@ -27,6 +27,7 @@ HIGHEST = 16 * 2**20
 WORDS = {"keep": ("head", "tail", "ends"), "on_limit": ("truncate", "kill"), "orphans": ("keep", "kill")}
 
 BREAKS = (
+    "uses-nothing",
     "loses-a-byte",
     "answers-at-start",
     "answers-at-end-of-streams",
@@ -202,6 +203,7 @@ class Plain:
     async def _initialize(self, params: dict[str, Any]) -> dict[str, Any]:
         self.options = params.get("options", {})
         offered = ["run", "cancel", "wait", "list", "key", "timeout_ms", "kill_tree", "separate_eof"]
+        offered += ["usage"] * self.breaks("uses-nothing")
         return {"server": {"name": "plain", "version": "0"}, "capabilities": offered}
 
     async def _health(self, params: dict[str, Any]) -> dict[str, Any]:

@@ -107,19 +107,17 @@ async def test_a_runtime_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("CHECK_ANSWER_MS", "CLIENT_INITIALIZE_MS"):
         monkeypatch.setattr(limits, name, 100)
     report = await check([sys.executable, "-c", "import sys; sys.stdin.read()"], POSIX, {}, {"L-HEALTH", "X-RESULT"})
-    assert report.capabilities is None
-    assert [finding.verdict for finding in report.findings] == ["broken", "broken"]
-    assert "did not come within 100 ms" in report["L-HEALTH"].detail
+    assert (report.capabilities, report.findings, report.ok) == (None, [], False)
+    assert "did not come within 100 ms" in (report.refused or "")
 
 
 async def test_a_check_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CHECK_MS", "CLIENT_INITIALIZE_MS"):
-        monkeypatch.setattr(limits, name, 100)
-    report = await check([sys.executable, "-c", "import sys; sys.stdin.read()"], POSIX, {}, {"W-LINE"})
-    assert report["W-LINE"].detail == "no end within 100 ms"
+    monkeypatch.setattr(limits, "CHECK_MS", 2)  # in which nobody answers 10 000 requests
+    report = await check(COMMAND, POSIX, {}, {"W-BURST"}, stderr=subprocess.DEVNULL)
+    assert report["W-BURST"].detail == "no end within 2 ms"
 
 
 async def test_a_runtime_that_cannot_be_started() -> None:
     report = await check(["/no/such/runtime"], POSIX, {}, {"W-LINE"})
-    assert report["W-LINE"].verdict == "broken"
-    assert "cannot be started" in report["W-LINE"].detail
+    assert report.to_text().startswith("nothing was checked: io error: ")
+    assert "cannot be started" in report.to_text()
