@@ -100,7 +100,11 @@ class Child:
             raise IoError(f"the runtime {command[0]!r} cannot be started: {error.strerror}") from error
         try:
             self._hold(process)
-            await self._connect(process)
+            connecting = self._loop.create_task(self._connect(process))
+            try:
+                await asyncio.shield(connecting)
+            finally:  # cancelled in the middle, uvloop would close a number that is the file's to close
+                await asyncio.wait([connecting])
         except BaseException:
             await self.end()
             raise

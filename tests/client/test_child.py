@@ -74,6 +74,16 @@ async def test_a_program_that_is_not_there(child: Child) -> None:
     assert await child.end() is None
 
 
+@pytest.mark.parametrize("turns", range(7))
+async def test_a_start_that_is_cancelled_leaves_nothing(child: Child, turns: int) -> None:
+    starting = asyncio.create_task(child.start([sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait([starting])
+    assert starting.cancelled() or starting.exception() is None
+
+
 async def test_environment_and_stderr(child: Child, tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
         await child.start(["/bin/sh", "-c", 'echo "$A" >&2'], env={"A": "b"}, stderr=log)
