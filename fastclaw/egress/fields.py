@@ -29,6 +29,7 @@ _KEPT = frozenset((b"host", b"content-length"))
 _FIELD_NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 _FIELD_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff]+(?:[ \t]+[\x21-\x7e\x80-\xff]+)*")
 _NO_CONTENT = 204
+_NO_LETTER = re.compile(rb"[^0-9a-z]")
 
 
 def request_fields(request: h11.Request, target: Target, injected: Sequence[tuple[bytes, bytes]]) -> Fields:
@@ -37,8 +38,8 @@ def request_fields(request: h11.Request, target: Target, injected: Sequence[tupl
     Parameters:
         injected: fields that the proxy adds; the client's own of the same names are left out.
     """
-    ours = {name.lower() for name, _ in injected}
-    fields = [(b"Host", target.authority), *_end_to_end(request.headers.raw_items(), {b"host", *ours})]
+    kept = _not_ours(request.headers.raw_items(), injected)
+    fields = [(b"Host", target.authority), *_end_to_end(kept, {b"host"})]
     fields += [(b"Via", request.http_version + b" " + _NAME), *injected]
     if _listed(request.headers, b"transfer-encoding"):
         fields.append((b"Transfer-Encoding", b"chunked"))
@@ -82,7 +83,20 @@ def switch_fields(response: h11.InformationalResponse) -> Fields:
 
 def trailer_fields(trailers: Iterable[tuple[bytes, bytes]], injected: Sequence[tuple[bytes, bytes]]) -> Fields:
     """Those after a body, which change neither its framing nor what the proxy has added (RFC 9110, 6.5.1)."""
-    return list(_end_to_end(trailers, {b"host", b"content-length", *(name.lower() for name, _ in injected)}))
+    return list(_end_to_end(_not_ours(trailers, injected), {b"host", b"content-length"}))
+
+
+def _not_ours(
+    fields: Iterable[tuple[bytes, bytes]], injected: Sequence[tuple[bytes, bytes]]
+) -> Iterable[tuple[bytes, bytes]]:
+    """Without those that a server could take for one that the proxy adds: to CGI and what descends from it `X_Key` and
+    `X-Key` are one name (RFC 3875, 4.1.18), to some servers `X.Key` as well."""
+    ours = {_folded(name) for name, _ in injected}
+    return [field for field in fields if _folded(field[0]) not in ours] if ours else fields
+
+
+def _folded(name: bytes) -> bytes:
+    return _NO_LETTER.sub(b"_", name.lower())
 
 
 def _end_to_end(fields: Iterable[tuple[bytes, bytes]], dropped: set[bytes]) -> Fields:

@@ -87,8 +87,10 @@ class Forwarder:
             OSError: the client is gone.
         """
         self._injected = self._site.injections.of(target.host)
-        if self._injected and request.method == b"TRACE":
-            raise Rejected("unsafe_method", f"TRACE would show what is added to requests for {target.host}")
+        if self._injected:
+            if request.method == b"TRACE":
+                raise Rejected("unsafe_method", f"TRACE would show what is added to requests for {target.host}")
+            asked = asked._replace(has_secret=True)
         if not has_body(request):
             await self._client.next()  # its end
         upstream = await self._reach(asked)

@@ -42,6 +42,8 @@ class Asked(NamedTuple):
         port: `ANY_PORT` for `dns`, and only for that.
         method: of an HTTP request.
         address: for `transparent`: the original destination.
+        has_secret: a secret is added to it: then the name has to be allowed and, asked for now, to be the address's,
+            whatever rule lists the address and whatever was answered before.
     """
 
     how: Literal["connect", "http", "transparent", "dns"]
@@ -49,6 +51,7 @@ class Asked(NamedTuple):
     port: int
     method: str | None = None
     address: Address | None = None
+    has_secret: bool = False
 
 
 class _RefusedByRule(Refused):
@@ -227,25 +230,27 @@ class Gate:
         if (port == ANY_PORT) != (asked.how == "dns"):
             raise Refused("bad_target", f"{port} is no port to connect to")
         if asked.how == "transparent":
-            return await self._decide_turned(host, port, asked.address)
+            return await self._decide_turned(asked, asked.address)
         if not isinstance(host, str):
             return self._checked(host, [host], port)
         _pass(self.policy.judge_host(host, port))
         return self._checked(host, await self._resolver.resolve(host), port)
 
-    async def _decide_turned(self, host: str | Address, port: int, address: Address | None) -> _Admitted:
-        """A connection that was meant for `address` and turned to us, by a client that says it is for `host`.
+    async def _decide_turned(self, asked: Asked, address: Address | None) -> _Admitted:
+        """A connection that was meant for `address` and turned to us, by a client that says it is for `asked.host`.
 
-        An address that a rule lists needs no name, or may go by any that is not denied. Else the name has to be allowed
-        and to be the address's.
+        An address that a rule lists needs no name, or may go by any that is not denied, unless a secret goes along.
+        Else the name has to be allowed and to be the address's.
         """
         if address is None:
             raise Refused("no_name", "nobody knows where the connection was meant to go")
+        host, port = asked.host, asked.port
         listed = self.policy.lists(address, port)
         if isinstance(host, str):
-            if not listed:
+            if asked.has_secret or not listed:
                 _pass(self.policy.judge_host(host, port))
-                if not self.agrees(host, address) and address not in await self._resolver.resolve(host):
+                is_known = not asked.has_secret and self.agrees(host, address)
+                if not is_known and address not in await self._resolver.resolve(host):
                     raise Refused("name_mismatch", f"{address} is none of the addresses of {host}")
         elif host != address:
             raise Refused("name_mismatch", f"a request for {host} was sent to {address}")

@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LOCALDOMAIN", "RES_OPTIONS")
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "RES_OPTIONS")
 """What the process needs of ours, with all that begins with PYTHON. Not more: secrets for `inject` are there too."""
+
+_ABSOLUTE_NAMES = {"LOCALDOMAIN": "."}
+"""No search domains but the root (resolv.conf(5)): the name that is asked for is the one that was judged. A trailing
+dot would say the same, but would hide the names in /etc/hosts."""
 
 
 class _Listener(NamedTuple):
@@ -304,4 +308,5 @@ def _file(data: bytes) -> int:
 
 
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("PYTHON")}
+    ours = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("PYTHON")}
+    return {**ours, **_ABSOLUTE_NAMES}

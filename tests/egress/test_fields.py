@@ -96,6 +96,15 @@ def test_an_added_field_replaces_the_clients_and_cannot_be_named_away() -> None:
     assert found == [(b"X", b"1"), (b"Authorization", b"s3cret")]
 
 
+@pytest.mark.parametrize("name", ["X_Api_Key", "x-api_key", "X.Api.Key", "X-API-KEY"])
+def test_no_spelling_that_a_server_may_take_for_an_added_field_passes(name: str) -> None:
+    """CGI makes HTTP_X_API_KEY of all of them (RFC 3875, 4.1.18)."""
+    added = [(b"X-Api-Key", b"s3cret")]
+    assert passed((name, "mine"), ("X_Api", "1"), injected=added) == [(b"X_Api", b"1"), *added]
+    assert passed((name, "mine")) == [(name.encode(), b"mine")]
+    assert trailer_fields([(name.encode(), b"mine")], added) == []
+
+
 def test_trailers_change_neither_framing_nor_what_is_added() -> None:
     trailers = [
         (b"Content-Length", b"5"),

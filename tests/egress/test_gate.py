@@ -255,6 +255,26 @@ async def test_a_name_must_be_the_addresss() -> None:
         assert await rig.refusal(PUBLIC, 443, OTHER) == "name_mismatch"
 
 
+async def test_a_secret_goes_to_its_names_own_address_whatever_rule_lists_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A name is asked for anew, though it was answered before, and has to be allowed as a name."""
+    monkeypatch.setattr(network_limits, "EGRESS_ANSWER_MS", 0)
+    names = Names(a_test=[[PUBLIC]], b_test=[[OTHER]])
+    async with gate(["a.test:443", "9.9.9.9"], names=names) as rig:
+        plain = Asked("transparent", "a.test", 443, "GET", OTHER)
+        for name, address in (("a.test", OTHER), ("b.test", OTHER), ("a.test", PUBLIC)):
+            rig.gate.remember(name, [address])
+        assert await rig.gate.admit(plain) == [OTHER]
+        secret = plain._replace(has_secret=True)
+        for asked, reason in ((secret, "name_mismatch"), (secret._replace(host="b.test"), "not_allowed")):
+            with pytest.raises(Refused) as caught:
+                await rig.gate.admit(asked)
+            assert caught.value.reason == reason
+        assert await rig.gate.admit(secret._replace(address=PUBLIC)) == [PUBLIC]
+        assert names.asked == ["a.test", "a.test"]
+
+
 async def test_what_our_dns_has_answered_agrees_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network_limits, "EGRESS_ANSWERED", 3)
     async with gate(["*.test"], names=Names(a_test=[[PUBLIC]])) as rig:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 import threading
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -13,11 +16,13 @@ import pytest
 from fastclaw import network_limits
 from fastclaw.decisions.egress import Refused
 from fastclaw.egress import resolver as module
+from fastclaw.egress.proxy import _environment
 from fastclaw.egress.resolver import Resolver
 from tests.balance import balanced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from fastclaw.decisions.addresses import Address
 
@@ -61,6 +66,47 @@ async def test_the_hosts_own_resolver_is_asked() -> None:
         resolver = Resolver(10)
         assert ONE in await resolver.resolve("localhost")
         await resolver.aclose()
+
+
+SEARCHED = """
+import socket, subprocess, sys, threading
+from pathlib import Path
+from fastclaw.egress.resolver import _getaddrinfo
+Path("resolv.conf").write_text("nameserver 127.0.0.1\\nsearch captured.test\\noptions ndots:5\\n")
+subprocess.run(["mount", "--bind", "resolv.conf", "/etc/resolv.conf"], check=True)
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 53))
+
+def serve():
+    while True:
+        query, client = server.recvfrom(4096)
+        print(query[12:-5].decode("latin-1").translate({3: ".", 4: ".", 8: "."}), flush=True)
+        server.sendto(query[:2] + bytes.fromhex("8183") + query[4:6] + bytes(6) + query[12:], client)
+
+threading.Thread(target=serve, daemon=True).start()
+try:
+    _getaddrinfo("name.test")
+except socket.gaierror:
+    pass
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a resolv.conf without asking")
+def test_no_search_domain_makes_another_name_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the environment that the proxy's process gets, and a resolv.conf as Kubernetes writes it."""
+    monkeypatch.setenv("LOCALDOMAIN", "captured.test")
+    done = subprocess.run(
+        ["unshare", "--net", "--mount", sys.executable, "-c", SEARCHED],
+        env={**_environment(), "PYTHONPATH": os.getcwd()},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert {line.strip(".\0") for line in done.stdout.split()} == {"name.test"}
 
 
 async def test_a_name_that_cannot_be_asked_for() -> None:
