@@ -25,6 +25,9 @@ SHELL_INIT = "trap 'exit 0' TERM INT; while :; do sleep 2147483 & wait $!; done"
 """An init of the image's own shell: its `wait` reaps every child of PID 1, adopted orphans included, and a trapped
 signal ends that `wait` at once. 2 147 483 s is the longest sleep whose milliseconds fit into 31 bits."""
 
+HOSTNAME = "fastclaw"
+"""Of every container: known before there is one, so that programs can be told not to ask a proxy for it."""
+
 RESOLV_CONF = "/etc/resolv.conf"
 
 Workspace = tuple[str, str]
@@ -159,6 +162,7 @@ def container_spec(
     return {
         "image": image,
         "name": name,
+        "hostname": HOSTNAME,
         "labels": container_labels(namespace, owner, shard),
         "env": dict(env or {}),
         **_chosen(user="0" if init.spawner else user, oci_runtime=oci_runtime),

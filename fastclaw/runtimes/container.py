@@ -46,7 +46,7 @@ from fastclaw.engine.spawn_shard import SpawnShard, SpawnShards
 from fastclaw.errors import StartFailed
 from fastclaw.lane import Lane
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
-from fastclaw.runtimes.network import Network, open_network
+from fastclaw.runtimes.network import Network, beside, open_network
 from fastclaw.runtimes.rights import USER_FILES, Rights, settle_rights
 from fastclaw.spawn.binary import find_spawner, why_no_spawner
 from fastclaw.spawn.lane import SpawnLane
@@ -125,9 +125,8 @@ class ContainerRuntime(ManagedRuntime):
         warnings = self._warnings(lane)
         for warning in warnings:
             logger.warning("%s", warning)
-        return Environment(
-            lane, self._network.env, template.working_dir, len(self._shards), starting, directory, warnings
-        )
+        variables = beside(self._network.env, options.env)
+        return Environment(lane, variables, template.working_dir, len(self._shards), starting, directory, warnings)
 
     def _warnings(self, lane: Lane) -> list[str]:
         found = [] if self._rights.note is None else [self._rights.note]

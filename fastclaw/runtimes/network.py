@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastclaw import network_limits
-from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
+from fastclaw.decisions.container import HOSTNAME, NO_NETWORK, OPEN_NETWORK
 from fastclaw.egress.journal import Journal
 from fastclaw.egress.proxy import EgressProxy
 from fastclaw.engine.spawn_shard import SpawnShard
@@ -36,7 +36,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-NO_PROXY = "localhost,127.0.0.1,::1"
+
+_OWN_NAMES = ("localhost", "127.0.0.1", "0.0.0.0", "ip6-localhost", "ip6-loopback", HOSTNAME)
+NO_PROXY = ",".join((*_OWN_NAMES, "127.0.0.0/8", "::1"))
+"""What a sandbox calls itself. Not `[::1]`, which urllib and Node's fetch would need: with it httpx makes no client at
+all (0.24 and later, encode/httpx#3221; 0.24.0 makes none with `::1` either, encode/httpx#2674)."""
+
+NON_PROXY_HOSTS = "|".join((*_OWN_NAMES, "127.*", "[::1]"))
+"""The same for the JVM ("Networking Properties" of its API documentation)."""
+
+_JAVA = "JAVA_TOOL_OPTIONS"
 
 
 class Network:
@@ -226,7 +235,22 @@ def _read_secret(path: Path) -> tuple[str | None, str]:
 
 
 def proxy_variables(host: str) -> dict[str, str]:
-    """What tells programs of the proxy: both cases, since curl reads `http_proxy` in lower case only."""
-    url = f"http://{host}:{network_limits.EGRESS_PROXY_PORT}"
+    """What tells programs of the proxy: both cases, since curl reads `http_proxy` in lower case only. Node heeds them
+    from 22.21 and 24.5 on, where it is asked to; a JVM knows properties only."""
+    port = network_limits.EGRESS_PROXY_PORT
+    url = f"http://{host}:{port}"
     variables = {"HTTP_PROXY": url, "HTTPS_PROXY": url, "NO_PROXY": NO_PROXY}
-    return {**variables, **{name.lower(): value for name, value in variables.items()}}
+    java = [f"-D{scheme}.proxyHost={host} -D{scheme}.proxyPort={port}" for scheme in ("http", "https")]
+    return {
+        **variables,
+        **{name.lower(): value for name, value in variables.items()},
+        "NODE_USE_ENV_PROXY": "1",
+        _JAVA: " ".join((*java, f"-Dhttp.nonProxyHosts={NON_PROXY_HOSTS}")),
+    }
+
+
+def beside(variables: dict[str, str], asked: dict[str, str]) -> dict[str, str]:
+    """Ours, with what `options.env` has in the one variable in which a JVM finds all its options."""
+    if _JAVA in variables and asked.get(_JAVA):
+        return {**variables, _JAVA: f"{asked[_JAVA]} {variables[_JAVA]}"}
+    return variables

@@ -49,6 +49,7 @@ def test_the_safe_defaults() -> None:
             "io.fastclaw.owner": "12:345:boot-a:7",
             "io.fastclaw.shard": "2",
         },
+        "hostname": "fastclaw",
         "env": {},
         "entrypoint": ["/bin/sh", "-c", SHELL_INIT],
         "command": [],

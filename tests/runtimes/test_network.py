@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fastclaw import network_limits
 from fastclaw.bridge.network import BridgeNetwork, why_no_bridge
-from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
+from fastclaw.decisions.container import HOSTNAME, NO_NETWORK, OPEN_NETWORK
 from fastclaw.decisions.options import Inject, SecretSource
 from fastclaw.decisions.options import Network as Options
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.protocol.egress import Injection
 from fastclaw.runtimes.network import (
+    NO_PROXY,
     BridgedNetwork,
     Network,
     ProxyNetwork,
+    beside,
     egress_config,
     open_network,
     proxy_variables,
@@ -84,8 +93,89 @@ async def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
 def test_programs_are_told_in_both_cases() -> None:
     variables = proxy_variables("10.0.0.1")
     assert variables["HTTP_PROXY"] == variables["http_proxy"] == variables["https_proxy"] == "http://10.0.0.1:3128"
-    assert variables["no_proxy"] == variables["NO_PROXY"] == "localhost,127.0.0.1,::1"
-    assert len(variables) == 6
+    assert variables["no_proxy"] == variables["NO_PROXY"] == NO_PROXY
+    assert variables["NODE_USE_ENV_PROXY"] == "1"
+    assert {"ip6-localhost", HOSTNAME} <= set(NO_PROXY.split(","))
+    assert len(variables) == 8
+
+
+def test_a_jvm_is_told_by_properties_beside_those_that_were_asked_for() -> None:
+    """anthropics/claude-code#16222: Gradle heeds no variable of a proxy."""
+    variables = proxy_variables("10.0.0.1")
+    options = dict(option[2:].split("=") for option in variables["JAVA_TOOL_OPTIONS"].split())
+    assert options["http.proxyHost"] == options["https.proxyHost"] == "10.0.0.1"
+    assert options["http.proxyPort"] == options["https.proxyPort"] == "3128"
+    assert {"localhost", "127.*", "[::1]", "0.0.0.0", "fastclaw"} <= set(options["http.nonProxyHosts"].split("|"))
+    both = beside(variables, {"JAVA_TOOL_OPTIONS": "-Xmx1g"})
+    assert both["JAVA_TOOL_OPTIONS"] == f"-Xmx1g {variables['JAVA_TOOL_OPTIONS']}"
+    assert beside(variables, {"PATH": "/bin"}) == variables
+    assert beside({}, {"JAVA_TOOL_OPTIONS": "-Xmx1g"}) == {}
+
+
+PYTHON_ASKS = """
+import sys
+from contextlib import suppress
+def urllib(url):
+    import urllib.request
+    urllib.request.urlopen(url, timeout=5)
+def requests(url):
+    import requests
+    requests.get(url, timeout=5)
+def httpx(url):
+    import httpx
+    with httpx.Client(timeout=5) as client:
+        with suppress(httpx.TransportError):
+            client.get(url)
+for url in sys.argv[2:]:
+    with suppress(OSError):
+        globals()[sys.argv[1]](url)
+"""
+CLIENTS: dict[str, tuple[list[str], set[str]]] = {
+    "curl": (["curl", "--silent", "--max-time", "5"], set()),
+    "wget": (["wget", "--quiet", "--timeout=5", "--tries=1", "--output-document=/dev/null"], {"127.0.0.2"}),
+    "urllib": ([sys.executable, "-c", PYTHON_ASKS, "urllib"], {"127.0.0.2", "[::1]"}),
+    "requests": ([sys.executable, "-c", PYTHON_ASKS, "requests"], set()),
+    "httpx": ([sys.executable, "-c", PYTHON_ASKS, "httpx"], {"127.0.0.2"}),
+}
+"""And which of the sandbox's own names they ask a proxy for all the same: they know no networks."""
+
+OWN = ["localhost", "127.0.0.1", "127.0.0.2", "0.0.0.0", "[::1]"]
+"""Those that no resolver has to be asked for."""
+
+
+def is_here(client: str) -> bool:
+    return (shutil.which(client) or importlib.util.find_spec(client)) is not None
+
+
+@pytest.mark.parametrize(
+    "client",
+    [pytest.param(one, marks=pytest.mark.skipif(not is_here(one), reason=f"no {one} here")) for one in CLIENTS],
+)
+def test_no_client_asks_the_proxy_for_what_the_sandbox_calls_itself(client: str) -> None:
+    """github/gh-aw-firewall#1032, lensapp/lens-sandbox#367: one's own server answers 403, in the sandbox only."""
+    command, misses = CLIENTS[client]
+    with socket.create_server(("127.0.0.1", 0)) as proxy, socket.create_server(("127.0.0.1", 0)) as free:
+        port, unused = proxy.getsockname()[1], free.getsockname()[1]
+        asked: list[str] = []
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    with proxy.accept()[0] as connection:
+                        asked.append(
+                            connection.recv(65536).decode().split()[1].split("/")[2].removesuffix(f":{unused}")
+                        )
+                        connection.sendall(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        free.close()  # who comes straight is refused at once
+        variables = {name: value.replace(":3128", f":{port}") for name, value in proxy_variables("127.0.0.1").items()}
+        urls = [f"http://{host}:{unused}/" for host in (*OWN, "elsewhere.test")]
+        subprocess.run([*command, *urls], env={**os.environ, **variables}, capture_output=True, timeout=60, check=False)
+        proxy.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert set(asked) == {*misses, "elsewhere.test"}
 
 
 def config_of(source: SecretSource) -> list[Injection]:
