@@ -99,6 +99,10 @@ EGRESS_PROXY_PORT = 3_128
 TLS_HELLO_BYTES = 32 * KIB
 """A ClientHello: real ones with post-quantum key shares and a session ticket stay below 8 KiB."""
 
+TLS_EARLY_BYTES = 64 * KIB
+"""What a client may send between its first ClientHello and the one that it is asked for: early data, of which servers
+take 16 KiB (OpenSSL's and nginx's default)."""
+
 TLS_HELLO_RECORDS = 64
 """Records that one ClientHello may be spread over: clients use one or two; each piece is read from the first on."""
 

@@ -157,6 +157,11 @@ class Policy:
         """Whether a name may be reached on any port: then it may be resolved."""
         return self.judge_host(name, ANY_PORT)
 
+    @property
+    def denies_names(self) -> bool:
+        """Whether a rule denies a name, so that also where an address is listed it matters what it is called."""
+        return self._deny.has_names
+
     def lists(self, address: Address, port: int) -> bool:
         """Whether a rule lists an address, by itself or in a network. It may be denied all the same."""
         return _decide((), self._naming(address, is_closed=is_special(address)), port)[0] is None

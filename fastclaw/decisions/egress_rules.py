@@ -264,6 +264,11 @@ class Book:
         for (version, shift), same in sorted(networks.items()):
             self._networks[version].append((shift, {number: Ports(some) for number, some in same.items()}))
 
+    @property
+    def has_names(self) -> bool:
+        """Whether a rule is for a name, or for all."""
+        return bool(self._names)
+
     def of_any(self) -> Iterator[Ports]:
         """Those for `*`."""
         if (found := self._names.get("*")) is not None:

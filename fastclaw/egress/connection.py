@@ -1,7 +1,7 @@
 """A client that uses the proxy as one: it asks for a tunnel with CONNECT, or for plain requests with absolute URLs.
 
-In a tunnel nothing is decrypted, but its first words are looked at: a client that speaks TLS says which server it
-wants, and that must be the one that it was allowed to reach. A server that speaks first is heard at once.
+In a tunnel nothing is decrypted, but its first words are looked at: a client that speaks TLS or plain HTTP says which
+server it wants, and that must be the one that it was allowed to reach. A server that speaks first is heard at once.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from fastclaw.decisions.addresses import BadHost, parse_host
 from fastclaw.egress.forward import Forwarder, Joined
 from fastclaw.egress.gate import Asked
 from fastclaw.egress.session import Session
-from fastclaw.egress.targets import Rejected, absolute_target, connect_target
+from fastclaw.egress.targets import Rejected, absolute_target, connect_target, origin_target
+from fastclaw.protocol.tls import may_be_tls
 
 if TYPE_CHECKING:
     import socket
 
     import h11
 
-_TLS_RECORDS = range(0x14, 0x18)
-"""The types of TLS records (RFC 8446, 5.1). Some servers read on behind a record that they do not want."""
+    from fastclaw.decisions.addresses import Address
+
+_SSL_REQUESTS = (bytes.fromhex("00000008 04d2162f"), bytes.fromhex("00000008 04d21630"))
+"""SSLRequest and GSSENCRequest of PostgreSQL, whose clients ask in the clear whether they may begin with TLS ("Message
+Formats" of its documentation)."""
+
+_MAY_USE_TLS = b"S"
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -31,41 +37,83 @@ class Connection(Session):
     async def _serve(self) -> Joined | None:
         return await self._converse()
 
+    _tunnel: Asked | None = None
+    """What was asked for, where requests are spoken in a tunnel; with the address that it leads to."""
+
     async def _carry_out(self, request: h11.Request, forwarder: Forwarder) -> Joined | None:
-        if request.method == b"CONNECT":
+        method = request.method.decode("ascii")
+        if self._tunnel is not None:
+            target = origin_target(request, self._tunnel.host, self._tunnel.port)
+            self._asked = self._tunnel._replace(host=target.host, method=method)
+        elif request.method == b"CONNECT":
             return await self._connect(request)
-        target = absolute_target(request)
-        self._asked = Asked("http", target.host, target.port, request.method.decode("ascii"))
+        else:
+            target = absolute_target(request)
+            self._asked = Asked("http", target.host, target.port, method)
         return await forwarder.forward(request, self._asked, target)
 
-    async def _connect(self, request: h11.Request) -> Joined:
+    async def _connect(self, request: h11.Request) -> Joined | None:
         assert self._client is not None
         target = connect_target(request)
         self._asked = asked = Asked("connect", target.host, target.port, "CONNECT")
         self._patience.off()
-        far = await self._gate.connect(asked)
+        far, address = await self._gate.connect(asked)
         try:
             self._patience.moved()
             words = self._client.unread
             self._client = None  # no HTTP from here on
             await self._loop.sock_sendall(self._near, ESTABLISHED)
-            return Joined(far, await self._first_words(far, words))
+            return await self._first_words(far, address, words)
         except BaseException:
             far.close()
             raise
 
-    async def _first_words(self, far: socket.socket, words: bytes) -> bytes:
-        """What the client says first, checked; nothing where the server was quicker.
+    async def _first_words(self, far: socket.socket, address: Address, words: bytes) -> Joined | None:
+        """See what the client says first, if the server was not quicker, and join them if it may be.
 
         Parameters:
+            address: where `far` leads.
             words: those that came with the request already.
         """
-        if not words and await self._waiting.first(self._near, far) is self._near:
-            words = await self._waiting.receive(self._near)
-        if words and words[0] in _TLS_RECORDS:
-            hello, words = await self._hello(words)
+        assert self._asked is not None
+        is_listed = self._gate.policy.lists(address, self._asked.port)
+        words = await self._negotiate(far, words or await self._unless_first(far))
+        hello, words = await self._hello(words, is_listed=is_listed)
+        if hello is not None:
             if hello.name is not None:
                 self._check_name(hello.name)
+            return await self._join_tls(far, hello, words)
+        if words and (not is_listed or self._gate.policy.denies_names):
+            is_request, words = await self._is_request(words)
+            if is_request:
+                self._tunnel = self._asked._replace(address=address)
+                return await self._converse(words, far)
+        self._patience.moved()
+        return Joined(far, words)
+
+    async def _unless_first(self, far: socket.socket) -> bytes:
+        """What the client says, or nothing where the server is quicker."""
+        if await self._waiting.first(self._near, far) is not self._near:
+            return b""
+        return await self._waiting.receive(self._near)
+
+    async def _negotiate(self, far: socket.socket, words: bytes) -> bytes:
+        """Pass on a question whether TLS may begin, and return what the client says after the answer to it."""
+        while words and any(ask.startswith(words[: len(ask)]) for ask in _SSL_REQUESTS):
+            if words in _SSL_REQUESTS:
+                await self._pass_on(far, words)
+                answer = await self._waiting.receive(far)
+                self._gate.meter.received(len(answer))
+                await self._loop.sock_sendall(self._near, answer)
+                words = await self._waiting.receive(self._near)
+                if answer[:1] == _MAY_USE_TLS and words and not may_be_tls(words):
+                    raise Rejected("bad_request", "what follows PostgreSQL's SSLRequest is no TLS")
+            elif len(words) > len(_SSL_REQUESTS[0]):
+                raise Rejected("bad_request", "PostgreSQL's SSLRequest is followed by more before its answer")
+            elif more := await self._waiting.receive(self._near):
+                words += more
+            else:
+                break
         return words
 
     def _check_name(self, text: str) -> None:

@@ -75,6 +75,11 @@ class Forwarder:
             self._upstream.sock.close()
             self._upstream = None
 
+    def adopt(self, sock: socket.socket, asked: Asked) -> None:
+        """Use a connection that was made for `asked`; takes it over."""
+        self._upstream = Upstream(sock, self._patience, self._site.waiting, self._site.gate.meter)
+        self._serves = (asked.host, asked.port)
+
     async def forward(self, request: h11.Request, asked: Asked, target: Target) -> Joined | None:
         """Carry out a request whose head has been read; returns when it is answered.
 
@@ -108,10 +113,9 @@ class Forwarder:
         whom = (asked.host, asked.port)
         if self._upstream is None or whom != self._serves or not await self._may_serve(self._upstream, asked):
             self.close()
-            sock = await self._site.gate.connect(asked)
-            self._upstream = Upstream(sock, self._patience, self._site.waiting, self._site.gate.meter)
-            self._serves = whom
+            self.adopt((await self._site.gate.connect(asked)).socket, asked)
         self._patience.moved()
+        assert self._upstream is not None
         return self._upstream
 
     async def _may_serve(self, upstream: Upstream, asked: Asked) -> bool:

@@ -20,7 +20,6 @@ from fastclaw.egress.own import OwnAddresses
 from fastclaw.egress.resolver import Resolver
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable
 
     from fastclaw.decisions.addresses import Address
@@ -41,7 +40,7 @@ class Asked(NamedTuple):
             destination; empty where the client named none.
         port: `ANY_PORT` for `dns`, and only for that.
         method: of an HTTP request.
-        address: for `transparent`: the original destination.
+        address: for `transparent`: the original destination; for a request inside a tunnel: where that leads.
         has_secret: a secret is added to it: then the name has to be allowed and, asked for now, to be the address's,
             whatever rule lists the address and whatever was answered before.
     """
@@ -174,7 +173,7 @@ class Gate:
         await self._note_allowed(asked, admitted.verdict, admitted.addresses[0])
         return admitted.addresses
 
-    async def connect(self, asked: Asked) -> socket.socket:
+    async def connect(self, asked: Asked) -> Dialled:
         """A connection to one of the addresses that are admitted: non-blocking, and the caller's to close.
 
         All of it within the configured `connect_timeout_ms`.
@@ -194,7 +193,7 @@ class Gate:
         except BaseException:
             dialled.socket.close()
             raise
-        return dialled.socket
+        return dialled
 
     async def refuse(self, asked: Asked | None, reason: Reason, text: str) -> Refused:
         """Count and write down what somebody else has refused or failed at, and return it, to be raised.
@@ -229,7 +228,7 @@ class Gate:
         host, port = asked.host, asked.port
         if (port == ANY_PORT) != (asked.how == "dns"):
             raise Refused("bad_target", f"{port} is no port to connect to")
-        if asked.how == "transparent":
+        if asked.how == "transparent" or asked.address is not None:
             return await self._decide_turned(asked, asked.address)
         if not isinstance(host, str):
             return self._checked(host, [host], port)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _END = b"\r\n\r\n"
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n|\r\n[ \t]|\0")
 _NO_REQUEST = re.compile(rb"[^!-~]|[^\r]*(?<! HTTP/1\.[01])\r")
+_LINE_END = re.compile(rb"[\r\n]")
+_REQUEST_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+(?: [\t -~\x80-\xff]*)?")
+_SPEAKS_HTTP = re.compile(rb"GET |.* HTTP/", re.IGNORECASE)
 _PHRASES = {400: "Bad Request", 403: "Forbidden", 429: "Too Many Requests", 502: "Bad Gateway", 504: "Gateway Timeout"}
 
 
@@ -43,6 +46,17 @@ def has_head(pending: bytearray) -> bool:
     if _NO_REQUEST.match(pending) and pending != b"\r":
         raise Rejected("bad_request", "this is no HTTP/1.1 request; this port is an HTTP proxy's")
     return end >= 0
+
+
+def is_request(words: bytes) -> bool | None:
+    """Whether a server could take these first bytes of a connection for a request; None: more are needed.
+
+    Yes for more than what `has_head` lets pass: bare LFs, HTTP/0.9 and HTTP/2 among it.
+    """
+    line, *rest = _LINE_END.split(words.lstrip(b"\r\n"), 1)
+    if line and not _REQUEST_LINE.fullmatch(line):
+        return False
+    return bool(_SPEAKS_HTTP.match(line)) if rest else None
 
 
 def refusal(refused: Refused, *, has_body: bool) -> bytes:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fastclaw.egress.tunnel import Meter
     from fastclaw.egress.waiting import Patience, Waiting
 
+SPENT = "the sandbox has used up its bytes (options.network.max_bytes)"
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s (socket(7))
 
 
@@ -233,4 +235,4 @@ def _broken(error: OSError) -> UpstreamFailed:
 
 def _check_budget(is_left: bool) -> None:
     if not is_left:
-        raise Rejected("too_many_bytes", "the sandbox has used up its bytes (options.network.max_bytes)")
+        raise Rejected("too_many_bytes", SPENT)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from fastclaw import network_limits
 from fastclaw.decisions.egress import Refused
 from fastclaw.egress.forward import Forwarder, Joined, Site
-from fastclaw.egress.peer import Client
+from fastclaw.egress.heads import is_request
+from fastclaw.egress.peer import SPENT, Client
 from fastclaw.egress.targets import Rejected, check
 from fastclaw.egress.waiting import Patience, part
 from fastclaw.errors import ProtocolError
@@ -80,14 +81,17 @@ class Session:
     async def _serve(self) -> Joined | None:
         raise NotImplementedError
 
-    async def _converse(self, early: bytes = b"") -> Joined | None:
+    async def _converse(self, early: bytes = b"", far: socket.socket | None = None) -> Joined | None:
         """Requests and their answers, one after the other.
 
         Parameters:
             early: what was read before.
+            far: to the server that was asked for last, where there is a connection already; taken over.
         """
         self._client = client = Client(self._near, self._patience, self._waiting, early)
         forwarder = Forwarder(client, self._site, self._patience)
+        if far is not None and self._asked is not None:
+            forwarder.adopt(far, self._asked)
         try:
             while (request := await client.request()) is not None:
                 check(request)
@@ -102,28 +106,109 @@ class Session:
     async def _carry_out(self, request: h11.Request, forwarder: Forwarder) -> Joined | None:
         raise NotImplementedError
 
-    async def _hello(self, words: bytes) -> tuple[tls.Hello, bytes]:
-        """A client's TLS greeting.
+    async def _hello(self, words: bytes, *, is_listed: bool) -> tuple[tls.Hello | None, bytes]:
+        """A client's TLS greeting, or None where it speaks something else.
 
         Parameters:
             words: its beginning.
+            is_listed: the address is one that a rule lists: what looks like TLS and is none is for its server to judge.
 
         Returns:
             With all bytes that were read.
 
         Raises:
-            Rejected: it is none, or ends in its middle.
+            Rejected: it looks like TLS and cannot be read as a greeting, or ends in its middle.
         """
-        self._is_tls = True
+        if tls.may_be_tls(words):
+            self._patience.only(network_limits.EGRESS_HEAD_MS / 1000)
+        try:
+            while tls.may_be_tls(words):
+                self._is_tls = True
+                if (hello := tls.sniff(words)) is not None:
+                    return hello, words
+                if not (more := await self._waiting.receive(self._near)):
+                    raise ProtocolError("the connection was closed in the middle of a TLS ClientHello")
+                words += more
+        except ProtocolError as error:
+            if not is_listed:
+                raise Rejected("bad_request", str(error).removeprefix(error.prefix)) from error
+        self._is_tls = False
+        return None, words
+
+    async def _is_request(self, words: bytes) -> tuple[bool, bytes]:
+        """Whether a client speaks plain HTTP.
+
+        Parameters:
+            words: its first ones.
+
+        Returns:
+            With all bytes that were read.
+
+        Raises:
+            Rejected: it cannot be told.
+        """
+        self._patience.only(network_limits.EGRESS_HEAD_MS / 1000)
+        while (found := is_request(words)) is None:
+            if len(words) > network_limits.EGRESS_HEAD_BYTES:
+                raise Rejected("bad_request", "the first line has no end")
+            if not (more := await self._waiting.receive(self._near)):
+                return False, words
+            words += more
+        return found, words
+
+    async def _join_tls(self, far: socket.socket, hello: tls.Hello, words: bytes) -> Joined:
+        """Join a client whose greeting was checked with its server.
+
+        A server may ask for another greeting (HelloRetryRequest); that has to name the same server. So what comes
+        behind the first one waits until the server has answered.
+
+        Parameters:
+            words: the greeting and what came behind it.
+        """
+        self._patience.moved()
+        await self._pass_on(far, words[: hello.size])
+        words, said = await self._hear_server(far, words[hello.size :])
+        if not tls.asks_again(said):
+            return Joined(far, words, said)
+        self._gate.meter.received(len(said))
+        await self._loop.sock_sendall(self._near, said)
         self._patience.only(network_limits.EGRESS_HEAD_MS / 1000)
         try:
-            while (hello := tls.sniff(words)) is None:
+            while (again := tls.sniff_again(words)) is None:
                 if not (more := await self._waiting.receive(self._near)):
-                    raise Rejected("bad_request", "the connection was closed in the middle of a TLS ClientHello")
+                    raise ProtocolError("the connection was closed before the second TLS ClientHello")
                 words += more
         except ProtocolError as error:
             raise Rejected("bad_request", str(error).removeprefix(error.prefix)) from error
-        return hello, words
+        if again.name != hello.name:
+            raise Rejected("name_mismatch", f"the second TLS ClientHello names {again.name}, the first {hello.name}")
+        return Joined(far, words)
+
+    async def _hear_server(self, far: socket.socket, words: bytes) -> tuple[bytes, bytes]:
+        """What the client and the server said until it is clear what the server answers, or until it ends.
+
+        Parameters:
+            words: what the client has said already.
+        """
+        said, heard = b"", [far, self._near]
+        while tls.asks_again(said) is None:
+            if await self._waiting.first(*heard) is far:
+                if not (more := await self._waiting.receive(far)):
+                    break
+                said += more
+                continue
+            more = await self._waiting.receive(self._near)
+            words += more
+            if not more or len(words) > network_limits.TLS_EARLY_BYTES:
+                heard = [far]
+            if not more:  # it has left, most likely
+                self._patience.only(network_limits.EGRESS_HEAD_MS / 1000)
+        return words, said
+
+    async def _pass_on(self, far: socket.socket, data: bytes) -> None:
+        if not self._gate.meter.sent(len(data)):
+            raise Rejected("too_many_bytes", SPENT)
+        await self._loop.sock_sendall(far, data)
 
     async def _tell(self, refused: Refused) -> None:
         """Answer with a refusal, if the client still waits for an answer."""

@@ -114,11 +114,11 @@ def _origin_form(method: bytes, path: bytes) -> bytes:
     return path if path.startswith(b"/") else b"/" + path
 
 
-def origin_target(request: h11.Request, address: Address, port: int) -> Target:
+def origin_target(request: h11.Request, host: str | Address, port: int) -> Target:
     """Of a request that its sender believes to have sent to the server itself.
 
     Parameters:
-        address, port: where the connection was going to: the host, where the request names none.
+        host, port: where the connection was going to, and what counts where the request names none.
 
     Raises:
         Rejected: it has no form that a server takes, or names another port.
@@ -128,18 +128,18 @@ def origin_target(request: h11.Request, address: Address, port: int) -> Target:
     if not request.target.startswith(b"/") and request.target != b"*":
         target = absolute_target(request)
     else:
-        host, named = _named(request, address, port)
+        host, named = _named(request, host, port)
         target = Target(host, named, request.target)
     if target.port != port:
         raise Rejected("name_mismatch", f"the request names port {target.port} on a connection to port {port}")
     return target
 
 
-def _named(request: h11.Request, address: Address, port: int) -> tuple[str | Address, int]:
+def _named(request: h11.Request, host: str | Address, port: int) -> tuple[str | Address, int]:
     text = next((value for name, value in request.headers if name == b"host"), b"")
     if not text:
-        return address, port
+        return host, port
     try:
-        return parse_authority(text.decode("ascii"), HTTP_PORT)
+        return parse_authority(text.decode("ascii"), port)
     except (BadHost, UnicodeDecodeError) as error:
         raise Rejected("bad_target", f"the Host field names no host: {error}") from error

@@ -17,10 +17,11 @@ from fastclaw.egress.gate import Asked
 from fastclaw.egress.peer import Client
 from fastclaw.egress.session import Session
 from fastclaw.egress.targets import Rejected, origin_target
-from fastclaw.protocol import tls
 
 if TYPE_CHECKING:
     import h11
+
+    from fastclaw.protocol import tls
 
 _SO_ORIGINAL_DST = 80  # include/uapi/linux/netfilter_ipv4.h, and for IPv6 netfilter_ipv6/ip6_tables.h
 _SOCKADDR_IN = struct.Struct("!2xH4s8x")
@@ -59,19 +60,31 @@ class Transparent(Session):
             self._client = Client(self._near, self._patience, self._waiting)
             raise Rejected("bad_target", "this port is for connections that the firewall turns to it")
         self._address, self._port = destination
-        if words[:1] == tls.HANDSHAKE.to_bytes():
-            return await self._join(words)
+        is_listed = self._gate.policy.lists(*destination)
+        hello, words = await self._hello(words, is_listed=is_listed)
+        if hello is not None:
+            return await self._join(hello, words)
+        if is_listed:
+            is_request, words = await self._is_request(words)
+            if not is_request:  # neither: an address that a rule lists needs no name
+                self._asked = Asked("transparent", self._address, self._port, None, self._address)
+                self._patience.off()
+                return Joined((await self._gate.connect(self._asked)).socket, words)
         return await self._converse(words)
 
-    async def _join(self, words: bytes) -> Joined:
-        hello, words = await self._hello(words)
+    async def _join(self, hello: tls.Hello, words: bytes) -> Joined:
         try:
             host = self._address if hello.name is None else parse_host(hello.name)
         except BadHost as error:
             raise Rejected("name_mismatch", f"the TLS server name is none: {error}") from error
         self._asked = Asked("transparent", host, self._port, None, self._address)
         self._patience.off()
-        return Joined(await self._gate.connect(self._asked), words)
+        far = (await self._gate.connect(self._asked)).socket
+        try:
+            return await self._join_tls(far, hello, words)
+        except BaseException:
+            far.close()
+            raise
 
     async def _carry_out(self, request: h11.Request, forwarder: Forwarder) -> Joined | None:
         target = origin_target(request, self._address, self._port)

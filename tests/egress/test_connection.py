@@ -145,20 +145,130 @@ async def test_tls_for_another_server_is_refused(target: str, name: str, reason:
         assert rig.origin.seen == []
 
 
+UNREADABLE = [
+    b"\x16\x03\x01\x00\x05\x02\x00\x00\x01\x00",
+    b"\x15\x03\x01\x00\x02\x01\x00" + client_hello("evil.test"),
+    b"\x14\x03\x01\x00\x01\x01" + client_hello("evil.test"),
+]
+LENGTH_FIRST = b"\x16\x01\x00\x00" + bytes(0x112)
+"""A message with its length of 278 in front, little-endian, as MongoDB's are."""
+
+
+@pytest.mark.parametrize("words", [*UNREADABLE, LENGTH_FIRST, b"hello", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+async def test_an_address_that_a_rule_lists_hears_whatever_is_said(words: bytes) -> None:
+    """mandiant/flare-fakenet-ng#57: what looks like TLS in its first byte is not refused for being none."""
+    async with a_proxy() as rig:
+        server, heard = await _a_listener(len(words))
+        async with server:
+            client = await rig.tunnel(f"{HERE}:{server.sockets[0].getsockname()[1]}")
+            await client.say(words)
+            assert await asyncio.wait_for(heard, 20) == words
+            assert rig.denied == {}
+
+
+# --- a server that asks for another greeting (RFC 8446, 4.1.4) ---
+
+RETRY = bytes.fromhex(
+    "160303 0038 02 000034 0303 cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c"
+    "00 1301 00 000c 002b 0002 0304 0033 0002 0017"
+)
+CHANGE_CIPHER_SPEC = bytes.fromhex("140303 0001 01")
+
+
+@pytest.mark.parametrize("is_eager", [False, True])
+@pytest.mark.parametrize("second", ["origin.test", "evil.test"])
+async def test_the_second_greeting_names_the_same_server(second: str, is_eager: bool) -> None:
+    """Also where it is sent before it was asked for: what is behind the first one waits for the answer to that."""
+    first, again = client_hello("origin.test"), CHANGE_CIPHER_SPEC + client_hello(second) + b"\x15"
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def ask_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.put_nowait(await reader.readexactly(len(first)))
+        writer.write(RETRY)
+        heard.put_nowait(await reader.read(1 << 16))
+        writer.close()
+
+    async with a_proxy(["127.0.0.1:*", "*.test:*"]) as rig:
+        server = await asyncio.start_server(ask_again, HERE, 0)
+        async with server:
+            client = await rig.tunnel(f"origin.test:{server.sockets[0].getsockname()[1]}")
+            await client.say(first + again if is_eager else first)
+            assert await client.read(len(RETRY)) == RETRY
+            if not is_eager:
+                await client.say(again)
+            assert await heard.get() == first
+            assert await heard.get() == (again if second == "origin.test" else b"")
+            assert rig.denied == ({} if second == "origin.test" else {"name_mismatch": 1})
+            assert await client.rest() == (b"" if second == "origin.test" else bytes.fromhex("15030300020231"))
+
+
+async def test_a_client_that_leaves_after_its_greeting_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_limits, "EGRESS_HEAD_MS", 200)
+    hello = client_hello("origin.test")
+    async with a_proxy(["127.0.0.1:*", "origin.test:*"]) as rig:
+        with socket.create_server((HERE, 0)) as silent:
+            client = await rig.tunnel(f"origin.test:{silent.getsockname()[1]}")
+            await client.say(hello)
+            await client.close()
+            await rig.settles(lambda: rig.open == 0)
+
+
+# --- PostgreSQL, which asks before it begins with TLS ---
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("answer", "then", "denied"),
     [
-        b"\x16\x03\x01\x00\x05\x02\x00\x00\x01\x00",
-        b"\x15\x03\x01\x00\x02\x01\x00" + client_hello("evil.test"),
-        b"\x14\x03\x01\x00\x01\x01" + client_hello("evil.test"),
+        (b"S", client_hello("origin.test"), {}),
+        (b"S", client_hello("evil.test"), {"name_mismatch": 1}),
+        (b"S", b"\0\0\0\x09plain", {"bad_request": 1}),
+        (b"N", b"\0\0\0\x09plain", {}),
     ],
 )
-async def test_tls_that_cannot_be_read_is_refused(words: bytes) -> None:
-    async with a_proxy() as rig:
+async def test_tls_after_an_ssl_request_names_its_server(answer: bytes, then: bytes, denied: dict[str, int]) -> None:
+    asks = bytes.fromhex("0000000804d2162f")
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.put_nowait(await reader.readexactly(len(asks)))
+        writer.write(answer)
+        heard.put_nowait(await reader.read(1 << 16))
+        writer.close()
+
+    async with a_proxy(["127.0.0.1:*", "*.test:*"]) as rig:
+        server = await asyncio.start_server(serve, HERE, 0)
+        async with server:
+            client = await rig.tunnel(f"origin.test:{server.sockets[0].getsockname()[1]}")
+            await client.say(asks[:5])
+            await client.say(asks[5:])
+            assert await client.read(1) == answer
+            await client.say(then)
+            assert await heard.get() == asks
+            assert await heard.get() == (b"" if denied else then)
+            assert rig.denied == denied
+
+
+# --- plain HTTP in a tunnel ---
+
+
+async def test_a_denied_name_is_refused_in_a_tunnel_too() -> None:
+    """Where the address is listed; where it is not, in test_transparent.py."""
+    async with a_proxy(["127.0.0.1:*"], deny=["denied.test"]) as rig:
         client = await rig.tunnel()
-        await client.say(words)
-        assert (await client.rest())[:1] == b"\x15"
-        assert rig.denied == {"bad_request": 1}
+        assert (await client.ask("GET /a HTTP/1.1\nHost: whoever.test")).status == 200
+        answer = await client.ask("GET /b HTTP/1.1\nHost: denied.test")
+        assert (answer.status, answer.reason) == (403, "denied")
+        assert [seen.line for seen in rig.origin.seen] == ["GET /a HTTP/1.1"]
+
+
+async def test_a_secret_is_added_in_a_tunnel_too() -> None:
+    """As Node's fetch asks for plain HTTP."""
+    inject = [("origin.test", "X-Key", "s3cret")]
+    async with a_proxy(["127.0.0.1:*", "origin.test:*"], inject=inject, deny=["x.test"]) as rig:
+        client = await rig.tunnel(f"origin.test:{rig.origin.port}")
+        assert (await client.ask("GET / HTTP/1.1\nHost: origin.test\nX_Key: mine")).status == 200
+        assert rig.origin.seen[0].fields["x-key"] == "s3cret"
+        assert "x_key" not in rig.origin.seen[0].fields
 
 
 async def test_half_a_greeting_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

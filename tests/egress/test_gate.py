@@ -18,6 +18,7 @@ import pytest
 from fastclaw import network_limits
 from fastclaw.decisions.egress import ANY_PORT, Refused
 from fastclaw.egress.counters import Counters
+from fastclaw.egress.dial import Dialled
 from fastclaw.egress.gate import Asked, Gate
 from fastclaw.egress.journal import Decision
 from fastclaw.errors import InvalidParams
@@ -183,7 +184,7 @@ async def main(config):
     assert found == ["special_address own"] * 3 + [None] + ["special_address own"], found
     listed = Gate(msgspec.structs.replace(config, allow=[str(PUBLIC)]), counters, print, names)
     with socket.create_server((str(PUBLIC), 443)):
-        (await listed.connect(Asked("connect", PUBLIC, 443))).close()
+        (await listed.connect(Asked("connect", PUBLIC, 443))).socket.close()
     await gate.aclose()
     await listed.aclose()
 
@@ -214,7 +215,7 @@ async def test_the_connection_goes_to_the_address_that_was_checked() -> None:
         port = port_of(good)
         names = Names(a_test=[[ONE], [TWO]])
         async with gate([f"a.test:{port}", "127.0.0.1:*"], names=names) as rig:
-            with await rig.gate.connect(Asked("connect", "a.test", port)) as sock:
+            with (await rig.gate.connect(Asked("connect", "a.test", port))).socket as sock:
                 assert sock.getpeername() == ("127.0.0.1", port)
             assert names.asked == ["a.test"], "nobody has asked again on the way"
         assert (was_connected_to(good), was_connected_to(bad)) == (True, False)
@@ -238,7 +239,7 @@ async def test_a_kept_answer_is_checked_anew_each_time() -> None:
     with listening("127.0.0.1") as [server]:
         port = port_of(server)
         async with gate(["127.0.0.1:*", f"a.test:{port}"], names=Names(a_test=[[ONE]])) as rig:
-            (await rig.gate.connect(Asked("connect", "a.test", port))).close()
+            (await rig.gate.connect(Asked("connect", "a.test", port))).socket.close()
             rig.gate.policy = type(rig.gate.policy)([f"a.test:{port}"])
             with pytest.raises(Refused):
                 await rig.gate.connect(Asked("connect", "a.test", port))
@@ -349,7 +350,7 @@ async def test_each_outcome_is_counted_once_and_written_once(tmp_path: Path) -> 
         port = port_of(server)
         allow = ["127.0.0.1:*", "127.0.0.2:1", f"a.test:{port}", "*.gone.test"]
         async with gate(allow, ["evil.test"], Names(a_test=[[TWO, ONE]]), log=log) as rig:
-            (await rig.gate.connect(Asked("connect", "a.test", port))).close()
+            (await rig.gate.connect(Asked("connect", "a.test", port))).socket.close()
             await rig.gate.admit(Asked("http", ONE, 80, "GET"))
             for asked in (
                 Asked("connect", "evil.test", 443),
@@ -480,8 +481,8 @@ async def test_giving_up_at_any_turn_leaves_nothing(tmp_path: Path, turns: int) 
                 await asyncio.sleep(0)
             task.cancel()
             [result] = await asyncio.gather(task, return_exceptions=True)
-            if isinstance(result, socket.socket):
-                result.close()
+            if isinstance(result, Dialled):
+                result.socket.close()
             else:
                 assert isinstance(result, asyncio.CancelledError)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastclaw import network_limits
 from fastclaw.decisions.egress import REASONS, STATUS, Refused
-from fastclaw.egress.heads import has_head, refusal
+from fastclaw.egress.heads import has_head, is_request, refusal
 from fastclaw.egress.targets import Rejected
 
 GOOD = b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\nA: b\r\n\r\n"
@@ -27,6 +27,18 @@ def test_empty_lines_before_are_taken_away() -> None:
     assert has_head(pending)
     assert pending == GOOD
     assert not has_head(bytearray(b"\r"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(b"", None), (b"\r\n", None), (b"G", None), (b"x-ANY_1 ", None), (b"GET / HTTP/1.1", None), (b"hello", None),
+     (b"GET / HTTP/1.1\r", True), (b"\n\r\nget / http/1.1 \n", True), (b"GET /\r\n", True), (b"X y HTTP/9\n", True),
+     (b"PRI * HTTP/2.0\r\n", True), (b"GET /\xc3\xa4\tx", None), (b"\0", False), (b" GET", False), (b"{", False),
+     (b"hello\n", False), (b"SSH-2.0-x\r\n", False), (b"OPTIONS rtsp://x RTSP/1.0\r\n", False), (b"AMQP\0", False),
+     (b"0032git-upload-pack /x\0host=y", False), (b"EHLO x\r\n", False), (b"\x16\x03", False)],
+)  # fmt: skip
+def test_what_a_server_may_take_for_a_request(words: bytes, expected: bool | None) -> None:
+    assert is_request(words) is expected
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ class Script(Session):
 
     async def _serve(self) -> Joined | None:
         if self._near.recv(1, socket.MSG_PEEK) == b"\x16":
-            hello, words = await self._hello(b"")
+            hello, words = await self._hello(await self._waiting.receive(self._near), is_listed=False)
+            assert hello is not None
             raise Rejected("no_name", f"{hello.name} {len(words)}")
         return await self._converse()
 

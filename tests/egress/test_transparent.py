@@ -14,8 +14,8 @@ from fastclaw.egress.counters import Counters
 from fastclaw.egress.server import Server
 from fastclaw.egress.transparent import original_destination
 from tests.egress.namespaces import CLIENT, HOST, PORT, SERVER, SERVER_V6, Namespaces, namespaces
-from tests.egress.rig import Client, Origin, Rig, config
-from tests.egress.test_connection import client_hello
+from tests.egress.rig import Client, Origin, Rig, config, request
+from tests.egress.test_connection import LENGTH_FIRST, UNREADABLE, client_hello
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -172,13 +172,26 @@ def test_an_address_that_a_rule_lists_needs_no_name(net: Namespaces) -> None:
     net.run_on_host(main())
 
 
-def test_words_that_are_neither_are_refused(net: Namespaces) -> None:
+@pytest.mark.parametrize("words", [b"SSH-2.0-x\r\n", LENGTH_FIRST, UNREADABLE[0]])
+def test_words_that_are_neither_need_a_rule_that_lists_the_address(net: Namespaces, words: bytes) -> None:
     async def main() -> None:
-        async with _rig(net, [f"{SERVER}:*"]) as rig:
-            client = await rig.reach(SERVER, 443)
-            await client.say(b"SSH-2.0-x\r\n")
-            assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
-            assert rig.denied == {"bad_request": 1}
+        heard = asyncio.get_running_loop().create_future()
+
+        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.set_result(await reader.readexactly(len(words)))
+            writer.close()
+
+        server = await asyncio.start_server(listen, sock=net.listener("server", SERVER, 443))
+        async with server:
+            async with _rig(net, ["site.test"]) as rig:
+                await (refused := await rig.reach(SERVER, 443)).say(words)
+                assert (await refused.rest())[:1] in (b"H", b"\x15")
+                assert rig.denied == {"bad_request": 1}
+            async with _rig(net, [f"{SERVER}:443"]) as rig:
+                client = await rig.reach(SERVER, 443)
+                await client.say(words)
+                assert await heard == words
+                assert rig.counters.snapshot()["allowed"] == 1
 
     net.run_on_host(main())
 
@@ -233,3 +246,84 @@ def test_without_a_firewall_there_is_no_such_place() -> None:
         connection, _ = listener.accept()
         with connection:
             assert original_destination(connection) is None
+
+
+# --- tunnels to an address that no rule lists, which loopback is not ---
+
+
+@asynccontextmanager
+async def _tunnelling(net: Namespaces, allow: Sequence[str], port: int = 80) -> AsyncIterator[tuple[Rig, Client]]:
+    """A tunnel to `site.test`."""
+    async with _rig(net, allow) as rig:
+        rig.server.add(9, "proxy", net.listener("host", HOST, 3128))
+        client = await rig.reach(HOST, 3128)
+        await client.say(request(f"CONNECT site.test:{port} HTTP/1.1\nHost: x"))
+        assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        yield rig, client
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        ("GET / HTTP/1.1\nHost: evil.test", "not_allowed"),
+        ("GET http://evil.test/ HTTP/1.1\nHost: site.test", "not_allowed"),
+        ("GET / HTTP/1.1\nHost: site.test:8080", "name_mismatch"),
+        ("\nGET / HTTP/1.1\nHost: evil.test", "not_allowed"),
+        ("PRI * HTTP/2.0", "bad_request"),
+        ("GET /", "bad_request"),
+    ],
+)
+def test_a_request_in_a_tunnel_is_judged_like_any(net: Namespaces, head: str, reason: str) -> None:
+    async def main() -> None:
+        async with _tunnelling(net, ["site.test"]) as (rig, client):
+            assert (await client.ask("GET /good HTTP/1.1\nHost: site.test")).status == 200
+            await client.say(request(head))
+            assert (await client.answer()).reason == reason
+            assert [seen.line for seen in rig.origin.seen] == ["GET /good HTTP/1.1"]
+            assert rig.origin.connections == 1
+        async with _tunnelling(net, ["site.test"]) as (rig, client):
+            await client.say(request(head)[:1])
+            await client.say(request(head)[1:])
+            assert (await client.answer()).reason == reason
+            assert rig.origin.seen == []
+
+    net.run_on_host(main())
+
+
+def test_a_request_with_bare_line_feeds_is_no_way_around_that(net: Namespaces) -> None:
+    async def main() -> None:
+        async with _tunnelling(net, ["site.test"]) as (rig, client):
+            await client.say(b"\nGET / HTTP/1.1\nHost: evil.test\n\n")
+            assert (await client.answer()).status == 400
+            assert rig.origin.seen == []
+
+    net.run_on_host(main())
+
+
+def test_a_request_in_a_tunnel_that_names_nobody_is_for_who_was_asked_for(net: Namespaces) -> None:
+    async def main() -> None:
+        async with _tunnelling(net, ["site.test"]) as (rig, client):
+            assert (await client.ask("GET / HTTP/1.0")).status == 200
+            assert rig.origin.seen[0].fields["host"] == "site.test"
+
+    net.run_on_host(main())
+
+
+@pytest.mark.parametrize("words", [*UNREADABLE, LENGTH_FIRST, b"*1\r\n$4\r\nPING\r\n", b"\0\x01", b"SSH-2.0-x\r\n"])
+def test_what_could_be_tls_and_cannot_be_read_is_refused(net: Namespaces, words: bytes) -> None:
+    """And what no server takes for TLS or HTTP is not, whatever its first byte."""
+
+    async def main() -> None:
+        heard = asyncio.get_running_loop().create_future()
+
+        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.set_result(await reader.read(1 << 16))
+            writer.close()
+
+        server = await asyncio.start_server(listen, sock=net.listener("server", SERVER, 443))
+        async with server, _tunnelling(net, ["site.test"], 443) as (rig, client):
+            await client.say(words)
+            assert await heard == (b"" if words in UNREADABLE else words)
+            assert rig.denied == ({"bad_request": 1} if words in UNREADABLE else {})
+
+    net.run_on_host(main())

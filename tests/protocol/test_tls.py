@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
-from fastclaw.protocol.tls import HANDSHAKE, Hello, sniff
+from fastclaw.protocol.tls import HANDSHAKE, Hello, asks_again, may_be_tls, sniff, sniff_again
 
 NAME = "Files.Example.org"
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -33,6 +33,12 @@ def real(version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, name: str | None = NA
     with contextlib.suppress(ssl.SSLWantReadError):
         connection.do_handshake()
     return outgoing.read()
+
+
+def heard(data: bytes | bytearray) -> list[str | None] | None:
+    """The name, in a list: it may be None."""
+    found = sniff(data)
+    return None if found is None else [found.name]
 
 
 def vector(data: bytes, width: int = 2) -> bytes:
@@ -76,14 +82,15 @@ def respread(flight: bytes, sizes: list[int]) -> bytes:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("name", "told"), [(NAME, NAME.lower()), ("xn--bcher-kva.example", "xn--bcher-kva.example")])
 def test_a_real_one_names_its_server(version: ssl.TLSVersion, name: str, told: str) -> None:
-    assert sniff(real(version, name)) == Hello(told)
-    assert sniff(bytearray(real(version, name)) + b"\x17anything") == Hello(told)
+    assert heard(real(version, name)) == [told]
+    found = sniff(bytearray(real(version, name)) + b"\x17anything")
+    assert found == Hello(told, len(real(version, name)))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", [None, "192.0.2.1"])
 def test_a_real_one_without_a_name(version: ssl.TLSVersion, name: str | None) -> None:
-    assert sniff(real(version, name)) == Hello(None)
+    assert heard(real(version, name)) == [None]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -97,13 +104,53 @@ def test_how_it_is_spread_over_records_does_not_matter(
     version: ssl.TLSVersion, sizes: list[int], data: st.DataObject
 ) -> None:
     flight = respread(real(version), sizes)
-    assert sniff(flight) == Hello(NAME.lower())
+    assert heard(flight) == [NAME.lower()]
     assert sniff(flight[: data.draw(st.integers(0, len(flight) - 1))]) is None
 
 
-def test_what_follows_in_the_same_record_is_not_waited_for() -> None:
+def test_what_follows_in_the_same_record_is_refused_and_not_waited_for() -> None:
+    """It could be a second ClientHello."""
     message = real()[5:] + bytes(1_000)
-    assert sniff(record(message)[: len(message) - 500]) == Hello(NAME.lower())
+    with pytest.raises(ProtocolError, match="behind it"):
+        sniff(record(message)[: len(message) - 500])
+
+
+RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+
+
+def answer(random: bytes) -> bytes:
+    return sent(b"\x03\x03" + random + vector(b"", 1) + b"\x13\x01\0" + vector(extension(43, b"\x03\x04")), kind=2)
+
+
+def test_a_server_that_asks_for_another_greeting_is_told_from_one_that_does_not() -> None:
+    assert asks_again(answer(RETRY) + b"\x14\x03\x03\0\x01\x01") is True
+    assert asks_again(answer(bytes(32))) is False
+    assert {asks_again(answer(RETRY)[:size]) for size in range(len(answer(RETRY)))} == {None}
+    assert asks_again(respread(answer(RETRY), [1, 20])) is True
+    assert [asks_again(data) for data in (record(b"\x02\x28", kind=21), b"HTTP/1.1 400 ", real())] == [False] * 3
+
+
+@given(st.lists(st.tuples(st.sampled_from([0x14, 0x17]), st.binary(max_size=300)), max_size=4))
+def test_the_second_greeting_comes_behind_what_a_client_may_say_before(between: list[tuple[int, bytes]]) -> None:
+    before = b"".join(record(data, kind) for kind, data in between)
+    assert sniff_again(before + real() + b"more") == Hello(NAME.lower(), len(before + real()))
+    assert {sniff_again((before + real())[:size]) for size in range(0, len(before + real()), 97)} == {None}
+
+
+@pytest.mark.parametrize("data", [record(bytes(16_000), 0x17) * 5, record(b"\x02\x28", kind=21), b"G"])
+def test_anything_else_in_its_place_is_refused(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        sniff_again(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "may"),
+    [(b"", False), (b"\x16", True), (b"\x15\x03", True), (b"\x16\x03\x01", True), (b"\x16\x01\0\0", False),
+     (b"GET", False), (b"\x80\x03", False)],
+)  # fmt: skip
+def test_two_bytes_tell_what_no_server_takes_for_tls(data: bytes, may: bool) -> None:
+    """mandiant/flare-fakenet-ng#57; `16 01 00 00` is the length of a message of MongoDB's."""
+    assert may_be_tls(data) == may
 
 
 @given(
@@ -112,23 +159,23 @@ def test_what_follows_in_the_same_record_is_not_waited_for() -> None:
 def test_every_host_name_comes_through(name: str, has_dot: bool, other: bytes) -> None:
     asked = name.upper().encode() + b"." * has_dot
     body = hello(extension(0x0A0A, other), server_name(asked), extension(0xFE0D, other), session=other[:32])
-    assert sniff(sent(body)) == Hello(name)
+    assert heard(sent(body)) == [name]
 
 
 @pytest.mark.parametrize("name", [b"192.0.2.1", b"2001:db8::1"])
 def test_an_address_is_passed_on_as_it_is(name: bytes) -> None:
-    assert sniff(sent(hello(server_name(name)))) == Hello(name.decode())
+    assert heard(sent(hello(server_name(name)))) == [name.decode()]
 
 
 def test_no_extensions_at_all() -> None:
-    assert sniff(sent(hello()[:-2])) == Hello(None)
-    assert sniff(sent(hello())) == Hello(None)
+    assert heard(sent(hello()[:-2])) == [None]
+    assert heard(sent(hello())) == [None]
 
 
 def test_a_large_one_is_read() -> None:
     padding = extension(21, bytes(network_limits.TLS_HELLO_BYTES - len(hello(server_name(b"a.example"))) - 4))
     flight = sent(hello(padding, server_name(b"a.example")))
-    assert sniff(flight) == Hello("a.example")
+    assert heard(flight) == ["a.example"]
     assert sniff(flight[:-1]) is None
 
 
