@@ -31,6 +31,9 @@ EGRESS_HEAD_MS = 15_000
 EGRESS_HEAD_BYTES = 32 * KIB
 """A request's line and headers: real ones with large cookies stay below 16 KiB; Go servers take 1 MiB."""
 
+EGRESS_PHRASE_CHARS = 400
+"""What the status line of a refusal says: a host name of 253 characters and the words around it."""
+
 EGRESS_LOG_BYTES = 10 * MIB
 """Default of `log_max_bytes`: some 50 000 decisions before the file is rotated."""
 

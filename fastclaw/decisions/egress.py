@@ -72,6 +72,9 @@ STATUS: dict[Reason, int] = {
 }
 """The HTTP status of each (RFC 9110, 15.5 and 15.6; 429: RFC 6585)."""
 
+RULES_NAME = "rules.fastclaw.internal"
+"""A name that the proxy answers for itself, over plain HTTP: with the rules."""
+
 ANY_PORT = 0
 """Asks whether there is a port at all on which a host may be reached: no connection goes to port 0 (RFC 6335, 6)."""
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import h11
+
 from fastclaw.decisions.addresses import BadHost, parse_host
+from fastclaw.decisions.egress import RULES_NAME
 from fastclaw.egress.forward import Forwarder, Joined
 from fastclaw.egress.gate import Asked
 from fastclaw.egress.session import Session
-from fastclaw.egress.targets import Rejected, absolute_target, connect_target, origin_target
+from fastclaw.egress.targets import HTTP_PORT, Rejected, absolute_target, connect_target, has_body, origin_target
 from fastclaw.protocol.tls import may_be_tls
 
 if TYPE_CHECKING:
     import socket
-
-    import h11
 
     from fastclaw.decisions.addresses import Address
 
@@ -27,6 +28,8 @@ _SSL_REQUESTS = (bytes.fromhex("00000008 04d2162f"), bytes.fromhex("00000008 04d
 Formats" of its documentation)."""
 
 _MAY_USE_TLS = b"S"
+
+_RULES = (RULES_NAME, HTTP_PORT)
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -50,12 +53,19 @@ class Connection(Session):
         else:
             target = absolute_target(request)
             self._asked = Asked("http", target.host, target.port, method)
+        if (target.host, target.port) == _RULES:
+            await self._show_rules(request)
+            return None
         return await forwarder.forward(request, self._asked, target)
 
     async def _connect(self, request: h11.Request) -> Joined | None:
         assert self._client is not None
         target = connect_target(request)
         self._asked = asked = Asked("connect", target.host, target.port, "CONNECT")
+        if (target.host, target.port) == _RULES:
+            self._tunnel = asked
+            await self._loop.sock_sendall(self._near, ESTABLISHED)
+            return await self._converse(self._client.unread)
         self._patience.off()
         far, address = await self._gate.connect(asked)
         try:
@@ -67,6 +77,17 @@ class Connection(Session):
         except BaseException:
             far.close()
             raise
+
+    async def _show_rules(self, request: h11.Request) -> None:
+        assert self._client is not None
+        if request.method not in (b"GET", b"HEAD") or has_body(request):
+            raise Rejected("bad_target", f"http://{RULES_NAME}/ answers GET, and shows the rules")
+        await self._client.next()  # its end
+        fields = [("Content-Type", "application/json"), ("Content-Length", str(len(self._site.rules)))]
+        await self._client.send(h11.Response(status_code=200, headers=fields, reason=b"OK"))
+        if request.method == b"GET":
+            await self._client.send(h11.Data(data=self._site.rules))
+        await self._client.send(h11.EndOfMessage())
 
     async def _first_words(self, far: socket.socket, address: Address, words: bytes) -> Joined | None:
         """See what the client says first, if the server was not quicker, and join them if it may be.

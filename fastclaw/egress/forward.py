@@ -47,11 +47,13 @@ class Site(NamedTuple):
 
     Parameters:
         injections: what is added to which requests.
+        rules: what a program inside is told of them.
         idle_s: how long nothing may move.
     """
 
     gate: Gate
     injections: Injections
+    rules: bytes
     waiting: Waiting
     idle_s: float
 

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from fastclaw import network_limits
-from fastclaw.decisions.egress import STATUS
+from fastclaw.decisions.egress import RULES_NAME, STATUS
 from fastclaw.egress.targets import Rejected
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ _NO_REQUEST = re.compile(rb"[^!-~]|[^\r]*(?<! HTTP/1\.[01])\r")
 _LINE_END = re.compile(rb"[\r\n]")
 _REQUEST_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+(?: [\t -~\x80-\xff]*)?")
 _SPEAKS_HTTP = re.compile(rb"GET |.* HTTP/", re.IGNORECASE)
-_PHRASES = {400: "Bad Request", 403: "Forbidden", 429: "Too Many Requests", 502: "Bad Gateway", 504: "Gateway Timeout"}
+_UNFIT = re.compile(r"[^ -~]+")
+_BY_RULE = frozenset({"not_allowed", "denied", "special_address", "no_name", "name_mismatch"})
 
 
 def has_head(pending: bytearray) -> bool:
@@ -60,15 +61,17 @@ def is_request(words: bytes) -> bool | None:
 
 
 def refusal(refused: Refused, *, has_body: bool) -> bytes:
-    """The answer to a request that is not carried out: its reason in a field and in one line for people.
+    """The answer to a request that is not carried out: its reason in a field; for people in the body, and in the status
+    line, which is all that most clients show of an answer to CONNECT.
 
     Parameters:
         has_body: False as the answer to HEAD.
     """
-    status = STATUS[refused.reason]
-    body = refused.text.replace("\n", " ").encode("utf-8", "replace") + b"\n"
+    hint = f"; http://{RULES_NAME}/ lists the rules" if refused.reason in _BY_RULE else ""
+    body = (refused.text.replace("\n", " ") + hint).encode("utf-8", "replace") + b"\n"
+    phrase = _UNFIT.sub(" ", f"{refused.reason}: {refused.text}")[: network_limits.EGRESS_PHRASE_CHARS]
     head = (
-        f"HTTP/1.1 {status} {_PHRASES[status]}\r\nX-Fastclaw-Reason: {refused.reason}\r\n"
+        f"HTTP/1.1 {STATUS[refused.reason]} {phrase}\r\nX-Fastclaw-Reason: {refused.reason}\r\n"
         f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + (body if has_body else b"")

@@ -13,6 +13,8 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from fastclaw import limits, network_limits
 from fastclaw.decisions.egress import Refused
 from fastclaw.egress.connection import Connection
@@ -79,7 +81,7 @@ class Server:
         injections = Injections(config.inject)
         self.gate = Gate(config, counters, on_trouble, lookup)
         self._waiting = Waiting()
-        self._site = Site(self.gate, injections, self._waiting, config.idle_timeout_ms / 1000)
+        self._site = Site(self.gate, injections, _rules(config), self._waiting, config.idle_timeout_ms / 1000)
         self._names = Names(self.gate, self.is_inside)
         self._pipes = PipePool()
         self._places: dict[int, _Place] = {}
@@ -231,6 +233,12 @@ async def _see_out(near: socket.socket, waiting: Waiting, why: Coroutine[Any, An
     with suppress(OSError):  # it is gone
         near.send(refusal(refused, has_body=True))
         await part(near, waiting)
+
+
+def _rules(config: EgressConfig) -> bytes:
+    """What a program inside may know: no secret."""
+    inject = [{"host": injection.host, "header": injection.header} for injection in config.inject]
+    return msgspec.json.encode({"allow": config.allow, "deny": config.deny, "inject": inject}) + b"\n"
 
 
 async def _known(refused: Refused) -> Refused:

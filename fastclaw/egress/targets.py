@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw.decisions.addresses import Address, BadHost, parse_authority, show
+from fastclaw.decisions.egress import RULES_NAME
 
 if TYPE_CHECKING:
     import h11
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 HTTP_PORT = 80
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.DOTALL)
 _VERSIONS = (b"1.0", b"1.1")
+_NO_URL = f"this is a proxy: it wants an absolute URL or CONNECT; http://{RULES_NAME}/ shows where it leads"
 
 
 class Rejected(Exception):
@@ -95,7 +97,7 @@ def absolute_target(request: h11.Request) -> Target:
     """
     match = _ABSOLUTE.fullmatch(request.target)
     if match is None:
-        raise Rejected("bad_target", "this is a proxy: it wants an absolute URL (http://host/path) or CONNECT")
+        raise Rejected("bad_target", _NO_URL)
     scheme, authority, path = match.groups()
     if scheme.lower() != b"http":
         raise Rejected("bad_target", "only http:// URLs are requested this way; use CONNECT host:port for all others")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import socket
 import ssl
 import time
@@ -297,6 +299,45 @@ async def test_a_refusal_says_why_in_a_field_and_a_line() -> None:
         assert rig.denied == {"not_allowed": 1}
 
 
+@pytest.mark.parametrize("deny", [[], ["evil.test"]])
+async def test_the_status_line_of_a_refusal_names_target_and_rule(deny: list[str]) -> None:
+    """NVIDIA/NemoClaw#3836: of an answer to CONNECT, curl -v, pip and npm show that line and nothing else."""
+    words = "denied: evil.test:443 is denied by 'evil.test'" if deny else "not_allowed: no rule allows evil.test:443"
+    async with a_proxy(["127.0.0.1:*"], deny=deny) as rig:
+        client = await rig.connect()
+        await client.say(request("CONNECT evil.test:443 HTTP/1.1\nHost: x"))
+        assert (await client.rest()).startswith(f"HTTP/1.1 403 {words}\r\n".encode())
+
+        def tunnel() -> None:
+            connection = http.client.HTTPSConnection(HERE, rig.port)
+            connection.set_tunnel("evil.test", 443)
+            with pytest.raises(OSError, match=f"Tunnel connection failed: 403 {words}"):
+                connection.connect()
+
+        await asyncio.to_thread(tunnel)
+
+
+async def test_a_program_inside_can_read_the_rules_and_no_secret() -> None:
+    """openai/codex#20928. By a plain request and in a tunnel, as Node's fetch asks."""
+    inject = [("*.b.test", "X-Key", "s3cret")]
+    allow = ["127.0.0.1:*", "a.test"]
+    async with a_proxy(allow, inject=inject, deny=["c.test"]) as rig:
+        client = await rig.connect()
+        head = "{} http://rules.fastclaw.internal/ HTTP/1.1\nHost: x"
+        plain = await client.ask(head.format("GET"))
+        assert json.loads(plain.body) == {
+            "allow": allow, "deny": ["c.test"], "inject": [{"host": "*.b.test", "header": "X-Key"}]
+        }  # fmt: skip
+        assert (await client.ask(head.format("HEAD"))).body == b""
+        tunnel = await rig.tunnel("rules.fastclaw.internal:80")
+        assert (await tunnel.ask("GET / HTTP/1.1\nHost: rules.fastclaw.internal")).body == plain.body
+        assert (await tunnel.ask("GET / HTTP/1.1\nHost: evil.test")).reason == "not_allowed"
+        assert (await client.ask(head.format("DELETE"))).reason == "bad_target"
+        refused = await (await rig.connect()).ask("GET http://evil.test/ HTTP/1.1\nHost: x")
+        assert b"http://rules.fastclaw.internal/" in refused.body
+        assert rig.counters.snapshot()["allowed"] == 0
+
+
 async def test_the_refusal_of_a_head_has_no_body() -> None:
     async with a_proxy() as rig:
         client = await rig.connect()
@@ -429,7 +470,7 @@ async def test_what_is_no_request_is_refused_at_once(what: str) -> None:
             client.writer.write_eof()
         said = await client.rest()
         assert time.monotonic() - started < 1
-        assert said == b"" or said.startswith(b"HTTP/1.1 400 Bad Request\r\nX-Fastclaw-Reason: bad_")
+        assert said == b"" or said.startswith(b"HTTP/1.1 400 bad_")
         assert said.count(b"X-Fastclaw-Reason") <= 1
         assert rig.counters.snapshot()["allowed"] == 0
         assert rig.origin.connections == 0

@@ -110,6 +110,6 @@ def test_every_refusal_is_a_whole_answer(reason: str) -> None:
 
 
 def test_a_refusal_of_head_has_its_length_only() -> None:
-    text = refusal(Refused("denied", "no"), has_body=False)
+    text = refusal(Refused("too_fast", "no"), has_body=False)
     assert text.endswith(b"\r\n\r\n")
     assert b"Content-Length: 3\r\n" in text

@@ -88,7 +88,7 @@ async def a_stage(idle_s: float = 20) -> AsyncIterator[Stage]:
     counters = Counters.create()
     gate, waiting = Gate(config(), counters, print), Waiting()
     try:
-        yield Stage(counters, Site(gate, Injections([]), waiting, idle_s))
+        yield Stage(counters, Site(gate, Injections([]), b"", waiting, idle_s))
     finally:
         await gate.aclose()
         waiting.close()
