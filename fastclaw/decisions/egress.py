@@ -46,6 +46,7 @@ Reason = Literal[
     "unresolved",
     "unreachable",
     "connect_timeout",
+    "idle_timeout",
     "not_from_sandbox",
 ]
 """Why a connection or request was refused, or failed: a stable word that a program may branch on."""
@@ -68,6 +69,7 @@ STATUS: dict[Reason, int] = {
     "unresolved": 502,
     "unreachable": 502,
     "connect_timeout": 504,
+    "idle_timeout": 504,
     "not_from_sandbox": 403,
 }
 """The HTTP status of each (RFC 9110, 15.5 and 15.6; 429: RFC 6585)."""

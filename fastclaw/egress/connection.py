@@ -47,21 +47,21 @@ class Connection(Session):
         method = request.method.decode("ascii")
         if self._tunnel is not None:
             target = origin_target(request, self._tunnel.host, self._tunnel.port)
-            self._asked = self._tunnel._replace(host=target.host, method=method)
+            self.asked = self._tunnel._replace(host=target.host, method=method)
         elif request.method == b"CONNECT":
             return await self._connect(request)
         else:
             target = absolute_target(request)
-            self._asked = Asked("http", target.host, target.port, method)
+            self.asked = Asked("http", target.host, target.port, method)
         if (target.host, target.port) == _RULES:
             await self._show_rules(request)
             return None
-        return await forwarder.forward(request, self._asked, target)
+        return await forwarder.forward(request, self.asked, target)
 
     async def _connect(self, request: h11.Request) -> Joined | None:
         assert self._client is not None
         target = connect_target(request)
-        self._asked = asked = Asked("connect", target.host, target.port, "CONNECT")
+        self.asked = asked = Asked("connect", target.host, target.port, "CONNECT")
         if (target.host, target.port) == _RULES:
             self._tunnel = asked
             await self._loop.sock_sendall(self._near, ESTABLISHED)
@@ -96,8 +96,8 @@ class Connection(Session):
             address: where `far` leads.
             words: those that came with the request already.
         """
-        assert self._asked is not None
-        is_listed = self._gate.policy.lists(address, self._asked.port)
+        assert self.asked is not None
+        is_listed = self._gate.policy.lists(address, self.asked.port)
         words = await self._negotiate(far, words or await self._unless_first(far))
         hello, words = await self._hello(words, is_listed=is_listed)
         if hello is not None:
@@ -107,7 +107,7 @@ class Connection(Session):
         if words and (not is_listed or self._gate.policy.denies_names):
             is_request, words = await self._is_request(words)
             if is_request:
-                self._tunnel = self._asked._replace(address=address)
+                self._tunnel = self.asked._replace(address=address)
                 return await self._converse(words, far)
         self._patience.moved()
         return Joined(far, words)
@@ -144,8 +144,8 @@ class Connection(Session):
         Raises:
             Rejected: it does not, or it is.
         """
-        assert self._asked is not None
-        asked = self._asked.host
+        assert self.asked is not None
+        asked = self.asked.host
         try:
             name = parse_host(text)
         except BadHost as error:
@@ -154,6 +154,6 @@ class Connection(Session):
             return
         if isinstance(asked, str) or not isinstance(name, str):
             raise Rejected("name_mismatch", f"the TLS server name is {name}, and CONNECT was for {asked}")
-        verdict = self._gate.policy.judge_host(name, self._asked.port)
+        verdict = self._gate.policy.judge_host(name, self.asked.port)
         if verdict.reason == "denied":
             raise Rejected("denied", verdict.text)

@@ -57,6 +57,10 @@ class Site(NamedTuple):
     waiting: Waiting
     idle_s: float
 
+    @property
+    def idle_text(self) -> str:
+        return f"nothing has moved for {self.idle_s:g} s (options.network.idle_timeout_ms)"
+
 
 class Forwarder:
     """Parameters:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastclaw.egress.resolver import Lookup
     from fastclaw.protocol.egress import EgressConfig
 
-_FAILURES = frozenset({"unresolved", "unreachable", "connect_timeout"})
+_FAILURES = frozenset({"unresolved", "unreachable", "connect_timeout", "idle_timeout"})
 """What was allowed and could not be done. Every other reason is a refusal."""
 
 

@@ -34,6 +34,13 @@ class UpstreamFailed(Rejected):
         super().__init__("unreachable", text)
 
 
+def reset(sock: socket.socket) -> None:
+    """Close so that what was told so far is not taken for all there was to be."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    sock.close()
+
+
 class _Peer:
     """Owns its socket, non-blocking, unless somebody takes it over."""
 
@@ -149,12 +156,6 @@ class Client(_Peer):
     async def refuse(self, refused: Refused) -> None:
         """Say why there is no other answer, and nothing more."""
         await self._loop.sock_sendall(self.sock, refusal(refused, has_body=self._method != b"HEAD"))
-
-    def reset(self) -> None:
-        """Close so that what was told so far is not taken for all there was to be."""
-        with suppress(OSError):
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self.sock.close()
 
 
 class Upstream(_Peer):

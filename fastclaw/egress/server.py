@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from fastclaw.egress.counters import Counters
     from fastclaw.egress.forward import Joined
+    from fastclaw.egress.gate import Asked
     from fastclaw.egress.resolver import Lookup
     from fastclaw.egress.session import Session
     from fastclaw.protocol.egress import EgressConfig, Role
@@ -53,7 +54,7 @@ class _Place:
         self.session = session
         self.retry: asyncio.TimerHandle | None = None
         self.tasks: set[Task[Any]] = set()
-        self.tunnels: set[Tunnel] = set()
+        self.tunnels: dict[Tunnel, Asked | None] = {}
         self.is_closed = False
 
 
@@ -169,7 +170,8 @@ class Server:
         try:
             if self.is_inside(peer):
                 self.gate.enter()
-                self._own(place, place.session(near, self._site).run(), partial(self._on_served, place, near))
+                session = place.session(near, self._site)
+                self._own(place, session.run(), partial(self._on_served, place, session, near))
             else:
                 self._turn_away(place, near, self.gate.refuse(None, "not_from_sandbox", f"{peer} is not the sandbox's"))
         except Refused as refused:
@@ -189,7 +191,7 @@ class Server:
 
     # --- serving ---
 
-    def _on_served(self, place: _Place, near: socket.socket, joined: Joined | None) -> None:
+    def _on_served(self, place: _Place, session: Session, near: socket.socket, joined: Joined | None) -> None:
         """A session is over, also one that was ended before it began."""
         if joined is None:
             near.close()
@@ -197,11 +199,11 @@ class Server:
             return
 
         def on_end(tunnel: Tunnel) -> None:
-            place.tunnels.discard(tunnel)
+            del place.tunnels[tunnel]
             self.gate.leave()
 
         tunnel = Tunnel(near, joined.far, self._pipes, self.gate.meter, on_end)
-        place.tunnels.add(tunnel)
+        place.tunnels[tunnel] = session.asked
         tunnel.start(to_far=joined.to_far, to_near=joined.to_near)
         if place.is_closed:
             tunnel.close()
@@ -219,12 +221,13 @@ class Server:
         self._leaving -= 1
 
     def _sweep(self) -> None:
-        """Cut the tunnels in which nothing has moved for too long."""
+        """Cut the tunnels in which nothing has moved for too long, and say so."""
         self._sweeper = self._loop.call_later(self._site.idle_s / network_limits.EGRESS_SWEEPS, self._sweep)
         oldest = self._loop.time() - self._site.idle_s
         for place in self._places.values():
-            for tunnel in [tunnel for tunnel in place.tunnels if tunnel.last_moved < oldest]:
+            for tunnel, asked in [found for found in place.tunnels.items() if found[0].last_moved < oldest]:
                 tunnel.close()
+                self._own(place, self.gate.refuse(asked, "idle_timeout", self._site.idle_text), _nothing)
 
 
 async def _see_out(near: socket.socket, waiting: Waiting, why: Coroutine[Any, Any, Refused]) -> None:
@@ -239,6 +242,10 @@ def _rules(config: EgressConfig) -> bytes:
     """What a program inside may know: no secret."""
     inject = [{"host": injection.host, "header": injection.header} for injection in config.inject]
     return msgspec.json.encode({"allow": config.allow, "deny": config.deny, "inject": inject}) + b"\n"
+
+
+def _nothing(_: Refused | None) -> None:
+    """What is to be done once it is written down."""
 
 
 async def _known(refused: Refused) -> Refused:

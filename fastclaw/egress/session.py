@@ -13,7 +13,7 @@ from fastclaw import network_limits
 from fastclaw.decisions.egress import Refused
 from fastclaw.egress.forward import Forwarder, Joined, Site
 from fastclaw.egress.heads import is_request
-from fastclaw.egress.peer import SPENT, Client
+from fastclaw.egress.peer import SPENT, Client, reset
 from fastclaw.egress.targets import Rejected, check
 from fastclaw.egress.waiting import Patience, part
 from fastclaw.errors import ProtocolError
@@ -43,9 +43,10 @@ class Session:
         self._waiting = site.waiting
         self._site = site
         self._loop = asyncio.get_running_loop()
-        self._asked: Asked | None = None
+        self.asked: Asked | None = None
+        """What the client wants, as far as it is known."""
         self._client: Client | None = None
-        self._is_tls = False
+        self._is_tls = self._has_greeted = False
 
     async def run(self) -> Joined | None:
         """Serve the client.
@@ -73,7 +74,7 @@ class Session:
         except Refused as refused:
             await self._tell(refused)
         except Rejected as rejected:
-            await self._tell(await self._gate.refuse(self._asked, rejected.reason, rejected.text))
+            await self._tell(await self._gate.refuse(self.asked, rejected.reason, rejected.text))
         except TimeoutError:
             await self._give_up()
         return None
@@ -90,15 +91,15 @@ class Session:
         """
         self._client = client = Client(self._near, self._patience, self._waiting, early)
         forwarder = Forwarder(client, self._site, self._patience)
-        if far is not None and self._asked is not None:
-            forwarder.adopt(far, self._asked)
+        if far is not None and self.asked is not None:
+            forwarder.adopt(far, self.asked)
         try:
             while (request := await client.request()) is not None:
                 check(request)
                 joined = await self._carry_out(request, forwarder)
                 if joined is not None or not client.goes_on():
                     return joined
-                self._asked = None
+                self.asked = None
         finally:
             forwarder.close()
         return None
@@ -165,6 +166,7 @@ class Session:
         Parameters:
             words: the greeting and what came behind it.
         """
+        self._has_greeted = True
         self._patience.moved()
         await self._pass_on(far, words[: hello.size])
         words, said = await self._hear_server(far, words[hello.size :])
@@ -211,20 +213,20 @@ class Session:
         await self._loop.sock_sendall(far, data)
 
     async def _tell(self, refused: Refused) -> None:
-        """Answer with a refusal, if the client still waits for an answer."""
+        """Answer with a refusal, if the client still waits for an answer; else see that what it has looks cut off."""
         async with asyncio.timeout(network_limits.EGRESS_PART_MS / 1000):
             if self._is_tls:
                 await self._loop.sock_sendall(self._near, TLS_DENIED)
             elif self._client is not None and self._client.is_unanswered:
                 await self._client.refuse(refused)
-            elif self._client is not None:
-                self._client.reset()
+            else:
+                reset(self._near)
 
     async def _give_up(self) -> None:
         """Nothing moved for too long. Who has not begun to ask gets no answer."""
-        if self._is_tls or (self._client is not None and self._client.has_begun):
+        is_greeting = self._is_tls and not self._has_greeted
+        if is_greeting or (self._client is not None and self._client.has_begun):
             text = f"the first words took longer than {network_limits.EGRESS_HEAD_MS} ms"
-            await self._tell(await self._gate.refuse(self._asked, "bad_request", text))
-        elif self._client is not None and self._asked is not None:
-            text = f"nothing came from the server, or nothing was read, for {self._site.idle_s:g} s"
-            await self._tell(await self._gate.refuse(self._asked, "connect_timeout", text))
+            await self._tell(await self._gate.refuse(self.asked, "bad_request", text))
+        elif self.asked is not None:
+            await self._tell(await self._gate.refuse(self.asked, "idle_timeout", self._site.idle_text))

@@ -67,9 +67,9 @@ class Transparent(Session):
         if is_listed:
             is_request, words = await self._is_request(words)
             if not is_request:  # neither: an address that a rule lists needs no name
-                self._asked = Asked("transparent", self._address, self._port, None, self._address)
+                self.asked = Asked("transparent", self._address, self._port, None, self._address)
                 self._patience.off()
-                return Joined((await self._gate.connect(self._asked)).socket, words)
+                return Joined((await self._gate.connect(self.asked)).socket, words)
         return await self._converse(words)
 
     async def _join(self, hello: tls.Hello, words: bytes) -> Joined:
@@ -77,9 +77,9 @@ class Transparent(Session):
             host = self._address if hello.name is None else parse_host(hello.name)
         except BadHost as error:
             raise Rejected("name_mismatch", f"the TLS server name is none: {error}") from error
-        self._asked = Asked("transparent", host, self._port, None, self._address)
+        self.asked = Asked("transparent", host, self._port, None, self._address)
         self._patience.off()
-        far = (await self._gate.connect(self._asked)).socket
+        far = (await self._gate.connect(self.asked)).socket
         try:
             return await self._join_tls(far, hello, words)
         except BaseException:
@@ -89,5 +89,5 @@ class Transparent(Session):
     async def _carry_out(self, request: h11.Request, forwarder: Forwarder) -> Joined | None:
         target = origin_target(request, self._address, self._port)
         method = request.method.decode("ascii")
-        self._asked = Asked("transparent", target.host, self._port, method, self._address)
-        return await forwarder.forward(request, self._asked, target)
+        self.asked = Asked("transparent", target.host, self._port, method, self._address)
+        return await forwarder.forward(request, self.asked, target)

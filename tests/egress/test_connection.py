@@ -8,6 +8,7 @@ import json
 import socket
 import ssl
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,9 @@ from hypothesis import strategies as st
 
 from fastclaw import network_limits
 from tests.egress.rig import HERE, Rig, a_proxy, request
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SSH = b"SSH-2.0-server\r\n"
 POST = b"POST http://h/ HTTP/1.1\r\nHost: h\r\n"
@@ -90,15 +94,34 @@ async def test_a_server_that_closes_ends_the_tunnel() -> None:
         assert (await client.rest()).endswith(b"end")
 
 
-async def test_an_idle_tunnel_is_cut() -> None:
-    async with a_proxy(idle_timeout_ms=200) as rig:
+async def test_an_idle_tunnel_is_cut_and_counted_as_that(tmp_path: Path) -> None:
+    """BerriAI/litellm#34819: a silent stream that was cut must not look complete."""
+    async with a_proxy(idle_timeout_ms=200, log=tmp_path / "log") as rig:
         silent, spoken = await rig.tunnel(), await rig.tunnel()
         assert (await spoken.ask("GET / HTTP/1.1\nHost: x")).status == 200
-        assert await silent.rest() == b""
-        assert await spoken.rest() == b""
-        await silent.close()
+        for client in (silent, spoken):
+            with pytest.raises(ConnectionResetError):
+                await client.read(1)
         await rig.settles(lambda: rig.open == 0)
-        assert rig.counters.snapshot()["failed"] == {}
+        assert rig.counters.snapshot()["failed"] == {"idle_timeout": 2}
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    cut = [(line["decision"], line["host"]) for line in lines if line["reason"] == "idle_timeout"]
+    assert cut == [("failed", HERE)] * 2
+
+
+@pytest.mark.parametrize("talks", ["client", "server"])
+async def test_bytes_in_either_direction_keep_a_tunnel(talks: str) -> None:
+    async with a_proxy(idle_timeout_ms=600) as rig:
+        ends: list[asyncio.StreamWriter] = []
+        server = await asyncio.start_server(lambda _, writer: ends.append(writer), HERE, 0)
+        async with server:
+            client = await rig.tunnel(f"{HERE}:{server.sockets[0].getsockname()[1]}")
+            await rig.settles(lambda: bool(ends))
+            for _ in range(9):
+                (client.writer if talks == "client" else ends[0]).write(b"x")
+                await asyncio.sleep(0.1)
+            assert rig.open == 1
+            ends[0].close()
 
 
 # --- the first words in a tunnel ---

@@ -327,7 +327,7 @@ async def test_a_server_that_never_answers_is_given_up() -> None:
     async with a_proxy(idle_timeout_ms=200) as rig:
         client = await rig.connect()
         answer = await client.ask(f"GET {rig.url}/slow HTTP/1.1\nHost: x")
-        assert (answer.status, answer.reason) == (504, "connect_timeout")
+        assert (answer.status, answer.reason) == (504, "idle_timeout")
 
 
 async def test_an_idle_client_is_let_go_without_a_word() -> None:

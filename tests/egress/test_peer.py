@@ -12,7 +12,7 @@ import h11
 import pytest
 
 from fastclaw.decisions.egress import Refused
-from fastclaw.egress.peer import Client, Upstream, UpstreamFailed
+from fastclaw.egress.peer import Client, Upstream, UpstreamFailed, reset
 from fastclaw.egress.targets import Rejected
 from fastclaw.egress.waiting import Patience, Waiting
 from tests.egress.rig import listening, request
@@ -133,18 +133,13 @@ async def test_a_refusal_fits_the_request(method: str, body: bytes) -> None:
     async with a_client() as (client, theirs):
         theirs.sendall(request(f"{method} http://a/ HTTP/1.1\nHost: a"))
         await client.request()
-        await client.refuse(Refused("denied", "no"))
+        await client.refuse(Refused("too_fast", "no"))
         assert theirs.recv(1000).partition(b"\r\n\r\n")[2] == body
 
 
 async def test_a_reset_does_not_look_like_an_end() -> None:
-    with (
-        listening() as listener,
-        socket.create_connection(listener.getsockname()) as theirs,
-        closing(Waiting()) as waiting,
-    ):
-        ours, _ = listener.accept()
-        Client(ours, Patience(asyncio.timeout(20), 20), waiting).reset()
+    with listening() as listener, socket.create_connection(listener.getsockname()) as theirs:
+        reset(listener.accept()[0])
         with pytest.raises(ConnectionResetError):
             theirs.recv(1)
 

@@ -53,7 +53,7 @@ class Script(Session):
             case b"/gone":
                 raise ConnectionResetError
             case b"/silent":
-                self._asked = Asked("http", "a.test", 80)
+                self.asked = Asked("http", "a.test", 80)
                 self._patience.moved()
                 await asyncio.Event().wait()
         return None
@@ -140,7 +140,7 @@ async def test_an_answer_that_does_not_come_is_a_timeout() -> None:
     async with a_stage(idle_s=0.1) as stage:
         _, heard = await stage.play(ask("/silent"))
         assert heard.startswith(b"HTTP/1.1 504 ")
-        assert stage.counters.snapshot()["failed"] == {"connect_timeout": 1}
+        assert stage.counters.snapshot()["failed"] == {"idle_timeout": 1}
 
 
 @pytest.mark.parametrize(("said", "heard", "denied"), [(b"", b"", {}), (b"GE", b"HTTP/1.1 400", {"bad_request": 1})])
