@@ -19,6 +19,16 @@ from fastclaw import network_limits
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+HOSTNAME = "fastclaw"
+"""The host name of every container: known before there is one, so that programs can be told to ask no proxy for it."""
+
+HOST_NAMES = frozenset(("host.fastclaw.internal", "host.docker.internal", "host.containers.internal"))
+"""What fastclaw's host is called inside: by us, and by the two engines whose word for it programs know. Nobody resolves
+these: they are the host's loopback."""
+
+HOST_ADDRESSES: tuple[IPv4Address | IPv6Address, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+"""Where they lead."""
+
 MAX_PORT = 2**16 - 1
 """A port has 16 bits (RFC 9293, 3.1)."""
 

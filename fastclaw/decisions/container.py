@@ -11,6 +11,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from fastclaw import limits
+from fastclaw.decisions.addresses import HOSTNAME
 
 LABEL_NAMESPACE = "io.fastclaw.namespace"
 LABEL_OWNER = "io.fastclaw.owner"
@@ -24,9 +25,6 @@ PYTHON_TARGET = "/run/fastclaw-python"
 SHELL_INIT = "trap 'exit 0' TERM INT; while :; do sleep 2147483 & wait $!; done"
 """An init of the image's own shell: its `wait` reaps every child of PID 1, adopted orphans included, and a trapped
 signal ends that `wait` at once. 2 147 483 s is the longest sleep whose milliseconds fit into 31 bits."""
-
-HOSTNAME = "fastclaw"
-"""Of every container: known before there is one, so that programs can be told not to ask a proxy for it."""
 
 RESOLV_CONF = "/etc/resolv.conf"
 

@@ -5,7 +5,8 @@ would carry data out. What a name resolves to is judged again, address by addres
 refused unless a rule lists it as an address or network, so that no name leads inside (DNS rebinding).
 
 A network lists the special addresses in it, and the host's own, only where all of it is special: `10.0.0.0/8` does,
-`0.0.0.0/0` opens what is public. A single address always lists itself.
+`0.0.0.0/0` opens what is public. A single address always lists itself. The host's loopback has names of its own
+(`HOST_NAMES`), and is allowed by a rule for one of these.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from fastclaw import network_limits
 from fastclaw.decisions.addresses import (
+    HOST_NAMES,
     Address,
     BadHost,
     embedded_v4,
     is_special,
-    is_wholly_special,
     parse_host,
     plain,
     show,
     special_kind,
 )
-from fastclaw.decisions.egress_rules import Book, Ports, Rule, parse_rule
+from fastclaw.decisions.egress_rules import Book, Ports, Rule, lists_special, parse_rule
 from fastclaw.errors import InvalidParams
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Policy:
     def __init__(self, allow: Sequence[str], deny: Sequence[str] = ()) -> None:
         allowed = _parse(allow, "allow")
         self._allow = Book(allowed)
-        self._listed = Book(rule for rule in allowed if _lists_special(rule))
+        self._listed = Book(rule for rule in allowed if not isinstance(rule.host, str) and lists_special(rule.host))
         self._deny = Book(_parse(deny, "deny"))
 
     def judge_host(self, host: str | Address, port: int) -> Verdict:
@@ -136,7 +137,7 @@ class Policy:
         """
         if not isinstance(host, str):
             return self.judge_address(host, host, port, is_own=False)
-        return _verdict(*_decide(self._deny.of_name(host), self._allow.of_name(host), port), _where(host, port))
+        return _verdict(*_decide(self._deny.of_name(host), self._allowing_name(host), port), _where(host, port))
 
     def judge_address(self, host: str | Address, address: Address, port: int, *, is_own: bool) -> Verdict:
         """Whether one address of a target may be connected to: it is listed, or it is public and the target is allowed.
@@ -152,7 +153,10 @@ class Policy:
         if isinstance(host, str):
             where = f"{where} ({address})"
             denying = chain(self._deny.of_name(host), denying)
-            allowing = allowing if kind is not None else chain(self._allow.of_name(host), self._naming(address))
+            if host in HOST_NAMES:
+                allowing = self._allowing_name(host)
+            elif kind is None:
+                allowing = chain(self._allow.of_name(host), self._naming(address))
         reason, rule = _decide(denying, allowing, port)
         if reason == "not_allowed" and kind is not None:
             return Verdict("special_address", None, f"{where} is {kind}; {_LIST_IT}")
@@ -182,10 +186,14 @@ class Policy:
         except BadHost:
             return False
         if isinstance(target, str):
-            denying, allowing = self._deny.of_name(target), self._allow.of_name(target)
+            denying, allowing = self._deny.of_name(target), self._allowing_name(target)
         else:
             denying, allowing = self._denying(target), self._allowing(target, is_closed=is_special(target))
         return _decide_any(denying, allowing, closed=1 << HTTPS_PORT)[0] is None
+
+    def _allowing_name(self, name: str) -> Iterator[Ports]:
+        """The host itself is meant by its own names only, never by a pattern that happens to fit."""
+        return (self._allow.of_exactly if name in HOST_NAMES else self._allow.of_name)(name)
 
     def _naming(self, address: Address, *, is_closed: bool = False) -> Iterator[Ports]:
         """The allow rules that list an address; of a closed one those that do so on purpose."""
@@ -261,9 +269,3 @@ def _parse(texts: Sequence[str], field: str) -> list[Rule]:
         except BadHost as error:
             raise InvalidParams(f"{path}[{number}]: {error}", path=f"{path}[{number}]") from None
     return rules
-
-
-def _lists_special(rule: Rule) -> bool:
-    if isinstance(rule.host, str):
-        return False
-    return rule.host.prefixlen == rule.host.max_prefixlen or is_wholly_special(rule.host)

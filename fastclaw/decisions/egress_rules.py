@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import network_limits
 from fastclaw.decisions.addresses import (
+    HOSTNAME,
     MAX_PORT,
     Address,
     BadHost,
     Network,
+    is_wholly_special,
     parse_host,
     parse_port,
     plain,
@@ -213,6 +215,40 @@ def _refuse_unreachable(rule: Rule) -> None:
         )
 
 
+_ONESELF = frozenset(("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback", HOSTNAME))
+_LOOPBACKS = (ip_network("127.0.0.0/8"), ip_network("::1"))
+
+
+def refuse_oneself(rule: Rule) -> None:
+    """Refuse what a program inside never asks a proxy for, since to it that is the sandbox.
+
+    Raises:
+        BadHost: with what to write instead.
+    """
+    if isinstance(rule.host, str):
+        is_oneself = rule.host in _ONESELF or rule.host.endswith(".localhost")
+    else:
+        is_oneself = lists_special(rule.host) and _has_loopback(rule.host)
+    if is_oneself:
+        ports = ",".join("*" if (span,) == ALL else "-".join(map(str, dict.fromkeys(span))) for span in rule.ports)
+        raise BadHost(
+            f"{rule.text!a} can never take effect: inside, that is the sandbox itself; write "
+            f"'host.fastclaw.internal:{ports}' for a port of this host's loopback"
+        )
+
+
+def lists_special(network: Network) -> bool:
+    """Whether a rule for a network lists the special addresses in it."""
+    return network.prefixlen == network.max_prefixlen or is_wholly_special(network)
+
+
+def _has_loopback(network: Network) -> bool:
+    ends = (network.network_address, network.broadcast_address)
+    return any(network.overlaps(other) for other in _LOOPBACKS if other.version == network.version) or any(
+        (special_kind(end) or "").startswith("loopback") for end in ends
+    )
+
+
 # --- Many ---
 
 
@@ -276,14 +312,18 @@ class Book:
 
     def of_name(self, name: str) -> Iterator[Ports]:
         """Those that fit a name, `*` too; the closest first."""
-        if (found := self._names.get(name)) is not None:
-            yield found
+        yield from self.of_exactly(name)
         at = name.find(".")
         while at >= 0:
             if (found := self._names.get(f"*{name[at:]}")) is not None:
                 yield found
             at = name.find(".", at + 1)
         yield from self.of_any()
+
+    def of_exactly(self, name: str) -> Iterator[Ports]:
+        """Those that name a name itself."""
+        if (found := self._names.get(name)) is not None:
+            yield found
 
     def of_address(self, address: Address) -> Iterator[Ports]:
         """Those with a network that has an address, `*` aside; the smallest network first."""

@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from fastclaw import answer_limits, limits, network_limits
+from fastclaw.decisions.addresses import BadHost
 from fastclaw.decisions.capabilities import Wanted as Capabilities
 from fastclaw.decisions.capabilities import read_capabilities
 from fastclaw.decisions.egress import Policy
+from fastclaw.decisions.egress_rules import parse_rule, refuse_oneself
 from fastclaw.decisions.params import convert
 from fastclaw.decisions.user_namespace import FIRST_ID, ID_RANGES
 from fastclaw.errors import InvalidParams
@@ -202,6 +204,12 @@ def read_options(params: InitializeParams) -> Options:
 def _check_network(network: Network) -> None:
     """Rules that can be read, and none where nobody would heed them."""
     policy = Policy(network.allow, network.deny)
+    for index, text in enumerate(network.allow):
+        try:
+            refuse_oneself(parse_rule(text))
+        except BadHost as error:
+            path = f"$.options.network.allow[{index}]"
+            raise InvalidParams(f"{path}: {error}", path=path) from None
     if network.mode in ("none", "open"):
         unheeded = [name for name in ("allow", "deny", "inject", "log") if getattr(network, name)]
         if unheeded:

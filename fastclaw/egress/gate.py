@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fastclaw import network_limits
-from fastclaw.decisions.addresses import show
+from fastclaw.decisions.addresses import HOST_ADDRESSES, HOST_NAMES, show
 from fastclaw.decisions.egress import ANY_PORT, Policy, Refused
 from fastclaw.decisions.quota import Quota
 from fastclaw.egress.dial import Dialled, dial
@@ -93,6 +93,7 @@ class Gate:
 
     Attributes:
         policy: the rules.
+        closed_ports: of this host, to which none of its names leads.
         meter: for all tunnels and requests of the sandbox.
 
     Raises:
@@ -108,6 +109,7 @@ class Gate:
         lookup: Lookup | None = None,
     ) -> None:
         self.policy = Policy(config.allow, config.deny)
+        self.closed_ports = set(config.closed_ports)
         self._counters = counters
         self._quota = Quota(config.max_connections, config.max_connections_per_s, config.max_bytes)
         self._quota.spend(counters.moved)  # by a proxy before this one
@@ -233,7 +235,16 @@ class Gate:
         if not isinstance(host, str):
             return self._checked(host, [host], port)
         _pass(self.policy.judge_host(host, port))
-        return self._checked(host, await self._resolver.resolve(host), port)
+        if asked.how == "dns" and host in HOST_NAMES:
+            raise Refused("special_address", f"{host} is reached through the proxy, by its name")
+        return self._checked(host, await self._addresses(host, port), port)
+
+    async def _addresses(self, host: str, port: int) -> list[Address]:
+        if host not in HOST_NAMES:
+            return await self._resolver.resolve(host)
+        if port in self.closed_ports:
+            raise Refused("special_address", f"{show(host, port)} is fastclaw's own, or its engine's")
+        return list(HOST_ADDRESSES)
 
     async def _decide_turned(self, asked: Asked, address: Address | None) -> _Admitted:
         """A connection that was meant for `address` and turned to us, by a client that says it is for `asked.host`.
@@ -249,7 +260,7 @@ class Gate:
             if asked.has_secret or not listed:
                 _pass(self.policy.judge_host(host, port))
                 is_known = not asked.has_secret and self.agrees(host, address)
-                if not is_known and address not in await self._resolver.resolve(host):
+                if not is_known and address not in await self._addresses(host, port):
                     raise Refused("name_mismatch", f"{address} is none of the addresses of {host}")
         elif host != address:
             raise Refused("name_mismatch", f"a request for {host} was sent to {address}")

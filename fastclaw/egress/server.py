@@ -99,7 +99,9 @@ class Server:
             sock: listening (a bound one for `dns_udp`); taken over.
         """
         sock.setblocking(False)
-        self._addresses.add(sock.getsockname()[0])
+        address, port = sock.getsockname()[:2]
+        self._addresses.add(address)
+        self.gate.closed_ports.add(port)
         if role == "dns_udp":
             self._names.serve_udp(id, sock)
         elif role == "dns_tcp":

@@ -173,7 +173,7 @@ class ContainerRuntime(ManagedRuntime):
             raise StartFailed(f"no spawn lane: {self._why_not_spawn}", "unsupported")
         if wanted != "rest" and self._why_not_spawn is None:
             async with contextlib.AsyncExitStack() as attempt:
-                network = await self._connect(template, sockets, attempt, has_spawner=True)
+                network = await self._connect(url, template, sockets, attempt, has_spawner=True)
                 try:
                     lane = await self._spawn_lane(engine, template, sockets, network, attempt)
                 except StartFailed as error:
@@ -183,7 +183,7 @@ class ContainerRuntime(ManagedRuntime):
                 else:
                     setup.push_async_callback(attempt.pop_all().aclose)
                     return lane
-        network = await self._connect(template, sockets, setup, has_spawner=False)
+        network = await self._connect(url, template, sockets, setup, has_spawner=False)
         return await self._rest_lane(url, engine, template, network, setup)
 
     async def _spawn_lane(
@@ -251,7 +251,13 @@ class ContainerRuntime(ManagedRuntime):
         return lane
 
     async def _connect(
-        self, template: "Template", sockets: SocketDirectory, setup: contextlib.AsyncExitStack, *, has_spawner: bool
+        self,
+        url: str,
+        template: "Template",
+        sockets: SocketDirectory,
+        setup: contextlib.AsyncExitStack,
+        *,
+        has_spawner: bool,
     ) -> Network:
         """What the containers are connected to; it is there before the first of them, and goes after the last."""
         self._network = await open_network(
@@ -259,6 +265,7 @@ class ContainerRuntime(ManagedRuntime):
             has_spawner=has_spawner,
             bridge=lambda: BridgeNetwork(sockets.path),
             setup=setup,
+            engine=url,
         )
         return self._network
 

@@ -14,9 +14,11 @@ import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from fastclaw import network_limits
-from fastclaw.decisions.container import HOSTNAME, NO_NETWORK, OPEN_NETWORK
+from fastclaw.decisions.addresses import HOSTNAME
+from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
 from fastclaw.egress.journal import Journal
 from fastclaw.egress.proxy import EgressProxy
 from fastclaw.engine.spawn_shard import SpawnShard
@@ -138,7 +140,12 @@ class BridgedNetwork(Network):
 
 
 async def open_network(
-    options: Options, *, has_spawner: bool, bridge: Callable[[], BridgeNetwork], setup: AsyncExitStack
+    options: Options,
+    *,
+    has_spawner: bool,
+    bridge: Callable[[], BridgeNetwork],
+    setup: AsyncExitStack,
+    engine: str = "",
 ) -> Network:
     """What the options ask for, or, where that cannot be had, what keeps the same promises.
 
@@ -146,6 +153,7 @@ async def open_network(
         has_spawner: the containers' init is fastclaw's own, which can listen inside.
         bridge: makes one, not started yet.
         setup: gets what must be closed.
+        engine: URL of the engine, which nobody inside reaches.
 
     Raises:
         InvalidParams: a secret that is not there.
@@ -161,35 +169,36 @@ async def open_network(
     if options.log is not None:
         Journal.check(options.log)
     if options.mode == "proxy" and has_spawner:
-        return ProxyNetwork(_open_proxy(options, None, setup))
-    return await _open_bridge(options, bridge(), setup)
+        return ProxyNetwork(_open_proxy(options, None, engine, setup))
+    return await _open_bridge(options, bridge(), engine, setup)
 
 
 _NO_SPAWNER = "the REST lane has no spawner that could listen inside"
 
 
-async def _open_bridge(options: Options, bridge: BridgeNetwork, setup: AsyncExitStack) -> Network:
+async def _open_bridge(options: Options, bridge: BridgeNetwork, engine: str, setup: AsyncExitStack) -> Network:
     setup.push_async_callback(bridge.aclose)
     await bridge.start()
-    network = BridgedNetwork(bridge, _open_proxy(options, bridge.subnet, setup))
+    network = BridgedNetwork(bridge, _open_proxy(options, bridge.subnet, engine, setup))
     if options.mode == "proxy":
         logger.warning("network mode proxy: %s; taking mode bridge", _NO_SPAWNER)
         network.instead_of("proxy", _NO_SPAWNER)
     return network
 
 
-def _open_proxy(options: Options, subnet: str | None, setup: AsyncExitStack) -> EgressProxy:
-    proxy = EgressProxy(egress_config(options, subnet))
+def _open_proxy(options: Options, subnet: str | None, engine: str, setup: AsyncExitStack) -> EgressProxy:
+    proxy = EgressProxy(egress_config(options, subnet, engine))
     setup.push_async_callback(proxy.aclose)
     return proxy
 
 
-def egress_config(options: Options, subnet: str | None = None) -> EgressConfig:
+def egress_config(options: Options, subnet: str | None = None, engine: str = "") -> EgressConfig:
     """What the proxy is told, secrets included.
 
     Raises:
         InvalidParams: a secret that is not there, or is no value of a header.
     """
+    port = urlsplit(engine).port
     return EgressConfig(
         allow=options.allow,
         deny=options.deny,
@@ -201,6 +210,7 @@ def egress_config(options: Options, subnet: str | None = None) -> EgressConfig:
         max_bytes=options.max_bytes,
         idle_timeout_ms=options.idle_timeout_ms,
         connect_timeout_ms=options.connect_timeout_ms,
+        closed_ports=[] if port is None else [port],
         subnet=subnet,
     )
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -219,16 +220,24 @@ async def test_the_log_has_a_line_for_each_decision(
     engine_service: EngineService, image: str, origin: Origin, tmp_path: Path
 ) -> None:
     path = tmp_path / "egress.jsonl"
-    network = {"allow": ALLOW, "deny": ["origin.test:8080"], "log": str(path)}
-    async with served(engine_service, origin, network, image=image) as client:
-        for url in ("http://origin.test/", "https://origin.test/", "http://origin.test:8080/", "http://10.1.2.3/"):
-            await inside(client, "fetch", url)
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        port = ours.getsockname()[1]
+        allow = [*ALLOW, f"host.fastclaw.internal:{port}"]
+        network = {"allow": allow, "deny": ["origin.test:8080"], "log": str(path)}
+        async with served(engine_service, origin, network, image=image) as client:
+            for url in ("http://origin.test/", "https://origin.test/", "http://origin.test:8080/", "http://10.1.2.3/"):
+                await inside(client, "fetch", url)
+            assert (await inside(client, "via", f"host.fastclaw.internal:{port}"))["status"] == 200
+            ours.accept()[0].close()
+            shown = await inside(client, "fetch", "http://rules.fastclaw.internal/")
+            assert json.loads(shown["body"])["allow"] == allow
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["how"], line["decision"], line["reason"], line["host"], line["port"]) for line in lines] == [
         ("http", "allowed", None, "origin.test", 80),
         ("connect", "allowed", None, "origin.test", 443),
         ("http", "denied", "denied", "origin.test", 8080),
         ("http", "denied", "special_address", "10.1.2.3", 80),
+        ("connect", "allowed", None, "host.fastclaw.internal", port),
     ]
     assert path.stat().st_mode & 0o777 == 0o600
 

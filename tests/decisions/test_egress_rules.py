@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastclaw import network_limits
 from fastclaw.decisions.addresses import MAX_PORT, BadHost
-from fastclaw.decisions.egress_rules import ALL, WEB, Book, Ports, Rule, Span, parse_rule
+from fastclaw.decisions.egress_rules import ALL, WEB, Book, Ports, Rule, Span, parse_rule, refuse_oneself
 
 
 @pytest.mark.parametrize(
@@ -246,3 +246,30 @@ def test_the_closest_comes_first() -> None:
 def test_an_empty_book_has_nothing() -> None:
     assert texts(Book([]), "example.com") == texts(Book([]), "10.0.0.1") == []
     assert list(Book([]).of_any()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["127.0.0.1:8123", "localhost:8123", "*.localhost:8123", "127.0.0.0/8:8123", "127.9.0.0/16:8123", "[::1]:8123",
+     "[::ffff:127.0.0.1]:8123", "[64:ff9b::7f00:1]:8123", "[::/120]:8123", "ip6-localhost:8123", "fastclaw:8123"],
+)  # fmt: skip
+def test_a_rule_for_what_is_the_sandbox_itself_is_refused_with_what_to_write(text: str) -> None:
+    """github/gh-aw#22939, NVIDIA/OpenShell#814: rules that silently cannot work."""
+    with pytest.raises(BadHost, match=r"the sandbox itself; write 'host\.fastclaw\.internal:8123'"):
+        refuse_oneself(parse_rule(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["*", "0.0.0.0/0", "[::/0]", "10.0.0.0/8", "localhost.example", "host.fastclaw.internal:8123", "[2000::/3]"]
+)
+def test_a_rule_for_somebody_else_is_not(text: str) -> None:
+    refuse_oneself(parse_rule(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "ports"),
+    [("localhost", "80,443"), ("::1", "80,443"), ("localhost:1-9,443", "1-9,443"), ("[::1]:*", "[*]")],
+)
+def test_the_ports_of_such_a_rule_are_kept(text: str, ports: str) -> None:
+    with pytest.raises(BadHost, match=f"internal:{ports}'"):
+        refuse_oneself(parse_rule(text))

@@ -75,6 +75,7 @@ def injecting(allow: str = "h:80", **changes: Any) -> dict[str, Any]:
         ({"network": {"alow": []}}, "$.options.network.alow"),
         ({"network": {"allow": ["a:443", "b:http"]}}, "$.options.network.allow[1]"),
         ({"network": {"deny": ["999.0.0.1"]}}, "$.options.network.deny[0]"),
+        ({"network": {"allow": ["a", "127.0.0.1:8123"]}}, "$.options.network.allow[1]"),
         ({"network": {"mode": "none", "allow": ["a"]}}, "$.options.network.allow"),
         ({"network": {"mode": "open", "deny": ["a"]}}, "$.options.network.deny"),
         ({"network": {"mode": "none", "log": "/l"}}, "$.options.network.log"),

@@ -15,10 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastclaw import network_limits
+from fastclaw.decisions.egress import Policy, Refused
+from fastclaw.egress.gate import Asked
 from tests.egress.rig import HERE, Rig, a_proxy, request
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from fastclaw.decisions.addresses import Address
 
 SSH = b"SSH-2.0-server\r\n"
 POST = b"POST http://h/ HTTP/1.1\r\nHost: h\r\n"
@@ -401,6 +405,41 @@ async def test_the_proxy_does_not_lead_to_itself(host: str) -> None:
             assert answer.status in (400, 403)
             assert answer.reason in ("special_address", "bad_target")
         assert rig.counters.snapshot()["allowed"] == 0
+
+
+async def test_the_hosts_loopback_has_a_name_for_the_ports_that_a_rule_names() -> None:
+    """docker/sbx-releases#147, banksean/sand#103. No resolver is asked, and no pattern fits it."""
+
+    async def nobody(name: str) -> list[Address]:
+        raise AssertionError(name)
+
+    names = ["host.fastclaw.internal", "host.docker.internal", "host.containers.internal"]
+    async with a_proxy(["*:*", "*.internal:*"], lookup=nobody) as rig:
+        for name in names:
+            answer = await (await rig.connect()).ask(f"GET http://{name}:{rig.origin.port}/ HTTP/1.1\nHost: x")
+            assert answer.reason == "not_allowed"
+        port = rig.origin.port
+        allow = [f"{names[0]}:{port},{rig.port}", f"{names[1]}:*"]
+        rig.server.gate.policy = Policy(allow, ["127.0.0.0/9:4", "[::1]:5"])
+        for name, at, reason in (
+            (names[0], port, ""),
+            (names[0], rig.port, "special_address"),
+            (names[0], 1, "not_allowed"),
+            (names[1], port, ""),
+            (names[1], rig.port, "special_address"),
+            (names[1], 4, "unreachable"),
+            (names[2], port, "not_allowed"),
+            (HERE, port, "special_address"),
+        ):
+            for head in (f"GET http://{name}:{at}/ HTTP/1.1\nHost: x", f"CONNECT {name}:{at} HTTP/1.1\nHost: x"):
+                client = await rig.connect()
+                await client.say(request(head))
+                said = (await client.until(b"\r\n\r\n")).split()
+                assert said[2].startswith(reason.encode()) if reason else said[1] == b"200"
+        rig.server.gate.policy = Policy([f"{names[0]}:{port}"], ["127.0.0.0/8", "[::1]"])
+        assert (await (await rig.connect()).ask(f"CONNECT {names[0]}:{port} HTTP/1.1\nHost: x")).reason == "denied"
+        with pytest.raises(Refused, match="through the proxy"):
+            await rig.server.gate.admit(Asked("dns", names[0], 0))
 
 
 # --- what is no request ---

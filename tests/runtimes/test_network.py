@@ -16,7 +16,8 @@ import pytest
 
 from fastclaw import network_limits
 from fastclaw.bridge.network import BridgeNetwork, why_no_bridge
-from fastclaw.decisions.container import HOSTNAME, NO_NETWORK, OPEN_NETWORK
+from fastclaw.decisions.addresses import HOSTNAME
+from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
 from fastclaw.decisions.options import Inject, SecretSource
 from fastclaw.decisions.options import Network as Options
 from fastclaw.errors import InvalidParams, StartFailed
