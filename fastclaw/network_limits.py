@@ -71,6 +71,10 @@ EGRESS_ANSWERED = 8_192
 EGRESS_ANSWERED_MS = 3_600_000
 """How long such an address is known: clients use one for longer than its TTL, as keep-alive pools and JVMs do."""
 
+EGRESS_UPSTREAM_LOOKUP_MS = 2_000
+"""How long this host's resolver is waited for where a proxy outside can resolve as well: behind one, many names have no
+address here, and some resolvers drop the question."""
+
 EGRESS_NEXT_ADDRESS_MS = 250
 """Silence of an address before the next is tried too: RFC 8305 (section 5) recommends it."""
 

@@ -133,6 +133,7 @@ LAYERS: dict[str, list[str]] = {
         "own",
         "resolver",
         "dial",
+        "upstream",
         "gate",
         "targets",
         "fields",

@@ -51,6 +51,14 @@ class Inject(Struct, frozen=True, forbid_unknown_fields=True):
     value_from: SecretSource
 
 
+class Upstream(Struct, frozen=True, forbid_unknown_fields=True):
+    """A proxy outside, as `http://[user:password@]host:port`: itself, or where it is. Exactly one of the three."""
+
+    url: str | None = None
+    env: str | None = None
+    file: AbsolutePath | None = None
+
+
 class Network(Struct, frozen=True, forbid_unknown_fields=True):
     """What may leave the sandbox.
 
@@ -60,6 +68,7 @@ class Network(Struct, frozen=True, forbid_unknown_fields=True):
             but loopback. `open`: the engine's default network, unfiltered.
         allow, deny: rules (`HOST[:PORTS]`, decisions/egress.py); what no rule allows is refused, and `deny` wins.
         inject: headers that the proxy adds.
+        upstream: the proxy outside through which connections leave; None: they go straight.
         log: a file that gets one JSON line for each decision.
         max_bytes: both directions together, for the environment's whole life.
     """
@@ -75,6 +84,7 @@ class Network(Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: Annotated[int, Meta(ge=0)] | None = None
     idle_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = network_limits.EGRESS_IDLE_MS
     connect_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = network_limits.EGRESS_CONNECT_MS
+    upstream: Upstream | None = None
 
 
 class Template(Struct, frozen=True, forbid_unknown_fields=True):
@@ -211,10 +221,14 @@ def _check_network(network: Network) -> None:
             path = f"$.options.network.allow[{index}]"
             raise InvalidParams(f"{path}: {error}", path=path) from None
     if network.mode in ("none", "open"):
-        unheeded = [name for name in ("allow", "deny", "inject", "log") if getattr(network, name)]
+        unheeded = [name for name in ("allow", "deny", "inject", "upstream", "log") if getattr(network, name)]
         if unheeded:
             text = f"network mode {network.mode!r} has no proxy to heed {unheeded[0]!r}; use mode 'proxy' or 'bridge'"
             raise InvalidParams(text, path=f"$.options.network.{unheeded[0]}")
+    given = network.upstream
+    if given is not None and [given.url, given.env, given.file].count(None) != 2:
+        path = "$.options.network.upstream"
+        raise InvalidParams(f"{path}: name one of 'url', 'env' and 'file'", path=path)
     for index, inject in enumerate(network.inject):
         path = f"$.options.network.inject[{index}]"
         if (inject.value_from.env is None) == (inject.value_from.file is None):

@@ -67,7 +67,9 @@ class Connection(Session):
             await self._loop.sock_sendall(self._near, ESTABLISHED)
             return await self._converse(self._client.unread)
         self._patience.off()
-        far, address = await self._gate.connect(asked)
+        far, address, _ = await self._gate.connect(asked)
+        if address is None and not isinstance(asked.host, str):
+            address = asked.host
         try:
             self._patience.moved()
             words = self._client.unread
@@ -89,15 +91,15 @@ class Connection(Session):
             await self._client.send(h11.Data(data=self._site.rules))
         await self._client.send(h11.EndOfMessage())
 
-    async def _first_words(self, far: socket.socket, address: Address, words: bytes) -> Joined | None:
+    async def _first_words(self, far: socket.socket, address: Address | None, words: bytes) -> Joined | None:
         """See what the client says first, if the server was not quicker, and join them if it may be.
 
         Parameters:
-            address: where `far` leads.
+            address: where `far` leads; None: only a proxy outside knows.
             words: those that came with the request already.
         """
         assert self.asked is not None
-        is_listed = self._gate.policy.lists(address, self.asked.port)
+        is_listed = address is not None and self._gate.policy.lists(address, self.asked.port)
         words = await self._negotiate(far, words or await self._unless_first(far))
         hello, words = await self._hello(words, is_listed=is_listed)
         if hello is not None:
@@ -107,7 +109,7 @@ class Connection(Session):
         if words and (not is_listed or self._gate.policy.denies_names):
             is_request, words = await self._is_request(words)
             if is_request:
-                self._tunnel = self.asked._replace(address=address)
+                self.asked = self._tunnel = self.asked._replace(address=address)
                 return await self._converse(words, far)
         self._patience.moved()
         return Joined(far, words)

@@ -26,10 +26,17 @@ _UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)
 
 
 class Dialled(NamedTuple):
-    """A connection, and where it leads: a peer that has reset it already has no name any more (getpeername(2))."""
+    """A connection.
+
+    Parameters:
+        address: where it leads: a peer that has reset it already has no name any more (getpeername(2)). None: where a
+            proxy outside takes it.
+        is_proxy: that proxy has not been asked for anything yet.
+    """
 
     socket: socket.socket
-    address: Address
+    address: Address | None
+    is_proxy: bool = False
 
 
 async def dial(addresses: Sequence[Address], port: int, timeout_s: float) -> Dialled:

@@ -15,11 +15,13 @@ from fastclaw.decisions.addresses import plain
 from fastclaw.egress.fields import request_fields, response_fields, switch_fields, trailer_fields
 from fastclaw.egress.peer import Upstream, UpstreamFailed
 from fastclaw.egress.targets import Rejected, has_body
+from fastclaw.egress.upstream import NAMED, WANTS_CREDENTIALS, answered, authorization
 
 if TYPE_CHECKING:
     import socket
 
     from fastclaw.decisions.addresses import Address
+    from fastclaw.egress.dial import Dialled
     from fastclaw.egress.fields import Fields, Injections
     from fastclaw.egress.gate import Asked, Gate
     from fastclaw.egress.peer import Client
@@ -74,6 +76,7 @@ class Forwarder:
         self._upstream: Upstream | None = None
         self._serves: tuple[str | Address, int] | None = None
         self._injected: Fields = []
+        self._is_proxy = False
 
     def close(self) -> None:
         """Close the connection to the server. Idempotent."""
@@ -81,10 +84,11 @@ class Forwarder:
             self._upstream.sock.close()
             self._upstream = None
 
-    def adopt(self, sock: socket.socket, asked: Asked) -> None:
+    def adopt(self, dialled: Dialled, asked: Asked) -> None:
         """Use a connection that was made for `asked`; takes it over."""
-        self._upstream = Upstream(sock, self._patience, self._site.waiting, self._site.gate.meter)
-        self._serves = (asked.host, asked.port)
+        self._upstream = Upstream(dialled.socket, self._patience, self._site.waiting, self._site.gate.meter)
+        self._serves = None if dialled.address is None else (asked.host, asked.port)
+        self._is_proxy = dialled.is_proxy
 
     async def forward(self, request: h11.Request, asked: Asked, target: Target) -> Joined | None:
         """Carry out a request whose head has been read; returns when it is answered.
@@ -119,7 +123,7 @@ class Forwarder:
         whom = (asked.host, asked.port)
         if self._upstream is None or whom != self._serves or not await self._may_serve(self._upstream, asked):
             self.close()
-            self.adopt((await self._site.gate.connect(asked)).socket, asked)
+            self.adopt(await self._site.gate.connect(asked), asked)
         self._patience.moved()
         assert self._upstream is not None
         return self._upstream
@@ -129,8 +133,10 @@ class Forwarder:
         return address is not None and address in map(plain, await self._site.gate.admit(asked))
 
     async def _exchange(self, request: h11.Request, target: Target, upstream: Upstream) -> Joined | None:
-        fields = request_fields(request, target, self._injected)
-        await upstream.send(h11.Request(method=request.method, target=target.path, headers=fields))
+        fields, path = request_fields(request, target, self._injected), target.path
+        if self._is_proxy and (outside := self._site.gate.upstream) is not None:
+            fields, path = [*fields, *authorization(outside)], target.url
+        await upstream.send(h11.Request(method=request.method, target=path, headers=fields))
         if not has_body(request):
             await upstream.send(h11.EndOfMessage())
             return await self._answer(upstream)
@@ -163,6 +169,8 @@ class Forwarder:
                 fields = response_fields(event)
                 interim = h11.InformationalResponse(status_code=event.status_code, headers=fields, reason=event.reason)
                 await self._client.send(interim)
+        if self._is_proxy and event.status_code == WANTS_CREDENTIALS:
+            raise UpstreamFailed(f"{NAMED}: {answered(event.status_code, 'a request')}")
         fields = response_fields(event)
         await self._client.send(h11.Response(status_code=event.status_code, headers=fields, reason=event.reason))
         while isinstance(event := await upstream.next(), h11.Data):

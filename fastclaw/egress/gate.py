@@ -11,13 +11,14 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fastclaw import network_limits
-from fastclaw.decisions.addresses import HOST_ADDRESSES, HOST_NAMES, show
+from fastclaw.decisions.addresses import HOST_ADDRESSES, HOST_NAMES, is_special, parse_host, show
 from fastclaw.decisions.egress import ANY_PORT, Policy, Refused
 from fastclaw.decisions.quota import Quota
 from fastclaw.egress.dial import Dialled, dial
 from fastclaw.egress.journal import Decision, Journal
 from fastclaw.egress.own import OwnAddresses
 from fastclaw.egress.resolver import Resolver
+from fastclaw.egress.upstream import NAMED, open_tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from fastclaw.decisions.egress import Reason, Verdict
     from fastclaw.egress.counters import Counters
     from fastclaw.egress.resolver import Lookup
-    from fastclaw.protocol.egress import EgressConfig
+    from fastclaw.protocol.egress import EgressConfig, Upstream
 
 _FAILURES = frozenset({"unresolved", "unreachable", "connect_timeout", "idle_timeout"})
 """What was allowed and could not be done. Every other reason is a refusal."""
@@ -64,8 +65,19 @@ class _RefusedByRule(Refused):
 
 
 class _Admitted(NamedTuple):
+    """Parameters:
+    addresses: none where only a proxy outside can resolve the name.
+    upstream: the proxy outside through which it goes; None: straight.
+    """
+
     addresses: list[Address]
     verdict: Verdict
+    upstream: Upstream | None = None
+
+    @property
+    def address(self) -> Address | None:
+        """For the log."""
+        return self.addresses[0] if self.addresses and self.upstream is None else None
 
 
 class ByteMeter:
@@ -94,6 +106,7 @@ class Gate:
     Attributes:
         policy: the rules.
         closed_ports: of this host, to which none of its names leads.
+        upstream: the proxy outside, if there is one.
         meter: for all tunnels and requests of the sandbox.
 
     Raises:
@@ -114,6 +127,7 @@ class Gate:
         self._quota = Quota(config.max_connections, config.max_connections_per_s, config.max_bytes)
         self._quota.spend(counters.moved)  # by a proxy before this one
         self.meter = ByteMeter(counters, self._quota)
+        self.upstream = config.upstream
         self._timeout_s = config.connect_timeout_ms / 1000
         self._loop = asyncio.get_running_loop()
         self._answered: OrderedDict[tuple[str, Address], float] = OrderedDict()  # its end in loop time; soonest first
@@ -162,7 +176,7 @@ class Gate:
     # --- decisions ---
 
     async def admit(self, asked: Asked) -> list[Address]:
-        """The addresses that may be connected to for this, best first; never empty.
+        """The addresses that may be connected to for this, best first; empty only where a proxy outside knows them.
 
         Raises:
             Refused: none may; or the name has none. Counted, and written down.
@@ -172,11 +186,12 @@ class Gate:
         except Refused as refused:
             await self._note_refusal(asked, refused)
             raise
-        await self._note_allowed(asked, admitted.verdict, admitted.addresses[0])
+        await self._note_allowed(asked, admitted.verdict, admitted.address)
         return admitted.addresses
 
     async def connect(self, asked: Asked) -> Dialled:
-        """A connection to one of the addresses that are admitted: non-blocking, and the caller's to close.
+        """A connection to one of the addresses that are admitted: non-blocking, and the caller's to close. Through a
+        proxy outside it is a tunnel, but for plain requests (`asked.method`), which that proxy has to be asked for.
 
         All of it within the configured `connect_timeout_ms`.
 
@@ -186,7 +201,10 @@ class Gate:
         deadline = self._loop.time() + self._timeout_s
         try:
             admitted = await self._decide(asked)
-            dialled = await self._dial(asked, admitted, deadline - self._loop.time())
+            if admitted.upstream is None:
+                dialled = await self._dial(asked, admitted, deadline - self._loop.time())
+            else:
+                dialled = await self._dial_upstream(asked, admitted.upstream, deadline)
         except Refused as refused:
             await self._note_refusal(asked, refused)
             raise
@@ -233,11 +251,34 @@ class Gate:
         if asked.how == "transparent" or asked.address is not None:
             return await self._decide_turned(asked, asked.address)
         if not isinstance(host, str):
-            return self._checked(host, [host], port)
+            return self._outwards(self._checked(host, [host], port))
         _pass(self.policy.judge_host(host, port))
         if asked.how == "dns" and host in HOST_NAMES:
             raise Refused("special_address", f"{host} is reached through the proxy, by its name")
-        return self._checked(host, await self._addresses(host, port), port)
+        if self.upstream is None or asked.how == "dns":
+            return self._checked(host, await self._addresses(host, port), port)
+        return await self._decide_upstream(host, port)
+
+    async def _decide_upstream(self, host: str, port: int) -> _Admitted:
+        """An allowed name, with a proxy outside. Its addresses are judged where this host can resolve it."""
+        try:
+            async with asyncio.timeout(network_limits.EGRESS_UPSTREAM_LOOKUP_MS / 1000):
+                found = await self._addresses(host, port)
+        except TimeoutError:
+            found = []
+        except Refused as refused:
+            if refused.reason not in _FAILURES:
+                raise
+            found = []
+        if not found:
+            return _Admitted([], self.policy.judge_host(host, port), self.upstream)
+        return self._outwards(self._checked(host, found, port))
+
+    def _outwards(self, admitted: _Admitted) -> _Admitted:
+        """What a rule lists as a special address is this side of the proxy outside, the host's loopback among it."""
+        if self.upstream is None or any(is_special(one) or self._own.has(one) for one in admitted.addresses):
+            return admitted
+        return admitted._replace(upstream=self.upstream)
 
     async def _addresses(self, host: str, port: int) -> list[Address]:
         if host not in HOST_NAMES:
@@ -266,7 +307,7 @@ class Gate:
             raise Refused("name_mismatch", f"a request for {host} was sent to {address}")
         elif not listed and self.policy.judge_host(address, port).reason in (None, "not_allowed"):
             raise Refused("no_name", f"the connection to {show(address, port)} names no host, and no rule lists it")
-        return self._checked(host, [address], port)
+        return self._outwards(self._checked(host, [address], port))
 
     def _checked(self, host: str | Address, found: list[Address], port: int) -> _Admitted:
         """Those addresses of `host` that the policy lets through.
@@ -285,12 +326,33 @@ class Gate:
         try:
             return await dial(admitted.addresses, asked.port, timeout_s)
         except asyncio.CancelledError:  # the client has left; it was allowed all the same
-            await self._note_allowed(asked, admitted.verdict, admitted.addresses[0])
+            await self._note_allowed(asked, admitted.verdict, admitted.address)
+            raise
+
+    async def _dial_upstream(self, asked: Asked, upstream: Upstream, deadline: float) -> Dialled:
+        """A tunnel through the proxy outside, or for a plain request a connection to it."""
+        sock = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                host = parse_host(upstream.host)
+                found = await self._resolver.resolve(host) if isinstance(host, str) else [host]
+                sock = (await dial(found, upstream.port, self._timeout_s)).socket
+                if asked.method in (None, "CONNECT"):
+                    await open_tunnel(sock, upstream, show(asked.host, asked.port))
+                    return Dialled(sock, None)
+                return Dialled(sock, None, is_proxy=True)
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if isinstance(error, TimeoutError):
+                raise Refused("connect_timeout", f"{NAMED}: no answer within {self._timeout_s:g} s") from error
+            if isinstance(error, Refused):
+                raise Refused(error.reason, f"{NAMED}: {error.text}") from error
             raise
 
     # --- how it is written down ---
 
-    async def _note_allowed(self, asked: Asked, verdict: Verdict, address: Address) -> None:
+    async def _note_allowed(self, asked: Asked, verdict: Verdict, address: Address | None) -> None:
         self._counters.allowed()
         if self._journal is not None:
             await self._journal.write(
@@ -299,7 +361,7 @@ class Gate:
                     how=asked.how,
                     host=str(asked.host),
                     port=asked.port,
-                    address=str(address),
+                    address=None if address is None else str(address),
                     method=asked.method,
                     rule=verdict.rule,
                     text=verdict.text,

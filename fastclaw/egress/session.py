@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import network_limits
 from fastclaw.decisions.egress import Refused
+from fastclaw.egress.dial import Dialled
 from fastclaw.egress.forward import Forwarder, Joined, Site
 from fastclaw.egress.heads import is_request
 from fastclaw.egress.peer import SPENT, Client, reset
@@ -92,7 +93,7 @@ class Session:
         self._client = client = Client(self._near, self._patience, self._waiting, early)
         forwarder = Forwarder(client, self._site, self._patience)
         if far is not None and self.asked is not None:
-            forwarder.adopt(far, self.asked)
+            forwarder.adopt(Dialled(far, self.asked.address), self.asked)
         try:
             while (request := await client.request()) is not None:
                 check(request)

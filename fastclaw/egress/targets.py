@@ -52,6 +52,11 @@ class Target(NamedTuple):
         """What its Host field says."""
         return show(self.host, self.port).removesuffix(f":{HTTP_PORT}").encode()
 
+    @property
+    def url(self) -> bytes:
+        """How a proxy is asked for it."""
+        return b"http://" + self.authority + (b"" if self.path == b"*" else self.path)
+
 
 def check(request: h11.Request) -> None:
     """What h11 lets pass and a proxy must not.

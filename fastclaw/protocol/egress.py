@@ -36,6 +36,17 @@ class Injection(Struct, frozen=True, kw_only=True):
         return f"Injection(host={self.host!r}, header={self.header!r}, value=…)"
 
 
+class Upstream(Struct, frozen=True, kw_only=True):
+    """A proxy outside through which connections leave. `authorization` is a secret: never log it."""
+
+    host: str
+    port: int
+    authorization: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Upstream(host={self.host!r}, port={self.port}, …)"
+
+
 class EgressConfig(Struct, frozen=True, kw_only=True):
     """What one sandbox may do.
 
@@ -58,6 +69,7 @@ class EgressConfig(Struct, frozen=True, kw_only=True):
     idle_timeout_ms: int
     connect_timeout_ms: int
     closed_ports: list[int] = []
+    upstream: Upstream | None = None
     subnet: str | None = None
 
 

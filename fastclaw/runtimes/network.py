@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import logging
 import os
+from base64 import b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from fastclaw import network_limits
-from fastclaw.decisions.addresses import HOSTNAME
+from fastclaw.decisions.addresses import HOSTNAME, parse_host
 from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
 from fastclaw.egress.journal import Journal
 from fastclaw.egress.proxy import EgressProxy
+from fastclaw.egress.targets import HTTP_PORT
 from fastclaw.engine.spawn_shard import SpawnShard
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.protocol.egress import EgressConfig, Injection
+from fastclaw.protocol.egress import EgressConfig, Injection, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
 
     from fastclaw.bridge.network import BridgeNetwork
     from fastclaw.decisions.container import ContainerNetwork
-    from fastclaw.decisions.options import Inject
+    from fastclaw.decisions.options import Inject, SecretSource
     from fastclaw.decisions.options import Network as Options
+    from fastclaw.decisions.options import Upstream as UpstreamOptions
     from fastclaw.engine.shard import Shard
 
 logger = logging.getLogger(__name__)
@@ -210,20 +213,41 @@ def egress_config(options: Options, subnet: str | None = None, engine: str = "")
         max_bytes=options.max_bytes,
         idle_timeout_ms=options.idle_timeout_ms,
         connect_timeout_ms=options.connect_timeout_ms,
+        upstream=None if options.upstream is None else _upstream(options.upstream),
         closed_ports=[] if port is None else [port],
         subnet=subnet,
     )
 
 
 def _injection(inject: Inject, path: str) -> Injection:
-    """Messages name where a secret should be, and nothing of it."""
-    source = inject.value_from
+    value = _secret(inject.value_from, f"{path}.value_from")
+    return Injection(host=inject.host, header=inject.header, value=value)
+
+
+def _upstream(given: UpstreamOptions) -> Upstream:
+    """Messages have nothing of the URL in them: there may be a password in it."""
+    path = "$.options.network.upstream"
+    text = _secret(given, path) if given.url is None else given.url
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        host, port = parse_host(parts.hostname or ""), parts.port or HTTP_PORT
+    except ValueError:
+        raise InvalidParams(f"{path}: not the URL of a proxy; write http://HOST:PORT", path=path) from None
+    if parts.scheme != "http" or parts.path.strip("/") or parts.query or parts.fragment:
+        raise InvalidParams(f"{path}: only a proxy at http://HOST:PORT can be used", path=path)
+    login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    basic = None if parts.username is None else "Basic " + b64encode(login.encode()).decode()
+    return Upstream(host=str(host), port=port, authorization=basic)
+
+
+def _secret(source: SecretSource | UpstreamOptions, path: str) -> str:
+    """What is in a variable of ours, or in a file. Messages name where it should be, and nothing of it."""
     if source.env is not None:
-        path = f"{path}.value_from.env"
+        path = f"{path}.env"
         value = os.environ.get(source.env)
         missing = f"fastclaw's environment has no {source.env}"
     else:
-        path = f"{path}.value_from.file"
+        path = f"{path}.file"
         value, missing = _read_secret(Path(source.file or ""))
     if value is None:
         raise InvalidParams(f"{path}: {missing}", path=path)
@@ -232,7 +256,7 @@ def _injection(inject: Inject, path: str) -> Injection:
             f"{path}: not the value of a header: 1 to {network_limits.EGRESS_SECRET_BYTES} printable ASCII characters"
         )
         raise InvalidParams(text, path=path)
-    return Injection(host=inject.host, header=inject.header, value=value)
+    return value
 
 
 def _read_secret(path: Path) -> tuple[str | None, str]:

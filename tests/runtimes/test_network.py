@@ -20,8 +20,9 @@ from fastclaw.decisions.addresses import HOSTNAME
 from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
 from fastclaw.decisions.options import Inject, SecretSource
 from fastclaw.decisions.options import Network as Options
+from fastclaw.decisions.options import Upstream as UpstreamOptions
 from fastclaw.errors import InvalidParams, StartFailed
-from fastclaw.protocol.egress import Injection
+from fastclaw.protocol.egress import Injection, Upstream
 from fastclaw.runtimes.network import (
     NO_PROXY,
     BridgedNetwork,
@@ -181,6 +182,37 @@ def test_no_client_asks_the_proxy_for_what_the_sandbox_calls_itself(client: str)
 
 def config_of(source: SecretSource) -> list[Injection]:
     return egress_config(Options(inject=[Inject("a.test", "Key", source)])).inject
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "authorization"),
+    [
+        ("http://proxy.test:3128", "proxy.test", 3128, None),
+        ("http://u:s%40cret@10.1.2.3:8080/", "10.1.2.3", 8080, "Basic dTpzQGNyZXQ="),
+        ("u:p@[2001:db8::1]", "2001:db8::1", 80, "Basic dTpw"),
+    ],
+)
+def test_a_proxy_outside_is_taken_from_the_hosts_variables_only_where_that_is_asked_for(
+    text: str, host: str, port: int, authorization: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", text)
+    assert egress_config(Options()).upstream is None
+    found = egress_config(Options(upstream=UpstreamOptions(env="HTTPS_PROXY"))).upstream
+    assert found == egress_config(Options(upstream=UpstreamOptions(url=text))).upstream
+    assert found == Upstream(host=host, port=port, authorization=authorization)
+    assert "Basic" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "https://u:s3cret@p:1", "socks5://u:s3cret@p", "http://u:s3cret@p:x", "http://u:s3cret@/", "u:s3cret"]
+)
+def test_what_is_no_proxy_is_refused_without_saying_it(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_PROXY", text)
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    for name in ("SOME_PROXY", "HTTPS_PROXY"):
+        with pytest.raises(InvalidParams, match="upstream") as raised:
+            egress_config(Options(upstream=UpstreamOptions(env=name)))
+        assert "s3cret" not in str(raised.value)
 
 
 def test_secrets_out_of_the_environment_and_out_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
