@@ -55,7 +55,7 @@ def doctor(url: str | None, as_json: bool) -> None:
 async def _examine(url: str | None) -> list[Finding]:
     raise_file_limit()
     facts = host_facts(default_state_dir())
-    unusable, versions = await _ask_engine(engine_url(Options(url=url)), facts)
+    unusable, versions = await _ask_engine(url, facts)
     return [
         *engine_findings(facts, unusable, versions),
         _spawner(),
@@ -72,10 +72,11 @@ def _spawner() -> Finding:
     return spawner_finding(why_no_spawner(), binary.stat().st_size if binary else 0, os.path.exists(thread))
 
 
-async def _ask_engine(url: str | None, facts: HostFacts) -> tuple[str | None, dict[str, str] | None]:
+async def _ask_engine(named: str | None, facts: HostFacts) -> tuple[str | None, dict[str, str] | None]:
     """Why the engine cannot be used, or what it is made of. A private one is started for the question."""
     service = None
     try:
+        url = engine_url(Options(url=named))
         if url is None:
             service = ManagedService(plan_service(facts), default_state_dir(), default_run_dir())
             await service.start()

@@ -93,8 +93,10 @@ class RestLane(Lane):
         end_tree: EndTree,
         timeout_ms: int = ENGINE_TIMEOUT_MS,
         run_output_bytes: int = RUN_OUTPUT_BYTES,
+        reopens: bool = True,
     ) -> None:
-        self.capabilities = ["user", "kill_tree", "reopen_stdio", *(["signal"] if local else [])]
+        offered = {"user": True, "kill_tree": True, "reopen_stdio": reopens, "signal": local}
+        self.capabilities = [name for name, is_offered in offered.items() if is_offered]
         self._pool = HttpPool(url)
         self._calls = ExecCalls(self._pool, timeout_ms)
         self._containers = containers

@@ -146,10 +146,12 @@ class ContainerRuntime(ManagedRuntime):
         template: "Template",
         setup: contextlib.AsyncExitStack,
     ) -> None:
-        template.user = template.options.user or await engine.image_user(template.image) or "0"
+        options = template.options
+        template.user = options.user or await engine.image_user(template.image) or "0"
         self._rights = template.rights = await settle_rights(
-            template.options,
+            options,
             is_here=url.startswith("unix:"),
+            has_spawner=options.lane != "rest" and why_not_spawn(url) is None,
             version=version,
             user=template.user,
             read_files=lambda: engine.image_files(template.probe(), USER_FILES),
@@ -246,6 +248,7 @@ class ContainerRuntime(ManagedRuntime):
             end_tree=end_tree,
             timeout_ms=options.engine_timeout_ms,
             run_output_bytes=options.run_output_bytes,
+            reopens=template.rights.ids is None,
         )
         setup.push_async_callback(lane.aclose)
         return lane

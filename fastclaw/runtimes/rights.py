@@ -88,6 +88,7 @@ async def settle_rights(
     options: Options,
     *,
     is_here: bool,
+    has_spawner: bool,
     version: EngineVersion,
     user: str,
     read_files: Callable[[], Awaitable[list[str]]],
@@ -97,6 +98,7 @@ async def settle_rights(
 
     Parameters:
         is_here: the engine is on this host.
+        has_spawner: most likely the spawn lane is taken.
         user: the environment's, by name or number.
         read_files: gives the texts of `USER_FILES` in the image.
 
@@ -105,7 +107,7 @@ async def settle_rights(
             workspace is not there; `overloaded`: all ranges of ids are taken.
     """
     owner = _owner(options) if is_here else None
-    why_none = _why_none(options, _facts(options, version, owner, is_here=is_here))
+    why_none = _why_none(options, _facts(options, version, owner, is_here=is_here), has_spawner=has_spawner)
     wanted = options.capabilities
     if wanted is None:
         wanted = "none" if why_none else "default"
@@ -118,9 +120,11 @@ async def settle_rights(
     return Rights(capabilities=read_capabilities(wanted), ids=ids, why_no_ids=why_none, user=who, owner=owner)
 
 
-def _why_none(options: Options, facts: Facts) -> str | None:
+def _why_none(options: Options, facts: Facts, *, has_spawner: bool) -> str | None:
     if options.user_namespace == "host":
         return "options.user_namespace is host"
+    if options.user_namespace == "auto" and not has_spawner:
+        return "on the REST lane streams belong to the host's root, and cannot be opened again inside (/dev/stdout)"
     why_none = user_namespace.why_none(facts)
     if why_none is not None and options.user_namespace == "private":
         raise StartFailed(f"no user namespace: {why_none}; set options.user_namespace to auto", "unsupported")

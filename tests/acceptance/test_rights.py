@@ -52,7 +52,8 @@ def workspace() -> Iterator[Path]:
 
 @asynccontextmanager
 async def served(service: EngineService, lane: str, **options: Any) -> AsyncIterator[RuntimeClient]:
-    options = {"url": service.url, "image": service.image, "lane": lane, "containers": 1, **options}
+    namespace = {} if lane == "spawn" else {"user_namespace": "private"}
+    options = {"url": service.url, "image": service.image, "lane": lane, **namespace, **options}
     async with RuntimeClient.spawn(SERVE, namespace="rights", options=options) as client:
         yield client
 
@@ -107,6 +108,7 @@ async def test_a_workspace_belongs_to_the_environments_user_and_to_its_owner(
         code, text = await said(runtime, "stat -c %u:%g /work before; echo x > inside; chmod 4755 inside")
         assert (code, text) == (0, f"{seen}\n{seen}\n")
         if user == "0":
+            assert ("reopen_stdio" in runtime.capabilities) == (lane == "spawn")
             assert await said(runtime, "touch other; chown 5:6 other; stat -c %u:%g other") == (0, "5:6\n")
             found = (workspace / "other").stat()
             assert (found.st_uid, found.st_gid) == (FIRST_ID + 5, FIRST_ID + 6)
@@ -145,7 +147,7 @@ async def test_ranges_of_ids_are_each_environments_own_and_refused_when_there_ar
     ranges = {"first": FIRST_ID + 2**24, "count": 2}
     async with (
         served(engine_service, "spawn", id_ranges=ranges) as one,
-        served(engine_service, "rest", id_ranges=ranges) as other,
+        served(engine_service, "spawn", id_ranges=ranges) as other,
     ):
         firsts = {(await rights_of(each))["user_namespace"]["first"] for each in (one, other)}
         assert firsts == {ranges["first"], ranges["first"] + limits.IDS}

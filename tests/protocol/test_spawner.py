@@ -315,10 +315,10 @@ def test_orders_and_the_welcome() -> None:
     assert struct.unpack("=5I", control(frames.END, 7, frames.LEVEL_KILL)) == order
     read_file = struct.pack("=5I", frames.READ, 1, 0, 0, frames.NOWHERE) + b"/etc\0"
     assert control(frames.READ, 1, tail=b"/etc\0") == read_file
-    confined = struct.unpack("=4IQ", welcome(confine=True, keeper_uid=5, collect_bytes=2**40))
-    assert confined == (frames.WELCOME, frames.VERSION, frames.CONFINE, 5, 2**40)
-    free = struct.unpack("=4IQ", welcome(confine=False, keeper_uid=frames.NO_USER, collect_bytes=1))
-    assert free == (frames.WELCOME, frames.VERSION, 0, frames.NO_USER, 1)
+    confined = struct.unpack("=4IQ2I", welcome(confine=True, keeper_uid=5, collect_bytes=2**40, capabilities=3))
+    assert confined == (frames.WELCOME, frames.VERSION, frames.CONFINE, 5, 2**40, 3, 0)
+    free = struct.unpack("=4IQ2I", welcome(confine=False, keeper_uid=frames.NO_USER, collect_bytes=1))
+    assert free == (frames.WELCOME, frames.VERSION, 0, frames.NO_USER, 1, 0, 0)
 
 
 # --- the other side: what spawn/c/ says of itself ---

@@ -32,13 +32,23 @@ VERSION = EngineVersion(
 PASSWD = "wolf:x:7:8::/:\n"
 
 
-async def settled(version: EngineVersion = VERSION, user: str = "0", **options: Any) -> Rights:
+async def settled(
+    version: EngineVersion = VERSION, user: str = "0", *, has_spawner: bool = True, **options: Any
+) -> Rights:
     async def read_files() -> list[str]:
         return [PASSWD, ""]
 
     async with contextlib.AsyncExitStack() as setup:
         wanted = msgspec.convert(options, Options)
-        return await settle_rights(wanted, is_here=True, version=version, user=user, read_files=read_files, setup=setup)
+        return await settle_rights(
+            wanted,
+            is_here=True,
+            has_spawner=has_spawner,
+            version=version,
+            user=user,
+            read_files=read_files,
+            setup=setup,
+        )
 
 
 async def test_without_a_namespace_root_has_nothing_unless_it_is_asked_for() -> None:
@@ -78,6 +88,7 @@ async def test_a_user_that_is_not_there_and_a_workspace_that_is_not_are_said(tmp
 async def test_a_range_is_lent_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rights, "ID_LOCKS", tmp_path)
     version = msgspec.structs.replace(VERSION, rootless=False)
+    assert "/dev/stdout" in str((await settled(version, has_spawner=False)).why_no_ids)
     for _ in range(2):
         found = await settled(version, id_ranges={"first": FIRST_ID, "count": 1})
         assert (found.ids, found.capabilities, found.volume_owner) == (FIRST_ID, DEFAULT, None)

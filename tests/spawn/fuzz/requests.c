@@ -11,7 +11,7 @@
 enum { MOST_TRIED = 512, SPILLED_BYTES = 1 << 16 };
 
 struct slot *slots;
-u32 used_slots, keeper_uid = NO_USER, welcome_flags, main_pid, held_caps;
+u32 used_slots, keeper_uid = NO_USER, welcome_flags, main_pid, held_caps, command_caps;
 int control, channel, post, forks, null, dying, is_batch;
 static u64 seed;
 static long deny; /* the number of the system call that fails; 0: none */
