@@ -1,6 +1,6 @@
 """The bounds of what is said: answers, and what is kept for them. Kept to as those of limits.py are."""
 
-from fastclaw.limits import KIB
+from fastclaw.limits import KIB, MIB
 
 MOST_PER_CHARACTER = 6
 """Bytes that JSON writes for one character: `\\u0000` for NUL; nothing takes more."""
@@ -19,6 +19,13 @@ MAX_HEALTH_BYTES = 256 * KIB
 
 MAX_PATH_CHARS = 4_096
 """A path among the options, one of which comes back as `workspace_root`: the kernel's PATH_MAX (limits.h)."""
+
+DISK_RESERVE_BYTES = 1 * MIB
+"""Room that is given up to remove a container on a full disk: Podman's lists of layers and containers, and a write to
+its database, take some 100 KB (measured, 4.3.1)."""
+
+DISK_LOW_BYTES = 16 * MIB
+"""Free room below which `health` says that a disk is full: what a container takes until it runs, some times over."""
 
 PODMAN_RUNROOT_BYTES = 50
 """Of the path of its runroot, Podman takes so much: conmon's sockets are below it (libpod/options.go, 4.3.1 to 5)."""

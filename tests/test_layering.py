@@ -100,6 +100,7 @@ LAYERS: dict[str, list[str]] = {
         "programs",
         "image",
         "owner",
+        "room",
         "dirs",
         "id_ranges",
         "choice",

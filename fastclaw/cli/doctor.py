@@ -16,6 +16,7 @@ from fastclaw.decisions.diagnosis import (
     Finding,
     Quotas,
     capacity_finding,
+    disk_finding,
     engine_findings,
     network_findings,
     quota_findings,
@@ -27,6 +28,7 @@ from fastclaw.engine.choice import engine_url
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
 from fastclaw.engine.host import host_facts
 from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.engine.room import disk_of, why_full
 from fastclaw.engine.service import ManagedService
 from fastclaw.errors import FastclawError
 from fastclaw.spawn.binary import find_spawner, why_no_spawner
@@ -59,6 +61,7 @@ async def _examine(url: str | None) -> list[Finding]:
     return [
         *engine_findings(facts, unusable, versions),
         _spawner(),
+        *_disk(default_state_dir()),
         *network_findings(facts, why_no_spawner(), await why_no_bridge()),
         capacity_finding(capacity(host_limits(), limits.MAX_PROCESSES)),
         *quota_findings(_quotas()),
@@ -93,6 +96,11 @@ async def _ask_engine(named: str | None, facts: HostFacts) -> tuple[str | None, 
             await service.stop()
     names = ("podman", "conmon", "oci_runtime", "oci_runtime_version", "storage_driver")
     return None, {name: getattr(version, name) for name in names}
+
+
+def _disk(state_dir: Path) -> list[Finding]:
+    disk = disk_of(next(path for path in (state_dir, *state_dir.parents) if path.exists()))
+    return [disk_finding(disk["path"], disk["free_bytes"], disk["bytes"], why_full(disk))] if disk else []
 
 
 def _quotas() -> Quotas:

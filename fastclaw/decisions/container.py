@@ -134,6 +134,7 @@ def container_spec(
     own_pids: int = 0,
     shm_bytes: int = limits.SHM_BYTES,
     memory_bytes: int | None = None,
+    disk_bytes: int | None = None,
     nofile: int | None = None,
     nproc: int | None = None,
     user: str | None = None,
@@ -149,7 +150,7 @@ def container_spec(
         pids_limit: processes and threads of all commands together.
         workspace_option: of the mount of a directory (`user_namespace.mount_option`).
         own_pids: what the container has besides (`spawner_pids`).
-        memory_bytes: None is no limit.
+        memory_bytes, disk_bytes: None is no limit.
         nofile, nproc: hard limits of the engine's host for every process in it; None leaves them to the engine.
         user: name or `uid[:gid]` for PID 1 and the default of every exec; None is the image's. A spawner is always
             the container's root and becomes somebody else for each process.
@@ -168,6 +169,7 @@ def container_spec(
         **_confinement(init, capabilities),
         **_resources(pids_limit + own_pids, memory_bytes, nofile, nproc),
         **_user_namespace(ids),
+        **({} if disk_bytes is None else {"storage_opts": {"size": str(disk_bytes)}}),
         "shm_size": shm_bytes,
         "netns": {"nsmode": network.mode},
         **_places(init, workspace, workspace_option, network),

@@ -126,6 +126,18 @@ def _open(host: HostFacts) -> Finding:
     )
 
 
+def disk_finding(path: str, free_bytes: int, size: int, full: str | None) -> Finding:
+    """How much room there is for images and for what containers write.
+
+    Parameters:
+        path: of the state directory.
+        full: why the disk counts as full, in one line; None where it does not.
+    """
+    text = full or f"{free_bytes // limits.MIB} of {size // limits.MIB} MiB are free at {path}"
+    advice = "remove files there, or set XDG_STATE_HOME to a directory on another disk" if full else None
+    return Finding(subject="disk", level="problem" if full else "ok", text=text, advice=advice)
+
+
 _INSTALL = "apt-get install podman crun netavark uidmap busybox-static"
 
 

@@ -153,6 +153,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         capabilities: what root inside may: `none`, `default`, or names (decisions/capabilities.py); None is `default`
             in a user namespace of ours, and else `none`.
         templates: what `exec` may have forked, by name; only on this host and on the spawn lane.
+        disk_bytes: what each container may write beside the workspace; refused where the storage keeps no such quota.
         run_output_bytes: what all runs may have collected at a time; over it, one is ended and `overloaded`.
     """
 
@@ -176,6 +177,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pids_limit: Count = limits.PIDS_LIMIT
     shm_bytes: Annotated[int, Meta(ge=limits.MIB)] = limits.SHM_BYTES
     memory_bytes: Annotated[int, Meta(ge=limits.MIB)] | None = None
+    disk_bytes: Annotated[int, Meta(ge=limits.MIB)] | None = None
     templates: Annotated[dict[TemplateName, Template], Meta(max_length=limits.MAX_TEMPLATES)] = field(
         default_factory=dict
     )

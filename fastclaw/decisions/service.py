@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from fastclaw import limits
+from fastclaw.answer_limits import DISK_RESERVE_BYTES
 from fastclaw.errors import StartFailed
 
 DEFAULT_IMAGE = "localhost/fastclaw-default:1"
@@ -172,6 +173,8 @@ class JanitorOrder(Struct, frozen=True, kw_only=True):
         drain_ms: how long the service may take to end by itself.
         call_ms: how long one command may take.
         tries: how often what stays is removed again.
+        reserve: a file that is given up where the disk is full.
+        reserve_bytes: its size.
     """
 
     owner: int
@@ -185,16 +188,20 @@ class JanitorOrder(Struct, frozen=True, kw_only=True):
     drain_ms: int = limits.JANITOR_DRAIN_MS
     call_ms: int = limits.JANITOR_CALL_MS
     tries: int = limits.JANITOR_TRIES
+    reserve: str = ""
+    reserve_bytes: int = DISK_RESERVE_BYTES
 
 
 class ServicePaths(Struct, frozen=True, kw_only=True):
-    """Where one service lives. `root`, `runroot` and `tmpdir` are unused with the host's storage."""
+    """Where one service lives. `root`, `runroot` and `tmpdir` are unused with the host's storage; `reserve` is a file
+    beside the private one that can be given up (engine/room.py)."""
 
     root: str
     runroot: str
     tmpdir: str
     socket: str
     conf: str
+    reserve: str
 
 
 def plan_service(facts: HostFacts, *, oci_runtime: str | None = None, storage: Storage = "private") -> ServicePlan:

@@ -24,6 +24,7 @@ from fastclaw import limits
 from fastclaw.answer_limits import PODMAN_RUNROOT_BYTES
 from fastclaw.decisions.service import ServicePaths, ServicePlan, conf_text
 from fastclaw.engine.owner import boot_id
+from fastclaw.engine.room import keep_reserve
 from fastclaw.errors import StartFailed
 from fastclaw.transport.directories import (
     HeldDirectory,
@@ -108,16 +109,22 @@ def service_paths(state_dir: Path, run_dir: Path, own_dir: Path, plan: ServicePl
     store = run_dir / f"store-{key}"
     private_directory(store)
     private_directory(state_dir)
-    with locked(store / "lock"):
-        _forget_last_boot(store)
-        remove_abandoned(run_dir, "[0-9]*-????????")  # services of killed processes died with them
-        conf_path = _write_settings(state_dir / "conf", plan)
+    reserve = state_dir / key / "reserve"
+    try:
+        with locked(store / "lock"):
+            _forget_last_boot(store)
+            remove_abandoned(run_dir, "[0-9]*-????????")  # services of killed processes died with them
+            conf_path = _write_settings(state_dir / "conf", plan)
+            keep_reserve(reserve)
+    except OSError as error:
+        raise StartFailed(f"cannot write {error.filename or state_dir}: {error.strerror}") from error
     return ServicePaths(
         root=str(state_dir / key / "storage"),
         runroot=str(store / "run"),
         tmpdir=str(store / "tmp"),
         socket=str(socket),
         conf=str(conf_path),
+        reserve=str(reserve),
     )
 
 

@@ -3,6 +3,8 @@
 Knows how requests and Podman spell failures. Does not know what was being tried.
 """
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from fastclaw.errors import StartFailed
 
 IMAGE_WORDS = re.compile(r"no such image|image not known|image.*not found", re.IGNORECASE)
 CONTAINER_WORDS = re.compile(r"no such container|no container with", re.IGNORECASE)
+QUOTA_WORDS = re.compile(r"storage-opt", re.IGNORECASE)
+FULL_WORDS = re.compile(re.escape(os.strerror(errno.ENOSPC)), re.IGNORECASE)
 NETWORK_WORDS = re.compile(r"netavark|setting up network|network namespace", re.IGNORECASE)
 MOUNT_WORDS = re.compile(r"\bstatfs\b|\bmounts?(ing|ed)?\b|invalid (container|host) path", re.IGNORECASE)
 """Podman 4.3.1 gives no machine-readable cause for these: all are a 500 or 404 with a sentence."""
@@ -54,6 +58,11 @@ def to_start_failed(error: Exception, url: str, seconds: float) -> StartFailed:
 
 def _refused(answer: APIError) -> StartFailed:
     text = _line(answer.explanation or answer)
+    if QUOTA_WORDS.search(text):
+        needs = "needs overlay on XFS that is mounted with pquota; leave it out or move options.state_dir"
+        return StartFailed(f"the engine's storage keeps no quota: options.disk_bytes {needs}", "unsupported")
+    if FULL_WORDS.search(text):
+        return StartFailed(f"{text}; make room (fastclaw doctor says how full the disk is)", "engine_error")
     if NETWORK_WORDS.search(text):
         return StartFailed(f"{text}; netavark needs iptables (fastclaw doctor), or take network none", "network_failed")
     if IMAGE_WORDS.search(text):

@@ -42,6 +42,8 @@ class Order(TypedDict):
     drain_ms: int
     call_ms: int
     tries: int
+    reserve: str
+    reserve_bytes: int
 
 
 def main() -> None:
@@ -64,6 +66,7 @@ def clean_up(order: Order, service: int | None) -> None:
     if service is not None:
         _end_service(service, order["drain_ms"])
     _end_twin(order["own_dir"], order["drain_ms"])
+    _make_room(order["reserve"], order["reserve_bytes"])
     found = set()
     for _ in range(order["tries"]):
         containers = _podman(order, "ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={order['label']}")
@@ -80,6 +83,14 @@ def clean_up(order: Order, service: int | None) -> None:
     for name in sorted(found):  # last, so that what was killed has been reaped
         _output(order, *order["runtime"], "delete", "--force", name)
     _remove_directory(order["own_dir"])
+
+
+def _make_room(reserve: str, least: int) -> None:
+    """On a full disk Podman can remove nothing, and the next service has the reserve again."""
+    with suppress(OSError):
+        found = os.statvfs(os.path.dirname(reserve))
+        if found.f_bavail * found.f_frsize < least or not found.f_favail:
+            os.unlink(reserve)
 
 
 def _remove_networks(order: Order, nft: str) -> None:

@@ -5,12 +5,15 @@ caller does not. Knows no shards, lanes or policies; `failures.py` turns what go
 """
 
 import asyncio
+import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote_plus
 
@@ -35,6 +38,7 @@ from fastclaw.engine.podman_client import (
     answer,
     make_client,
 )
+from fastclaw.engine.room import give_up_reserve, has_room, keep_reserve
 from fastclaw.errors import StartFailed
 
 logger = logging.getLogger(__name__)
@@ -54,6 +58,7 @@ class EngineVersion(Struct, frozen=True, kw_only=True):
     oci_runtime_version: str
     rootless: bool
     storage_driver: str
+    storage: str
     cgroup_version: str
 
 
@@ -85,10 +90,14 @@ class EngineLifecycle:
     Parameters:
         url: `unix:///…` or `tcp://host:port`.
         timeout_s: deadline of one call, in seconds.
+        reserve: a file that is given up where a container cannot be removed for want of room (`engine/room.py`).
     """
 
-    def __init__(self, url: str, timeout_s: float = limits.ENGINE_TIMEOUT_MS / 1000) -> None:
+    def __init__(
+        self, url: str, timeout_s: float = limits.ENGINE_TIMEOUT_MS / 1000, reserve: Path | None = None
+    ) -> None:
         self.url = url
+        self._reserve = reserve
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(limits.LIFECYCLE_THREADS, "fastclaw-engine")
         self._local = threading.local()
@@ -184,14 +193,14 @@ class EngineLifecycle:
             StartFailed: `image_not_found`, `bad_mount`; `engine_error` also where the engine takes another OCI runtime
                 than `spec` names.
         """
-        creation = _Creation(spec)
+        creation = _Creation(spec, self._remove)
         try:
             return await self._run(creation.run)
         except BaseException:
             created = creation.abandon()
             if created is not None:
                 with suppress(RuntimeError):  # closed: the next `initialize` of the namespace removes it
-                    self._threads.submit(lambda: _remove(self._client(), created))
+                    self._threads.submit(lambda: self._remove(self._client(), created))
             raise
 
     async def start_container(self, container: str) -> None:
@@ -204,7 +213,39 @@ class EngineLifecycle:
 
     async def remove_container(self, container: str) -> None:
         """Kill and remove a container, by id or name, with its anonymous volumes; one that is gone is fine."""
-        await self._run(lambda client: _remove(client, container))
+        await self._run(lambda client: self._remove(client, container))
+
+    def _remove(self, client: APIClient, container: str) -> None:
+        """A container with `remove` set may be on its way out by itself; a failure counts once it stays for long.
+
+        Raises:
+            StartFailed: the disk is full, and its files stay there although the engine knows it no longer.
+        """
+        with self._room_for(lambda: client.post(f"/containers/{container}/stop", params={"timeout": "0"})):
+            deadline = time.monotonic() + limits.CONTAINER_GONE_MS / 1000
+            params = {"force": "true", "timeout": "0", "v": "true"}
+            while (response := client.delete(f"/containers/{container}", params=params)).status_code >= 400:
+                if not _exists(client, f"/containers/{container}/exists"):
+                    if _says_full(response):
+                        raise StartFailed(f"the disk is full, and files of container {container[:12]} stay on it")
+                    return
+                if time.monotonic() > deadline:
+                    response.raise_for_status()
+                time.sleep(limits.ENGINE_READY_POLL_MS / 1000)  # the engine tells nobody when it is done
+
+    @contextmanager
+    def _room_for(self, stop: Callable[[], object]) -> Iterator[None]:
+        """On a full disk Podman loses a container before it can remove its layer (4.3.1), which then stays for ever. So
+        there must be room before it begins, and nothing that uses it up: what runs in the container is stopped first.
+        """
+        reserve = self._reserve
+        if reserve is None or has_room(reserve.parent):
+            yield
+            return
+        stop()
+        give_up_reserve(reserve)
+        yield
+        keep_reserve(reserve)
 
     async def list_containers(self, labels: Mapping[str, str]) -> list[ContainerInfo]:
         """All containers, in any state, that carry every one of these labels."""
@@ -301,7 +342,9 @@ def _told(what: str) -> Iterator[None]:
 class _Creation:
     """One create call and the question who removes the container when nobody waits for it any more."""
 
-    def __init__(self, spec: Mapping[str, Any]) -> None:
+    def __init__(self, spec: Mapping[str, Any], remove: Callable[[APIClient, str], None]) -> None:
+        self._remove = remove
+        self._name: str = spec.get("name", "")
         self._body = msgspec.json.encode(spec)
         self._runtime: str | None = spec.get("oci_runtime")
         self._lock = threading.Lock()
@@ -311,12 +354,14 @@ class _Creation:
     def run(self, client: APIClient) -> str:
         """In the thread: create; remove at once what nobody waits for."""
         response = client.post("/containers/create", data=self._body, headers=JSON)
+        if self._name and _says_full(response):
+            self._remove(client, self._name)  # what is left of it would stay for ever, and nobody has its id
         created = answer(response, Created).id
         with self._lock:
             self._created = created
             abandoned = self._abandoned
         if abandoned:
-            _remove(client, created)
+            self._remove(client, created)
         else:
             self._check_runtime(client, created)
         return created
@@ -338,6 +383,10 @@ class _Creation:
         with self._lock:
             self._abandoned = True
             return self._created
+
+
+def _says_full(response: APIResponse) -> bool:
+    return response.status_code >= 400 and os.strerror(errno.ENOSPC).lower() in response.text.lower()
 
 
 def _exists(client: APIClient, path: str) -> bool:
@@ -374,18 +423,6 @@ def _remove_volume(client: APIClient, name: str) -> None:
         response.raise_for_status()
 
 
-def _remove(client: APIClient, container: str) -> None:
-    """A container with `remove` set may be on its way out by itself; a failure counts once it stays for long."""
-    deadline = time.monotonic() + limits.CONTAINER_GONE_MS / 1000
-    params = {"force": "true", "timeout": "0", "v": "true"}
-    while (response := client.delete(f"/containers/{container}", params=params)).status_code >= 400:
-        if not _exists(client, f"/containers/{container}/exists"):
-            return
-        if time.monotonic() > deadline:
-            response.raise_for_status()
-        time.sleep(limits.ENGINE_READY_POLL_MS / 1000)  # the engine tells nobody when it is done
-
-
 def _pull(client: APIClient, reference: str) -> None:
     response = client.post("/images/pull", params={"reference": reference, "quiet": "true"})
     response.raise_for_status()
@@ -411,5 +448,6 @@ def _version(info: Info) -> EngineVersion:
         oci_runtime_version=info.host.oci_runtime.version.partition("\n")[0],
         rootless=info.host.security.rootless,
         storage_driver=info.store.graph_driver_name,
+        storage=info.store.graph_root,
         cgroup_version=info.host.cgroup_version,
     )

@@ -85,6 +85,7 @@ class _Host(Struct, rename="camel"):
 
 class _Store(Struct, rename="camel"):
     graph_driver_name: str
+    graph_root: str = ""
 
 
 class _Version(Struct, rename="pascal"):

@@ -45,6 +45,9 @@ class ManagedService:
         plan: from `decisions.service.plan_service`.
         state_dir: where images are kept (`dirs.default_state_dir`).
         run_dir: where the socket goes (`dirs.default_run_dir`); its path must be short.
+
+    Attributes:
+        reserve: room that can be given up (`engine/room.py`), once it has been started.
     """
 
     def __init__(self, plan: ServicePlan, state_dir: Path, run_dir: Path) -> None:
@@ -55,6 +58,7 @@ class ManagedService:
         self._process: ServiceProcess | None = None
         self._standby: Standby | None = None
         self._url: str | None = None
+        self.reserve: Path | None = None
 
     @property
     def url(self) -> str:
@@ -88,6 +92,7 @@ class ManagedService:
         """
         try:
             paths = await self._prepare()
+            self.reserve = Path(paths.reserve)
             env = service_env(paths, os.environ)
             self._process = ServiceProcess(bound_argv(self.plan, paths, os.getpid()), env)
             self._standby = self._make_standby(paths, env)
@@ -137,6 +142,7 @@ class ManagedService:
             label=f"{LABEL_OWNER}={own_label()}",
             nft=self.plan.facts.nft if self.plan.facts.is_root else None,
             tables=own_holder().prefix,
+            reserve=paths.reserve,
         )
         return Standby(janitor_argv(python, janitor.__file__, order), env)
 

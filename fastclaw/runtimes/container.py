@@ -39,6 +39,7 @@ from fastclaw.engine.lifecycle import EngineLifecycle, EngineVersion
 from fastclaw.engine.monitors import end_monitors
 from fastclaw.engine.owner import boot_id, own_label, pid_namespace, start_time
 from fastclaw.engine.rest import RestLane
+from fastclaw.engine.room import disk_of, why_full
 from fastclaw.engine.service import ManagedService
 from fastclaw.engine.shard import Shard
 from fastclaw.engine.shards import Shards
@@ -105,7 +106,8 @@ class ContainerRuntime(ManagedRuntime):
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
     ) -> Environment:
         url = engine_url(options) or await self._own_engine(options, setup)
-        engine = EngineLifecycle(url, options.engine_timeout_ms / 1000)
+        reserve = None if self._service is None else self._service.reserve
+        engine = EngineLifecycle(url, options.engine_timeout_ms / 1000, reserve)
         setup.push_async_callback(engine.close)
         version = await engine.version()
         self._engine = {"managed": engine_url(options) is None, **msgspec.structs.asdict(version)}
@@ -295,7 +297,12 @@ class ContainerRuntime(ManagedRuntime):
             return f"{missing} of {counts['places']} containers are gone; they are being replaced"
         if self._service is not None and self._service.trouble is not None:
             return self._service.trouble
-        return self._network.trouble if self._network else None
+        return why_full(self._disk()) or (self._network.trouble if self._network else None)
+
+    def _disk(self) -> dict[str, Any] | None:
+        """Of the storage, where that is on this host."""
+        here = self._shards is not None and self._shards.is_local
+        return disk_of(Path(self._engine["storage"])) if here and self._engine["storage"] else None
 
     def _details(self) -> dict[str, Any]:
         reason = {"why_not_spawn": self._why_not_spawn} if self._why_not_spawn else {}
@@ -306,6 +313,7 @@ class ContainerRuntime(ManagedRuntime):
             "containers": self._shards.counts() if self._shards else {},
             "limits": self._shards.limits() if self._shards else {},
             "network": self._network.health() if self._network else {},
+            **({"disk": disk} if (disk := self._disk()) is not None else {}),
         }
 
 
@@ -370,6 +378,7 @@ class Template:
             own_pids=spawner_pids(limits.SPAWN_SPARE_KEEPERS) if init.spawner else 0,
             shm_bytes=options.shm_bytes,
             memory_bytes=options.memory_bytes,
+            disk_bytes=options.disk_bytes,
             user=options.user,
             capabilities=self.rights.capabilities,
             ids=self.rights.ids,

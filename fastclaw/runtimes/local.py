@@ -30,7 +30,7 @@ class LocalRuntime(ManagedRuntime):
     async def _bring_up(
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
     ) -> Environment:
-        _refuse_network(options)
+        _refuse_limits(options)
         logger.warning("local runtime: %s", NO_ISOLATION)
         workspace = _workspace(options)
         home = HostHome(plans(options, workspace, python_path=None), options.run_output_bytes)
@@ -47,11 +47,16 @@ class LocalRuntime(ManagedRuntime):
         return {"isolation": "none"}
 
 
-def _refuse_network(options: Options) -> None:
-    """Who asks for a network that is filtered must not believe that it is. What nobody asked for is nothing said."""
-    if options.network not in (Network(), Network(mode="open")):
-        text = "runtime 'local' isolates nothing and cannot keep options.network; use runtime 'podman', or leave it out"
-        raise InvalidParams(text, "unsupported", path="$.options.network")
+def _refuse_limits(options: Options) -> None:
+    """Who asks for a network that is filtered, or for a bound on the disk, must not believe that he has it. What nobody
+    asked for is nothing said."""
+    asked = {
+        "network": options.network not in (Network(), Network(mode="open")),
+        "disk_bytes": options.disk_bytes is not None,
+    }
+    for name in (name for name, is_asked in asked.items() if is_asked):
+        text = f"runtime 'local' isolates nothing and cannot keep options.{name}; use runtime 'podman', or leave it out"
+        raise InvalidParams(text, "unsupported", path=f"$.options.{name}")
 
 
 def _workspace(options: Options) -> str | None:

@@ -178,3 +178,8 @@ def test_any_text_is_an_owner_or_not(text: str) -> None:
 )
 def test_dead_owners(label: str, dead: bool) -> None:
     assert is_dead_owner(label, OwnerFacts(boot_id="boot-a", pid_namespace=7, start_times={12: 345})) is dead
+
+
+def test_a_bound_on_the_disk() -> None:
+    assert spec(disk_bytes=1 << 20)["storage_opts"] == {"size": "1048576"}
+    assert "storage_opts" not in spec()

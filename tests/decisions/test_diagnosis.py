@@ -9,6 +9,7 @@ from fastclaw.decisions.capacity import Capacity
 from fastclaw.decisions.diagnosis import (
     Quotas,
     capacity_finding,
+    disk_finding,
     engine_findings,
     network_findings,
     quota_findings,
@@ -141,3 +142,11 @@ def test_without_one_there_is_rest_only(missing: str | None, children: bool, sai
     assert found.level == "warning"
     assert said in found.text
     assert (found.advice is not None) is (missing is not None)
+
+
+def test_the_disk() -> None:
+    there = disk_finding("/s", 5 * limits.MIB, 64 * limits.MIB, None)
+    assert (there.level, there.text, there.advice) == ("ok", "5 of 64 MiB are free at /s", None)
+    full = disk_finding("/s", 0, 64 * limits.MIB, "the disk of /s is full")
+    assert (full.level, full.text) == ("problem", "the disk of /s is full")
+    assert "XDG_STATE_HOME" in (full.advice or "")

@@ -39,7 +39,9 @@ FACTS = HostFacts(
     nproc=32_768,
     storage_driver="overlay",
 )
-PATHS = ServicePaths(root="/s/root", runroot="/r/run", tmpdir="/r/tmp", socket="/r/p.sock", conf="/s/c.conf")
+PATHS = ServicePaths(
+    root="/s/root", runroot="/r/run", tmpdir="/r/tmp", socket="/r/p.sock", reserve="/s/k/reserve", conf="/s/c.conf"
+)
 
 
 def facts(**changes: Any) -> HostFacts:

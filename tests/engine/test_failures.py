@@ -25,6 +25,11 @@ def refused(status: int, text: str) -> APIError:
         (refused(500, "statfs /nowhere: no such file or directory"), "bad_mount"),
         (refused(500, "crun: mount `/x` to `y`: Permission denied: OCI permission denied"), "bad_mount"),
         (refused(500, "netavark: No such file or directory (os error 2)"), "network_failed"),
+        (
+            refused(500, "--storage-opt is supported only for overlay over xfs"),
+            "unsupported",
+        ),
+        (refused(500, "write /x/.tmp-layers.json1: no space left on device"), "engine_error"),
         (refused(500, "crun: setrlimit: Operation not permitted"), "engine_error"),
         (TimeoutError(), "engine_timeout"),
         (requests.ReadTimeout("read timed out"), "engine_timeout"),

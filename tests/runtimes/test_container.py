@@ -122,6 +122,23 @@ async def test_auto_takes_the_rest_lane_where_it_must_and_says_why(
 
 
 @pytest.mark.podman
+async def test_a_bound_on_the_disk_is_kept_or_refused(engine_service: EngineService) -> None:
+    """Whatever file system this machine has: no start goes through without the quota that was asked for."""
+    size = 20 * limits.MIB
+    async with engine_of(engine_service) as engine:
+        try:
+            async with running(url=engine_service.url, disk_bytes=size) as runtime:
+                total = await output(runtime, "sh", "-c", "df -k / | tail -1 | awk '{print $2}'")
+                assert int(total) * limits.KIB <= size
+        except StartFailed as error:
+            refused = error
+        else:
+            return
+        assert (refused.reason, "options.disk_bytes needs overlay on XFS" in str(refused)) == ("unsupported", True)
+        assert await containers(engine) == set()
+
+
+@pytest.mark.podman
 async def test_a_lane_that_was_asked_for_is_not_exchanged(
     engine_service: EngineService, monkeypatch: pytest.MonkeyPatch
 ) -> None:

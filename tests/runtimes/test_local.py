@@ -132,3 +132,11 @@ async def test_a_template_that_does_not_come_up_leaves_nothing() -> None:
     assert raised.value.reason == "template_failed"
     await runtime.start(params())
     await runtime.stop()
+
+
+async def test_local_refuses_a_bound_on_the_disk() -> None:
+    runtime = LocalRuntime()
+    with pytest.raises(InvalidParams) as raised:
+        await runtime.start(params(disk_bytes=1 << 20))
+    assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", "$.options.disk_bytes")
+    await runtime.stop()

@@ -27,6 +27,7 @@ VERSION = EngineVersion(
     oci_runtime_version="1.8.1",
     rootless=True,
     storage_driver="overlay",
+    storage="/s",
     cgroup_version="v2",
 )
 PASSWD = "wolf:x:7:8::/:\n"
