@@ -227,6 +227,10 @@ class Streams(Protocol):
             Whether the answer is known a moment later only.
         """
 
+    def blocked(self) -> asyncio.Future[int]:
+        """Which outputs have no room, so that who writes to them waits, while nobody takes from them: 1 for stdout, 2
+        for stderr, or both. Where a command keeps whoever looks from looking, no answer comes."""
+
     def close(self, *, cut: bool = False) -> None:
         """Unlink the sockets: nobody may connect any more. Output without a client is thrown away; clients read on.
         Idempotent but for `cut`.

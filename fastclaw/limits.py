@@ -447,6 +447,12 @@ LOOK_ANSWER_MS = 50
 """For pumps to say what waits in their pipes: some 20 µs each, and a while for other tasks on a loaded machine. One
 that sleeps says nothing, and counts as one with output."""
 
+LIST_LOOKS = 1_024
+"""Processes of an answer to `list` whose pumps are asked whether an output is blocked: each takes some 50 µs in all."""
+
+HEALTH_LOOKS = 64
+"""The same for `health`, which monitoring asks for every few seconds."""
+
 SPAWN_SPARE_KEEPERS = 16
 """Idle keepers below which more are made: a burst of starts finds one each while the next are on their way."""
 

@@ -14,6 +14,7 @@ from fastclaw.errors import InvalidParams, MethodNotFound
 
 OnDisconnect = Literal["eof", "hold", "kill"]
 ExitReason = Literal["exited", "signaled", "killed", "timeout", "oom", "container_gone", "unknown"]
+StreamName = Literal["stdout", "stderr"]
 HealthWord = Literal["healthy", "degraded", "unhealthy"]
 Orphans = Literal["keep", "kill"]
 """What becomes of what a command leaves running when it ends."""
@@ -204,6 +205,8 @@ class ProcessInfo(Struct, frozen=True, kw_only=True):
         cmd: its command line, or the beginning of a long one.
         cmd_truncated: present and True where that is so.
         started_at: Unix time in seconds.
+        blocked: present where who writes to an output waits at this moment, because it is full and nobody takes from
+            it: which ones.
     """
 
     process_id: str
@@ -214,6 +217,7 @@ class ProcessInfo(Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     signal: int | None = None
     reason: ExitReason | None = None
+    blocked: list[StreamName] | UnsetType = UNSET
 
 
 class Runtime(ABC):

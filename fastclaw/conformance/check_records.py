@@ -11,6 +11,8 @@ from fastclaw.conformance.registry import proves
 from fastclaw.conformance.rig import Rig, Session, drain, expect, read_exactly
 
 REASONS = ("exited", "signaled", "killed", "timeout", "oom", "container_gone", "unknown")
+BLOCKING_BYTES = 4 * limits.MIB
+"""More than there is room for on the way, with any engine."""
 USAGE = ("user_us", "system_us", "max_rss_kb")
 _BUSY_BYTES = 8 * limits.MIB
 """What a command writes so that it takes CPU time that can be told from none."""
@@ -154,6 +156,24 @@ async def long_commands(rig: Rig) -> None:
         sum(map(len, shown)) < 20_000 and row.get("cmd_truncated") is True, f"its cmd is shown as {len(shown)} words"
     )
     expect(bool(shown) and "\0".join(cmd).startswith("\0".join(shown)), "what is shown is not its beginning")
+
+
+@proves("T-LIST-BLOCKED")
+async def blocked_outputs(rig: Rig) -> None:
+    session = await rig.shared()
+    process = await session.exec(rig.words.out(BLOCKING_BYTES))
+
+    async def blocked() -> object:
+        rows = {row["process_id"]: row for row in (await session.result("list"))["processes"]}
+        return rows[process.id].get("blocked")
+
+    async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+        while (seen := await blocked()) is None:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(limits.CHECK_POLL_MS / 1000)
+    expect(seen == ["stdout"], f"of an output that nobody reads, list says {seen}")
+    out, _ = await process.outputs()
+    expect(len(out) == BLOCKING_BYTES, f"{len(out)} bytes came")
+    expect(await blocked() is None, "what has been read is still called blocked")
 
 
 @proves("T-SIGNAL")

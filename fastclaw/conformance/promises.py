@@ -262,6 +262,7 @@ _TEXTS = {
             "on; a process that is there all the while is on exactly one page."
         ),
         "T-LIST-CUT": "Of a long `cmd`, `list` shows the beginning, with `cmd_truncated`.",
+        "T-LIST-BLOCKED": "`list` shows as `blocked` an output that is full while nobody reads it.",
         "T-SIGNAL": "`signal` takes a number or a name and reaches the process.",
         "T-SIGNAL-GROUP": "With `group: true`, `signal` reaches what the process runs in its process group as well.",
         "T-LIMITS": "`limits` are the process's resource limits by name, soft and hard, and they hold.",
@@ -314,6 +315,7 @@ _NEEDS: dict[str, Capability] = {
     "T-LIST": "list",
     "T-LIST-PAGES": "list",
     "T-LIST-CUT": "list",
+    "T-LIST-BLOCKED": "list",
     "T-SIGNAL": "signal",
     "T-SIGNAL-GROUP": "signal",
     "T-LIMITS": "limits",

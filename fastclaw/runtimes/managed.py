@@ -182,7 +182,7 @@ class ManagedRuntime(ProcessRuntime):
             "runtime": self.name,
             "lane": self._environment.lane.health(),
             "relay": splice.kind(),
-            "processes": self._pool.health(),
+            "processes": await self._pool.health_now(),
             "bound_by": self._room.binds,
             **self._details(),
         }
@@ -209,7 +209,7 @@ class ManagedRuntime(ProcessRuntime):
         return await self._running().wait(process_id, timeout_ms)
 
     async def list_processes(self, after: str | None = None) -> list[ProcessInfo]:
-        return self._running().listed(after)
+        return await self._running().listed(after)
 
     async def signal(self, process_id: str, signal: int, *, group: bool = False) -> None:
         self._running().signal(process_id, signal, group=group)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import operator
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fastclaw import limits
 from fastclaw.decisions.admission import Admission, TicketState
 from fastclaw.decisions.params import (
     check_exec,
@@ -36,16 +38,19 @@ from fastclaw.runtimes.table import ProcessTable
 from fastclaw.transport.watcher import Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Awaitable, Iterable, Iterator
 
     from fastclaw.decisions.options import Options
     from fastclaw.lane import Collected
-    from fastclaw.runtime import ExecRequest, ExitReason, ExitRecord, OnDisconnect, ProcessInfo, RunRequest
+    from fastclaw.runtime import ExecRequest, ExitReason, ExitRecord, OnDisconnect, ProcessInfo, RunRequest, StreamName
     from fastclaw.transport.listener import ProcessSockets, SocketDirectory
 
 logger = logging.getLogger(__name__)
 
 Told = TypeVar("Told")
+
+_STREAMS: dict[int, StreamName] = {1: "stdout", 2: "stderr"}
+"""By bit, as `Streams.blocked` names them."""
 
 
 class ProcessPool:
@@ -405,12 +410,32 @@ class ProcessPool:
             await process.wait_exited(timeout_ms)
         return process.record()
 
-    def listed(self, after: str | None) -> list[ProcessInfo]:
+    async def listed(self, after: str | None) -> list[ProcessInfo]:
         """See `ProcessRuntime.list_processes`: in the order of their numbers."""
         first = 0 if after is None else self._number(after) + 1
         numbered = [(self._number(process.id), process) for process in self.table]
         numbered.sort(key=operator.itemgetter(0))  # nearly so already: a start may have overtaken another
-        return [process.info() for number, process in numbered if number >= first]
+        processes = [process for number, process in numbered if number >= first]
+        blocked = await self._blocked(processes, limits.LIST_LOOKS)
+        return [process.info(blocked.get(process)) for process in processes]
+
+    async def _blocked(self, processes: Iterable[Process], most: int) -> dict[Process, list[StreamName]]:
+        """Outputs that are full while nobody takes from them, of as many live processes; of others nothing is known."""
+        held = (one for one in processes if one.is_running and not one.is_run)
+        asked = {one: one.streams.blocked() for one in itertools.islice(held, most)}
+        waited_for = [answer for answer in asked.values() if not answer.done()]
+        if waited_for:
+            await asyncio.wait(waited_for, timeout=limits.LOOK_ANSWER_MS / 1000)
+        said = {one: answer.result() for one, answer in asked.items() if answer.done()}
+        return {one: [name for bit, name in _STREAMS.items() if bits & bit] for one, bits in said.items() if bits}
+
+    async def health_now(self) -> dict[str, Any]:
+        """As `health`, with how many of the live processes are blocked: of the oldest ones, those first that have an
+        output without a client."""
+        live = self.table.live()
+        oldest = itertools.chain((one for one in live if one.streams.is_unread()), live)
+        blocked = await self._blocked(dict.fromkeys(oldest), limits.HEALTH_LOOKS)
+        return {**self.health(), "blocked": len(blocked)}
 
     def _number(self, process_id: str) -> int:
         prefix, _, digits = process_id.partition("-")

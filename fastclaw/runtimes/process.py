@@ -16,7 +16,7 @@ from fastclaw.decisions.lifecycle import ProcessState, process_machine
 from fastclaw.decisions.listing import shown_command
 from fastclaw.decisions.params import fingerprint, has_tty
 from fastclaw.lane import ExitStatus, Grace
-from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo, RunRequest
+from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo, RunRequest, StreamName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +41,11 @@ class _Closed:
 
     def look(self) -> bool:
         return False
+
+    def blocked(self) -> asyncio.Future[int]:
+        asked = asyncio.get_running_loop().create_future()
+        asked.set_result(0)
+        return asked
 
     def close(self, *, cut: bool = False) -> None: ...
 
@@ -166,8 +171,8 @@ class Process:
         """Whether clients have been given both streams to the end."""
         return self.streams.drained
 
-    def info(self) -> ProcessInfo:
-        """Its line in `list`."""
+    def info(self, blocked: list[StreamName] | None = None) -> ProcessInfo:
+        """Its line in `list`. `blocked`: outputs that are known to be."""
         record = self.record()
         return ProcessInfo(
             process_id=self.id,
@@ -178,6 +183,7 @@ class Process:
             exit_code=record.exit_code,
             signal=record.signal,
             reason=record.reason,
+            blocked=blocked or UNSET,
         )
 
     async def wait_exited(self, timeout_ms: int | None) -> None:

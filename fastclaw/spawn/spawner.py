@@ -33,7 +33,7 @@ _ONE_FD = socket.CMSG_SPACE(array("i").itemsize)
 _CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_TRUNC)
 """Plain numbers: as members of an enum they cost a microsecond each time."""
 
-_CLIENT_EVENTS = frozenset({frames.ENDED, frames.LEFT, frames.GAP, frames.WAITING, frames.STUCK})
+_CLIENT_EVENTS = frozenset({frames.ENDED, frames.LEFT, frames.GAP, frames.WAITING, frames.STUCK, frames.BLOCKED})
 
 
 class Answer:

@@ -45,6 +45,7 @@ class SpawnStreams:
     """
 
     __slots__ = (
+        "_blocked",
         "_connected",
         "_delivered",
         "_is_free",
@@ -75,6 +76,7 @@ class SpawnStreams:
         self._is_open = self._may_have_output = True
         self._look: asyncio.TimerHandle | None = None
         self._looked_at = -math.inf
+        self._blocked: asyncio.Future[int] | None = None
         watcher.watch_listener(sockets.stdio.fd, self._on_stdio)
         watcher.watch_listener(sockets.stderr.fd, self._on_stderr)
 
@@ -126,13 +128,15 @@ class SpawnStreams:
     # --- what the pump says ---
 
     def on_event(self, op: int, which: int, value: int) -> None:
-        """ENDED, LEFT, GAP, WAITING or STUCK."""
+        """ENDED, LEFT, GAP, WAITING, STUCK or BLOCKED."""
         if op == frames.ENDED:
             self._deliver(which)
         elif op == frames.LEFT:
             self._on_left(which, bool(value))
         elif op == frames.WAITING:
             self._on_waiting(bool(which), value)
+        elif op == frames.BLOCKED:
+            self._on_blocked(which)
         elif self._owner is not None:
             self._owner.on_gap()
 
@@ -152,6 +156,12 @@ class SpawnStreams:
         if stalled != self._stalled:
             self._stalled = stalled
             self._tell_clients()
+
+    def _on_blocked(self, outputs: int) -> None:
+        """Whoever has asked is answered; who asks next, asks anew."""
+        asked, self._blocked = self._blocked, None
+        if asked is not None and not asked.done():
+            asked.set_result(outputs)
 
     def _on_left(self, which: int, gap: bool) -> None:
         was_connected = self._connected & 1 << which  # else it was cut off
@@ -185,6 +195,7 @@ class SpawnStreams:
             if self._connected & 1 << which:
                 self._deliver(which)
         self._pump = None
+        self._on_blocked(0)
         self._forget_owner()
 
     def on_gone(self) -> None:
@@ -215,6 +226,7 @@ class SpawnStreams:
         self._is_free = True
         self._may_have_output = False
         self._stop_looking()
+        self._on_blocked(0)
         self._tell_clients()
         self._forget_owner()
 
@@ -241,6 +253,17 @@ class SpawnStreams:
         self._looked_at = now
         self._pump.order(frames.LOOK)
         return True
+
+    def blocked(self) -> asyncio.Future[int]:
+        """The pump answers; one that sleeps does not."""
+        if self._blocked is not None:
+            return self._blocked
+        asked = self._blocked = self._watcher.loop.create_future()
+        if self._pump is None:
+            self._on_blocked(0)
+        else:
+            self._pump.order(frames.LOOK, frames.LOOK_BLOCKED)
+        return asked
 
     # --- the end ---
 

@@ -158,6 +158,22 @@ class Endpoint:
             return True
         return bool(_int_of(self._output_fd, termios.FIONREAD))
 
+    def is_blocked(self) -> bool:
+        """Whether who writes to the output waits: nobody takes from it, and its pipe has no room. That only a writer's
+        end says (poll(2)), so one is opened for a moment."""
+        if not self._is_open or (self._outbound is not None and not self._outbound.waits_for_room):
+            return False
+        try:
+            writing = os.open(f"/proc/self/fd/{self._output_fd}", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            return False
+        try:
+            poll = select.poll()
+            poll.register(writing, select.POLLOUT)
+            return not poll.poll(0)
+        finally:
+            os.close(writing)
+
     # --- what is different for a terminal ---
 
     def _output_mover(self) -> Move:

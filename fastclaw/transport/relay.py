@@ -38,6 +38,11 @@ class Relay:
         self._waits_for: int | None = None
         self.moved = 0
 
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether the target takes nothing now."""
+        return self._waits_for == self._target
+
     def start(self) -> None:
         """Begin. `on_end` is never called from within this."""
         if is_holding(self._move):  # from an earlier relay of the same source

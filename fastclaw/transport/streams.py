@@ -15,6 +15,8 @@ from fastclaw.transport.endpoint import Endpoint
 from fastclaw.transport.outbox import close_all
 
 if TYPE_CHECKING:
+    import asyncio
+
     from fastclaw.lane import Owner, Streams
     from fastclaw.runtime import OnDisconnect
     from fastclaw.transport.listener import ProcessSockets
@@ -138,6 +140,12 @@ class LocalStreams:
         if self.is_unread() is not before:
             self._owner.on_clients()
         return False
+
+    def blocked(self) -> asyncio.Future[int]:
+        """Known at once: both ends of the pipes are in this process."""
+        asked: asyncio.Future[int] = self._loop.create_future()
+        asked.set_result(sum(1 << which for which, outlet in enumerate(self._outlets) if outlet.endpoint.is_blocked()))
+        return asked
 
     # --- the end ---
 

@@ -131,6 +131,43 @@ async def test_a_runtime_that_is_killed_meanwhile_is_an_error(local: RuntimeClie
     await process.aclose()
 
 
+@pytest.mark.promise("T-LIST-BLOCKED")
+async def test_list_and_health_say_who_is_blocked_on_output_that_nobody_reads(local: RuntimeClient) -> None:
+    """modal-labs/modal-client PR 2416, PR 2399: `wait` never comes, and nothing says why. Writes of 3 000 bytes leave a
+    quarter of each page of the pipe empty: it is full with 48 000 of 65 536 bytes."""
+
+    async def blocked() -> dict[str, list[str]]:
+        rows = {one.process_id: one.blocked for one in await local.list()}
+        return {one: [*names] for one, names in rows.items() if isinstance(names, list)}
+
+    idle = await local.exec(["sh", "-c", "head -c 60000 /dev/zero; exec sleep 1000"])
+    out = await local.exec(["dd", "if=/dev/zero", "bs=3000", "count=100", "status=none"])
+    err = await local.exec(["sh", "-c", "echo read; exec dd if=/dev/zero of=/dev/stderr bs=4096 count=100 status=none"])
+    both = {out.id: ["stdout"], err.id: ["stderr"]}
+    async with asyncio.timeout(10):
+        while await blocked() != both:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.005)
+    assert (await local.health()).details["processes"]["blocked"] == 2
+    assert await err.stdout_read() == b"read\n"  # its client takes stdout, and has not begun with stderr
+    assert len((await out.communicate())[0]) == 300_000
+    for process in (idle, out, err):
+        await process.kill(0)
+        await process.aclose()
+    assert await blocked() == {}
+    assert (await local.health()).details["processes"]["blocked"] == 0
+
+
+async def test_a_client_that_does_not_read_is_nobody(local: RuntimeClient) -> None:
+    process = await local.exec(["head", "-c", "10000000", "/dev/zero"])
+    await process.connect()
+    async with asyncio.timeout(10):
+        while (await local.list())[0].blocked != ["stdout"]:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.005)
+    out, _ = await process.communicate()
+    assert len(out) == 10_000_000
+    await process.aclose()
+
+
 async def test_communicate_does_not_wait_for_what_is_left_behind(local: RuntimeClient) -> None:
     loop = asyncio.get_running_loop()
     async with await local.exec(["sh", "-c", "sleep 1000 & echo up"]) as process:

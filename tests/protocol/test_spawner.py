@@ -389,7 +389,7 @@ EVENTS = [
     "FREE",
     "WAITING",
 ]
-EVENTS += ["STUCK", "SAID", "GAP"]
+EVENTS += ["STUCK", "SAID", "GAP", "BLOCKED"]
 BESIDES = ["WITH_EMPTY", "WITH_FREE", "INCOMPLETE", "LIMITED", "OVERLOADED"]
 AMONG_THEMSELVES = {"FORK", "LEVEL_FINISH", "FLAG_ALL"}
 """What pumps, keepers and main say to each other only."""

@@ -334,14 +334,14 @@ async def test_the_list_goes_on_after_what_is_forgotten_by_now() -> None:
     lane = ScriptedLane()
     async with a_pool(lane, keep_exited=0) as pool:
         ids = [(await pool.exec(request(str(number)))).process_id for number in range(12)]
-        assert [one.process_id for one in pool.listed(None)] == ids
-        assert [one.process_id for one in pool.listed(ids[9])] == ids[10:]
+        assert [one.process_id for one in await pool.listed(None)] == ids
+        assert [one.process_id for one in await pool.listed(ids[9])] == ids[10:]
         lane.processes[9].end()
         async with asyncio.timeout(5):
-            while len(pool.listed(None)) == 12:  # noqa: ASYNC110 - nobody is told when a record goes
+            while len(await pool.listed(None)) == 12:  # noqa: ASYNC110 - nobody is told when a record goes
                 await asyncio.sleep(0.001)
-        assert [one.process_id for one in pool.listed(ids[9])] == ids[10:]
-        assert pool.listed(ids[-1]) == []
+        assert [one.process_id for one in await pool.listed(ids[9])] == ids[10:]
+        assert await pool.listed(ids[-1]) == []
 
 
 @pytest.mark.parametrize("after", ["", "1", "x-1", "-", "{prefix}-", "{prefix}-x", "{prefix}-1000", "{prefix}-\u0661"])
@@ -349,5 +349,5 @@ async def test_the_list_goes_on_after_nothing_unknown(after: str) -> None:
     async with a_pool(ScriptedLane()) as pool:
         prefix = (await pool.exec(request())).process_id.partition("-")[0]
         with pytest.raises(InvalidParams) as raised:
-            pool.listed(after.format(prefix=prefix))
+            await pool.listed(after.format(prefix=prefix))
         assert raised.value.data["path"] == "$.after"

@@ -289,6 +289,23 @@ static void tell_waiting(struct scene *scene) {
     tell(WAITING, scene->id, is_waiting, scene->stalled);
 }
 
+/* Whether who writes to an output waits: nobody takes from it, and its pipe has no room. That nobody says who only reads from it; but a
+ * copy of it in a pipe that is as large is as full (tee(2), pipe(7)). Of a terminal it cannot be said. */
+static int is_blocked(struct scene *scene, int which) {
+    int copy[2], out = scene->pipes->out[which];
+    if (out < 0 || scene->pipes->is_terminal || scene->is_released || (is_there(scene, which) && !scene->output[which].waits_for_room)) return 0;
+    if (SYS(pipe2, copy, O_CLOEXEC | O_NONBLOCK)) return 0;
+    TOUCH(scene->slot);
+    long size = SYS(fcntl, out, F_GETPIPE_SZ);
+    int is_as_large = SYS(fcntl, copy[1], F_SETPIPE_SZ, size) == size;
+    long copied = is_as_large ? SYS(tee, out, copy[1], size, SPLICE_F_NONBLOCK) : 0;
+    int is_full = copied > 0 && !takes_more(copy[1]);
+    SYS(close, copy[0]);
+    SYS(close, copy[1]);
+    TOUCH(scene->slot);
+    return is_full;
+}
+
 /* From now on what nobody reads is thrown away. `cut`: who read nothing at the last look reads an end; what it has sent is delivered. */
 static void release(struct scene *scene, int cut) {
     scene->is_released = 1;
@@ -338,6 +355,7 @@ static void grant_wishes(struct scene *scene) {
     if (wishes & WISH_RELEASE) release(scene, !!(wishes & WISH_CUT));
     if (wishes & WISH_RESIZE) resize(scene);
     if (wishes & WISH_LOOK) tell_waiting(scene);
+    if (wishes & WISH_BLOCKED) tell(BLOCKED, scene->id, is_blocked(scene, STDIO) | is_blocked(scene, STDERR) << STDERR, 0);
 }
 
 static void on_message(struct scene *scene) {

@@ -234,6 +234,7 @@ static void wish(struct slot *slot, struct control *asked, u32 bits) {
 static void look(struct slot *slot, struct control *asked) {
     u32 touching = LOAD_OF(&slot->touching);
     u64 now = now_ms();
+    if (asked->a) { wish(slot, asked, WISH_BLOCKED); return; }
     int is_same = touching & 1 && touching == slot->looked;
     if (!is_same) { slot->looked = touching; slot->looked_at = now; }
     if (!is_same || now < slot->looked_at + ASLEEP_MS) { wish(slot, asked, WISH_LOOK); return; }

@@ -117,7 +117,7 @@ enum {
 /* --- frames (frames.c) --- */
 
 enum { HELLO = 1, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT, ATTACH, RELEASE, LOOK, RESIZE, FINISH, FORK };
-enum { STARTED = 32, REFUSED, EXITED, EMPTY, LOST, ANSWER, DONE, STORE, ENDED, LEFT, FREE, WAITING, STUCK, SAID, GAP };
+enum { STARTED = 32, REFUSED, EXITED, EMPTY, LOST, ANSWER, DONE, STORE, ENDED, LEFT, FREE, WAITING, STUCK, SAID, GAP, BLOCKED };
 enum {
     F_DIRECTORY = 1, F_NULL_STDIN = 2, F_IDENTITY = 4, F_SPILLED = 8, F_TTY = 16, F_TEMPLATE = 32, F_WORKER = 64, F_RUN = 128,
     F_MERGE = 256, F_END_ORPHANS = 512, F_HOLD = 1024, F_LIMIT_KILLS = 2048, F_INPUT_FILE = 4096, F_ALL = 8191
@@ -165,7 +165,7 @@ enum {
     MEET_DONE = 64,   /* keeper: it looks at the slot no more, until there is another id in it */
 };
 
-enum { WISH_RELEASE = 1, WISH_CUT = 2, WISH_LOOK = 4, WISH_RESIZE = 8 };
+enum { WISH_RELEASE = 1, WISH_CUT = 2, WISH_LOOK = 4, WISH_RESIZE = 8, WISH_BLOCKED = 16 };
 
 /* What main asks of a keeper: in each word the request's id in the upper half; in the lower one the levels, then signals 1-32 and 33-64
  * to the command, then those to its process group. */

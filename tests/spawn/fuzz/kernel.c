@@ -225,7 +225,7 @@ static long make_pair(long n, long a, long b, long c, int *ends) {
 }
 
 static long control_file(long n, long a, long b, long c) {
-    if (n == __NR_fcntl && b == F_SETPIPE_SZ) touch(a);
+    if (n == __NR_fcntl && (b == F_SETPIPE_SZ || b == F_GETPIPE_SZ)) touch(a);
     long got = sys6(n, a, b, c, 0, 0, 0);
     int is_new = (n == __NR_fcntl && b == F_DUPFD_CLOEXEC) || (n == __NR_ioctl && b == TIOCGPTPEER);
     return is_new ? keep(got) : got;
@@ -276,6 +276,7 @@ static long take_turn(long n, long a, long b, long c, long d, long e, long f) {
     case __NR_close: moved(); return close_own(a);
     case __NR_shutdown: moved(); return sys6(n, a, b, 0, 0, 0, 0);
     case __NR_fcntl: case __NR_ioctl: return control_file(n, a, b, c);
+    case __NR_tee: touch(a); return is_faulty() ? -EINTR : sys6(n, a, b, c, d, 0, 0);
     case __NR_signalfd4: return keep(main_children = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
     case __NR_memfd_create: if (is_faulty()) return -EMFILE; /* fall through */
     case __NR_socket: case __NR_openat: case __NR_epoll_create1: return keep(sys6(n, a, b, c, d, e, f));

@@ -166,7 +166,7 @@ void heed(char *frame, long bytes, int fd) {
         if (!want->had_lock && !is_early && !is_hostile) fail("%u is told to be stuck, and nobody has locked anything", want->id);
         want->stuck = 1;
     }
-    else if (op != WAITING) fail("%u is told, which is nothing", op);
+    else if (op != WAITING && op != BLOCKED) fail("%u is told, which is nothing", op);
 }
 
 /* --- at the end --- */

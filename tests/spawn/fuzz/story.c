@@ -168,7 +168,7 @@ static void order_something(void) {
     struct want *want = some_want();
     if (!want || is_settled(want)) return;
     switch (any(9)) {
-    case 0: case 1: order_main(LOOK, want->id, 0, -1); break;
+    case 0: case 1: order_main(LOOK, want->id, any(2), -1); break;
     case 2: if (want->flags & F_TTY) order_main(RESIZE, want->id, any(100) << 16 | any(100), -1); break;
     case 3: order_main(SIGNAL, want->id, (1 + any(64)) | (any(2) ? SIGNAL_GROUP : 0), -1); want->kill_asked = 1; break;
     case 4: if (!any(3)) { want->term_asked = 1; order_main(END, want->id, LEVEL_TERM, -1); } break;
