@@ -20,6 +20,7 @@ from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFaile
 from fastclaw.protocol import spawner as frames
 from fastclaw.spawn.spawner import greet
 from fastclaw.transport import procfs
+from tests import odd_programs
 from tests.acceptance.hostile import (
     PROGRAM,
     PUMP_UIDS,
@@ -451,6 +452,28 @@ async def test_output_that_nobody_reads_blocks_only_its_process(box: Box) -> Non
 async def test_strange_command_lines_are_started_or_refused(box: Box, cmd: list[str]) -> None:
     with suppress(FastclawError):
         await box.output(*cmd)
+    assert await box.works()
+
+
+@shared
+async def test_why_a_command_is_refused_is_found_out_by_itself_and_as_who_it_is(box: Box, workspace: Path) -> None:
+    """Its files are opened with its own rights, a FIFO and a file of somebody else's are not, and nobody else waits."""
+    directory = workspace / "odd"
+    directory.mkdir()
+    odd_programs.make(directory)
+    os.mkfifo(directory / "fifo", 0o777)
+    for name, mode in (("fifo-for-interpreter", 0o755), ("unreadable", 0o711)):
+        (directory / name).write_text("#!/w/odd/fifo\n")
+        (directory / name).chmod(mode)
+    expected = {name: (odd.reason, odd.words) for name, odd in odd_programs.ODD.items()}
+    expected["fifo-for-interpreter"] = ("permission_denied", "its interpreter '/w/odd/fifo' is no regular file")
+    expected["unreadable"] = ("permission_denied", "Permission denied")
+    for name, (reason, words) in expected.items():
+        with pytest.raises(ExecFailed) as refusal:
+            await box.start(f"/w/odd/{name}", user=OTHER)
+        assert str(refusal.value).startswith(f"exec failed: '/w/odd/{name}': {words}")
+        assert refusal.value.reason == reason
+    shutil.rmtree(directory)
     assert await box.works()
 
 
