@@ -293,9 +293,11 @@ class Site:
             raise AssertionError(f"{what}: no answer within {seconds} s; in state D: {asleep()}") from None
 
     async def is_healthy(self) -> None:
-        """`health` answers at once."""
+        """`health` and `list` answer at once, who sleeps in a pipe or not."""
         async with self.within(HEALTH_S, "health"):
             await self.client.health()
+        async with self.within(HEALTH_S, "list"):
+            await self.client.list()
 
     async def stays_healthy(self, seconds: float) -> None:
         """All the while: beyond every pause after which a runtime does something by itself."""
