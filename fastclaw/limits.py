@@ -567,6 +567,10 @@ PAGE_BYTES = 4 * KIB
 WANTED_KEYS = 1_000
 """Session keyrings: one per container and per exec that is being set up; the kernel's default for users is 200."""
 
+WANTED_USER_NAMESPACES = 65_536
+"""`user.max_user_namespaces` that doctor advises where there are none: an engine takes one for each container, and
+kernels have this order of them by default."""
+
 WANTED_INOTIFY = 128
 """inotify instances: the kernel's default; the engine takes one per exec whose exit it waits for, then polls
 instead."""

@@ -15,22 +15,35 @@ from fastclaw.decisions.capacity import capacity
 from fastclaw.decisions.diagnosis import (
     Finding,
     Quotas,
+    UserFacts,
     capacity_finding,
+    controllers_finding,
     disk_finding,
     engine_findings,
+    image_finding,
     network_findings,
     quota_findings,
     spawner_finding,
+    user_findings,
 )
 from fastclaw.decisions.options import Options
 from fastclaw.decisions.service import HostFacts, plan_service
 from fastclaw.engine.choice import engine_url
 from fastclaw.engine.dirs import default_run_dir, default_state_dir
-from fastclaw.engine.host import host_facts
-from fastclaw.engine.lifecycle import EngineLifecycle
+from fastclaw.engine.host import (
+    CGROUP_ROOT,
+    container_controllers,
+    has_subordinate_ids,
+    host_facts,
+    program_version,
+    why_no_user_namespaces,
+)
+from fastclaw.engine.image import image_source
+from fastclaw.engine.lifecycle import EngineLifecycle, EngineVersion
 from fastclaw.engine.room import disk_of, why_full
 from fastclaw.engine.service import ManagedService
-from fastclaw.errors import FastclawError
+from fastclaw.errors import FastclawError, StartFailed
+from fastclaw.runtimes.rights import why_no_user_namespace
 from fastclaw.spawn.binary import find_spawner, why_no_spawner
 from fastclaw.transport import loop, splice
 from fastclaw.transport.host import host_limits, raise_file_limit
@@ -57,12 +70,15 @@ def doctor(url: str | None, as_json: bool) -> None:
 async def _examine(url: str | None) -> list[Finding]:
     raise_file_limit()
     facts = host_facts(default_state_dir())
-    unusable, versions = await _ask_engine(url, facts)
+    unusable, version = await _ask_engine(url, facts)
+    netavark = facts.netavark and program_version(facts.netavark)
     return [
-        *engine_findings(facts, unusable, versions),
+        *engine_findings(facts, unusable, _parts(version)),
+        _image(),
         _spawner(),
         *_disk(default_state_dir()),
-        *network_findings(facts, why_no_spawner(), await why_no_bridge()),
+        *_rights(version, is_here=(url or "unix:").startswith("unix:")),
+        *network_findings(facts, why_no_spawner(), await why_no_bridge(), netavark),
         capacity_finding(capacity(host_limits(), limits.MAX_PROCESSES)),
         *quota_findings(_quotas()),
         Finding(subject="relay", level="ok", text=f"streams are moved by {splice.kind()}"),
@@ -75,7 +91,25 @@ def _spawner() -> Finding:
     return spawner_finding(why_no_spawner(), binary.stat().st_size if binary else 0, os.path.exists(thread))
 
 
-async def _ask_engine(named: str | None, facts: HostFacts) -> tuple[str | None, dict[str, str] | None]:
+def _image() -> Finding:
+    try:
+        return image_finding(image_source(), None)
+    except StartFailed as error:
+        return image_finding(None, str(error).removeprefix(StartFailed.prefix))
+
+
+def _rights(version: EngineVersion | None, *, is_here: bool) -> list[Finding]:
+    uid = os.geteuid()
+    facts = UserFacts(
+        is_root=uid == 0,
+        why_none=None if version is None else why_no_user_namespace(version, is_here=is_here),
+        forbidden=why_no_user_namespaces(Path("/proc/sys")),
+        has_ids=has_subordinate_ids([Path("/etc/subuid"), Path("/etc/subgid")], uid),
+    )
+    return [controllers_finding(container_controllers(CGROUP_ROOT, uid), uid == 0), *user_findings(facts)]
+
+
+async def _ask_engine(named: str | None, facts: HostFacts) -> tuple[str | None, EngineVersion | None]:
     """Why the engine cannot be used, or what it is made of. A private one is started for the question."""
     service = None
     try:
@@ -86,7 +120,7 @@ async def _ask_engine(named: str | None, facts: HostFacts) -> tuple[str | None, 
             url = service.url
         engine = EngineLifecycle(url)
         try:
-            version = await engine.version()
+            return None, await engine.version()
         finally:
             await engine.close()
     except FastclawError as error:
@@ -94,8 +128,11 @@ async def _ask_engine(named: str | None, facts: HostFacts) -> tuple[str | None, 
     finally:
         if service is not None:
             await service.stop()
+
+
+def _parts(version: EngineVersion | None) -> dict[str, str]:
     names = ("podman", "conmon", "oci_runtime", "oci_runtime_version", "storage_driver")
-    return None, {name: getattr(version, name) for name in names}
+    return {} if version is None else {name: getattr(version, name) for name in names}
 
 
 def _disk(state_dir: Path) -> list[Finding]:

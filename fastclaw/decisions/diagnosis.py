@@ -25,6 +25,22 @@ class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
     advice: str | None = None
 
 
+class UserFacts(Struct, frozen=True, kw_only=True):
+    """What stands between users and the engine's user namespaces.
+
+    Parameters:
+        is_root: who asks is.
+        why_none: why containers get no user namespace of their own (`decisions.user_namespace`); None where they do.
+        forbidden: the sysctl by which this kernel lets nobody but root make one; None where it does.
+        has_ids: a user has subordinate ids in subuid(5) and subgid(5).
+    """
+
+    is_root: bool
+    why_none: str | None = None
+    forbidden: str | None = None
+    has_ids: bool = True
+
+
 class Quotas(Struct, frozen=True, kw_only=True):
     """Kernel quotas that limit how many containers and execs fit; None where the host has no such file.
 
@@ -94,14 +110,71 @@ def spawner_finding(missing: str | None, size: int, lists_children: bool) -> Fin
     )
 
 
-def network_findings(host: HostFacts, spawner: str | None, bridge: str | None) -> list[Finding]:
+def image_finding(source: str | None, why_none: str | None) -> Finding:
+    """What the default image is made of here.
+
+    Parameters:
+        source: it, in words.
+        why_none: why there is nothing, in one line.
+    """
+    if source is not None:
+        return Finding(subject="image", level="ok", text=f"the default one is made of {source}")
+    text = f"{(why_none or '').partition(';')[0]}: it would have to be pulled"
+    return Finding(subject="image", level="warning", text=text, advice="apt-get install busybox-static")
+
+
+def controllers_finding(controllers: frozenset[str], is_root: bool) -> Finding:
+    """Whether limits of containers hold.
+
+    Parameters:
+        controllers: of cgroups, where the engine's containers are.
+    """
+    missing = sorted({"memory", "pids"} - controllers)
+    if not missing:
+        return Finding(subject="limits", level="ok", text="cgroups limit processes and memory of containers")
+    return Finding(
+        subject="limits",
+        level="warning",
+        text=f"no cgroup controller {' and no '.join(missing)}: what limits containers is not in force, and crun may "
+        "refuse to start any",
+        advice=None if is_root else "cgroup v2 and a session of systemd: loginctl enable-linger, then log in anew",
+    )
+
+
+def user_findings(facts: UserFacts) -> list[Finding]:
+    """Whose root inside is, and whether an ordinary user can have containers at all."""
+    if facts.is_root:
+        text = f"root inside has no capabilities and no user namespace: {facts.why_none}"
+        fine = "containers have user namespaces of their own: root inside is nobody here"
+        level: Level = "ok" if facts.why_none is None else "warning"
+        return [Finding(subject="users", level=level, text=text if facts.why_none else fine)]
+    findings = []
+    if facts.forbidden is not None:
+        text = f"only root may make user namespaces ({facts.forbidden})"
+        findings.append(Finding(subject="users", level="problem", text=text, advice=f"sysctl -w {facts.forbidden}"))
+    if not facts.has_ids:
+        findings.append(
+            Finding(
+                subject="users",
+                level="warning",
+                text="no subordinate ids in /etc/subuid and /etc/subgid: only root can run inside",
+                advice="usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER; podman system migrate",
+            )
+        )
+    return findings or [Finding(subject="users", level="ok", text="a rootless engine: root inside is you")]
+
+
+def network_findings(
+    host: HostFacts, spawner: str | None, bridge: str | None, netavark: str | None = None
+) -> list[Finding]:
     """Which modes of `options.network` can be had.
 
     Parameters:
         spawner: why there is no spawner, which mode `proxy` needs; None where there is one.
         bridge: why mode `bridge` cannot be had; None where it can. It was tried.
+        netavark: its version.
     """
-    return [_egress(spawner, bridge), _open(host)]
+    return [_egress(spawner, bridge), _open(host, netavark)]
 
 
 def _egress(spawner: str | None, bridge: str | None) -> Finding:
@@ -113,17 +186,29 @@ def _egress(spawner: str | None, bridge: str | None) -> Finding:
     return Finding(subject="network", level="warning", text=text)
 
 
-def _open(host: HostFacts) -> Finding:
-    """netavark before 1.10 has no nftables driver of its own."""
-    missing = [name for name, path in (("netavark", host.netavark), ("iptables", host.iptables)) if path is None]
+def _open(host: HostFacts, netavark: str | None) -> Finding:
+    """A rootless engine has a program that carries packets; netavark has an nftables driver since 1.10."""
+    if not host.is_root:
+        wanted = [(host.user_network, "slirp4netns")]
+    elif _filters_with_nft(netavark):
+        wanted = [(host.netavark, "netavark"), (host.nft or host.iptables, "nftables")]
+    else:
+        wanted = [(host.netavark, "netavark"), (host.iptables, "iptables")]
+    missing = [name for path, name in wanted if path is None]
     if not missing:
-        return Finding(subject="network", level="ok", text="mode open works: netavark and iptables are there")
+        have = " and ".join((path or "").rpartition("/")[2] for path, _ in wanted)
+        return Finding(subject="network", level="ok", text=f"mode open works, with {have}")
     return Finding(
         subject="network",
         level="ok",
         text=f"mode open fails: no {' and no '.join(missing)}",
         advice=f"apt-get install {' '.join(missing)}",
     )
+
+
+def _filters_with_nft(version: str | None) -> bool:
+    """Whether netavark can do without iptables (its RELEASE_NOTES.md, v1.10.0)."""
+    return version is not None and tuple(map(int, version.split(".")[:2])) >= (1, 10)
 
 
 def disk_finding(path: str, free_bytes: int, size: int, full: str | None) -> Finding:

@@ -4,11 +4,13 @@ Knows where Linux distributions keep their programs and how /proc and /sys spell
 """
 
 import os
+import pwd
 import re
 import resource
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +54,7 @@ def host_facts(state_dir: Path) -> HostFacts:
         conmon_version=conmon and program_version(conmon),
         catatonit=static_catatonit(),
         netavark=find_program("netavark"),
+        user_network=find_program("pasta") or find_program("slirp4netns"),
         iptables=find_program("iptables"),
         nft=find_program("nft"),
         setpriv=_util_linux_setpriv(),
@@ -122,6 +125,39 @@ def cgroup_mode(root: Path) -> CgroupMode:
     if (root / "cgroup.controllers").exists():
         return "v2"
     return "hybrid" if (root / "unified" / "cgroup.controllers").exists() else "v1"
+
+
+def container_controllers(root: Path, uid: int) -> frozenset[str]:
+    """The cgroup controllers that the containers of this user's engine can have: on v2 an ordinary user has those that
+    systemd delegates (systemd.resource-control(5), Delegate=), on v1 none."""
+    if cgroup_mode(root) != "v2":
+        return frozenset(entry.name for entry in root.iterdir()) if uid == 0 else frozenset()
+    group = root if uid == 0 else root / "user.slice" / f"user-{uid}.slice" / f"user@{uid}.service"
+    try:
+        return frozenset((group / "cgroup.controllers").read_text(encoding="ascii").split())
+    except OSError:
+        return frozenset()
+
+
+def has_subordinate_ids(files: list[Path], uid: int) -> bool:
+    """Whether each of these files has a range for a user, by name or by number (subuid(5))."""
+    names = {str(uid)}
+    with suppress(KeyError):
+        names.add(pwd.getpwuid(uid).pw_name)
+    return all(path.exists() and names & {line.partition(":")[0] for line in _lines(path)} for path in files)
+
+
+def why_no_user_namespaces(settings: Path) -> str | None:
+    """The sysctl by which this kernel refuses them to ordinary users, as it should be; None where it does not."""
+    for name in ("user.max_user_namespaces", "kernel.unprivileged_userns_clone"):
+        with suppress(OSError):
+            if (settings / name.replace(".", "/")).read_text(encoding="ascii").strip() == "0":
+                return f"{name}={limits.WANTED_USER_NAMESPACES if 'max' in name else 1}"
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def hard_limit(which: int, ceiling: int) -> int:

@@ -15,6 +15,7 @@ from msgspec import Struct
 from fastclaw import limits
 from fastclaw.decisions import user_namespace, userdb
 from fastclaw.decisions.capabilities import read_capabilities
+from fastclaw.decisions.options import Options
 from fastclaw.decisions.user_namespace import Facts, Owner
 from fastclaw.engine.host import file_system
 from fastclaw.engine.id_ranges import take_id_range
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Awaitable, Callable
 
-    from fastclaw.decisions.options import Options
     from fastclaw.engine.lifecycle import EngineVersion
 
 ID_LOCKS = Path("/run/fastclaw/ids")
@@ -118,6 +118,11 @@ async def settle_rights(
         setup.callback(taken.release)
         ids = taken.first
     return Rights(capabilities=read_capabilities(wanted), ids=ids, why_no_ids=why_none, user=who, owner=owner)
+
+
+def why_no_user_namespace(version: EngineVersion, *, is_here: bool) -> str | None:
+    """Why containers without a workspace get none of their own on this engine; None where they do."""
+    return user_namespace.why_none(_facts(Options(), version, None, is_here=is_here))
 
 
 def _why_none(options: Options, facts: Facts, *, has_spawner: bool) -> str | None:

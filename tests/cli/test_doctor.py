@@ -28,8 +28,8 @@ def test_a_private_engine_is_started_for_the_question_and_stopped(
     assert (done.returncode, done.stderr) == (0, b"")
     findings = {finding.subject: finding for finding in msgspec.json.decode(done.stdout, type=list[Finding])}
     assert re.fullmatch(ENGINE, findings["engine"].text)
-    assert {"engine", "disk", "capacity", "relay"} <= set(findings)
-    assert findings["spawner"].level == "ok"
+    assert {"engine", "disk", "capacity", "relay", "users"} <= set(findings)
+    assert findings["spawner"].level == findings["image"].level == findings["limits"].level == "ok"
     assert re.match(r"\d+ processes at a time; .* binds first", findings["capacity"].text)
     assert list((short_dir / "r").rglob("podman.sock")) == []
 

@@ -8,12 +8,16 @@ from fastclaw import limits
 from fastclaw.decisions.capacity import Capacity
 from fastclaw.decisions.diagnosis import (
     Quotas,
+    UserFacts,
     capacity_finding,
+    controllers_finding,
     disk_finding,
     engine_findings,
+    image_finding,
     network_findings,
     quota_findings,
     spawner_finding,
+    user_findings,
 )
 from fastclaw.decisions.service import HostFacts
 
@@ -28,7 +32,7 @@ VERSIONS = {
 
 def host(**facts: Any) -> HostFacts:
     given: dict[str, Any] = {"podman": "/usr/bin/podman", "conmon_version": "2.1.6", "catatonit": "/usr/bin/catatonit"}
-    return HostFacts(is_root=True, cgroups="v2", nofile=1, nproc=1, **given | facts)
+    return HostFacts(cgroups="v2", nofile=1, nproc=1, **{"is_root": True} | given | facts)
 
 
 def test_an_engine_that_answers_is_told_in_one_line() -> None:
@@ -100,16 +104,24 @@ def test_quotas_that_do_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "works", "advice"),
+    ("facts", "netavark", "works", "advice"),
     [
-        ({"netavark": "/n", "iptables": "/i"}, "works", None),
-        ({"netavark": "/n"}, "fails: no iptables", "apt-get install iptables"),
-        ({}, "fails: no netavark and no iptables", "apt-get install netavark iptables"),
+        ({"netavark": "/n/netavark", "iptables": "/i/iptables"}, "1.4.0", "works, with netavark and iptables", None),
+        ({"netavark": "/n", "nft": "/nft"}, "1.9.0", "fails: no iptables", "apt-get install iptables"),
+        ({"netavark": "/n", "nft": "/nft"}, None, "fails: no iptables", "apt-get install iptables"),
+        ({"netavark": "/n/netavark", "nft": "/s/nft"}, "1.10.3", "works, with netavark and nft", None),
+        ({"netavark": "/n", "iptables": "/i"}, "2.0", "works", None),
+        ({"netavark": "/n"}, "1.14.1", "fails: no nftables", "apt-get install nftables"),
+        ({}, None, "fails: no netavark and no iptables", "apt-get install netavark iptables"),
+        ({"is_root": False, "user_network": "/usr/bin/pasta"}, None, "works, with pasta", None),
+        ({"is_root": False, "netavark": "/n"}, "1.4.0", "fails: no slirp4netns", "apt-get install slirp4netns"),
     ],
 )
-def test_an_open_network_needs_two_programs(facts: dict[str, str], works: str, advice: str | None) -> None:
+def test_what_an_open_network_needs(
+    facts: dict[str, str], netavark: str | None, works: str, advice: str | None
+) -> None:
     """It is no warning: who wants no filter has to ask for that."""
-    _, finding = network_findings(host(**facts), None, None)
+    _, finding = network_findings(host(**facts), None, None, netavark)
     assert (finding.level, finding.advice) == ("ok", advice)
     assert f"mode open {works}" in finding.text
 
@@ -150,3 +162,38 @@ def test_the_disk() -> None:
     full = disk_finding("/s", 0, 64 * limits.MIB, "the disk of /s is full")
     assert (full.level, full.text) == ("problem", "the disk of /s is full")
     assert "XDG_STATE_HOME" in (full.advice or "")
+
+
+def test_what_the_default_image_is_made_of() -> None:
+    fine = image_finding("static /bin/busybox", None)
+    assert (fine.level, fine.text) == ("ok", "the default one is made of static /bin/busybox")
+    none = image_finding(None, "there is nothing to make it from; run: this, or set that")
+    assert (none.level, none.text) == ("warning", "there is nothing to make it from: it would have to be pulled")
+    assert none.advice
+
+
+@pytest.mark.parametrize(
+    ("controllers", "missing"),
+    [({"cpu", "memory"}, "pids"), ({"pids"}, "memory"), (set(), "memory and no pids"), ({"pids", "memory"}, None)],
+)
+def test_limits_need_controllers(controllers: set[str], missing: str | None) -> None:
+    for is_root in (True, False):
+        finding = controllers_finding(frozenset(controllers), is_root)
+        assert finding.level == ("ok" if missing is None else "warning")
+        assert missing is None or f"no cgroup controller {missing}: " in finding.text
+        assert bool(finding.advice) is (missing is not None and not is_root)
+
+
+def test_whose_root_inside_is() -> None:
+    [fine] = user_findings(UserFacts(is_root=True))
+    assert (fine.level, "nobody here" in fine.text) == ("ok", True)
+    [same] = user_findings(UserFacts(is_root=True, why_none="an old kernel"))
+    assert (same.level, same.text.endswith(": an old kernel")) == ("warning", True)
+    [user] = user_findings(UserFacts(is_root=False, why_none="it has one already"))
+    assert user.level == "ok"
+
+
+def test_what_an_ordinary_user_lacks() -> None:
+    forbidden, ids = user_findings(UserFacts(is_root=False, forbidden="user.x=1", has_ids=False))
+    assert (forbidden.level, forbidden.advice) == ("problem", "sysctl -w user.x=1")
+    assert (ids.level, "--add-subuids" in (ids.advice or "")) == ("warning", True)

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from fastclaw import limits
 from fastclaw.engine.host import (
     cgroup_mode,
+    container_controllers,
     file_system,
     find_program,
     hard_limit,
+    has_subordinate_ids,
     host_facts,
     is_static_elf,
     program_version,
+    why_no_user_namespaces,
 )
 
 MOUNTS = """\
@@ -103,3 +107,45 @@ def test_facts_of_this_host(tmp_path: Path) -> None:
         said = subprocess.run([facts.conmon, "--version"], capture_output=True, text=True, check=True).stdout
         assert facts.conmon_version is not None
         assert facts.conmon_version in said
+
+
+def test_controllers_of_root_and_of_a_user(tmp_path: Path) -> None:
+    (tmp_path / "pids").mkdir()
+    assert container_controllers(tmp_path, 0) == {"pids"}
+    assert container_controllers(tmp_path, 7) == set(), "on v1 nothing is delegated"
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    assert container_controllers(tmp_path, 0) == {"cpu", "memory", "pids"}
+    assert container_controllers(tmp_path, 7) == set(), "there is no session"
+    session = tmp_path / "user.slice" / "user-7.slice" / "user@7.service"
+    session.mkdir(parents=True)
+    (session / "cgroup.controllers").write_text("memory pids\n")
+    assert container_controllers(tmp_path, 7) == {"memory", "pids"}
+
+
+def test_subordinate_ids_by_name_or_number(tmp_path: Path) -> None:
+    uids, gids = tmp_path / "subuid", tmp_path / "subgid"
+    assert not has_subordinate_ids([uids, gids], 0)
+    uids.write_text("somebody:1:2\nroot:100000:65536\n")
+    gids.write_text("00:1:2\n")
+    assert not has_subordinate_ids([uids, gids], 0)
+    gids.write_text("0:100000:65536\n")
+    assert has_subordinate_ids([uids, gids], 0)
+    assert not has_subordinate_ids([uids, gids], 123_456), "a number without a name"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("user/max_user_namespaces", "0", f"user.max_user_namespaces={limits.WANTED_USER_NAMESPACES}"),
+        ("user/max_user_namespaces", "100", None),
+        ("kernel/unprivileged_userns_clone", "0\n", "kernel.unprivileged_userns_clone=1"),
+        ("kernel/unprivileged_userns_clone", "1\n", None),
+        ("kernel/other", "0", None),
+    ],
+)
+def test_a_kernel_that_has_no_user_namespaces_for_users(
+    tmp_path: Path, name: str, value: str, told: str | None
+) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text(value)
+    assert why_no_user_namespaces(tmp_path) == told
