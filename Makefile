@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml $(wildcard fastclaw/spawn/c/*) scripts/build_spawner.py
 	@scripts/make-venv "$(PYTHON)" "$(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
+	@[ "$$(id -u)" -ne 0 ] || chown -hR "$$(stat -c %u:%g .)" $(VENV) # root installs for who has the tree
 
 engine-packages: ## install the engine's packages (root on Debian or Ubuntu; elsewhere say which command does)
 	@scripts/engine-packages "$(PYTHON)"

@@ -180,6 +180,16 @@ def test_the_hook_puts_the_program_where_it_is_looked_for(script: Any, without_z
 
 
 @needs_cc
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can build in somebody else's tree")
+def test_what_root_builds_is_his_who_has_the_tree(script: Any, without_zig: None, tmp_path: Path) -> None:
+    root = project(script, tmp_path)
+    os.chown(root, 65534, 65533)
+    run_hook(script, root)
+    made = [root / script.BINARIES, root / script.BINARIES / f"spawner-{HERE}"]
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(65534, 65533)}
+
+
+@needs_cc
 def test_a_program_that_runs_is_replaced(script: Any, without_zig: None, tmp_path: Path) -> None:
     [(compiler, _)] = script.compilers()
     place = tmp_path / "spawner"

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -43,6 +44,21 @@ def test_a_python_that_does_not_run_is_one_line(tmp_path: Path, python: str) -> 
     assert done.stderr.startswith(f"fastclaw: {python} does not run; install Python 3.11")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave what is root's")
+@pytest.mark.parametrize("left", ["fastclaw/spawn/bin", ".venv"])
+def test_what_root_left_in_the_tree_is_said_in_one_line(left: str) -> None:
+    script = (ROOT / "scripts" / "make-venv").read_text()
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        Path(directory, left).mkdir(parents=True)
+        done = subprocess.run(
+            ["/bin/sh", "-s", sys.executable, ".venv"],
+            input=script, capture_output=True, text=True, timeout=60, check=False, user=NOBODY, cwd=directory,
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"fastclaw: {left} belongs to somebody else; as root: chown -hR nobody {left}\n"
 
 
 def test_the_python_that_is_found_is_new_enough() -> None:
