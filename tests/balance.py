@@ -40,8 +40,8 @@ def descriptors_left(room: int) -> Iterator[None]:
 
 
 def children() -> set[int]:
-    """Our children, zombies included."""
-    return {pid for pid, _ in procfs.children(os.getpid())}
+    """Our children, zombies included, without what a rootless engine leaves for the next one."""
+    return {pid for pid, _ in procfs.children(os.getpid()) if not procfs.is_podman_pause(pid)}
 
 
 @asynccontextmanager

@@ -202,7 +202,7 @@ def leftovers(token: str, paths: list[str]) -> Leftovers:
     """
     marked = {row.pid for row in procfs.scan(MARKER) if row.marker == token}
     return Leftovers(
-        processes=len(marked.union(bearers(token))),
+        processes=len([pid for pid in marked.union(bearers(token)) if not procfs.is_podman_pause(pid)]),
         sockets=len(existing(paths)),
         directories=len(existing({str(Path(path).parent) for path in paths})),
     )

@@ -130,6 +130,15 @@ def children(parent: int) -> list[tuple[int, Stat]]:
     return [(pid, stat) for pid, stat in stats if stat is not None and stat.ppid == parent]
 
 
+def is_podman_pause(pid: int) -> bool:
+    """Whether this is the process that keeps the user namespace of a rootless Podman. The first Podman of a session
+    starts it, with its own environment, and it stays for all later ones: it is what nobody has left behind (podman,
+    pkg/rootless/rootless_linux.c, `create_pause_process`)."""
+    words = _read(f"{PROC}/{pid}/cmdline", _STAT_BYTES).split(b"\0")
+    is_catatonit = words[0].endswith(b"catatonit") and words[1:2] == [b"-P"]
+    return is_catatonit or _read(f"{PROC}/{pid}/comm", _STAT_BYTES) == b"podman pause\n"
+
+
 def is_in_memory(path: str) -> bool:
     """Whether a path is on a file system without a disk behind it (tmpfs, by proc_pid_mountinfo(5))."""
     mounts = [line.split() for line in _read(f"{PROC}/self/mountinfo", _ENVIRON_BYTES).decode().splitlines()]

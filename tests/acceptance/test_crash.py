@@ -96,7 +96,7 @@ class Home:
     def processes(self) -> list[str]:
         """Whatever runs and has to do with us."""
         needle = f"{self.base}/".encode()
-        others = (pid for pid in procfs.pids() if pid != os.getpid())
+        others = (pid for pid in procfs.pids() if pid != os.getpid() and not procfs.is_podman_pause(pid))
         return [line for pid in others if (line := _trace(pid, needle))]
 
     def mounts(self) -> list[str]:

@@ -58,7 +58,9 @@ class Runner:
 
     def left(self) -> list[int]:
         """Processes of ours that still run."""
-        return [row.pid for row in procfs.scan(MARKER) if row.marker == self.mark]
+        return [
+            row.pid for row in procfs.scan(MARKER) if row.marker == self.mark and not procfs.is_podman_pause(row.pid)
+        ]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -95,3 +96,25 @@ def test_births_that_do_not_cease_are_a_doubt(monkeypatch: pytest.MonkeyPatch) -
     numbers = itertools.count(10_000_000)
     monkeypatch.setattr(procfs, "_last_pid", lambda: next(numbers))
     assert procfs.scan_with_doubt("NONE")[1]
+
+
+NAME = "open('/proc/self/comm', 'w').write('podman pause'); print(flush=True); input()"
+
+
+@pytest.mark.parametrize(
+    ("words", "is_pause"),
+    [
+        (["podman", "-c", NAME], True),
+        (["/usr/libexec/podman/catatonit", "-P", "-c", "print(flush=True); input()"], True),
+        (["/usr/bin/catatonit", "-S", "-c", "print(flush=True); input()"], False),
+        (["podman", "-c", "print(flush=True); input()"], False),
+    ],
+)
+def test_a_rootless_engines_pause_process_is_known_by_its_name(words: list[str], is_pause: bool) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, executable=sys.executable, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        assert procfs.is_podman_pause(process.pid) is is_pause
+        process.communicate(b"\n")
+    assert not procfs.is_podman_pause(process.pid)
