@@ -84,13 +84,16 @@ class StartQueue:
             _fail(turn, InvalidState("the runtime is shutting down", "shutting_down"))
 
     def _wake(self, tickets: list[Ticket]) -> None:
-        for ticket in tickets:
-            turn = ticket.owner
-            assert isinstance(turn, asyncio.Future)
-            if turn.done():  # cancelled or turned away in this very turn of the loop: its place goes to the next
-                self.leave(ticket)
-            else:
-                turn.set_result(None)
+        while tickets:
+            freed: list[Ticket] = []
+            for ticket in tickets:
+                turn = ticket.owner
+                assert isinstance(turn, asyncio.Future)
+                if turn.done():  # cancelled or turned away in this very turn of the loop: its place goes to the next
+                    freed += self._admission.leave(ticket)
+                else:
+                    turn.set_result(None)
+            tickets = freed
 
     def _arm(self) -> None:
         deadline = self._admission.next_deadline()

@@ -194,11 +194,19 @@ class Spawner:
         self._growing.add_done_callback(self._grown)
 
     def _grown(self, task: asyncio.Task[None]) -> None:
-        self._growing = None
+        if self._growing is task:  # cancelled before it began
+            self._growing = None
         if not task.cancelled():
             task.exception()  # whoever needs room asks again and gets it first hand
 
     async def _add_keepers(self) -> None:
+        try:
+            await self._ask_for_keepers()
+        finally:
+            # Not in `_grown`, which is called a turn later: who waits for what is over already does not give way to it.
+            self._growing = None
+
+    async def _ask_for_keepers(self) -> None:
         wanted = limits.SPAWN_SPARE_KEEPERS + len(self._busy) // limits.SPAWN_GROWTH_SHARE
         if self._on_growth is not None:
             self._on_growth(self._keepers + wanted)

@@ -127,3 +127,16 @@ async def test_closed_and_cancelled_in_one_turn() -> None:
     waiting.cancel()
     await asyncio.wait((waiting,))
     assert waiting.cancelled() or isinstance(waiting.exception(), InvalidState)
+
+
+async def test_a_place_that_nobody_of_thousands_takes_any_more_goes_to_none() -> None:
+    """Each of them is passed over, and not within the one before it: Python's stack ends at a thousand."""
+    queue, admission = a_queue(queue_limit=5_000)
+    ticket = await queue.admit()
+    waiting = [asyncio.create_task(queue.admit()) for _ in range(5_000)]
+    await turns()
+    queue.close()
+    queue.leave(ticket)
+    assert admission.statistics().live == 0
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(result, InvalidState) for result in results)

@@ -638,6 +638,25 @@ async def test_growth_that_is_refused_is_overloaded_and_may_be_tried_again() -> 
         await settle(processes)
 
 
+@pytest.mark.timeout(20)
+async def test_who_asks_for_room_in_the_turn_in_which_growth_has_ended_in_vain_has_it_tried_again() -> None:
+    """Waiting for what is over returns at once, for ever: the loop would never get to say that it is over."""
+    async with watched() as seen:
+        while seen.spawner.counts()["kept"] < seen.spawner.counts()["keepers"]:
+            await seen.begin()
+
+        async def asks_as_soon_as_it_is_over() -> None:
+            while seen.spawner._growing is not None and not seen.spawner._growing.done():
+                await asyncio.sleep(0)
+            await seen.spawner.make_room()
+
+        assert not seen.spawner.has_room
+        asking = asyncio.ensure_future(asks_as_soon_as_it_is_over())
+        await seen.fake.grant_growth(0)
+        await seen.fake.grant_growth(1)
+        await asking
+
+
 async def test_growth_without_an_answer_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     async with watched() as seen:
         monkeypatch.setattr(limits, "SPAWN_ANSWER_MS", 20)
