@@ -646,7 +646,7 @@ async def test_who_asks_for_room_in_the_turn_in_which_growth_has_ended_in_vain_h
             await seen.begin()
 
         async def asks_as_soon_as_it_is_over() -> None:
-            while seen.spawner._growing is not None and not seen.spawner._growing.done():
+            while seen.spawner._growing is not None and not seen.spawner._growing.done():  # noqa: ASYNC110 - each turn counts
                 await asyncio.sleep(0)
             await seen.spawner.make_room()
 
