@@ -13,9 +13,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from fastclaw import limits
 from fastclaw.client import RemoteProcess, RuntimeClient
 from fastclaw.decisions.capabilities import mask
+from fastclaw.lane import PROCESS_ID_VARIABLE
+from fastclaw.transport import procfs
+from fastclaw.transport.cgroups import group_of, limit_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -87,6 +92,18 @@ class Box:
         await until(process, said)
         return process
 
+    async def bomb(self, apart: int, most: int, user: str) -> RemoteProcess:
+        """Processes without end, once there is no room for more; where nothing holds them the test fails before.
+
+        Parameters:
+            most: processes that the pids limit in force may allow.
+        """
+        async with await self.start("sleep", "1000") as one:
+            [pid] = [row.pid for row in procfs.scan(PROCESS_ID_VARIABLE) if row.marker == one.id]
+            require_pids_limit(pid, most)
+            await one.kill(0)
+        return await self.until_ready("bomb", apart, said="full", user=user)
+
     async def works(self) -> bool:
         """Whether a command starts, runs and ends as any user that the tests use."""
         texts = [await self.output("echo", "fine", user=user) for user in ("0", "1000")]
@@ -129,6 +146,15 @@ class Box:
         assert health.details is not None
         lane: dict[str, Any] = health.details["lane"]
         return lane
+
+
+def require_pids_limit(pid: int, most: int) -> None:
+    """Fail where no cgroup of a process, as this host sees it, holds it to so many processes."""
+    group = group_of(pid, "pids")
+    file = group.nearest("pids.max") if group is not None else None
+    limit = limit_in(file) if file is not None else None
+    if limit is None or limit > most:
+        pytest.fail(f"no pids limit of {most} is in force, but {limit} ({file}): a fork bomb would take the host's")
 
 
 async def until(process: RemoteProcess, said: str) -> None:

@@ -29,6 +29,7 @@ from tests.acceptance.hostile import (
     Box,
     compile_hostile,
     ended,
+    require_pids_limit,
     serve_with,
     served,
 )
@@ -500,13 +501,19 @@ async def test_kill_ends_every_tree(box: Box, word: str, arguments: tuple[int, .
     assert await box.commands() == []
 
 
+def test_no_bomb_goes_off_where_nothing_holds_it() -> None:
+    """As on hosts without the pids controller, which one of these tests has filled."""
+    with pytest.raises(pytest.fail.Exception, match="no pids limit of 1 is in force"):
+        require_pids_limit(os.getpid(), 1)
+
+
 @shared
 @pytest.mark.parametrize("apart", [0, 1])
 async def test_a_fork_bomb_ends_with_its_kill(engine_service: EngineService, workspace: Path, apart: int) -> None:
     """In one session, and with a session for each process. Who runs already is reached all the same."""
     async with served(engine_service, workspace, pids_limit=PIDS) as box:
         there = await asyncio.gather(*(box.start("cat", user=user, stdin=True) for user in USERS * NEIGHBOURS))
-        bomb = await box.until_ready("bomb", apart, said="full", user=OTHER)
+        bomb = await box.bomb(apart, 2 * PIDS, OTHER)
         with pytest.raises(ExecFailed) as caught:
             await box.start("true")
         assert (caught.value.reason, caught.value.retryable) == ("overloaded", True)
