@@ -64,7 +64,7 @@ def _refused(answer: APIError) -> StartFailed:
     if FULL_WORDS.search(text):
         return StartFailed(f"{text}; make room (fastclaw doctor says how full the disk is)", "engine_error")
     if NETWORK_WORDS.search(text):
-        return StartFailed(f"{text}; netavark needs iptables (fastclaw doctor), or take network none", "network_failed")
+        return StartFailed(f"{text}; fastclaw doctor says what mode open needs here", "network_failed")
     if IMAGE_WORDS.search(text):
         return StartFailed(f"{text}; pull it first or set options.pull to missing", "image_not_found")
     if CONTAINER_WORDS.search(text):

@@ -428,7 +428,9 @@ def _pull(client: APIClient, reference: str) -> None:
     response.raise_for_status()
     problem = _pull_error(response)
     if problem is not None:
-        raise StartFailed(f"cannot pull {reference}: {problem}", "image_not_found")
+        built = "; what you have built is in your own engine: set options.storage to host, or options.url"
+        hint = built if reference.startswith("localhost") else ""
+        raise StartFailed(f"cannot pull {reference}: {problem}{hint}", "image_not_found")
 
 
 def _pull_error(response: APIResponse) -> str | None:

@@ -203,7 +203,9 @@ async def test_an_image_that_cannot_be_made_is_pulled(
     await lifecycle.make_image(made, fallback=engine_service.image)
     assert await lifecycle.has_image(made)
     # Nothing listens at port 1 of this host; the engine answers 200 and tells of it in the body.
-    with pytest.raises(StartFailed, match=r"set options\.image; cannot pull localhost:1/none") as caught:
+    with pytest.raises(
+        StartFailed, match=r"set options\.image; cannot pull localhost:1/none.*options\.storage"
+    ) as caught:
         await lifecycle.make_image(made, fallback="localhost:1/none:latest")
     assert caught.value.reason == "image_not_found"
     assert "\n" not in str(caught.value)
