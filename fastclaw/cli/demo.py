@@ -13,10 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fastclaw.cli.demo_round import Result, run_round
-from fastclaw.decisions.options import Options
+from fastclaw.decisions.options import RUNTIMES, Options
 from fastclaw.engine.choice import why_no_engine
 from fastclaw.errors import FastclawError
-from fastclaw.runtimes.auto import RUNTIMES
 from fastclaw.transport import loop
 
 LOG_LINES = 10

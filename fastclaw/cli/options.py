@@ -7,9 +7,8 @@ from typing import Any
 import click
 import msgspec
 
-from fastclaw.decisions.options import Options
+from fastclaw.decisions.options import RUNTIMES, Options
 from fastclaw.decisions.params import convert
-from fastclaw.runtimes.auto import RUNTIMES
 
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:

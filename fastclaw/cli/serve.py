@@ -6,9 +6,10 @@ from typing import Literal
 import click
 
 from fastclaw import limits
+from fastclaw.decisions.options import RUNTIMES
 from fastclaw.harness import RuntimeHarness
 from fastclaw.observe import log
-from fastclaw.runtimes.auto import RUNTIMES, AutoRuntime
+from fastclaw.runtimes.auto import AutoRuntime
 from fastclaw.transport import loop, stdio
 
 

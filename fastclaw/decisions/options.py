@@ -3,7 +3,7 @@
 Unknown names are refused, with the nearest known one. Which runtime heeds which option is said beside it.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct, field
 
@@ -17,6 +17,9 @@ from fastclaw.decisions.params import convert
 from fastclaw.decisions.user_namespace import FIRST_ID, ID_RANGES
 from fastclaw.errors import InvalidParams
 from fastclaw.runtime import InitializeParams, Milliseconds, User
+
+RuntimeName = Literal["auto", "podman", "local", "memory"]
+RUNTIMES: tuple[str, ...] = get_args(RuntimeName)[1:]
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=answer_limits.MAX_PATH_CHARS)]
@@ -157,7 +160,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         run_output_bytes: what all runs may have collected at a time; over it, one is ended and `overloaded`.
     """
 
-    runtime: Literal["auto", "podman", "local", "memory"] = "auto"
+    runtime: RuntimeName = "auto"
     lane: Literal["auto", "spawn", "rest"] = "auto"
     env: dict[str, str] = field(default_factory=dict)
     workspace: Workspace | None = None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from msgspec import structs
 
 from fastclaw.decisions import lifecycle
-from fastclaw.decisions.options import read_options
+from fastclaw.decisions.options import RUNTIMES, read_options
 from fastclaw.engine.choice import why_no_engine
 from fastclaw.errors import InvalidParams, InvalidState
 from fastclaw.runtime import (
@@ -38,15 +38,13 @@ def _podman() -> ProcessRuntime:
     return ContainerRuntime()
 
 
-RUNTIMES: dict[str, Callable[[], ProcessRuntime]] = {
-    "podman": _podman,
-    "local": LocalRuntime,
-    "memory": MemoryRuntime,
-}
+_MAKERS: dict[str, Callable[[], ProcessRuntime]] = dict(
+    zip(RUNTIMES, (_podman, LocalRuntime, MemoryRuntime), strict=True)
+)
 
 
 def choose(wanted: str, params: InitializeParams) -> tuple[str, list[str]]:
-    """A key of `RUNTIMES`, and what is to be said of that choice.
+    """One of `RUNTIMES`, and what is to be said of that choice.
 
     Parameters:
         wanted: one of them, or `auto`.
@@ -94,7 +92,7 @@ class AutoRuntime(ProcessRuntime):
         wanted = params.options.get("runtime", "auto")
         wanted = self._default if wanted == "auto" else str(wanted)
         name, warnings = choose(wanted, params)
-        self._chosen = RUNTIMES[name]()
+        self._chosen = _MAKERS[name]()
         try:
             result = await self._chosen.start(params)
             return structs.replace(result, warnings=[*warnings, *result.warnings])
