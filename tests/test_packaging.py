@@ -58,7 +58,7 @@ def test_what_root_left_in_the_tree_is_said_in_one_line(left: str) -> None:
             input=script, capture_output=True, text=True, timeout=60, check=False, user=NOBODY, cwd=directory,
         )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"fastclaw: {left} belongs to somebody else; as root: chown -hR nobody {left}\n"
+    assert done.stderr == f"fastclaw: {left} belongs to somebody else; as root: chown -hR {NOBODY} {left}\n"
 
 
 def test_the_python_that_is_found_is_new_enough() -> None:
