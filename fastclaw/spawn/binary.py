@@ -32,5 +32,6 @@ def why_no_spawner() -> str | None:
     if machine not in ARCHITECTURES:
         return f"the spawner knows {' and '.join(ARCHITECTURES)}, and this machine is {machine}"
     if find_spawner() is None:
-        return f"{path_for(machine).name} was not built with this package; install it again: pip install fastclaw"
+        again = "install it again: make install, or pip install --force-reinstall fastclaw"
+        return f"{path_for(machine).name} was not built with this package; {again}"
     return None

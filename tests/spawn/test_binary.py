@@ -57,7 +57,8 @@ def test_a_package_without_it_says_how_to_get_it(
         path_for("aarch64").touch(mode=mode)
     assert find_spawner() is None
     assert why_no_spawner() == (
-        "spawner-aarch64 was not built with this package; install it again: pip install fastclaw"
+        "spawner-aarch64 was not built with this package; "
+        "install it again: make install, or pip install --force-reinstall fastclaw"
     )
 
 
