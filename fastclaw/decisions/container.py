@@ -28,6 +28,10 @@ signal ends that `wait` at once. 2 147 483 s is the longest sleep whose millisec
 
 RESOLV_CONF = "/etc/resolv.conf"
 
+HOSTS_TARGET = "/etc/hosts"
+HOSTS = f"127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+"""A container's hosts(5): what it calls itself. The engine would copy this host's, and add what the host is called."""
+
 Workspace = tuple[str, str]
 """Source (an absolute path on the engine's host, or a volume's name), and absolute target inside."""
 
@@ -130,6 +134,7 @@ def container_spec(
     workspace: Workspace | None = None,
     workspace_option: str | None = None,
     network: ContainerNetwork = NO_NETWORK,
+    hosts: str | None = None,
     pids_limit: int = limits.PIDS_LIMIT,
     own_pids: int = 0,
     shm_bytes: int = limits.SHM_BYTES,
@@ -151,6 +156,8 @@ def container_spec(
         workspace_option: of the mount of a directory (`user_namespace.mount_option`).
         own_pids: what the container has besides (`spawner_pids`).
         memory_bytes, disk_bytes: None is no limit.
+        hosts: a file of the engine's host in the place of the container's hosts(5), which its root may write to. None
+            leaves that to the engine, as does its own network.
         nofile, nproc: hard limits of the engine's host for every process in it; None leaves them to the engine.
         user: name or `uid[:gid]` for PID 1 and the default of every exec; None is the image's. A spawner is always
             the container's root and becomes somebody else for each process.
@@ -172,7 +179,7 @@ def container_spec(
         **({} if disk_bytes is None else {"storage_opts": {"size": str(disk_bytes)}}),
         "shm_size": shm_bytes,
         "netns": {"nsmode": network.mode},
-        **_places(init, workspace, workspace_option, network),
+        **_places(init, workspace, workspace_option, network, None if network == OPEN_NETWORK else hosts),
     }
 
 
@@ -267,18 +274,26 @@ def _resources(pids_limit: int, memory_bytes: int | None, nofile: int | None, np
 
 
 def _places(
-    init: InitPlan, workspace: Workspace | None, workspace_option: str | None, network: ContainerNetwork
+    init: InitPlan,
+    workspace: Workspace | None,
+    workspace_option: str | None,
+    network: ContainerNetwork,
+    hosts: str | None,
 ) -> dict[str, Any]:
+    """`use_image_hosts`: the engine makes no file of its own."""
     mounts = [_bind(*mount) for mount in init.mounts]
+    more = {} if hosts is None else {"use_image_hosts": True}
+    if hosts is not None:
+        mounts.append(_bind(hosts, HOSTS_TARGET, "rw"))
     if network.resolv_conf is not None:
         mounts.append(_bind(network.resolv_conf, RESOLV_CONF, "ro"))
     if workspace is None:
-        return {"mounts": mounts}
+        return {"mounts": mounts, **more}
     source, target = workspace
     if not source.startswith("/"):
         volume = {"Name": source, "Dest": target, "Options": ["nosuid", "nodev"]}
-        return {"mounts": mounts, "volumes": [volume]}
-    return {"mounts": [*mounts, _bind(source, target, "rw", *([workspace_option] if workspace_option else []))]}
+        return {"mounts": mounts, "volumes": [volume], **more}
+    return {**more, "mounts": [*mounts, _bind(source, target, "rw", *([workspace_option] if workspace_option else []))]}
 
 
 def _bind(source: str, target: str, access: str, *more: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import msgspec
 from fastclaw import limits
 from fastclaw.bridge.network import BridgeNetwork, remove_abandoned_networks
 from fastclaw.decisions.container import (
+    HOSTS,
     LABEL_NAMESPACE,
     LABEL_OWNER,
     PYTHON_TARGET,
@@ -117,6 +119,8 @@ class ContainerRuntime(ManagedRuntime):
         token = secrets.token_hex(4)
         template = Template(namespace, options, image, token)
         await self._settle_rights(url, engine, version, template, setup)
+        if url.startswith("unix:"):
+            template.hosts = _write_hosts(sockets, self._rights)
         await _make_volume(engine, template, setup)
         lane = await self._lane(url, engine, template, sockets, setup)
         assert self._shards is not None
@@ -327,12 +331,23 @@ async def _make_volume(engine: EngineLifecycle, template: "Template", setup: con
     await engine.create_volume(name, labels, template.rights.volume_owner)
 
 
+def _write_hosts(sockets: SocketDirectory, rights: Rights) -> str:
+    """The containers' hosts(5), for their root to write to, as an environment is one file system."""
+    path = Path(sockets.path, "hosts")
+    path.write_text(HOSTS, encoding="ascii")
+    path.chmod(0o644)
+    if rights.ids is not None:
+        os.chown(path, rights.ids, rights.ids)
+    return str(path)
+
+
 class Template:
     """What all containers of an environment have in common; each gets a name of its own."""
 
     def __init__(self, namespace: str, options: Options, image: str, token: str) -> None:
         self.options, self.image, self.namespace = options, image, namespace
         self.user, self.rights = "0", Rights()
+        self.hosts: str | None = None
         self._token = token
         self._numbers = itertools.count()
 
@@ -374,6 +389,7 @@ class Template:
             workspace=self.workspace,
             workspace_option=self.rights.workspace_option,
             network=network,
+            hosts=self.hosts,
             pids_limit=options.pids_limit,
             own_pids=spawner_pids(limits.SPAWN_SPARE_KEEPERS) if init.spawner else 0,
             shm_bytes=options.shm_bytes,

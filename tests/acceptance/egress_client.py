@@ -234,6 +234,22 @@ def listen() -> Any:
     return "over"
 
 
+def own(*names: str) -> Any:
+    """How many answers a server on all of its addresses gives under these names, to a client that heeds NO_PROXY."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+
+        def serve() -> None:
+            for _ in names:
+                with server.accept()[0] as client:
+                    client.recv(65536)
+                    client.sendall(b"HTTP/1.1 204 OK\r\nConnection: close\r\n\r\n")
+
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            thread.submit(serve)
+            urls = [f"http://{name}:{server.getsockname()[1]}/" for name in names]
+            return sum(urllib.request.urlopen(url, timeout=5).status == 204 for url in urls)
+
+
 def many(text: str) -> Any:
     """Several attempts at once, each a word with its arguments: what has come of each."""
     attempts = json.loads(text)
@@ -262,7 +278,7 @@ def environment() -> Any:
 
 WORDS = {one.__name__: one for one in (
     fetch, plain, tls, tcp, udp, unix, ping, via, vias, fronted, raw, resolve, dns, privileged, broadcast, abstract,
-    listen, many, routes, environment
+    listen, own, many, routes, environment
 )}  # fmt: skip
 
 if __name__ == "__main__":

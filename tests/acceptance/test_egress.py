@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw.client import RuntimeClient
+from fastclaw.decisions.container import HOSTS
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.transport import procfs
 from tests.acceptance.egress_rig import (
@@ -117,6 +118,9 @@ async def test_what_initialize_says(world: World) -> None:
     assert sorted(env) == sorted(names + [name.lower() for name in names] + others)
     assert all(env[name] == env[name.lower()] for name in names)
     assert (await world.inside("environment")).items() >= env.items()
+    hosts = await world.client.run(["sh", "-c", "cat /etc/hosts; echo 127.0.0.1 mine >> /etc/hosts"])
+    assert (hosts.stdout, hosts.stderr) == (HOSTS.encode(), b"")
+    assert await world.inside("own", "localhost", "127.0.0.1", "0.0.0.0", "fastclaw", "ip6-localhost") == 5
     own = await world.inside("environment", env={"HTTP_PROXY": "mine"})
     assert (own["HTTP_PROXY"], own["http_proxy"]) == ("mine", env["http_proxy"])
 

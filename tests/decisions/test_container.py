@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fastclaw import limits
 from fastclaw.decisions.container import (
+    HOSTS,
     INIT_TARGET,
     NO_NETWORK,
     OPEN_NETWORK,
@@ -82,6 +83,17 @@ def test_what_is_asked_for_is_added() -> None:
         {"type": "nofile", "soft": 7, "hard": 7},
         {"type": "nproc", "soft": 9, "hard": 9},
     ]
+
+
+def test_hosts_are_ours_but_on_the_engines_own_network() -> None:
+    asked = spec(hosts="/run/fc/hosts")
+    assert asked["use_image_hosts"] is True
+    assert [(one["source"], one["destination"], one["options"][0]) for one in asked["mounts"]] == [
+        ("/run/fc/hosts", "/etc/hosts", "rw")
+    ]
+    assert spec(hosts="/run/fc/hosts", network=OPEN_NETWORK) == spec(network=OPEN_NETWORK)
+    assert spec(hosts="/run/fc/hosts", workspace=("v", "/w"))["use_image_hosts"] is True
+    assert HOSTS.split() == ["127.0.0.1", "localhost", "fastclaw", "::1", "localhost", "ip6-localhost", "ip6-loopback"]
 
 
 def test_open_network_is_the_engines_bridge() -> None:
