@@ -128,6 +128,7 @@ class Gate:
         self._quota.spend(counters.moved)  # by a proxy before this one
         self.meter = ByteMeter(counters, self._quota)
         self.upstream = config.upstream
+        self._hint = config.hint
         self._timeout_s = config.connect_timeout_ms / 1000
         self._loop = asyncio.get_running_loop()
         self._answered: OrderedDict[tuple[str, Address], float] = OrderedDict()  # its end in loop time; soonest first
@@ -206,6 +207,8 @@ class Gate:
             else:
                 dialled = await self._dial_upstream(asked, admitted.upstream, deadline)
         except Refused as refused:
+            if refused.reason in _FAILURES:
+                refused.text += self._hint
             await self._note_refusal(asked, refused)
             raise
         try:

@@ -54,6 +54,7 @@ class EgressConfig(Struct, frozen=True, kw_only=True):
         allow, deny: rules, as `decisions.egress.Policy` reads them.
         log: path of the decision log; None: there is none.
         max_bytes: both directions together, for the sandbox's whole life; None is no limit.
+        hint: what to say besides where nothing outside can be reached.
         closed_ports: of this host, which nobody reaches by its names.
         subnet: clients of a bridge come from here, as `a.b.c.d/n`; None: from whoever reaches the listener.
     """
@@ -68,6 +69,7 @@ class EgressConfig(Struct, frozen=True, kw_only=True):
     max_bytes: int | None
     idle_timeout_ms: int
     connect_timeout_ms: int
+    hint: str = ""
     closed_ports: list[int] = []
     upstream: Upstream | None = None
     subnet: str | None = None

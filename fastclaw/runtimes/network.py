@@ -214,6 +214,7 @@ def egress_config(options: Options, subnet: str | None = None, engine: str = "")
         idle_timeout_ms=options.idle_timeout_ms,
         connect_timeout_ms=options.connect_timeout_ms,
         upstream=None if options.upstream is None else _upstream(options.upstream),
+        hint="" if options.upstream is not None else _unused_proxy(),
         closed_ports=[] if port is None else [port],
         subnet=subnet,
     )
@@ -238,6 +239,14 @@ def _upstream(given: UpstreamOptions) -> Upstream:
     login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     basic = None if parts.username is None else "Basic " + b64encode(login.encode()).decode()
     return Upstream(host=str(host), port=port, authorization=basic)
+
+
+def _unused_proxy() -> str:
+    """Whoever is behind a proxy, and does not know that it has to be asked for here, is told."""
+    names = [name for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy") if os.environ.get(name)]
+    if not names:
+        return ""
+    return f'; this host has a proxy, which is used with options.network.upstream only ({{"env": "{names[0]}"}})'
 
 
 def _secret(source: SecretSource | UpstreamOptions, path: str) -> str:

@@ -375,12 +375,13 @@ async def test_the_refusal_of_a_head_has_no_body() -> None:
 
 
 async def test_a_server_that_cannot_be_reached_is_a_bad_gateway() -> None:
-    async with a_proxy() as rig:
+    async with a_proxy(hint="; say more") as rig:
         with socket.create_server((HERE, 0)) as unused:
             port = unused.getsockname()[1]
         client = await rig.connect()
         answer = await client.ask(f"CONNECT {HERE}:{port} HTTP/1.1\nHost: x")
         assert (answer.status, answer.reason) == (502, "unreachable")
+        assert answer.body.endswith(b"refused; say more\n")
         assert rig.counters.snapshot()["failed"] == {"unreachable": 1}
 
 

@@ -203,6 +203,21 @@ def test_a_proxy_outside_is_taken_from_the_hosts_variables_only_where_that_is_as
     assert "Basic" not in repr(found)
 
 
+def test_who_is_behind_a_proxy_that_is_not_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert egress_config(Options()).hint == ""
+    monkeypatch.setenv("https_proxy", "http://u:s3cret@p:1")
+    assert 'upstream only ({"env": "https_proxy"})' in egress_config(Options()).hint
+    assert "s3cret" not in egress_config(Options()).hint
+    assert egress_config(Options(upstream=UpstreamOptions(env="https_proxy"))).hint == ""
+
+
+def test_the_engines_port_is_closed() -> None:
+    assert egress_config(Options(), None, "tcp://127.0.0.1:8080").closed_ports == [8080]
+    assert egress_config(Options(), None, "unix:///run/podman.sock").closed_ports == []
+
+
 @pytest.mark.parametrize(
     "text", ["", "https://u:s3cret@p:1", "socks5://u:s3cret@p", "http://u:s3cret@p:x", "http://u:s3cret@/", "u:s3cret"]
 )
