@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 from typing import TYPE_CHECKING, Any
@@ -278,6 +279,33 @@ async def test_an_injected_header_reaches_the_origin_and_never_the_sandbox(
         False,
     )
     assert ("from-a-variable" in second, "x-key: from-a-file" in second) == (False, True)
+
+
+async def test_a_companys_proxy_is_asked_for_what_is_allowed_and_its_credentials_stay_outside(
+    engine_service: EngineService, image: str, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """opensandbox-group/OpenSandbox#1815: the name is one that only that proxy can resolve."""
+    with socket.create_server(("127.0.0.1", 0)) as company:
+        company.setblocking(False)
+        monkeypatch.setenv("EGRESS_TEST_PROXY", f"http://me:s3cret@127.0.0.1:{company.getsockname()[1]}")
+        network = {"allow": ["far.test"], "upstream": {"env": "EGRESS_TEST_PROXY"}}
+        async with served(engine_service, origin, network, image=image) as client:
+
+            async def serve() -> str:
+                loop = asyncio.get_running_loop()
+                peer, _ = await loop.sock_accept(company)
+                with peer:
+                    head = await loop.sock_recv(peer, 65536)
+                    await loop.sock_sendall(peer, b"HTTP/1.1 200 Yes\r\nContent-Length: 5\r\n\r\nhello")
+                return head.decode()
+
+            found, asked = await asyncio.gather(inside(client, "fetch", "http://far.test/"), serve())
+            assert (found["status"], found["body"]) == (200, "hello")
+            assert "GET http://far.test/ HTTP/1.1" in asked
+            assert "Proxy-Authorization: Basic bWU6czNjcmV0" in asked
+            for shown in (await inside(client, "environment"), (await client.health()).details):
+                assert not re.search("s3cret|bWU6czNjcmV0", json.dumps(shown))
+            assert (await inside(client, "via", "near.test:443"))["reason"] == "not_allowed"
 
 
 @pytest.mark.parametrize("source", [{"env": "NO_SUCH_VARIABLE_HERE"}, {"file": "/no/such/file"}])
