@@ -14,9 +14,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec import structs
+
+from fastclaw.decisions import userdb
 from fastclaw.engine.attached import Attached
 from fastclaw.engine.exec_calls import ExecCalls, SessionGone, create_body
-from fastclaw.engine.program_files import explained
+from fastclaw.engine.program_files import explained, first_entry
 from fastclaw.engine.remote_tree import RemoteTree
 from fastclaw.engine.rest_process import EndTree, RestProcess
 from fastclaw.engine.start_proof import Started, prove
@@ -112,7 +115,7 @@ class RestLane(Lane):
         _refuse_impossible(spec)
         lease = self._containers.take(shard)
         try:
-            process = await self._start_in(lease, spec)
+            process = await self._start_in(lease, await self._with_home(lease.container, spec))
         except BaseException as error:
             lease.give_back()
             if isinstance(error, ExecFailed) and error.reason == "container_gone":
@@ -130,6 +133,18 @@ class RestLane(Lane):
             await asyncio.shield(_discard_run(process))
             raise
         return process
+
+    async def _with_home(self, container: str, spec: StartSpec) -> StartSpec:
+        """With the HOME of a user that is a number, as on the spawn lane: the engine sets none without an entry."""
+        name = "" if spec.user is None else spec.user.partition(":")[0]
+        if not name.isdecimal():
+            return spec
+        archive = await self._calls.beginning_of(container, "/etc/passwd")
+        passwd = b"" if archive is None else first_entry(archive).head
+        with suppress(ExecFailed):
+            home = userdb.resolve(name, passwd.decode("utf-8", "replace"), "").home
+            return structs.replace(spec, base_env={"HOME": home, **spec.base_env})
+        return spec
 
     async def _start_in(self, lease: Lease, spec: StartSpec) -> RestProcess:
         launch = _Launch(self, spec, lease, self._tree_ender(lease.container))

@@ -19,7 +19,7 @@ _MAX_ID = 2**32 - 2
 def resolve(user: str) -> Identity | None:
     """The identity of `name`, `uid`, `name:group` or `uid:gid`; None where that is who we are already.
 
-    A number without an entry in the user database is its own group unless one is given, and has no others.
+    A number without an entry in the user database has group 0 unless one is given, as in containers, and no others.
 
     Raises:
         ExecFailed: `unknown_user`; `permission_denied` where we may not become that user.
@@ -45,7 +45,7 @@ def _identity(name: str) -> Identity:
     except (KeyError, ValueError) as unknown:
         if not _is_number(name):
             raise _unknown(name) from unknown
-        return Identity(_number(name), _number(name), [])
+        return Identity(_number(name), 0, [])
     return Identity(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid), entry.pw_dir)
 
 

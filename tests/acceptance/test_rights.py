@@ -38,6 +38,7 @@ chroot / true
 
 
 OWNER = (12_345, 12_346)
+NOBODY = "65534 65534 /\n"
 WRITABLE = "nobody:nogroup:755\nnobody:nogroup:644\n"
 
 
@@ -78,6 +79,9 @@ async def test_with_capabilities_root_does_what_root_does_and_nobody_else_has_an
         assert await said(runtime, f"touch /file; {AS_ROOT}") == (0, "5:6\n42:43\n65534\n")
         assert await capabilities_of(runtime, "0") == {mask(DEFAULT)}
         assert await capabilities_of(runtime, "1000") == {0}
+        who = "echo $(id -u) $(id -g) $HOME"
+        told = [await said(runtime, who, user=user) for user in ("2000", "2000:7", "0", "root", "nobody")]
+        assert [text for _, text in told] == ["2000 0 /\n", "2000 7 /\n", "0 0 /root\n", "0 0 /root\n", NOBODY]
         code, text = await said(runtime, "grep NoNewPrivs /proc/self/status; mknod /null c 1 3")
         assert (code, text.split()[:2]) == (1, ["NoNewPrivs:", "1"])
 

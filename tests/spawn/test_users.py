@@ -46,12 +46,12 @@ def test_a_name_and_its_number_are_the_same_user(user: str) -> None:
 @pytest.mark.parametrize(
     ("user", "identity"),
     [
-        (f"{UNLISTED}", Identity(UNLISTED, UNLISTED, [])),
+        (f"{UNLISTED}", Identity(UNLISTED, 0, [])),
         (f"{UNLISTED}:7", Identity(UNLISTED, 7, [])),
         ("nobody:root", Identity(NOBODY.pw_uid, 0, [], NOBODY.pw_dir)),
         (f"nobody:{UNLISTED}", Identity(NOBODY.pw_uid, UNLISTED, [], NOBODY.pw_dir)),
         ("0:0", Identity(0, 0, [], pwd.getpwuid(0).pw_dir)),
-        ("4294967294", Identity(2**32 - 2, 2**32 - 2, [])),
+        ("4294967294", Identity(2**32 - 2, 0, [])),
     ],
 )
 def test_numbers_need_no_entry_and_a_given_group_is_the_only_one(user: str, identity: Identity) -> None:
