@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -588,6 +589,48 @@ async def test_whatever_is_said_comes_to_an_end(pieces: list[bytes]) -> None:
         assert said == b"" or said.startswith(b"HTTP/1.1 ")
         await client.close()
         await rig.still_works()
+
+
+WORDS = [
+    client_hello("origin.test"), client_hello(None)[:50], b"\x16\x03\x01", b"\x14\x03\x03\0\1\1", RETRY,
+    b"\0\0\0\x08", bytes.fromhex("0000000804d2162f"), b"\x04\xd2\x16\x2f", b"GET / HTTP/1.1\r\n", b"Host: x\r\n\r\n",
+    b"\n", b"\r\n", b"\0", b"G", b" ", b"PRI * HTTP/2.0\r\n", b"Host: denied.test\r\n\r\n",
+]  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(WORDS), max_size=5), st.lists(st.sampled_from(WORDS), max_size=3), st.booleans())
+async def test_whatever_is_said_in_a_tunnel_comes_to_an_end(
+    said: list[bytes], answer: list[bytes], waits: bool
+) -> None:
+    """The same, whatever the server says, first or not."""
+
+    loop, served = asyncio.get_running_loop(), list[asyncio.Task[None] | None]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.append(asyncio.current_task())
+        with contextlib.suppress(ConnectionError):
+            if waits:
+                await reader.read(1)
+            writer.write(b"".join(answer))
+            writer.close()
+            await writer.wait_closed()
+
+    async with a_proxy(["127.0.0.1:*", "origin.test:*"], deny=["denied.test"]) as rig:
+        server = await asyncio.start_server(serve, HERE, 0)
+        connect = request(f"CONNECT origin.test:{server.sockets[0].getsockname()[1]} HTTP/1.1\nHost: x")
+        async with server:
+            with socket.create_connection((HERE, rig.port)) as client, contextlib.suppress(OSError):  # it was cut
+                client.setblocking(False)
+                for words in (connect, *said):
+                    await loop.sock_sendall(client, words)
+                    await asyncio.sleep(0)
+                client.shutdown(socket.SHUT_WR)
+                async with asyncio.timeout(20):
+                    while await loop.sock_recv(client, 1 << 16):
+                        pass
+            await rig.settles(lambda: rig.open == 0)
+            await asyncio.gather(*filter(None, served))
 
 
 # --- smuggling: what the server sees is one request, whatever else is in its bytes ---
