@@ -106,7 +106,8 @@ class Connection(Session):
             if hello.name is not None:
                 self._check_name(hello.name)
             return await self._join_tls(far, hello, words)
-        if words and (not is_listed or self._gate.policy.denies_names):
+        is_read = self._gate.policy.denies_names or self._site.injections.of(self.asked.host)
+        if words and (is_read or not is_listed):
             is_request, words = await self._is_request(words)
             if is_request:
                 self.asked = self._tunnel = self.asked._replace(address=address)
