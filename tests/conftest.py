@@ -41,7 +41,7 @@ _runtime_dir = Path("/nonexistent")
 def pytest_configure(config: pytest.Config) -> None:
     """Socket directories of this run go to a place of their own, so that a leftover is known to be ours."""
     global _runtime_dir
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(signum) == signal.SIG_IGN:  # in the background; our children would heed none of ours
             signal.signal(signum, signal.SIG_DFL)
     _runtime_dir = Path(tempfile.mkdtemp(prefix="fct", dir="/tmp"))

@@ -29,6 +29,8 @@ pytestmark = [pytest.mark.podman, pytest.mark.timeout(300)]
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman"]
 NAMESPACE = "acceptance"
+CONTAINERS = 4
+"""On the REST lane, where one starts some 40 execs in a second."""
 EXECS = 1_000
 IN_FLIGHT = 64
 BULK = 64 * 1024 * 1024
@@ -38,7 +40,8 @@ AFTER_EOF = 1024 * 1024
 @asynccontextmanager
 async def served(service: EngineService, lane: str) -> AsyncIterator[RuntimeClient]:
     """A runtime on the shared engine; afterwards its containers must be gone."""
-    options = {"url": service.url, "image": service.image, "lane": lane}
+    places = {"rest": CONTAINERS, "spawn": 1}[lane]
+    options = {"url": service.url, "image": service.image, "lane": lane, "containers": places}
     async with RuntimeClient.spawn(SERVE, namespace=NAMESPACE, options=options) as client:
         yield client
     assert await containers(service.url) == []
