@@ -679,3 +679,18 @@ print("sent")
         with client, client.makefile("rb") as said:
             assert said.read() == b"[0, 0] b'' b'' b'' 0 0\nsent\n"
         assert is_there(keeper)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_who_is_handed_over_when_the_streams_are_over_is_told_to_have_read_their_end(which: int) -> None:
+    """fastclaw may have accepted it before it knows: else it would count as one that has left before the end."""
+    with a_bare_host() as host:
+        host.start(1, "sh", "-c", "sleep 1000 </dev/null >/dev/null 2>&1 &")
+        event = host.event()
+        while event.op != frames.FREE and not (event.op == frames.EXITED and event.b & frames.WITH_FREE):
+            event = host.event()
+        host.drain()
+        client = host.attach(1, which)
+        assert client.recv(1) == b""
+        client.close()
+        assert host.events(frames.LEFT) == [(frames.ENDED, 1, which, 0), (frames.LEFT, 1, which, 0)]

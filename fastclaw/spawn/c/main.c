@@ -196,7 +196,8 @@ static long watch(struct slot *slot, int which, u32 id, int fd) {
     return 0;
 }
 
-/* Where the streams are over, or the pump does not keep up, the client reads an end; fastclaw is told that it left. */
+/* Where the pump does not keep up, the client reads an end, and fastclaw is told that it left. Where the streams are over it reads
+ * theirs, which is told before, as pumps do: fastclaw may not know yet that they are. */
 static void attach(struct slot *slot, struct control *asked, struct passed *passed) {
     int which = asked->a & 1, fd = passed->fd[0];
     if (!slot || watch(slot, which, asked->id, fd)) {
@@ -205,7 +206,9 @@ static void attach(struct slot *slot, struct control *asked, struct passed *pass
         return;
     }
     passed->count = 0;
-    if (post_to(slot, asked, fd) > 0 && !(LOAD_OF(&slot->meet) & MEET_OVER)) return;
+    int is_posted = post_to(slot, asked, fd) > 0, is_over = !!(LOAD_OF(&slot->meet) & MEET_OVER);
+    if (is_posted && !is_over) return;
+    if (is_over) tell(ENDED, asked->id, which, 0);
     end_client(fd); /* which is seen as a hang-up */
 }
 

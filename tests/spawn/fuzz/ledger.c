@@ -151,7 +151,7 @@ void heed(char *frame, long bytes, int fd) {
     if (!want) fail("%u is told of %u, which is nobody", op, event->id);
     if (op == STORE) { if (want->file >= 0 || fd < 0) fail("%u has a second file, or none", want->id); want->file = fd; return; }
     if (fd >= 0) fail("a descriptor comes with %u", op);
-    if (is_settled(want) && op != LEFT && op != FREE && op != GAP && op != EXITED && op != LOST && op != STUCK && !want->lost) fail("%u is settled, and %u is told", want->id, op);
+    if (is_settled(want) && op != LEFT && op != ENDED && op != FREE && op != GAP && op != EXITED && op != LOST && op != STUCK && !want->lost) fail("%u is settled, and %u is told", want->id, op);
     if (op == STARTED) { if (want->started++) fail("%u has started twice", want->id); }
     else if (op == REFUSED) { if (want->refused++ || want->ended) fail("%u is refused twice, or late", want->id); }
     else if (op == EXITED) heed_exit(want, event->b);
