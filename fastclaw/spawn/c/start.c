@@ -68,6 +68,7 @@ static int explain(struct job *job, long error) {
     struct finding *found = (struct finding *)inline_store(job->slot, 0);
     *found = (struct finding){0}; /* before anybody may read it: who is ended in here has been refused all the same */
     refuse(job, STEP_EXEC, error);
+    job->path[0] = 0; /* no candidate may be short enough */
     while (from && next_candidate(job, &from) && SYS(faccessat, AT_FDCWD, job->path, 0)) {}
     find_out(path, error, found);
     return 127;
