@@ -47,6 +47,7 @@ class Facts(Struct, frozen=True, kw_only=True):
         user_namespaces: how many there may be (/proc/sys/user/max_user_namespaces).
         owner: of the workspace's directory on the host; None where it is not the host's.
         file_system: the type of what that directory is on.
+        has_mounts: something else is mounted in that directory.
     """
 
     is_root: bool
@@ -58,6 +59,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     user_namespaces: int
     owner: Owner | None = None
     file_system: str = ""
+    has_mounts: bool = False
 
 
 def why_none(facts: Facts) -> str | None:
@@ -84,6 +86,8 @@ def _why_no_workspace(facts: Facts) -> str | None:
         )
     if facts.oci_runtime != MAPS_WORKSPACES:
         return f"the OCI runtime {facts.oci_runtime} cannot map a workspace; {MAPS_WORKSPACES} can"
+    if facts.has_mounts:
+        return "something else is mounted in the workspace, and only the workspace itself could be mapped"
     since = IDMAPPED_MOUNTS.get(facts.file_system)
     if since is None or facts.kernel < since:
         return f"a workspace on {facts.file_system} cannot be mapped by this kernel"

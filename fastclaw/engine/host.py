@@ -192,6 +192,13 @@ def file_system(path: Path, mountinfo: str) -> str:
     return kind
 
 
+def has_mounts_below(path: Path, mountinfo: str) -> bool:
+    """Whether something else is mounted somewhere in a directory."""
+    wanted = os.path.realpath(path)
+    points = [_unescape(line.split(" ")[4]) for line in mountinfo.splitlines()]
+    return any(point != wanted and _contains(wanted, point) for point in points)
+
+
 def _program_headers(header: bytes) -> tuple[int, int, int]:
     """e_phoff, e_phentsize and e_phnum of a 64-bit ELF header."""
     offset = int.from_bytes(header[32:40], "little")

@@ -17,7 +17,7 @@ from fastclaw.decisions import user_namespace, userdb
 from fastclaw.decisions.capabilities import read_capabilities
 from fastclaw.decisions.options import Options
 from fastclaw.decisions.user_namespace import Facts, Owner
-from fastclaw.engine.host import file_system
+from fastclaw.engine.host import file_system, has_mounts_below
 from fastclaw.engine.id_ranges import take_id_range
 from fastclaw.errors import ExecFailed, StartFailed
 
@@ -159,7 +159,7 @@ def _facts(options: Options, version: EngineVersion, owner: Owner | None, *, is_
         kernel=(int(major), int(minor.partition("-")[0])),
         user_namespaces=_user_namespaces(),
         owner=owner,
-        file_system="" if source is None else _file_system(source),
+        **_mounts(source),
     )
 
 
@@ -170,8 +170,12 @@ def _user_namespaces() -> int:
         return 0  # a kernel without them (CONFIG_USER_NS)
 
 
-def _file_system(source: str) -> str:
-    return file_system(Path(source).resolve(), Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+def _mounts(source: str | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    path = Path(source)
+    return {"file_system": file_system(path, mountinfo), "has_mounts": has_mounts_below(path, mountinfo)}
 
 
 async def _identify(user: str, read_files: Callable[[], Awaitable[list[str]]]) -> Owner:

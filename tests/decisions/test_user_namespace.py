@@ -41,6 +41,7 @@ def test_where_everything_is_there_there_is_one() -> None:
         ({"owner": Owner(uid=1000, gid=0)}, "belongs to 1000:0"),
         ({"oci_runtime": "runc"}, "crun can"),
         ({"file_system": "nfs4"}, "nfs4"),
+        ({"has_mounts": True}, "mounted in the workspace"),
         ({"file_system": "tmpfs", "kernel": (6, 2)}, "tmpfs"),
     ],
 )

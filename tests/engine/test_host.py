@@ -15,6 +15,7 @@ from fastclaw.engine.host import (
     file_system,
     find_program,
     hard_limit,
+    has_mounts_below,
     has_subordinate_ids,
     host_facts,
     is_static_elf,
@@ -149,3 +150,10 @@ def test_a_kernel_that_has_no_user_namespaces_for_users(
     (tmp_path / name).parent.mkdir()
     (tmp_path / name).write_text(value)
     assert why_no_user_namespaces(tmp_path) == told
+
+
+def test_what_is_mounted_in_a_directory_is_not_the_directory_itself(tmp_path: Path) -> None:
+    line = "36 25 0:5 / {} rw - ramfs none rw\n"
+    for point, is_below in ((tmp_path, False), (tmp_path / "a b", True), (tmp_path.parent, False)):
+        assert has_mounts_below(tmp_path, line.format(str(point).replace(" ", "\\040"))) is is_below
+    assert not has_mounts_below(tmp_path, line.format(f"{tmp_path}-other"))
