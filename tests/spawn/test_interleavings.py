@@ -9,10 +9,12 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import os
 import signal
 import socket
+import struct
 import sys
 import termios
 import time
@@ -24,11 +26,20 @@ from fastclaw import limits
 from fastclaw.lane import Collection
 from fastclaw.protocol import spawner as frames
 from fastclaw.transport.outbox import close_all
-from tests.spawn.fake_spawner import PATIENCE_S, BareHost, a_bare_host, busy_keepers_of, children_of, pump_of
+from tests.spawn.fake_spawner import (
+    PATIENCE_S,
+    BareHost,
+    a_bare_host,
+    busy_keepers_of,
+    children_of,
+    commands_of,
+    pump_of,
+)
+from tests.spawn.rig import needs_root
 from tests.spawn.test_templates import a_rig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 STDIO, STDERR = 0, 1
 DEAF = 300
@@ -164,6 +175,61 @@ def test_a_client_that_comes_too_late_reads_an_end_and_no_reset() -> None:
             theirs.close()
             assert ours.recv(1) == b""
         assert host.event()[:4] == (frames.LEFT, 1, STDIO, 0)
+
+
+SEND_MESSAGE = {"x86_64": 46, "aarch64": 211}
+"""The number of sendmsg."""
+
+
+@contextlib.contextmanager
+def a_traced(pid: int) -> Iterator[Callable[[], None]]:
+    """Holds it where it is; what is yielded lets it go on, until it is about to send a message (ptrace(2))."""
+    seize, interrupt, to_next_call, call_info, detach = 0x4206, 0x4207, 24, 0x420E, 17
+    tells_calls = 1  # PTRACE_O_TRACESYSGOOD: without it a stop is not known to be a call's
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    info = struct.Struct("=BxxxIQQQ")  # op: 1 on the way in; arch, ip, sp, number: struct ptrace_syscall_info
+    room = ctypes.create_string_buffer(info.size)
+
+    def ask(request: int, addr: int = 0, data: ctypes.Array[ctypes.c_char] | int = 0) -> None:
+        assert libc.ptrace(request, pid, addr, data) >= 0, os.strerror(ctypes.get_errno())
+
+    def go_on() -> None:
+        while True:
+            ask(to_next_call)
+            os.waitpid(pid, 0)
+            ask(call_info, info.size, room)
+            op, _, _, _, number = info.unpack(room.raw)
+            if op == 1 and number == SEND_MESSAGE[os.uname().machine]:
+                return
+
+    ask(seize, 0, tells_calls)
+    ask(interrupt)
+    os.waitpid(pid, 0)
+    try:
+        yield go_on
+    finally:
+        ask(detach)
+
+
+@needs_root
+def test_a_client_whose_slot_goes_to_another_while_it_is_handed_over_reads_an_end() -> None:
+    """The next one there is refused, so that nobody looks for clients, and the streams are not over but never were."""
+    with a_bare_host(1) as host:
+        host.start(1, "sleep", "1000")
+        (keeper,) = children_of(host.process.pid)
+        (command,) = commands_of(keeper)
+        with a_traced(host.process.pid) as to_its_message:
+            client = host.attach(1)
+            to_its_message()
+            os.kill(command, signal.SIGKILL)
+            host.over(1)
+            host.send_start(2, "/no/such/program")
+            assert host.event()[:2] == (frames.REFUSED, 2)
+            host.read(3, b"/no/such/file")  # by the same pump: it has given the slot back
+        assert client.recv(1) == b""
+        assert host.events(frames.LEFT) == [(frames.ENDED, 1, STDIO, 0), (frames.LEFT, 1, STDIO, 0)]
+        client.close()
 
 
 def test_pumps_that_hear_nothing_keep_nobody_from_another() -> None:

@@ -197,7 +197,8 @@ static long watch(struct slot *slot, int which, u32 id, int fd) {
 }
 
 /* Where the pump does not keep up, the client reads an end, and fastclaw is told that it left. Where the streams are over it reads
- * theirs, which is told before, as pumps do: fastclaw may not know yet that they are. */
+ * theirs, which is told before, as pumps do: fastclaw may not know yet that they are. So it does where the pump has given its slot back
+ * meanwhile, and may look into its inbox only much later; `meet` is seen first, since whoever has the slot next begins it anew. */
 static void attach(struct slot *slot, struct control *asked, struct passed *passed) {
     int which = asked->a & 1, fd = passed->fd[0];
     if (!slot || watch(slot, which, asked->id, fd)) {
@@ -206,7 +207,8 @@ static void attach(struct slot *slot, struct control *asked, struct passed *pass
         return;
     }
     passed->count = 0;
-    int is_posted = post_to(slot, asked, fd) > 0, is_over = !!(LOAD_OF(&slot->meet) & MEET_OVER);
+    int is_posted = post_to(slot, asked, fd) > 0;
+    int is_over = LOAD_OF(&slot->meet) & MEET_OVER || LOAD_OF(&slot->id) != asked->id;
     if (is_posted && !is_over) return;
     if (is_over) tell(ENDED, asked->id, which, 0);
     end_client(fd); /* which is seen as a hang-up */
