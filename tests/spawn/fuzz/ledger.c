@@ -142,6 +142,13 @@ static void heed_left(struct want *want, int which, int is_gap) {
     want->gap |= is_gap;
 }
 
+/* What main, a keeper and its pump have seen each tells on its own. That a run goes on its pump says when it has just looked, and its
+ * keeper may tell the end in between; fastclaw knows by that end that it has started. */
+static int may_be_late(struct want *want, u32 op) {
+    if (op == STARTED) return want->flags & F_RUN && want->ended;
+    return op == LEFT || op == ENDED || op == FREE || op == GAP || op == EXITED || op == LOST || op == STUCK;
+}
+
 void heed(char *frame, long bytes, int fd) {
     struct event *event = (struct event *)frame;
     struct want *want = want_of(event->id);
@@ -151,7 +158,7 @@ void heed(char *frame, long bytes, int fd) {
     if (!want) fail("%u is told of %u, which is nobody", op, event->id);
     if (op == STORE) { if (want->file >= 0 || fd < 0) fail("%u has a second file, or none", want->id); want->file = fd; return; }
     if (fd >= 0) fail("a descriptor comes with %u", op);
-    if (is_settled(want) && op != LEFT && op != ENDED && op != FREE && op != GAP && op != EXITED && op != LOST && op != STUCK && !want->lost) fail("%u is settled, and %u is told", want->id, op);
+    if (is_settled(want) && !may_be_late(want, op) && !want->lost) fail("%u is settled, and %u is told", want->id, op);
     if (op == STARTED) { if (want->started++) fail("%u has started twice", want->id); }
     else if (op == REFUSED) { if (want->refused++ || want->ended) fail("%u is refused twice, or late", want->id); }
     else if (op == EXITED) heed_exit(want, event->b);
