@@ -43,9 +43,11 @@ def test_leftovers_are_found(tmp_path: Path) -> None:
     path = tmp_path / "worker.io"
     path.touch()
     token = f"demo-test-{os.getpid()}"
-    command = [sys.executable, "-c", "input()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARKER: token}) as process:
-        # The environment is the new one from the moment that the command line is.
+    command = [sys.executable, "-c", "print('ready', flush=True); input()"]
+    env = {**os.environ, MARKER: token}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"  # Popen returns before the kernel has laid out the environment
         found = leftovers(token, [str(path)])
         assert found == Leftovers(processes=1, sockets=1, directories=1)
         assert found.total == 3
