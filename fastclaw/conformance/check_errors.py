@@ -17,7 +17,7 @@ async def _samples(session: Session) -> list[dict[str, Any]]:
     ]
     errors = [(await session.wire.request(method, params)).get("error") for method, params in calls]
     session.wire.send(b"not json\n")
-    errors.append((await session.wire.next()).get("error"))
+    errors.append((await session.wire.answer(None)).get("error"))
     expect(all(isinstance(error, dict) for error in errors), f"a call that must fail did not: {errors}")
     return [error for error in errors if error is not None]
 
