@@ -98,10 +98,12 @@ class HeldDirectory:
     def __init__(self, parent: Path, prefix: str) -> None:
         for _ in range(answer_limits.HOLD_TRIES):
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            if _locks(self._fd) and self.is_there():
-                return
-            self.remove()  # somebody took it for abandoned before it was locked
+            with contextlib.suppress(FileNotFoundError):
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                if _locks(self._fd) and self.is_there():
+                    return
+                self.remove()
+            # Somebody took it for abandoned before it was locked.
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(parent))
 
     def is_there(self) -> bool:

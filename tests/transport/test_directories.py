@@ -124,3 +124,23 @@ def test_what_the_environment_names(
     tmp_path.chmod(0o777)
     assert runtime_directory(1_000) is None
     assert f"XDG_RUNTIME_DIR is not used: {tmp_path} can be written by everybody" in caplog.text
+
+
+MANY = """
+import sys
+from pathlib import Path
+from fastclaw.transport.directories import HeldDirectory, remove_abandoned
+for _ in range(300):
+    remove_abandoned(Path(sys.argv[1]), "x-*")
+    held = HeldDirectory(Path(sys.argv[1]), "x-")
+    assert held.is_there()
+    held.remove()
+"""
+
+
+def test_many_that_begin_at_once_take_no_directory_of_another_for_abandoned(tmp_path: Path) -> None:
+    """One that is just made is not locked yet: whoever has lost it so makes another."""
+    command = [sys.executable, "-c", MANY, str(tmp_path)]
+    processes = [subprocess.Popen(command) for _ in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert list(tmp_path.iterdir()) == []
