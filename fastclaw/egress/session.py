@@ -7,6 +7,7 @@ client understands, what became of them.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from fastclaw import network_limits
@@ -31,7 +32,7 @@ TLS_DENIED = bytes.fromhex("15 0303 0002 02 31")
 """A fatal alert, access_denied (RFC 8446, 6.2), in a record of its own."""
 
 
-class Session:
+class Session(ABC):
     """Parameters:
     near: accepted, non-blocking; closed by `run` unless the client is to be joined with a server.
     """
@@ -80,8 +81,9 @@ class Session:
             await self._give_up()
         return None
 
+    @abstractmethod
     async def _serve(self) -> Joined | None:
-        raise NotImplementedError
+        """The whole of it; whom to join it with in the end, if anybody."""
 
     async def _converse(self, early: bytes = b"", far: socket.socket | None = None) -> Joined | None:
         """Requests and their answers, one after the other.
@@ -105,8 +107,9 @@ class Session:
             forwarder.close()
         return None
 
+    @abstractmethod
     async def _carry_out(self, request: h11.Request, forwarder: Forwarder) -> Joined | None:
-        raise NotImplementedError
+        """One request whose head has been read; whom to join it with, where no HTTP follows."""
 
     async def _hello(self, words: bytes, *, is_listed: bool) -> tuple[tls.Hello | None, bytes]:
         """A client's TLS greeting, or None where it speaks something else.

@@ -16,6 +16,7 @@ from fastclaw.transport.listener import is_trusted_peer, turn_away
 if TYPE_CHECKING:
     import asyncio
     import socket
+    from collections.abc import Callable
 
     from fastclaw.lane import Owner
     from fastclaw.runtime import OnDisconnect
@@ -104,14 +105,14 @@ class SpawnStreams:
         else:
             self._hand_over(which, client)
 
-    def _accept_later(self, fd: int, callback: object) -> None:
+    def _accept_later(self, fd: int, callback: Callable[[], None]) -> None:
         """Out of descriptors: the client waits in the backlog, and the loop must not spin on it meanwhile."""
         self._watcher.unwatch(fd)
         loop = self._watcher.loop
 
         def again() -> None:
             if self._is_open:
-                self._watcher.watch_listener(fd, callback)  # type: ignore[arg-type]
+                self._watcher.watch_listener(fd, callback)
 
         loop.call_later(limits.ACCEPT_RETRY_MS / 1000, again)
 
