@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from fastclaw import limits
 from fastclaw.transport import splice
 from fastclaw.transport.listener import Listener, drop_input, is_trusted_peer, turn_away
-from fastclaw.transport.relay import Relay
+from fastclaw.transport.relay import Relay, has_hung_up
 
 if TYPE_CHECKING:
     import asyncio
@@ -197,7 +197,7 @@ class Endpoint:
             self._accept_later()
             return
         # Its predecessor may have left in this very turn of the loop, with the news of that still to come.
-        if self._client is not None and not self.drained and _has_hung_up(self._client.socket):
+        if self._client is not None and not self.drained and has_hung_up(self._client.fd):
             self._client_left(self._client)
         if self._client is not None or not is_trusted_peer(connection):
             turn_away(connection)
@@ -249,6 +249,8 @@ class Endpoint:
         client = self._client
         assert client is not None  # only a served client has an outbound relay
         if error is not None:
+            if error.errno == errno.ECONNRESET:
+                self._owner.on_gap()
             self._client_left(client)
             return
         with contextlib.suppress(OSError):  # the client may be gone already
@@ -292,7 +294,7 @@ class Endpoint:
         process_stopped_reading = error is not None and error.errno == errno.EPIPE
         if error is not None and error.errno == errno.ECONNRESET:
             self._owner.on_gap()
-        left = self._client is not client or (not self.drained and _has_hung_up(client.socket))
+        left = self._client is not client or (not self.drained and has_hung_up(client.fd))
         client.inbound_done = True
         if process_stopped_reading or not (left and self._on_disconnect == "hold"):
             self.close_input()
@@ -393,9 +395,3 @@ def _int_of(fd: int, request: int) -> int:
     number = bytearray(_INT.size)
     fcntl.ioctl(fd, request, number)
     return int(_INT.unpack(number)[0])
-
-
-def _has_hung_up(connection: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(connection, 0)
-    return any(event & select.POLLHUP for _, event in poll.poll(0))

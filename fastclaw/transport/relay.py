@@ -3,11 +3,17 @@
 A relay watches one side at a time. While bytes flow it waits for the source; when the target is full it waits for that,
 and takes nothing from the source meanwhile: that is the backpressure. Which side blocked, EAGAIN does not say; but if
 the first move after "source is readable" blocks, it was the target, and the other way round.
+
+A reader that closes while it is being sent something has left that unread, but the kernel returns what went out and
+forgets the error (unix_stream_sendmsg); so whoever is gone right after a move counts as one that has.
 """
 
 import asyncio
 import contextlib
+import errno
 import fcntl
+import os
+import select
 from collections.abc import Callable
 
 from fastclaw import limits
@@ -16,13 +22,21 @@ from fastclaw.transport.splice import Move, is_holding
 OnEnd = Callable[[OSError | None], None]
 
 
+def has_hung_up(fd: int) -> bool:
+    """Whether a socket's peer has closed, both ways."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
 class Relay:
     """Moves bytes until the source ends, the target breaks, or `stop`. Owns no descriptor.
 
     Parameters:
         source, target: descriptors, both non-blocking; one of them a pipe.
         pipe: the one of the two that is a pipe: it is enlarged when the stream proves to be a bulk one.
-        on_end: called once, unless stopped before: None at the source's end, the error when either side broke.
+        on_end: called once, unless stopped before: None at the source's end, the error when either side broke;
+            ECONNRESET where a reader has left something unread, if nobody else was told of that.
     """
 
     __slots__ = ("_loop", "_move", "_on_end", "_pipe", "_source", "_source_is_pipe", "_target", "_waits_for", "moved")
@@ -79,7 +93,8 @@ class Relay:
                     other_side_blocked()
                 return
             except OSError as error:
-                self._end(error)
+                if not (turn and self._end_if_reader_left()):
+                    self._end(error)
                 return
             if moved == 0:
                 self._end(None)
@@ -92,7 +107,15 @@ class Relay:
             elif self._source_is_pipe:
                 if is_holding(self._move):
                     self._wait_for_target()
-                return
+                break
+        self._end_if_reader_left()
+
+    def _end_if_reader_left(self) -> bool:
+        """Right after a move."""
+        has_left = self._source_is_pipe and has_hung_up(self._target)
+        if has_left:
+            self._end(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
+        return has_left
 
     def _enlarge(self) -> None:
         if self._pipe is not None:

@@ -245,6 +245,25 @@ async def test_output_that_a_client_left_unread_is_a_gap() -> None:
         assert rig.gaps == 1
 
 
+async def test_output_left_unread_in_the_middle_of_a_move_is_a_gap() -> None:
+    """See test_relay: of such a one SO_ERROR says nothing any more."""
+    async with endpoint("hold") as rig:
+        move = rig.endpoint._move_output
+
+        def move_and_see_it_go(source: int, target: int) -> int:
+            moved = move(source, target)
+            client.close()
+            with socket.socket(fileno=os.dup(target)) as ours:
+                assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+            return moved
+
+        rig.endpoint._move_output = move_and_see_it_go
+        client = await rig.connect()
+        await rig.stdout.write(b"unread")
+        await rig.vacant()
+        assert rig.gaps == 1
+
+
 async def test_a_process_that_closes_its_stdin_refuses_input_and_goes_on_writing() -> None:
     async with endpoint() as rig:
         client = await rig.connect()

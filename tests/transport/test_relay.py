@@ -1,6 +1,7 @@
 """One direction of a stream: everything arrives in order, and only the kernel holds anything."""
 
 import asyncio
+import errno
 import fcntl
 import hashlib
 import os
@@ -162,6 +163,26 @@ async def test_a_reader_that_goes_is_the_error(rig: Rig) -> None:
     os.write(rig.feed, b"x")
     async with asyncio.timeout(5):
         assert isinstance(await rig.ended, BrokenPipeError)
+
+
+@pytest.mark.parametrize("size", [1, limits.PIPE_BYTES])
+async def test_a_reader_that_goes_during_a_move_has_left_something_unread(rig: Rig, size: int) -> None:
+    """The kernel returns what it has moved, and nobody hears of the error after that."""
+    move = rig.move
+
+    def move_and_see_it_go(source: int, target: int) -> int:
+        moved = move(source, target)
+        os.write(rig.feed, b"and what it does not take any more")
+        rig.theirs.close()
+        assert rig.ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+        return moved
+
+    rig.move = move_and_see_it_go
+    rig.relay = rig.new_relay()
+    rig.relay.start()
+    os.write(rig.feed, b"x" * size)
+    async with asyncio.timeout(5):
+        assert isinstance(await rig.ended, ConnectionResetError)
 
 
 async def test_stopped_it_touches_nothing(rig: Rig) -> None:

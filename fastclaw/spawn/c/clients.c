@@ -92,7 +92,9 @@ static long move(struct scene *scene, struct mover *mover, int from, int to, int
 }
 
 /* As long as there is something, within bounds. Which side EAGAIN is about it does not say; but where the first move after "source is
- * readable" says so it was the target, and the other way round. Returns 1 to go on later, 0 at the end, or an error. */
+ * readable" says so it was the target, and the other way round. A client that closes while it is being sent something has left that
+ * unread, but the kernel returns what went out and forgets the error (unix_stream_sendmsg); so whoever is gone right after a move
+ * counts as one that has. Returns 1 to go on later, 0 at the end, or an error. */
 static long move_on(struct scene *scene, struct mover *mover, int from, int to, int is_output) {
     for (int turn = 0; turn < BURST; turn++) {
         long n = move(scene, mover, from, to, is_output);
@@ -101,12 +103,11 @@ static long move_on(struct scene *scene, struct mover *mover, int from, int to, 
             else if (!turn && n == -EAGAIN) mover->waits_for_room = !mover->waits_for_room;
             return 1;
         }
-        if (n <= 0) return n;
-        if (mover->held) { mover->waits_for_room = 1; return 1; }
-        mover->waits_for_room = 0;
-        if (n < PIPE_BYTES) return 1; /* most likely that was all: asking again would cost a call for an EAGAIN */
+        if (n <= 0) return turn && is_output && n == -EPIPE && has_hung_up(to) ? -ECONNRESET : n;
+        mover->waits_for_room = mover->held > 0;
+        if (mover->held || n < PIPE_BYTES) break; /* most likely that was all: asking again would cost a call for an EAGAIN */
     }
-    return 1;
+    return is_output && has_hung_up(to) ? -ECONNRESET : 1;
 }
 
 /* --- clients --- */
