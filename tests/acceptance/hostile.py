@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman"]
 PROGRAM = "/w/hostile"
+OWNER = (12_345, 12_345)
+"""Of a workspace, as another user's of this host: a user namespace maps none of root's."""
 SECRET = "FASTCLAW_TEST_SECRET"
 WAIT_S = 20
 """For anything that takes milliseconds: the rest is room for a loaded machine."""

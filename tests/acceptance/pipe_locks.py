@@ -13,12 +13,13 @@ import sys
 import tempfile
 import time
 import uuid
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastclaw import limits
 from fastclaw.client import RemoteProcess, RuntimeClient
+from tests.acceptance.hostile import OWNER
 from tests.acceptance.leftovers import (
     LOOK_S,
     TOKEN,
@@ -122,16 +123,20 @@ def local_lane(directory: Path) -> Iterator[Lane]:
 
 @contextmanager
 def engine_lane(name: str, directory: Path, service: EngineService, user: str | None, **options: Any) -> Iterator[Lane]:
-    """Processes of containers, all in one."""
+    """Processes of containers, all in one. In a user namespace no file is slow: it maps no directory with a mount."""
     chosen = {
         "url": service.url,
         "image": service.image,
         "lane": name,
         "containers": 1,
         "workspace": {"source": str(directory), "target": "/w"},
+        "user_namespace": "host",
         **options,
     }
-    with slow_files(directory / "slow", HOLD_S, mounts_of(service.run_dir)) as slow:
+    is_mapped = chosen["user_namespace"] == "private"
+    os.chown(directory, *(OWNER if is_mapped else (0, 0)))
+    mounts = mounts_of(service.run_dir)
+    with nullcontext(False) if is_mapped else slow_files(directory / "slow", HOLD_S, mounts) as slow:
         yield Lane(name, directory, "/w", user, chosen, slow, ("io_uring", "vmsplice"))
 
 
@@ -145,6 +150,8 @@ class Report:
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
         path.chmod(0o666)
+        owner = path.parent.stat()  # nobody writes a file whose owner has no id in his user namespace
+        os.chown(path, owner.st_uid, owner.st_gid)
         self.name = path.name
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # its own writer: it never ends

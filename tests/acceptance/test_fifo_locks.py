@@ -28,10 +28,15 @@ READ_FILES = ("/etc/passwd", "/etc/group")
 LOCKED = "/tmp/locked"
 
 
-@pytest.fixture(scope="module")
-def lane(engine_service: EngineService) -> Iterator[Lane]:
-    """The spawn lane, whose default user is container root."""
-    with a_place() as directory, engine_lane("spawn", directory, engine_service, None) as one:
+SLOW = pytest.mark.parametrize("lane", ["host"], indirect=True)
+"""Where files can be slow."""
+
+
+@pytest.fixture(scope="module", params=["host", "private"])
+def lane(engine_service: EngineService, request: pytest.FixtureRequest) -> Iterator[Lane]:
+    """The spawn lane, whose default user is container root: the host's without rights, or with some in a namespace."""
+    options = {"user_namespace": request.param}
+    with a_place() as directory, engine_lane("spawn", directory, engine_service, None, **options) as one:
         yield one
 
 
@@ -79,6 +84,7 @@ async def test_a_user_database_that_is_a_locked_fifo(lane: Lane, path: str, by_l
         await site.is_killed(other)
 
 
+@SLOW
 @pytest.mark.parametrize("path", READ_FILES)
 async def test_a_user_database_on_a_slow_file_system(lane: Lane, path: str) -> None:
     """Whoever asks for a user waits for it, or is refused; PID 1 does not, and nobody else does."""

@@ -7,6 +7,7 @@ root where Podman runs as root. That PID 1 and its keepers are out of reach is i
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +19,7 @@ import pytest_asyncio
 
 from fastclaw.lane import PROCESS_ID_VARIABLE
 from fastclaw.transport import procfs
-from tests.acceptance.hostile import WAIT_S, Box, served
+from tests.acceptance.hostile import OWNER, WAIT_S, Box, served
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
@@ -55,13 +56,15 @@ def workspace() -> Iterator[Path]:
     flags = ["-static", "-O1", "-Wall", "-Wextra", "-Werror"]
     subprocess.run(["cc", *flags, "-o", directory / "owner_signals", source], check=True)
     directory.chmod(0o777)
+    os.chown(directory, *OWNER)
     yield directory
     shutil.rmtree(directory)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def box(engine_service: EngineService, workspace: Path) -> AsyncIterator[Box]:
-    async with served(engine_service, workspace) as one:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["host", "private"])
+async def box(engine_service: EngineService, workspace: Path, request: pytest.FixtureRequest) -> AsyncIterator[Box]:
+    """Container root is the host's without rights, and one with some in a user namespace."""
+    async with served(engine_service, workspace, user_namespace=request.param) as one:
         yield one
         assert await one.works()
 

@@ -72,6 +72,8 @@ BY_OTHERS = {
 ENDED = ("orphan", "at_exit")
 """Whose command has ended by then."""
 LANES = LOCAL, SPAWN, REST = ("local", "spawn", "rest")
+MAPPED = "mapped"
+"""The spawn lane in a user namespace."""
 
 
 def on(*lanes: str) -> pytest.MarkDecorator:
@@ -104,9 +106,12 @@ def lane_named(name: str, place: Path, request: pytest.FixtureRequest) -> Abstra
     service: EngineService = request.getfixturevalue("engine_service")
     if name == REST:
         return engine_lane(name, place, service, None)
-    template = {"py": {"cmd": ["python3", "-m", "fastclaw.template"], "user": "1000"}}
-    image = import_python_image(service.url)
-    return engine_lane(name, place, service, "1000", image=image, templates=template)
+    options = {
+        "templates": {"py": {"cmd": ["python3", "-m", "fastclaw.template"], "user": "1000"}},
+        "image": import_python_image(service.url),
+        "user_namespace": "private" if name == MAPPED else "host",
+    }
+    return engine_lane(SPAWN, place, service, "1000", **options)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -137,7 +142,7 @@ async def test_who_holds_a_pipe_of_his_own_holds_up_nobody(site: Site, row: Row)
 
 
 @shared
-@on(LOCAL, SPAWN)
+@on(LOCAL, MAPPED)
 @pytest.mark.parametrize("row", [*BY_OTHERS["reopened"], *BY_OTHERS["at_exit"], *BY_OTHERS["worker"]], ids=str)
 async def test_who_holds_it_from_his_start_or_end_or_from_a_template_holds_up_nobody(site: Site, row: Row) -> None:
     await holds_up_nobody(site, row)
@@ -222,7 +227,7 @@ async def test_a_pipe_that_is_locked_between_term_and_kill(site: Site, stream: i
 
 
 @shared
-@on(LOCAL, SPAWN)
+@on(LOCAL, MAPPED)
 @of(*STREAMS)
 async def test_many_that_reopen_close_and_lock_their_pipe_before_anything_else_runs(site: Site, stream: int) -> None:
     """Whoever still has to close his end of it after the start is too late."""
@@ -273,7 +278,7 @@ async def connects(process: RemoteProcess, stream: int) -> None:
 
 
 @shared
-@on(*LANES)
+@on(*LANES, MAPPED)
 @of(*STREAMS)
 async def test_a_neighbour_that_holds_a_pipe_by_its_name(site: Site, stream: int) -> None:
     """The victim cannot end while its neighbour holds what it would have to close; nobody else is held up by that."""
@@ -304,7 +309,7 @@ async def kill_or_say_why_not(process: RemoteProcess) -> str | None:
 
 
 @shared
-@on(*LANES)
+@on(*LANES, MAPPED)
 @of(*STREAMS)
 async def test_a_neighbour_that_holds_on_when_the_victims_tree_is_gone(site: Site, stream: int) -> None:
     """The kill is proven, and the client sees both ends, while whoever moves the bytes still sleeps."""
@@ -333,7 +338,7 @@ async def run(site: Site, *cmd: str, **params: Any) -> dict[str, Any]:
 
 
 @shared
-@on(*LANES)
+@on(LOCAL, MAPPED, REST)
 @of(OUT, ERR)
 async def test_run_answers_where_what_it_left_holds_its_pipe(site: Site, stream: int) -> None:
     """On the REST lane it is the engine that sleeps, and nobody can know."""
@@ -360,7 +365,7 @@ async def until_incomplete(site: Site, once: Callable[[], Awaitable[dict[str, An
 
 
 @shared
-@on(*LANES)
+@on(LOCAL, MAPPED, REST)
 @of(OUT, ERR)
 async def test_run_takes_what_holds_its_pipe_with_it_where_it_keeps_no_orphans(site: Site, stream: int) -> None:
     cmd = site.argv("hold", site.report(), "splice", stream, "orphan")
@@ -371,7 +376,7 @@ async def test_run_takes_what_holds_its_pipe_with_it_where_it_keeps_no_orphans(s
 
 
 @shared
-@on(LOCAL, SPAWN)
+@on(LOCAL, MAPPED)
 @of(OUT, ERR)
 async def test_run_answers_where_a_neighbour_holds_its_pipe(site: Site, stream: int) -> None:
     await until_incomplete(site, lambda: run_with_a_neighbour(site, stream))
@@ -427,7 +432,7 @@ async def test_a_run_that_holds_its_pipe_ends_by_its_timeout(site: Site) -> None
 
 @shared
 @pytest.mark.promise("L-NOTHING-LEFT")
-@on(*LANES)
+@on(*LANES, MAPPED)
 @pytest.mark.parametrize("by", ["shutdown", "eof"])
 async def test_the_end_of_a_runtime_whose_pipes_are_held_leaves_nothing(lane: Lane, by: str) -> None:
     rows = [

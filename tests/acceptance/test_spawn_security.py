@@ -22,6 +22,7 @@ from fastclaw.spawn.spawner import greet
 from fastclaw.transport import procfs
 from tests import odd_programs
 from tests.acceptance.hostile import (
+    OWNER,
     PROGRAM,
     PUMP_UIDS,
     SECRET,
@@ -46,9 +47,6 @@ PUMPS_OF_A_BATCH = 24
 """Which hear one socket: BATCH in spawner.h."""
 shared = pytest.mark.asyncio(loop_scope="module")
 """For tests that use the module's runtime: its client lives on the module's loop."""
-
-OWNER = (12_345, 12_345)
-"""Of the workspace, as another user's of this host."""
 
 USERS = ["0", "1000"]
 ROOT, OTHER = USERS
