@@ -35,23 +35,32 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37  # include/uapi/linux/prctl.h
 
 _complaints: list[str] = []
-_runtime_dir = Path("/nonexistent")
+_runtime_dir = _bytecode_dir = Path("/nonexistent")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Socket directories of this run go to a place of their own, so that a leftover is known to be ours."""
-    global _runtime_dir
+    """Socket directories of this run go to a place of their own, so that a leftover is known to be ours.
+
+    So does the bytecode of what is started here by the thousand: it is compiled once, whatever PYTHONDONTWRITEBYTECODE
+    says.
+    """
+    global _runtime_dir, _bytecode_dir
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(signum) == signal.SIG_IGN:  # in the background; our children would heed none of ours
             signal.signal(signum, signal.SIG_DFL)
     _runtime_dir = Path(tempfile.mkdtemp(prefix="fct", dir="/tmp"))
     os.environ["XDG_RUNTIME_DIR"] = str(_runtime_dir)
+    _bytecode_dir = Path(tempfile.mkdtemp(prefix="fcb", dir="/tmp"))
+    _bytecode_dir.chmod(0o755)  # for other users' processes
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(_bytecode_dir)
     uvloop.new_event_loop().close()  # libuv opens a pipe for signals with its first loop and keeps it
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Take it away again."""
-    shutil.rmtree(_runtime_dir, ignore_errors=True)
+    for directory in (_runtime_dir, _bytecode_dir):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -12,7 +12,7 @@ from fastclaw.conformance import BY_ID, POSIX, Report, check, check_run_limits
 from tests.conformance.plain_runtime import BREAKS
 
 ROOT = Path(__file__).parents[2]
-AT_ONCE = 6
+AT_ONCE = 16
 """Runtimes under check at a time: each spends most of it waiting."""
 
 KEPT = {
