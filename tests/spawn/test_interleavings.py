@@ -10,8 +10,10 @@ import array
 import asyncio
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
+import select
 import signal
 import socket
 import struct
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 STDIO, STDERR = 0, 1
+BATCH = 24
+"""See spawner.h."""
+AT_ONCE_S = 1.0
+"""Half of what main gives one keeper, READY_MS in main.c."""
 ROUNDS = 2_000
 """Of something that goes wrong once in some hundred times."""
 DEAF = 300
@@ -98,6 +104,27 @@ def end(host: BareHost, id: int, op: int = frames.EXITED) -> list[tuple[int, ...
     """KILL it; what is said until it has ended."""
     host.order(frames.END, id, frames.LEVEL_KILL)
     return hear_until(host, op)
+
+
+def test_who_is_killed_before_it_has_its_pump_is_not_waited_for() -> None:
+    """Main heeds no order while keepers come up, and root inside may have the right to kill them all the time."""
+    with a_bare_host() as host:
+        for _ in range(ROUNDS):
+            begun = time.monotonic()
+            host.control.send(frames.control(frames.GROW, 1, 2 * BATCH))
+            while not select.select([host.control], [], [], 0)[0]:
+                for pid in children_of(host.process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            op, _, error, added = frames.EVENT.unpack(host.control.recv(frames.EVENT.size))[:4]
+            assert op == frames.ANSWER
+            assert time.monotonic() < begun + AT_ONCE_S
+            while host.has_news():
+                assert host.event()[0] == frames.LOST
+            if added < 2 * BATCH:
+                assert error == errno.EAGAIN
+                return
+    pytest.fail("all of them had their pumps before they were killed")
 
 
 # --- clients ---

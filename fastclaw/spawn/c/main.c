@@ -10,6 +10,7 @@ enum { CONTROL = 3, NULL_DEVICE, POST, FORKS, CHANNEL };
 enum { NOWHERE = ~0u };
 enum { ASLEEP_MS = 500 }; /* in one call on a pipe: the longest that one takes which only copies is some ms */
 enum { READY_MS = 2000 }; /* for a keeper to say that it has a pump: 0.1 ms; a machine that swaps may take longer */
+enum { DIED_MS = 5 }; /* between two looks whether it lives: no death wakes who waits for a word */
 
 struct slot *slots;
 u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps, command_caps;
@@ -58,10 +59,16 @@ static long add_keeper(struct batch *batch, struct slot **made) {
     return 0;
 }
 
-/* 0 once it has a pump; else what was in the way, and it ends. */
+/* A keeper, not reaped yet. */
+static int has_died(u32 pid) {
+    siginfo_t info = {.si_pid = 0};
+    return !SYS(waitid, P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0) && info.si_pid;
+}
+
+/* 0 once it has a pump; else what was in the way, and it ends. Somebody may kill it before it has said either. */
 static long await_pump(struct slot *slot) {
     u64 until = now_ms() + READY_MS;
-    while (!LOAD_OF(&slot->is_made) && now_ms() < until) park(&slot->is_made, 0, READY_MS);
+    while (!LOAD_OF(&slot->is_made) && now_ms() < until && !has_died(slot->pid)) park(&slot->is_made, 0, DIED_MS);
     u32 made = LOAD_OF(&slot->is_made);
     if (made >> 31) return 0;
     slot->retired = 1; /* nobody counts on it */
