@@ -251,7 +251,10 @@ class Endpoint:
         if error is not None:
             if error.errno == errno.ECONNRESET:
                 self._owner.on_gap()
-            self._client_left(client)
+            if error.errno != errno.EPIPE or has_hung_up(client.fd):
+                self._client_left(client)
+            # Else it takes no more and may be in the middle of closing: only when it hangs up does the kernel say
+            # whether it has left something unread (unix_release_sock).
             return
         with contextlib.suppress(OSError):  # the client may be gone already
             client.socket.shutdown(socket.SHUT_WR)

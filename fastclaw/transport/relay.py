@@ -5,7 +5,8 @@ and takes nothing from the source meanwhile: that is the backpressure. Which sid
 the first move after "source is readable" blocks, it was the target, and the other way round.
 
 A reader that closes while it is being sent something has left that unread, but the kernel returns what went out and
-forgets the error (unix_stream_sendmsg); so whoever is gone right after a move counts as one that has.
+forgets the error (unix_stream_sendmsg); so whoever is gone right after a move that took less than there is counts as
+one that has.
 """
 
 import asyncio
@@ -24,9 +25,13 @@ OnEnd = Callable[[OSError | None], None]
 
 def has_hung_up(fd: int) -> bool:
     """Whether a socket's peer has closed, both ways."""
+    return _is(fd, 0, select.POLLHUP)
+
+
+def _is(fd: int, asked: int, event: int) -> bool:
     poll = select.poll()
-    poll.register(fd, 0)
-    return any(event & select.POLLHUP for _, event in poll.poll(0))
+    poll.register(fd, asked)
+    return any(events & event for _, events in poll.poll(0))
 
 
 class Relay:
@@ -93,7 +98,7 @@ class Relay:
                     other_side_blocked()
                 return
             except OSError as error:
-                if not (turn and self._end_if_reader_left()):
+                if not (turn and self._end_if_left_unread()):
                     self._end(error)
                 return
             if moved == 0:
@@ -108,14 +113,16 @@ class Relay:
                 if is_holding(self._move):
                     self._wait_for_target()
                 break
-        self._end_if_reader_left()
+        self._end_if_left_unread()
 
-    def _end_if_reader_left(self) -> bool:
+    def _end_if_left_unread(self) -> bool:
         """Right after a move."""
-        has_left = self._source_is_pipe and has_hung_up(self._target)
-        if has_left:
+        if not self._source_is_pipe or not has_hung_up(self._target):
+            return False
+        took_less = is_holding(self._move) or _is(self._source, select.POLLIN, select.POLLIN)
+        if took_less:
             self._end(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
-        return has_left
+        return took_less
 
     def _enlarge(self) -> None:
         if self._pipe is not None:

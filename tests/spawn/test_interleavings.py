@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 STDIO, STDERR = 0, 1
+PLENTY = 1_000_000
+"""More than pipe and socket hold."""
 BATCH = 24
 """See spawner.h."""
 AT_ONCE_S = 1.0
@@ -146,6 +148,26 @@ def test_what_a_client_left_unread_is_told_whoever_sees_first_that_it_is_gone() 
             after.shutdown(socket.SHUT_RDWR)
             after.close()
             hear_until(host, frames.LEFT)
+        end(host, 1)
+
+
+def test_a_client_that_takes_no_more_and_reads_what_it_has_leaves_the_rest_to_the_next() -> None:
+    with a_bare_host() as host:
+        host.start(1, "sh", "-c", f"head -c {PLENTY} /dev/zero; exec sleep 100")
+        client = host.attach(1)
+        wait_stalled(host, 1)
+        client.shutdown(socket.SHUT_RD)
+        read = 0
+        while data := client.recv(limits.COPY_CHUNK_BYTES):
+            read += len(data)
+        wait_stalled(host, 1)
+        client.close()
+        assert hear_until(host, frames.LEFT) == [(frames.LEFT, 1, STDIO, 0)]
+        after = host.attach(1)
+        while read < PLENTY:
+            read += len(after.recv(limits.COPY_CHUNK_BYTES))
+        after.close()
+        assert hear_until(host, frames.LEFT) == [(frames.LEFT, 1, STDIO, 0)]
         end(host, 1)
 
 

@@ -252,6 +252,7 @@ async def test_output_left_unread_in_the_middle_of_a_move_is_a_gap() -> None:
 
         def move_and_see_it_go(source: int, target: int) -> int:
             moved = move(source, target)
+            os.write(rig.stdout.fd, b"and what it does not take any more")
             client.close()
             with socket.socket(fileno=os.dup(target)) as ours:
                 assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET

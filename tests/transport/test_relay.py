@@ -7,14 +7,14 @@ import hashlib
 import os
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from fastclaw import limits
 from fastclaw.transport import splice
 from fastclaw.transport.relay import Relay
-from fastclaw.transport.splice import Copy, Move
+from fastclaw.transport.splice import Copy, Move, is_holding
 
 PATTERN = bytes(range(256)) * 1024
 
@@ -165,24 +165,56 @@ async def test_a_reader_that_goes_is_the_error(rig: Rig) -> None:
         assert isinstance(await rig.ended, BrokenPipeError)
 
 
+class Interrupted(Copy):
+    """Moves as another mover does, and then lets something happen before anybody looks."""
+
+    def __init__(self, move: Move, happens: Callable[[], None]) -> None:
+        self._move_on = move
+        self._happens = happens
+
+    @property
+    def is_holding(self) -> bool:
+        """As that one says."""
+        return is_holding(self._move_on)
+
+    def __call__(self, source: int, target: int) -> int:
+        moved = self._move_on(source, target)
+        self._happens()
+        return moved
+
+
 @pytest.mark.parametrize("size", [1, limits.PIPE_BYTES])
 async def test_a_reader_that_goes_during_a_move_has_left_something_unread(rig: Rig, size: int) -> None:
     """The kernel returns what it has moved, and nobody hears of the error after that."""
-    move = rig.move
 
-    def move_and_see_it_go(source: int, target: int) -> int:
-        moved = move(source, target)
+    def it_goes() -> None:
         os.write(rig.feed, b"and what it does not take any more")
         rig.theirs.close()
         assert rig.ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
-        return moved
 
-    rig.move = move_and_see_it_go
+    rig.move = Interrupted(rig.move, it_goes)
     rig.relay = rig.new_relay()
     rig.relay.start()
     os.write(rig.feed, b"x" * size)
     async with asyncio.timeout(5):
         assert isinstance(await rig.ended, ConnectionResetError)
+
+
+async def test_a_reader_that_goes_with_everything_has_left_nothing(rig: Rig) -> None:
+    """Between a move and what is looked at after it there is time to read."""
+
+    def it_goes() -> None:
+        assert rig.theirs.recv(100) == b"all"
+        rig.theirs.close()
+
+    rig.move = Interrupted(rig.move, it_goes)
+    rig.relay = rig.new_relay()
+    rig.relay.start()
+    os.write(rig.feed, b"all")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert rig.relay.moved == 3
+    assert not rig.ended.done()
 
 
 async def test_stopped_it_touches_nothing(rig: Rig) -> None:

@@ -15,8 +15,9 @@ enum {
     CLIENTS = MAX_SENDERS + 2,
 };
 
-/* `queued`: at the last look, what it had not read yet; `idle`: looks in a row at which it has taken nothing. */
-struct client { int fd, which, has_sent, has_read, queued, idle; };
+/* `has_shut`: it takes no more, and may be in the middle of closing. `queued`: at the last look, what it had not read yet; `idle`: looks
+ * in a row at which it has taken nothing. */
+struct client { int fd, which, has_sent, has_read, has_shut, queued, idle; };
 
 /* Bytes on their way from one descriptor to another. `copies`: splice(2) takes none of the two. `held`: read, and not written yet.
  * `has_moved`: something, since somebody looked. */
@@ -91,23 +92,28 @@ static long move(struct scene *scene, struct mover *mover, int from, int to, int
     return n;
 }
 
+/* A client that closes while it is being sent something has left that unread, but the kernel returns what went out and forgets the
+ * error (unix_stream_sendmsg). So whoever is gone right after a move that took less than there is counts as one that has. */
+static int has_left_unread(struct mover *mover, int from, int to) { return has_hung_up(to) && (mover->held || is_readable(from)); }
+
 /* As long as there is something, within bounds. Which side EAGAIN is about it does not say; but where the first move after "source is
- * readable" says so it was the target, and the other way round. A client that closes while it is being sent something has left that
- * unread, but the kernel returns what went out and forgets the error (unix_stream_sendmsg); so whoever is gone right after a move
- * counts as one that has. Returns 1 to go on later, 0 at the end, or an error. */
+ * readable" says so it was the target, and the other way round. Returns 1 to go on later, 0 at the end, or an error. */
 static long move_on(struct scene *scene, struct mover *mover, int from, int to, int is_output) {
-    for (int turn = 0; turn < BURST; turn++) {
-        long n = move(scene, mover, from, to, is_output);
+    long n = 1;
+    int turn = 0;
+    for (; turn < BURST; turn++) {
+        n = move(scene, mover, from, to, is_output);
         if (n == -EAGAIN || n == -EINTR) {
             if (mover->held) mover->waits_for_room = 1;
             else if (!turn && n == -EAGAIN) mover->waits_for_room = !mover->waits_for_room;
             return 1;
         }
-        if (n <= 0) return turn && is_output && n == -EPIPE && has_hung_up(to) ? -ECONNRESET : n;
+        if (n <= 0) break;
         mover->waits_for_room = mover->held > 0;
         if (mover->held || n < PIPE_BYTES) break; /* most likely that was all: asking again would cost a call for an EAGAIN */
     }
-    return is_output && has_hung_up(to) ? -ECONNRESET : 1;
+    if (is_output && (n > 0 || (turn && n == -EPIPE)) && has_left_unread(mover, from, to)) return -ECONNRESET;
+    return n > 0 ? 1 : n;
 }
 
 /* --- clients --- */
@@ -188,6 +194,12 @@ static void lose(struct scene *scene, int which) {
     close_if_through(scene, client);
 }
 
+/* Until it hangs up: only then does the kernel say whether it has left something unread (unix_release_sock). */
+static void shut(struct scene *scene, int which) {
+    scene->current[which]->has_shut = 1;
+    scene->output[which].waits_for_room = 1;
+}
+
 static int is_there(struct scene *scene, int which) {
     return scene->current[which] && !scene->current[which]->has_read;
 }
@@ -229,6 +241,7 @@ static void on_output(struct scene *scene, int which) {
         int to = scene->current[which]->fd;
         long n = move_on(scene, &scene->output[which], *out, to, 1);
         if (!n) close_output(scene, which);
+        else if (n == -EPIPE && !has_hung_up(to)) shut(scene, which);
         else if (n < 0) { if (n == -ECONNRESET) tell(GAP, scene->id, which, 0); lose(scene, which); }
     } else if (scene->is_released) {
         long n = move_on(scene, &scene->output[which], *out, null, 1);
@@ -396,9 +409,10 @@ static void on_control(struct scene *scene) {
 
 static void set_output(struct scene *scene, int which, struct pollfd *of) {
     struct mover *mover = &scene->output[which];
-    int client = is_there(scene, which), waits = mover->waits_for_room;
+    struct client *client = is_there(scene, which) ? scene->current[which] : NULL;
+    int waits = mover->waits_for_room;
     of[AT_OUTPUT + which] = (struct pollfd){waits ? -1 : scene->pipes->out[which], client || scene->is_released ? POLLIN : 0, 0};
-    if (client) of[AT_CLIENT + which] = (struct pollfd){scene->current[which]->fd, waits ? POLLOUT : 0, 0};
+    if (client) of[AT_CLIENT + which] = (struct pollfd){client->fd, waits && !client->has_shut ? POLLOUT : 0, 0};
 }
 
 static void set_places(struct scene *scene, struct pollfd *of) {
