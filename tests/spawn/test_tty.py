@@ -249,7 +249,10 @@ async def test_no_descriptor_for_a_terminal_is_overloaded_and_hurts_nobody_else(
         other = await start(lane, "read line; echo got $line")
         keeper = next(one for one in children_of(home.pid) if commands_of(one))
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        assert home.spawner.has_room  # and more are made, of which none is to come later
+        await until(lambda: home.spawner.counts()["keepers"] > limits.SPAWN_SPARE_KEEPERS)
         idle = [pump for pump in pumps_of(home.pid) if pump != pump_of(keeper)]
+        assert len(idle) >= limits.SPAWN_SPARE_KEEPERS
         for pump in idle:
             held = max(int(fd) for fd in os.listdir(f"/proc/{pump}/fd"))
             resource.prlimit(pump, resource.RLIMIT_NOFILE, (held + 1 + room, hard))
