@@ -48,10 +48,14 @@ _EXEC_JSON_TEXT = re.compile(
     rb"(?:\{\"msg\":\")?exec container process `(?P<path>[^\n]{0,4096}?)`: " + _ERRNO_TEXT + rb"(?:\"[^\n]{0,256}\})?\n"
 )
 
+_QUOTED = re.compile(r'`.*`|"(?:[^"\\]|\\.)*"', re.DOTALL)
+_UNBALANCED = re.compile(r"[^`]*`")
+"""Where a name has a newline in it, the text that Podman passes on begins behind that."""
+
 _BY_WORDS: tuple[tuple[str, str], ...] = (
     # The first that is found decides, so the narrow ones come first.
-    (r"chdir|[Cc]wd must be", "bad_working_dir"),
     (r"unable to find (?:user|group)|no matching entries in (?:passwd|group) file", "unknown_user"),
+    (r"chdir|[Cc]wd must be", "bad_working_dir"),
     (r"[Aa]rgument list too long", "too_long"),
     (r"contain null|[Ii]nvalid argument", "invalid_params"),
     (r"[Ee]xec format error", "not_executable"),
@@ -61,7 +65,11 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
         r"not running|stopped container|has stopped|state improper|no such container|no container with name",
         "container_gone",
     ),
-    (r"not found in \$PATH|[Nn]o such file or directory", "not_found"),
+    (r"[Ff]ile name too long", "too_long"),
+    (
+        r"not found in \$PATH|[Nn]o such file or directory|[Nn]ot a directory|[Tt]oo many levels of symbolic links",
+        "not_found",
+    ),
     (r"[Pp]ermission denied|[Oo]peration not permitted", "permission_denied"),
 )
 _PREFIXES = ("exec failed: ", "unable to start container process: ")
@@ -84,7 +92,7 @@ def start_failure(argv0: str, exit_code: int, stdout_seen: bool, stderr: bytes, 
         return None
     if exit_code in _OCI_EXIT_CODES and not had_pid:
         match = _OCI_TEXT.fullmatch(stderr) or _CONMON_TEXT.fullmatch(stderr)
-        return _name(argv0, _explain(match["why"])) if match else None
+        return _name(argv0, _explain(match["why"], argv0)) if match else None
     return _execve_failure(argv0, exit_code, stderr)
 
 
@@ -139,14 +147,23 @@ def _name(argv0: str, failure: Failure) -> Failure:
     return failure if argv0 in failure.message else Failure(failure.reason, f"{argv0}: {failure.message}")
 
 
-def _explain(why: bytes) -> Failure:
+def _explain(why: bytes, argv0: str = "") -> Failure:
     text = why.decode("utf-8", "replace").strip()
     for words in _PREFIXES:
         text = text.removeprefix(words)
+    said = _own_words(text, argv0)
     for pattern, reason in _WORDS:
-        if pattern.search(text):
+        if pattern.search(said):
             return Failure(reason, text)
     return Failure("engine_error", text)
+
+
+def _own_words(text: str, argv0: str) -> str:
+    """What the engine says itself, without the names that it quotes: a program may be called `not running`."""
+    text = text.replace(f"stat {argv0}:", "stat:")  # runc quotes it the first time only
+    text = text.removeprefix(f"{argv0.rpartition(chr(10))[2]}`")
+    text = _QUOTED.sub("", text.replace(f"`{argv0}`", ""))
+    return _UNBALANCED.sub("", text)
 
 
 def may_be_trailer(text: bytes, cut: bool) -> bool:

@@ -1,6 +1,8 @@
 """The verdict on real texts. Taken from Podman 4.3.1 with crun 1.8.1 and runc 1.1.5; test_start_proof.py in
 tests/engine makes them anew with the engine that is here."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,9 @@ OCI_TEXTS = [
         "invalid_params",
     ),
     ("true", 125, CRUN + b"the container `0123` is not running" + OTHER, "container_gone"),
+    ("/etc/passwd/x", 126, CRUN + b"open executable: Not a directory" + OTHER, "not_found"),
+    ("/tmp/loop", 126, CRUN + b"open executable: Too many levels of symbolic links" + OTHER, "not_found"),
+    ("x" * 300, 126, CRUN + b"open executable: File name too long" + OTHER, "too_long"),
     ("true", 125, CRUN + b"clone: Resource temporarily unavailable" + OTHER, "overloaded"),
     ("true", 125, CRUN + b"something new" + OTHER, "engine_error"),
     ("true", 125, b'Error: container create failed (no logs from conmon): conmon bytes "": EOF\n', "engine_error"),
@@ -86,6 +91,35 @@ def test_what_the_oci_runtime_refuses(argv0: str, code: int, text: bytes, reason
     assert failure.reason == reason
     assert argv0 in failure.message
     assert "OCI" not in failure.message
+
+
+NAMES = ["not running", "no such container", "chdir", "contain null", "Text file busy", "unable to find user"]
+"""Of programs, each like a text of an engine's: this one is missing, and nothing else is the matter."""
+
+
+@pytest.mark.parametrize("name", [*NAMES, "not`running", "`not running", "not running`", 'a "not running" b', "o", "`"])
+@pytest.mark.parametrize("before", ["", "/tmp/", "a\n", "a`b\n"])
+def test_a_missing_program_may_be_called_like_an_engines_text(before: str, name: str) -> None:
+    argv0 = before + name
+    told = f"executable file `{argv0}` not found in $PATH: No such file or directory".rpartition("\n")[2]
+    crun = start_failure(argv0, 127, False, CRUN + told.encode() + MISSING, had_pid=False)
+    quoted = json.dumps(argv0)
+    runc = start_failure(
+        argv0,
+        127,
+        False,
+        RUNC + f"exec: {quoted}: stat {argv0}: no such file or directory".encode() + MISSING,
+        had_pid=False,
+    )
+    assert crun is not None
+    assert runc is not None
+    assert (crun.reason, runc.reason) == ("not_found", "not_found")
+
+
+@pytest.mark.parametrize("user", [*NAMES, "Invalid argument"])
+def test_an_unknown_user_may_be_called_like_an_engines_text(user: str) -> None:
+    body = f"unable to find user {user}: no matching entries in passwd file"
+    assert refusal(500, json.dumps({"message": body}).encode()).reason == "unknown_user"
 
 
 @pytest.mark.parametrize("had_pid", [False, True])
