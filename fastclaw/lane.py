@@ -81,10 +81,12 @@ class OomKills(NamedTuple):
     Parameters:
         kills: how many processes it killed.
         memory: `limit_bytes` and `peak_bytes` of the environment, where they are known.
+        is_recent: the last of them may have been the command itself, if it has ended by SIGKILL just now.
     """
 
     kills: int
     memory: dict[str, int]
+    is_recent: bool = True
 
 
 class ExitStatus(Struct, frozen=True, kw_only=True):

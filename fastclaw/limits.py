@@ -221,6 +221,10 @@ PROGRAM_LOOK_MS = 2_000
 OCI_ERROR_BYTES = 16 * KIB
 """How much of a stream is held back while it may be the engine's own error message, not the command's output."""
 
+OOM_VICTIM_MS = 5_000
+"""How long after the out-of-memory killer was noticed a command's SIGKILL may be its: with gigabytes to give back, a
+victim takes seconds to be gone, and a neighbour's end may have been what was noticed first."""
+
 TREE_SCAN_MS = 20
 """Pause between two looks at a process tree that is being killed: processes die in well under a millisecond."""
 

@@ -319,7 +319,7 @@ class RestProcess(PipedProcess):
 
     def _settle_code(self, code: int) -> None:
         ooms = self._ooms(code == KILLED_CODE)
-        is_victim = ooms is not None and code == KILLED_CODE and self._killed_for_sure()
+        is_victim = ooms is not None and ooms.is_recent and code == KILLED_CODE and self._killed_for_sure()
         self._settle(ExitStatus(reason="oom" if is_victim else "exited", exit_code=code, ooms=ooms))
 
     def _settle(self, status: ExitStatus) -> None:

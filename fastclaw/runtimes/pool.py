@@ -28,7 +28,7 @@ from fastclaw.decisions.params import (
 )
 from fastclaw.decisions.run_answer import result_of, result_without_output
 from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, RuntimeSdkError
-from fastclaw.lane import Grace, Lane, LaneProcess, Output, StartSpec
+from fastclaw.lane import SIGKILLED, Grace, Lane, LaneProcess, Output, StartSpec
 from fastclaw.runtime import ExecResult, RunResult
 from fastclaw.runtimes.begun import Begun, collection_of, explained, never_ran
 from fastclaw.runtimes.keyed import KeyedCalls, require_same
@@ -449,6 +449,7 @@ class ProcessPool:
         process = self.table.find(process_id)
         if process.is_running:
             process.lane_process.signal(signum, group=group)
+            process.was_sent_kill = process.was_sent_kill or signum == SIGKILLED
 
     def resize(self, process_id: str, rows: int, columns: int) -> None:
         """See `ProcessRuntime.resize`."""

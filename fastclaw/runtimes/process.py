@@ -72,6 +72,7 @@ class Process:
         request_mark: tells its request from another one with the same key.
         written: bytes of both outputs of a run that has been answered.
         ending: what is under way to end it, by its time or its limit: done once nothing is left of it.
+        was_sent_kill: a caller has sent it SIGKILL, so that this is no victim of the out-of-memory killer's.
     """
 
     __slots__ = (
@@ -103,6 +104,7 @@ class Process:
         "ticket",
         "timeout",
         "was_limited",
+        "was_sent_kill",
         "written",
     )
 
@@ -133,6 +135,7 @@ class Process:
         self.expires_at = 0.0
         self.gap = False
         self.was_limited = False
+        self.was_sent_kill = False
         self.written = (0, 0)
         self.streams: Streams = CLOSED
         self.timeout: asyncio.TimerHandle | None = None
@@ -238,6 +241,8 @@ class Process:
         )
 
     def _reason(self, status: ExitStatus) -> ExitReason:
+        if status.reason == "oom" and self.was_sent_kill:
+            status = structs.replace(status, reason="exited" if status.signal is None else "signaled")
         return status.reason if self.end_reason is None or status.reason == "unknown" else self.end_reason
 
     def on_abandoned(self) -> None:

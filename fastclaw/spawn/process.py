@@ -150,7 +150,8 @@ class SpawnProcess(LaneProcess):
         signum, code = wait_status & 0x7F, wait_status >> 8
         ooms = self._ooms(signum == SIGKILLED or code == KILLED_CODE)
         if signum:
-            reason: Literal["oom", "signaled"] = "oom" if ooms and signum == SIGKILLED else "signaled"
+            is_victim = ooms is not None and ooms.is_recent and signum == SIGKILLED
+            reason: Literal["oom", "signaled"] = "oom" if is_victim else "signaled"
             self._exit(ExitStatus(reason=reason, signal=signum, usage=usage, ooms=ooms))
         else:
             self._exit(ExitStatus(reason="exited", exit_code=code, usage=usage, ooms=ooms))

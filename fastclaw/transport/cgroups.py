@@ -9,9 +9,14 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
 
+from fastclaw import limits
 from fastclaw.lane import OomKills
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -92,10 +97,13 @@ class MemoryWatch:
 
     Parameters:
         group: where the memory controller has it; None: nothing is ever noticed.
+        now: seconds.
     """
 
-    def __init__(self, group: Group | None) -> None:
+    def __init__(self, group: Group | None, now: Callable[[], float] = monotonic) -> None:
         self._group = group
+        self._now = now
+        self._risen_at = 0.0
         self._limit: Path | None = None
         self._fd = -1
         self._kills = 0
@@ -111,7 +119,9 @@ class MemoryWatch:
 
     def _read(self) -> int:
         with suppress(OSError):  # there is none, or it is gone with its last process
-            self._kills = count_in(os.pread(self._fd, _READ_BYTES, 0).decode(), "oom_kill")
+            kills = count_in(os.pread(self._fd, _READ_BYTES, 0).decode(), "oom_kill")
+            if kills != self._kills:
+                self._kills, self._risen_at = kills, self._now()
         return self._kills
 
     def mark(self) -> int:
@@ -127,7 +137,10 @@ class MemoryWatch:
         if self._limit is None and not is_killed:
             return None
         kills = self._read() - mark
-        return OomKills(kills, self._use()) if kills > 0 else None
+        if kills <= 0:
+            return None
+        is_recent = self._now() - self._risen_at <= limits.OOM_VICTIM_MS / 1000
+        return OomKills(kills, self._use(), is_recent)
 
     def _use(self) -> dict[str, int]:
         if self._group is None:

@@ -43,11 +43,18 @@ async def test_out_of_memory_is_said(engine_service: EngineService, lane: str) -
 
         other = await runtime.run(["sh", "-c", "kill -9 $$"])
         assert (other.reason, other.oom_kills) == ("signaled" if lane == "spawn" else "exited", 0)
+
+        ended = await runtime.exec(["sleep", "60"])
+        assert (await runtime.run(["sh", "-c", HOG])).reason == "oom"
+        await ended.signal("KILL")
+        sent = await ended.wait()
+        assert (sent.reason, sent.oom_kills) == ("signaled" if lane == "spawn" else "exited", 1)
+
         await bystander.kill(0)
         seen = await bystander.wait()
-        assert (seen.reason, seen.oom_kills) == ("killed", 3)
+        assert (seen.reason, seen.oom_kills) == ("killed", 4)
 
         told = (await runtime.health()).details["limits"]
-        assert (told["memory"]["limit_bytes"], told["memory"]["oom_kills"]) == (LIMIT, 3)
+        assert (told["memory"]["limit_bytes"], told["memory"]["oom_kills"]) == (LIMIT, 4)
         assert told["memory"]["hits"] > 0
         assert told["pids"] == {"limit": 77, "hits": 0}

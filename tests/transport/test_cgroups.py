@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastclaw import limits
 from fastclaw.lane import OomKills
 from fastclaw.transport.cgroups import MemoryWatch, count_in, count_in_file, group_in, group_of, limit_in
 
@@ -87,6 +88,22 @@ def test_what_was_killed_in_a_commands_life_is_its_own(tmp_path: Path, version: 
     assert watch.health() == {**memory, "hits": 12, "oom_kills": 5}
     watch.close()
     assert watch.since(before, is_killed=True) == OomKills(2, memory)  # what is known is not forgotten
+    watch.close()
+
+
+def test_who_is_killed_long_after_a_neighbour_is_no_victim(tmp_path: Path) -> None:
+    folder = put(tmp_path / "a/b/c", memory__events=V2_COUNTS.format(3), memory__max="64")
+    now = 100.0
+    watch = MemoryWatch(group_in(V2, "memory", tmp_path), lambda: now)
+    server = watch.mark()
+    put(folder, memory__events=V2_COUNTS.format(4))
+    neighbour = watch.since(server, is_killed=True)
+    assert neighbour is not None
+    assert neighbour.is_recent
+    now += limits.OOM_VICTIM_MS / 1000 + 1
+    later = watch.since(server, is_killed=True)
+    assert later is not None
+    assert (later.kills, later.is_recent) == (1, False)
     watch.close()
 
 
