@@ -159,8 +159,9 @@ class Child:
 
     def _farewell(self) -> FastclawError:
         if self._ended.is_set():
-            how = "how is not known: SIGCHLD is ignored in this process" if self.code is None else f"code {self.code}"
-            return IoError(f"runtime exited with {how}", "runtime_exited", exit_code=self.code)
+            unknown = "; its code is not known, for SIGCHLD is ignored in this process"
+            code = unknown if self.code is None else f" with code {self.code}"
+            return IoError(f"runtime exited{code}", "runtime_exited", exit_code=self.code)
         return IoError("runtime closed its stdout", "runtime_exited", exit_code=None)
 
     # --- What the owner asks ---

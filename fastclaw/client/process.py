@@ -97,22 +97,28 @@ class RemoteProcess:
         """Up to `size` bytes of stdout as soon as there are any; empty at its end.
 
         Raises:
-            IoError: the connection is closed.
+            IoError: the connection is closed, or the runtime is gone: what came is not all, then.
         """
         stdio, _ = await self._connected()
-        return await stdio.read(size)
+        return await self._read(stdio, size)
 
     async def stderr_read(self, size: int = limits.CLIENT_READ_BYTES) -> bytes:
         """Up to `size` bytes of stderr as soon as there are any; empty at its end.
 
         Raises:
-            IoError: the connection is closed.
+            IoError: as `stdout_read`.
         """
         _, stderr = await self._connected()
-        return await stderr.read(size)
+        return await self._read(stderr, size)
+
+    async def _read(self, channel: Channel, size: int) -> bytes:
+        data = await channel.read(size)
+        if not data and size:
+            await Ending(self.wait).confirm()
+        return data
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The chunks of stdout until its end."""
+        """The chunks of stdout until its end. Raises as `stdout_read`."""
         while chunk := await self.stdout_read():
             yield chunk
 

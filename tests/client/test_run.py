@@ -123,12 +123,20 @@ async def outcome(call: Awaitable[object]) -> object:
 async def test_a_runtime_that_is_killed_meanwhile_is_an_error(local: RuntimeClient) -> None:
     process = await local.exec(["sh", "-c", "echo begun; sleep 1000"])
     assert await process.stdout_read() == b"begun\n"
-    calls = [asyncio.ensure_future(outcome(process.communicate())), asyncio.ensure_future(outcome(process.wait()))]
+    streamed = await local.exec(["sleep", "1000"])
+    await streamed.connect()
+
+    async def all_chunks() -> list[bytes]:
+        return [chunk async for chunk in streamed]
+
+    waits = (process.communicate(), process.wait(), all_chunks(), streamed.stderr_read())
+    calls = [asyncio.ensure_future(outcome(wait)) for wait in waits]
     await local.health()
     os.kill(local.pid, signal.SIGKILL)
     async with asyncio.timeout(10):
-        assert await asyncio.gather(*calls) == ["runtime_exited", "runtime_exited"]
+        assert await asyncio.gather(*calls) == ["runtime_exited"] * len(calls)
     await process.aclose()
+    await streamed.aclose()
 
 
 @pytest.mark.promise("T-LIST-BLOCKED")
