@@ -38,6 +38,7 @@ from fastclaw.transport.directories import (
 SOCKET_NAME = "podman.sock"
 ENGINE_DIR = "engine"
 
+_BY_WHAT = "(XDG_RUNTIME_DIR, XDG_STATE_HOME, options.state_dir)"
 _LONGEST_RUNTIME_DIR = PODMAN_RUNROOT_BYTES - len("/fastclaw/store-01234567/run")
 
 
@@ -73,25 +74,13 @@ def service_dir(run_dir: Path) -> HeldDirectory:
     """A new directory for one service of this process.
 
     Raises:
-        StartFailed: as `run_directory`.
+        StartFailed: as `private_directory`.
     """
-    run_directory(run_dir)
+    private_directory(run_dir)
     try:
         return HeldDirectory(run_dir, f"{os.getpid()}-")
     except OSError as error:
         raise StartFailed(f"cannot make a directory in {run_dir}: {error.strerror}") from error
-
-
-def run_directory(path: Path) -> None:
-    """Make the directory of what lives until the next boot, or see that nobody else owns it or can replace it.
-
-    Raises:
-        StartFailed: as `private_directory`.
-    """
-    private_directory(path)
-    why = why_unsafe(path)
-    if why is not None:
-        raise StartFailed(f"{why}, so {path} is not safe; set XDG_RUNTIME_DIR to a directory that only you can write")
 
 
 def service_paths(state_dir: Path, run_dir: Path, own_dir: Path, plan: ServicePlan) -> ServicePaths:
@@ -138,10 +127,11 @@ def check_socket_path(socket: Path) -> None:
 
 
 def private_directory(path: Path) -> None:
-    """Make a directory that only this user can enter, or check that it is one.
+    """Make a directory that only this user can enter and nobody else can replace, or check that it is one.
 
     Raises:
-        StartFailed: it belongs to somebody else, is open to others, is no directory, or cannot be made.
+        StartFailed: it belongs to somebody else, or one on the way does; is open to others, is no directory, or cannot
+            be made.
     """
     try:
         why = make_private(path)
@@ -150,8 +140,11 @@ def private_directory(path: Path) -> None:
     if why is not None:
         raise StartFailed(
             f"{path} {why}, and must be a directory that only this user can write; remove it or choose another one "
-            "(XDG_RUNTIME_DIR, XDG_STATE_HOME, options.state_dir)"
+            + _BY_WHAT
         )
+    why = why_unsafe(path)
+    if why is not None:
+        raise StartFailed(f"{why}, so {path} is not safe; choose another one {_BY_WHAT}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from fastclaw import limits
 from fastclaw.decisions.service import ServicePaths, ServicePlan, service_env, standing_argv
-from fastclaw.engine.dirs import ENGINE_DIR, SOCKET_NAME, lock_file, private_directory, run_directory, service_paths
+from fastclaw.engine.dirs import ENGINE_DIR, SOCKET_NAME, lock_file, private_directory, service_paths
 from fastclaw.engine.owner import identity, start_time
 from fastclaw.engine.process import end_service, reap, spawn_service, wait_readable
 from fastclaw.engine.service import answers_ping
@@ -85,7 +85,7 @@ async def engine_status(run_dir: Path) -> EngineStatus:
 
 
 def _home(run_dir: Path) -> Path:
-    run_directory(run_dir)
+    private_directory(run_dir)
     private_directory(run_dir / ENGINE_DIR)
     return run_dir / ENGINE_DIR
 

@@ -77,6 +77,7 @@ def make_private(path: Path) -> str | None:
     for missing in reversed([one for one in (path, *path.parents) if not os.path.lexists(one)]):
         with contextlib.suppress(FileExistsError):  # somebody was quicker; whose it is comes out below
             missing.mkdir(mode=0o700)  # mkdir(parents=True) would give the parents what the umask leaves
+            missing.chmod(0o700)  # the umask may take away what its owner needs
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
         return "is no directory"
@@ -99,6 +100,7 @@ class HeldDirectory:
         for _ in range(answer_limits.HOLD_TRIES):
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
             with contextlib.suppress(FileNotFoundError):
+                self.path.chmod(0o700)  # as in `make_private`
                 self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 if _locks(self._fd) and self.is_there():
                     return

@@ -185,8 +185,16 @@ def test_a_run_directory_that_others_can_write_is_refused(mode: int, tmp_path: P
     assert "\n" not in str(caught.value)
     (tmp_path / "r").chmod(0o700)
     tmp_path.chmod(0o777)
-    with pytest.raises(StartFailed, match=r"can be written by everybody, so .*/r is not safe; set XDG_RUNTIME_DIR"):
+    with pytest.raises(StartFailed, match=r"can be written by everybody, so .*/r is not safe; choose another one"):
         service_dir(tmp_path / "r")
+
+
+def test_a_state_directory_that_others_can_replace_is_refused(tmp_path: Path) -> None:
+    """Its settings name the programs that the engine runs."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(StartFailed, match=r"open can be written by everybody, so .*/s is not safe; choose another one"):
+        service_paths(tmp_path / "open" / "s", tmp_path / "r", tmp_path / "r" / "own", PLAN)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what belongs to somebody else")
@@ -197,8 +205,9 @@ def test_a_run_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
         service_dir(tmp_path / "r")
 
 
-def test_directories_are_private_whatever_the_umask(tmp_path: Path) -> None:
-    previous = os.umask(0)
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_directories_are_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    previous = os.umask(umask)
     try:
         made = service_dir(tmp_path / "a" / "r")
     finally:
