@@ -7,23 +7,28 @@ the cgroup cannot be written to, what is ours counts among the commands' from so
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from fastclaw.decisions.container import spawner_pids
-from fastclaw.transport.cgroups import count_in_file, group_of
+from fastclaw.transport.cgroups import count_in_file
+
+if TYPE_CHECKING:
+    from fastclaw.transport.cgroups import Group
 
 logger = logging.getLogger(__name__)
 
 
 class PidsLimit:
     """Parameters:
-    init: the container's, as this host sees it.
+    group: where the pids controller has the container's init; None: nowhere that is seen from here.
+    container: its id, which is in the name of its own groups: a limit further up is somebody else's.
     commands: what the commands may have.
     """
 
-    def __init__(self, init: int, commands: int) -> None:
+    def __init__(self, group: Group | None, container: str, commands: int) -> None:
         self._commands = commands
-        group = group_of(init, "pids")
-        self._file = group.nearest("pids.max") if group is not None else None
+        nearest = group.nearest("pids.max") if group is not None else None
+        self._file = nearest if nearest is not None and container in str(nearest) else None
         self._events = self._file.with_name("pids.events") if self._file is not None else None
 
     def make_room(self, keepers: int) -> None:
@@ -38,6 +43,7 @@ class PidsLimit:
             self._file = None
 
     def health(self) -> dict[str, int]:
-        """What the commands may have, and how often a fork was refused for it."""
-        hits = {} if self._events is None else {"hits": count_in_file(self._events, "max")}
-        return {"limit": self._commands, **hits}
+        """What the commands may have, and how often a fork was refused for it; nothing where no limit is in force."""
+        if self._events is None:
+            return {}
+        return {"limit": self._commands, "hits": count_in_file(self._events, "max")}

@@ -144,7 +144,7 @@ class Shard:
         self.is_local = True
         self._pidfd = pidfd
         self.memory = MemoryWatch(group_of(init, "memory"))
-        self._pids = PidsLimit(init, self._commands_pids)
+        self._pids = PidsLimit(group_of(init, "pids"), self.container, self._commands_pids)
         asyncio.get_running_loop().add_reader(pidfd, self.mark_dead)
 
     def _is_ours(self, init: int) -> bool:
@@ -161,7 +161,8 @@ class Shard:
     def limits(self) -> dict[str, dict[str, int]]:
         """For `health`: each limit, and how often it was hit."""
         memory = {} if self.memory is None else {"memory": self.memory.health()}
-        return memory if self._pids is None else {**memory, "pids": self._pids.health()}
+        pids = {} if self._pids is None else self._pids.health()
+        return {**memory, "pids": pids} if pids else memory
 
     def mark_dead(self) -> None:
         """The container has ended. Idempotent."""

@@ -21,6 +21,7 @@ from fastclaw.engine.shard import Shard
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.spawn.lane import Home, Homes
 from fastclaw.spawn.spawner import greet
+from fastclaw.transport.cgroups import group_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +99,7 @@ class SpawnShard(Shard, Home):
 
     async def _came_up(self, init: int) -> None:
         control = await self._accept(init)
-        pids = PidsLimit(init, self._pids_limit)
+        pids = PidsLimit(group_of(init, "pids"), self.container, self._pids_limit)
         self.spawner = await greet(
             control,
             confine=True,

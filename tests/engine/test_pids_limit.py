@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from fastclaw.client import RuntimeClient
 from fastclaw.decisions.container import spawner_pids
 from fastclaw.engine.pids_limit import PidsLimit
 from fastclaw.errors import ExecFailed
+from fastclaw.transport.cgroups import Group
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,26 +25,40 @@ LIMIT = 100
 """Of commands: each `sleep` is one."""
 
 
-def make(root: Path, *parts: str, limit: str) -> Path:
-    folder = root.joinpath(*parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pids.max").write_text(f"{limit}\n")
-    return folder / "pids.max"
+CONTAINER = "0123abcd"
+
+
+def group(root: Path, limit: str) -> Group:
+    """A container's, below one with a limit of its own."""
+    folder = root / "above" / f"libpod-{CONTAINER}"
+    folder.mkdir(parents=True)
+    (folder / "pids.max").write_text(limit)
+    (folder.parent / "pids.max").write_text("4915")
+    return Group(folder, root, is_unified=True)
 
 
 def test_what_cannot_be_written_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    limit = PidsLimit(2**22 + 1, LIMIT)
-    limit._file = tmp_path / "gone" / "pids.max"
+    limit = PidsLimit(group(tmp_path, str(LIMIT)), CONTAINER, LIMIT)
+    shutil.rmtree(tmp_path / "above")
     limit.make_room(5)
     limit.make_room(6)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_it_is_raised_by_what_is_ours(tmp_path: Path) -> None:
-    limit = PidsLimit(2**22 + 1, LIMIT)
-    limit._file = make(tmp_path, "a", limit=str(LIMIT))
+    own = group(tmp_path, str(LIMIT))
+    limit = PidsLimit(own, CONTAINER, LIMIT)
     limit.make_room(5)
-    assert limit._file.read_text() == str(LIMIT + spawner_pids(5)) == str(LIMIT + 11)
+    assert (own.folder / "pids.max").read_text() == str(LIMIT + spawner_pids(5)) == str(LIMIT + 11)
+    assert limit.health() == {"limit": LIMIT, "hits": 0}
+
+
+def test_a_limit_further_up_is_not_the_containers(tmp_path: Path) -> None:
+    """As where the pids controller is not delegated: the next limit is that of the user's session."""
+    limit = PidsLimit(group(tmp_path, "max"), CONTAINER, LIMIT)
+    limit.make_room(5)
+    assert (tmp_path / "above" / "pids.max").read_text() == "4915"
+    assert limit.health() == {}
 
 
 @pytest.mark.podman
