@@ -123,7 +123,7 @@ class Policy:
     """
 
     def __init__(self, allow: Sequence[str], deny: Sequence[str] = ()) -> None:
-        allowed = _parse(allow, "allow")
+        self._allowed = allowed = _parse(allow, "allow")
         self._allow = Book(allowed)
         self._listed = Book(rule for rule in allowed if not isinstance(rule.host, str) and lists_special(rule.host))
         self._deny = Book(_parse(deny, "deny"))
@@ -159,7 +159,8 @@ class Policy:
                 allowing = chain(self._allow.of_name(host), self._naming(address))
         reason, rule = _decide(denying, allowing, port)
         if reason == "not_allowed" and kind is not None:
-            return Verdict("special_address", None, f"{where} is {kind}; {_LIST_IT}")
+            way = _BY_NAME if kind.startswith("loopback") else _LIST_IT
+            return Verdict("special_address", None, f"{where} is {kind}; {way}")
         return _verdict(reason, rule, where)
 
     def knows_name(self, name: str) -> Verdict:
@@ -174,6 +175,17 @@ class Policy:
     def lists(self, address: Address, port: int) -> bool:
         """Whether a rule lists an address, by itself or in a network. It may be denied all the same."""
         return _decide((), self._naming(address, is_closed=is_special(address)), port)[0] is None
+
+    def overruled(self) -> Iterator[tuple[str, str]]:
+        """The entries of `allow` that can never take effect, each with the one of `deny` that takes its last port."""
+        for rule in self._allowed:
+            if isinstance(rule.host, str):
+                denying = self._deny.of_name(rule.host)
+            else:
+                denying = chain(self._deny.of_network(rule.host), self._deny.of_any())
+            reason, denier = _decide_any(denying, (Ports([rule]),))
+            if reason == "denied" and denier is not None:
+                yield rule.text, denier
 
     def allows_plain_http(self, host: str | Address) -> bool:
         """Whether a host may be reached on a port other than 443, so that a header can be added to its requests.
@@ -210,6 +222,7 @@ class Policy:
         return chain(self._deny.of_address(address), within, self._deny.of_any())
 
 
+_BY_NAME = "a port of the host's own is reached as host.fastclaw.internal, by a rule for that"
 _LIST_IT = "only a rule for this address, or for a network of nothing else, allows it"
 
 Decided = tuple[Literal["denied", "not_allowed"] | None, str | None]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import network_limits
 from fastclaw.decisions.addresses import (
+    HOST_NAMES,
     HOSTNAME,
     MAX_PORT,
     Address,
@@ -216,6 +217,7 @@ def _refuse_unreachable(rule: Rule) -> None:
 
 
 _ONESELF = frozenset(("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback", HOSTNAME))
+_NOTHING_BELOW = {f"*{name.removeprefix('host')}" for name in HOST_NAMES}
 _LOOPBACKS = (ip_network("127.0.0.0/8"), ip_network("::1"))
 
 
@@ -229,6 +231,9 @@ def refuse_oneself(rule: Rule) -> None:
         is_oneself = rule.host in _ONESELF or rule.host.endswith(".localhost")
     else:
         is_oneself = lists_special(rule.host) and _has_loopback(rule.host)
+    if rule.host in _NOTHING_BELOW:
+        name = f"host{str(rule.host)[1:]}"
+        raise BadHost(f"{rule.text!a} can never take effect: no pattern fits {name!a}, and nothing else is there")
     if is_oneself:
         ports = ",".join("*" if (span,) == ALL else "-".join(map(str, dict.fromkeys(span))) for span in rule.ports)
         raise BadHost(
@@ -327,7 +332,14 @@ class Book:
 
     def of_address(self, address: Address) -> Iterator[Ports]:
         """Those with a network that has an address, `*` aside; the smallest network first."""
+        return self._having(address, 0)
+
+    def of_network(self, network: Network) -> Iterator[Ports]:
+        """The same, with all of a network."""
+        return self._having(network.network_address, network.max_prefixlen - network.prefixlen)
+
+    def _having(self, address: Address, bits: int) -> Iterator[Ports]:
         number = int(address)
         for shift, same in self._networks[address.version]:
-            if (found := same.get(number >> shift)) is not None:
+            if shift >= bits and (found := same.get(number >> shift)) is not None:
                 yield found

@@ -49,7 +49,7 @@ from fastclaw.engine.spawn_shard import SpawnShard, SpawnShards
 from fastclaw.errors import StartFailed
 from fastclaw.lane import Lane
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
-from fastclaw.runtimes.network import Network, beside, open_network
+from fastclaw.runtimes.network import Network, beside, open_network, overruled
 from fastclaw.runtimes.rights import USER_FILES, Rights, settle_rights
 from fastclaw.spawn.binary import find_spawner, why_no_spawner
 from fastclaw.spawn.lane import SpawnLane
@@ -128,7 +128,7 @@ class ContainerRuntime(ManagedRuntime):
         most = limits.MAX_STARTING_SPAWN if lane.name == "spawn" else limits.MAX_STARTING_REST
         starting = options.max_starting or most
         directory = await engine.image_directory(image)
-        warnings = self._warnings(lane)
+        warnings = [*self._warnings(lane), *overruled(options.network)]
         for warning in warnings:
             logger.warning("%s", warning)
         variables = beside(self._network.env, options.env)

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from fastclaw import network_limits
 from fastclaw.decisions.addresses import HOSTNAME, parse_host
 from fastclaw.decisions.container import NO_NETWORK, OPEN_NETWORK
+from fastclaw.decisions.egress import Policy
 from fastclaw.egress.journal import Journal
 from fastclaw.egress.proxy import EgressProxy
 from fastclaw.egress.targets import HTTP_PORT
@@ -193,6 +194,16 @@ def _open_proxy(options: Options, subnet: str | None, engine: str, setup: AsyncE
     proxy = EgressProxy(egress_config(options, subnet, engine))
     setup.push_async_callback(proxy.aclose)
     return proxy
+
+
+def overruled(options: Options) -> list[str]:
+    """For whoever wrote the rules: that some can never take effect, in a line."""
+    found = list(Policy(options.allow, options.deny).overruled())
+    if not found:
+        return []
+    rule, denier = found[0]
+    more = f", and neither can {len(found) - 1} more" if len(found) > 1 else ""
+    return [f"options.network.allow: {rule!r} can never take effect, for {denier!r} denies it{more}"]
 
 
 def egress_config(options: Options, subnet: str | None = None, engine: str = "") -> EgressConfig:

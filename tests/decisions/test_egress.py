@@ -323,6 +323,51 @@ def test_texts_are_one_line(rules: list[str], host: str | Address, address: Addr
         assert verdict.rule is None or verdict.rule in rules
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"])
+def test_who_asks_for_the_hosts_loopback_is_told_the_way_that_there_is(address: str) -> None:
+    """A rule for the address itself is refused (`refuse_oneself`)."""
+    for policy in (Policy([]), Policy(["*:*"])):
+        told = policy.judge_address(ip_address(address), ip_address(address), 8123, is_own=True)
+        assert told.reason == "special_address"
+        assert "host.fastclaw.internal" in told.text
+
+
+# --- rules without effect ---
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "by"),
+    [
+        ("a.example", "a.example", "a.example"),
+        ("a.example:443", "*.example:400-500", "*.example:400-500"),
+        ("*.a.example", "*.example", "*.example"),
+        ("*", "*", "*"),
+        ("8.8.8.0/24", "8.8.0.0/16", "8.8.0.0/16"),
+        ("8.8.8.8", "*", "*"),
+        ("a.example", "a.example:80", None),
+        ("a.example", "b.example", None),
+        ("*.example", "a.example", None),
+        ("8.8.0.0/16", "8.8.8.0/24", None),
+        ("8.8.8.8", "8.8.8.9", None),
+    ],
+)
+def test_a_rule_that_can_never_take_effect_is_found(allow: str, deny: str, by: str | None) -> None:
+    found = list(Policy(["other.example", allow], [deny, "c.example"]).overruled())
+    assert [pair for pair in found if pair[0] == allow] == ([] if by is None else [(allow, by)])
+
+
+@given(rule_lists, rule_lists, targets, st.sampled_from(ADDRESSES), st.sampled_from(ASKED))
+def test_what_is_without_effect_allows_nothing(
+    allow: list[str], deny: list[str], host: str | Address, address: Address, port: int
+) -> None:
+    policy = Policy(allow, deny)
+    without = {rule for rule, _ in policy.overruled()}
+    rest = Policy([rule for rule in allow if rule not in without], deny)
+    assert (policy.judge_host(host, port).reason is None) == (rest.judge_host(host, port).reason is None)
+    one, other = (rules.judge_address(host, address, port, is_own=False).reason for rules in (policy, rest))
+    assert (one is None) == (other is None)
+
+
 # --- plain HTTP ---
 
 

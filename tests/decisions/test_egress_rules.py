@@ -260,8 +260,23 @@ def test_a_rule_for_what_is_the_sandbox_itself_is_refused_with_what_to_write(tex
 
 
 @pytest.mark.parametrize(
-    "text", ["*", "0.0.0.0/0", "[::/0]", "10.0.0.0/8", "localhost.example", "host.fastclaw.internal:8123", "[2000::/3]"]
+    ("text", "name"),
+    [
+        ("*.fastclaw.internal:8123", "host.fastclaw.internal"),
+        ("*.Docker.internal", "host.docker.internal"),
+        ("*.containers.internal.", "host.containers.internal"),
+    ],
 )
+def test_a_pattern_that_means_the_host_is_refused(text: str, name: str) -> None:
+    with pytest.raises(BadHost, match=f"can never take effect: no pattern fits '{name}'"):
+        refuse_oneself(parse_rule(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["*", "*.internal", "0.0.0.0/0", "[::/0]", "10.0.0.0/8", "localhost.example", "host.fastclaw.internal:8123",
+     "[2000::/3]"],
+)  # fmt: skip
 def test_a_rule_for_somebody_else_is_not(text: str) -> None:
     refuse_oneself(parse_rule(text))
 

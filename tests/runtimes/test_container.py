@@ -122,6 +122,16 @@ async def test_auto_takes_the_rest_lane_where_it_must_and_says_why(
 
 
 @pytest.mark.podman
+async def test_a_rule_that_another_one_overrules_is_warned_about(engine_service: EngineService) -> None:
+    network = {"allow": ["a.test", "b.test:443", "c.test"], "deny": ["*.test:443", "a.test"]}
+    async with running(url=engine_service.url, network=network) as runtime:
+        (warning,) = runtime.warnings
+    assert warning == (
+        "options.network.allow: 'a.test' can never take effect, for 'a.test' denies it, and neither can 1 more"
+    )
+
+
+@pytest.mark.podman
 async def test_a_bound_on_the_disk_is_kept_or_refused(engine_service: EngineService) -> None:
     """Whatever file system this machine has: no start goes through without the quota that was asked for."""
     size = 20 * limits.MIB
