@@ -95,6 +95,16 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tmp_path: Path) ->
         assert child.call("health")["result"]["status"] == "healthy"
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_was_blocked_at_the_start_ends_it(signum: signal.Signals, tmp_path: Path) -> None:
+    """As where a thread that hears no signals starts it."""
+    blocking = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)); os.execv(sys.argv[1], "
+    with Served([sys.executable, "-c", blocking + "sys.argv[1:])", *serve_command()], tmp_path / "log") as child:
+        child.initialize()
+        child.signal(signum)
+        assert child.exit_code() == 0
+
+
 def test_a_second_signal_cuts_the_grace_short(local: Served) -> None:
     local.initialize(kill_grace_ms=20_000, shutdown_timeout_ms=60_000)
     mark = str(random.randrange(10**6, 10**7))

@@ -48,5 +48,8 @@ def await_children() -> None:
 
 def heeded(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
     """Those that are not ignored since our start, as nohup(1) has it, and a shell for what it starts in the background:
-    such a signal stays ignored."""
-    return [signum for signum in signals if signal.getsignal(signum) != signal.SIG_IGN]
+    such a signal stays ignored. None of them is blocked from then on: a mask is inherited as well, from whichever
+    thread started us, and nobody asks for one."""
+    found = [signum for signum in signals if signal.getsignal(signum) != signal.SIG_IGN]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, found)
+    return found
