@@ -17,6 +17,7 @@ _MACHINES = {3: "i386", 8: "mips", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86
 """e_machine (elf(5), include/uapi/linux/elf-em.h)."""
 
 _ELF = b"\x7fELF"
+_ET_REL = 1
 _ELF_BYTES = 20
 """To the end of e_machine."""
 _SCRIPT_BYTES = 256
@@ -27,6 +28,14 @@ _MARKS = (
     (b"\xff\xfe", "is UTF-16 text; save it as UTF-8"),
     (b"\xfe\xff", "is UTF-16 text; save it as UTF-8"),
 )
+_OTHERS = (
+    (b"\xcf\xfa\xed\xfe", "macOS"),
+    (b"\xca\xfe\xba\xbe\0\0\0\2", "macOS"),
+    (b"MZ", "Windows"),
+    (b"\0asm", "WebAssembly"),
+)
+"""How programs of other systems begin (mach-o/loader.h, mach-o/fat.h for two machines, the PE format, the WebAssembly
+core specification)."""
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -93,6 +102,11 @@ def _no_program(head: bytes) -> str | None:
     for mark, words in _MARKS:
         if head.startswith(mark):
             return words
+    for magic, system in _OTHERS:
+        if head.startswith(magic):
+            return f"is a program for {system}, and this machine does not run it"
+    if head.startswith(_ELF) and len(head) >= _ELF_BYTES and _number(head, 16) == _ET_REL:
+        return "is an object file; link it"
     if head.startswith(_ELF):
         return f"is a program for {_machine(head)}, and this machine does not run it"
     if not head:
@@ -100,10 +114,14 @@ def _no_program(head: bytes) -> str | None:
     return None if head.startswith(b"#!") else "is no program and has no #! line that names its interpreter"
 
 
+def _number(head: bytes, at: int) -> int:
+    return int.from_bytes(head[at : at + 2], "big" if head[5] == 2 else "little")
+
+
 def _machine(head: bytes) -> str:
     if len(head) < _ELF_BYTES:
         return "no machine (it is cut short)"
-    number = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
+    number = _number(head, 18)
     return _MACHINES.get(number, f"machine {number} of elf(5)")
 
 

@@ -50,6 +50,11 @@ def found(
         (found(head=b"\xef\xbb\xbf#!/bin/sh\n"), "begins with a UTF-8 byte order mark"),
         (found(head=b"\xff\xfe#\0!\0"), "is UTF-16 text"),
         (found(head=b"\xfe\xff\0#\0!"), "is UTF-16 text"),
+        (found(head=b"\xcf\xfa\xed\xfe\x0c\0\0\1"), "is a program for macOS"),
+        (found(head=b"\xca\xfe\xba\xbe\0\0\0\2"), "is a program for macOS"),
+        (found(head=b"MZ\x90\0"), "is a program for Windows"),
+        (found(1, name="/work/sh", head=b"\0asm\1\0\0\0"), "its interpreter '/work/sh' is a program for WebAssembly"),
+        (found(head=elf(62)[:16] + b"\1\0" + elf(62)[18:]), "is an object file; link it"),
         (found(head=b"echo hi\n"), "is no program and has no #! line"),
     ],
 )
