@@ -168,7 +168,7 @@ def hard_limit(which: int, ceiling: int) -> int:
 
 def storage_driver(state_dir: Path) -> Literal["overlay", "vfs"] | None:
     """The driver that works on the state directory's file system; None leaves it to Podman (fuse-overlayfs)."""
-    kind = file_system(state_dir, Path("/proc/self/mountinfo").read_text())
+    kind = file_system(state_dir, mount_table())
     if kind not in OVERLAY_BAD_LOWER:
         return "overlay" if os.geteuid() == 0 else None
     return None if find_program("fuse-overlayfs") else "vfs"
@@ -180,12 +180,16 @@ def runs_programs(state_dir: Path) -> bool:
     return not os.statvfs(existing).f_flag & os.ST_NOEXEC
 
 
+def mount_table() -> str:
+    """What is mounted where this process is; a mount point may be of any bytes (proc(5), mountinfo)."""
+    return os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
+
+
 def file_system(path: Path, mountinfo: str) -> str:
     """Type of the file system that holds `path` (proc(5), mountinfo: mount point is field 5, type follows the dash)."""
     wanted = os.path.realpath(path)
     best, kind = "", ""
-    for line in mountinfo.splitlines():
-        fields = line.split(" ")
+    for fields in _mounts(mountinfo):
         point = _unescape(fields[4])
         if len(point) >= len(best) and _contains(point, wanted):
             best, kind = point, fields[fields.index("-") + 1]
@@ -195,8 +199,13 @@ def file_system(path: Path, mountinfo: str) -> str:
 def has_mounts_below(path: Path, mountinfo: str) -> bool:
     """Whether something else is mounted somewhere in a directory."""
     wanted = os.path.realpath(path)
-    points = [_unescape(line.split(" ")[4]) for line in mountinfo.splitlines()]
+    points = [_unescape(fields[4]) for fields in _mounts(mountinfo)]
     return any(point != wanted and _contains(wanted, point) for point in points)
+
+
+def _mounts(mountinfo: str) -> list[list[str]]:
+    """The fields of each line; all of Python's other line ends and white space may be part of a name."""
+    return [line.split(" ") for line in mountinfo.split("\n") if line]
 
 
 def _program_headers(header: bytes) -> tuple[int, int, int]:

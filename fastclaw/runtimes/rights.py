@@ -17,7 +17,7 @@ from fastclaw.decisions import user_namespace, userdb
 from fastclaw.decisions.capabilities import read_capabilities
 from fastclaw.decisions.options import Options
 from fastclaw.decisions.user_namespace import Facts, Owner
-from fastclaw.engine.host import file_system, has_mounts_below
+from fastclaw.engine.host import file_system, has_mounts_below, mount_table
 from fastclaw.engine.id_ranges import take_id_range
 from fastclaw.errors import ExecFailed, StartFailed
 
@@ -173,8 +173,7 @@ def _user_namespaces() -> int:
 def _mounts(source: str | None) -> dict[str, Any]:
     if source is None:
         return {}
-    mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    path = Path(source)
+    path, mountinfo = Path(source), mount_table()
     return {"file_system": file_system(path, mountinfo), "has_mounts": has_mounts_below(path, mountinfo)}
 
 

@@ -141,12 +141,13 @@ def is_podman_pause(pid: int) -> bool:
 
 def is_in_memory(path: str) -> bool:
     """Whether a path is on a file system without a disk behind it (tmpfs, by proc_pid_mountinfo(5))."""
-    mounts = [line.split() for line in _read(f"{PROC}/self/mountinfo", _ENVIRON_BYTES).decode().splitlines()]
-    kinds = {fields[4]: fields[fields.index("-") + 1] for fields in mounts}
-    point = os.path.realpath(path)
-    while point not in kinds and point != "/":
+    lines = _read(f"{PROC}/self/mountinfo", _ENVIRON_BYTES).split(b"\n")  # a mount point may be of any bytes
+    mounts = [line.split(b" ") for line in lines if line]
+    kinds = {fields[4]: fields[fields.index(b"-") + 1] for fields in mounts}
+    point = os.fsencode(os.path.realpath(path))
+    while point not in kinds and point != b"/":
         point = os.path.dirname(point)
-    return kinds.get(point) == "tmpfs"
+    return kinds.get(point) == b"tmpfs"
 
 
 def ticks_now() -> int:

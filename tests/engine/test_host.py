@@ -46,6 +46,28 @@ def test_file_system_of_the_longest_mount_point(path: str, kind: str) -> None:
     assert file_system(Path(path), MOUNTS) == kind
 
 
+MOUNTED = """\
+mount -t tmpfs none "$1" && exec "$2" -c '
+import sys
+from pathlib import Path
+from fastclaw.engine.host import file_system, has_mounts_below, mount_table, storage_driver
+from fastclaw.transport.procfs import is_in_memory
+print(storage_driver(Path("/")) in ("overlay", "vfs", None), file_system(Path(sys.argv[1]), mount_table()))
+print(has_mounts_below(Path(sys.argv[1]).parent, mount_table()), is_in_memory(sys.argv[1]))
+' "$1"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+@pytest.mark.parametrize("name", [b"\xff", b"a\rb", b"a\x0cb", "a\u2028b".encode(), "a\u00a0b".encode()])
+def test_whatever_somebody_has_called_a_mount_point(name: bytes, tmp_path: Path) -> None:
+    """Every start and `doctor` failed on a host with one whose name is no UTF-8."""
+    point = os.fsencode(tmp_path) + b"/" + name
+    os.mkdir(point)
+    done = subprocess.run(["unshare", "-m", "sh", "-c", MOUNTED, "sh", point, sys.executable], capture_output=True)
+    assert done.stdout == b"True tmpfs\nTrue True\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("files", "mode"),
     [(["cgroup.controllers"], "v2"), (["unified/cgroup.controllers", "pids/tasks"], "hybrid"), (["pids/tasks"], "v1")],
