@@ -298,6 +298,7 @@ def service_env(paths: ServicePaths, inherited: Mapping[str, str]) -> dict[str, 
 
 
 def _usable_podman(facts: HostFacts) -> str:
+    _require_utf8(facts)
     if facts.podman is None:
         raise _unavailable("podman is not installed; run: apt-get install podman")
     if facts.conmon is None:
@@ -307,6 +308,16 @@ def _usable_podman(facts: HostFacts) -> str:
             f"conmon {facts.conmon_version} never ends an exec whose child keeps a pipe; install conmon 2.2.1 or later"
         )
     return facts.podman
+
+
+def _require_utf8(facts: HostFacts) -> None:
+    """Paths go into the engine's settings and the janitor's order, which are text."""
+    for name, path in msgspec.structs.asdict(facts).items():
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            found = str(path).encode(errors="surrogateescape")
+            raise _unavailable(f"{name} was found at {found!r}, which is no UTF-8; move it, or change PATH") from None
 
 
 def _choose_runtime(facts: HostFacts) -> str:

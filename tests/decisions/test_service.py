@@ -108,6 +108,8 @@ def test_mounts_are_kept_out_of_the_hosts_namespace(
     ("changes", "oci_runtime", "says"),
     [
         ({"podman": None}, None, "apt-get install podman"),
+        ({"podman": "/\udcff/podman"}, None, r"podman was found at b'/\xff/podman'"),
+        ({"python": "/\udcff/python"}, None, r"python was found at b'/\xff/python'"),
         ({"conmon": None}, None, "apt-get install conmon"),
         ({"conmon_version": "2.2.0"}, None, "conmon 2.2.1"),
         ({"crun": None, "runc": None}, None, "apt-get install crun"),
