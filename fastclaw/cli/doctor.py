@@ -136,7 +136,7 @@ def _parts(version: EngineVersion | None) -> dict[str, str]:
 
 
 def _disk(state_dir: Path) -> list[Finding]:
-    disk = disk_of(next(path for path in (state_dir, *state_dir.parents) if path.exists()))
+    disk = disk_of(next(path for path in (state_dir, *state_dir.parents) if os.path.exists(path)))
     return [disk_finding(disk["path"], disk["free_bytes"], disk["bytes"], why_full(disk))] if disk else []
 
 

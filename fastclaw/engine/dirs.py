@@ -32,6 +32,7 @@ from fastclaw.transport.directories import (
     make_private,
     remove_abandoned,
     runtime_directory,
+    shared_runtime_directory,
     why_unsafe,
 )
 
@@ -68,6 +69,13 @@ def default_run_dir() -> Path:
     if chosen is not None:
         return chosen / "fastclaw"
     return Path("/run/fastclaw") if os.geteuid() == 0 else Path(f"/tmp/fastclaw-{os.geteuid()}")
+
+
+def engine_variables() -> dict[str, str]:
+    """This process's, without an XDG_RUNTIME_DIR that is not its user's: Podman and its OCI runtime would insist on it,
+    and as root make it."""
+    dropped = "XDG_RUNTIME_DIR" if shared_runtime_directory() is None else None
+    return {name: value for name, value in os.environ.items() if name != dropped}
 
 
 def service_dir(run_dir: Path) -> HeldDirectory:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from fastclaw import limits
 from fastclaw.decisions.service import CgroupMode, HostFacts
+from fastclaw.transport.directories import shared_runtime_directory
 
 HELPER_DIRS = (
     "/usr/libexec/podman",
@@ -176,7 +177,7 @@ def storage_driver(state_dir: Path) -> Literal["overlay", "vfs"] | None:
 
 def runs_programs(state_dir: Path) -> bool:
     """Whether the file system that holds (or will hold) the state directory is mounted without noexec."""
-    existing = next(path for path in (state_dir, *state_dir.absolute().parents) if path.exists())
+    existing = next(path for path in (state_dir, *state_dir.absolute().parents) if os.path.exists(path))
     return not os.statvfs(existing).f_flag & os.ST_NOEXEC
 
 
@@ -229,5 +230,5 @@ def _util_linux_setpriv() -> str | None:
 
 
 def _user_systemd() -> bool:
-    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
-    return runtime_dir is not None and Path(runtime_dir, "systemd", "private").exists()
+    shared = shared_runtime_directory()
+    return shared is not None and os.path.exists(shared / "systemd" / "private")

@@ -25,7 +25,7 @@ from fastclaw.decisions.service import (
     tool_argv,
 )
 from fastclaw.engine import janitor
-from fastclaw.engine.dirs import service_dir, service_paths
+from fastclaw.engine.dirs import engine_variables, service_dir, service_paths
 from fastclaw.engine.owner import own_holder, own_label
 from fastclaw.engine.process import end_service, is_readable, reap, spawn_service, wait_readable
 from fastclaw.engine.standby import Standby
@@ -93,7 +93,7 @@ class ManagedService:
         try:
             paths = await self._prepare()
             self.reserve = Path(paths.reserve)
-            env = service_env(paths, os.environ)
+            env = service_env(paths, engine_variables())
             self._process = ServiceProcess(bound_argv(self.plan, paths, os.getpid()), env)
             self._standby = self._make_standby(paths, env)
             await self._process.ready(paths.socket)

@@ -13,7 +13,14 @@ from msgspec import Struct
 
 from fastclaw import limits
 from fastclaw.decisions.service import ServicePaths, ServicePlan, service_env, standing_argv
-from fastclaw.engine.dirs import ENGINE_DIR, SOCKET_NAME, lock_file, private_directory, service_paths
+from fastclaw.engine.dirs import (
+    ENGINE_DIR,
+    SOCKET_NAME,
+    engine_variables,
+    lock_file,
+    private_directory,
+    service_paths,
+)
 from fastclaw.engine.owner import identity, start_time
 from fastclaw.engine.process import end_service, reap, spawn_service, wait_readable
 from fastclaw.engine.service import answers_ping
@@ -103,7 +110,9 @@ async def _start(plan: ServicePlan, paths: ServicePaths, home: Path) -> None:
     log = home / "log"
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        pid = spawn_service(standing_argv(plan, paths, str(home / "pid")), service_env(paths, os.environ), log_fd)
+        pid = spawn_service(
+            standing_argv(plan, paths, str(home / "pid")), service_env(paths, engine_variables()), log_fd
+        )
     except OSError as error:
         raise StartFailed(f"cannot start podman: {error.strerror}", "engine_unavailable") from error
     finally:

@@ -38,13 +38,22 @@ def runtime_directory(most: int) -> Path | None:
     if path is None:
         return None
     length = len(os.fsencode(path))
-    why = f"it has {length} bytes, and may have {most}" if length > most else why_unsafe(path)
-    if why is None and not os.access(path, os.W_OK | os.X_OK):
-        why = "it cannot be written"
+    why = f"it has {length} bytes, and may have {most}" if length > most else _why_unusable(path)
     if why is not None:
         logger.warning("XDG_RUNTIME_DIR is not used: %s; taking another directory", why)
         return None
     return path
+
+
+def shared_runtime_directory() -> Path | None:
+    """$XDG_RUNTIME_DIR of whatever length, where other programs of this user have their sockets; None where it is not
+    this user's to use: `su` and `sudo -u` keep the caller's."""
+    path = from_environment("XDG_RUNTIME_DIR")
+    return path if path is not None and _why_unusable(path) is None else None
+
+
+def _why_unusable(path: Path) -> str | None:
+    return why_unsafe(path) or (None if os.access(path, os.W_OK | os.X_OK) else "it cannot be written")
 
 
 def why_unsafe(path: Path) -> str | None:

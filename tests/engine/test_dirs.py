@@ -14,6 +14,7 @@ from fastclaw.decisions.service import HostFacts, plan_service
 from fastclaw.engine.dirs import (
     default_run_dir,
     default_state_dir,
+    engine_variables,
     lock_file,
     private_directory,
     service_dir,
@@ -99,6 +100,20 @@ def test_a_runtime_directory_that_is_too_long_for_podman_is_not_used(
         assert f"XDG_RUNTIME_DIR is not used: it has {length} bytes, and may have 22" in caplog.text
     paths = service_paths(short_dir / "s", default_run_dir(), short_dir / "own", PLAN)
     assert len(paths.runroot) <= 50
+
+
+def test_an_engine_is_told_of_no_runtime_directory_that_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, short_dir: Path
+) -> None:
+    """`su` and `sudo -u` keep the caller's, and a rootless Podman refused to start: "not owned by the current user"."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_dir))
+    assert engine_variables() == dict(os.environ)
+    open_to_all = short_dir / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    for unusable in (short_dir / "none", open_to_all):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(unusable))
+        assert os.environ.items() - engine_variables().items() == {("XDG_RUNTIME_DIR", str(unusable))}
 
 
 def test_a_new_directory_is_private(tmp_path: Path) -> None:

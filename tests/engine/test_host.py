@@ -132,6 +132,20 @@ def test_facts_of_this_host(tmp_path: Path) -> None:
         assert facts.conmon_version in said
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not look")
+def test_a_directory_that_may_not_be_looked_into_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XDG_RUNTIME_DIR and HOME are root's for who came by `su` or `sudo`: pathlib raised PermissionError."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(closed))
+    os.seteuid(65534)
+    try:
+        facts = host_facts(closed / "state")
+    finally:
+        os.seteuid(0)
+    assert (facts.is_root, facts.user_systemd) == (False, False)
+
+
 def test_controllers_of_root_and_of_a_user(tmp_path: Path) -> None:
     (tmp_path / "pids").mkdir()
     assert container_controllers(tmp_path, 0) == {"pids"}
