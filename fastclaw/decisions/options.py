@@ -209,11 +209,20 @@ def read_options(params: InitializeParams) -> Options:
     """
     options = convert(params.options, Options, "$.options")
     _check_network(options.network)
+    _check_id_ranges(options.id_ranges)
     if options.capabilities is not None:
         read_capabilities(options.capabilities)
     if options.templates and (options.lane == "rest" or options.runtime == "memory"):
         raise no_templates(f"lane {options.lane!r} of runtime {options.runtime!r}")
     return options
+
+
+def _check_id_ranges(ranges: IdRanges) -> None:
+    """None beyond the highest id that there is."""
+    fit = (2**32 - limits.IDS - ranges.first) // limits.IDS
+    if ranges.count > fit:
+        path = "$.options.id_ranges.count"
+        raise InvalidParams(f"{path}: from {ranges.first} on there are ids for {fit}", path=path)
 
 
 def _check_network(network: Network) -> None:

@@ -45,6 +45,7 @@ class Facts(Struct, frozen=True, kw_only=True):
         storage_driver, oci_runtime: the engine's; of the runtime the last part of its path.
         kernel: version and patch level.
         user_namespaces: how many there may be (/proc/sys/user/max_user_namespaces).
+        highest_id: of the environment's user and its group, as far as they are known.
         owner: of the workspace's directory on the host; None where it is not the host's.
         file_system: the type of what that directory is on.
         has_mounts: something else is mounted in that directory.
@@ -57,6 +58,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     oci_runtime: str
     kernel: tuple[int, int]
     user_namespaces: int
+    highest_id: int = 0
     owner: Owner | None = None
     file_system: str = ""
     has_mounts: bool = False
@@ -73,6 +75,8 @@ def why_none(facts: Facts) -> str | None:
     if facts.storage_driver != "overlay" or facts.kernel < IDMAPPED_LAYERS:
         wanted = ".".join(map(str, IDMAPPED_LAYERS))
         return f"images would have to be copied: that takes storage driver overlay and Linux {wanted}"
+    if facts.highest_id >= limits.IDS:
+        return f"user or group {facts.highest_id} is beyond the {limits.IDS} ids that it has"
     return _why_no_workspace(facts)
 
 
@@ -107,7 +111,19 @@ def mount_option(first: int, owner: Owner, user: Owner) -> str:
 
 
 def _extents(first: int, owner: int, user: int) -> str:
-    """On disk, on the host, how many: the one id that is meant, and all others of the environment as themselves."""
+    """On disk, on the host, how many: the one id that is meant, and all others of the environment as themselves.
+
+    What root inside has written belongs to an id of a range, and may be a workspace itself: it and the user's change
+    places then, since no id may come twice.
+    """
     meant, end = first + user, first + limits.IDS
-    others = [(start, start, stop - start) for start, stop in ((first, meant), (meant + 1, end)) if stop > start]
-    return "#".join(f"{disk}-{host}-{count}" for disk, host, count in [(owner, meant, 1), *others])
+    changed = {owner: meant}
+    if first <= owner < end:
+        changed[meant] = owner
+    extents = [(disk, host, 1) for disk, host in changed.items()]
+    start = first
+    for stop in (*sorted({meant, owner} & set(range(first, end))), end):
+        if stop > start:
+            extents.append((start, start, stop - start))
+        start = stop + 1
+    return "#".join(f"{disk}-{host}-{count}" for disk, host, count in extents)

@@ -52,13 +52,13 @@ def resolving(user: str, passwd: str, group: str) -> Generator[None, None, Ident
 
 
 def _user(name: str, passwd: str, group: str) -> Generator[None, None, Identity]:
-    number = _number(name)
+    number = id_number(name)
 
     def entry(fields: list[str]) -> tuple[str, Identity] | None:
         # A number is that number, whatever a container's root has written: else it could make one mean itself.
         if number is None and fields[0] != name:
             return None
-        uid, gid = _number(fields[2]), _number(fields[3])
+        uid, gid = id_number(fields[2]), id_number(fields[3])
         if uid is None or gid is None or number not in (None, uid):
             return None
         return fields[0], Identity(uid, gid, [], fields[5] or "/")
@@ -78,7 +78,7 @@ def _memberships(name: str, gid: int, group: str) -> Generator[None, None, list[
     member = f",{name},"
 
     def add(fields: list[str]) -> bool | None:
-        if member in f",{fields[3]}," and (number := _number(fields[2])) is not None:
+        if member in f",{fields[3]}," and (number := id_number(fields[2])) is not None:
             listed[number] = None
         return len(listed) == limits.SPAWN_GROUPS or None
 
@@ -87,8 +87,8 @@ def _memberships(name: str, gid: int, group: str) -> Generator[None, None, list[
 
 
 def _group(name: str, group: str) -> Generator[None, None, int]:
-    found = yield from _first(group, 4, lambda fields: _number(fields[2]) if fields[0] == name else None)
-    number = _number(name) if found is None else found
+    found = yield from _first(group, 4, lambda fields: id_number(fields[2]) if fields[0] == name else None)
+    number = id_number(name) if found is None else found
     if number is None:
         raise _unknown(name)
     return number
@@ -112,7 +112,7 @@ def _first(text: str, least: int, wanted: Callable[[list[str]], Wanted | None]) 
     return None
 
 
-def _number(text: str) -> int | None:
+def id_number(text: str) -> int | None:
     """A user or group number, or None. By length first: int() refuses thousands of digits, and no number has them."""
     digits = text.lstrip("0") or "0" if text else ""
     if not (text.isascii() and digits.isdecimal()) or len(digits) > len(str(MAX_ID)) or int(digits) > MAX_ID:

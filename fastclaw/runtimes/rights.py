@@ -107,11 +107,13 @@ async def settle_rights(
             workspace is not there; `overloaded`: all ranges of ids are taken.
     """
     owner = _owner(options) if is_here else None
-    why_none = _why_none(options, _facts(options, version, owner, is_here=is_here), has_spawner=has_spawner)
+    who = None if options.workspace is None else await _identify(user, read_files)
+    highest = _highest_number(user if who is None else str(who))
+    facts = _facts(options, version, owner, is_here=is_here, highest_id=highest)
+    why_none = _why_none(options, facts, has_spawner=has_spawner)
     wanted = options.capabilities
     if wanted is None:
         wanted = "none" if why_none else "default"
-    who = None if options.workspace is None else await _identify(user, read_files)
     ids = None
     if why_none is None:
         taken = take_id_range(ID_LOCKS, options.id_ranges.first, options.id_ranges.count)
@@ -146,7 +148,9 @@ def _owner(options: Options) -> Owner | None:
     return Owner(uid=found.st_uid, gid=found.st_gid)
 
 
-def _facts(options: Options, version: EngineVersion, owner: Owner | None, *, is_here: bool) -> Facts:
+def _facts(
+    options: Options, version: EngineVersion, owner: Owner | None, *, is_here: bool, highest_id: int = 0
+) -> Facts:
     source = options.workspace.source if options.workspace else None
     runtime = options.oci_runtime or version.oci_runtime
     major, minor, *_ = platform.release().split(".")
@@ -158,6 +162,7 @@ def _facts(options: Options, version: EngineVersion, owner: Owner | None, *, is_
         oci_runtime=runtime.rpartition("/")[2],
         kernel=(int(major), int(minor.partition("-")[0])),
         user_namespaces=_user_namespaces(),
+        highest_id=highest_id,
         owner=owner,
         **_mounts(source),
     )
@@ -175,6 +180,11 @@ def _mounts(source: str | None) -> dict[str, Any]:
         return {}
     path, mountinfo = Path(source), mount_table()
     return {"file_system": file_system(path, mountinfo), "has_mounts": has_mounts_below(path, mountinfo)}
+
+
+def _highest_number(user: str) -> int:
+    """Of those in `uid`, `uid:gid` and names; without looking into the image no other is known."""
+    return max(userdb.id_number(word) or 0 for word in user.split(":"))
 
 
 async def _identify(user: str, read_files: Callable[[], Awaitable[list[str]]]) -> Owner:

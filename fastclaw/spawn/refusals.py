@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from errno import EPERM
+from errno import EINVAL, EPERM
 from typing import TYPE_CHECKING
 
 from fastclaw.errors import ExecFailed
@@ -59,6 +59,8 @@ def step_refused(step: int, errno: int, spec: StartSpec, found: Finding | None =
         return ExecFailed(f"the worker ended before template {spec.template!r} had handed it over", "template_gone")
     if step == frames.STEP_DIRECTORY:
         return ExecFailed(f"working directory {spec.working_dir!r}: {words}", "bad_working_dir")
+    if step == frames.STEP_USER and errno == EINVAL:  # setuid(2)
+        return ExecFailed(f"user {spec.user!r}: the environment's user namespace has no such id", "unknown_user")
     what = {
         frames.STEP_TTY: "no pseudo-terminal",
         frames.STEP_LIMIT: f"limits {spec.limits}",

@@ -125,6 +125,21 @@ async def test_a_workspace_belongs_to_the_environments_user_and_to_its_owner(
     assert (found.st_uid, found.st_gid) == OWNER
 
 
+@pytest.mark.parametrize(("owner", "user"), [(0, 0), (3, 0), (3, 1000), (1000, 1000)])
+async def test_a_workspace_may_belong_to_who_wrote_in_one_before(
+    engine_service: EngineService, workspace: Path, owner: int, user: int
+) -> None:
+    ranges = {"first": FIRST_ID + 2**25, "count": 1}
+    written = (ranges["first"] + owner, 1000)
+    os.chown(workspace, *written)
+    place = {"source": str(workspace), "target": "/work"}
+    async with served(engine_service, "spawn", user=f"{user}:{user}", workspace=place, id_ranges=ranges) as runtime:
+        assert (await rights_of(runtime))["workspace"]["is_mapped"]
+        assert await said(runtime, "touch mine; stat -c %u:%g . mine") == (0, f"{user}:{user}\n" * 2)
+    found = (workspace / "mine").stat()
+    assert (found.st_uid, found.st_gid) == written
+
+
 @pytest.mark.parametrize("lane", ["spawn", "rest"])
 @pytest.mark.parametrize("namespace", ["private", "host"])
 async def test_a_workspace_that_is_a_volume_belongs_to_the_environments_user(

@@ -62,6 +62,7 @@ def injecting(allow: str = "h:80", **changes: Any) -> dict[str, Any]:
         ({"workspace": {"target": "/w\0"}}, "$.options.workspace.target"),
         ({"env": {"A": None}}, "$.options.env[...]"),
         ({"user": ""}, "$.options.user"),
+        ({"id_ranges": {"first": 2**32 - 2 * limits.IDS, "count": 2}}, "$.options.id_ranges.count"),
         ({"templates": {"t": {"cmd": ["a"], "user": ""}}}, "$.options.templates[...].user"),
         ({"run_output_bytes": -1}, "$.options.run_output_bytes"),
         ({"templates": {"t": {"cmd": []}}}, "$.options.templates[...].cmd"),

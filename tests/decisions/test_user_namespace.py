@@ -35,6 +35,7 @@ def test_where_everything_is_there_there_is_one() -> None:
         ({"is_root": False}, "root's to give away"),
         ({"is_here": False}, "root's to give away"),
         ({"user_namespaces": 0}, "user.max_user_namespaces"),
+        ({"highest_id": limits.IDS}, "group 65536 is beyond"),
         ({"storage_driver": "vfs"}, "copied"),
         ({"kernel": (5, 18)}, "Linux 5.19"),
         ({"owner": Owner(uid=0, gid=1000)}, "belongs to 0:1000"),
@@ -70,6 +71,20 @@ def test_the_owners_files_are_the_users_and_every_other_id_is_itself(user: int) 
     assert sorted(host) == list(range(FIRST_ID, FIRST_ID + limits.IDS))
     assert all(disk == start for disk, start, _ in found if disk != 1000)
     assert (50, FIRST_ID, 1) in extents(option, "gids")
+
+
+@pytest.mark.parametrize("user", [0, 1000, limits.IDS - 1])
+@pytest.mark.parametrize("owner", [0, 3, 1000, limits.IDS - 1])
+def test_what_was_written_inside_may_be_a_workspace_itself(owner: int, user: int) -> None:
+    """crun refused to start with one of an id of the range: it was on disk twice."""
+    found = extents(mount_option(FIRST_ID, Owner(uid=FIRST_ID + owner, gid=50), Owner(uid=user, gid=0)), "uids")
+    pairs = {disk + at: host + at for disk, host, count in found for at in range(count)}
+    assert len(pairs) == sum(count for _, _, count in found)
+    assert pairs.pop(FIRST_ID + owner) == FIRST_ID + user
+    assert sorted(pairs.values()) == sorted(set(range(FIRST_ID, FIRST_ID + limits.IDS)) - {FIRST_ID + user})
+    assert {disk: host for disk, host in pairs.items() if disk != host} == (
+        {} if owner == user else {FIRST_ID + user: FIRST_ID + owner}
+    )
 
 
 def test_nothing_inside_is_written_as_the_hosts_root() -> None:

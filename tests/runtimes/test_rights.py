@@ -93,3 +93,16 @@ async def test_a_range_is_lent_and_given_back(tmp_path: Path, monkeypatch: pytes
     for _ in range(2):
         found = await settled(version, id_ranges={"first": FIRST_ID, "count": 1})
         assert (found.ids, found.capabilities, found.volume_owner) == (FIRST_ID, DEFAULT, None)
+
+
+@pytest.mark.parametrize("user", ["65536", "1:65536", "wolf:65536", "200000"])
+async def test_a_user_whose_number_no_range_has_gets_no_namespace(user: str, tmp_path: Path) -> None:
+    """Numbers of people in a directory service begin above it; commands could not be started as such a user."""
+    version = msgspec.structs.replace(VERSION, rootless=False)
+    both: list[dict[str, Any]] = [{}, {"workspace": {"target": "/work"}}]
+    for more in both:
+        found = await settled(version, user=user, **more)
+        assert (found.ids, found.capabilities) == (None, ())
+        assert "beyond the 65536 ids" in str(found.why_no_ids)
+        with pytest.raises(StartFailed, match=r"no user namespace: user or group .* beyond the 65536"):
+            await settled(version, user=user, user_namespace="private", **more)
