@@ -59,7 +59,7 @@ class _Session:
 
     def __init__(self, runtime: Runtime, claim: StdioClaim) -> None:
         self._runtime = runtime
-        self._sink = ByteSink(claim.output_fd, self._on_pressure, self._begin_shutdown)
+        self._sink = ByteSink(claim.output_fd, self._on_pressure, lambda _: self._begin_shutdown())
         self._dispatcher = Dispatcher(runtime, self._sink.write, self._shut_down)
         self._source = ByteSource(claim.input_fd, self._dispatcher.receive, self._begin_shutdown)
         self._loop = asyncio.get_running_loop()

@@ -49,11 +49,11 @@ def _take(source: ByteSource, chunks: "asyncio.Queue[bytes]", data: bytes) -> No
     chunks.put_nowait(data)
 
 
-async def pass_on(read: Callable[[], Awaitable[bytes]], fd: int, on_left: Callable[[], None]) -> None:
+async def pass_on(read: Callable[[], Awaitable[bytes]], fd: int, on_left: Callable[[OSError], None]) -> None:
     """Write what `read` gives to `fd` until its end.
 
     Parameters:
-        on_left: called once when nobody reads `fd` any more; what still comes is dropped.
+        on_left: called once when nothing can be written to `fd` any more, with why; what still comes is dropped.
     """
     sink = ByteSink(fd, lambda is_high: None, on_left)
     try:

@@ -1,11 +1,12 @@
 """`fastclaw run`: one command in a sandbox, its streams and exit code passed through."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Self
 
 import click
@@ -151,8 +152,8 @@ async def _attend(process: RemoteProcess, ending: "_Ending", request: dict[str, 
                 if request.get("tty"):
                     aside.append(group.create_task(follow_size(process, request.get("tty_size"))))
                 await asyncio.gather(
-                    pass_on(end.of(process.stdout_read), stdout, lambda: ending.ask(signal.SIGPIPE)),
-                    pass_on(end.of(process.stderr_read), stderr, lambda: ending.ask(signal.SIGPIPE)),
+                    pass_on(end.of(process.stdout_read), stdout, ending.cut_off),
+                    pass_on(end.of(process.stderr_read), stderr, ending.cut_off),
                 )
                 for task in aside:
                     task.cancel()
@@ -193,6 +194,13 @@ class _Ending:
             yield
         finally:
             self._kill, self._is_over = None, True
+
+    def cut_off(self, error: OSError) -> None:
+        """End it, for our output goes nowhere any more. That nobody reads it is told by the exit code alone."""
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+            with suppress(OSError):  # stderr may be on the same disk
+                click.echo(f"fastclaw: output is lost: {error.strerror}", err=True)
+        self.ask(signal.SIGPIPE)
 
     def ask(self, signum: int) -> None:
         """End it."""

@@ -197,10 +197,11 @@ class ByteSink:
 
     Parameters:
         on_pressure: called with True above the high-water mark, with False below the low one.
-        on_broken: called once when the reader is gone; what is written afterwards is dropped.
+        on_broken: called once when nothing can be written any more, with why: the reader is gone, or a disk is full;
+            what is written afterwards is dropped.
     """
 
-    def __init__(self, fd: int, on_pressure: Callable[[bool], None], on_broken: Callable[[], None]) -> None:
+    def __init__(self, fd: int, on_pressure: Callable[[bool], None], on_broken: Callable[[OSError], None]) -> None:
         self._fd = fd
         self._on_pressure = on_pressure
         self._on_broken = on_broken
@@ -255,9 +256,9 @@ class ByteSink:
                 self._size -= written
         except BlockingIOError:
             self._watch()
-        except OSError:
+        except OSError as error:
             self._discard()
-            self._on_broken()
+            self._on_broken(error)
         else:
             self._unwatch()
             self._finish_drain()

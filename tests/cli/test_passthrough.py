@@ -114,7 +114,7 @@ class Chunks:
 async def test_all_output_and_then_no_more() -> None:
     reading, writing = os.pipe()
     left: list[int] = []
-    await pass_on(Chunks(b"one ", b"two").read, writing, lambda: left.append(1))
+    await pass_on(Chunks(b"one ", b"two").read, writing, lambda _: left.append(1))
     os.close(writing)
     assert (os.read(reading, 100), os.read(reading, 100), left) == (b"one two", b"", [])
     os.close(reading)
@@ -124,7 +124,7 @@ async def test_a_reader_that_left_is_told_once_and_the_rest_is_dropped() -> None
     reading, writing = os.pipe()
     os.close(reading)
     left: list[int] = []
-    await pass_on(Chunks(b"one", b"two", b"three").read, writing, lambda: left.append(1))
+    await pass_on(Chunks(b"one", b"two", b"three").read, writing, lambda _: left.append(1))
     os.close(writing)
     assert left == [1]
 
@@ -138,7 +138,7 @@ async def test_a_reader_that_is_slow_holds_the_process() -> None:
         asked += 1
         return bytes(1 << 16) if asked < 20 else b""
 
-    passing = asyncio.create_task(pass_on(read, writing, lambda: None))
+    passing = asyncio.create_task(pass_on(read, writing, lambda _: None))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert asked <= 3

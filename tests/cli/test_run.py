@@ -15,6 +15,7 @@ import sys
 import termios
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,7 +29,6 @@ from tests.cli.programs import DEADLINE_S, FASTCLAW, Call, assert_one_line, fast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.engine_fixtures import EngineService
 
@@ -270,6 +270,16 @@ def test_a_reader_that_leaves_ends_the_command(run: Runner, endless: str) -> Non
         read_until(reading, b"y\n")
         os.close(reading)
         assert process.wait(DEADLINE_S) == 128 + signal.SIGPIPE
+
+
+def test_output_that_a_full_disk_does_not_take_is_said_to_be_lost(run: Runner) -> None:
+    """It ended without a word, as if nobody had wanted it."""
+    with Path("/dev/full").open("wb") as full:
+        process = run.popen(*shell("yes"), stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
+        with started(process):
+            _, said = process.communicate(timeout=DEADLINE_S)
+    assert said.splitlines()[-1] == b"fastclaw: output is lost: No space left on device"
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])

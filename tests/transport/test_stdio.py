@@ -202,7 +202,7 @@ async def test_dev_null_ends_at_once() -> None:
 
 
 async def test_a_sink_writes_one_turns_writes_at_once(pipe: tuple[int, int]) -> None:
-    sink = ByteSink(pipe[1], lambda high: None, lambda: None)
+    sink = ByteSink(pipe[1], lambda high: None, lambda _: None)
     sink.write(b"a\n")
     sink.write(b"b\n")
     with pytest.raises(BlockingIOError):
@@ -215,7 +215,7 @@ async def test_a_sink_writes_one_turns_writes_at_once(pipe: tuple[int, int]) -> 
 
 async def test_a_slow_reader_presses_and_relieves(pipe: tuple[int, int]) -> None:
     pressure: list[bool] = []
-    sink = ByteSink(pipe[1], pressure.append, lambda: None)
+    sink = ByteSink(pipe[1], pressure.append, lambda _: None)
     line = b"x" * 1023 + b"\n"
     count = limits.OUTPUT_HIGH_WATER_BYTES // len(line) + 100
     for _ in range(count):
@@ -239,7 +239,7 @@ async def test_a_slow_reader_presses_and_relieves(pipe: tuple[int, int]) -> None
 async def test_a_reader_that_goes_breaks_the_sink_once() -> None:
     read_end, write_end = os.pipe2(os.O_NONBLOCK)
     broken: list[bool] = []
-    sink = ByteSink(write_end, lambda high: None, lambda: broken.append(True))
+    sink = ByteSink(write_end, lambda high: None, lambda _: broken.append(True))
     for _ in range(200):
         sink.write(b"x" * 1000)
     await asyncio.sleep(0)
