@@ -23,6 +23,8 @@ RUNTIMES: tuple[str, ...] = get_args(RuntimeName)[1:]
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=answer_limits.MAX_PATH_CHARS)]
+Name = Annotated[str, Meta(min_length=1)]
+"""Empty is a variable that is not set, and not the default."""
 Rule = Annotated[str, Meta(min_length=1, max_length=network_limits.EGRESS_RULE_BYTES)]
 Rules = Annotated[list[Rule], Meta(max_length=network_limits.EGRESS_RULES)]
 
@@ -37,7 +39,7 @@ class Workspace(Struct, frozen=True, forbid_unknown_fields=True):
 class SecretSource(Struct, frozen=True, forbid_unknown_fields=True):
     """Where a secret is: a variable of fastclaw's own environment, or a file on its host. Exactly one of the two."""
 
-    env: Annotated[str, Meta(min_length=1)] | None = None
+    env: Name | None = None
     file: AbsolutePath | None = None
 
 
@@ -165,13 +167,13 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     env: dict[str, str] = field(default_factory=dict)
     workspace: Workspace | None = None
 
-    url: str | None = None
-    image: str | None = None
+    url: Name | None = None
+    image: Name | None = None
     pull: Literal["missing", "never", "always"] = "missing"
     containers: Annotated[int, Meta(ge=1, le=64)] = limits.CONTAINERS
     storage: Literal["private", "host"] = "private"
     state_dir: AbsolutePath | None = None
-    oci_runtime: str | None = None
+    oci_runtime: Name | None = None
     user: User | None = None
     user_namespace: Literal["auto", "host", "private"] = "auto"
     id_ranges: IdRanges = IdRanges()
