@@ -1,6 +1,7 @@
 """The README's first program is a real file, and prints what the README says."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,15 @@ def test_where_it_cannot_start_it_says_so_in_a_line() -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("hello: start failed: no engine answers at unix:///none")
     assert done.stderr.count("\n") == 1
+
+
+def test_commands_that_need_no_terminal_can_be_typed_as_they_are() -> None:
+    """`fastclaw run -n -- make test` was there, and no image of fastclaw's has make."""
+    words = [shlex.split(line, comments=True) for line in README.splitlines() if line.startswith("fastclaw run ")]
+    typed = [line[1:] for line in words if not {"-t", "…"} & {*line}]
+    assert len(typed) == 2
+    for line in typed:
+        subprocess.run([sys.executable, "-m", "fastclaw", *line], stdin=subprocess.DEVNULL, check=True, timeout=100)
 
 
 def test_every_file_that_the_readme_links_to_exists() -> None:
