@@ -11,6 +11,16 @@ SECONDS ?= 600
 BENCH := $(BIN)/python -m pytest bench -p no:cacheprovider --timeout=600 \
 	--benchmark-columns=min,median,max,rounds --benchmark-sort=name
 
+# In somebody else's tree root leaves no caches: the owner could neither write nor remove them.
+ifneq ($(shell id -u),$(shell stat -c %u .))
+CACHES := $(HOME)/.cache/fastclaw
+export PYTHONPYCACHEPREFIX := $(CACHES)/python
+export MYPY_CACHE_DIR := $(CACHES)/mypy
+export RUFF_CACHE_DIR := $(CACHES)/ruff
+export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHES)/hypothesis
+export PYTEST_ADDOPTS := -o cache_dir=$(CACHES)/pytest --benchmark-storage=file://$(CACHES)/benchmarks
+endif
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:

@@ -61,6 +61,22 @@ def test_what_root_left_in_the_tree_is_said_in_one_line(left: str) -> None:
     assert done.stderr == f"fastclaw: {left} belongs to somebody else; as root: chown -hR {NOBODY} {left}\n"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave what is root's")
+@pytest.mark.parametrize("owner", [0, NOBODY])
+def test_what_root_runs_in_somebody_elses_tree_leaves_no_caches_there(owner: int, tmp_path: Path) -> None:
+    """After root's `make check` and `make test`, the owner's mypy crashed, tests failed, and `make clean` did."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    os.chown(tmp_path, owner, owner)
+    (tmp_path / "test_it.py").write_text("def test_it(): pass")
+    uses = "; ".join(f"{sys.executable} -m {tool}" for tool in ("ruff check -q .", "mypy --strict .", "pytest -q ."))
+    make = ["make", "-C", str(tmp_path), "PYTHON=true", "--eval", f"uses: ; {uses}", "uses"]
+    home = tmp_path.with_name("home")
+    done = subprocess.run(make, capture_output=True, timeout=100, check=False, env={**os.environ, "HOME": str(home)})
+    assert b"1 passed" in done.stdout
+    left = {path.name for path in tmp_path.iterdir()} - {"Makefile", "test_it.py"}
+    assert bool(left) is (owner == 0), left
+
+
 def test_the_python_that_is_found_is_new_enough() -> None:
     done = run(str(ROOT / "scripts" / "find-python"))
     check = [done.stdout.strip(), "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
