@@ -100,7 +100,7 @@ class Session:
         if "error" in answer:
             error = answer["error"]
             raise Broken(f"initialize failed: {error.get('message', error) if isinstance(error, dict) else error}")
-        expect(isinstance(answer["result"], dict), f"initialize answered {answer['result']!r}")
+        expect(isinstance(answer.get("result"), dict), f"initialize answered {answer.get('result', answer)!r}")
         self.welcome = answer["result"]
 
     async def result(self, method: str, params: Any = None) -> Any:

@@ -46,6 +46,13 @@ def test_a_runtime_that_is_none(call: Call) -> None:
     assert told["refused"]
 
 
+def test_a_program_that_says_what_it_hears_is_no_runtime(call: Call) -> None:
+    """It was a KeyError of ours: its answer has the id that was asked for, and neither a result nor an error."""
+    done = call("check", "--only", "R-CODE", "--", "cat")
+    assert done.returncode == 1
+    assert assert_one_line(done.stdout).startswith("nothing was checked: initialize answered {'jsonrpc'")
+
+
 def test_options_reach_initialize(call: Call) -> None:
     done = call("check", *MEMORY, "-o", "nonsense=1", *SERVE)
     assert done.returncode == 1
