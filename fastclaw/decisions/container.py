@@ -169,6 +169,7 @@ def container_spec(
         "image": image,
         "name": name,
         "hostname": HOSTNAME,
+        "manage_password": False,  # else a user without an entry gets one, and with it a group of its own
         "labels": container_labels(namespace, owner, shard),
         "env": dict(env or {}),
         **_chosen(user="0" if init.spawner else user, oci_runtime=oci_runtime),

@@ -151,6 +151,18 @@ async def test_a_workspace_that_is_a_volume_belongs_to_the_environments_user(
         assert await said(runtime, "echo x > file; stat -c %U:%G:%a . file") == (0, WRITABLE)
 
 
+@pytest.mark.parametrize("lane", ["spawn", "rest"])
+async def test_a_user_without_an_entry_has_the_same_groups_on_both_lanes(
+    engine_service: EngineService, lane: str
+) -> None:
+    """The engine wrote an entry for PID 1's user into the container's files, and a group 1234 that it was in."""
+    async with served(engine_service, lane, user="1234") as runtime:
+        script = "grep -E '^(Uid|Gid|Groups):' /proc/self/status | xargs; grep -c 1234 /etc/passwd /etc/group"
+        code, text = await said(runtime, script)
+        assert text == "Uid: 1234 1234 1234 1234 Gid: 0 0 0 0 Groups:\n/etc/passwd:0\n/etc/group:0\n"
+        assert code == 1  # grep has found none
+
+
 async def test_a_workspace_of_roots_is_not_mapped_and_who_cannot_write_in_it_is_told(
     engine_service: EngineService, workspace: Path
 ) -> None:

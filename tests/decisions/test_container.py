@@ -51,6 +51,7 @@ def test_the_safe_defaults() -> None:
             "io.fastclaw.shard": "2",
         },
         "hostname": "fastclaw",
+        "manage_password": False,
         "env": {},
         "entrypoint": ["/bin/sh", "-c", SHELL_INIT],
         "command": [],
