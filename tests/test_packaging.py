@@ -47,12 +47,16 @@ def test_a_python_that_does_not_run_is_one_line(tmp_path: Path, python: str) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave what is root's")
-@pytest.mark.parametrize("left", ["fastclaw/spawn/bin", ".venv"])
+@pytest.mark.parametrize("left", ["fastclaw/spawn/bin", "fastclaw/spawn", ".venv", "."])
 def test_what_root_left_in_the_tree_is_said_in_one_line(left: str) -> None:
     script = (ROOT / "scripts" / "make-venv").read_text()
     with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        Path(directory, left).mkdir(parents=True)
+        tree = Path(directory)
+        (tree / left).mkdir(parents=True, exist_ok=True)
+        for path in (tree, *tree.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+        os.chown(tree / left, 0, 0)
+        tree.chmod(0o755)
         done = subprocess.run(
             ["/bin/sh", "-s", sys.executable, ".venv"],
             input=script, capture_output=True, text=True, timeout=60, check=False, user=NOBODY, cwd=directory,
