@@ -39,6 +39,9 @@ from fastclaw.transport.directories import (
 SOCKET_NAME = "podman.sock"
 ENGINE_DIR = "engine"
 
+MOUNT_OPTION_MARKS = ":,\\"
+"""What separates or escapes in an overlay mount's `lowerdir=` (kernel: Documentation/filesystems/overlayfs.rst)."""
+
 _BY_WHAT = "(XDG_RUNTIME_DIR, XDG_STATE_HOME, options.state_dir)"
 _LONGEST_RUNTIME_DIR = PODMAN_RUNROOT_BYTES - len("/fastclaw/store-01234567/run")
 
@@ -102,6 +105,7 @@ def service_paths(state_dir: Path, run_dir: Path, own_dir: Path, plan: ServicePl
     """
     socket = own_dir / SOCKET_NAME
     check_socket_path(socket)
+    _check_layers_path(state_dir, plan)
     key = hashlib.sha256(f"{state_dir}\0{run_dir}".encode()).hexdigest()[:8]
     store = run_dir / f"store-{key}"
     private_directory(store)
@@ -131,6 +135,16 @@ def check_socket_path(socket: Path) -> None:
         raise StartFailed(
             f"socket path {socket} is longer than {limits.SOCKET_PATH_BYTES} bytes; "
             "set XDG_RUNTIME_DIR to a shorter directory"
+        )
+
+
+def _check_layers_path(state_dir: Path, plan: ServicePlan) -> None:
+    """Podman would say that the kernel has no overlay."""
+    found = [mark for mark in MOUNT_OPTION_MARKS if mark in str(state_dir)]
+    if found and (plan.storage, plan.storage_driver) == ("private", "overlay"):
+        raise StartFailed(
+            f"there can be no images in {state_dir}: {found[0]!r} has a meaning in the options of an overlay mount; "
+            "set XDG_STATE_HOME or options.state_dir to a directory without"
         )
 
 

@@ -148,6 +148,16 @@ def test_a_socket_path_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         service_paths(tmp_path / "s", tmp_path, deep, PLAN)
 
 
+@pytest.mark.parametrize("name", ["a:b", "a,b", "a\\b"])
+def test_a_state_directory_that_no_overlay_can_have_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    """Podman: "kernel does not support overlay fs", and nothing of the name of the home directory."""
+    plan = msgspec.structs.replace(PLAN, storage_driver="overlay")
+    with pytest.raises(StartFailed, match=r"no images in .*a.+b: .* overlay mount; set XDG_STATE_HOME"):
+        service_paths(tmp_path / name, tmp_path / "r", tmp_path / "own", plan)
+    for other in ({"storage_driver": "vfs"}, {"storage": "host"}):
+        service_paths(tmp_path / name, tmp_path / "r", tmp_path / "own", msgspec.structs.replace(plan, **other))
+
+
 def test_settings_are_written_once_and_named_by_content(tmp_path: Path) -> None:
     other_plan = msgspec.structs.replace(PLAN, oci_runtime="runc")
     first = service_paths(tmp_path / "s", tmp_path / "r", tmp_path / "r" / "own", PLAN)
