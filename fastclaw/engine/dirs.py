@@ -12,6 +12,7 @@ any other (libpod/boltdb_state_internal.go, 4.3.1). Knows files and locks; start
 
 import fcntl
 import hashlib
+import logging
 import os
 import pwd
 import shutil
@@ -36,6 +37,8 @@ from fastclaw.transport.directories import (
     why_unsafe,
 )
 
+logger = logging.getLogger(__name__)
+
 SOCKET_NAME = "podman.sock"
 ENGINE_DIR = "engine"
 
@@ -57,8 +60,12 @@ def default_state_dir() -> Path:
 
 
 def _home() -> Path:
+    """$HOME, but for one that is somebody else's, as `sudo -E` leaves it to root, and some CI services to theirs."""
     home = from_environment("HOME")
-    if home is None:
+    why = None if home is None or not os.path.exists(home) else why_unsafe(home)
+    if why is not None:
+        logger.warning("HOME is not used: %s; taking the home directory of this user's entry in /etc/passwd", why)
+    if home is None or why is not None:
         try:
             home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
         except KeyError as error:

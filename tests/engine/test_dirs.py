@@ -55,6 +55,17 @@ def test_state_dir_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_state_dir() == Path("/home/someone/.local/state/fastclaw")
 
 
+def test_a_home_that_somebody_else_could_change_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `sudo -E` leaves it to root."""
+    tmp_path.chmod(0o777)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_state_dir() == Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".local" / "state" / "fastclaw"
+    assert f"HOME is not used: {tmp_path} can be written by everybody" in caplog.text
+
+
 @pytest.mark.parametrize("home", ["rel", "", "./rel", None])
 def test_relative_directories_do_not_count(home: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """podman-container-tools/podman#26667: HOME=rel left ./rel behind, and Podman looked for its settings there."""
