@@ -32,6 +32,7 @@ NAMESPACE = "acceptance"
 CONTAINERS = 4
 """On the REST lane, where one starts some 40 execs in a second."""
 EXECS = 1_000
+SLOW_EXECS = 300
 IN_FLIGHT = 64
 BULK = 64 * 1024 * 1024
 AFTER_EOF = 1024 * 1024
@@ -78,10 +79,13 @@ async def shell(runtime: RuntimeClient, script: str, **request: Any) -> RemotePr
 
 
 @pytest.mark.promise("P-LOSSLESS", "R-CODE")
-async def test_a_thousand_execs_have_no_wrong_byte_code_or_stream(runtime: RuntimeClient) -> None:
+@pytest.mark.parametrize(("lane", "count"), [("spawn", EXECS), ("rest", SLOW_EXECS)])
+async def test_of_hundreds_of_execs_none_has_a_wrong_byte_code_or_stream(
+    engine_service: EngineService, lane: str, count: int
+) -> None:
     gate = asyncio.Semaphore(IN_FLIGHT)
 
-    async def one(number: int) -> None:
+    async def one(runtime: RuntimeClient, number: int) -> None:
         payload = f"{number}:{number * 7919 % 10007}"
         script = f'printf %s "{payload}"; printf %s "e{payload}" >&2; exit {number % 120}'
         async with gate, await shell(runtime, script, stdin=number % 2 == 0) as process:
@@ -90,7 +94,8 @@ async def test_a_thousand_execs_have_no_wrong_byte_code_or_stream(runtime: Runti
         assert (out, err) == (payload.encode(), b"e" + payload.encode())
         assert (record.exit_code, record.reason) == (number % 120, "exited")
 
-    await asyncio.gather(*(one(number) for number in range(EXECS)))
+    async with served(engine_service, lane) as client:
+        await asyncio.gather(*(one(client, number) for number in range(count)))
 
 
 @pytest.mark.promise("P-LOSSLESS")
