@@ -92,6 +92,7 @@ class ProcessPool:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._closings: set[asyncio.Future[None]] = set()
         self._graces: list[Grace] = []
+        self._silent: set[asyncio.Future[int]] = set()
         self._prefix = secrets.token_hex(4)
         self._count = 0
 
@@ -420,12 +421,16 @@ class ProcessPool:
         return [process.info(blocked.get(process)) for process in processes]
 
     async def _blocked(self, processes: Iterable[Process], most: int) -> dict[Process, list[StreamName]]:
-        """Outputs that are full while nobody takes from them, of as many live processes; of others nothing is known."""
+        """Outputs that are full while nobody takes from them, of as many live processes; of others nothing is known.
+
+        Nobody is waited for twice: who locks its pipe says nothing for as long as it likes.
+        """
         held = (one for one in processes if one.is_running and not one.is_run)
         asked = {one: one.streams.blocked() for one in itertools.islice(held, most)}
-        waited_for = [answer for answer in asked.values() if not answer.done()]
+        waited_for = [answer for answer in asked.values() if not answer.done() and answer not in self._silent]
         if waited_for:
             await asyncio.wait(waited_for, timeout=limits.LOOK_ANSWER_MS / 1000)
+        self._silent = {answer for answer in (*self._silent, *waited_for) if not answer.done()}
         said = {one: answer.result() for one, answer in asked.items() if answer.done()}
         return {one: [name for bit, name in _STREAMS.items() if bits & bit] for one, bits in said.items() if bits}
 

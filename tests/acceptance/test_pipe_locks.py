@@ -7,12 +7,14 @@ programs are in pipe_locks.c.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import pytest_asyncio
 
+from fastclaw import limits
 from fastclaw.errors import ExecFailed, IoError
 from tests.acceptance.leftovers import TOKEN, end_programs, marked, programs
 from tests.acceptance.pipe_locks import (
@@ -238,9 +240,18 @@ async def test_many_that_reopen_close_and_lock_their_pipe_before_anything_else_r
         await holder.connect()
     await site.is_well()
     assert len(programs()) == AT_ONCE
+    await answers_at_once(site)
     records = await asyncio.gather(*map(site.is_killed, holders))
     assert {record.reason for record in records} == {"killed"}
     assert programs() == []
+
+
+async def answers_at_once(site: Site) -> None:
+    """`health` asks each pump whether an output is blocked, and none of these says anything: it has waited for them."""
+    begun = time.monotonic()
+    for _ in range(5):
+        await site.client.health()
+    assert time.monotonic() < begun + 2 * limits.LOOK_ANSWER_MS / 1000
 
 
 @shared
