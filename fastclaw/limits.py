@@ -457,6 +457,10 @@ LIST_LOOKS = 1_024
 HEALTH_LOOKS = 64
 """The same for `health`, which monitoring asks for every few seconds."""
 
+HEALTH_LOOK_MS = 20
+"""LOOK_ANSWER_MS for `health`, which is to answer within 50 ms whoever locks a pipe. One that says nothing is not
+counted."""
+
 SPAWN_SPARE_KEEPERS = 16
 """Idle keepers below which more are made: a burst of starts finds one each while the next are on their way."""
 

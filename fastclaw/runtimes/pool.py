@@ -417,10 +417,10 @@ class ProcessPool:
         numbered = [(self._number(process.id), process) for process in self.table]
         numbered.sort(key=operator.itemgetter(0))  # nearly so already: a start may have overtaken another
         processes = [process for number, process in numbered if number >= first]
-        blocked = await self._blocked(processes, limits.LIST_LOOKS)
+        blocked = await self._blocked(processes, limits.LIST_LOOKS, limits.LOOK_ANSWER_MS)
         return [process.info(blocked.get(process)) for process in processes]
 
-    async def _blocked(self, processes: Iterable[Process], most: int) -> dict[Process, list[StreamName]]:
+    async def _blocked(self, processes: Iterable[Process], most: int, wait_ms: int) -> dict[Process, list[StreamName]]:
         """Outputs that are full while nobody takes from them, of as many live processes; of others nothing is known.
 
         Nobody is waited for twice: who locks its pipe says nothing for as long as it likes.
@@ -429,7 +429,7 @@ class ProcessPool:
         asked = {one: one.streams.blocked() for one in itertools.islice(held, most)}
         waited_for = [answer for answer in asked.values() if not answer.done() and answer not in self._silent]
         if waited_for:
-            await asyncio.wait(waited_for, timeout=limits.LOOK_ANSWER_MS / 1000)
+            await asyncio.wait(waited_for, timeout=wait_ms / 1000)
         self._silent = {answer for answer in (*self._silent, *waited_for) if not answer.done()}
         said = {one: answer.result() for one, answer in asked.items() if answer.done()}
         return {one: [name for bit, name in _STREAMS.items() if bits & bit] for one, bits in said.items() if bits}
@@ -439,7 +439,7 @@ class ProcessPool:
         output without a client."""
         live = self.table.live()
         oldest = itertools.chain((one for one in live if one.streams.is_unread()), live)
-        blocked = await self._blocked(dict.fromkeys(oldest), limits.HEALTH_LOOKS)
+        blocked = await self._blocked(dict.fromkeys(oldest), limits.HEALTH_LOOKS, limits.HEALTH_LOOK_MS)
         return {**self.health(), "blocked": len(blocked)}
 
     def _number(self, process_id: str) -> int:
