@@ -19,6 +19,7 @@ from msgspec import structs
 from fastclaw.decisions import userdb
 from fastclaw.engine.attached import Attached
 from fastclaw.engine.exec_calls import ExecCalls, SessionGone, create_body
+from fastclaw.engine.process import is_readable
 from fastclaw.engine.program_files import explained, first_entry
 from fastclaw.engine.remote_tree import RemoteTree
 from fastclaw.engine.rest_process import EndTree, RestProcess
@@ -281,6 +282,11 @@ class _Launch:
         process = RestProcess(lane._calls, self._container, session, marker, started, self._end_tree, self._ooms)
         process.stdout_fd, stdout, process.stderr_fd, stderr = pipes[:4]
         stdin, process.stdin_fd = pipes[4:] or (None, None)
+        if stdin is not None and _has_ended(started):
+            # Nobody reads it. The engine would throw away what it has not passed on yet, when input comes for a command
+            # that has ended (attachExecHTTP in libpod/oci_conmon_exec_common.go, 4.3.1).
+            os.close(stdin)
+            stdin = None
         if direct is not None:
             process.stdin_fd, process.on_input_over = direct.fd, direct.end
             _end_input(hijacked.sock)
@@ -312,6 +318,10 @@ class _Launch:
         now = Grace(ends_at=asyncio.get_running_loop().time())
         with suppress(ExecFailed):
             await self._end_tree(self._spec.process_id, None, now, deadline_s=ABANDONED_KILL_MS / 1000)
+
+
+def _has_ended(started: Started) -> bool:
+    return started.ended or (started.pidfd is not None and is_readable(started.pidfd))
 
 
 def _pipes(count: int) -> list[int]:

@@ -14,7 +14,7 @@ import pytest
 from fastclaw.conformance import BY_ID, MEMORY, POSIX, Report, Vocabulary, check
 
 pytestmark = pytest.mark.timeout(600)
-AT_ONCE = 8
+AT_ONCE = 4
 """Promises under check at a time: most of a check is waiting."""
 
 
