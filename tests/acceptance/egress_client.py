@@ -282,4 +282,4 @@ WORDS = {one.__name__: one for one in (
 )}  # fmt: skip
 
 if __name__ == "__main__":
-    print(json.dumps(attempt(*sys.argv[1:])))  # noqa: T201
+    print(json.dumps(attempt(*sys.argv[1:])))  # noqa: T201 - what it was started for

@@ -11,6 +11,7 @@ import asyncio
 import json
 import ssl
 import sys
+from functools import partial
 from typing import Any
 
 HTTP, TLS, BANNER, OTHER = (80, 8080), (443, 8443), (22,), (25, 6667)
@@ -76,10 +77,10 @@ async def main(certificate: str, key: str) -> None:
         (BANNER + OTHER, serve_banner, None),
     ):
         for port in ports:
-            await asyncio.start_server(lambda r, w, s=serve, p=port: s(p, r, w), "0.0.0.0", port, ssl=tls)  # type: ignore[misc]
+            await asyncio.start_server(partial(serve, port), "0.0.0.0", port, ssl=tls)
     for port in UDP:
         loop = asyncio.get_running_loop()
-        await loop.create_datagram_endpoint(lambda p=port: Datagrams(p), local_addr=("0.0.0.0", port))  # type: ignore[misc]
+        await loop.create_datagram_endpoint(partial(Datagrams, port), local_addr=("0.0.0.0", port))
     tell(ready=True)
     await loop.run_in_executor(None, sys.stdin.read)  # until whoever started us closes it
 
