@@ -31,7 +31,7 @@ help: ## show this list
 
 install: $(STAMP) ## make the virtual environment (VENV=.venv, PYTHON=python3)
 
-$(STAMP): pyproject.toml $(wildcard fastclaw/spawn/c/*) scripts/build_spawner.py scripts/fastclaw
+$(STAMP): pyproject.toml $(wildcard fastclaw/spawner/c/*) scripts/build_spawner.py scripts/fastclaw
 	@scripts/make-venv "$(PYTHON)" "$(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
@@ -43,10 +43,11 @@ engine-packages: ## install the engine's packages (root on Debian or Ubuntu; els
 test: engine-packages install ## run all tests
 	$(BIN)/python -m pytest
 
-check: install ## lint, formatting and types
+check: install ## lint, formatting, types, and which way imports go
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 fmt: install ## format and fix what ruff can fix
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -66,9 +67,9 @@ soak: install ## the demo again and again (ROUNDS=20), then 100 000 starts; stop
 	$(BIN)/python -m pytest -m soak
 
 fuzz: install ## the property tests with 100 times as many examples; the spawner under sanitizers (SECONDS=600)
-	$(BIN)/python -m tests.spawn.fuzz --seconds $(SECONDS)
+	$(BIN)/python -m tests.spawner.fuzz --seconds $(SECONDS)
 	$(BIN)/python -m pytest -p tests.fuzz --hypothesis-profile=fuzz -m hypothesis --timeout=0
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawn/bin
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawner/bin
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

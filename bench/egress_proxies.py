@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench.egress_ends import HOST
 from bench.processes import cpu_seconds, resident_kb
-from fastclaw import network_limits
-from fastclaw.egress.counters import Counters
-from fastclaw.protocol import egress as frames
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
+from fastclaw.network import network_limits
+from fastclaw.network.egress import proxy_frames as frames
+from fastclaw.network.egress.counters import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,7 @@ class Proxy(NamedTuple):
         return sum(map(resident_kb, self._pids()))
 
     def _pids(self) -> list[int]:
-        return [self.pid, *(pid for pid, _ in procfs.children(self.pid))]
+        return [self.pid, *(pid for pid, _ in proc.children(self.pid))]
 
 
 def listener() -> socket.socket:
@@ -64,7 +64,7 @@ def port_of(sock: socket.socket) -> int:
 def egress_proxy(*origins: int) -> Iterator[Proxy]:
     """Ours, which lets everybody connect to these ports of this machine."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "fastclaw.egress.worker", str(theirs.fileno())]
+    command = [sys.executable, "-m", "fastclaw.network.egress.proxy_main", str(theirs.fileno())]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     theirs.close()
     try:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from fastclaw.decisions.container import InitPlan, container_spec
-from fastclaw.decisions.service import DEFAULT_IMAGE, plan_service
-from fastclaw.engine.host import host_facts, static_catatonit
-from fastclaw.engine.lifecycle import EngineLifecycle
-from fastclaw.engine.owner import own_label
-from fastclaw.engine.service import ManagedService
 from fastclaw.errors import StartFailed
+from fastclaw.linux.owner import own_label
+from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.container_spec import InitPlan, container_spec
+from fastclaw.podman.service.facts import host_facts, static_catatonit
+from fastclaw.podman.service.plan import DEFAULT_IMAGE, plan_service
+from fastclaw.podman.service.service import ManagedService
 
 if TYPE_CHECKING:
     import asyncio

@@ -8,7 +8,7 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -19,7 +19,7 @@ _KERNEL_FIELDS = ("Slab", "KernelStack", "PageTables", "Percpu")
 
 def descendants(pid: int) -> list[int]:
     """Everything below a process."""
-    parents = {one: stat.ppid for one in procfs.pids() if (stat := procfs.read_stat(one)) is not None}
+    parents = {one: stat.ppid for one in proc.pids() if (stat := proc.read_stat(one)) is not None}
     children: dict[int, list[int]] = {}
     for child, parent in parents.items():
         children.setdefault(parent, []).append(child)

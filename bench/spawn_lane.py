@@ -8,22 +8,22 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.execs import spread
-from fastclaw.decisions.container import InitPlan, container_spec
-from fastclaw.decisions.service import DEFAULT_IMAGE
-from fastclaw.engine.image import static_busybox
-from fastclaw.engine.lifecycle import EngineLifecycle
-from fastclaw.engine.owner import own_label
-from fastclaw.engine.shards import Shards
-from fastclaw.engine.spawn_shard import SpawnShard, SpawnShards
-from fastclaw.lane import StartSpec
-from fastclaw.spawn.binary import find_spawner
-from fastclaw.spawn.lane import SpawnLane
+from fastclaw.linux.owner import own_label
+from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.base_image import static_busybox
+from fastclaw.podman.container_spec import InitPlan, container_spec
+from fastclaw.podman.containers import Shards
+from fastclaw.podman.service.plan import DEFAULT_IMAGE
+from fastclaw.podman.spawn_container import SpawnShard, SpawnShards
+from fastclaw.processes.launcher import StartSpec
+from fastclaw.spawner.binary import find_spawner
+from fastclaw.spawner.spawn_launcher import SpawnLane
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from fastclaw.engine.shard import Shard
+    from fastclaw.podman.container import Shard
 
 TRUE = ["true"]
 """Inside, by PATH: busybox, which is static."""

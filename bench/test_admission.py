@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.ratios import Ratios, compare
 from fastclaw import limits
-from fastclaw.decisions.admission import Admission, Ticket, TicketState
+from fastclaw.processes.admission import Admission, Ticket, TicketState
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ import orjson
 from bench.messages import chunks, exec_lines
 from bench.ratios import Ratios, compare
 from fastclaw import limits
-from fastclaw.dispatch import Dispatcher
 from fastclaw.runtime import ExecRequest, ExecResult, HealthStatus, InitializeParams, InitializeResult, Runtime
+from fastclaw.server.dispatch import Dispatcher
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture

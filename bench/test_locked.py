@@ -14,8 +14,8 @@ import pytest
 from bench.lean_client import LeanClient
 from bench.processes import runs
 from bench.wire import Command, Wire
-from fastclaw.transport import procfs
-from fastclaw.transport.host import raise_file_limit
+from fastclaw.linux import proc
+from fastclaw.linux.own_limits import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,7 +81,7 @@ def served(work: str) -> Iterator[LeanClient]:
 
 def release(work: str) -> None:
     """End every command that may hold a lock: nothing less lets go of a runtime that waits for one."""
-    for pid in procfs.pids():
+    for pid in proc.pids():
         if runs(pid, work):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -17,9 +17,9 @@ from bench.engine import Engine, engine_or_skip
 from bench.lean_client import LeanClient
 from bench.processes import descendants, have_one_memory, kernel_kb, memory_info_kb, name, proportional_kb, resident_kb
 from bench.wire import Command, Wire
-from fastclaw.decisions.container import INIT_TARGET
-from fastclaw.transport import procfs
-from fastclaw.transport.host import raise_file_limit
+from fastclaw.linux import proc
+from fastclaw.linux.own_limits import raise_file_limit
+from fastclaw.podman.container_spec import INIT_TARGET
 
 if TYPE_CHECKING:
     import asyncio
@@ -121,7 +121,7 @@ def _connected(address: str) -> socket.socket:
 def _spawners() -> set[int]:
     """Every container's init that is a spawner: keepers look the same, but are no init of their PID namespace."""
     found = set()
-    for pid in procfs.pids():
+    for pid in proc.pids():
         with contextlib.suppress(OSError):
             process = Path(f"/proc/{pid}")
             if INIT_TARGET.encode() in (process / "cmdline").read_bytes().split(b"\0")[:1]:

@@ -16,7 +16,7 @@ from bench.engine import Engine, engine_or_skip
 from bench.lean_client import LeanClient
 from bench.ratios import Ratios, compare_told
 from bench.wire import LOOP, THREADS, Command, Times, Wire, floor, text
-from fastclaw.engine.image import static_busybox
+from fastclaw.podman.base_image import static_busybox
 
 if TYPE_CHECKING:
     import asyncio

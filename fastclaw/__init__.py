@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         RuntimeSdkError,
         StartFailed,
     )
-    from fastclaw.harness import RuntimeHarness
     from fastclaw.runtime import (
         ExecRequest,
         ExecResult,
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
         RunResult,
         Runtime,
     )
+    from fastclaw.server.harness import RuntimeHarness
 
 __all__ = [
     "ExecFailed",
@@ -67,7 +67,7 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = ("fastclaw.runtime", "fastclaw.errors", "fastclaw.harness")
+_HOMES = ("fastclaw.runtime", "fastclaw.errors", "fastclaw.server.harness")
 
 
 def __getattr__(name: str) -> object:

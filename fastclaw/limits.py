@@ -254,7 +254,7 @@ ENGINE_READY_POLL_MS = 10
 """Pause between two pings of a service that is coming up: far below its start-up time."""
 
 EXIT_COMMAND_DELAY_S = 60
-"""How long conmon and the session outlive an exec where conmon has no stand-in (decisions/service.py). Podman's 300
+"""How long conmon and the session outlive an exec where conmon has no stand-in (podman/service/plan.py). Podman's 300
 keeps two processes per exec for five minutes; with 2 and 10, four shards at full rate lost sessions before their exit
 code was asked for (measured, Podman 4.3.1, 2 CPUs)."""
 
@@ -294,7 +294,7 @@ PROGRAM_ANSWER_MS = 5_000
 MAX_NOFILE = 1_048_576
 """fs.nr_open's default: no process may have more, and an RLIM_INFINITY must become a number."""
 
-# --- Tunnels (egress/tunnel.py) --------------------------------------------------------------------
+# --- Tunnels (network/egress/tunnel.py) --------------------------------------------------------------------
 
 TUNNEL_BUFFER_BYTES = 64 * KIB
 """One read that is copied: more is spliced, which costs two calls and no copy."""
@@ -359,7 +359,7 @@ CLIENT_CONNECT_MS = 5_000
 CLIENT_CONNECT_RETRY_MS = 5
 """Pause before the next try at a full backlog: the kernel has no event for room in it."""
 
-# --- What one process takes from the host (decisions/capacity.py) -----------------------------------
+# --- What one process takes from the host (processes/capacity.py) -----------------------------------
 
 FILES_PER_PROCESS = 8
 """Two listeners, two connections, three pipe ends, one pidfd: where this process moves the bytes."""
@@ -383,7 +383,7 @@ MEMORY_PER_PROCESS = 1 * MIB
 HTTP_READ_BYTES = 64 * KIB
 """One read of an engine's answer: all but the inspect of a huge command line come whole."""
 
-# --- Processes of this host (transport/proctree.py, spawn/, runtimes/memory_lane.py) ----------------
+# --- Processes of this host --------------------------------------------------------------------------------
 
 TREE_DEADLINE_MS = 5_000
 """After the grace is over, how long a killed tree may take to be gone: a large core of memory takes a second to
@@ -409,7 +409,7 @@ MEMORY_WRITER_BYTES = 64 * KIB
 MEMORY_MAX_OUT_BYTES = 1024 * MIB
 """The most that the built-in program `out` writes, so that a typing error does not run for hours."""
 
-# --- The spawner (spawn/, protocol/spawner.py; what is also in spawner.c is compared by a test) ------
+# --- The spawner (spawner/; what is also in spawner.c is compared by a test) ------
 
 SPAWN_FRAME_BYTES = 16 * KIB
 """One frame: a usual command with its environment takes 1 to 4 KB; a longer one comes as a file. Every keeper has one
@@ -567,10 +567,10 @@ closes the stream, so the first is almost never needed; conmon gets 5 s to write
 EXIT_SETTLE_MS = 500
 """After a SIGKILL that was not ours: how long the end of the stream is waited for before the container is looked at."""
 
-# --- What a full runtime wants of the host (decisions/diagnosis.py) ---------------------------------
+# --- What a full runtime wants of the host (cli/diagnosis.py) ---------------------------------
 
 PAGE_BYTES = 4 * KIB
-"""A page on x86_64 and on most aarch64 systems: decisions/ cannot ask the system itself."""
+"""A page on x86_64 and on most aarch64 systems: what is pure cannot ask the system itself."""
 
 WANTED_KEYS = 1_000
 """Session keyrings: one per container and per exec that is being set up; the kernel's default for users is 200."""
@@ -583,7 +583,7 @@ WANTED_INOTIFY = 128
 """inotify instances: the kernel's default; the engine takes one per exec whose exit it waits for, then polls
 instead."""
 
-# --- Runs and what ends with them (runtime.py, decisions/run_answer.py, transport/collector.py, dispatch.py) ---------
+# --- Runs and what ends with them (runtime.py, processes/run_output.py, processes/collector.py, dispatch.py) ---------
 
 RUN_OUTPUT_LIMIT_BYTES = 1 * MIB
 """Of each stream of a run, unless it asks for another: what one command says is a few KB, a build's log 100 KB."""
@@ -616,7 +616,7 @@ YIELD_MS = 3_000
 """How long a shutdown waits for exec and run calls to be taken back: their grace and a moment; then it goes on, for
 what it does next ends them too."""
 
-# --- Stdin that a helper passes on (transport/stdin_helpers.py, transport/stdin_server.py), and helpers (child.py) ----
+# --- Helpers, and the stdin that one of them passes on -----------------------------------------------------
 
 CHILD_KILLED_MS = 5_000
 """From SIGKILL to the end of a helper process: one with thousands of descriptors takes some 50 ms; what takes longer
@@ -640,7 +640,7 @@ STDIN_SERVER_PAUSE_MS = 1_000
 STDIN_SERVER_EXIT_MS = STDIN_KILLED_MS + 4_000
 """A server whose socket was closed kills its helpers and ends: thousands of them take some 100 ms."""
 
-# --- What a template may say (protocol/template.py) ------------------------------------------------------
+# --- What a template may say (spawner/template_frames.py) ------------------------------------------------------
 
 MAX_ERRNO = 4_095
 """The largest error number that the kernel's calls can return (include/linux/err.h)."""

@@ -17,8 +17,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = "fastclaw/spawn/c"
-BINARIES = "fastclaw/spawn/bin"
+SOURCES = "fastclaw/spawner/c"
+BINARIES = "fastclaw/spawner/bin"
 KERNEL_HEADERS = {"x86_64": "x86", "aarch64": "aarch64"}
 """The architectures, and what zig calls the folder with the kernel's headers for each."""
 
@@ -31,7 +31,7 @@ FLAGS = [
 
 
 class SpawnerHook(BuildHookInterface[Any]):
-    """Puts the binaries where spawn/binary.py looks for them, and into the wheel."""
+    """Puts the binaries where spawner/binary.py looks for them, and into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it packs a wheel or makes an editable install."""

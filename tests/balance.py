@@ -9,7 +9,7 @@ import resource
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -41,7 +41,7 @@ def descriptors_left(room: int) -> Iterator[None]:
 
 def children() -> set[int]:
     """Our children, zombies included, without what a rootless engine leaves for the next one."""
-    return {pid for pid, _ in procfs.children(os.getpid()) if not procfs.is_podman_pause(pid)}
+    return {pid for pid, _ in proc.children(os.getpid()) if not proc.is_podman_pause(pid)}
 
 
 @asynccontextmanager

@@ -90,11 +90,25 @@ def _uvloop() -> asyncio.AbstractEventLoop:
     return _observed(uvloop.new_event_loop())
 
 
+BOTH_LOOPS = (
+    "tests/linux/",
+    "tests/processes/test_collector",
+    "tests/processes/test_endpoint",
+    "tests/processes/test_relay",
+    "tests/processes/test_sockets",
+    "tests/server/test_stdio",
+    "tests/server/test_workers",
+    "tests/podman/exec_launcher/test_stdin",
+    "tests/podman/exec_launcher/test_unix_http",
+)
+"""Where descriptors are watched, the loop itself matters: these tests run on asyncio's and on uvloop."""
+
+
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The loops of one test: both where the loop itself matters."""
-    if "tests/transport/" in item.nodeid:
+    if item.nodeid.startswith(BOTH_LOOPS):
         return {"asyncio": _stock_loop, "uvloop": _uvloop}
     return {"uvloop": _uvloop}
 

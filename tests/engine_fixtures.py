@@ -19,11 +19,11 @@ import pytest
 from msgspec import Struct
 from podman import PodmanClient
 
-from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
-from fastclaw.engine.host import host_facts
-from fastclaw.engine.image import default_archive, make_image
-from fastclaw.engine.service import ManagedService
 from fastclaw.errors import StartFailed
+from fastclaw.podman.base_image import default_archive, make_image
+from fastclaw.podman.service.facts import host_facts
+from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan, plan_service
+from fastclaw.podman.service.service import ManagedService
 
 
 class EngineService(Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import pytest
 
 from fastclaw import limits
-from fastclaw.spawn.binary import ARCHITECTURES
+from fastclaw.spawner.binary import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
 MACHINES = {"x86_64": 62, "aarch64": 183}
@@ -175,7 +175,7 @@ def run_hook(script: Any, root: Path) -> list[str]:
 def test_the_hook_puts_the_program_where_it_is_looked_for(script: Any, without_zig: None, tmp_path: Path) -> None:
     root = project(script, tmp_path)
     for _ in range(2):  # an editable install is built again and again
-        assert run_hook(script, root) == [f"/fastclaw/spawn/bin/spawner-{HERE}"]
+        assert run_hook(script, root) == [f"/fastclaw/spawner/bin/spawner-{HERE}"]
     check(root / script.BINARIES / f"spawner-{HERE}", HERE)
 
 
@@ -227,9 +227,9 @@ def test_the_wheel_has_both_programs_and_not_their_source(tmp_path: Path) -> Non
     subprocess.run(build, cwd=root, check=True, timeout=60, capture_output=True)
     [wheel] = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
-        inside = [name for name in packed.namelist() if name.startswith("fastclaw/spawn/")]
-        assert {f"fastclaw/spawn/bin/spawner-{architecture}" for architecture in ARCHITECTURES} <= set(inside)
+        inside = [name for name in packed.namelist() if name.startswith("fastclaw/spawner/")]
+        assert {f"fastclaw/spawner/bin/spawner-{architecture}" for architecture in ARCHITECTURES} <= set(inside)
         assert not [name for name in inside if name.endswith((".c", ".h"))]
         for architecture in ARCHITECTURES:
-            info = packed.getinfo(f"fastclaw/spawn/bin/spawner-{architecture}")
+            info = packed.getinfo(f"fastclaw/spawner/bin/spawner-{architecture}")
             assert info.external_attr >> 16 & 0o111

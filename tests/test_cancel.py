@@ -10,10 +10,10 @@ import orjson
 import pytest
 
 from fastclaw import limits
-from fastclaw.dispatch import Dispatcher
 from fastclaw.errors import ExecFailed
 from fastclaw.runtime import ExecRequest, ExecResult, RunRequest, RunResult
-from tests.test_dispatch import ExtendedRuntime, Wire, a_wire
+from fastclaw.server.dispatch import Dispatcher
+from tests.server.test_dispatch import ExtendedRuntime, Wire, a_wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

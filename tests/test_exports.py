@@ -7,7 +7,7 @@ import pytest
 
 import fastclaw
 
-FOREIGN = ("podman", "requests", "uvloop", "click", "rich", "fastclaw.cli", "fastclaw.engine", "fastclaw.runtimes")
+FOREIGN = ("podman", "requests", "uvloop", "click", "rich", "fastclaw.cli", "fastclaw.podman", "fastclaw.runtimes")
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -17,7 +17,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import fastclaw", "import fastclaw.harness", "from fastclaw import RuntimeHarness, Runtime"]
+    "statement", ["import fastclaw", "import fastclaw.server.harness", "from fastclaw import RuntimeHarness, Runtime"]
 )
 def test_the_sdk_brings_in_nothing_foreign(statement: str) -> None:
     assert loaded_by(statement).isdisjoint(FOREIGN)

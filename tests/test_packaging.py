@@ -47,7 +47,7 @@ def test_a_python_that_does_not_run_is_one_line(tmp_path: Path, python: str) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave what is root's")
-@pytest.mark.parametrize("left", ["fastclaw/spawn/bin", "fastclaw/spawn", ".venv", "."])
+@pytest.mark.parametrize("left", ["fastclaw/spawner/bin", "fastclaw/spawner", ".venv", "."])
 def test_what_root_left_in_the_tree_is_said_in_one_line(left: str) -> None:
     script = (ROOT / "scripts" / "make-venv").read_text()
     with tempfile.TemporaryDirectory() as directory:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from fastclaw import limits, template
-from fastclaw.protocol import template as frames
+from fastclaw.spawner import template_frames as frames
 from tests.balance import children
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from fastclaw import conformance, limits
-from fastclaw.cli.options import setting
+from fastclaw.cli.choices import setting
 from fastclaw.conformance import BY_ID, VOCABULARIES
-from fastclaw.transport import loop
+from fastclaw.linux import loop
 
 
 def _known(context: click.Context, parameter: click.Parameter, ids: tuple[str, ...]) -> set[str] | None:

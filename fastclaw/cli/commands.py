@@ -13,7 +13,7 @@ import click
 from fastclaw import __version__
 from fastclaw.cli.help import COMMANDS, OPTIONS, help_text, missing_text
 from fastclaw.errors import FastclawError, InvalidParams
-from fastclaw.transport.host import await_children
+from fastclaw.linux.own_limits import await_children
 
 _INTERRUPTED = 130
 """128 + SIGINT, as a shell reports it."""

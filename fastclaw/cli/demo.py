@@ -13,10 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fastclaw.cli.demo_round import Result, run_round
-from fastclaw.decisions.options import RUNTIMES, Options
-from fastclaw.engine.choice import why_no_engine
 from fastclaw.errors import FastclawError
-from fastclaw.transport import loop
+from fastclaw.linux import loop
+from fastclaw.options import RUNTIMES, Options
+from fastclaw.podman.service.choice import why_no_engine
 
 LOG_LINES = 10
 """Of the runtime's log, shown after a failure."""

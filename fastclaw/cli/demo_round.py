@@ -14,11 +14,11 @@ from typing import IO
 
 from msgspec import Struct, field
 
+from fastclaw.cli.histogram import Histogram
 from fastclaw.client import RemoteProcess, RuntimeClient
 from fastclaw.conformance.outside import bearers, existing
 from fastclaw.errors import IoError
-from fastclaw.observe.histogram import Histogram
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
 
 WORKER = 'while read -r line; do echo "$line"; done; echo "bye from $1" >&2; exit "$1"'
 """Any POSIX shell: echoes lines, says goodbye on stderr, ends with the exit code that it was told."""
@@ -200,9 +200,9 @@ def leftovers(token: str, paths: list[str]) -> Leftovers:
         token: value of `MARKER` in its processes' environment, also in their command lines and containers' names.
         paths: of the sockets.
     """
-    marked = {row.pid for row in procfs.scan(MARKER) if row.marker == token}
+    marked = {row.pid for row in proc.scan(MARKER) if row.marker == token}
     return Leftovers(
-        processes=len([pid for pid in marked.union(bearers(token)) if not procfs.is_podman_pause(pid)]),
+        processes=len([pid for pid in marked.union(bearers(token)) if not proc.is_podman_pause(pid)]),
         sockets=len(existing(paths)),
         directories=len(existing({str(Path(path).parent) for path in paths})),
     )

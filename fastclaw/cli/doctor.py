@@ -10,9 +10,7 @@ import click
 import msgspec
 
 from fastclaw import limits
-from fastclaw.bridge.network import why_no_bridge
-from fastclaw.decisions.capacity import capacity
-from fastclaw.decisions.diagnosis import (
+from fastclaw.cli.diagnosis import (
     Finding,
     Quotas,
     UserFacts,
@@ -26,11 +24,18 @@ from fastclaw.decisions.diagnosis import (
     spawner_finding,
     user_findings,
 )
-from fastclaw.decisions.options import Options
-from fastclaw.decisions.service import HostFacts, plan_service
-from fastclaw.engine.choice import engine_url
-from fastclaw.engine.dirs import default_run_dir, default_state_dir
-from fastclaw.engine.host import (
+from fastclaw.errors import FastclawError, StartFailed
+from fastclaw.linux import loop, splice
+from fastclaw.linux.own_limits import host_limits, raise_file_limit
+from fastclaw.network.bridge.bridge import why_no_bridge
+from fastclaw.options import Options
+from fastclaw.podman.api import EngineLifecycle, EngineVersion
+from fastclaw.podman.base_image import image_source
+from fastclaw.podman.disk import disk_of, why_full
+from fastclaw.podman.rights import why_no_user_namespace
+from fastclaw.podman.service.choice import engine_url
+from fastclaw.podman.service.dirs import default_run_dir, default_state_dir
+from fastclaw.podman.service.facts import (
     CGROUP_ROOT,
     container_controllers,
     has_subordinate_ids,
@@ -38,15 +43,10 @@ from fastclaw.engine.host import (
     program_version,
     why_no_user_namespaces,
 )
-from fastclaw.engine.image import image_source
-from fastclaw.engine.lifecycle import EngineLifecycle, EngineVersion
-from fastclaw.engine.room import disk_of, why_full
-from fastclaw.engine.service import ManagedService
-from fastclaw.errors import FastclawError, StartFailed
-from fastclaw.runtimes.rights import why_no_user_namespace
-from fastclaw.spawn.binary import find_spawner, why_no_spawner
-from fastclaw.transport import loop, splice
-from fastclaw.transport.host import host_limits, raise_file_limit
+from fastclaw.podman.service.plan import HostFacts, plan_service
+from fastclaw.podman.service.service import ManagedService
+from fastclaw.processes.capacity import capacity
+from fastclaw.spawner.binary import find_spawner, why_no_spawner
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 _LEVEL_WIDTH = max(map(len, _COLOURS))

@@ -5,15 +5,15 @@ from pathlib import Path
 import click
 import msgspec
 
-from fastclaw.decisions.options import Options
-from fastclaw.decisions.service import DEFAULT_IMAGE, ServicePlan, plan_service
-from fastclaw.engine.choice import engine_url
-from fastclaw.engine.dirs import default_run_dir, default_state_dir
-from fastclaw.engine.host import host_facts
-from fastclaw.engine.lifecycle import EngineLifecycle
-from fastclaw.engine.service import ManagedService
-from fastclaw.engine.standing import EngineStatus, engine_start, engine_status, engine_stop
-from fastclaw.transport import loop
+from fastclaw.linux import loop
+from fastclaw.options import Options
+from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.service.choice import engine_url
+from fastclaw.podman.service.daemon import EngineStatus, engine_start, engine_status, engine_stop
+from fastclaw.podman.service.dirs import default_run_dir, default_state_dir
+from fastclaw.podman.service.facts import host_facts
+from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan, plan_service
+from fastclaw.podman.service.service import ManagedService
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 

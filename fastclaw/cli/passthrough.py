@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from fastclaw.client import RemoteProcess
 from fastclaw.errors import IoError
-from fastclaw.transport.stdio import ByteSink, ByteSource, OwnedDescriptor
+from fastclaw.server.stdio import ByteSink, ByteSource, OwnedDescriptor
 
 
 def leave_stdin_alone() -> None:

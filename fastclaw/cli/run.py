@@ -12,16 +12,16 @@ from typing import Any, Self
 import click
 from msgspec import UNSET
 
+from fastclaw.cli.choices import runtime_options
 from fastclaw.cli.commands import NOT_STARTED
-from fastclaw.cli.options import runtime_options
 from fastclaw.cli.passthrough import feed_stdin, leave_stdin_alone, own_streams, pass_on
 from fastclaw.cli.terminal import follow_size, own_size, raw
 from fastclaw.client import RemoteProcess, RuntimeClient
-from fastclaw.client.ending import Ending
+from fastclaw.client.exit_words import Ending
 from fastclaw.errors import ExecFailed
+from fastclaw.linux import loop
+from fastclaw.linux.own_limits import heeded
 from fastclaw.runtime import ExitRecord
-from fastclaw.transport import loop
-from fastclaw.transport.host import heeded
 
 _SHELL_CODES = {"not_found": 127, "permission_denied": 126, "not_executable": 126, "file_busy": 126}
 """What a shell would return for a command that does not start; podman exec does the same."""

@@ -6,11 +6,12 @@ from typing import Literal
 import click
 
 from fastclaw import limits
-from fastclaw.decisions.options import RUNTIMES
-from fastclaw.harness import RuntimeHarness
-from fastclaw.observe import log
-from fastclaw.runtimes.auto import AutoRuntime
-from fastclaw.transport import loop, stdio
+from fastclaw.cli import log
+from fastclaw.linux import loop
+from fastclaw.options import RUNTIMES
+from fastclaw.runtimes.choose import AutoRuntime
+from fastclaw.server import stdio
+from fastclaw.server.harness import RuntimeHarness
 
 
 def collect_less_often() -> None:

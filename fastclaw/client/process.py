@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 from fastclaw import limits
 from fastclaw.client.channel import Channel
-from fastclaw.client.ending import Ending
+from fastclaw.client.exit_words import Ending
 from fastclaw.errors import IoError
 from fastclaw.runtime import ExecResult, ExitRecord
 

@@ -13,7 +13,7 @@ import msgspec
 from fastclaw import limits
 from fastclaw.client.child import Child, Stderr
 from fastclaw.client.process import RemoteProcess
-from fastclaw.client.ran import Ran, input_params, ran_of
+from fastclaw.client.results import Ran, input_params, ran_of
 from fastclaw.client.rpc import Calls
 from fastclaw.errors import FastclawError, ProtocolError
 from fastclaw.runtime import ExecResult, ExitRecord, HealthStatus, InitializeResult, ProcessInfo, RunResult

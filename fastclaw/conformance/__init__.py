@@ -19,7 +19,7 @@ from fastclaw.conformance import (
 )
 from fastclaw.conformance.promises import BY_ID, PROMISES, Promise
 from fastclaw.conformance.report import Finding, Report
-from fastclaw.conformance.run import check
+from fastclaw.conformance.runner import check
 from fastclaw.conformance.vocabulary import MEMORY, POSIX, VOCABULARIES, Vocabulary
 
 __all__ = [

@@ -8,9 +8,9 @@ import orjson
 from fastclaw import limits
 from fastclaw.conformance.check_wire import INVALID_PARAMS
 from fastclaw.conformance.outside import bearers, seen
-from fastclaw.conformance.ran import ending
 from fastclaw.conformance.registry import proves
 from fastclaw.conformance.rig import Process, Rig, Session, data_of, expect, read_exactly, refused
+from fastclaw.conformance.run_results import ending
 
 CANCELLED = -32800
 ROUNDS = 20

@@ -10,9 +10,9 @@ from fastclaw import limits
 from fastclaw.conformance.check_exec import EXEC_FAILED, MISSING
 from fastclaw.conformance.check_records import has_shape
 from fastclaw.conformance.check_wire import INVALID_PARAMS
-from fastclaw.conformance.ran import ending, given, outputs
 from fastclaw.conformance.registry import proves
 from fastclaw.conformance.rig import Rig, Session, data_of, expect
+from fastclaw.conformance.run_results import ending, given, outputs
 
 DEFAULT_LIMIT = limits.MIB
 HIGHEST_LIMIT = 16 * limits.MIB

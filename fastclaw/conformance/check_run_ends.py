@@ -9,9 +9,9 @@ from fastclaw.conformance.check_exec import OUTLIVED_MS, OUTLIVES_S
 from fastclaw.conformance.check_wire import INVALID_PARAMS
 from fastclaw.conformance.left import LEFT_BYTES, becomes, leaves, must_be_seen, outlives, writes_on
 from fastclaw.conformance.outside import bearers, seen, soon
-from fastclaw.conformance.ran import ending, outputs
 from fastclaw.conformance.registry import proves
 from fastclaw.conformance.rig import Rig, Session, data_of, expect
+from fastclaw.conformance.run_results import ending, outputs
 from fastclaw.conformance.wire import Broken
 
 PATIENCE_MS = 20_000

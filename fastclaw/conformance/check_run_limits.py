@@ -8,9 +8,9 @@ from fastclaw.conformance.check_exec import EXEC_FAILED
 from fastclaw.conformance.check_run import DEFAULT_LIMIT, HIGHEST_LIMIT, TEXT, encoded, same
 from fastclaw.conformance.left import leaves
 from fastclaw.conformance.outside import bearers, soon
-from fastclaw.conformance.ran import around_gap, dropped, ending, given, has_no_gap, outputs
 from fastclaw.conformance.registry import proves
 from fastclaw.conformance.rig import Rig, data_of, expect
+from fastclaw.conformance.run_results import around_gap, dropped, ending, given, has_no_gap, outputs
 
 MORE = 1_000
 """Bytes over the default limit: of a command that writes, more than one character and less than one read."""

@@ -13,7 +13,7 @@ import orjson
 from fastclaw import limits
 from fastclaw.client.child import Child, Stderr
 from fastclaw.errors import FastclawError
-from fastclaw.protocol.framing import LineFramer, Oversized
+from fastclaw.server.framing import LineFramer, Oversized
 
 
 class Broken(Exception):

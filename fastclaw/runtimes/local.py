@@ -6,12 +6,12 @@ import os
 from typing import Any
 
 from fastclaw import limits
-from fastclaw.decisions.options import Network, Options
 from fastclaw.errors import InvalidParams, StartFailed
+from fastclaw.options import Network, Options
+from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
-from fastclaw.spawn.host import HostHome
-from fastclaw.spawn.lane import SpawnLane
-from fastclaw.transport.listener import SocketDirectory
+from fastclaw.spawner.spawn_launcher import SpawnLane
+from fastclaw.spawner.spawner_host import HostHome
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,15 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fastclaw import limits
-from fastclaw.decisions import lifecycle
-from fastclaw.decisions.capacity import Capacity, capacity
-from fastclaw.decisions.lifecycle import RuntimeState
-from fastclaw.decisions.options import Options, no_templates, read_options
-from fastclaw.lane import Lane
+from fastclaw import lifecycle, limits
+from fastclaw.lifecycle import RuntimeState
+from fastclaw.linux import splice
+from fastclaw.linux.own_limits import host_limits, raise_file_limit
+from fastclaw.options import Options, no_templates, read_options
+from fastclaw.processes.capacity import Capacity, capacity
+from fastclaw.processes.launcher import Lane
+from fastclaw.processes.pool import ProcessPool
+from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtime import (
     ExecRequest,
     ExecResult,
@@ -29,11 +32,7 @@ from fastclaw.runtime import (
     RunRequest,
     RunResult,
 )
-from fastclaw.runtimes.pool import ProcessPool
-from fastclaw.spawn.templates import Plans
-from fastclaw.transport import splice
-from fastclaw.transport.host import host_limits, raise_file_limit
-from fastclaw.transport.listener import SocketDirectory
+from fastclaw.spawner.templates import Plans
 
 _CAPABILITIES = ["wait", "list", "run", "cancel", "timeout_ms", "on_disconnect", "key"]
 """What the pool offers over any lane; the lane adds its own."""

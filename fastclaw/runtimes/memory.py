@@ -3,14 +3,14 @@
 import contextlib
 
 from fastclaw import limits
-from fastclaw.decisions.options import Options
+from fastclaw.options import Options
+from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
-from fastclaw.runtimes.memory_lane import MemoryLane
-from fastclaw.transport.listener import SocketDirectory
+from fastclaw.runtimes.memory_launcher import MemoryLane
 
 
 class MemoryRuntime(ManagedRuntime):
-    """Runs the programs of `fastclaw.runtimes.programs`. No isolation, no processes."""
+    """Runs the programs of `fastclaw.runtimes.memory_programs`. No isolation, no processes."""
 
     name = "memory"
 

@@ -17,16 +17,16 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.client import RemoteProcess, RuntimeClient
-from fastclaw.decisions.capabilities import mask
-from fastclaw.lane import PROCESS_ID_VARIABLE
-from fastclaw.transport import procfs
-from fastclaw.transport.cgroups import group_of, limit_in
+from fastclaw.linux import proc
+from fastclaw.linux.cgroups import group_of, limit_in
+from fastclaw.podman.capabilities import mask
+from fastclaw.processes.launcher import PROCESS_ID_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from fastclaw.runtime import ExitRecord
-    from tests.engine.conftest import EngineService
+    from tests.podman.conftest import EngineService
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman"]
 PROGRAM = "/w/hostile"
@@ -36,7 +36,7 @@ SECRET = "FASTCLAW_TEST_SECRET"
 WAIT_S = 20
 """For anything that takes milliseconds: the rest is room for a loaded machine."""
 PUMP_UIDS = range(limits.KEEPER_UID - 64, limits.KEEPER_UID)
-"""Who the pumps are (spawn/c/confine.c): each user moves the bytes of 256 processes."""
+"""Who the pumps are (spawner/c/confine.c): each user moves the bytes of 256 processes."""
 
 
 def serve_with(**bounds: int) -> list[str]:
@@ -101,7 +101,7 @@ class Box:
             most: processes that the pids limit in force may allow.
         """
         async with await self.start("sleep", "1000") as one:
-            [pid] = [row.pid for row in procfs.scan(PROCESS_ID_VARIABLE) if row.marker == one.id]
+            [pid] = [row.pid for row in proc.scan(PROCESS_ID_VARIABLE) if row.marker == one.id]
             require_pids_limit(pid, most)
             await one.kill(0)
         return await self.until_ready("bomb", apart, said="full", user=user)

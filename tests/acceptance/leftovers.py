@@ -12,10 +12,10 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from fastclaw.decisions.container import LABEL_NAMESPACE
-from fastclaw.engine.lifecycle import EngineLifecycle
-from fastclaw.lane import PROCESS_ID_VARIABLE
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
+from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.container_spec import LABEL_NAMESPACE
+from fastclaw.processes.launcher import PROCESS_ID_VARIABLE
 
 TOKEN = f"fcl{uuid.uuid4().hex[:8]}"
 """In the command line of every program that is started by a test; the name of a template's worker, which has none."""
@@ -28,7 +28,7 @@ LOOK_S = 0.01
 def programs() -> list[int]:
     """Those that are still there, zombies not counted."""
     found = []
-    for pid in procfs.pids():
+    for pid in proc.pids():
         with suppress(OSError):
             known = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/comm").read_bytes()
             if TOKEN.encode() in known and not _has_ended(pid):
@@ -38,7 +38,7 @@ def programs() -> list[int]:
 
 def _has_ended(pid: int) -> bool:
     """A worker's name stays until somebody has taken note of its end."""
-    stat = procfs.read_stat(pid)
+    stat = proc.read_stat(pid)
     return stat is None or stat.gone
 
 
@@ -54,13 +54,13 @@ def end_programs() -> None:
 
 def marked(process_id: str) -> list[int]:
     """Live processes of an exec."""
-    return [row.pid for row in procfs.scan(PROCESS_ID_VARIABLE) if row.marker == process_id]
+    return [row.pid for row in proc.scan(PROCESS_ID_VARIABLE) if row.marker == process_id]
 
 
 def asleep() -> list[str]:
     """Who on this host sleeps where no signal wakes it, and in which function of the kernel."""
     found = []
-    for pid in procfs.pids():
+    for pid in proc.pids():
         with suppress(OSError):
             state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
             name, where = (Path(f"/proc/{pid}/{file}").read_text().strip() for file in ("comm", "wchan"))

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def slow_files(directory: Path, delay_s: int, mounts: str | None = None) -> Iter
 def mounts_of(run_dir: Path) -> str | None:
     """The mount namespace of the engine that runs there, where that is not our own."""
     own = os.readlink("/proc/self/ns/mnt")
-    for pid in procfs.pids():
+    for pid in proc.pids():
         path = f"/proc/{pid}/ns/mnt"
         with suppress(OSError):
             if f"{run_dir}/".encode() in Path(f"/proc/{pid}/cmdline").read_bytes() and os.readlink(path) != own:

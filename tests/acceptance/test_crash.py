@@ -21,16 +21,16 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.client import RemoteProcess, RuntimeClient
-from fastclaw.decisions.container import LABEL_NAMESPACE
-from fastclaw.decisions.rotation import revival_delay_s
-from fastclaw.decisions.service import ServicePlan, service_env, tool_argv
-from fastclaw.engine.dirs import service_paths
-from fastclaw.engine.lifecycle import EngineLifecycle
-from fastclaw.engine.owner import start_time
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
+from fastclaw.linux import proc
+from fastclaw.linux.owner import start_time
+from fastclaw.linux.restart import revival_delay_s
+from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.container_spec import LABEL_NAMESPACE
+from fastclaw.podman.service.dirs import service_paths
+from fastclaw.podman.service.plan import ServicePlan, service_env, tool_argv
 from fastclaw.runtime import InitializeParams
-from fastclaw.runtimes import container
-from fastclaw.transport import procfs
+from fastclaw.runtimes import podman
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Home:
     def processes(self) -> list[str]:
         """Whatever runs and has to do with us."""
         needle = f"{self.base}/".encode()
-        others = (pid for pid in procfs.pids() if pid != os.getpid() and not procfs.is_podman_pause(pid))
+        others = (pid for pid in proc.pids() if pid != os.getpid() and not proc.is_podman_pause(pid))
         return [line for pid in others if (line := _trace(pid, needle))]
 
     def mounts(self) -> list[str]:
@@ -175,7 +175,7 @@ async def killed(client: RuntimeClient) -> None:
 
 def kill_engine(client: RuntimeClient) -> None:
     """SIGKILL to its private engine alone."""
-    [engine] = [pid for pid, _ in procfs.children(client.pid) if b"service" in command_line(pid).split(b"\0")]
+    [engine] = [pid for pid, _ in proc.children(client.pid) if b"service" in command_line(pid).split(b"\0")]
     os.kill(engine, signal.SIGKILL)
 
 
@@ -384,7 +384,7 @@ async def test_killed_on_an_engine_that_a_url_names(home: Home, engine_service: 
             assert len(pids) > 4
             await killed(client)
         await until(lambda: not _inside(left.id), PROMISED_S)
-        assert [row for row in procfs.scan("FASTCLAW_PROCESS_ID") if row.marker == process.id] == []
+        assert [row for row in proc.scan("FASTCLAW_PROCESS_ID") if row.marker == process.id] == []
         async with home.client("--runtime", "podman") as client:
             await client.initialize(NAMESPACE, options)
             assert left.id not in {one.id for one in await engine.list_containers({LABEL_NAMESPACE: NAMESPACE})}
@@ -397,7 +397,7 @@ async def test_killed_on_an_engine_that_a_url_names(home: Home, engine_service: 
 def _inside(container: str) -> list[int]:
     """Processes in a container's control group."""
     found = []
-    for pid in procfs.pids():
+    for pid in proc.pids():
         with contextlib.suppress(OSError):
             if container in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"):
                 found.append(pid)
@@ -534,7 +534,7 @@ async def _code(client: RuntimeClient, script: str) -> int | None:
 def other_init(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that takes the spawner's place, from its source; it is given up soon."""
     path = tmp_path / "init"
-    monkeypatch.setattr(container, "find_spawner", lambda: path)
+    monkeypatch.setattr(podman, "find_spawner", lambda: path)
     monkeypatch.setattr(limits, "SPAWN_HELLO_MS", 300)
     if request.param.startswith("#!"):
         path.write_text(request.param)
@@ -549,7 +549,7 @@ def other_init(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
 
 async def failure(engine_service: EngineService) -> StartFailed:
     """How a start on the spawn lane fails; the runtime itself has to take back everything."""
-    runtime = container.ContainerRuntime()
+    runtime = podman.ContainerRuntime()
     options = {"url": engine_service.url, "image": engine_service.image, "lane": "spawn"}
     with pytest.raises(StartFailed) as caught:
         await runtime.start(InitializeParams(namespace=NAMESPACE, options=options))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw.client import RuntimeClient
-from fastclaw.decisions.container import HOSTS
 from fastclaw.errors import InvalidParams, StartFailed
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
+from fastclaw.podman.container_spec import HOSTS
 from tests.acceptance.egress_rig import (
     NAMESPACE,
     ORIGIN,
@@ -197,9 +197,9 @@ async def test_the_rest_lane_takes_something_else_for_proxy_and_says_so(
 
 def init_of(process_id: str) -> int:
     """The init of the container that a process runs in: the first of its PID namespace."""
-    pid = next(row.pid for row in procfs.scan("FASTCLAW_PROCESS_ID") if row.marker == process_id)
+    pid = next(row.pid for row in proc.scan("FASTCLAW_PROCESS_ID") if row.marker == process_id)
     namespace = os.readlink(f"/proc/{pid}/ns/pid")
-    members = [one for one in procfs.pids() if _namespace_of(one) == namespace]
+    members = [one for one in proc.pids() if _namespace_of(one) == namespace]
     return min(members)
 
 

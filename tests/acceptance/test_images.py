@@ -12,9 +12,9 @@ import pytest
 from podman import PodmanClient
 
 from fastclaw.client import RuntimeClient
-from fastclaw.engine.image import CHANGES, busybox_archive, programs_archive, static_busybox
-from fastclaw.engine.programs import host_programs
 from fastclaw.errors import ExecFailed
+from fastclaw.podman.base_image import CHANGES, busybox_archive, programs_archive, static_busybox
+from fastclaw.podman.host_tools import host_programs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from fastclaw.lane import PROCESS_ID_VARIABLE
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
+from fastclaw.processes.launcher import PROCESS_ID_VARIABLE
 from tests.acceptance.hostile import OWNER, WAIT_S, Box, served
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from tests.engine.conftest import EngineService
+    from tests.podman.conftest import EngineService
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
 shared = pytest.mark.asyncio(loop_scope="module")
@@ -101,9 +101,9 @@ async def test_the_scheduling_group_of_the_init_is_out_of_reach_or_said_not_to_b
 
 def init_of(process_id: str) -> int:
     """PID 1 of a command's container, as this host counts: the command's keeper is its child."""
-    pid = next(row.pid for row in procfs.scan(PROCESS_ID_VARIABLE) if row.marker == process_id)
+    pid = next(row.pid for row in proc.scan(PROCESS_ID_VARIABLE) if row.marker == process_id)
     for _ in range(2):
-        stat = procfs.read_stat(pid)
+        stat = proc.read_stat(pid)
         assert stat is not None
         pid = stat.ppid
     return pid

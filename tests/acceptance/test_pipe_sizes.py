@@ -1,7 +1,7 @@
 """A pipe holds 64 KiB, also where thousands of processes have three each.
 
 The kernel gives a user's first 1 024 pipes that much, and further ones 8 KiB (pipe(7), pipe-user-pages-soft), unless
-who makes them is privileged on the host: the pumps of a container are several users (spawn/c/confine.c).
+who makes them is privileged on the host: the pumps of a container are several users (spawner/c/confine.c).
 """
 
 from __future__ import annotations

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw.client import RemoteProcess, RuntimeClient
-from fastclaw.decisions.container import LABEL_NAMESPACE
-from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.errors import ExecFailed, StartFailed
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
+from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.container_spec import LABEL_NAMESPACE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.engine.conftest import EngineService
+    from tests.podman.conftest import EngineService
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(300)]
 
@@ -170,7 +170,7 @@ async def test_kill_takes_a_tree_with_a_new_session_in_it(runtime: RuntimeClient
 
 def marked(process_id: str) -> list[int]:
     """Live processes of an exec, as this host sees them."""
-    rows = procfs.scan("FASTCLAW_PROCESS_ID")
+    rows = proc.scan("FASTCLAW_PROCESS_ID")
     return [row.pid for row in rows if row.marker == process_id]
 
 
@@ -297,7 +297,7 @@ def mounts_below(directory: Path) -> list[str]:
 def processes_of(directory: Path) -> list[str]:
     """Command lines that name a directory: the engine's, its monitors'."""
     lines = []
-    for pid in procfs.pids():
+    for pid in proc.pids():
         with contextlib.suppress(OSError):
             lines.append(Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace"))
     return [line for line in lines if str(directory) in line]

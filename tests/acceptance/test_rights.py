@@ -15,14 +15,14 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.client import RuntimeClient
-from fastclaw.decisions.capabilities import DEFAULT, mask
-from fastclaw.decisions.user_namespace import FIRST_ID
 from fastclaw.errors import ExecFailed, StartFailed
+from fastclaw.podman.capabilities import DEFAULT, mask
+from fastclaw.podman.user_namespace import FIRST_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from tests.engine.conftest import EngineService
+    from tests.podman.conftest import EngineService
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
 

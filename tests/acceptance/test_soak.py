@@ -10,7 +10,7 @@ import pytest
 
 from bench.lean_client import LeanClient
 from fastclaw import limits
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,7 @@ def _resident_kb(pid: int) -> int:
 def _descendants(pid: int) -> list[int]:
     found, todo = list[int](), [pid]
     while todo:
-        children = [child for child, _ in procfs.children(todo.pop())]
+        children = [child for child, _ in proc.children(todo.pop())]
         found += children
         todo += children
     return found

@@ -15,11 +15,11 @@ import pytest
 import pytest_asyncio
 
 from fastclaw import limits
-from fastclaw.decisions.container import INIT_TARGET, SOCKET_TARGET
 from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
-from fastclaw.protocol import spawner as frames
-from fastclaw.spawn.spawner import greet
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
+from fastclaw.podman.container_spec import INIT_TARGET, SOCKET_TARGET
+from fastclaw.spawner import frames as frames
+from fastclaw.spawner.link import greet
 from tests import odd_programs
 from tests.acceptance.hostile import (
     OWNER,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from fastclaw.client import RemoteProcess
-    from tests.engine.conftest import EngineService
+    from tests.podman.conftest import EngineService
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
 PUMPS_OF_A_BATCH = 24
@@ -223,7 +223,7 @@ async def test_what_is_mounted_for_the_spawner_cannot_be_changed(box: Box, user:
 @shared
 async def test_the_init_knows_no_secret_of_the_host(box: Box) -> None:
     async with await box.start("sleep", "1000") as process:
-        pid = next(row.pid for row in procfs.scan("FASTCLAW_PROCESS_ID") if row.marker == process.id)
+        pid = next(row.pid for row in proc.scan("FASTCLAW_PROCESS_ID") if row.marker == process.id)
         init = parent_of(parent_of(pid))
         known = procfs_text(init, "environ") + procfs_text(init, "cmdline")
         await killed(process)

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.client import RuntimeClient
-from fastclaw.decisions.container import LABEL_NAMESPACE
-from fastclaw.engine.lifecycle import EngineLifecycle
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
+from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from tests.acceptance.python_image import import_python_image
-from tests.spawn.fake_spawner import until
+from tests.spawner.fake_spawner import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.engine.conftest import EngineService
+    from tests.podman.conftest import EngineService
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
 
@@ -97,7 +97,7 @@ print(flush=True); signal.pause()
 
 def sleeping(mark: str) -> list[int]:
     found = []
-    for pid in procfs.pids():
+    for pid in proc.pids():
         try:
             with open(f"/proc/{pid}/cmdline") as words:
                 if words.read() == f"sleep\0{mark}\0":

@@ -20,8 +20,8 @@ FASTCLAW = [sys.executable, "-m", "fastclaw"]
 
 WITHOUT_PODMAN = """
 import sys
-from fastclaw.engine import host
-host.SYSTEM_PATH, host.HELPER_DIRS = "", ()
+from fastclaw.podman.service import facts
+facts.SYSTEM_PATH, facts.HELPER_DIRS = "", ()
 from fastclaw.cli.main import main
 sys.argv[0] = "fastclaw"
 main()

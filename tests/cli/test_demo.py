@@ -10,8 +10,8 @@ from rich.console import Console
 
 from fastclaw.cli import demo
 from fastclaw.cli.demo_round import Leftovers, Percentiles, Result
-from fastclaw.decisions.options import Options
-from fastclaw.engine.choice import why_no_engine
+from fastclaw.options import Options
+from fastclaw.podman.service.choice import why_no_engine
 from tests.cli.programs import assert_one_line
 
 SMALL = ["--runtime", "local", "--workers", "3", "--lines", "2"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from fastclaw.cli.diagnosis import Finding
 from fastclaw.cli.doctor import report
-from fastclaw.decisions.diagnosis import Finding
 from tests.cli.programs import FASTCLAW_WITHOUT_PODMAN, Call, fastclaw, homes, without_podman
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ import pytest
 
 from fastclaw.cli.run import _exit_code as exit_code_of
 from fastclaw.limits import SHUTDOWN_TIMEOUT_MS
+from fastclaw.linux import proc
+from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtime import ExitRecord
-from fastclaw.transport import procfs
-from fastclaw.transport.listener import SocketDirectory
 from tests.cli.programs import DEADLINE_S, FASTCLAW, Call, assert_one_line, fastclaw
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ class Runner:
 
     def left(self) -> list[int]:
         """Processes of ours that still run."""
-        return [
-            row.pid for row in procfs.scan(MARKER) if row.marker == self.mark and not procfs.is_podman_pause(row.pid)
-        ]
+        return [row.pid for row in proc.scan(MARKER) if row.marker == self.mark and not proc.is_podman_pause(row.pid)]
 
 
 @pytest.fixture
@@ -447,7 +445,7 @@ def test_a_runtime_that_dies_gives_the_terminal_back(local: Runner, short_dir: P
     local.env["XDG_RUNTIME_DIR"] = str(short_dir)  # where its sockets stay
     with on_terminal(local, *shell("echo ready; exec sleep 1000")) as ours:
         read_until(ours.master, b"ready")
-        for pid, _ in procfs.children(ours.pid):
+        for pid, _ in proc.children(ours.pid):
             os.kill(pid, signal.SIGKILL)
         read_until(ours.master, b"exited with code -9")
         assert ours.exit_code() == 125
@@ -485,7 +483,7 @@ def test_timeout_ends_the_command(run: Runner) -> None:
 
 def test_a_runtime_that_dies_is_one_line(local: Runner) -> None:
     with started(popen_ready(local, "echo ready; sleep 1000", stderr=subprocess.PIPE)) as process:
-        [served] = [pid for pid, _ in procfs.children(process.pid)]
+        [served] = [pid for pid, _ in proc.children(process.pid)]
         os.kill(served, signal.SIGKILL)
         assert process.wait(DEADLINE_S) == 125
         assert process.stderr is not None

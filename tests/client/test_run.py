@@ -12,7 +12,7 @@ import pytest
 
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import ExecFailed, IoError
-from fastclaw.transport.listener import SocketDirectory
+from fastclaw.processes.sockets import SocketDirectory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable

@@ -19,7 +19,7 @@ from fastclaw.conformance import left as left_module
 from fastclaw.conformance.left import LEFT_BYTES, becomes, leaves, must_be_seen, outlives, writes_on
 from fastclaw.conformance.outside import bearers, seen, soon
 from fastclaw.conformance.wire import NotOffered
-from fastclaw.transport import procfs
+from fastclaw.linux import proc
 from tests.conformance.test_rig import SERVE, a_rig
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SERVE_LOCAL = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "local", 
 
 def sessions_of(pids: Iterable[int]) -> set[int]:
     """But not our own."""
-    found = {stat.session for pid in pids if (stat := procfs.read_stat(pid)) is not None}
+    found = {stat.session for pid in pids if (stat := proc.read_stat(pid)) is not None}
     return found - {os.getsid(0)}
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.conformance import MEMORY, POSIX, VOCABULARIES, Vocabulary
-from fastclaw.runtimes.programs import BUILT_IN
-from tests.runtimes.test_programs import Paper, a_stdin
+from fastclaw.runtimes.memory_programs import BUILT_IN
+from tests.runtimes.test_memory_programs import Paper, a_stdin
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -13,8 +13,8 @@ import pytest
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.local import LocalRuntime
+from tests.processes.rlimits_rig import check_limits
 from tests.runtimes.commands import ended
-from tests.runtimes.rlimits import check_limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,17 +14,17 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import InvalidParams, InvalidState, StartFailed
 from fastclaw.runtime import ExecRequest, InitializeParams
-from fastclaw.runtimes.auto import AutoRuntime
+from fastclaw.runtimes.choose import AutoRuntime
 from fastclaw.runtimes.local import LocalRuntime
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
 from fastclaw.runtimes.memory import MemoryRuntime
-from tests.runtimes.lanes import ScriptedLane
+from tests.processes.launchers import ScriptedLane
 
 if TYPE_CHECKING:
     import contextlib
 
-    from fastclaw.decisions.options import Options
-    from fastclaw.transport.listener import SocketDirectory
+    from fastclaw.options import Options
+    from fastclaw.processes.sockets import SocketDirectory
 
 
 def params(**options: Any) -> InitializeParams:

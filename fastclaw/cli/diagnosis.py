@@ -1,0 +1,281 @@
+"""What `fastclaw doctor` makes of a host: findings, each with what to do about it.
+
+Takes facts, gives findings; reads nothing itself.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+from fastclaw import limits
+from fastclaw.podman.service.plan import BROKEN_CONMON, HostFacts
+from fastclaw.processes.capacity import Capacity
+
+Level = Literal["ok", "warning", "problem"]
+
+
+class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the report. `advice` says what to do where there is something to do."""
+
+    subject: str
+    level: Level
+    text: str
+    advice: str | None = None
+
+
+class UserFacts(Struct, frozen=True, kw_only=True):
+    """What stands between users and the engine's user namespaces.
+
+    Parameters:
+        is_root: who asks is.
+        why_none: why containers get no user namespace of their own (`user_namespace`); None where they do.
+        forbidden: the sysctl by which this kernel lets nobody but root make one; None where it does.
+        has_ids: a user has subordinate ids in subuid(5) and subgid(5).
+    """
+
+    is_root: bool
+    why_none: str | None = None
+    forbidden: str | None = None
+    has_ids: bool = True
+
+
+class Quotas(Struct, frozen=True, kw_only=True):
+    """Kernel quotas that limit how many containers and execs fit; None where the host has no such file.
+
+    Parameters:
+        keys: keyrings that this user may have: each container takes a session keyring (Podman #13363).
+        keys_setting: which sysctl says so: root has one of its own (keyrings(7)).
+        inotify_instances: fs.inotify.max_user_instances: one per waiting exit in the engine (containerd #10309).
+        pipe_pages: fs.pipe-user-pages-soft, 0 for no limit; root is exempt.
+    """
+
+    keys: int | None
+    keys_setting: Literal["kernel.keys.maxkeys", "kernel.keys.root_maxkeys"] = "kernel.keys.maxkeys"
+    inotify_instances: int | None
+    pipe_pages: int | None
+
+
+def engine_findings(host: HostFacts, unusable: str | None, versions: Mapping[str, str] | None) -> list[Finding]:
+    """Whether an engine is there, answers, and is free of known bugs.
+
+    Parameters:
+        unusable: why it is not, in one line; None where it answered.
+        versions: what it says it is made of, by the names of `EngineVersion`'s fields.
+    """
+    if unusable is not None:
+        return [
+            Finding(subject="engine", level="problem", text=unusable, advice=_INSTALL if host.podman is None else None)
+        ]
+    parts = versions or {}
+    conmon = _number(parts.get("conmon", "")) or host.conmon_version
+    findings = [Finding(subject="engine", level="ok", text=_parts(parts))]
+    if conmon in BROKEN_CONMON:
+        findings.append(
+            Finding(
+                subject="conmon",
+                level="problem",
+                text=f"{conmon} never ends an exec whose child keeps a pipe (conmon #632)",
+                advice="install conmon 2.2.1 or later",
+            )
+        )
+    if host.catatonit is None:
+        findings.append(
+            Finding(
+                subject="init",
+                level="warning",
+                text="no static catatonit: on the REST lane, images without /bin/sh cannot be used",
+                advice="apt-get install catatonit",
+            )
+        )
+    return findings
+
+
+def spawner_finding(missing: str | None, size: int, lists_children: bool) -> Finding:
+    """Whether the spawn lane and the local runtime can work.
+
+    Parameters:
+        missing: why there is no spawner for this machine; None where there is.
+        size: of its binary, in bytes.
+        lists_children: the kernel has /proc/PID/task/TID/children (CONFIG_PROC_CHILDREN, proc_pid_task(5)).
+    """
+    if missing is None and lists_children:
+        return Finding(subject="spawner", level="ok", text=f"{round(size / limits.KIB)} KB, for the spawn lane")
+    return Finding(
+        subject="spawner",
+        level="warning",
+        text=f"{missing or 'this kernel has no CONFIG_PROC_CHILDREN'}: no spawn lane and no local runtime, REST only",
+        advice="pip install --force-reinstall fastclaw" if missing else None,
+    )
+
+
+def image_finding(source: str | None, why_none: str | None) -> Finding:
+    """What the default image is made of here.
+
+    Parameters:
+        source: it, in words.
+        why_none: why there is nothing, in one line.
+    """
+    if source is not None:
+        return Finding(subject="image", level="ok", text=f"the default one is made of {source}")
+    text = f"{(why_none or '').partition(';')[0]}: it would have to be pulled"
+    return Finding(subject="image", level="warning", text=text, advice="apt-get install busybox-static")
+
+
+def controllers_finding(controllers: frozenset[str], is_root: bool) -> Finding:
+    """Whether limits of containers hold.
+
+    Parameters:
+        controllers: of cgroups, where the engine's containers are.
+    """
+    missing = sorted({"memory", "pids"} - controllers)
+    if not missing:
+        return Finding(subject="limits", level="ok", text="cgroups limit processes and memory of containers")
+    return Finding(
+        subject="limits",
+        level="warning",
+        text=f"no cgroup controller {' and no '.join(missing)}: what limits containers is not in force, and crun may "
+        "refuse to start any",
+        advice=None if is_root else "cgroup v2 and a session of systemd: loginctl enable-linger, then log in anew",
+    )
+
+
+def user_findings(facts: UserFacts) -> list[Finding]:
+    """Whose root inside is, and whether an ordinary user can have containers at all."""
+    if facts.is_root:
+        text = f"root inside has no capabilities and no user namespace: {facts.why_none}"
+        fine = "containers have user namespaces of their own: root inside is nobody here"
+        level: Level = "ok" if facts.why_none is None else "warning"
+        return [Finding(subject="users", level=level, text=text if facts.why_none else fine)]
+    findings = []
+    if facts.forbidden is not None:
+        text = f"only root may make user namespaces ({facts.forbidden})"
+        findings.append(Finding(subject="users", level="problem", text=text, advice=f"sysctl -w {facts.forbidden}"))
+    if not facts.has_ids:
+        findings.append(
+            Finding(
+                subject="users",
+                level="warning",
+                text="no subordinate ids in /etc/subuid and /etc/subgid: only root can run inside",
+                advice="usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER; podman system migrate",
+            )
+        )
+    return findings or [Finding(subject="users", level="ok", text="a rootless engine: root inside is you")]
+
+
+def network_findings(
+    host: HostFacts, spawner: str | None, bridge: str | None, netavark: str | None = None
+) -> list[Finding]:
+    """Which modes of `options.network` can be had.
+
+    Parameters:
+        spawner: why there is no spawner, which mode `proxy` needs; None where there is one.
+        bridge: why mode `bridge` cannot be had; None where it can. It was tried.
+        netavark: its version.
+    """
+    return [_egress(spawner, bridge), _open(host, netavark)]
+
+
+def _egress(spawner: str | None, bridge: str | None) -> Finding:
+    if spawner is None and bridge is None:
+        return Finding(subject="network", level="ok", text="modes proxy (the default), bridge and none work")
+    works = ["proxy"] * (spawner is None) + ["bridge"] * (bridge is None) + ["none"]
+    reasons = [f"proxy: {spawner}"] * (spawner is not None) + [f"bridge: {bridge}"] * (bridge is not None)
+    text = f"of the modes only {' and '.join(works)} can be had ({'; '.join(reasons)})"
+    return Finding(subject="network", level="warning", text=text)
+
+
+def _open(host: HostFacts, netavark: str | None) -> Finding:
+    """A rootless engine has a program that carries packets; netavark has an nftables driver since 1.10."""
+    if not host.is_root:
+        wanted = [(host.user_network, "slirp4netns")]
+    elif _filters_with_nft(netavark):
+        wanted = [(host.netavark, "netavark"), (host.nft or host.iptables, "nftables")]
+    else:
+        wanted = [(host.netavark, "netavark"), (host.iptables, "iptables")]
+    missing = [name for path, name in wanted if path is None]
+    if not missing:
+        have = " and ".join((path or "").rpartition("/")[2] for path, _ in wanted)
+        return Finding(subject="network", level="ok", text=f"mode open works, with {have}")
+    return Finding(
+        subject="network",
+        level="ok",
+        text=f"mode open fails: no {' and no '.join(missing)}",
+        advice=f"apt-get install {' '.join(missing)}",
+    )
+
+
+def _filters_with_nft(version: str | None) -> bool:
+    """Whether netavark can do without iptables (its RELEASE_NOTES.md, v1.10.0)."""
+    return version is not None and tuple(map(int, version.split(".")[:2])) >= (1, 10)
+
+
+def disk_finding(path: str, free_bytes: int, size: int, full: str | None) -> Finding:
+    """How much room there is for images and for what containers write.
+
+    Parameters:
+        path: of the state directory.
+        full: why the disk counts as full, in one line; None where it does not.
+    """
+    text = full or f"{free_bytes // limits.MIB} of {size // limits.MIB} MiB are free at {path}"
+    advice = "remove files there, or set XDG_STATE_HOME to a directory on another disk" if full else None
+    return Finding(subject="disk", level="problem" if full else "ok", text=text, advice=advice)
+
+
+_INSTALL = "apt-get install podman crun netavark uidmap busybox-static"
+
+
+def capacity_finding(room: Capacity) -> Finding:
+    """How many processes fit, and which limit binds first."""
+    enough = room.processes >= limits.MAX_PROCESSES
+    return Finding(
+        subject="capacity",
+        level="ok" if enough else "warning",
+        text=f"{room.processes} processes at a time; {room.binds} binds first",
+        advice=None if enough else f"raise {room.binds} to hold {limits.MAX_PROCESSES}",
+    )
+
+
+def quota_findings(quotas: Quotas) -> list[Finding]:
+    """Kernel quotas, measured against what a full runtime takes."""
+    checks = (
+        ("keyrings", quotas.keys, limits.WANTED_KEYS, f"sysctl {quotas.keys_setting}"),
+        ("inotify", quotas.inotify_instances, limits.WANTED_INOTIFY, "sysctl fs.inotify.max_user_instances"),
+    )
+    return [_quota(*check) for check in checks if check[1] is not None] + _pipe_quota(quotas.pipe_pages)
+
+
+def _quota(subject: str, has: int | None, wants: int, setting: str) -> Finding:
+    enough = has is not None and has >= wants
+    return Finding(
+        subject=subject,
+        level="ok" if enough else "warning",
+        text=f"{setting.partition(' ')[2]} is {has}",
+        advice=None if enough else f"{setting}={wants}",
+    )
+
+
+def _pipe_quota(pages: int | None) -> list[Finding]:
+    if not pages:
+        return []
+    streams = pages * limits.PAGE_BYTES // limits.BULK_PIPE_BYTES
+    text = f"{streams} streams at a time may have a large pipe (fs.pipe-user-pages-soft is {pages}; root is exempt)"
+    return [Finding(subject="pipes", level="ok", text=text)]
+
+
+def _parts(versions: Mapping[str, str]) -> str:
+    """`podman 4.3.1, conmon 2.1.6, crun 1.8.1, overlay`: the engine's own texts also carry commits and build flags."""
+    numbered = (
+        ("podman", versions.get("podman")),
+        ("conmon", versions.get("conmon")),
+        (versions.get("oci_runtime") or "OCI runtime", versions.get("oci_runtime_version")),
+    )
+    parts = [f"{name} {_number(text) or text}" for name, text in numbered if text]
+    return ", ".join([*parts, *filter(None, [versions.get("storage_driver")])])
+
+
+def _number(text: str) -> str | None:
+    """The first dotted number in a version text."""
+    found = re.search(r"\d+(?:\.\d+)+", text)
+    return found and found[0]

@@ -1,1 +1,0 @@
-"""The egress proxy: a process of its own through which everything goes that leaves the sandbox."""

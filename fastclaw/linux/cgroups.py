@@ -1,0 +1,170 @@
+"""The control groups that a process is in, as this host sees them: their limits, and how often those were hit.
+
+Both versions of the interface: cgroups(7), Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst. A file of
+theirs is read from memory, in a microsecond, and waits for nobody.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastclaw import limits
+from fastclaw.processes.launcher import OomKills
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+_NO_LIMIT = 1 << 62
+"""Version 1 says 2^63 less a page for none."""
+_READ_BYTES = 4_096
+
+
+class Group(NamedTuple):
+    """One control group: its folder, below which mount, and of which version of the interface."""
+
+    folder: Path
+    mount: Path
+    is_unified: bool
+
+    def nearest(self, name: str) -> Path | None:
+        """The file of this name with a limit in it, here or in the nearest group above."""
+        for folder in (self.folder, *self.folder.parents):
+            if folder == self.mount:
+                break
+            if limit_in(folder / name) is not None:
+                return folder / name
+        return None
+
+
+def group_of(pid: int, controller: str) -> Group | None:
+    """Where a controller has a process; None where it has none, or that lies outside what is seen here."""
+    with suppress(OSError):
+        return group_in(Path(f"/proc/{pid}/cgroup").read_text(), controller, CGROUPS)
+    return None
+
+
+def group_in(memberships: str, controller: str, root: Path) -> Group | None:
+    """As `group_of`, by the text of a process's /proc/PID/cgroup."""
+    found = None
+    for line in memberships.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if ".." in path.split("/"):
+            continue
+        if controller in controllers.split(","):
+            mount = root / controller
+            return Group(mount / path.lstrip("/"), mount, is_unified=False)
+        if line.startswith("0::"):
+            found = Group(root / path.lstrip("/"), root, is_unified=True)
+    return found
+
+
+def limit_in(file: Path) -> int | None:
+    """The number in it; None where it cannot be read, or says that there is no limit."""
+    with suppress(OSError, ValueError):
+        number = int(file.read_text())
+        return number if number < _NO_LIMIT else None
+    return None
+
+
+def count_in(text: str, name: str) -> int:
+    """Of a file of events, a name and a number a line; 0 where it has no such line."""
+    for line in text.splitlines():
+        word, _, number = line.partition(" ")
+        if word == name and number.isdigit():
+            return int(number)
+    return 0
+
+
+def count_in_file(file: Path, name: str) -> int:
+    """As `count_in`; 0 where it cannot be read, too."""
+    with suppress(OSError):
+        return count_in(file.read_text(), name)
+    return 0
+
+
+class MemoryWatch:
+    """How often the kernel's out-of-memory killer has been at work in a container.
+
+    Where a limit is in force, the counter is read at the beginning and at the end of each command. Where none is, only
+    the host's own shortage kills, and it is read at the ends that look like it; what was killed before a command began,
+    and was noticed by nobody, is then taken for its own.
+
+    Parameters:
+        group: where the memory controller has it; None: nothing is ever noticed.
+        now: seconds.
+    """
+
+    def __init__(self, group: Group | None, now: Callable[[], float] = monotonic) -> None:
+        self._group = group
+        self._now = now
+        self._risen_at = 0.0
+        self._limit: Path | None = None
+        self._fd = -1
+        self._kills = 0
+        if self._group is not None:
+            self._limit = self._group.nearest("memory.max" if self._group.is_unified else "memory.limit_in_bytes")
+            with suppress(OSError):
+                self._fd = os.open(self._group.folder / self._events, os.O_RDONLY | os.O_CLOEXEC)
+        self._read()
+
+    @property
+    def _events(self) -> str:
+        return "memory.events" if self._group is None or self._group.is_unified else "memory.oom_control"
+
+    def _read(self) -> int:
+        with suppress(OSError):  # there is none, or it is gone with its last process
+            kills = count_in(os.pread(self._fd, _READ_BYTES, 0).decode(), "oom_kill")
+            if kills != self._kills:
+                self._kills, self._risen_at = kills, self._now()
+        return self._kills
+
+    def mark(self) -> int:
+        """What a command begins with."""
+        return self._kills if self._limit is None else self._read()
+
+    def since(self, mark: int, is_killed: bool) -> OomKills | None:
+        """What was killed since then; None where nothing was.
+
+        Parameters:
+            is_killed: the command has ended as one that was, or whose child was.
+        """
+        if self._limit is None and not is_killed:
+            return None
+        kills = self._read() - mark
+        if kills <= 0:
+            return None
+        is_recent = self._now() - self._risen_at <= limits.OOM_VICTIM_MS / 1000
+        return OomKills(kills, self._use(), is_recent)
+
+    def _use(self) -> dict[str, int]:
+        if self._group is None:
+            return {}
+        folder = self._group.folder if self._limit is None else self._limit.parent
+        peak = limit_in(folder / ("memory.peak" if self._group.is_unified else "memory.max_usage_in_bytes"))
+        limit = None if self._limit is None else limit_in(self._limit)
+        found = {"limit_bytes": limit, "peak_bytes": peak}
+        return {name: number for name, number in found.items() if number is not None}
+
+    def health(self) -> dict[str, int]:
+        """Limit and peak where there are any; `hits`: how often memory had to be taken back; `oom_kills`."""
+        if self._group is None:
+            return {}
+        folder = self._group.folder if self._limit is None else self._limit.parent
+        if self._group.is_unified:
+            hits = count_in_file(folder / "memory.events", "max")
+        else:
+            hits = limit_in(folder / "memory.failcnt") or 0
+        return {**self._use(), "hits": hits, "oom_kills": self._read()}
+
+    def close(self) -> None:
+        """Look for the last time, and give its descriptor back. Idempotent."""
+        if self._fd >= 0:
+            self._read()
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,1 @@
+"""What an environment may reach: nothing, an egress proxy, a bridge with a firewall, or all."""

@@ -1,0 +1,1 @@
+"""A network with a firewall for the containers of one environment."""

@@ -1,0 +1,233 @@
+"""A network for the containers of one environment, with a firewall that leads to the egress proxy and nowhere else.
+
+    listeners, firewall, bridge ─> attach(container) … ─> bridge, firewall        (made in this order, and removed)
+
+The bridge is never there without its rules, and a fastclaw that is killed at any point leaves a table whose name says
+whose it was and what to remove. Podman gives the containers a network namespace with a loopback device; the rest is
+made here.
+
+Why not a network of Podman's own (measured, 4.3.1 with netavark 1.4): it keeps a container's namespace mounted in the
+engine's mount namespace, so that every other engine on the same storage, and the janitor, fails to list its
+containers; it turns on net.ipv4.ip_forward for the whole host; and without iptables it does not start at all.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import get_args
+
+from fastclaw.errors import FastclawError, StartFailed
+from fastclaw.linux.owner import own_holder, pid_namespace, start_time
+from fastclaw.network import network_limits
+from fastclaw.network.bridge import firewall, links, netns, nft
+from fastclaw.network.bridge.firewall import Bridge, BridgeFacts, Ports
+from fastclaw.network.egress.proxy_frames import Role
+from fastclaw.podman.container_spec import ContainerNetwork
+from fastclaw.podman.service.facts import find_program
+
+logger = logging.getLogger(__name__)
+
+_IP_FREEBIND = 15  # include/uapi/linux/in.h
+_EXAMPLE = Bridge(token="00000000", subnet=firewall.subnet_at(0))
+
+
+class BridgeNetwork:
+    """Parameters:
+    directory: gets the containers' resolv.conf; somebody else removes it.
+
+    Attributes:
+        spec: for the containers' create calls.
+        interface: the bridge's name on this host.
+        gateway: the host's address in it; the proxy is on its port `network_limits.EGRESS_PROXY_PORT`.
+        subnet: where the containers' addresses are from, as `a.b.c.d/n`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._nft = find_program("nft")
+        self._bridge: Bridge | None = None
+        self._next_host = firewall.FIRST_HOST
+        self._listeners: list[tuple[Role, socket.socket]] = []
+        self._working: asyncio.Future[None] | None = None
+        self.spec = ContainerNetwork()
+        self.interface = self.gateway = self.subnet = ""
+
+    async def start(self) -> None:
+        """Make listeners, firewall and bridge.
+
+        Raises:
+            StartFailed: `network_failed`; nothing is left then.
+        """
+        reason = firewall.why_no_bridge(BridgeFacts(is_root=os.geteuid() == 0, nft=self._nft))
+        if reason is not None:
+            raise StartFailed(reason, "network_failed")
+        self._working = asyncio.ensure_future(netns.in_own_thread(self._make))
+        try:
+            await asyncio.shield(self._working)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    def listeners(self) -> list[tuple[Role, socket.socket]]:
+        """The sockets on the gateway's address, and what each is for. Who asks first owns them."""
+        listeners, self._listeners = self._listeners, []
+        return listeners
+
+    async def attach(self, container: str, init: int) -> None:
+        """Connect a container that has come up, and prove that it gets through to the gateway.
+
+        Parameters:
+            container: its full id.
+            init: pid of its init.
+
+        Raises:
+            StartFailed: `network_failed`.
+        """
+        if self._bridge is None:
+            raise StartFailed("the environment's network is gone", "network_failed")
+        bridge, first_host = self._bridge, self._next_host
+        self._next_host = firewall.next_host(first_host)
+        await netns.in_own_thread(lambda: links.connect(bridge, container, init, first_host))
+
+    async def aclose(self) -> None:
+        """Remove everything, the containers' connections too. Idempotent; what fails is left to the next start."""
+        if self._working is not None:
+            await asyncio.wait((self._working,))  # it has deadlines of its own, and must not make what we remove
+        bridge, self._bridge = self._bridge, None
+        if bridge is not None:
+            self._working = asyncio.ensure_future(netns.in_own_thread(lambda: self._unmake(bridge)))
+            await asyncio.shield(self._working)
+
+    def _make(self) -> None:
+        """In a thread. That a subnet is somebody else's, too, shows only once it was tried."""
+        for _ in range(network_limits.BRIDGE_TRIES):
+            subnet = firewall.subnet_at(secrets.randbelow(firewall.SUBNETS))
+            bridge = Bridge(token=secrets.token_hex(4), subnet=subnet)
+            try:
+                if not links.is_taken(bridge) and self._try(bridge):
+                    return
+            except OSError as error:
+                raise StartFailed(f"cannot make a network: {error.strerror}", "network_failed") from error
+        raise StartFailed(f"no free subnet for a network in {network_limits.BRIDGE_TRIES} tries", "network_failed")
+
+    def _try(self, bridge: Bridge) -> bool:
+        """Whether the bridge is there and its subnet is nobody else's. If not, nothing is left.
+
+        Listeners come first, since the rules name their ports; rules before what they are for.
+        """
+        with ExitStack() as undo:
+            undo.callback(self._close_listeners)
+            ports = self._listen(bridge)
+            nft.apply(self._nft or "", firewall.ruleset(firewall.table_name(own_holder(), bridge.token), bridge, ports))
+            undo.callback(self._unmake, bridge)
+            links.make_bridge(bridge)
+            if links.is_taken(bridge):
+                return False
+            self._resolv_conf(bridge).write_text(f"nameserver {bridge.gateway}\n", encoding="ascii")
+            undo.pop_all()
+        self._bridge = bridge
+        self.interface, self.gateway, self.subnet = bridge.interface, str(bridge.gateway), str(bridge.subnet)
+        self.spec = ContainerNetwork(resolv_conf=str(self._resolv_conf(bridge)))
+        return True
+
+    def _resolv_conf(self, bridge: Bridge) -> Path:
+        return self._directory / f"{bridge.interface}.resolv"
+
+    def _listen(self, bridge: Bridge) -> Ports:
+        for role in get_args(Role):
+            self._listeners.append((role, _open(role)))
+            _bind(self._listeners[-1][1], role, str(bridge.gateway))
+        return Ports(**{role: listener.getsockname()[1] for role, listener in self._listeners})
+
+    def _close_listeners(self) -> None:
+        for _, listener in self.listeners():
+            listener.close()
+
+    def _unmake(self, bridge: Bridge) -> None:
+        """In a thread."""
+        self._close_listeners()
+        try:
+            remove(self._nft or "", {firewall.table_name(own_holder(), bridge.token): bridge.token})
+            self._resolv_conf(bridge).unlink(missing_ok=True)
+        except (OSError, StartFailed) as error:
+            logger.warning("network %s is not removed (%s); the next start does it", bridge.interface, error)
+
+
+async def why_no_bridge() -> str | None:
+    """Why mode `bridge` cannot be had here, in one line; None where it can: it was tried in a network namespace of its
+    own, of which nothing is left."""
+    facts = BridgeFacts(is_root=os.geteuid() == 0, nft=find_program("nft"))
+    if (reason := firewall.why_no_bridge(facts)) is not None:
+        return reason
+    refused = await netns.in_own_thread(lambda: _refusal(facts.nft or ""))
+    return firewall.why_no_bridge(BridgeFacts(is_root=facts.is_root, nft=facts.nft, refused=refused))
+
+
+async def remove_abandoned_networks() -> None:
+    """Remove the networks of every fastclaw that was killed on this host."""
+    program = find_program("nft")
+    if program is not None and os.geteuid() == 0:
+        await netns.in_own_thread(lambda: _remove_abandoned(program))
+
+
+def remove(program: str, tables: dict[str, str]) -> None:
+    """Remove networks: first what the rules are for, then the rules.
+
+    Parameters:
+        tables: the token of each one's bridge by the name of its table.
+
+    Raises:
+        OSError, StartFailed: not all could be removed.
+    """
+    for token in tables.values():
+        netns.remove_interfaces(f"fc{token}")
+    nft.apply(program, firewall.without_tables(tables))
+
+
+def _remove_abandoned(program: str) -> None:
+    try:
+        found = {name: parsed for name in nft.tables(program) if (parsed := firewall.parse_table(name)) is not None}
+        times = {holder.pid: ticks for holder, _ in found.values() if (ticks := start_time(holder.pid)) is not None}
+        here = pid_namespace()
+        dead = {n: token for n, (holder, token) in found.items() if firewall.is_dead_holder(holder, here, times)}
+        if dead:
+            logger.info("removing %d networks that a dead owner left", len(dead))
+            remove(program, dead)
+    except (OSError, StartFailed) as error:  # who may not look at them has made none
+        logger.debug("networks of dead owners are not looked for: %s", error)
+
+
+def _refusal(program: str) -> str | None:
+    """In a thread that ends afterwards."""
+    ports = Ports(proxy=1, transparent=2, dns_udp=3, dns_tcp=4)
+    try:
+        netns.enter_new()
+        nft.apply(program, firewall.ruleset(firewall.table_name(own_holder(), _EXAMPLE.token), _EXAMPLE, ports))
+        links.make_bridge(_EXAMPLE)
+        inside = netns.open_netns("thread-self")
+        try:
+            links.plug(_EXAMPLE, inside, firewall.FIRST_HOST)
+        finally:
+            os.close(inside)
+    except (OSError, FastclawError) as error:
+        return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return None
+
+
+def _open(role: Role) -> socket.socket:
+    kind = socket.SOCK_DGRAM if role == "dns_udp" else socket.SOCK_STREAM
+    return socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def _bind(listener: socket.socket, role: Role, address: str) -> None:
+    """The address comes later than its listener, with the bridge."""
+    listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+    if role == "transparent":  # who says nothing wakes nobody (tcp(7)); `links.connect` proves itself so
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, network_limits.EGRESS_HEAD_MS // 1000)
+    listener.bind((address, 0))
+    if role != "dns_udp":
+        listener.listen(network_limits.BRIDGE_BACKLOG)

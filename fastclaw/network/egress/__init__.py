@@ -1,0 +1,1 @@
+"""The egress proxy: a process of its own that decides, connects and writes down, and our side of it."""

@@ -1,0 +1,418 @@
+"""The one place where it is decided what leaves the sandbox; each decision is counted and written down here.
+
+A name that no rule allows is refused before it is resolved, for a query is a message too. Of an allowed name each
+address is checked, and the connection goes to an address that was: nothing is resolved twice on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from fastclaw.network import network_limits
+from fastclaw.network.egress.addresses import HOST_ADDRESSES, HOST_NAMES, is_special, parse_host, show
+from fastclaw.network.egress.audit_log import Decision, Journal
+from fastclaw.network.egress.dial import Dialled, dial
+from fastclaw.network.egress.local_addresses import OwnAddresses
+from fastclaw.network.egress.policy import ANY_PORT, Policy, Refused
+from fastclaw.network.egress.quota import Quota
+from fastclaw.network.egress.resolver import Resolver
+from fastclaw.network.egress.upstream import NAMED, open_tunnel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from fastclaw.network.egress.addresses import Address
+    from fastclaw.network.egress.counters import Counters
+    from fastclaw.network.egress.policy import Reason, Verdict
+    from fastclaw.network.egress.proxy_frames import EgressConfig, Upstream
+    from fastclaw.network.egress.resolver import Lookup
+
+_FAILURES = frozenset({"unresolved", "unreachable", "connect_timeout", "idle_timeout"})
+"""What was allowed and could not be done. Every other reason is a refusal."""
+
+
+class Asked(NamedTuple):
+    """What somebody in the sandbox wants.
+
+    Parameters:
+        host: a name as `addresses.parse_host` gives it, or an address; for `transparent` without a name the original
+            destination; empty where the client named none.
+        port: `ANY_PORT` for `dns`, and only for that.
+        method: of an HTTP request.
+        address: for `transparent`: the original destination; for a request inside a tunnel: where that leads.
+        has_secret: a secret is added to it: then the name has to be allowed and, asked for now, to be the address's,
+            whatever rule lists the address and whatever was answered before.
+    """
+
+    how: Literal["connect", "http", "transparent", "dns"]
+    host: str | Address
+    port: int
+    method: str | None = None
+    address: Address | None = None
+    has_secret: bool = False
+
+
+class _RefusedByRule(Refused):
+    """Parameters:
+    rule: that says so; None: no rule allows it.
+    """
+
+    def __init__(self, reason: Reason, text: str, rule: str | None) -> None:
+        super().__init__(reason, text)
+        self.rule = rule
+
+
+class _Admitted(NamedTuple):
+    """Parameters:
+    addresses: none where only a proxy outside can resolve the name.
+    upstream: the proxy outside through which it goes; None: straight.
+    """
+
+    addresses: list[Address]
+    verdict: Verdict
+    upstream: Upstream | None = None
+
+    @property
+    def address(self) -> Address | None:
+        """For the log."""
+        return self.addresses[0] if self.addresses and self.upstream is None else None
+
+
+class ByteMeter:
+    """What a tunnel tells of its bytes."""
+
+    __slots__ = ("_counters", "_quota")
+
+    def __init__(self, counters: Counters, quota: Quota) -> None:
+        self._counters, self._quota = counters, quota
+
+    def sent(self, n: int) -> bool:
+        """Bytes to the outside. False: the budget is used up."""
+        self._counters.sent(n)
+        return self._quota.spend(n)
+
+    def received(self, n: int) -> bool:
+        """Bytes from the outside. False: the budget is used up."""
+        self._counters.received(n)
+        return self._quota.spend(n)
+
+
+class Gate:
+    """Parameters:
+    lookup: instead of the host's resolver.
+
+    Attributes:
+        policy: the rules.
+        closed_ports: of this host, to which none of its names leads.
+        upstream: the proxy outside, if there is one.
+        meter: for all tunnels and requests of the sandbox.
+
+    Raises:
+        InvalidParams: a rule is none.
+        OSError: the kernel gives no socket to ask for own addresses.
+    """
+
+    def __init__(
+        self,
+        config: EgressConfig,
+        counters: Counters,
+        on_trouble: Callable[[str], None],
+        lookup: Lookup | None = None,
+    ) -> None:
+        self.policy = Policy(config.allow, config.deny)
+        self.closed_ports = set(config.closed_ports)
+        self._counters = counters
+        self._quota = Quota(config.max_connections, config.max_connections_per_s, config.max_bytes)
+        self._quota.spend(counters.moved)  # by a proxy before this one
+        self.meter = ByteMeter(counters, self._quota)
+        self.upstream = config.upstream
+        self._hint = config.hint
+        self._timeout_s = config.connect_timeout_ms / 1000
+        self._loop = asyncio.get_running_loop()
+        self._answered: OrderedDict[tuple[str, Address], float] = OrderedDict()  # its end in loop time; soonest first
+        self._crowd: dict[Reason, int] = {}
+        self._telling: asyncio.Task[None] | None = None
+        self._own = OwnAddresses()
+        self._resolver = Resolver(self._timeout_s, lookup)
+        log = config.log
+        self._journal = None if log is None else Journal(log, config.log_max_bytes, counters, on_trouble)
+
+    async def aclose(self) -> None:
+        """End lookups, and write what is not written yet. Idempotent; nobody may be asking any more."""
+        await self._resolver.aclose()
+        if (telling := self._telling) is not None:
+            await asyncio.wait((telling,), timeout=network_limits.EGRESS_LOG_FLUSH_MS / 1000)
+            telling.cancel()
+            await asyncio.wait((telling,))
+        if self._journal is not None:
+            await self._journal.aclose()
+        self._own.close()
+
+    # --- connections of clients ---
+
+    def enter(self) -> None:
+        """A client has connected. If this returns, `leave` must follow.
+
+        Raises:
+            Refused: `too_many_connections` or `too_fast`; counted, and written down.
+        """
+        reason = self._quota.enter(self._loop.time())
+        if reason is None:
+            self._counters.opened()
+            return
+        self._counters.denied(reason)
+        if self._journal is not None:
+            self._crowd[reason] = self._crowd.get(reason, 0) + 1
+            if self._telling is None:
+                self._telling = self._loop.create_task(self._tell_of_crowd(self._journal))
+        raise Refused(reason, _CROWDED[reason])
+
+    def leave(self) -> None:
+        """A client that entered is gone."""
+        self._quota.leave()
+        self._counters.closed()
+
+    # --- decisions ---
+
+    async def admit(self, asked: Asked) -> list[Address]:
+        """The addresses that may be connected to for this, best first; empty only where a proxy outside knows them.
+
+        Raises:
+            Refused: none may; or the name has none. Counted, and written down.
+        """
+        try:
+            admitted = await self._decide(asked)
+        except Refused as refused:
+            await self._note_refusal(asked, refused)
+            raise
+        await self._note_allowed(asked, admitted.verdict, admitted.address)
+        return admitted.addresses
+
+    async def connect(self, asked: Asked) -> Dialled:
+        """A connection to one of the addresses that are admitted: non-blocking, and the caller's to close. Through a
+        proxy outside it is a tunnel, but for plain requests (`asked.method`), which that proxy has to be asked for.
+
+        All of it within the configured `connect_timeout_ms`.
+
+        Raises:
+            Refused: it may not be, or could not be done. Counted, and written down.
+        """
+        deadline = self._loop.time() + self._timeout_s
+        try:
+            admitted = await self._decide(asked)
+            if admitted.upstream is None:
+                dialled = await self._dial(asked, admitted, deadline - self._loop.time())
+            else:
+                dialled = await self._dial_upstream(asked, admitted.upstream, deadline)
+        except Refused as refused:
+            if refused.reason in _FAILURES:
+                refused.text += self._hint
+            await self._note_refusal(asked, refused)
+            raise
+        try:
+            await self._note_allowed(asked, admitted.verdict, dialled.address)
+        except BaseException:
+            dialled.socket.close()
+            raise
+        return dialled
+
+    async def refuse(self, asked: Asked | None, reason: Reason, text: str) -> Refused:
+        """Count and write down what somebody else has refused or failed at, and return it, to be raised.
+
+        Parameters:
+            asked: None: the client named nothing that could be understood.
+        """
+        refused = Refused(reason, text)
+        await self._note_refusal(asked or _NOTHING, refused)
+        return refused
+
+    # --- what our own answers have said ---
+
+    def remember(self, name: str, addresses: Iterable[Address]) -> None:
+        """A question for `name` was answered with these, so a connection to one of them may call itself by the name."""
+        end = self._loop.time() + network_limits.EGRESS_ANSWERED_MS / 1000
+        for address in addresses:
+            self._answered[name, address] = end
+            self._answered.move_to_end((name, address))
+        while len(self._answered) > network_limits.EGRESS_ANSWERED:
+            self._answered.popitem(last=False)
+
+    def agrees(self, name: str, address: Address) -> bool:
+        """Whether `address` was an answer to a question for `name`, not too long ago."""
+        return self._answered.get((name, address), 0) > self._loop.time()
+
+    # --- how it is decided ---
+
+    async def _decide(self, asked: Asked) -> _Admitted:
+        if not self._quota.spend(0):
+            raise Refused("too_many_bytes", _NO_BYTES)
+        host, port = asked.host, asked.port
+        if (port == ANY_PORT) != (asked.how == "dns"):
+            raise Refused("bad_target", f"{port} is no port to connect to")
+        if asked.how == "transparent" or asked.address is not None:
+            return await self._decide_turned(asked, asked.address)
+        if not isinstance(host, str):
+            return self._outwards(self._checked(host, [host], port))
+        _pass(self.policy.judge_host(host, port))
+        if asked.how == "dns" and host in HOST_NAMES:
+            raise Refused("special_address", f"{host} is reached through the proxy, by its name")
+        if self.upstream is None or asked.how == "dns":
+            return self._checked(host, await self._addresses(host, port), port)
+        return await self._decide_upstream(host, port)
+
+    async def _decide_upstream(self, host: str, port: int) -> _Admitted:
+        """An allowed name, with a proxy outside. Its addresses are judged where this host can resolve it."""
+        try:
+            async with asyncio.timeout(network_limits.EGRESS_UPSTREAM_LOOKUP_MS / 1000):
+                found = await self._addresses(host, port)
+        except TimeoutError:
+            found = []
+        except Refused as refused:
+            if refused.reason not in _FAILURES:
+                raise
+            found = []
+        if not found:
+            return _Admitted([], self.policy.judge_host(host, port), self.upstream)
+        return self._outwards(self._checked(host, found, port))
+
+    def _outwards(self, admitted: _Admitted) -> _Admitted:
+        """What a rule lists as a special address is this side of the proxy outside, the host's loopback among it."""
+        if self.upstream is None or any(is_special(one) or self._own.has(one) for one in admitted.addresses):
+            return admitted
+        return admitted._replace(upstream=self.upstream)
+
+    async def _addresses(self, host: str, port: int) -> list[Address]:
+        if host not in HOST_NAMES:
+            return await self._resolver.resolve(host)
+        if port in self.closed_ports:
+            raise Refused("special_address", f"{show(host, port)} is fastclaw's own, or its engine's")
+        return list(HOST_ADDRESSES)
+
+    async def _decide_turned(self, asked: Asked, address: Address | None) -> _Admitted:
+        """A connection that was meant for `address` and turned to us, by a client that says it is for `asked.host`.
+
+        An address that a rule lists needs no name, or may go by any that is not denied, unless a secret goes along.
+        Else the name has to be allowed and to be the address's.
+        """
+        if address is None:
+            raise Refused("no_name", "nobody knows where the connection was meant to go")
+        host, port = asked.host, asked.port
+        listed = self.policy.lists(address, port)
+        if isinstance(host, str):
+            if asked.has_secret or not listed:
+                _pass(self.policy.judge_host(host, port))
+                is_known = not asked.has_secret and self.agrees(host, address)
+                if not is_known and address not in await self._addresses(host, port):
+                    raise Refused("name_mismatch", f"{address} is none of the addresses of {host}")
+        elif host != address:
+            raise Refused("name_mismatch", f"a request for {host} was sent to {address}")
+        elif not listed and self.policy.judge_host(address, port).reason in (None, "not_allowed"):
+            raise Refused("no_name", f"the connection to {show(address, port)} names no host, and no rule lists it")
+        return self._outwards(self._checked(host, [address], port))
+
+    def _checked(self, host: str | Address, found: list[Address], port: int) -> _Admitted:
+        """Those addresses of `host` that the policy lets through.
+
+        Raises:
+            Refused: it lets none; with what it says of the first.
+        """
+        judge = self.policy.judge_address
+        judged = [(address, judge(host, address, port, is_own=self._own.has(address))) for address in found]
+        passed = [(address, verdict) for address, verdict in judged if verdict.reason is None]
+        _, first = (passed or judged)[0]
+        _pass(first)
+        return _Admitted([address for address, _ in passed], first)
+
+    async def _dial(self, asked: Asked, admitted: _Admitted, timeout_s: float) -> Dialled:
+        try:
+            return await dial(admitted.addresses, asked.port, timeout_s)
+        except asyncio.CancelledError:  # the client has left; it was allowed all the same
+            await self._note_allowed(asked, admitted.verdict, admitted.address)
+            raise
+
+    async def _dial_upstream(self, asked: Asked, upstream: Upstream, deadline: float) -> Dialled:
+        """A tunnel through the proxy outside, or for a plain request a connection to it."""
+        sock = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                host = parse_host(upstream.host)
+                found = await self._resolver.resolve(host) if isinstance(host, str) else [host]
+                sock = (await dial(found, upstream.port, self._timeout_s)).socket
+                if asked.method in (None, "CONNECT"):
+                    await open_tunnel(sock, upstream, show(asked.host, asked.port))
+                    return Dialled(sock, None)
+                return Dialled(sock, None, is_proxy=True)
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if isinstance(error, TimeoutError):
+                raise Refused("connect_timeout", f"{NAMED}: no answer within {self._timeout_s:g} s") from error
+            if isinstance(error, Refused):
+                raise Refused(error.reason, f"{NAMED}: {error.text}") from error
+            raise
+
+    # --- how it is written down ---
+
+    async def _note_allowed(self, asked: Asked, verdict: Verdict, address: Address | None) -> None:
+        self._counters.allowed()
+        if self._journal is not None:
+            await self._journal.write(
+                Decision(
+                    decision="allowed",
+                    how=asked.how,
+                    host=str(asked.host),
+                    port=asked.port,
+                    address=None if address is None else str(address),
+                    method=asked.method,
+                    rule=verdict.rule,
+                    text=verdict.text,
+                )
+            )
+
+    async def _note_refusal(self, asked: Asked, refused: Refused) -> None:
+        has_failed = refused.reason in _FAILURES
+        (self._counters.failed if has_failed else self._counters.denied)(refused.reason)
+        if self._journal is not None:
+            await self._journal.write(
+                Decision(
+                    decision="failed" if has_failed else "denied",
+                    reason=refused.reason,
+                    how=asked.how,
+                    host=str(asked.host),
+                    port=asked.port,
+                    address=None if asked.address is None else str(asked.address),
+                    method=asked.method,
+                    rule=refused.rule if isinstance(refused, _RefusedByRule) else None,
+                    text=refused.text,
+                )
+            )
+
+    async def _tell_of_crowd(self, journal: Journal) -> None:
+        """Write down clients that were turned away: a line for all that came while the line before was written."""
+        while self._crowd:
+            reason, count = self._crowd.popitem()
+            text = f"{_CROWDED[reason]}; {count} turned away"
+            await journal.write(Decision(decision="denied", reason=reason, how="connect", host="", port=0, text=text))
+        self._telling = None
+
+
+_NOTHING = Asked("connect", "", 0)
+
+_NO_BYTES = "the sandbox has used up its bytes (options.network.max_bytes)"
+
+_CROWDED: dict[Reason, str] = {
+    "too_many_connections": "too many connections are open (options.network.max_connections)",
+    "too_fast": "too many new connections in a second (options.network.max_connections_per_s)",
+}
+
+
+def _pass(verdict: Verdict) -> None:
+    """Go on if the verdict is a yes.
+
+    Raises:
+        Refused: it is a no.
+    """
+    if verdict.reason is not None:
+        raise _RefusedByRule(verdict.reason, verdict.text, verdict.rule)

@@ -1,0 +1,284 @@
+"""Where a sandbox may connect to: every decision of the egress proxy, with its reason and the rule that made it.
+
+Deny wins over allow, by name and by address. A name that no rule allows is never resolved, since the question itself
+would carry data out. What a name resolves to is judged again, address by address: what is not plain public unicast is
+refused unless a rule lists it as an address or network, so that no name leads inside (DNS rebinding).
+
+A network lists the special addresses in it, and the host's own, only where all of it is special: `10.0.0.0/8` does,
+`0.0.0.0/0` opens what is public. A single address always lists itself. The host's loopback has names of its own
+(`HOST_NAMES`), and is allowed by a rule for one of these.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from fastclaw.errors import InvalidParams
+from fastclaw.network import network_limits
+from fastclaw.network.egress.addresses import (
+    HOST_NAMES,
+    Address,
+    BadHost,
+    embedded_v4,
+    is_special,
+    parse_host,
+    plain,
+    show,
+    special_kind,
+)
+from fastclaw.network.egress.rules import Book, Ports, Rule, lists_special, parse_rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+Reason = Literal[
+    "not_allowed",
+    "denied",
+    "special_address",
+    "bad_target",
+    "no_name",
+    "name_mismatch",
+    "bad_request",
+    "unsafe_method",
+    "too_many_connections",
+    "too_fast",
+    "too_many_bytes",
+    "unresolved",
+    "unreachable",
+    "connect_timeout",
+    "idle_timeout",
+    "not_from_sandbox",
+]
+"""Why a connection or request was refused, or failed: a stable word that a program may branch on."""
+
+REASONS: tuple[Reason, ...] = get_args(Reason)
+"""All of them, in the order of the counters."""
+
+STATUS: dict[Reason, int] = {
+    "not_allowed": 403,
+    "denied": 403,
+    "special_address": 403,
+    "bad_target": 400,
+    "no_name": 403,
+    "name_mismatch": 403,
+    "bad_request": 400,
+    "unsafe_method": 403,
+    "too_many_connections": 429,
+    "too_fast": 429,
+    "too_many_bytes": 403,
+    "unresolved": 502,
+    "unreachable": 502,
+    "connect_timeout": 504,
+    "idle_timeout": 504,
+    "not_from_sandbox": 403,
+}
+"""The HTTP status of each (RFC 9110, 15.5 and 15.6; 429: RFC 6585)."""
+
+RULES_NAME = "rules.fastclaw.internal"
+"""A name that the proxy answers for itself, over plain HTTP: with the rules."""
+
+ANY_PORT = 0
+"""Asks whether there is a port at all on which a host may be reached: no connection goes to port 0 (RFC 6335, 6)."""
+
+HTTPS_PORT = 443
+"""Where nothing can be added to a request, since it is encrypted."""
+
+
+class Verdict(NamedTuple):
+    """A decision.
+
+    Parameters:
+        reason: why not; None: it is allowed.
+        rule: the entry that decided, as the user wrote it; None: none did.
+        text: one line for people.
+    """
+
+    reason: Reason | None
+    rule: str | None
+    text: str
+
+
+class Refused(Exception):
+    """A connection or request that is not to be, or could not be made.
+
+    Parameters:
+        text: one line for people.
+    """
+
+    def __init__(self, reason: Reason, text: str) -> None:
+        super().__init__(text)
+        self.reason: Reason = reason
+        self.text = text
+
+
+class Policy:
+    """The rules of one sandbox. Nothing is allowed without one.
+
+    Parameters:
+        allow, deny: rules, as network/egress/rules.py reads them.
+
+    Raises:
+        InvalidParams: an entry is no rule; `path` names it.
+    """
+
+    def __init__(self, allow: Sequence[str], deny: Sequence[str] = ()) -> None:
+        self._allowed = allowed = _parse(allow, "allow")
+        self._allow = Book(allowed)
+        self._listed = Book(rule for rule in allowed if not isinstance(rule.host, str) and lists_special(rule.host))
+        self._deny = Book(_parse(deny, "deny"))
+
+    def judge_host(self, host: str | Address, port: int) -> Verdict:
+        """Whether a target may be tried, before anything is resolved.
+
+        Parameters:
+            host: as `addresses.parse_host` gives it.
+            port: or `ANY_PORT`.
+        """
+        if not isinstance(host, str):
+            return self.judge_address(host, host, port, is_own=False)
+        return _verdict(*_decide(self._deny.of_name(host), self._allowing_name(host), port), _where(host, port))
+
+    def judge_address(self, host: str | Address, address: Address, port: int, *, is_own: bool) -> Verdict:
+        """Whether one address of a target may be connected to: it is listed, or it is public and the target is allowed.
+
+        Parameters:
+            host: the name that has this address, or the address.
+            port: or `ANY_PORT`.
+            is_own: it is one of this host's own.
+        """
+        kind = special_kind(address) or ("this host's own" if is_own else None)
+        denying, allowing = self._denying(address), self._allowing(address, is_closed=kind is not None)
+        where = _where(host, port)
+        if isinstance(host, str):
+            where = f"{where} ({address})"
+            denying = chain(self._deny.of_name(host), denying)
+            if host in HOST_NAMES:
+                allowing = self._allowing_name(host)
+            elif kind is None:
+                allowing = chain(self._allow.of_name(host), self._naming(address))
+        reason, rule = _decide(denying, allowing, port)
+        if reason == "not_allowed" and kind is not None:
+            way = _BY_NAME if kind.startswith("loopback") else _LIST_IT
+            return Verdict("special_address", None, f"{where} is {kind}; {way}")
+        return _verdict(reason, rule, where)
+
+    def knows_name(self, name: str) -> Verdict:
+        """Whether a name may be reached on any port: then it may be resolved."""
+        return self.judge_host(name, ANY_PORT)
+
+    @property
+    def denies_names(self) -> bool:
+        """Whether a rule denies a name, so that also where an address is listed it matters what it is called."""
+        return self._deny.has_names
+
+    def lists(self, address: Address, port: int) -> bool:
+        """Whether a rule lists an address, by itself or in a network. It may be denied all the same."""
+        return _decide((), self._naming(address, is_closed=is_special(address)), port)[0] is None
+
+    def overruled(self) -> Iterator[tuple[str, str]]:
+        """The entries of `allow` that can never take effect, each with the one of `deny` that takes its last port."""
+        for rule in self._allowed:
+            if isinstance(rule.host, str):
+                denying = self._deny.of_name(rule.host)
+            else:
+                denying = chain(self._deny.of_network(rule.host), self._deny.of_any())
+            reason, denier = _decide_any(denying, (Ports([rule]),))
+            if reason == "denied" and denier is not None:
+                yield rule.text, denier
+
+    def allows_plain_http(self, host: str | Address) -> bool:
+        """Whether a host may be reached on a port other than 443, so that a header can be added to its requests.
+
+        Parameters:
+            host: a text may be as a user wrote it; what is no host is not reached.
+        """
+        try:
+            target = parse_host(host) if isinstance(host, str) else host
+        except BadHost:
+            return False
+        if isinstance(target, str):
+            denying, allowing = self._deny.of_name(target), self._allowing_name(target)
+        else:
+            denying, allowing = self._denying(target), self._allowing(target, is_closed=is_special(target))
+        return _decide_any(denying, allowing, closed=1 << HTTPS_PORT)[0] is None
+
+    def _allowing_name(self, name: str) -> Iterator[Ports]:
+        """The host itself is meant by its own names only, never by a pattern that happens to fit."""
+        return (self._allow.of_exactly if name in HOST_NAMES else self._allow.of_name)(name)
+
+    def _naming(self, address: Address, *, is_closed: bool = False) -> Iterator[Ports]:
+        """The allow rules that list an address; of a closed one those that do so on purpose."""
+        return (self._listed if is_closed else self._allow).of_address(plain(address))
+
+    def _allowing(self, address: Address, *, is_closed: bool) -> Iterator[Ports]:
+        named = self._naming(address, is_closed=is_closed)
+        return named if is_closed else chain(named, self._allow.of_any())
+
+    def _denying(self, address: Address) -> Iterator[Ports]:
+        """An address is denied in either form, and by the address within it."""
+        inner = embedded_v4(address)
+        within = () if inner is None else self._deny.of_address(inner)
+        return chain(self._deny.of_address(address), within, self._deny.of_any())
+
+
+_BY_NAME = "a port of the host's own is reached as host.fastclaw.internal, by a rule for that"
+_LIST_IT = "only a rule for this address, or for a network of nothing else, allows it"
+
+Decided = tuple[Literal["denied", "not_allowed"] | None, str | None]
+"""Why not, and the rule that says so or allows it."""
+
+
+def _decide(denying: Iterable[Ports], allowing: Iterable[Ports], port: int) -> Decided:
+    """Deny wins, in whatever order the rules were written."""
+    if port == ANY_PORT:
+        return _decide_any(denying, allowing)
+    if (rule := _find(denying, port)) is not None:
+        return "denied", rule
+    rule = _find(allowing, port)
+    return ("not_allowed" if rule is None else None), rule
+
+
+def _decide_any(denying: Iterable[Ports], allowing: Iterable[Ports], closed: int = 0) -> Decided:
+    """The same for any port but those that are `closed`, as bits."""
+    denier = None
+    for ports in denying:
+        for mask, rule in ports.masks():
+            closed |= mask
+            denier = denier or rule
+    for ports in allowing:
+        for mask, rule in ports.masks():
+            if mask & ~closed:
+                return None, rule
+    return ("not_allowed" if denier is None else "denied"), denier
+
+
+def _find(candidates: Iterable[Ports], port: int) -> str | None:
+    """The first rule for a port."""
+    for ports in candidates:
+        if (rule := ports.rule(port)) is not None:
+            return rule
+    return None
+
+
+def _where(host: str | Address, port: int) -> str:
+    return str(host) if port == ANY_PORT else show(host, port)
+
+
+def _verdict(reason: Literal["denied", "not_allowed"] | None, rule: str | None, where: str) -> Verdict:
+    if reason == "not_allowed":
+        return Verdict(reason, None, f"no rule allows {where}")
+    return Verdict(reason, rule, f"{where} is {reason or 'allowed'} by {rule!a}")
+
+
+def _parse(texts: Sequence[str], field: str) -> list[Rule]:
+    path = f"$.options.network.{field}"
+    if len(texts) > network_limits.EGRESS_RULES:
+        raise InvalidParams(f"{path} has {len(texts)} rules; {network_limits.EGRESS_RULES} is the most", path=path)
+    rules = []
+    for number, text in enumerate(texts):
+        try:
+            rules.append(parse_rule(text, deny=field == "deny"))
+        except BadHost as error:
+            raise InvalidParams(f"{path}[{number}]: {error}", path=f"{path}[{number}]") from None
+    return rules

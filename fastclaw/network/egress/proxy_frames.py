@@ -1,0 +1,162 @@
+"""What fastclaw and its egress proxy say to each other, over one SOCK_SEQPACKET socket: JSON frames.
+
+    CONFIG    to the proxy, first, with two descriptors: a file with an `EgressConfig`, and the memory of the counters
+    LISTEN    to the proxy, with one descriptor: serve this socket
+    UNLISTEN  to the proxy: no longer, and end what came over it
+    READY     from the proxy: it serves
+    TROUBLE   from the proxy: something lasting that `health` should say, in one line
+    LOGGED    from the proxy: one line for the log
+
+The configuration is in a file, since it holds secrets (a command line is everybody's to read) and may be long.
+Bytes in, values out; nothing here knows a socket.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from fastclaw.errors import ProtocolError
+
+Role = Literal["proxy", "transparent", "dns_udp", "dns_tcp"]
+"""What a listening socket is for: HTTP proxying asked for by the client, connections that a firewall has turned to us,
+questions for addresses."""
+
+
+class Injection(Struct, frozen=True, kw_only=True):
+    """A header that the proxy adds to plain-HTTP requests for one host. `value` is a secret: never log it."""
+
+    host: str
+    header: str
+    value: str
+
+    def __repr__(self) -> str:
+        return f"Injection(host={self.host!r}, header={self.header!r}, value=…)"
+
+
+class Upstream(Struct, frozen=True, kw_only=True):
+    """A proxy outside through which connections leave. `authorization` is a secret: never log it."""
+
+    host: str
+    port: int
+    authorization: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Upstream(host={self.host!r}, port={self.port}, …)"
+
+
+class EgressConfig(Struct, frozen=True, kw_only=True):
+    """What one sandbox may do.
+
+    Parameters:
+        allow, deny: rules, as `policy.Policy` reads them.
+        log: path of the decision log; None: there is none.
+        max_bytes: both directions together, for the sandbox's whole life; None is no limit.
+        hint: what to say besides where nothing outside can be reached.
+        closed_ports: of this host, which nobody reaches by its names.
+        subnet: clients of a bridge come from here, as `a.b.c.d/n`; None: from whoever reaches the listener.
+    """
+
+    allow: list[str]
+    deny: list[str]
+    inject: list[Injection]
+    log: str | None
+    log_max_bytes: int
+    max_connections: int
+    max_connections_per_s: int
+    max_bytes: int | None
+    idle_timeout_ms: int
+    connect_timeout_ms: int
+    hint: str = ""
+    closed_ports: list[int] = []
+    upstream: Upstream | None = None
+    subnet: str | None = None
+
+
+class Config(Struct, frozen=True, tag="config"):
+    """CONFIG."""
+
+
+class Listen(Struct, frozen=True, tag="listen"):
+    """LISTEN."""
+
+    id: int
+    role: Role
+
+
+class Unlisten(Struct, frozen=True, tag="unlisten"):
+    """UNLISTEN."""
+
+    id: int
+
+
+class Ready(Struct, frozen=True, tag="ready"):
+    """READY."""
+
+
+class Trouble(Struct, frozen=True, tag="trouble"):
+    """TROUBLE."""
+
+    text: str
+
+
+class Logged(Struct, frozen=True, tag="logged"):
+    """LOGGED."""
+
+    text: str
+
+
+Order = Config | Listen | Unlisten
+Report = Ready | Trouble | Logged
+
+_FDS: dict[type[Struct], int] = {Config: 2, Listen: 1, Unlisten: 0}
+_ORDER = msgspec.json.Decoder(Order)
+_REPORT = msgspec.json.Decoder(Report)
+_CONFIG = msgspec.json.Decoder(EgressConfig)
+
+encode = msgspec.json.encode
+
+
+def parse_order(frame: bytes, fds: int) -> Order:
+    """An order to the proxy.
+
+    Parameters:
+        fds: how many descriptors came along.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        order: Order = _ORDER.decode(frame)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"the egress proxy got a frame that it does not know: {error}") from error
+    if _FDS[type(order)] != fds:
+        raise ProtocolError(f"the egress proxy got {type(order).__name__} with {fds} descriptors")
+    return order
+
+
+def parse_report(frame: bytes) -> Report:
+    """What the proxy says.
+
+    Raises:
+        ProtocolError: it is nothing known.
+    """
+    try:
+        report: Report = _REPORT.decode(frame)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"the egress proxy said something unknown: {error}") from error
+    return report
+
+
+def parse_config(text: bytes) -> EgressConfig:
+    """The configuration.
+
+    Raises:
+        ProtocolError: it is none. The message has nothing of the text in it.
+    """
+    try:
+        return _CONFIG.decode(text)
+    except msgspec.DecodeError as error:
+        raise ProtocolError("the egress proxy cannot read its configuration") from error

@@ -1,0 +1,229 @@
+"""The egress proxy: a process of its own, for what it does is the work of a server under load, and it reads what
+sandboxes send.
+
+Started by `proxy.py` with its end of a SOCK_SEQPACKET pair as the only argument. When the other end closes, however
+fastclaw ended, it closes everything and ends. What it has to say goes to fastclaw, never to stderr, and never with the
+text of an exception: that may hold a secret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed
+from fastclaw.linux import loop
+from fastclaw.linux.packets import Outbox, close_all
+from fastclaw.network import network_limits
+from fastclaw.network.egress import proxy_frames as frames
+from fastclaw.network.egress.counters import Counters
+from fastclaw.network.egress.proxy_server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_MOST_FDS = 2
+
+
+class EgressWorker:
+    """Parameters:
+    orders: connected to fastclaw; non-blocking.
+    """
+
+    def __init__(self, orders: socket.socket) -> None:
+        self._orders = orders
+        self._loop = asyncio.get_running_loop()
+        self._reports = Outbox(orders, self._loop)
+        self._counters: Counters | None = None
+        self._server: Server | None = None
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+
+    async def run(self) -> None:
+        """Until the other end closes.
+
+        Raises:
+            Exception: whatever kept it from obeying an order.
+        """
+        self._loop.add_reader(self._orders.fileno(), self._on_order)
+        try:
+            await self._ended
+        finally:
+            self._loop.remove_reader(self._orders.fileno())
+            await self._close()
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(network_limits.EGRESS_CLOSE_MS / 1000):
+                    await self._server.aclose()
+        if self._counters is not None:
+            self._counters.close()
+        self._reports.close()
+
+    def _on_order(self) -> None:
+        try:
+            self._obey(*receive(self._orders))
+        except BlockingIOError:
+            return
+        except Exception as error:  # half of an order is none: fastclaw starts another proxy
+            self._end(error)
+
+    def _end(self, error: Exception | None = None) -> None:
+        self._loop.remove_reader(self._orders.fileno())
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+
+    def _obey(self, frame: bytes, fds: list[int]) -> None:
+        if not frame:
+            self._end()
+            return
+        try:
+            order = frames.parse_order(frame, len(fds))
+            if isinstance(order, frames.Config):
+                self._configure(fds)
+            elif self._server is not None:
+                self._serve(self._server, order, fds)
+        finally:
+            close_all(fds)  # those that nobody has taken over
+
+    def _configure(self, fds: list[int]) -> None:
+        config = frames.parse_config(read_whole(fds[0]))
+        self._counters = Counters.attach(fds.pop())
+        self._server = Server(config, self._counters, self.say)
+        self._tell(frames.Ready())
+
+    def _serve(self, server: Server, order: frames.Listen | frames.Unlisten, fds: list[int]) -> None:
+        if isinstance(order, frames.Unlisten):
+            server.remove(order.id)
+            return
+        sock = socket.socket(fileno=fds.pop())
+        try:
+            server.add(order.id, order.role, sock)
+        except Exception as error:  # of whatever kind: that the others are served is worth more
+            sock.close()
+            self.say(f"a listener for {order.role} cannot be served: {describe(error)}")
+
+    def say(self, text: str) -> None:
+        """Something lasting that a person should know."""
+        self._tell(frames.Trouble(_fitting(text)))
+
+    def log(self, text: str) -> None:
+        """A line for the log."""
+        self._tell(frames.Logged(_fitting(text)))
+
+    def _tell(self, report: frames.Report) -> None:
+        with suppress(ExecFailed):  # fastclaw has not read thousands of them
+            self._reports.send(frames.encode(report), [])
+
+
+def receive(orders: socket.socket) -> tuple[bytes, list[int]]:
+    """One order with its descriptors; empty at the end.
+
+    Raises:
+        BlockingIOError: there is none.
+    """
+    try:
+        with all_descriptors():
+            frame, fds, _, _ = socket.recv_fds(
+                orders, network_limits.EGRESS_FRAME_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC
+            )
+    except ConnectionResetError:
+        return b"", []
+    return frame, fds
+
+
+@contextmanager
+def all_descriptors() -> Iterator[None]:
+    """The reserved ones too. Where no descriptor is left, one that is sent is lost without a word (unix(7))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def reserve_descriptors() -> None:
+    """Keep some of what the hard limit allows from connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(1, hard - network_limits.EGRESS_RESERVED_FILES), hard))
+
+
+def read_whole(fd: int) -> bytes:
+    """What is in a file, wherever somebody else's reading stands."""
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def _fitting(text: str) -> str:
+    """One line that a frame takes."""
+    line = text.encode("utf-8", "backslashreplace").decode().replace("\n", " | ")
+    return line[: network_limits.EGRESS_LINE_CHARS]
+
+
+def describe(error: BaseException) -> str:
+    """What went wrong and where, and nothing of the exception's text."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    place = "" if at is None else f" at {os.path.basename(at.tb_frame.f_code.co_filename)}:{at.tb_lineno}"
+    return f"{type(error).__name__}{place}"
+
+
+class ToFastclaw(logging.Handler):
+    """Parameters:
+    log: takes each line.
+    """
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a line on, with an exception's kind and place only."""
+        error = record.exc_info[1] if record.exc_info else None
+        self._log(record.getMessage() + ("" if error is None else f": {describe(error)}"))
+
+
+async def _main(fd: int) -> None:
+    """Never returns: the end does not wait for a name server or a disk that threads of ours may wait for."""
+    worker = EgressWorker(socket.socket(fileno=fd))
+    logging.basicConfig(handlers=[ToFastclaw(worker.log)])
+
+    def complain(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        worker.log(context.get("message", "") if error is None else f"a bug: {describe(error)}")
+
+    asyncio.get_running_loop().set_exception_handler(complain)
+    status = 0
+    try:
+        await worker.run()
+    except BaseException as error:
+        worker.say(f"it gave up: {describe(error)}")
+        status = 1
+    os._exit(status)
+
+
+def _prepare() -> None:
+    """What a long-lived server with secrets wants of its process."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)  # it ends with fastclaw and not before
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    reserve_descriptors()
+    gc.freeze()
+    gc.set_threshold(*limits.GC_THRESHOLDS)
+
+
+if __name__ == "__main__":
+    _prepare()
+    loop.run(_main(int(sys.argv[1])))

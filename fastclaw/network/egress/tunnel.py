@@ -1,0 +1,338 @@
+"""A tunnel: two connected sockets, and whatever comes out of one goes into the other, in both directions.
+
+Little is copied through one buffer that all tunnels share; what proves to be bulk is spliced through a borrowed pipe,
+without coming to this process at all (splice(2)). Bytes are taken from a socket only when the other one has taken all
+that was taken before: that is the backpressure, and the bound of what a tunnel holds.
+
+A half-close is passed on once everything before it has been. What breaks off is not made to look like an end: the
+other side is reset then (RFC 9293, 3.5), after it got what was still readable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Protocol
+
+from fastclaw import limits
+from fastclaw.network.egress.readiness import BROKEN, ENDED, READABLE, WRITABLE, Readiness
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastclaw.network.egress.pipes import Pipe, PipePool
+
+_SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s (socket(7))
+_NOTHING = memoryview(b"")
+
+
+class Meter(Protocol):
+    """Who counts the bytes. False: there may be no more, and the tunnel is cut."""
+
+    def sent(self, count: int, /) -> bool:
+        """So many bytes went from near to far."""
+
+    def received(self, count: int, /) -> bool:
+        """So many bytes went from far to near."""
+
+
+class _End:
+    """One of the two sockets, and what is known of it: true until a read or a write says otherwise.
+
+    Parameters:
+        has_hung_up: no further event will say that it is readable.
+        has_ended: everything was read, to its end.
+        is_gone: nothing can be written any more.
+        is_cut: it broke off: what was read of it is not all there was to be.
+    """
+
+    __slots__ = (
+        "_readiness", "_watches_writing", "fd", "has_ended", "has_hung_up", "is_cut", "is_gone", "is_readable",
+        "is_writable", "socket",
+    )  # fmt: skip
+
+    def __init__(self, sock: socket.socket, readiness: Readiness) -> None:
+        self.socket = sock
+        self.fd = sock.fileno()
+        self._readiness = readiness
+        self._watches_writing = False
+        self.is_readable = False
+        self.is_writable = True
+        self.has_hung_up = self.has_ended = self.is_gone = self.is_cut = False
+
+    def learn(self, events: int) -> None:
+        """What the kernel says."""
+        if events & READABLE:
+            self.is_readable = True
+        if events & WRITABLE:
+            self.is_writable = True
+        if events & ENDED:
+            self.has_hung_up = True
+        if events & BROKEN and self.has_ended:  # it was reset after its end: no read will tell
+            self.is_gone = True
+
+    def is_full(self) -> None:
+        """A write would have blocked."""
+        self.is_writable = False
+        if not self._watches_writing:
+            self._watches_writing = True
+            self._readiness.watch_writing(self.fd)
+
+    def refused_write(self) -> None:
+        """A write failed; what can still be read of it is worth reading, and an event says so."""
+        self.is_gone = True
+        self.is_cut = self.is_cut or not self.has_ended
+
+    def refused_read(self) -> None:
+        """A read failed: it was reset."""
+        self.is_gone = self.has_ended = self.is_cut = True
+
+    def close(self) -> None:
+        """Close it."""
+        self._readiness.forget(self.fd)
+        self.socket.close()
+
+
+class _Way:
+    """One direction: from `source` to `target`.
+
+    Parameters:
+        count: told of each written piece; False ends the tunnel.
+
+    Attributes:
+        streak: bytes spliced without a pause.
+    """
+
+    __slots__ = (
+        "_count", "_held", "_is_bulk", "_pipe", "_pipes", "_source", "_target", "is_over", "is_spent", "socket",
+        "streak",
+    )  # fmt: skip
+
+    def __init__(self, source: _End, target: _End, pipes: PipePool, count: Callable[[int], bool]) -> None:
+        self._source = source
+        self._target = target
+        self._pipes = pipes
+        self._count = count
+        self._held = _NOTHING
+        self._pipe: Pipe | None = None
+        self._is_bulk = False
+        self.socket = source.socket
+        self.streak = 0
+        self.is_over = False
+        self.is_spent = False
+
+    def hold(self, head: bytes) -> None:
+        """These bytes go first."""
+        self._held = memoryview(head)
+
+    def pump(self) -> bool:
+        """Move what can be moved, at most a burst of it. Whether there may be more to do at once."""
+        steps = limits.TUNNEL_BURST
+        while steps and not self.is_over and self._step():
+            steps -= 1
+        return not steps
+
+    def _step(self) -> bool:
+        """One read, one write or both; whether another makes sense."""
+        if not self._target.is_writable:
+            return False
+        if self._held:
+            return self._write_held()
+        pipe = self._pipe
+        if pipe is not None and pipe.held:
+            return self._drain(pipe)
+        if self._source.has_ended:
+            return self._pass_end_on()
+        if not self._source.is_readable:
+            self._let_pipe_go()
+            return False
+        if self._is_bulk:
+            pipe = pipe or self._pipes.borrow()
+            if pipe is not None:
+                self._pipe = pipe
+                return self._fill(pipe)
+        return self._copy()
+
+    def _copy(self) -> bool:
+        buffer = self._pipes.buffer
+        try:
+            count = self._source.socket.recv_into(buffer)
+        except OSError as error:
+            return self._not_read(error)
+        if not count:
+            self._source.has_ended = True
+            return True
+        if count == len(buffer):
+            self._is_bulk = True
+        elif not self._source.has_hung_up:
+            self._source.is_readable = False  # all was taken: the next byte is an event
+        try:
+            written = self._target.socket.send(buffer[:count])
+        except BlockingIOError:
+            written = 0  # the next step finds out
+        except OSError as error:
+            return self._not_written(error)
+        if written < count:
+            self._held = memoryview(bytes(buffer[written:count]))
+        return self._counted(written)
+
+    def _write_held(self) -> bool:
+        try:
+            written = self._target.socket.send(self._held)
+        except OSError as error:
+            return self._not_written(error)
+        self._held = self._held[written:] if written < len(self._held) else _NOTHING
+        return self._counted(written)
+
+    def _fill(self, pipe: Pipe) -> bool:
+        try:
+            count = os.splice(self._source.fd, pipe.write_end, limits.TUNNEL_PIPE_BYTES, flags=_SPLICE_FLAGS)
+        except OSError as error:
+            return self._not_read(error)
+        pipe.held = count
+        if not count:
+            self._source.has_ended = True
+        elif count < len(self._pipes.buffer):
+            self._is_bulk = False
+            self.streak = 0
+        else:
+            self.streak += count
+            if self.streak >= limits.TUNNEL_STREAM_BYTES:
+                self._pipes.batching.join(self)
+        return True
+
+    def _drain(self, pipe: Pipe) -> bool:
+        try:
+            written = os.splice(pipe.read_end, self._target.fd, pipe.held, flags=_SPLICE_FLAGS)
+        except OSError as error:
+            return self._not_written(error)
+        pipe.held -= written
+        return self._counted(written)
+
+    def _not_read(self, error: OSError) -> bool:
+        if isinstance(error, BlockingIOError):
+            self._source.is_readable = False
+        else:
+            self._source.refused_read()
+        return True
+
+    def _not_written(self, error: OSError) -> bool:
+        if isinstance(error, BlockingIOError):
+            self._target.is_full()
+            return False
+        self._target.refused_write()
+        return False
+
+    def _counted(self, count: int) -> bool:
+        """Last of a step: the meter may close the tunnel."""
+        if not self._count(count):
+            self.is_spent = True
+        return not self.is_spent
+
+    def _pass_end_on(self) -> bool:
+        if not self._source.is_cut:
+            with contextlib.suppress(OSError):  # it is gone itself
+                self._target.socket.shutdown(socket.SHUT_WR)
+        self.finish()
+        return False
+
+    def _let_pipe_go(self) -> None:
+        if self._pipe is not None:
+            self._pipes.give_back(self._pipe)
+            self._pipe = None
+
+    def finish(self) -> None:
+        """Nothing moves any more; what waited is thrown away. Idempotent."""
+        self.is_over = True
+        self._held = _NOTHING
+        self._let_pipe_go()
+
+
+class Tunnel:
+    """Joins two sockets until both directions have ended, one side breaks off, the meter says stop, or `close`.
+
+    Parameters:
+        near, far: connected stream sockets, non-blocking, and watched by nobody else; closed by the tunnel.
+        pipes: the process's.
+        meter: told of all bytes, heads included, when they have been written.
+        on_end: called exactly once, when both are closed; never from within `start`.
+    """
+
+    __slots__ = ("_far", "_near", "_on_end", "_readiness", "_to_far", "_to_near", "last_moved")
+
+    def __init__(
+        self,
+        near: socket.socket,
+        far: socket.socket,
+        pipes: PipePool,
+        meter: Meter,
+        on_end: Callable[[Tunnel], None],
+    ) -> None:
+        self._readiness = pipes.readiness
+        self._near = _End(near, self._readiness)
+        self._far = _End(far, self._readiness)
+        self._to_far = _Way(self._near, self._far, pipes, meter.sent)
+        self._to_near = _Way(self._far, self._near, pipes, meter.received)
+        self._on_end: Callable[[Tunnel], None] | None = on_end
+        self.last_moved = self._readiness.loop.time()
+        """When something last happened, in seconds of the loop's clock."""
+
+    def start(self, *, to_far: bytes = b"", to_near: bytes = b"") -> None:
+        """Begin.
+
+        Parameters:
+            to_far, to_near: bytes read before; they go first.
+        """
+        self._to_far.hold(to_far)
+        self._to_near.hold(to_near)
+        try:
+            self._readiness.watch(self._near.fd, self._on_near)
+            self._readiness.watch(self._far.fd, self._on_far)
+        except OSError:  # no memory for it
+            self._readiness.again(self.close)
+            return
+        if to_far or to_near:
+            self._readiness.again(self._run)
+
+    def close(self) -> None:
+        """Cut both directions, if they have not ended yet. Idempotent."""
+        self._end(is_cut=True)
+
+    def _on_near(self, events: int) -> None:
+        self._near.learn(events)
+        self._run()
+
+    def _on_far(self, events: int) -> None:
+        self._far.learn(events)
+        self._run()
+
+    def _run(self) -> None:
+        self.last_moved = self._readiness.loop.time()
+        has_more = self._to_far.pump()
+        has_more = self._to_near.pump() or has_more
+        if self._near.is_gone:
+            self._to_near.finish()
+        if self._far.is_gone:
+            self._to_far.finish()
+        if self._to_far.is_spent or self._to_near.is_spent:
+            self.close()
+        elif self._to_far.is_over and self._to_near.is_over:
+            self._end(is_cut=self._near.is_cut or self._far.is_cut)
+        elif has_more:
+            self._readiness.again(self._run)
+
+    def _end(self, *, is_cut: bool) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is None:
+            return
+        self._to_far.finish()
+        self._to_near.finish()
+        for end in (self._near, self._far):
+            if is_cut:
+                with contextlib.suppress(OSError):
+                    end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            end.close()
+        on_end(self)

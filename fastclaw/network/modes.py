@@ -1,0 +1,310 @@
+"""What the containers of an environment may reach: the four modes of `options.network`.
+
+    none, open   the engine's own affair
+    proxy        no route at all; the container's spawner listens on its loopback, and the egress proxy serves that
+    bridge       a network of its own; its firewall turns everything to the egress proxy
+
+Owns which mode is had where, and the variables that programs get. The proxy is `egress/`, rules and routes are
+`bridge/`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from base64 import b64encode
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
+from fastclaw.network import network_limits
+from fastclaw.network.egress.addresses import HOSTNAME, parse_host
+from fastclaw.network.egress.audit_log import Journal
+from fastclaw.network.egress.policy import Policy
+from fastclaw.network.egress.proxy import EgressProxy
+from fastclaw.network.egress.proxy_frames import EgressConfig, Injection, Upstream
+from fastclaw.network.egress.targets import HTTP_PORT
+from fastclaw.podman.container_spec import NO_NETWORK, OPEN_NETWORK
+from fastclaw.podman.spawn_container import SpawnShard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AsyncExitStack
+
+    from fastclaw.network.bridge.bridge import BridgeNetwork
+    from fastclaw.options import Inject, SecretSource
+    from fastclaw.options import Network as Options
+    from fastclaw.options import Upstream as UpstreamOptions
+    from fastclaw.podman.container import Shard
+    from fastclaw.podman.container_spec import ContainerNetwork
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+
+_OWN_NAMES = ("localhost", "127.0.0.1", "0.0.0.0", "ip6-localhost", "ip6-loopback", HOSTNAME)
+NO_PROXY = ",".join((*_OWN_NAMES, "127.0.0.0/8", "::1"))
+"""What a sandbox calls itself. Not `[::1]`, which urllib and Node's fetch would need: with it httpx makes no client at
+all (0.24 and later, encode/httpx#3221; 0.24.0 makes none with `::1` either, encode/httpx#2674)."""
+
+NON_PROXY_HOSTS = "|".join((*_OWN_NAMES, "127.*", "[::1]"))
+"""The same for the JVM ("Networking Properties" of its API documentation)."""
+
+_JAVA = "JAVA_TOOL_OPTIONS"
+
+
+class Network:
+    """The modes `none` and `open`, and what all have in common.
+
+    Attributes:
+        spec: what the containers' create call says.
+        env: for every process.
+    """
+
+    def __init__(self, mode: str, spec: ContainerNetwork) -> None:
+        self.mode, self.spec = mode, spec
+        self.env: dict[str, str] = {}
+        self._instead: dict[str, str] = {}
+
+    def instead_of(self, asked: str, why: str) -> None:
+        """Say in `health` that another mode was asked for."""
+        self._instead = {"asked": asked, "why": why}
+
+    async def attach(self, shard: Shard, init: int) -> None:
+        """As `container.Network` says."""
+
+    def detach(self, shard: Shard) -> None:
+        """As `container.Network` says."""
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with it now, in one line."""
+        return None
+
+    def health(self) -> dict[str, Any]:
+        """For `health.details.network`."""
+        return {"mode": self.mode, **self._instead}
+
+
+class ProxyNetwork(Network):
+    """Parameters:
+    proxy: what serves the listeners; somebody else closes it.
+    """
+
+    def __init__(self, proxy: EgressProxy) -> None:
+        super().__init__("proxy", NO_NETWORK)
+        self.env = proxy_variables(LOOPBACK)
+        self._proxy = proxy
+        self._listeners: dict[Shard, int] = {}
+
+    async def attach(self, shard: Shard, init: int) -> None:
+        assert isinstance(shard, SpawnShard)  # who has no spawner gets a bridge
+        try:
+            listener, _ = await shard.spawner.listen_inside(network_limits.EGRESS_PROXY_PORT)
+        except ExecFailed as error:
+            raise StartFailed(f"the egress proxy cannot listen inside: {error}", "network_failed") from error
+        self._listeners[shard] = self._proxy.listen("proxy", listener)
+
+    def detach(self, shard: Shard) -> None:
+        number = self._listeners.pop(shard, None)
+        if number is not None:
+            self._proxy.unlisten(number)
+
+    @property
+    def trouble(self) -> str | None:
+        return self._proxy.trouble
+
+    def health(self) -> dict[str, Any]:
+        return {**super().health(), **self._proxy.health()}
+
+
+class BridgedNetwork(Network):
+    """Parameters:
+    bridge: started; somebody else closes it.
+    proxy: what serves the bridge's listeners; somebody else closes it.
+    """
+
+    def __init__(self, bridge: BridgeNetwork, proxy: EgressProxy) -> None:
+        super().__init__("bridge", bridge.spec)
+        self.env = proxy_variables(bridge.gateway)
+        self._bridge, self._proxy = bridge, proxy
+        for role, listener in bridge.listeners():
+            proxy.listen(role, listener)
+
+    async def attach(self, shard: Shard, init: int) -> None:
+        await self._bridge.attach(shard.container, init)
+
+    @property
+    def trouble(self) -> str | None:
+        return self._proxy.trouble
+
+    def health(self) -> dict[str, Any]:
+        return {**super().health(), **self._proxy.health()}
+
+
+async def open_network(
+    options: Options,
+    *,
+    has_spawner: bool,
+    bridge: Callable[[], BridgeNetwork],
+    setup: AsyncExitStack,
+    engine: str = "",
+) -> Network:
+    """What the options ask for, or, where that cannot be had, what keeps the same promises.
+
+    Parameters:
+        has_spawner: the containers' init is fastclaw's own, which can listen inside.
+        bridge: makes one, not started yet.
+        setup: gets what must be closed.
+        engine: URL of the engine, which nobody inside reaches.
+
+    Raises:
+        InvalidParams: a secret that is not there.
+        StartFailed: `network_failed`, `bad_log`.
+    """
+    if options.mode == "open":
+        return Network("open", OPEN_NETWORK)
+    if options.mode == "none" or (options.mode == "proxy" and not has_spawner and not options.allow):
+        network = Network("none", NO_NETWORK)
+        if options.mode == "proxy":
+            network.instead_of("proxy", f"{_NO_SPAWNER}, and nothing is allowed")
+        return network
+    if options.log is not None:
+        Journal.check(options.log)
+    if options.mode == "proxy" and has_spawner:
+        return ProxyNetwork(_open_proxy(options, None, engine, setup))
+    return await _open_bridge(options, bridge(), engine, setup)
+
+
+_NO_SPAWNER = "the REST lane has no spawner that could listen inside"
+
+
+async def _open_bridge(options: Options, bridge: BridgeNetwork, engine: str, setup: AsyncExitStack) -> Network:
+    setup.push_async_callback(bridge.aclose)
+    await bridge.start()
+    network = BridgedNetwork(bridge, _open_proxy(options, bridge.subnet, engine, setup))
+    if options.mode == "proxy":
+        logger.warning("network mode proxy: %s; taking mode bridge", _NO_SPAWNER)
+        network.instead_of("proxy", _NO_SPAWNER)
+    return network
+
+
+def _open_proxy(options: Options, subnet: str | None, engine: str, setup: AsyncExitStack) -> EgressProxy:
+    proxy = EgressProxy(egress_config(options, subnet, engine))
+    setup.push_async_callback(proxy.aclose)
+    return proxy
+
+
+def overruled(options: Options) -> list[str]:
+    """For whoever wrote the rules: that some can never take effect, in a line."""
+    found = list(Policy(options.allow, options.deny).overruled())
+    if not found:
+        return []
+    rule, denier = found[0]
+    more = f", and neither can {len(found) - 1} more" if len(found) > 1 else ""
+    return [f"options.network.allow: {rule!r} can never take effect, for {denier!r} denies it{more}"]
+
+
+def egress_config(options: Options, subnet: str | None = None, engine: str = "") -> EgressConfig:
+    """What the proxy is told, secrets included.
+
+    Raises:
+        InvalidParams: a secret that is not there, or is no value of a header.
+    """
+    port = urlsplit(engine).port
+    return EgressConfig(
+        allow=options.allow,
+        deny=options.deny,
+        inject=[_injection(inject, f"$.options.network.inject[{at}]") for at, inject in enumerate(options.inject)],
+        log=options.log,
+        log_max_bytes=options.log_max_bytes,
+        max_connections=options.max_connections,
+        max_connections_per_s=options.max_connections_per_s,
+        max_bytes=options.max_bytes,
+        idle_timeout_ms=options.idle_timeout_ms,
+        connect_timeout_ms=options.connect_timeout_ms,
+        upstream=None if options.upstream is None else _upstream(options.upstream),
+        hint="" if options.upstream is not None else _unused_proxy(),
+        closed_ports=[] if port is None else [port],
+        subnet=subnet,
+    )
+
+
+def _injection(inject: Inject, path: str) -> Injection:
+    value = _secret(inject.value_from, f"{path}.value_from")
+    return Injection(host=inject.host, header=inject.header, value=value)
+
+
+def _upstream(given: UpstreamOptions) -> Upstream:
+    """Messages have nothing of the URL in them: there may be a password in it."""
+    path = "$.options.network.upstream"
+    text = _secret(given, path) if given.url is None else given.url
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        host, port = parse_host(parts.hostname or ""), parts.port or HTTP_PORT
+    except ValueError:
+        raise InvalidParams(f"{path}: not the URL of a proxy; write http://HOST:PORT", path=path) from None
+    if parts.scheme != "http" or parts.path.strip("/") or parts.query or parts.fragment:
+        raise InvalidParams(f"{path}: only a proxy at http://HOST:PORT can be used", path=path)
+    login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    basic = None if parts.username is None else "Basic " + b64encode(login.encode()).decode()
+    return Upstream(host=str(host), port=port, authorization=basic)
+
+
+def _unused_proxy() -> str:
+    """Whoever is behind a proxy, and does not know that it has to be asked for here, is told."""
+    names = [name for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy") if os.environ.get(name)]
+    if not names:
+        return ""
+    return f'; this host has a proxy, which is used with options.network.upstream only ({{"env": "{names[0]}"}})'
+
+
+def _secret(source: SecretSource | UpstreamOptions, path: str) -> str:
+    """What is in a variable of ours, or in a file. Messages name where it should be, and nothing of it."""
+    if source.env is not None:
+        path = f"{path}.env"
+        value = os.environ.get(source.env)
+        missing = f"fastclaw's environment has no {source.env}"
+    else:
+        path = f"{path}.file"
+        value, missing = _read_secret(Path(source.file or ""))
+    if value is None:
+        raise InvalidParams(f"{path}: {missing}", path=path)
+    if not value or len(value) > network_limits.EGRESS_SECRET_BYTES or not (value.isascii() and value.isprintable()):
+        text = (
+            f"{path}: not the value of a header: 1 to {network_limits.EGRESS_SECRET_BYTES} printable ASCII characters"
+        )
+        raise InvalidParams(text, path=path)
+    return value
+
+
+def _read_secret(path: Path) -> tuple[str | None, str]:
+    """A file's text without the newline that editors leave at its end, or why there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(network_limits.EGRESS_SECRET_BYTES + 2).decode("latin-1").rstrip("\r\n"), ""
+    except OSError as error:
+        return None, f"cannot read {path}: {error.strerror}"
+
+
+def proxy_variables(host: str) -> dict[str, str]:
+    """What tells programs of the proxy: both cases, since curl reads `http_proxy` in lower case only. Node heeds them
+    from 22.21 and 24.5 on, where it is asked to; a JVM knows properties only."""
+    port = network_limits.EGRESS_PROXY_PORT
+    url = f"http://{host}:{port}"
+    variables = {"HTTP_PROXY": url, "HTTPS_PROXY": url, "NO_PROXY": NO_PROXY}
+    java = [f"-D{scheme}.proxyHost={host} -D{scheme}.proxyPort={port}" for scheme in ("http", "https")]
+    return {
+        **variables,
+        **{name.lower(): value for name, value in variables.items()},
+        "NODE_USE_ENV_PROXY": "1",
+        _JAVA: " ".join((*java, f"-Dhttp.nonProxyHosts={NON_PROXY_HOSTS}")),
+    }
+
+
+def beside(variables: dict[str, str], asked: dict[str, str]) -> dict[str, str]:
+    """Ours, with what `options.env` has in the one variable in which a JVM finds all its options."""
+    if _JAVA in variables and asked.get(_JAVA):
+        return {**variables, _JAVA: f"{asked[_JAVA]} {variables[_JAVA]}"}
+    return variables

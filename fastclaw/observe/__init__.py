@@ -1,1 +1,0 @@
-"""What is told about a run: logs and histograms."""

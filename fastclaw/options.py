@@ -1,0 +1,266 @@
+"""`options` of `initialize`: names, shapes and defaults of everything a user may set.
+
+Unknown names are refused, with the nearest known one. Which runtime heeds which option is said beside it.
+"""
+
+from typing import Annotated, Literal, get_args
+
+from msgspec import Meta, Struct, field
+
+from fastclaw import answer_limits, limits
+from fastclaw.errors import InvalidParams
+from fastclaw.network import network_limits
+from fastclaw.network.egress.addresses import BadHost
+from fastclaw.network.egress.policy import Policy
+from fastclaw.network.egress.rules import parse_rule, refuse_oneself
+from fastclaw.params import convert
+from fastclaw.podman.capabilities import Wanted as Capabilities
+from fastclaw.podman.capabilities import read_capabilities
+from fastclaw.podman.user_namespace import FIRST_ID, ID_RANGES
+from fastclaw.runtime import InitializeParams, Milliseconds, User
+
+RuntimeName = Literal["auto", "podman", "local", "memory"]
+RUNTIMES: tuple[str, ...] = get_args(RuntimeName)[1:]
+
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=answer_limits.MAX_PATH_CHARS)]
+Name = Annotated[str, Meta(min_length=1)]
+"""Empty is a variable that is not set, and not the default."""
+Rule = Annotated[str, Meta(min_length=1, max_length=network_limits.EGRESS_RULE_BYTES)]
+Rules = Annotated[list[Rule], Meta(max_length=network_limits.EGRESS_RULES)]
+
+
+class Workspace(Struct, frozen=True, forbid_unknown_fields=True):
+    """A directory for the processes: `source` on the host (None: an empty one of the environment), `target` inside."""
+
+    target: AbsolutePath
+    source: AbsolutePath | None = None
+
+
+class SecretSource(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a secret is: a variable of fastclaw's own environment, or a file on its host. Exactly one of the two."""
+
+    env: Name | None = None
+    file: AbsolutePath | None = None
+
+
+class Inject(Struct, frozen=True, forbid_unknown_fields=True):
+    """A header that the proxy adds to plain-HTTP requests, so that its value never enters the sandbox.
+
+    Parameters:
+        host: a name, or `*.suffix`; the port is any that `allow` lets through for it.
+        header: its name; what a client sends under it is replaced.
+    """
+
+    host: Rule
+    header: Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}\Z")]
+    value_from: SecretSource
+
+
+class Upstream(Struct, frozen=True, forbid_unknown_fields=True):
+    """A proxy outside, as `http://[user:password@]host:port`: itself, or where it is. Exactly one of the three."""
+
+    url: str | None = None
+    env: str | None = None
+    file: AbsolutePath | None = None
+
+
+class Network(Struct, frozen=True, forbid_unknown_fields=True):
+    """What may leave the sandbox.
+
+    Parameters:
+        mode: `proxy`: nothing but the egress proxy, on the sandbox's own loopback. `bridge`: a network of its own,
+            whose ports 80 and 443 are turned to the proxy, for programs that ignore proxy variables. `none`: nothing
+            but loopback. `open`: the engine's default network, unfiltered.
+        allow, deny: rules (`HOST[:PORTS]`, network/egress/policy.py); what no rule allows is refused, and `deny` wins.
+        inject: headers that the proxy adds.
+        upstream: the proxy outside through which connections leave; None: they go straight.
+        log: a file that gets one JSON line for each decision.
+        max_bytes: both directions together, for the environment's whole life.
+    """
+
+    mode: Literal["proxy", "bridge", "none", "open"] = "proxy"
+    allow: Rules = field(default_factory=list)
+    deny: Rules = field(default_factory=list)
+    inject: Annotated[list[Inject], Meta(max_length=network_limits.EGRESS_RULES)] = field(default_factory=list)
+    log: AbsolutePath | None = None
+    log_max_bytes: Annotated[int, Meta(ge=limits.KIB)] = network_limits.EGRESS_LOG_BYTES
+    max_connections: Count = network_limits.EGRESS_CONNECTIONS
+    max_connections_per_s: Count = network_limits.EGRESS_CONNECTIONS_PER_S
+    max_bytes: Annotated[int, Meta(ge=0)] | None = None
+    idle_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = network_limits.EGRESS_IDLE_MS
+    connect_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = network_limits.EGRESS_CONNECT_MS
+    upstream: Upstream | None = None
+
+
+class Template(Struct, frozen=True, forbid_unknown_fields=True):
+    """A program that is started once and forked for each worker (fastclaw/template.py is one).
+
+    Parameters:
+        cmd: argv.
+        ready: it says so on its descriptor 3, or with the first line of its output.
+        env: for itself and its workers; a request's own variables win.
+        working_dir: its own; None is the workspace.
+        user: its own and its workers'; None is `options.user`.
+    """
+
+    cmd: Annotated[list[str], Meta(min_length=1)]
+    ready: Literal["fd", "line"] = "fd"
+    env: dict[str, str] = field(default_factory=dict)
+    working_dir: AbsolutePath | None = None
+    user: User | None = None
+
+
+class IdRanges(Struct, frozen=True, forbid_unknown_fields=True):
+    """Ids of the host that may be lent to environments, `limits.IDS` to each.
+
+    Parameters:
+        first: of the first range, a multiple of `limits.IDS`, so that ranges are the same or have nothing in common.
+        count: how many ranges there are.
+    """
+
+    first: Annotated[int, Meta(ge=limits.IDS, le=2**32 - 2 * limits.IDS, multiple_of=limits.IDS)] = FIRST_ID
+    count: Annotated[int, Meta(ge=1, le=limits.MAX_ID_RANGES)] = ID_RANGES
+
+
+FRAMING_HEADERS = frozenset(
+    {
+        "host",
+        "connection",
+        "content-length",
+        "transfer-encoding",
+        "te",
+        "trailer",
+        "upgrade",
+        "keep-alive",
+        "expect",
+        "via",
+    }
+)
+"""Headers that say where a request goes and where it ends: not to be injected."""
+
+TemplateName = Annotated[str, Meta(min_length=1, max_length=limits.MAX_NAMESPACE_BYTES)]
+
+
+class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All options. Times are milliseconds, sizes bytes.
+
+    Parameters:
+        runtime, lane: which environment and which way of starting; `auto` takes what works here.
+        url: the engine's API (`unix://`, `tcp://`); None is CONTAINER_HOST, else an engine of our own.
+        image, pull: what the containers are made of, and whether it may be fetched.
+        containers: of the REST lane; with more than one, each exec runs in another one, with files of its own.
+        storage: `private`, or `host` to share the images of the host's own engine (only without `url`).
+        oci_runtime: name of the OCI runtime; None is what works here.
+        user: default user inside.
+        user_namespace: `private`: root inside is nobody on this host; `host`: it is the engine's root; `auto`: the
+            first where that can be had (podman/user_namespace.py).
+        id_ranges: the host's ids for it.
+        capabilities: what root inside may: `none`, `default`, or names (podman/capabilities.py); None is `default`
+            in a user namespace of ours, and else `none`.
+        templates: what `exec` may have forked, by name; only on this host and on the spawn lane.
+        disk_bytes: what each container may write beside the workspace; refused where the storage keeps no such quota.
+        run_output_bytes: what all runs may have collected at a time; over it, one is ended and `overloaded`.
+    """
+
+    runtime: RuntimeName = "auto"
+    lane: Literal["auto", "spawn", "rest"] = "auto"
+    env: dict[str, str] = field(default_factory=dict)
+    workspace: Workspace | None = None
+
+    url: Name | None = None
+    image: Name | None = None
+    pull: Literal["missing", "never", "always"] = "missing"
+    containers: Annotated[int, Meta(ge=1, le=64)] = limits.CONTAINERS
+    storage: Literal["private", "host"] = "private"
+    state_dir: AbsolutePath | None = None
+    oci_runtime: Name | None = None
+    user: User | None = None
+    user_namespace: Literal["auto", "host", "private"] = "auto"
+    id_ranges: IdRanges = IdRanges()
+    capabilities: Capabilities | None = None
+    network: Network = Network()
+    pids_limit: Count = limits.PIDS_LIMIT
+    shm_bytes: Annotated[int, Meta(ge=limits.MIB)] = limits.SHM_BYTES
+    memory_bytes: Annotated[int, Meta(ge=limits.MIB)] | None = None
+    disk_bytes: Annotated[int, Meta(ge=limits.MIB)] | None = None
+    templates: Annotated[dict[TemplateName, Template], Meta(max_length=limits.MAX_TEMPLATES)] = field(
+        default_factory=dict
+    )
+
+    max_processes: Count = limits.MAX_PROCESSES
+    max_starting: Count | None = None
+    queue_limit: Annotated[int, Meta(ge=0, le=1_000_000)] = limits.QUEUE_LIMIT
+    queue_timeout_ms: Milliseconds = limits.QUEUE_TIMEOUT_MS
+    kill_grace_ms: Milliseconds = limits.KILL_GRACE_MS
+    shutdown_timeout_ms: Milliseconds = limits.SHUTDOWN_TIMEOUT_MS
+    keep_exited_ms: Milliseconds = limits.KEEP_EXITED_MS
+    keep_exited: Annotated[int, Meta(ge=0, le=1_000_000)] = limits.KEEP_EXITED
+    linger_ms: Milliseconds = limits.LINGER_MS
+    max_lingering: Annotated[int, Meta(ge=0, le=1_000_000)] = limits.MAX_LINGERING
+    run_output_bytes: Annotated[int, Meta(ge=0)] = limits.RUN_OUTPUT_BYTES
+    engine_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.ENGINE_TIMEOUT_MS
+    start_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.START_TIMEOUT_MS
+
+
+def read_options(params: InitializeParams) -> Options:
+    """The options of one `initialize`.
+
+    Raises:
+        InvalidParams: `unknown_option` with `data.nearest`, a wrong shape, a rule that is none, or what contradicts
+            itself.
+    """
+    options = convert(params.options, Options, "$.options")
+    _check_network(options.network)
+    _check_id_ranges(options.id_ranges)
+    if options.capabilities is not None:
+        read_capabilities(options.capabilities)
+    if options.templates and (options.lane == "rest" or options.runtime == "memory"):
+        raise no_templates(f"lane {options.lane!r} of runtime {options.runtime!r}")
+    return options
+
+
+def _check_id_ranges(ranges: IdRanges) -> None:
+    """None beyond the highest id that there is."""
+    fit = (2**32 - limits.IDS - ranges.first) // limits.IDS
+    if ranges.count > fit:
+        path = "$.options.id_ranges.count"
+        raise InvalidParams(f"{path}: from {ranges.first} on there are ids for {fit}", path=path)
+
+
+def _check_network(network: Network) -> None:
+    """Rules that can be read, and none where nobody would heed them."""
+    policy = Policy(network.allow, network.deny)
+    for index, text in enumerate(network.allow):
+        try:
+            refuse_oneself(parse_rule(text))
+        except BadHost as error:
+            path = f"$.options.network.allow[{index}]"
+            raise InvalidParams(f"{path}: {error}", path=path) from None
+    if network.mode in ("none", "open"):
+        unheeded = [name for name in ("allow", "deny", "inject", "upstream", "log") if getattr(network, name)]
+        if unheeded:
+            text = f"network mode {network.mode!r} has no proxy to heed {unheeded[0]!r}; use mode 'proxy' or 'bridge'"
+            raise InvalidParams(text, path=f"$.options.network.{unheeded[0]}")
+    given = network.upstream
+    if given is not None and [given.url, given.env, given.file].count(None) != 2:
+        path = "$.options.network.upstream"
+        raise InvalidParams(f"{path}: name one of 'url', 'env' and 'file'", path=path)
+    for index, inject in enumerate(network.inject):
+        path = f"$.options.network.inject[{index}]"
+        if (inject.value_from.env is None) == (inject.value_from.file is None):
+            raise InvalidParams(f"{path}.value_from: name either 'env' or 'file'", path=f"{path}.value_from")
+        if inject.header.lower() in FRAMING_HEADERS:
+            raise InvalidParams(f"{path}.header: {inject.header} is the proxy's own", path=f"{path}.header")
+        if not inject.host.startswith("*.") and not policy.allows_plain_http(inject.host):
+            text = (
+                f"{path}.host: no rule of 'allow' lets {inject.host} be reached by plain HTTP, and the proxy "
+                'cannot add a header to what is encrypted (docs/network.md, "Credentials")'
+            )
+            raise InvalidParams(text, "unsupported", path=f"{path}.host")
+
+
+def no_templates(where: str) -> InvalidParams:
+    """For what cannot have any."""
+    text = f"there are no templates on {where}; they need the spawn lane or runtime 'local'"
+    return InvalidParams(text, "unsupported", path="$.options.templates")

@@ -1,0 +1,201 @@
+"""What root inside may in one environment, and whose the workspace is: decided before the first container is made.
+
+Gathers the facts for `podman/capabilities.py` and `podman/user_namespace.py`. Starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed, StartFailed
+from fastclaw.options import Options
+from fastclaw.podman import user_namespace
+from fastclaw.podman.capabilities import read_capabilities
+from fastclaw.podman.id_ranges import take_id_range
+from fastclaw.podman.service.facts import file_system, has_mounts_below, mount_table
+from fastclaw.podman.user_namespace import Facts, Owner
+from fastclaw.spawner import userdb
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Awaitable, Callable
+
+    from fastclaw.podman.api import EngineVersion
+
+ID_LOCKS = Path("/run/fastclaw/ids")
+"""The same for everybody who may take one: the host's root."""
+
+USER_FILES = ("/etc/passwd", "/etc/group")
+
+
+class Rights(Struct, frozen=True, kw_only=True):
+    """What was decided.
+
+    Parameters:
+        capabilities: of commands that are root.
+        ids: the host's id of root inside; None: there is no user namespace of our making.
+        why_no_ids: why not, in one line.
+        user: who the environment's user is, where there is a workspace.
+        owner: who the workspace's directory belongs to on the host; None where it is a volume.
+    """
+
+    capabilities: tuple[str, ...] = ()
+    ids: int | None = None
+    why_no_ids: str | None = None
+    user: Owner | None = None
+    owner: Owner | None = None
+
+    @property
+    def workspace_option(self) -> str | None:
+        """How the workspace's directory is mounted, besides the usual."""
+        if self.ids is None or self.owner is None or self.user is None:
+            return None
+        return user_namespace.mount_option(self.ids, self.owner, self.user)
+
+    @property
+    def volume_owner(self) -> str | None:
+        """Whose a workspace that is a volume must be, as the engine sees it."""
+        if self.user is None:
+            return None
+        first = self.ids or 0
+        return f"{first + self.user.uid}:{first + self.user.gid}"
+
+    @property
+    def note(self) -> str | None:
+        """What a user has to know of the workspace, in one line."""
+        if self.ids is not None or self.owner is None or self.user is None or self.user.uid == self.owner.uid:
+            return None
+        return (
+            f"the workspace belongs to {self.owner} and the default user is {self.user}, who may be unable to write "
+            f"in it (no user namespace: {self.why_no_ids}); set options.user to {self.owner}"
+        )
+
+    def health(self) -> dict[str, Any]:
+        """For `health.details.rights`."""
+        namespace = {"why_none": self.why_no_ids} if self.ids is None else {"first": self.ids, "count": limits.IDS}
+        said: dict[str, Any] = {"capabilities": list(self.capabilities), "user_namespace": namespace}
+        if self.owner is not None and self.user is not None:
+            said["workspace"] = {"owner": str(self.owner), "user": str(self.user), "is_mapped": self.ids is not None}
+        return said
+
+
+async def settle_rights(
+    options: Options,
+    *,
+    is_here: bool,
+    has_spawner: bool,
+    version: EngineVersion,
+    user: str,
+    read_files: Callable[[], Awaitable[list[str]]],
+    setup: contextlib.AsyncExitStack,
+) -> Rights:
+    """Decide, and take a range of ids where that is the decision.
+
+    Parameters:
+        is_here: the engine is on this host.
+        has_spawner: most likely the spawn lane is taken.
+        user: the environment's, by name or number.
+        read_files: gives the texts of `USER_FILES` in the image.
+
+    Raises:
+        StartFailed: `unsupported`: a user namespace is wanted and there can be none; `unknown_user`; `bad_mount`: the
+            workspace is not there; `overloaded`: all ranges of ids are taken.
+    """
+    owner = _owner(options) if is_here else None
+    who = None if options.workspace is None else await _identify(user, read_files)
+    highest = _highest_number(user if who is None else str(who))
+    facts = _facts(options, version, owner, is_here=is_here, highest_id=highest)
+    why_none = _why_none(options, facts, has_spawner=has_spawner)
+    wanted = options.capabilities
+    if wanted is None:
+        wanted = "none" if why_none else "default"
+    ids = None
+    if why_none is None:
+        taken = take_id_range(ID_LOCKS, options.id_ranges.first, options.id_ranges.count)
+        setup.callback(taken.release)
+        ids = taken.first
+    return Rights(capabilities=read_capabilities(wanted), ids=ids, why_no_ids=why_none, user=who, owner=owner)
+
+
+def why_no_user_namespace(version: EngineVersion, *, is_here: bool) -> str | None:
+    """Why containers without a workspace get none of their own on this engine; None where they do."""
+    return user_namespace.why_none(_facts(Options(), version, None, is_here=is_here))
+
+
+def _why_none(options: Options, facts: Facts, *, has_spawner: bool) -> str | None:
+    if options.user_namespace == "host":
+        return "options.user_namespace is host"
+    if options.user_namespace == "auto" and not has_spawner:
+        return "on the REST lane streams belong to the host's root, and cannot be opened again inside (/dev/stdout)"
+    why_none = user_namespace.why_none(facts)
+    if why_none is not None and options.user_namespace == "private":
+        raise StartFailed(f"no user namespace: {why_none}; set options.user_namespace to auto", "unsupported")
+    return why_none
+
+
+def _owner(options: Options) -> Owner | None:
+    if options.workspace is None or options.workspace.source is None:
+        return None
+    try:
+        found = os.stat(options.workspace.source)
+    except OSError as error:
+        raise StartFailed(f"the workspace {options.workspace.source}: {error.strerror}", "bad_mount") from error
+    return Owner(uid=found.st_uid, gid=found.st_gid)
+
+
+def _facts(
+    options: Options, version: EngineVersion, owner: Owner | None, *, is_here: bool, highest_id: int = 0
+) -> Facts:
+    source = options.workspace.source if options.workspace else None
+    runtime = options.oci_runtime or version.oci_runtime
+    major, minor, *_ = platform.release().split(".")
+    return Facts(
+        is_root=os.geteuid() == 0,
+        is_here=is_here,
+        rootless=version.rootless,
+        storage_driver=version.storage_driver,
+        oci_runtime=runtime.rpartition("/")[2],
+        kernel=(int(major), int(minor.partition("-")[0])),
+        user_namespaces=_user_namespaces(),
+        highest_id=highest_id,
+        owner=owner,
+        **_mounts(source),
+    )
+
+
+def _user_namespaces() -> int:
+    try:
+        return int(Path("/proc/sys/user/max_user_namespaces").read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0  # a kernel without them (CONFIG_USER_NS)
+
+
+def _mounts(source: str | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    path, mountinfo = Path(source), mount_table()
+    return {"file_system": file_system(path, mountinfo), "has_mounts": has_mounts_below(path, mountinfo)}
+
+
+def _highest_number(user: str) -> int:
+    """Of those in `uid`, `uid:gid` and names; without looking into the image no other is known."""
+    return max(userdb.id_number(word) or 0 for word in user.split(":"))
+
+
+async def _identify(user: str, read_files: Callable[[], Awaitable[list[str]]]) -> Owner:
+    """A user's numbers. Root and those that are all numbers are known without looking into the image."""
+    uid, colon, gid = user.partition(":")
+    if user in ("", "0", "root"):
+        return Owner(uid=0, gid=0)
+    texts = ["", ""] if colon and uid.isdecimal() and gid.isdecimal() else await read_files()
+    try:
+        found = userdb.resolve(user, *texts)
+    except ExecFailed as error:
+        raise StartFailed(f"options.user or the image's user: {error}", error.reason) from error
+    return Owner(uid=found.uid, gid=found.gid)

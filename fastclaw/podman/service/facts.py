@@ -1,0 +1,234 @@
+"""Gathers the facts about this host that `podman/service/plan.py` judges. Reads, never changes anything.
+
+Knows where Linux distributions keep their programs and how /proc and /sys spell things; decides nothing.
+"""
+
+import os
+import pwd
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from fastclaw import limits
+from fastclaw.linux.directories import shared_runtime_directory
+from fastclaw.podman.service.plan import CgroupMode, HostFacts
+
+HELPER_DIRS = (
+    "/usr/libexec/podman",
+    "/usr/local/libexec/podman",
+    "/usr/lib/podman",
+    "/usr/local/lib/podman",
+    "/usr/libexec/catatonit",
+)
+"""Where Podman itself looks for its helpers (containers/common, pkg/config: DefaultHelperBinariesDir)."""
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+PID_MAX = Path("/proc/sys/kernel/pid_max")
+"""Podman 4.3.1 lowers its own RLIMIT_NPROC to it, so a container can have no more (found by experiment)."""
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+PT_INTERP = 3
+OVERLAY_BAD_LOWER = frozenset({"overlay", "nfs", "nfs4", "9p", "fuse.sshfs"})
+"""File systems that cannot be the upper layer of an overlay mount (kernel: Documentation/filesystems/overlayfs.rst)."""
+
+
+def host_facts(state_dir: Path) -> HostFacts:
+    """Look at this host.
+
+    Parameters:
+        state_dir: where images will be kept; its file system decides the storage driver. Need not exist.
+    """
+    conmon = find_program("conmon")
+    return HostFacts(
+        is_root=os.geteuid() == 0,
+        cgroups=cgroup_mode(CGROUP_ROOT),
+        podman=find_program("podman"),
+        crun=find_program("crun"),
+        runc=find_program("runc"),
+        conmon=conmon,
+        conmon_version=conmon and program_version(conmon),
+        catatonit=static_catatonit(),
+        netavark=find_program("netavark"),
+        user_network=find_program("pasta") or find_program("slirp4netns"),
+        iptables=find_program("iptables"),
+        nft=find_program("nft"),
+        setpriv=_util_linux_setpriv(),
+        unshare=find_program("unshare"),
+        python=sys.executable or None,
+        nofile=hard_limit(resource.RLIMIT_NOFILE, limits.MAX_NOFILE),
+        nproc=hard_limit(resource.RLIMIT_NPROC, int(PID_MAX.read_text())),
+        storage_driver=storage_driver(state_dir),
+        user_systemd=_user_systemd(),
+        state_executable=runs_programs(state_dir),
+    )
+
+
+def find_program(name: str) -> str | None:
+    """Absolute path of a program: PATH, then the system directories, then Podman's own helper directories."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), SYSTEM_PATH, *HELPER_DIRS])
+    return shutil.which(name, path=path)
+
+
+def program_version(path: str) -> str | None:
+    """The first dotted number that `PROGRAM --version` prints, or None where it does not answer."""
+    try:
+        done = subprocess.run(
+            [path, "--version"], capture_output=True, timeout=limits.PROGRAM_ANSWER_MS / 1000, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(rb"\d+\.\d+(?:\.\d+)*", done.stdout)
+    return found and found[0].decode()
+
+
+def static_catatonit() -> str | None:
+    """Path of the host's catatonit, if it runs inside any image: a dynamic one would miss its libraries there."""
+    path = find_program("catatonit")
+    return path if path is not None and is_static_elf(Path(path)) else None
+
+
+def is_static_elf(path: Path) -> bool:
+    """Whether a file is a program that needs nothing but itself."""
+    try:
+        return elf_loader(path) is None
+    except ValueError:
+        return False
+
+
+def elf_loader(path: Path) -> str | None:
+    """The dynamic loader that a program names (elf(5), PT_INTERP), or None for a static one.
+
+    Raises:
+        ValueError: it is no 64-bit little-endian ELF file.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+        if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+            raise ValueError(f"{path} is no ELF program")
+        offset, entry_bytes, entries = _program_headers(header)
+        file.seek(offset)
+        table = file.read(entry_bytes * entries)
+        for at in range(0, len(table), entry_bytes or 1):
+            if int.from_bytes(table[at : at + 4], "little") == PT_INTERP:
+                file.seek(int.from_bytes(table[at + 8 : at + 16], "little"))
+                return os.fsdecode(file.read(int.from_bytes(table[at + 32 : at + 40], "little")).rstrip(b"\0"))
+    return None
+
+
+def cgroup_mode(root: Path) -> CgroupMode:
+    """Which cgroups are mounted: v2 has cgroup.controllers at its root, hybrid has it one directory below."""
+    if (root / "cgroup.controllers").exists():
+        return "v2"
+    return "hybrid" if (root / "unified" / "cgroup.controllers").exists() else "v1"
+
+
+def container_controllers(root: Path, uid: int) -> frozenset[str]:
+    """The cgroup controllers that the containers of this user's engine can have: on v2 an ordinary user has those that
+    systemd delegates (systemd.resource-control(5), Delegate=), on v1 none."""
+    if cgroup_mode(root) != "v2":
+        return frozenset(entry.name for entry in root.iterdir()) if uid == 0 else frozenset()
+    group = root if uid == 0 else root / "user.slice" / f"user-{uid}.slice" / f"user@{uid}.service"
+    try:
+        return frozenset((group / "cgroup.controllers").read_text(encoding="ascii").split())
+    except OSError:
+        return frozenset()
+
+
+def has_subordinate_ids(files: list[Path], uid: int) -> bool:
+    """Whether each of these files has a range for a user, by name or by number (subuid(5))."""
+    names = {str(uid)}
+    with suppress(KeyError):
+        names.add(pwd.getpwuid(uid).pw_name)
+    return all(path.exists() and names & {line.partition(":")[0] for line in _lines(path)} for path in files)
+
+
+def why_no_user_namespaces(settings: Path) -> str | None:
+    """The sysctl by which this kernel refuses them to ordinary users, as it should be; None where it does not."""
+    for name in ("user.max_user_namespaces", "kernel.unprivileged_userns_clone"):
+        with suppress(OSError):
+            if (settings / name.replace(".", "/")).read_text(encoding="ascii").strip() == "0":
+                return f"{name}={limits.WANTED_USER_NAMESPACES if 'max' in name else 1}"
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def hard_limit(which: int, ceiling: int) -> int:
+    """The hard limit as a number; `ceiling` stands for "unlimited"."""
+    hard = resource.getrlimit(which)[1]
+    return ceiling if hard == resource.RLIM_INFINITY else min(hard, ceiling)
+
+
+def storage_driver(state_dir: Path) -> Literal["overlay", "vfs"] | None:
+    """The driver that works on the state directory's file system; None leaves it to Podman (fuse-overlayfs)."""
+    kind = file_system(state_dir, mount_table())
+    if kind not in OVERLAY_BAD_LOWER:
+        return "overlay" if os.geteuid() == 0 else None
+    return None if find_program("fuse-overlayfs") else "vfs"
+
+
+def runs_programs(state_dir: Path) -> bool:
+    """Whether the file system that holds (or will hold) the state directory is mounted without noexec."""
+    existing = next(path for path in (state_dir, *state_dir.absolute().parents) if os.path.exists(path))
+    return not os.statvfs(existing).f_flag & os.ST_NOEXEC
+
+
+def mount_table() -> str:
+    """What is mounted where this process is; a mount point may be of any bytes (proc(5), mountinfo)."""
+    return os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
+
+
+def file_system(path: Path, mountinfo: str) -> str:
+    """Type of the file system that holds `path` (proc(5), mountinfo: mount point is field 5, type follows the dash)."""
+    wanted = os.path.realpath(path)
+    best, kind = "", ""
+    for fields in _mounts(mountinfo):
+        point = _unescape(fields[4])
+        if len(point) >= len(best) and _contains(point, wanted):
+            best, kind = point, fields[fields.index("-") + 1]
+    return kind
+
+
+def has_mounts_below(path: Path, mountinfo: str) -> bool:
+    """Whether something else is mounted somewhere in a directory."""
+    wanted = os.path.realpath(path)
+    points = [_unescape(fields[4]) for fields in _mounts(mountinfo)]
+    return any(point != wanted and _contains(wanted, point) for point in points)
+
+
+def _mounts(mountinfo: str) -> list[list[str]]:
+    """The fields of each line; all of Python's other line ends and white space may be part of a name."""
+    return [line.split(" ") for line in mountinfo.split("\n") if line]
+
+
+def _program_headers(header: bytes) -> tuple[int, int, int]:
+    """e_phoff, e_phentsize and e_phnum of a 64-bit ELF header."""
+    offset = int.from_bytes(header[32:40], "little")
+    return offset, int.from_bytes(header[54:56], "little"), int.from_bytes(header[56:58], "little")
+
+
+def _contains(point: str, path: str) -> bool:
+    return path == point or path.startswith(point.rstrip("/") + "/")
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
+
+
+def _util_linux_setpriv() -> str | None:
+    """busybox has a setpriv as well, without --pdeathsig."""
+    path = find_program("setpriv")
+    return path if path is not None and "busybox" not in os.path.realpath(path) else None
+
+
+def _user_systemd() -> bool:
+    shared = shared_runtime_directory()
+    return shared is not None and os.path.exists(shared / "systemd" / "private")

@@ -1,0 +1,230 @@
+"""Waits until the fastclaw that owns a private engine has died, then removes what it left there. A program of its own.
+
+    argv[1]   what to remove, and how: `plan.JanitorOrder` as JSON
+    stdin     a socket; its other end is the owner's, which hears on it that it may rely on us
+
+Containers, their monitors, volumes, networks and the service's directory: whatever the owner was in the middle of, the
+engine's own records say what there is, and its labels whose it is; of networks the names of their firewall's tables do.
+The service is let finish first. An owner that shuts down in order removes everything itself and kills the janitor,
+which has nothing to do then.
+
+Runs as `python -I -S janitor.py`, so it knows the standard library only, and most of that only once it is needed: an
+idle one should be small. Keeps nobody's stdout or stderr open, and so has nobody to complain to.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TypedDict
+
+ARMED = b"!"
+"""Said on the socket once the owner may rely on us."""
+
+KILLED_MS = 1_000
+"""From SIGKILL to the end of a process: milliseconds. Not in limits.py, which is not to be had here."""
+
+
+class Order(TypedDict):
+    """`plan.JanitorOrder`, decoded."""
+
+    owner: int
+    service: int
+    own_dir: str
+    podman: list[str]
+    runtime: list[str]
+    label: str
+    nft: str | None
+    tables: str
+    drain_ms: int
+    call_ms: int
+    tries: int
+    reserve: str
+    reserve_bytes: int
+
+
+def main() -> None:
+    """Wait, then clean up."""
+    order: Order = json.loads(sys.argv[1])
+    owner, service = _hold(order)
+    with suppress(OSError):  # it is dead already
+        os.write(0, ARMED)
+    if owner is not None:
+        _await_any(owner, 0)
+    clean_up(order, service)
+
+
+def clean_up(order: Order, service: int | None) -> None:
+    """Remove what the owner left.
+
+    Parameters:
+        service: pidfd of its service.
+    """
+    if service is not None:
+        _end_service(service, order["drain_ms"])
+    _end_twin(order["own_dir"], order["drain_ms"])
+    _make_room(order["reserve"], order["reserve_bytes"])
+    found = set()
+    for _ in range(order["tries"]):
+        containers = _podman(order, "ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={order['label']}")
+        if not containers:
+            break
+        found.update(containers)
+        _podman(order, "rm", "--force", "--time", "0", "--volumes", *containers)
+        _end_processes(containers, order["tries"])
+    volumes = _podman(order, "volume", "ls", "--quiet", "--filter", f"label={order['label']}")
+    if volumes:
+        _podman(order, "volume", "rm", "--force", *volumes)
+    if order["nft"] is not None and order["tables"]:
+        _remove_networks(order, order["nft"])
+    for name in sorted(found):  # last, so that what was killed has been reaped
+        _output(order, *order["runtime"], "delete", "--force", name)
+    _remove_directory(order["own_dir"])
+
+
+def _make_room(reserve: str, least: int) -> None:
+    """On a full disk Podman can remove nothing, and the next service has the reserve again."""
+    with suppress(OSError):
+        found = os.statvfs(os.path.dirname(reserve))
+        if found.f_bavail * found.f_frsize < least or not found.f_favail:
+            os.unlink(reserve)
+
+
+def _remove_networks(order: Order, nft: str) -> None:
+    """First the interfaces, then the rules that kept who is on them from everything else (network/bridge/bridge.py)."""
+    tables = [word for word in _output(order, nft, "list", "tables") if word.startswith(order["tables"])]
+    for table in tables:
+        interface = f"fc{table.rpartition('_')[2]}"
+        if _remove_interface(interface):
+            _output(order, nft, "delete", "table", "inet", table)
+
+
+def _remove_interface(name: str) -> bool:
+    """Whether there is no such interface any more: RTM_DELLINK of rtnetlink(7), as linux/netlink.py has it."""
+    import socket  # as subprocess
+    import struct
+
+    with suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
+        kernel.settimeout(KILLED_MS / 1000)
+        kernel.send(struct.pack("=IHHIIBxHiII", 32, 17, 0x5, 0, 0, 0, 0, socket.if_nametoindex(name), 0, 0))
+        kernel.recv(8192)
+    return name not in (other for _, other in socket.if_nameindex())
+
+
+def _end_processes(containers: list[str], tries: int) -> None:
+    """What the engine does not know of: a service that was killed while it started a container has not written down
+    that it runs. So its processes stay, and after them its control groups and the runtime's own record."""
+    for _ in range(tries):  # again: what was killed may just have started another one
+        if not [pid for pid in _processes() if _belongs(pid, containers) and _killed(pid, containers)]:
+            break
+
+
+def _killed(pid: int, containers: list[str]) -> bool:
+    pidfd = _pidfd(pid)
+    if pidfd is None:
+        return False
+    try:
+        if not _belongs(pid, containers):  # from the open on it cannot become another process
+            return False
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        return _await_any(pidfd, timeout_ms=KILLED_MS)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(pidfd)
+
+
+def _hold(order: Order) -> tuple[int | None, int | None]:
+    """Pidfds of the owner and of its service; none where the owner died before.
+
+    The owner is our parent and the service a child that it has not reaped. So if it still is our parent once both are
+    open, neither number was given out anew.
+    """
+    owner, service = _pidfd(order["owner"]), _pidfd(order["service"])
+    return (owner, service) if os.getppid() == order["owner"] else (None, None)
+
+
+def _pidfd(pid: int) -> int | None:
+    with suppress(ProcessLookupError):
+        return os.pidfd_open(pid)
+    return None
+
+
+def _end_service(pidfd: int, timeout_ms: int) -> None:
+    """The kernel has sent it TERM; KILL it when it takes too long."""
+    if not _await_any(pidfd, timeout_ms=timeout_ms):
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        _await_any(pidfd, timeout_ms=timeout_ms)
+
+
+def _end_twin(own_dir: str, timeout_ms: int) -> None:
+    """Rootless, the service is two processes with one command line, and the one that is left may not have heard TERM
+    (podman/service/service_process.py, `end_service`)."""
+    address = f"unix://{own_dir}/podman.sock".encode()
+    for pid in _processes():
+        if address in _read(pid, "cmdline").split(b"\0") and (pidfd := _pidfd(pid)) is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                _end_service(pidfd, timeout_ms)
+            os.close(pidfd)
+
+
+def _await_any(*fds: int, timeout_ms: int | None = None) -> bool:
+    """A process has ended, or a socket's other end is closed: by the owner, or with it. Both, since a child that it
+    has forked and that executes nothing would keep the socket open."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout_ms))
+
+
+def _podman(order: Order, *command: str) -> list[str]:
+    return _output(order, *order["podman"], *command)
+
+
+def _output(order: Order, *argv: str) -> list[str]:
+    """The words that a command prints; none where it cannot be had."""
+    import subprocess  # here: it takes a third of our memory, and most janitors never need it
+
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            timeout=order["call_ms"] / 1000,
+            check=False,
+        )
+        return done.stdout.split()
+    return []
+
+
+def _processes() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdecimal())
+
+
+def _belongs(pid: int, containers: list[str]) -> bool:
+    """Whether a process is in one of the containers or names one as a word of its own: conmon and what it starts."""
+    words, cgroups = _read(pid, "cmdline").split(b"\0"), _read(pid, "cgroup")
+    return any(name in words or name in cgroups for name in map(str.encode, containers))
+
+
+def _read(pid: int, name: str) -> bytes:
+    with suppress(OSError), open(f"/proc/{pid}/{name}", "rb") as file:
+        return file.read()
+    return b""
+
+
+def _remove_directory(path: str) -> None:
+    import shutil  # as subprocess
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

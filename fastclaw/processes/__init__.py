@@ -1,0 +1,1 @@
+"""What every runtime promises of a process: ids, sockets, records, admission, deadlines."""

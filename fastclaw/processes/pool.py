@@ -1,0 +1,549 @@
+"""The processes of one environment over one lane: exec, run, kill, wait, signal, and the end of all.
+
+Owns ids, admission, deadlines, records and every task it starts. Knows no engine and no wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import operator
+import secrets
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, RuntimeSdkError
+from fastclaw.linux.poller import Watcher
+from fastclaw.params import (
+    check_exec,
+    check_run,
+    check_template,
+    directory_of,
+    fingerprint,
+    has_input,
+    has_tty,
+)
+from fastclaw.processes.admission import Admission, TicketState
+from fastclaw.processes.begun import Begun, collection_of, explained, never_ran
+from fastclaw.processes.keyed import KeyedCalls, require_same
+from fastclaw.processes.launcher import SIGKILLED, Grace, Lane, LaneProcess, Output, StartSpec
+from fastclaw.processes.process import Process
+from fastclaw.processes.run_output import result_of, result_without_output
+from fastclaw.processes.starts import StartQueue
+from fastclaw.processes.table import ProcessTable
+from fastclaw.runtime import ExecResult, RunResult
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable, Iterator
+
+    from fastclaw.options import Options
+    from fastclaw.processes.launcher import Collected
+    from fastclaw.processes.sockets import ProcessSockets, SocketDirectory
+    from fastclaw.runtime import ExecRequest, ExitReason, ExitRecord, OnDisconnect, ProcessInfo, RunRequest, StreamName
+
+logger = logging.getLogger(__name__)
+
+Told = TypeVar("Told")
+
+_STREAMS: dict[int, StreamName] = {1: "stdout", 2: "stderr"}
+"""By bit, as `Streams.blocked` names them."""
+
+
+class ProcessPool:
+    """Parameters:
+    environment: variables that every process gets before those of its request.
+    working_dir: where a process starts whose request names no directory; None leaves that to the lane.
+    base_dir: where that is, for a request that names a relative one.
+    sockets: where the sockets go.
+    shards, max_starting: how starts are spread (`admission`).
+    max_live: the most processes at a time.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        options: Options,
+        sockets: SocketDirectory,
+        *,
+        environment: dict[str, str],
+        working_dir: str | None,
+        base_dir: str,
+        shards: int,
+        max_starting: int,
+        max_live: int,
+    ) -> None:
+        self._lane = lane
+        self._options = options
+        self._sockets = sockets
+        self._environment = environment
+        self._working_dir = working_dir
+        self._base_dir = base_dir
+        self._loop = asyncio.get_running_loop()
+        self._watcher = Watcher()
+        self.table = ProcessTable(options)
+        self._admission = Admission(shards, max_starting, max_live, options.queue_limit)
+        self._starts = StartQueue(self._admission, options.queue_timeout_ms / 1000)
+        self._keyed = KeyedCalls(self._own, self._take_back_key)
+        self._draining: set[LaneProcess] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._closings: set[asyncio.Future[None]] = set()
+        self._graces: list[Grace] = []
+        self._silent: set[asyncio.Future[int]] = set()
+        self._prefix = secrets.token_hex(4)
+        self._count = 0
+
+    # --- exec ---
+
+    async def exec(self, request: ExecRequest) -> ExecResult:
+        """See `Runtime.exec`."""
+        check_exec(request)
+        self._check_offered(request)
+        if request.key is None:
+            return await self._exec(request)
+        mark = fingerprint(request)
+        if not await self._keyed.has(request.key) and (process := self.table.with_key(request.key)) is not None:
+            require_same(process.request_mark, mark)
+            return process.result
+        return _told(await self._keyed.join(request.key, mark, functools.partial(self._exec, request)), ExecResult)
+
+    def _check_offered(self, request: ExecRequest | RunRequest) -> None:
+        is_plain = request.user is None and not request.limits and request.template is None
+        if is_plain and not has_tty(request):
+            return
+        asked = (
+            ("tty", has_tty(request)),
+            ("limits", bool(request.limits)),
+            ("user", request.user is not None),
+            ("template", request.template is not None),
+        )
+        for name, is_asked in asked:
+            if is_asked and name not in self._lane.capabilities:
+                raise InvalidParams(
+                    f"$.{name} is not offered by the {self._lane.name} lane; leave it out",
+                    "unsupported",
+                    path=f"$.{name}",
+                )
+        if request.template is not None:
+            check_template(request.template, self._options.templates)
+
+    async def _exec(self, request: ExecRequest) -> ExecResult:
+        asked_at = time.monotonic_ns()
+        begun = Begun(await self._starts.admit(), asked_at)
+        try:
+            spec = self._spec(
+                request,
+                stdin=request.stdin,
+                tty=request.tty_size if request.tty else None,
+                holds_stdin=request.on_disconnect == "hold",
+            )
+            begun.lane_process = await self._lane.start(spec, begun.ticket.shard)
+            process = self._process(request, spec, begun)
+            result = self._attach(process, request.on_disconnect)
+            if begun.lane_process.started is not None:
+                await begun.lane_process.started
+            self._begin(process, request.timeout_ms, begun)
+        except BaseException as error:
+            await self._take_back(begun)
+            if isinstance(error, OSError):
+                raise explained(error) from error
+            raise
+        return result
+
+    def _spec(
+        self, request: ExecRequest | RunRequest, *, stdin: bool, tty: tuple[int, int] | None, holds_stdin: bool = False
+    ) -> StartSpec:
+        return StartSpec(
+            process_id=self._next_id(),
+            cmd=request.cmd,
+            base_env=self._environment,
+            env=request.env,
+            working_dir=directory_of(request.working_dir, self._working_dir, self._base_dir),
+            user=self._options.user if request.user is None else request.user,
+            stdin=stdin,
+            limits=request.limits,
+            tty=tty,
+            template=request.template,
+            merge_stderr=request.merge_stderr,
+            holds_stdin=holds_stdin,
+            orphans=request.orphans,
+        )
+
+    def _next_id(self) -> str:
+        self._count += 1
+        return f"{self._prefix}-{self._count}"
+
+    def _process(self, request: ExecRequest | RunRequest, spec: StartSpec, begun: Begun) -> Process:
+        assert begun.lane_process is not None
+        begun.process = Process(
+            request,
+            spec.process_id,
+            begun.ticket,
+            begun.lane_process,
+            on_exit=self._exited,
+            on_drained=self.table.drained,
+            on_clients=self.table.clients_changed,
+            on_abandoned=self._abandoned,
+            on_closed=self._closed,
+        )
+        return begun.process
+
+    def _attach(self, process: Process, on_disconnect: OnDisconnect) -> ExecResult:
+        """Give an exec its sockets: they listen before it is answered.
+
+        Raises:
+            OSError: there is not enough of something. Then its streams are closed.
+        """
+        lane_process = process.lane_process
+        sockets = None
+        try:
+            sockets = self._sockets.open(process.id)
+            process.streams = lane_process.serve(process, sockets, self._watcher, on_disconnect)
+        except BaseException:
+            lane_process.close_streams()
+            if sockets is not None:
+                self._close_sockets(sockets)
+            raise
+        process.result = ExecResult(
+            process_id=process.id, stdio_addr=sockets.stdio.path, stderr_addr=sockets.stderr.path
+        )
+        return process.result
+
+    def _close_sockets(self, sockets: ProcessSockets) -> None:
+        """The kernel may have refused to watch one of them (fs.epoll.max_user_watches)."""
+        for listener in sockets:
+            with contextlib.suppress(OSError):  # the one that is not watched
+                self._watcher.unwatch(listener.fd)
+        sockets.close()
+
+    def _begin(self, process: Process, timeout_ms: int | None, begun: Begun) -> None:
+        """The command runs: from here on it is known, and its time counts."""
+        self._starts.started(begun.ticket)
+        now = time.monotonic_ns()
+        process.began(
+            queued_us=(begun.admitted_at - begun.asked_at) // 1000, start_us=(now - begun.admitted_at) // 1000
+        )
+        self.table.add(process)
+        if timeout_ms is not None:
+            process.timeout = self._loop.call_later(timeout_ms / 1000, self._end_later, process, "timeout")
+
+    # --- run ---
+
+    async def run(self, request: RunRequest) -> RunResult:
+        """See `ProcessRuntime.run`."""
+        data = check_run(request)
+        self._check_offered(request)
+        if request.key is None:
+            return await self._run(request, data)
+        mark = fingerprint(request)
+        if not await self._keyed.has(request.key) and (process := self.table.with_key(request.key)) is not None:
+            require_same(process.request_mark, mark)
+            return result_without_output(process.record(), process.written)
+        return _told(await self._keyed.join(request.key, mark, functools.partial(self._run, request, data)), RunResult)
+
+    async def _run(self, request: RunRequest, data: bytes) -> RunResult:
+        asked_at = time.monotonic_ns()
+        ticket = self._starts.ask()
+        if ticket.state is TicketState.WAITING:
+            await self._starts.turn(ticket)
+        begun = Begun(ticket, asked_at)
+        try:
+            spec = self._spec(request, stdin=has_input(request), tty=None)
+            begun.lane_process = await self._lane.run(spec, collection_of(request, data), ticket.shard)
+            process = self._process(request, spec, begun)
+            self._begin_run(process, request.timeout_ms, begun)
+            assert begun.lane_process.collected is not None
+            return await self._answer(process, await begun.lane_process.collected, request)
+        except BaseException as error:
+            await self._take_back(begun)
+            if isinstance(error, OSError):
+                raise explained(error) from error
+            raise
+
+    def _begin_run(self, process: Process, timeout_ms: int | None, begun: Begun) -> None:
+        """Nobody waits for the start of a run: its task is woken once, by the result.
+
+        Its time counts from here: one that has locked its pipes at once may not have been told to run by then.
+        """
+        started = process.lane_process.started
+        if timeout_ms is not None:
+            process.timeout = self._loop.call_later(timeout_ms / 1000, self._run_timed_out, process, begun)
+        if started is None:
+            self._begin(process, None, begun)
+        else:
+            started.add_done_callback(lambda started: self._run_started(started, process, begun))
+
+    def _run_timed_out(self, process: Process, begun: Begun) -> None:
+        if not self.table.has(process):
+            self._begin(process, None, begun)
+        self._end_later(process, "timeout")
+
+    def _run_started(self, started: asyncio.Future[None], process: Process, begun: Begun) -> None:
+        if started.cancelled() or process.end_reason is not None or self.table.has(process):
+            return  # it is being taken back, or was late
+        error = started.exception()
+        if error is None:
+            try:
+                self._begin(process, None, begun)
+            except Exception as failure:  # its task must not wait for what nobody counts
+                error = failure
+        collected = process.lane_process.collected
+        if error is not None and collected is not None and not collected.done():
+            collected.set_exception(error)
+
+    async def _answer(self, process: Process, collected: Collected, request: RunRequest) -> RunResult:
+        process.has_ended(collected.status)
+        if collected.overloaded:
+            raise ExecFailed(
+                f"all runs together have more than {self._options.run_output_bytes} bytes of output "
+                "(options.run_output_bytes); try again later",
+                "overloaded",
+            )
+        if collected.limited:
+            process.was_limited = True
+            await self._end(process, 0, "killed")
+        if process.ending is not None:
+            await asyncio.wait((process.ending,))
+        process.written = (collected.stdout.total, collected.stderr.total)
+        result = result_of(process.record(), collected, request.keep)
+        collected.stdout = collected.stderr = Output()  # the record is kept for minutes
+        return result
+
+    # --- taking back ---
+
+    async def _take_back(self, begun: Begun) -> None:
+        """The one place where a start ends that came to nothing: refused, failed or cancelled, at whatever point.
+
+        Returns when nothing of it is left: no process, descriptor, socket or place among the live ones.
+
+        Raises:
+            ExecFailed: `engine_timeout` or `unsupported`: its tree could not be ended.
+        """
+        process = begun.process
+        if process is not None:
+            process.end_reason = process.end_reason or "killed"
+        if begun.lane_process is None or never_ran(begun.lane_process):
+            self._forget(begun)
+        else:
+            await asyncio.shield(self._own(self._end_untold(begun, begun.lane_process)))
+
+    async def _end_untold(self, begun: Begun, lane_process: LaneProcess) -> None:
+        """End what nobody is told of, but for the record of a run that was on its way."""
+        process = begun.process
+        try:
+            if process is not None and self.table.has(process):
+                await self._end(process, self._options.kill_grace_ms, "killed")
+            else:
+                await lane_process.end_tree(Grace(ends_at=0.0))
+        finally:
+            self._forget(begun)
+
+    def _forget(self, begun: Begun) -> None:
+        lane_process, process = begun.lane_process, begun.process
+        if process is not None and self.table.has(process):
+            self.table.free_key(process)
+            return
+        if process is not None:
+            process.give_up()
+        elif lane_process is not None:
+            if lane_process.collected is None:
+                lane_process.close_streams()
+            self._give_back(lane_process)
+        self._starts.leave(begun.ticket)
+
+    async def _take_back_key(self, key: str) -> None:
+        """A start with a key that was through in the very moment in which the last one who wanted it left."""
+        process = self.table.with_key(key)
+        if process is not None:
+            self.table.free_key(process)
+            await asyncio.shield(self._own(self._end_told(process)))
+
+    async def _end_told(self, process: Process) -> None:
+        await self._end(process, 0, "killed")
+        self.table.drained(process)  # nobody knows of its sockets
+
+    # --- the end of one ---
+
+    def _exited(self, process: Process) -> None:
+        if self.table.is_live(process):  # else it is being taken back
+            self.table.exited(process)
+            self._starts.leave(process.ticket)
+
+    def _abandoned(self, process: Process) -> None:
+        self._end_later(process, "killed")
+
+    def _closed(self, process: Process) -> None:
+        """Nobody of ours needs its streams any more. Those of a run may still have a writer, which is not to notice."""
+        lane_process = process.lane_process
+        streams_ended = lane_process.streams_ended
+        if streams_ended is None or streams_ended.done():
+            self._give_back(lane_process)
+        else:
+            self._draining.add(lane_process)
+            streams_ended.add_done_callback(lambda _: self._drained(lane_process))
+
+    def _drained(self, lane_process: LaneProcess) -> None:
+        if lane_process in self._draining:
+            self._draining.remove(lane_process)
+            self._give_back(lane_process)
+
+    def _give_back(self, lane_process: LaneProcess) -> None:
+        closing = lane_process.aclose()
+        if closing is not None:
+            task = asyncio.ensure_future(closing)
+            self._closings.add(task)
+            task.add_done_callback(self._closings.discard)
+
+    # --- what else can be done to a process ---
+
+    async def kill(self, process_id: str, grace_ms: int | None) -> None:
+        """See `Runtime.kill`."""
+        process = self.table.find(process_id)
+        await self._end(process, self._options.kill_grace_ms if grace_ms is None else grace_ms, "killed")
+
+    async def wait(self, process_id: str, timeout_ms: int | None) -> ExitRecord:
+        """See `ProcessRuntime.wait`."""
+        process = self.table.find(process_id)
+        if not process.exited.done():
+            await process.wait_exited(timeout_ms)
+        return process.record()
+
+    async def listed(self, after: str | None) -> list[ProcessInfo]:
+        """See `ProcessRuntime.list_processes`: in the order of their numbers."""
+        first = 0 if after is None else self._number(after) + 1
+        numbered = [(self._number(process.id), process) for process in self.table]
+        numbered.sort(key=operator.itemgetter(0))  # nearly so already: a start may have overtaken another
+        processes = [process for number, process in numbered if number >= first]
+        blocked = await self._blocked(processes, limits.LIST_LOOKS, limits.LOOK_ANSWER_MS)
+        return [process.info(blocked.get(process)) for process in processes]
+
+    async def _blocked(self, processes: Iterable[Process], most: int, wait_ms: int) -> dict[Process, list[StreamName]]:
+        """Outputs that are full while nobody takes from them, of as many live processes; of others nothing is known.
+
+        Nobody is waited for twice: who locks its pipe says nothing for as long as it likes.
+        """
+        held = (one for one in processes if one.is_running and not one.is_run)
+        asked = {one: one.streams.blocked() for one in itertools.islice(held, most)}
+        waited_for = [answer for answer in asked.values() if not answer.done() and answer not in self._silent]
+        if waited_for:
+            await asyncio.wait(waited_for, timeout=wait_ms / 1000)
+        self._silent = {answer for answer in (*self._silent, *waited_for) if not answer.done()}
+        said = {one: answer.result() for one, answer in asked.items() if answer.done()}
+        return {one: [name for bit, name in _STREAMS.items() if bits & bit] for one, bits in said.items() if bits}
+
+    async def health_now(self) -> dict[str, Any]:
+        """As `health`, with how many of the live processes are blocked: of the oldest ones, those first that have an
+        output without a client."""
+        live = self.table.live()
+        oldest = itertools.chain((one for one in live if one.streams.is_unread()), live)
+        blocked = await self._blocked(dict.fromkeys(oldest), limits.HEALTH_LOOKS, limits.HEALTH_LOOK_MS)
+        return {**self.health(), "blocked": len(blocked)}
+
+    def _number(self, process_id: str) -> int:
+        prefix, _, digits = process_id.partition("-")
+        is_number = digits.isascii() and digits.isdecimal()
+        if prefix != self._prefix or not is_number or len(digits) > len(str(self._count)):
+            raise InvalidParams("$.after is no process of this runtime; take the `next` of an answer", path="$.after")
+        return int(digits)
+
+    def signal(self, process_id: str, signum: int, *, group: bool = False) -> None:
+        """See `ProcessRuntime.signal`."""
+        process = self.table.find(process_id)
+        if process.is_running:
+            process.lane_process.signal(signum, group=group)
+            process.was_sent_kill = process.was_sent_kill or signum == SIGKILLED
+
+    def resize(self, process_id: str, rows: int, columns: int) -> None:
+        """See `ProcessRuntime.resize`."""
+        process = self.table.find(process_id)
+        if not process.is_tty:
+            raise InvalidParams(f"process {process_id} has no terminal", "no_tty", path="$.process_id")
+        if process.is_running:
+            process.lane_process.resize(rows, columns)
+
+    async def _end(self, process: Process, grace_ms: int, reason: ExitReason) -> None:
+        with self._grace(grace_ms) as grace:
+            await process.end_tree(grace, reason)
+
+    def _end_later(self, process: Process, reason: ExitReason) -> None:
+        if process.is_running and process.end_reason is None:
+            process.end_reason = reason
+        process.ending = self._own(self._end_logged(process, reason))
+
+    async def _end_logged(self, process: Process, reason: ExitReason) -> None:
+        try:
+            await self._end(process, self._options.kill_grace_ms, reason)
+        except FastclawError as error:
+            logger.warning("process %s could not be ended: %s", process.id, error)
+
+    @contextlib.contextmanager
+    def _grace(self, milliseconds: int) -> Iterator[Grace]:
+        grace = Grace(self._loop.time() + milliseconds / 1000)
+        self._graces.append(grace)
+        try:
+            yield grace
+        finally:
+            self._graces.remove(grace)
+
+    # --- the end of all ---
+
+    async def end_all(self) -> None:
+        """Turn away what waits, end every process; bounded by half of `shutdown_timeout_ms`."""
+        self._starts.close()
+        await self._cancel_tasks()
+        processes = self.table.live()
+        for process in processes:
+            process.end_reason = process.end_reason or "killed"
+        budget_ms = self._options.shutdown_timeout_ms // 2  # the other half is for the environment
+        with self._grace(min(self._options.kill_grace_ms, budget_ms)) as grace:
+            try:
+                async with asyncio.timeout(budget_ms / 1000):
+                    await self._lane.end_all([process.lane_process for process in processes], grace)
+            except (TimeoutError, RuntimeSdkError) as error:
+                # The environment's own teardown, which follows, takes what is left.
+                logger.warning("not every process ended in time: %s", error or f"{budget_ms} ms passed")
+
+    def hasten(self) -> None:
+        """No more grace for anything that is being ended."""
+        for grace in self._graces:
+            grace.ends_at = 0.0
+
+    async def aclose(self) -> None:
+        """Close every socket. A process whose end was not seen by now gets the exit `unknown`."""
+        await self._cancel_tasks()
+        self.table.close()
+        for lane_process in list(self._draining):
+            self._drained(lane_process)
+        await asyncio.gather(*self._tasks, *self._closings, return_exceptions=True)
+        self._watcher.close()
+
+    def health(self) -> dict[str, Any]:
+        """Counts and bounds."""
+        statistics = self._admission.statistics()._asdict()
+        return {
+            **self.table.counts(),
+            "draining": len(self._draining),
+            **statistics,
+            "queue_timeout_ms": self._options.queue_timeout_ms,
+        }
+
+    def _own(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _cancel_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _told(result: Any, kind: type[Told]) -> Told:
+    """What a call with a key has brought, which was of this kind: another one has another fingerprint."""
+    assert isinstance(result, kind)
+    return result

@@ -1,0 +1,307 @@
+"""One process as the runtime holds it: the lane's process, its two sockets if it has some, its state and its record.
+
+Knows nothing of admission, of other processes, or of the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET, structs
+
+from fastclaw.lifecycle import ProcessState, process_machine
+from fastclaw.params import fingerprint, has_tty
+from fastclaw.processes.launcher import ExitStatus, Grace
+from fastclaw.processes.listing import shown_command
+from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo, RunRequest, StreamName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastclaw.processes.admission import Ticket
+    from fastclaw.processes.launcher import LaneProcess, Streams
+
+
+class _Closed:
+    """The streams of a process that has no sockets, any more or at all: so it does not keep them, nor they it."""
+
+    drained = True
+
+    def is_unread(self) -> bool:
+        return False
+
+    def is_served(self) -> bool:
+        return False
+
+    def has_pending_output(self) -> bool:
+        return False
+
+    def look(self) -> bool:
+        return False
+
+    def blocked(self) -> asyncio.Future[int]:
+        asked = asyncio.get_running_loop().create_future()
+        asked.set_result(0)
+        return asked
+
+    def close(self, *, cut: bool = False) -> None: ...
+
+    def give_up(self) -> None: ...
+
+
+CLOSED = _Closed()
+
+
+class Process:
+    """Parameters:
+    request: what it was asked for; not kept, for it may be long and the record lives for minutes. Of its command line
+        that much stays which `list` shows.
+    lane_process: what the lane starts.
+    on_exit: called once, when the command has ended and `record` is there.
+    on_drained: called when both outputs have reached a client, or never.
+    on_clients: called after the exit, when a client came or left: `streams.is_unread()` may differ.
+    on_closed: called once, when its sockets and pipes are closed for good.
+    on_abandoned: called when a client left a process whose `on_disconnect` is `kill`.
+
+    Attributes:
+        streams: set by whoever found a place for them, before anything else happens to it; none for a run.
+        result: where its sockets are, once they listen; a run has none.
+        request_mark: tells its request from another one with the same key.
+        written: bytes of both outputs of a run that has been answered.
+        ending: what is under way to end it, by its time or its limit: done once nothing is left of it.
+        was_sent_kill: a caller has sent it SIGKILL, so that this is no victim of the out-of-memory killer's.
+    """
+
+    __slots__ = (
+        "_loop",
+        "_machine",
+        "_on_abandoned",
+        "_on_clients",
+        "_on_closed",
+        "_on_drained",
+        "_on_exit",
+        "_running_since",
+        "_timings",
+        "cmd",
+        "end_reason",
+        "ending",
+        "exited",
+        "expires_at",
+        "gap",
+        "id",
+        "is_cmd_cut",
+        "is_run",
+        "is_tty",
+        "key",
+        "lane_process",
+        "request_mark",
+        "result",
+        "started_at",
+        "streams",
+        "ticket",
+        "timeout",
+        "was_limited",
+        "was_sent_kill",
+        "written",
+    )
+
+    def __init__(
+        self,
+        request: ExecRequest | RunRequest,
+        process_id: str,
+        ticket: Ticket,
+        lane_process: LaneProcess,
+        *,
+        on_exit: Callable[[Process], None],
+        on_drained: Callable[[Process], None],
+        on_clients: Callable[[Process], None],
+        on_abandoned: Callable[[Process], None],
+        on_closed: Callable[[Process], None],
+    ) -> None:
+        self.id = process_id
+        self.cmd = shown_command(request.cmd)
+        self.is_cmd_cut = self.cmd is not request.cmd
+        self.key = request.key
+        self.request_mark = b"" if request.key is None else fingerprint(request)
+        self.is_run = isinstance(request, RunRequest)
+        self.is_tty = has_tty(request)
+        self.result: ExecResult
+        self.ticket = ticket
+        self.lane_process = lane_process
+        self.started_at = 0.0
+        self.expires_at = 0.0
+        self.gap = False
+        self.was_limited = False
+        self.was_sent_kill = False
+        self.written = (0, 0)
+        self.streams: Streams = CLOSED
+        self.timeout: asyncio.TimerHandle | None = None
+        self.ending: asyncio.Future[None] | None = None
+        self.end_reason: ExitReason | None = None
+        self._machine = process_machine()
+        self._loop = asyncio.get_running_loop()
+        self._running_since = self._loop.time()
+        self._timings: dict[str, int] = {}
+        self._on_exit = on_exit
+        self._on_drained = on_drained
+        self._on_clients = on_clients
+        self._on_abandoned = on_abandoned
+        self._on_closed = on_closed
+        self.exited: asyncio.Future[ExitRecord] = self._loop.create_future()
+        lane_process.exited.add_done_callback(self._exited)
+
+    def began(self, **timings: int) -> None:
+        """The command runs: from here its run time counts. `timings`: microseconds of what came before, by phase."""
+        self.started_at = time.time()
+        self._running_since = self._loop.time()
+        self._timings = {**timings, **self.lane_process.timings}
+
+    @property
+    def state(self) -> ProcessState:
+        """Where it stands in `lifecycle.PROCESS_MOVES`."""
+        return self._machine.state
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the command has not ended, as far as is known."""
+        return self._machine.state is ProcessState.RUNNING
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether clients have been given both streams to the end."""
+        return self.streams.drained
+
+    def info(self, blocked: list[StreamName] | None = None) -> ProcessInfo:
+        """Its line in `list`. `blocked`: outputs that are known to be."""
+        record = self.record()
+        return ProcessInfo(
+            process_id=self.id,
+            state=record.state,
+            cmd=self.cmd,
+            cmd_truncated=self.is_cmd_cut or UNSET,
+            started_at=self.started_at,
+            exit_code=record.exit_code,
+            signal=record.signal,
+            reason=record.reason,
+            blocked=blocked or UNSET,
+        )
+
+    async def wait_exited(self, timeout_ms: int | None) -> None:
+        """Return once `exited` is done, or when this many milliseconds have passed."""
+        woken: asyncio.Future[None] = self._loop.create_future()
+        timer = None if timeout_ms is None else self._loop.call_later(timeout_ms / 1000, _wake, woken)
+        wake = functools.partial(_wake, woken)
+        self.exited.add_done_callback(wake)
+        try:
+            await woken
+        finally:
+            self.exited.remove_done_callback(wake)
+            if timer is not None:
+                timer.cancel()
+
+    def record(self) -> ExitRecord:
+        """The exit record, or the record of a process that runs."""
+        if not self.exited.done():
+            return ExitRecord(process_id=self.id, state="running", timings=self._timings)
+        record = self.exited.result()
+        # A client may leave output unread after the exit, and that a run was over its limit may be said after it.
+        if self.was_limited:
+            record = structs.replace(record, reason="killed")
+        return structs.replace(record, gap=True) if self.gap else record
+
+    def _exited(self, exited: asyncio.Future[ExitStatus]) -> None:
+        self.has_ended(ExitStatus(reason="unknown") if exited.cancelled() else exited.result())
+
+    def has_ended(self, status: ExitStatus) -> None:
+        """From whoever knows it, at the latest with the output of a run. Idempotent."""
+        if self.is_running:
+            self._finish(status)
+            self._on_exit(self)
+
+    def _finish(self, status: ExitStatus) -> None:
+        if self.timeout is not None:
+            self.timeout.cancel()
+        self._timings["run_us"] = round((self._loop.time() - self._running_since) * 1e6)
+        self._machine.move(ProcessState.LINGERING)
+        self.exited.set_result(
+            ExitRecord(
+                process_id=self.id,
+                state="exited",
+                exit_code=status.exit_code,
+                signal=status.signal,
+                reason=self._reason(status),
+                timings=self._timings,
+                usage=status.usage,
+                oom_kills=UNSET if status.ooms is None else status.ooms.kills,
+                memory=UNSET if status.ooms is None else status.ooms.memory,
+            )
+        )
+
+    def _reason(self, status: ExitStatus) -> ExitReason:
+        if status.reason == "oom" and self.was_sent_kill:
+            status = structs.replace(status, reason="exited" if status.signal is None else "signaled")
+        return status.reason if self.end_reason is None or status.reason == "unknown" else self.end_reason
+
+    def on_abandoned(self) -> None:
+        """A client left it for good, which kills it."""
+        self._on_abandoned(self)
+
+    def on_drained(self) -> None:
+        """Clients have got both of its streams to the end."""
+        self._on_drained(self)
+
+    def on_clients(self) -> None:
+        """A client came, left, stopped reading or began again; while the command lives, nobody minds."""
+        if not self.is_running:
+            self._on_clients(self)
+
+    def on_gap(self) -> None:
+        """A client left output unread, which is lost."""
+        self.gap = True
+
+    async def end_tree(self, grace: Grace, reason: ExitReason) -> None:
+        """End it with all it started; `reason` goes into the record if it still runs."""
+        if self.is_running and self.end_reason is None:
+            self.end_reason = reason
+        await self.lane_process.end_tree(grace)
+        await asyncio.shield(self.exited)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its sockets are gone and nobody is connected any more."""
+        return self._machine.state is ProcessState.CLOSED
+
+    def close_sockets(self, *, cut: bool = False) -> None:
+        """Unlink both sockets, and close them and the pipes behind them as soon as nobody who is connected reads on.
+        Idempotent; only after the exit.
+
+        Parameters:
+            cut: end who is connected and reads nothing, too.
+        """
+        if self._machine.state is ProcessState.LINGERING:
+            self.streams.close(cut=cut)
+            if not self.streams.is_served():
+                self._close()
+
+    def _close(self) -> None:
+        if (
+            self._machine.state is ProcessState.LINGERING
+        ):  # closing the streams may have told us, and so have ended here
+            self._machine.move(ProcessState.CLOSED)
+            self.streams = CLOSED
+            self._on_closed(self)
+
+    def give_up(self) -> None:
+        """The environment goes: an end that was not seen by now will never be known."""
+        if self.is_running:
+            self._finish(ExitStatus(reason="unknown"))
+        self.streams.give_up()
+        self._close()
+
+
+def _wake(woken: asyncio.Future[None], _done: object = None) -> None:
+    if not woken.done():
+        woken.set_result(None)

@@ -1,0 +1,295 @@
+/* The spawner: init of a container (or a child of fastclaw on the host) that starts processes on request.
+ *
+ *   main    PID 1. Talks to fastclaw over the control socket: signals, ends, clients, listeners, more keepers. When that
+ *           socket closes, everything here ends. (main.c)
+ *   keeper  one for each process that is being kept: a subreaper, whose wait4 says ECHILD when neither the command nor
+ *           anything it started is left, which is the kernel's own proof. Only it signals and reaps its tree. (keeper.c)
+ *   pump    one beside each keeper. Takes a START from the channel, makes the pipes or the terminal, starts the command as
+ *           the keeper's child, and from then on moves its bytes: to clients, or into a bounded store. (pump.c, collect.c)
+ *
+ * Whoever touches a pipe may be made to sleep by the command that has it: splice(2) from an empty socket waits with the
+ * pipe's mutex held, and even the last close then waits, uninterruptibly. So a command's pipe is held, read, written and
+ * closed by its pump alone, a task with descriptors of its own; nobody else waits for it without a deadline.
+ *
+ * All of them share main's memory (CLONE_VM), and no two but main's start share a table of descriptors. Keeper and pump
+ * meet in their slot: who comes second tells fastclaw what both know (MEET_*).
+ *
+ * Freestanding: raw system calls and no libc at run time, since a libc's errno and thread pointer would be shared by all.
+ * No recursion, no allocation in a loop, every buffer bounded; the bounds are those of fastclaw/spawner/frames.py.
+ *
+ * Facts: clone(2), wait(2) (__WCLONE), prctl(2), unix(7), capabilities(7), pid_namespaces(7), proc_pid_task(5), pidfd_open(2),
+ * pty(7), ioctl_tty(2), splice(2), pipe(7), memfd_create(2), close_range(2).
+ */
+#ifndef SPAWNER_H
+#define SPAWNER_H
+#define _GNU_SOURCE
+#include <asm/unistd.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+
+typedef uint32_t u32;
+typedef uint64_t u64;
+
+/* --- system calls (system.c) --- */
+
+#if defined(__x86_64__)
+static inline long sys6(long n, long a, long b, long c, long d, long e, long f) {
+    long r;
+    register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
+    __asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return r;
+}
+#elif defined(__aarch64__)
+static inline long sys6(long n, long a, long b, long c, long d, long e, long f) {
+    register long x8 __asm__("x8") = n, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d, x4 __asm__("x4") = e, x5 __asm__("x5") = f;
+    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+    return x0;
+}
+#else
+#error "the spawner knows x86_64 and aarch64"
+#endif
+/* As clone(2) of the C library; a stack of 0 is below our own. */
+long fork_with(unsigned long flags, void *stack, u32 *parent_tid, int (*fn)(void *), void *arg);
+
+#define SYS(name, ...) SYS_(__NR_##name, ##__VA_ARGS__, 0, 0, 0, 0, 0, 0)
+#define SYS_(n, a, b, c, d, e, f, ...) \
+    sys6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+
+struct moment { long seconds, nanoseconds; };
+
+void *memcpy(void *to, const void *from, size_t n);
+void *memset(void *to, int byte, size_t n);
+size_t length(const char *text);
+char *put(char *at, const char *text);
+char *put_number(char *at, u32 number);
+_Noreturn void leave(int code);
+void *map(size_t bytes, int fd);
+u64 now_ms(void);
+void park(u32 *word, u32 value, long milliseconds); /* until it changes; < 0: without a limit */
+long unpark(u32 *word); /* returns how many waited */
+static inline u64 bit(int signum) { return 1ull << (signum - 1); }
+
+#define LOAD_OF(of) __atomic_load_n(of, __ATOMIC_SEQ_CST)
+#define STORE_TO(of, value) __atomic_store_n(of, value, __ATOMIC_SEQ_CST)
+#define ADD_BITS(of, bits) __atomic_fetch_or(of, bits, __ATOMIC_SEQ_CST)
+
+/* --- bounds; see fastclaw/spawner/frames.py --- */
+
+enum { VERSION = 3, MAGIC = 0x57414c43 };
+enum {
+    FRAME_BYTES = 16 << 10,
+    HELLO_BYTES = 64 << 10,
+    MAX_STRINGS_BYTES = 8 << 20,
+    MAX_REQUEST_BYTES = 16 << 20, /* of a template */
+    MAX_STRINGS = 1 << 20,
+    MAX_GROUPS = 256,
+    MAX_LIMITS = 16,
+    MAX_FDS = 5,
+    MAX_KEEPERS = 16 << 10,
+    MAX_FILE_BYTES = 1 << 20,
+    MAX_TREE = 32 << 10, /* pids of one tree: the default pid_max */
+    MAX_BROOD = 16 << 10,
+    MAX_OUTPUT_BYTES = 16 << 20,
+    INLINE_BYTES = 8 << 10, /* of each stream of a run: what comes with its end, without a file */
+    SAID_BYTES = 4 << 10,   /* one frame of a template */
+    MAX_SENDERS = 16,       /* clients that left while their last input waits for the process, and the one that is there */
+    PATH_BYTES = 4096,
+};
+
+/* --- frames (frames.c) --- */
+
+enum { HELLO = 1, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT, ATTACH, RELEASE, LOOK, RESIZE, FINISH, FORK };
+enum { STARTED = 32, REFUSED, EXITED, EMPTY, LOST, ANSWER, DONE, STORE, ENDED, LEFT, FREE, WAITING, STUCK, SAID, GAP, BLOCKED };
+enum {
+    F_DIRECTORY = 1, F_NULL_STDIN = 2, F_IDENTITY = 4, F_SPILLED = 8, F_TTY = 16, F_TEMPLATE = 32, F_WORKER = 64, F_RUN = 128,
+    F_MERGE = 256, F_END_ORPHANS = 512, F_HOLD = 1024, F_LIMIT_KILLS = 2048, F_INPUT_FILE = 4096, F_ALL = 8191
+};
+enum { W_CONFINE = 1 };
+enum { STEP_REQUEST = 1, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT };
+enum { SIGNAL_GROUP = 256 }; /* with a SIGNAL's number: to the whole process group */
+enum { LEVEL_TERM = 1, LEVEL_KILL = 2, LEVEL_FINISH = 4 }; /* the last: a worker has ended, whose streams this is */
+enum { WITH_EMPTY = 1, WITH_FREE = 2, INCOMPLETE = 4, LIMITED = 8, OVERLOADED = 16 }; /* what goes along with EXITED and DONE */
+
+struct control { u32 op, id, a, b, place; }; /* place: the slot of what it is about, or ~0 */
+struct hello { u32 op, magic, version, facts; };
+struct welcome { u32 op, version, flags, uid; u64 collect_bytes; u32 caps, unused; };
+struct limit { u32 which, unused; u64 soft, hard; };
+/* head, limit: of each stream of a run, how many bytes from its beginning are kept, and how many at all; input: bytes of
+ * its stdin at the frame's end; place: a worker's template's slot. */
+struct start { u32 op, id, flags, argc, envc, uid, gid, groups, limits, bytes, head, limit, drain_ms, input, place, unused; };
+struct event { u32 op, id; int32_t a, b; u64 user_us, system_us, max_rss_kb; };
+struct done { struct event event; u64 total[2]; u32 given[2]; };
+
+struct passed { int count, fd[MAX_FDS]; };
+struct address { struct sockaddr_un name; u32 bytes; }; /* of a datagram socket */
+
+long receive(int from, void *frame, size_t bytes, struct passed *passed, int flags);
+void close_passed(struct passed *passed);
+void end_client(int fd);
+void turn_down(struct control *head, struct passed *passed);
+long say(int to, struct iovec *parts, int count, const int *fds, int passed, struct address *whom);
+long open_post(struct address *own, struct address *peer);
+void tell(u32 op, u32 id, int a, int b);
+void tell_with(u32 op, u32 id, int a, int b, int fd);
+
+/* --- what main, a keeper and its pump share --- */
+
+enum {
+    MEET_EXIT = 1,    /* keeper: the command has ended, and how is in the slot */
+    MEET_EMPTY = 2,   /* keeper: nothing of its tree is left */
+    MEET_OVER = 4,    /* pump: its streams are over; a run's output is collected */
+    MEET_TOLD = 8,    /* a run's end was told: what comes now is thrown away */
+    MEET_LIMITED = 16, /* pump: a run's output went over its limit, which ends it */
+    MEET_OVERLOADED = 32, /* pump: all runs together have collected too much */
+    MEET_CLOSE = 128, /* pump: there is nothing here for the keeper */
+    MEET_LAST = 256,  /* keeper: a run's time to drain is over; what is in its pipes now still counts */
+    MEET_DRAINED = 512, /* pump: it has taken that */
+    MEET_DONE = 64,   /* keeper: it looks at the slot no more, until there is another id in it */
+};
+
+enum { WISH_RELEASE = 1, WISH_CUT = 2, WISH_LOOK = 4, WISH_RESIZE = 8, WISH_BLOCKED = 16 };
+
+/* What main asks of a keeper: in each word the request's id in the upper half; in the lower one the levels, then signals 1-32 and 33-64
+ * to the command, then those to its process group. */
+enum { ORDERS = 5, TO_COMMAND = 1, TO_GROUP = 3 };
+
+/* A template's workers. Main enters them (FREE to ASKED), whoever takes one out again does so by its state; all else is
+ * the keeper's. `asked`: main has written something. Mapped for a slot's first worker, and kept. */
+enum { VACANT, ASKED, KEPT, GONE };
+struct worker { u32 pid, id, state, level; u64 orders[ORDERS]; };
+struct brood { u32 used, asked; struct worker workers[MAX_BROOD]; };
+
+/* `child`: the command, from its birth. `wishes`: as `orders`, for its pump; `window`: of a terminal, rows and columns. `touching`: odd while the pump
+ * is in a call that a command can hold up. `inbox`: where main and its keeper reach the pump, by the batch's mail; `posted`,
+ * `heard`: how many messages so far. `forks`: where others reach the pump of a template. `client`, `looked`, `looked_at`,
+ * `is_nudged`, `is_lost`: main's alone. */
+struct slot {
+    u32 pid, pump, id, child, error, step, flags, meet, touching, looked, drain_ms, retired, is_made, takes_requests;
+    u32 batch, posted, heard, is_lost;
+    u64 orders[ORDERS], total[2], counted, wishes, looked_at; /* counted: of a run in `collected_bytes` */
+    int status, client[2], is_nudged;
+    u32 client_id[2], window;
+    struct rusage used;
+    char *memory;
+    struct brood *brood;
+    struct address inbox, forks;
+};
+
+/* Keepers and pumps come in batches, each with a socket from which its pumps are written to. What a pump has not heard yet lies in
+ * the buffer of its batch (socket(7), SO_SNDBUF: 208 KiB by default, of which a short message takes 768 bytes): it has room for
+ * all that the pumps of one batch may have waiting, so those that sleep keep nobody from hearing. */
+enum { BATCH = 24, BATCHES = MAX_KEEPERS / BATCH + 2, MAX_UNHEARD = 10 /* from main; one more from the keeper */ };
+struct batch { int mail; u32 users; struct address address; };
+
+extern struct slot *slots;
+extern u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps, command_caps; /* the last: of commands that are root */
+extern u64 collect_bytes, collected_bytes, own_word; /* the last: by which the filter knows us (confine.c) */
+extern int control, channel, post, forks, null, dying, is_batch; /* post: the mail of the batch, in a keeper's or pump's table */
+extern struct batch batches[BATCHES];
+extern struct address forks_address;
+enum { NO_USER = 0xffffffffu };
+
+/* A slot's memory. A usual keeper touches one page, a usual pump two: its stack ends in the middle of the page whose other
+ * half begins the request. */
+enum {
+    KEEPER_STACK = 16 << 10,
+    PUMP_STACK = KEEPER_STACK + (24 << 10) + 2048,
+    POINTER_BYTES = 16 << 10, /* of an inline request; a spilled one brings its own */
+    STORE_AT = PUMP_STACK + FRAME_BYTES + POINTER_BYTES + PATH_BYTES + 1024,
+    SLOT_BYTES = STORE_AT + 2 * INLINE_BYTES + 1024,
+};
+static inline char *inline_store(struct slot *slot, int which) { return slot->memory + STORE_AT + which * INLINE_BYTES; }
+
+/* --- the parts --- */
+
+int keeper(void *slot);
+int pump(void *slot);
+void order(struct slot *slot, u32 id, int word, u32 bits);
+int leave_order(u64 *orders, u32 id, int word, u32 bits);
+u32 take_order(u64 *word, u32 id);
+void order_worker(struct slot *template, u32 id, int word, u32 bits);
+void wake_brood(struct slot *slot);
+void turn_away(struct worker *worker, int error);
+void tell_exit(struct slot *slot, u32 id, int flags); /* frames.c */
+void tell_done(struct slot *slot, u32 id, int flags);
+void tell_no_program(struct slot *slot, u32 id);
+void uncount(struct slot *slot);
+
+
+/* tree.c: `root`: everything below it; where `keeper` is set, root too. `spared`: is left out, with all below it. `strays_of`:
+ * only what a template's keeper has to do with besides the template itself (`child`) and its workers. `asking`: who was asked to
+ * end already is not asked again; where `is_first`, that is nobody yet. */
+struct asked { u32 pid, name; };
+struct asking { u64 since; long again_ms; u32 count, has_forked; struct asked *asked; };
+struct prey { u32 root, keeper, spared; struct slot *strays_of; u32 child; struct asking *asking; int is_first; };
+enum { HUNT_MS = 2, ASKED_BYTES = 4 << 10 }; /* pause between two looks at a tree that is ended; memory of `asked` */
+
+long slurp(const char *path, char *to, size_t bytes);
+int kinship(u32 pid, u64 of[3]); /* parent, process group, session; 0 for who is gone */
+u32 hunt(const struct prey *prey, int level);
+void ask_to_end(struct prey prey, struct asking *asking, int is_first, int look);
+
+/* start.c */
+struct job {
+    struct slot *slot;
+    struct start *request;
+    struct limit *limits;
+    u32 *groups;
+    char *strings, *directory, *path; /* path: room for the file name that is tried */
+    char *window, *input;             /* of a terminal: its struct winsize, unaligned; of a run: its stdin */
+    char **argv, **envp;
+    int stdio[3], control, input_file, go;
+};
+int parse(struct job *job, struct start *request, long bytes, struct passed *passed);
+int lay_out(struct job *job, char **pointers);
+size_t pointer_bytes(struct start *request);
+int command(void *job);
+
+/* program.c: the file at which an execve came to its end, or its interpreter or loader. `error`: why it cannot be used; 0: nothing is
+ * seen. `depth`: 0 for the program itself. Lies where a run's output would. */
+enum { PROGRAM_HEAD_BYTES = 256 }; /* as much as the kernel looks at (BINPRM_BUF_SIZE, include/uapi/linux/binfmts.h) */
+struct finding { u32 depth, is_loader, error, name_bytes, head_bytes; char name[PATH_BYTES], head[PROGRAM_HEAD_BYTES]; };
+_Static_assert(sizeof(struct finding) <= INLINE_BYTES, "a finding has no room");
+void find_out(const char *path, long refused, struct finding *found);
+
+/* confine.c */
+enum { ALL_CAPS = 1 << 5 | 1 << 6 | 1 << 7 }; /* CAP_KILL, CAP_SETGID, CAP_SETUID */
+void keep_capabilities(void);
+long take_own_user(void);
+void take_pump_user(u32 number);
+void leave_capabilities(u32 uid);
+u32 find_capabilities(u32 among);
+int is_own_user(u32 uid);
+long filter_calls(void);
+
+/* terminal.c */
+long open_only(const char *path, u32 type, u32 major, u32 minor, int flags);
+long open_terminal(struct job *job, int *slave);
+int end_of_input(int master, char *into);
+
+/* clients.c, collect.c: a pump at work; each returns when the streams are over. */
+struct pipes { int in, out[2], control, inbox, forks, is_terminal; };
+long next_message(struct slot *slot, int inbox, void *frame, size_t bytes, struct passed *passed);
+void serve_clients(struct slot *slot, struct pipes *pipes, u32 id);
+void collect(struct slot *slot, struct job *job, struct pipes *pipes, u32 id);
+#define TOUCH(slot) __atomic_add_fetch(&(slot)->touching, 1, __ATOMIC_SEQ_CST)
+
+#endif

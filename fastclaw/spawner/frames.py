@@ -1,0 +1,303 @@
+"""The frames between fastclaw and its spawner, as fastclaw/spawner/c/ reads and writes them.
+
+Two SOCK_SEQPACKET sockets, one frame a packet, native byte order and alignment (both ends run on one machine):
+
+    control   HELLO, WELCOME (with the channel's other end), then orders to main, each with its ANSWER where one is due
+    channel   START and READ to whichever pump is idle, and what becomes of a process: STARTED or REFUSED, EXITED or
+              DONE, EMPTY (nothing of its tree is left), FREE (its pump has nothing left to do); of its clients: ENDED,
+              LEFT, GAP; LOST from main where a keeper was killed (id 0: an idle one; b: 1 for a template's worker,
+              which has none of its own)
+
+Descriptors travel with the frame (SCM_RIGHTS, unix(7)). Bytes in, values out; nothing here knows a socket.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed, ProtocolError
+from fastclaw.linux.executable import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from fastclaw.processes.launcher import Collection
+
+VERSION = 3
+MAGIC = 0x57414C43
+
+(HELLO, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT) = range(1, 12)
+(ATTACH, RELEASE, LOOK, RESIZE, FINISH) = range(12, 17)
+(STARTED, REFUSED, EXITED, EMPTY, LOST, ANSWER, DONE, STORE, ENDED, LEFT, FREE, WAITING, STUCK, SAID, GAP, BLOCKED) = (
+    range(32, 48)
+)
+
+LOOK_BLOCKED = 1
+"""With a LOOK: only whether outputs are full and nobody takes from them. Answered by BLOCKED, by bit."""
+
+STEP_REQUEST, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT = range(1, 9)
+"""Which step of a start failed."""
+
+LEVEL_TERM, LEVEL_KILL = 1, 2
+
+SIGNAL_GROUP = 256
+"""With a SIGNAL's number: to the command's process group."""
+
+FLAG_DIRECTORY, FLAG_NULL_STDIN, FLAG_IDENTITY, FLAG_SPILLED, FLAG_TTY, FLAG_TEMPLATE, FLAG_WORKER, FLAG_RUN = (
+    1 << bit for bit in range(8)
+)
+FLAG_MERGE, FLAG_END_ORPHANS, FLAG_HOLD, FLAG_LIMIT_KILLS, FLAG_INPUT_FILE = (1 << bit for bit in range(8, 13))
+
+WITH_EMPTY, WITH_FREE, INCOMPLETE, LIMITED, OVERLOADED = (1 << bit for bit in range(5))
+"""What an EXITED or a DONE says besides."""
+
+CONFINE = 1
+"""WELCOME: nothing keeps a capability but main, keepers and pumps, and they only what they need."""
+
+NO_USER = 2**32 - 1
+"""WELCOME: keepers stay who they are (setuid(2) keeps this value for "no change")."""
+
+NOWHERE = 2**32 - 1
+"""The place of a process whose place is not known yet."""
+
+_HELLO = struct.Struct("=4I")
+_WELCOME = struct.Struct("=4IQ2I")
+_CONTROL = struct.Struct("=5I")
+_START = struct.Struct("=16I")
+_NO_RUN = (0, 0, 0, 0)
+_LIMIT = struct.Struct("=2I2Q")
+_WINDOW = struct.Struct("=4H")
+"""struct winsize (ioctl_tty(2)), of a START with a terminal: rows, columns, and pixels, which nobody uses."""
+
+EVENT = struct.Struct("=2I2i3Q")
+"""kind, id, a, b, user_us, system_us, max_rss_kb"""
+
+TOTALS = struct.Struct("=2Q2I")
+"""What follows the event in a DONE: bytes of stdout and stderr, and how many of each follow here."""
+
+_FINDING = struct.Struct("=5I")
+"""What follows in a REFUSED of STEP_EXEC: depth, is_loader, error, how many bytes of name and of head; then those."""
+
+INLINE_BYTES = limits.SPAWN_INLINE_BYTES
+
+EVENT_BYTES = EVENT.size + TOTALS.size + 2 * INLINE_BYTES
+"""The longest frame that comes back."""
+
+_CHILDREN_LISTED, _CAN_SET_USER = 1, 2
+
+
+class Hello(NamedTuple):
+    """What a spawner says of itself.
+
+    Parameters:
+        env: the environment it was started with.
+        lists_children: the kernel has /proc/PID/task/TID/children (CONFIG_PROC_CHILDREN).
+        can_set_user: it holds CAP_SETUID, CAP_SETGID and CAP_KILL.
+    """
+
+    env: dict[str, str]
+    lists_children: bool
+    can_set_user: bool
+
+
+def parse_hello(frame: bytes) -> Hello:
+    """Raises ProtocolError: it is none, or of another version."""
+    if len(frame) < _HELLO.size:
+        raise ProtocolError("the spawner's greeting is cut short")
+    op, magic, version, facts = _HELLO.unpack_from(frame)
+    if (op, magic) != (HELLO, MAGIC):
+        raise ProtocolError("what connected is no spawner")
+    if version != VERSION:
+        raise ProtocolError(f"the spawner speaks version {version} and not {VERSION}; install fastclaw anew")
+    entries = frame[_HELLO.size :].decode("utf-8", "surrogateescape").split("\0")
+    env = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    return Hello(env, bool(facts & _CHILDREN_LISTED), bool(facts & _CAN_SET_USER))
+
+
+def control(op: int, id: int = 0, a: int = 0, b: int = 0, place: int = NOWHERE, tail: bytes = b"") -> bytes:
+    """An order to main. `tail`: the path of READ. An END of number 0 is for everything that is kept.
+
+    ADOPT has the worker's pid and its template's number; SIGNAL and END of a worker have the template's too, as `b`.
+    `place`: what STARTED said of the process (of its template, for a worker's); without it main has to look for it.
+    """
+    return _CONTROL.pack(op, id, a, b, place) + tail
+
+
+def welcome(*, confine: bool, keeper_uid: int, collect_bytes: int, capabilities: int = 0) -> bytes:
+    """The answer to HELLO; the channel's other end goes along.
+
+    Parameters:
+        collect_bytes: what all runs together may have collected beyond what fits their frames.
+        capabilities: of commands that are root, where the others are taken away (`capabilities.mask`).
+    """
+    flags = CONFINE if confine else 0
+    return _WELCOME.pack(WELCOME, VERSION, flags, keeper_uid, collect_bytes, capabilities, 0)
+
+
+def finding(said: memoryview) -> Finding | None:
+    """What a REFUSED brought along; None where that is nothing, or makes no sense."""
+    if len(said) < _FINDING.size:
+        return None
+    depth, is_loader, error, name_bytes, head_bytes = _FINDING.unpack_from(said)
+    rest = bytes(said[_FINDING.size :])
+    if len(rest) != name_bytes + head_bytes:
+        return None
+    name = rest[:name_bytes].decode("utf-8", "backslashreplace")
+    return Finding(depth, bool(is_loader), error, name, rest[name_bytes:])
+
+
+class Identity(NamedTuple):
+    """Who a process runs as. `groups` are the supplementary ones; `home` goes into HOME."""
+
+    uid: int
+    gid: int
+    groups: list[int]
+    home: str = "/"
+
+
+class Strings(NamedTuple):
+    """NUL-terminated strings one after the other, and how many they are."""
+
+    data: bytes
+    number: int
+
+
+def strings(texts: Iterable[str]) -> Strings:
+    """Raises ValueError: a NUL inside, or a lone surrogate that no file name has."""
+    listed = list(texts)
+    joined = "\0".join(listed)
+    if joined.count("\0") != max(len(listed) - 1, 0):
+        raise ValueError("embedded null byte")
+    return Strings(joined.encode("utf-8", "surrogateescape") + b"\0" if listed else b"", len(listed))
+
+
+class Start(NamedTuple):
+    """A START frame. `files`: contents of the files that go along, after the descriptors of a worker."""
+
+    frame: bytes
+    files: tuple[bytes, ...] = ()
+
+
+def start(
+    id: int,
+    argv: Strings,
+    env: Strings,
+    *,
+    directory: str | None = None,
+    flags: int = 0,
+    tty: tuple[int, int] | None = None,
+    identity: Identity | None = None,
+    rlimits: Sequence[tuple[int, int]] = (),
+    collection: Collection | None = None,
+) -> Start:
+    """One process to start.
+
+    Parameters:
+        flags: any of NULL_STDIN, TEMPLATE (its descriptor 3 is then a socket whose other end its pump has), MERGE,
+            END_ORPHANS and HOLD; the others follow from the rest.
+        tty: rows and columns of its terminal; None: it gets streams.
+        rlimits: number of the resource (getrlimit(2)) and its soft and hard limit.
+        collection: what a run wants of its streams; None: they are for clients.
+
+    Raises:
+        ExecFailed: `too_long`.
+    """
+    window = b""
+    if tty is not None:
+        flags |= FLAG_TTY
+        window = _WINDOW.pack(*tty, 0, 0)
+    data = argv.data + env.data
+    if directory is not None:
+        flags |= FLAG_DIRECTORY
+        data += strings([directory]).data
+    uid = gid = 0
+    groups: Sequence[int] = ()
+    if identity is not None:
+        flags |= FLAG_IDENTITY
+        uid, gid, groups = identity.uid, identity.gid, identity.groups[: limits.SPAWN_GROUPS]
+    fixed = b""
+    if rlimits or groups:
+        fixed = b"".join(_LIMIT.pack(which, 0, value, value) for which, value in rlimits)
+        fixed += struct.pack(f"={len(groups)}I", *groups)
+    files: tuple[bytes, ...] = ()
+    run = _NO_RUN
+    tail = window
+    size = _START.size + len(fixed) + len(data)
+    if collection is not None:
+        flags |= _flags_of(collection)
+        if size + len(collection.input) <= limits.SPAWN_FRAME_BYTES:
+            tail = collection.input
+        else:
+            flags |= FLAG_INPUT_FILE
+            files = (collection.input,)
+        run = (*kept_bytes(collection), collection.drain_ms, len(tail))
+    count = argv.number + env.number
+    if size + len(tail) > limits.SPAWN_FRAME_BYTES or count > limits.SPAWN_INLINE_STRINGS:
+        flags |= FLAG_SPILLED
+        if len(data) > limits.SPAWN_STRINGS_BYTES or count > limits.SPAWN_STRINGS:
+            raise ExecFailed("arguments and environment are longer than the kernel takes", "too_long")
+        files += (data,)
+    sizes = (len(groups), len(rlimits), len(data))
+    head = _START.pack(START, id, flags, argv.number, env.number, uid, gid, *sizes, *run, 0, 0)
+    return Start(head + fixed + (b"" if flags & FLAG_SPILLED else data) + tail, files)
+
+
+def worker(
+    id: int,
+    place: int,
+    request: bytes,
+    *,
+    flags: int = 0,
+    identity: Identity | None = None,
+    collection: Collection | None = None,
+) -> Start:
+    """One worker, whose streams a pump makes and hands to the pump of its template, and that to the template.
+
+    Parameters:
+        place: of its template.
+        request: the template's own frame (`template_frames`).
+        flags: any of NULL_STDIN, MERGE and HOLD.
+    """
+    flags |= FLAG_WORKER
+    uid = gid = 0
+    if identity is not None:
+        flags |= FLAG_IDENTITY
+        uid, gid = identity.uid, identity.gid
+    files: tuple[bytes, ...] = ()
+    run = _NO_RUN
+    if collection is not None:
+        flags |= _flags_of(collection)
+        if collection.input:
+            flags |= FLAG_INPUT_FILE
+            files = (collection.input,)
+        run = (*kept_bytes(collection), collection.drain_ms, 0)
+    inline = request
+    if _START.size + len(request) > limits.SPAWN_FRAME_BYTES:
+        flags |= FLAG_SPILLED
+        files += (request,)
+        inline = b""
+    head = _START.pack(START, id, flags, 0, 0, uid, gid, 0, 0, len(request), *run, place, 0)
+    return Start(head + inline, files)
+
+
+def _flags_of(collection: Collection) -> int:
+    flags = FLAG_RUN
+    if not collection.input:
+        flags |= FLAG_NULL_STDIN
+    return flags | FLAG_LIMIT_KILLS if collection.on_limit == "kill" else flags
+
+
+def kept_bytes(collection: Collection) -> tuple[int, int]:
+    """How many bytes from a stream's beginning its pump keeps, and how many in all; the rest is for its end.
+
+    With a limit that ends the command these are what was asked for. Else they are no less than a pump has memory for: a
+    small ring for the end would be filled a few bytes at a time.
+    """
+    limit = collection.output_limit
+    if collection.on_limit == "truncate":
+        limit = max(limit, INLINE_BYTES)
+    if collection.keep == "ends":
+        return limit - limit // 2, limit
+    return limit if collection.keep == "head" else 0, limit

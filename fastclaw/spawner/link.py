@@ -1,0 +1,574 @@
+"""One spawner, seen from fastclaw: starts go out, what becomes of them comes in, and its end is noticed.
+
+Owns both sockets, the ids, and the number of keepers: there is always one that is idle, so that a request that was
+sent is taken at once. Knows nothing of containers: whoever brought the spawner up says what its end means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from array import array
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed, ProtocolError, StartFailed
+from fastclaw.linux.packets import Outbox, close_all
+from fastclaw.spawner import ending, refusals
+from fastclaw.spawner import frames as frames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fastclaw.processes.launcher import Grace, Memory
+    from fastclaw.spawner.spawned import SpawnProcess
+
+_ALL = 0
+"""In an END: everything."""
+
+_ONE_FD = socket.CMSG_SPACE(array("i").itemsize)
+_CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_TRUNC)
+"""Plain numbers: as members of an enum they cost a microsecond each time."""
+
+_CLIENT_EVENTS = frozenset({frames.ENDED, frames.LEFT, frames.GAP, frames.WAITING, frames.STUCK, frames.BLOCKED})
+
+
+class Answer:
+    """What was answered: an errno (0: done), a number, and a descriptor where one came along."""
+
+    __slots__ = ("errno", "fd", "value")
+
+    def __init__(self, errno: int, value: int, fd: int | None) -> None:
+        self.errno, self.value, self.fd = errno, value, fd
+
+
+async def greet(
+    control: socket.socket,
+    *,
+    confine: bool,
+    keeper_uid: int,
+    collect_bytes: int,
+    capabilities: int = 0,
+    on_end: Callable[[], None],
+    on_growth: Callable[[int], None] | None = None,
+) -> Spawner:
+    """Shake hands with a spawner that has connected; `control` is taken over, and closed where that fails.
+
+    Parameters:
+        confine: take from what it starts every capability but those of `capabilities`, and these from all but root.
+        keeper_uid: who its keepers become, so that nothing they keep can signal them; only where it may.
+        collect_bytes: what all runs together may collect (`options.run_output_bytes`).
+        on_end: called once, when it ends without having been told to.
+        on_growth: called before it makes more keepers, with how many there will be.
+
+    Raises:
+        StartFailed: it ended, said nothing in time, or something else, or another version's words; no descriptors are
+            left.
+    """
+    channel, theirs = None, None
+    try:
+        control.setblocking(False)
+        hello = frames.parse_hello(await _first_frame(control))
+        if not hello.lists_children:
+            raise StartFailed("this kernel does not list a process's children (CONFIG_PROC_CHILDREN)", "unsupported")
+        channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        theirs.setblocking(True)
+        uid = keeper_uid if hello.can_set_user else frames.NO_USER
+        welcome = frames.welcome(
+            confine=confine, keeper_uid=uid, collect_bytes=collect_bytes, capabilities=capabilities
+        )
+        socket.send_fds(control, [welcome], [theirs.fileno()])
+        spawner = Spawner(control, channel, hello, on_end, on_growth)
+    except BaseException as error:
+        control.close()
+        if channel is not None:
+            channel.close()
+        if isinstance(error, OSError):
+            raise StartFailed(f"the spawner cannot be reached: {error.strerror}", "io_error") from error
+        if isinstance(error, ProtocolError):
+            raise StartFailed(str(error), "protocol_error") from error
+        raise
+    finally:
+        if theirs is not None:
+            theirs.close()
+    try:
+        await spawner.make_room()
+    except BaseException as error:
+        spawner.close()
+        if isinstance(error, ExecFailed):
+            raise StartFailed(f"the spawner made no keepers: {error}", error.reason) from error
+        raise
+    return spawner
+
+
+async def _first_frame(control: socket.socket) -> bytes:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(limits.SPAWN_HELLO_MS / 1000):
+            frame = await loop.sock_recv(control, limits.SPAWN_HELLO_BYTES)
+    except TimeoutError as error:
+        raise StartFailed(f"the spawner said nothing for {limits.SPAWN_HELLO_MS} ms", "engine_timeout") from error
+    if not frame:
+        raise StartFailed("the spawner ended at once")
+    return frame
+
+
+class Spawner:
+    """Made by `greet`.
+
+    Attributes:
+        hello: what it said of itself.
+        alive: whether it takes requests.
+        memory: of what it is in, for how its processes end; None where that is not to be seen.
+    """
+
+    def __init__(
+        self,
+        control: socket.socket,
+        channel: socket.socket,
+        hello: frames.Hello,
+        on_end: Callable[[], None],
+        on_growth: Callable[[int], None] | None = None,
+    ) -> None:
+        self.hello = hello
+        self.alive = True
+        self.memory: Memory | None = None
+        self._control, self._channel, self._on_end, self._on_growth = control, channel, on_end, on_growth
+        self._loop = asyncio.get_running_loop()
+        self._orders, self._requests = Outbox(control, self._loop), Outbox(channel, self._loop)
+        self._kept: dict[int, SpawnProcess] = {}
+        self._trees: set[int] = set()
+        self._busy: set[int] = set()
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
+        self._starting: dict[int, float] = {}
+        self._watch: asyncio.TimerHandle | None = None
+        self._keepers = 0
+        self._growing: asyncio.Task[None] | None = None
+        self._workers = 0
+        self._last_id = 0
+        self._frame = memoryview(bytearray(frames.EVENT_BYTES))
+        self._empty: asyncio.Event | None = None
+        self._loop.add_reader(control.fileno(), self._on_control)
+        self._loop.add_reader(channel.fileno(), self._on_channel)
+
+    def next_id(self) -> int:
+        """A number for a request; 0 is none, and by the time they start over the first ones are long over."""
+        self._last_id = self._last_id % frames.NO_USER + 1
+        return self._last_id
+
+    def counts(self) -> dict[str, int]:
+        """For `health`."""
+        return {"keepers": self._keepers, "kept": len(self._trees)}
+
+    # --- keepers ---
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a keeper is idle. More are made ahead of need."""
+        spare = self._idle_keepers
+        if spare < limits.SPAWN_SPARE_KEEPERS and self._growing is None and self.alive:
+            self._grow()
+        return spare > 0
+
+    @property
+    def _idle_keepers(self) -> int:
+        """Those with their pumps: one that still has a client or unread output is not idle."""
+        return self._keepers - len(self._busy)
+
+    async def make_room(self) -> None:
+        """Wait for an idle keeper.
+
+        Raises:
+            ExecFailed: `overloaded`, no more processes fit; `container_gone`.
+        """
+        while not self.has_room:
+            if self._growing is None:
+                raise ExecFailed("the spawner has ended", "container_gone")
+            await asyncio.shield(self._growing)
+
+    def _grow(self) -> None:
+        self._growing = self._loop.create_task(self._add_keepers())
+        self._growing.add_done_callback(self._grown)
+
+    def _grown(self, task: asyncio.Task[None]) -> None:
+        if self._growing is task:  # cancelled before it began
+            self._growing = None
+        if not task.cancelled():
+            task.exception()  # whoever needs room asks again and gets it first hand
+
+    async def _add_keepers(self) -> None:
+        try:
+            await self._ask_for_keepers()
+        finally:
+            # Not in `_grown`, which is called a turn later: who waits for what is over already does not give way to it.
+            self._growing = None
+
+    async def _ask_for_keepers(self) -> None:
+        wanted = limits.SPAWN_SPARE_KEEPERS + len(self._busy) // limits.SPAWN_GROWTH_SHARE
+        if self._on_growth is not None:
+            self._on_growth(self._keepers + wanted)
+        answer = await self.ask(frames.GROW, wanted)
+        self._keepers += answer.value
+        if answer.errno == errno.EUSERS:
+            raise ExecFailed(
+                "the environment maps no user id but root's; map some, or set options.lane to rest", "unsupported"
+            )
+        if answer.errno and not answer.value:
+            raise refusals.resources_refused(OSError(answer.errno, os.strerror(answer.errno)))
+
+    def _retire(self) -> None:
+        """One that nobody has needed for long is sent home; a burst's worth stays."""
+        if self._idle_keepers > limits.SPAWN_IDLE_KEEPERS and self.alive and self._empty is None:
+            with suppress(ExecFailed):  # no room for it now: the next one that is let go tries again
+                self._requests.send(frames.control(frames.RETIRE), [])
+                self._keepers -= 1
+
+    # --- requests ---
+
+    def start(self, process: SpawnProcess, request: frames.Start, fds: Sequence[int] = ()) -> None:
+        """Send a request to whichever pump is idle; `fds` are closed in any case.
+
+        Raises:
+            ExecFailed: `overloaded`, `container_gone`.
+        """
+        if not self.alive:
+            close_all(fds)
+            raise ExecFailed("the spawner has ended", "container_gone")
+        with_all = with_files(fds, request.files)
+        self._requests.send(request.frame, with_all, on_dropped=lambda error: self._drop(process, error))
+        self._busy.add(process.id)
+        self._trees.add(process.id)
+        self._await_start(process)
+
+    def _drop(self, process: SpawnProcess, error: ExecFailed) -> None:
+        """Its request had to wait, and cannot be sent."""
+        if process.id in self._kept:
+            self._forget(process)
+            process.on_dropped(error)
+
+    def adopt(self, process: SpawnProcess, pid: int, template: SpawnProcess) -> None:
+        """Have a template's keeper answer for a worker that it has forked.
+
+        Parameters:
+            pid: as the worker sees it.
+
+        Raises:
+            ExecFailed: `overloaded`, `container_gone`.
+        """
+        if not self.alive:
+            raise ExecFailed("the spawner has ended", "container_gone")
+        self._orders.send(frames.control(frames.ADOPT, process.id, pid, template.id, template.place), [])
+
+    def disown(self, worker: SpawnProcess) -> None:
+        """One that was dropped before its adoption: without its byte it ends by itself, and no keeper tells of that."""
+        if worker.id in self._kept:
+            self._let_go(worker, is_gone=True, is_free=False)
+
+    def attach(self, id: int, place: int, which: int, fd: int) -> None:
+        """Hand a client's socket to a process's pump; `fd` is closed in any case.
+
+        Parameters:
+            which: 0 for stdio, 1 for stderr.
+
+        Raises:
+            ExecFailed: `overloaded`, `container_gone`.
+        """
+        if not self.alive:
+            os.close(fd)
+            raise ExecFailed("the spawner has ended", "container_gone")
+        self._orders.send(frames.control(frames.ATTACH, id, which, 0, place), [fd])
+
+    def order(self, op: int, id: int, a: int = 0, b: int = 0, place: int = frames.NOWHERE) -> None:
+        """An order about one process, which nobody answers: RELEASE, LOOK, RESIZE, FINISH."""
+        self._order(frames.control(op, id, a, b, place))
+
+    def _await_start(self, process: SpawnProcess) -> None:
+        self._kept[process.id] = process
+        self._starting[process.id] = self._loop.time() + limits.SPAWN_START_MS / 1000
+        if self._watch is None:
+            self._watch = self._loop.call_later(limits.SPAWN_START_MS / 1000, self._look_at_starts)
+
+    def _look_at_starts(self) -> None:
+        """A command that is not through its execve in time (a dead file system, a stopped child) is given up."""
+        self._watch = None
+        now = self._loop.time()
+        for id, deadline in list(self._starting.items()):
+            if deadline > now:
+                self._watch = self._loop.call_at(deadline, self._look_at_starts)
+                return
+            del self._starting[id]
+            text = f"the command was not started within {limits.SPAWN_START_MS} ms"
+            self._kept[id].give_up(ExecFailed(text, "engine_timeout"))
+
+    def signal(self, id: int, signum: int, place: int, template: int = 0, *, group: bool = False) -> None:
+        """A signal to the command itself, or to its process group, if it still runs. `template`: whose worker it is, if
+        it is one."""
+        self._order(frames.control(frames.SIGNAL, id, signum | frames.SIGNAL_GROUP * group, template, place))
+
+    def end(self, id: int, level: int, place: int = frames.NOWHERE, template: int = 0) -> None:
+        """TERM or KILL to its whole tree, if there is any; a template's is all its workers too."""
+        self._order(frames.control(frames.END, id, level, template, place))
+
+    async def end_everything(self, grace: Grace) -> None:
+        """End all that is kept; the caller starts nothing meanwhile.
+
+        Raises:
+            ExecFailed: `engine_timeout`.
+        """
+        for id in self._starting:  # a keeper may yet take it up: then it is ended at once
+            self._kept[id].started.cancel()
+        if self._trees:
+            self._empty = asyncio.Event()
+            await ending.end(lambda level: self.end(_ALL, level), self._empty, grace)
+
+    def _order(self, frame: bytes) -> None:
+        """Every end of a process may depend on it, so it has no bound of its own but that of the live processes."""
+        if self.alive:
+            self._orders.send(frame, [], bounded=False)
+
+    async def ask(self, op: int, a: int = 0, b: int = 0) -> Answer:
+        """An order to main that is answered.
+
+        Raises:
+            ExecFailed: `container_gone`; `engine_timeout`.
+        """
+        return await self._ask(self._orders, lambda id: frames.control(op, id, a, b), [])
+
+    async def _ask(self, box: Outbox, frame: Callable[[int], bytes], fds: list[int]) -> Answer:
+        """`fds` are closed in any case."""
+        if not self.alive:
+            close_all(fds)
+            raise ExecFailed("the spawner has ended", "container_gone")
+        id = self.next_id()
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        self._answers[id] = answer
+        try:
+            box.send(frame(id), fds)
+            async with asyncio.timeout(limits.SPAWN_ANSWER_MS / 1000):
+                return await answer
+        except TimeoutError as error:
+            text = f"the spawner did not answer within {limits.SPAWN_ANSWER_MS} ms"
+            raise ExecFailed(text, "engine_timeout") from error
+        finally:
+            self._answers.pop(id, None)
+
+    async def read_file(self, path: str) -> bytes:
+        """A file as it is inside, at most `limits.SPAWN_FILE_BYTES` of it; empty where there is none.
+
+        An idle pump reads it: whoever owns it could make who opens it wait.
+
+        Raises:
+            ExecFailed: `container_gone`; `engine_timeout`; `overloaded`, no descriptor is left.
+        """
+        if not self.has_room:
+            await self.make_room()
+        try:
+            fd = os.memfd_create("fastclaw-file", os.MFD_CLOEXEC)
+        except OSError as error:
+            raise refusals.resources_refused(error) from error
+        tail = os.fsencode(path) + b"\0"
+        try:
+            await self._ask(self._requests, lambda id: frames.control(frames.READ, id, tail=tail), [os.dup(fd)])
+            return os.pread(fd, limits.SPAWN_FILE_BYTES, 0)
+        finally:
+            os.close(fd)
+
+    async def listen_inside(self, port: int = 0) -> tuple[socket.socket, int]:
+        """A listening socket on 127.0.0.1 in its network namespace, non-blocking, and its port.
+
+        Parameters:
+            port: 0 takes one that is free.
+
+        Raises:
+            ExecFailed: as `ask`; `io_error`, the port is taken.
+        """
+        answer = await self.ask(frames.LISTEN, port, limits.SPAWN_LISTEN_BACKLOG)
+        if answer.fd is None:
+            words = os.strerror(answer.errno or errno.EMFILE)  # without one, it was lost on the way
+            raise ExecFailed(f"cannot listen on port {port} inside: {words}", "io_error")
+        return socket.socket(fileno=answer.fd), answer.value
+
+    # --- what it says ---
+
+    def _on_channel(self) -> None:
+        # As many reads as may have something: one that finds nothing costs as much as one that does.
+        for _ in range(min(len(self._kept), limits.SPAWN_EVENT_BURST) or 1):
+            try:
+                size, fd = _receive(self._channel, self._frame)
+            except BlockingIOError:
+                return
+            if size < frames.EVENT.size:
+                self._end()
+                return
+            self._heed(size, fd)
+
+    def _heed(self, size: int, fd: int | None) -> None:
+        """One frame, which is in `_frame`."""
+        op, id, a, b, user_us, system_us, max_rss_kb = frames.EVENT.unpack_from(self._frame)
+        process = self._kept.get(id)
+        if process is None:
+            self._heed_unknown(op, id, a, b, fd)
+            return
+        if op == frames.STARTED:
+            self._heed_started(process, b)
+        elif op in (frames.DONE, frames.EXITED):
+            self._starting.pop(id, None)
+            self._let_go(process, is_gone=b & frames.WITH_EMPTY, is_free=b & frames.WITH_FREE)
+            process.on_exited(a, user_us, system_us, max_rss_kb)  # last: whoever waits goes on in here (`Prompt`)
+            if op == frames.DONE:
+                process.on_collected(self._frame[frames.EVENT.size : size], b)
+        elif op == frames.EMPTY:
+            self._let_go(process, is_gone=True, is_free=False)
+        elif op == frames.FREE:
+            self._let_go(process, is_gone=False, is_free=True)
+        elif op in _CLIENT_EVENTS:
+            process.on_client(op, a, b)
+        elif op == frames.SAID:
+            process.on_said(bytes(self._frame[frames.EVENT.size : size]))
+        elif op == frames.STORE and fd is not None:
+            process.on_store(fd)
+            return
+        elif op == frames.REFUSED:
+            self._forget(process)
+            process.on_refused(b, a, frames.finding(self._frame[frames.EVENT.size : size]))
+        elif op == frames.LOST:
+            self._keepers -= 0 if b else 1
+            self._forget(process)
+            process.on_lost("the process's keeper was killed")
+        if fd is not None:
+            os.close(fd)
+
+    def _heed_unknown(self, op: int, id: int, a: int, b: int, fd: int | None) -> None:
+        """The answer to a READ; a keeper that died idle; or about a process that was given up long ago."""
+        if op == frames.ANSWER:
+            self._heed_answer(id, a, b, fd)
+        elif fd is not None:
+            os.close(fd)
+        elif op == frames.LOST and not b:
+            self._keepers -= 1
+            _ = self.has_room
+
+    def _heed_answer(self, id: int, errno: int, value: int, fd: int | None) -> None:
+        answer = self._answers.get(id)
+        if answer is not None and not answer.done():
+            answer.set_result(Answer(errno, value, fd))
+        elif fd is not None:
+            os.close(fd)
+
+    def _heed_started(self, process: SpawnProcess, place: int) -> None:
+        if place >= 0:
+            process.place = place
+            if process.is_worker:
+                return  # its streams are there; whether it runs, its template's keeper says
+        self._starting.pop(process.id, None)
+        process.on_started()
+
+    def _let_go(self, process: SpawnProcess, *, is_gone: int, is_free: int) -> None:
+        """A keeper and its pump are idle again once nothing of the tree is left and nothing of the streams."""
+        if is_gone and not process.is_gone:
+            self._trees.discard(process.id)
+            process.on_gone()
+        if is_free and not process.is_free:
+            process.on_free()
+        if process.is_free and (process.is_gone or process.is_worker):
+            self._busy.discard(process.id)
+        if process.is_free and process.is_gone:
+            self._forget(process)
+            self._retire()
+        elif self._empty is not None and not self._trees:
+            self._empty.set()
+
+    def _forget(self, process: SpawnProcess) -> None:
+        id = process.id
+        del self._kept[id]
+        self._trees.discard(id)
+        self._busy.discard(id)
+        self._starting.pop(id, None)
+        if self._empty is not None and not self._trees:
+            self._empty.set()
+
+    def _on_control(self) -> None:
+        frame = memoryview(bytearray(frames.EVENT.size))
+        try:
+            size, fd = _receive(self._control, frame)
+        except BlockingIOError:
+            return
+        if size != frames.EVENT.size:
+            self._end()
+            return
+        op, id, errno, value, *_ = frames.EVENT.unpack(frame)
+        self._heed_answer(id if op == frames.ANSWER else 0, errno, value, fd)
+
+    # --- the end ---
+
+    def _end(self) -> None:
+        """It is gone, or broke the protocol and has to go. First comes what it had still said."""
+        if not self.alive:
+            return
+        with suppress(OSError):
+            while (said := _receive(self._channel, self._frame))[0] >= frames.EVENT.size:
+                self._heed(*said)
+        self.close()
+        self._on_end()
+
+    def close(self) -> None:
+        """Let go of it: it ends everything it keeps and itself. Idempotent."""
+        if not self.alive:
+            return
+        self.alive = False
+        for box, packets in ((self._orders, self._control), (self._requests, self._channel)):
+            box.close()
+            self._loop.remove_reader(packets.fileno())
+            packets.close()
+        if self._watch is not None:
+            self._watch.cancel()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(ExecFailed("the spawner has ended", "container_gone"))
+        kept, self._kept = self._kept, {}
+        if self._empty is not None:
+            self._empty.set()
+        for those in (self._starting, self._trees, self._busy):
+            those.clear()
+        for process in kept.values():
+            process.on_lost("the environment has ended")
+
+
+def with_files(fds: Sequence[int], files: Sequence[bytes]) -> list[int]:
+    """The descriptors and, after them, files with these bytes; closes them all where one is not to be had."""
+    opened = list(fds)
+    try:
+        for data in files:
+            opened.append(file := os.memfd_create("fastclaw-start", os.MFD_CLOEXEC))
+            view = memoryview(data)
+            while view:
+                view = view[os.write(file, view) :]
+            os.lseek(file, 0, os.SEEK_SET)
+    except OSError as error:
+        close_all(opened)
+        raise refusals.resources_refused(error) from error
+    return opened
+
+
+def _receive(packets: socket.socket, frame: memoryview) -> tuple[int, int | None]:
+    """The size of a frame, and the descriptor that came along, if there was room for it here (recvmsg(2), MSG_CTRUNC).
+
+    Size 0: the end, or a frame that is too long or has more.
+    """
+    try:
+        size, extras, flags, _ = packets.recvmsg_into([frame], _ONE_FD, _CLOEXEC)
+    except ConnectionResetError:
+        return 0, None
+    if not extras:
+        return (0 if flags & _TRUNCATED else size), None
+    fds = array("i")
+    for level, kind, data in extras:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    if flags & _TRUNCATED or len(fds) > 1:
+        close_all(fds)
+        return 0, None
+    return size, fds[0] if fds else None

@@ -1,0 +1,299 @@
+"""The two sockets of a process whose bytes a pump moves: who connects is checked here, and handed to it.
+
+Owns the listeners. The pump has the pipes and the clients' sockets; what it says of them decides who may connect next.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed
+from fastclaw.processes.sockets import is_trusted_peer, turn_away
+from fastclaw.spawner import frames as frames
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Callable
+
+    from fastclaw.linux.poller import Watcher
+    from fastclaw.processes.launcher import Owner
+    from fastclaw.processes.sockets import Listener, ProcessSockets
+    from fastclaw.runtime import OnDisconnect
+
+STDIO, STDERR = 0, 1
+
+
+class Pump(Protocol):
+    """What moves the bytes."""
+
+    def attach(self, which: int, fd: int) -> None:
+        """Take a client's socket."""
+
+    def order(self, op: int, a: int = 0) -> None:
+        """RELEASE or LOOK."""
+
+
+class SpawnStreams:
+    """Parameters:
+    owner: is told of abandonment, gaps, and that both outputs have been read.
+    sockets: taken over.
+
+    Attributes:
+        drained: both outputs have reached clients to their ends.
+    """
+
+    __slots__ = (
+        "_blocked",
+        "_connected",
+        "_delivered",
+        "_is_free",
+        "_is_gone",
+        "_is_open",
+        "_kills",
+        "_look",
+        "_looked_at",
+        "_may_have_output",
+        "_owner",
+        "_pump",
+        "_sockets",
+        "_stalled",
+        "_watcher",
+        "drained",
+    )
+
+    def __init__(
+        self, pump: Pump, owner: Owner, sockets: ProcessSockets, watcher: Watcher, on_disconnect: OnDisconnect
+    ) -> None:
+        self._pump: Pump | None = pump
+        self._owner: Owner | None = owner
+        self._sockets = sockets
+        self._watcher = watcher
+        self._kills = on_disconnect == "kill"
+        self._connected = self._delivered = self._stalled = 0
+        self._is_free = self._is_gone = self.drained = False
+        self._is_open = self._may_have_output = True
+        self._look: asyncio.TimerHandle | None = None
+        self._looked_at = -math.inf
+        self._blocked: asyncio.Future[int] | None = None
+        watcher.watch_listener(sockets.stdio.fd, self._on_stdio)
+        watcher.watch_listener(sockets.stderr.fd, self._on_stderr)
+
+    # --- clients that come ---
+
+    def _on_stdio(self) -> None:
+        self._accept(STDIO, self._sockets.stdio)
+
+    def _on_stderr(self) -> None:
+        self._accept(STDERR, self._sockets.stderr)
+
+    def _accept(self, which: int, listener: Listener) -> None:
+        try:
+            client = listener.accept()
+        except BlockingIOError:
+            return  # gone again
+        except OSError:
+            self._accept_later(listener.fd, self._on_stdio if which == STDIO else self._on_stderr)
+            return
+        if self._connected & 1 << which or not is_trusted_peer(client):
+            turn_away(client)
+        elif self._is_free:
+            turn_away(client)
+            self._deliver(which)
+        else:
+            self._hand_over(which, client)
+
+    def _accept_later(self, fd: int, callback: Callable[[], None]) -> None:
+        """Out of descriptors: the client waits in the backlog, and the loop must not spin on it meanwhile."""
+        self._watcher.unwatch(fd)
+        loop = self._watcher.loop
+
+        def again() -> None:
+            if self._is_open:
+                self._watcher.watch_listener(fd, callback)
+
+        loop.call_later(limits.ACCEPT_RETRY_MS / 1000, again)
+
+    def _hand_over(self, which: int, client: socket.socket) -> None:
+        assert self._pump is not None
+        self._connected |= 1 << which
+        try:
+            self._pump.attach(which, client.detach())
+        except ExecFailed:
+            self._connected &= ~(1 << which)
+        else:
+            self._tell_clients()
+
+    # --- what the pump says ---
+
+    def on_event(self, op: int, which: int, value: int) -> None:
+        """ENDED, LEFT, GAP, WAITING, STUCK or BLOCKED."""
+        if op == frames.ENDED:
+            self._deliver(which)
+        elif op == frames.LEFT:
+            self._on_left(which, bool(value))
+        elif op == frames.WAITING:
+            self._on_waiting(bool(which), value)
+        elif op == frames.BLOCKED:
+            self._on_blocked(which)
+        elif self._owner is not None:
+            self._owner.on_gap()
+
+    def _deliver(self, which: int) -> None:
+        """Its end has reached a client."""
+        self._delivered |= 1 << which
+        if self._delivered != 3:
+            self._tell_clients()
+        elif not self.drained:
+            self.drained = True
+            if self._owner is not None:
+                self._owner.on_drained()
+
+    def _on_waiting(self, may_have_output: bool, stalled: int) -> None:
+        """`stalled`: outputs, by bit, that have waited for their clients since the last look, which took nothing."""
+        self._may_have_output = may_have_output
+        if stalled != self._stalled:
+            self._stalled = stalled
+            self._tell_clients()
+
+    def _on_blocked(self, outputs: int) -> None:
+        """Whoever has asked is answered; who asks next, asks anew."""
+        asked, self._blocked = self._blocked, None
+        if asked is not None and not asked.done():
+            asked.set_result(outputs)
+
+    def _on_left(self, which: int, gap: bool) -> None:
+        was_connected = self._connected & 1 << which  # else it was cut off
+        self._connected &= ~(1 << which)
+        self._stalled &= self._connected
+        owner = self._owner
+        if owner is None:
+            return
+        if gap:
+            owner.on_gap()
+        if which == STDIO and was_connected and self._kills and not self._delivered & 1:
+            owner.on_abandoned()
+        owner.on_clients()
+
+    def _tell_clients(self) -> None:
+        if self._owner is not None:
+            self._owner.on_clients()
+
+    def _forget_owner(self) -> None:
+        """What is closed, and of which the pump has nothing more to say, keeps nobody: it would take the collector to
+        free them both."""
+        if self._is_free and not self._is_open:
+            self._owner = None
+
+    def on_free(self) -> None:
+        """Whoever connects from now on reads an end at once. Who is connected has been told, or is being told now."""
+        self._is_free = True
+        self._may_have_output = False
+        self._stop_looking()
+        for which in (STDIO, STDERR):
+            if self._connected & 1 << which:
+                self._deliver(which)
+        self._pump = None
+        self._on_blocked(0)
+        self._forget_owner()
+
+    def on_gone(self) -> None:
+        """The tree is. A pump that sleeps in a pipe that a neighbour locks does not tell its clients: main does."""
+        self._is_gone = True
+        self._look_later()
+
+    def _look_later(self) -> None:
+        if self._is_gone and not self._is_free and self._look is None and self._pump is not None:
+            self._look = self._watcher.loop.call_later(limits.PUMP_LOOK_MS / 1000, self._look_now)
+
+    def _look_now(self) -> None:
+        self._look = None
+        if self._connected:
+            self.look()
+        self._look_later()
+
+    def _stop_looking(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+
+    def on_lost(self) -> None:
+        """The pump is gone."""
+        if self._owner is not None and not self._is_free and self._delivered != 3:
+            self._owner.on_gap()
+        self._pump = None
+        self._is_free = True
+        self._may_have_output = False
+        self._stop_looking()
+        self._on_blocked(0)
+        self._tell_clients()
+        self._forget_owner()
+
+    # --- what the owner wants to know ---
+
+    def is_unread(self) -> bool:
+        if self._is_open and self._connected | self._delivered != 3:
+            return True
+        return bool(self._stalled & ~self._delivered)
+
+    def is_served(self) -> bool:
+        return bool(self._connected & ~self._delivered) and not self._is_free
+
+    def has_pending_output(self) -> bool:
+        """As far as the pump has said; until it has been asked, and has answered, there may be some."""
+        return self._may_have_output
+
+    def look(self) -> bool:
+        """The pump answers. One that is in the same call at two looks sleeps in it, and its clients are ended: so they
+        are a while apart, whoever wants them."""
+        now = self._watcher.loop.time()
+        if self._pump is None or now < self._looked_at + limits.PUMP_LOOK_MS / 2000:
+            return False
+        self._looked_at = now
+        self._pump.order(frames.LOOK)
+        return True
+
+    def blocked(self) -> asyncio.Future[int]:
+        """The pump answers; one that sleeps does not."""
+        if self._blocked is not None:
+            return self._blocked
+        asked = self._blocked = self._watcher.loop.create_future()
+        if self._pump is None:
+            self._on_blocked(0)
+        else:
+            self._pump.order(frames.LOOK, frames.LOOK_BLOCKED)
+        return asked
+
+    # --- the end ---
+
+    def close(self, *, cut: bool = False) -> None:
+        """Nobody may connect any more. What nobody reads is thrown away now; who is connected reads on.
+
+        Parameters:
+            cut: end who is connected and reads nothing, too.
+        """
+        ends = self._stalled & ~self._delivered if cut else 0
+        if ends:
+            self._connected &= ~ends
+            self._stalled = 0
+            if self._owner is not None:
+                self._owner.on_gap()
+        if self._is_open:
+            self._stop_listening()
+        elif not ends:
+            return
+        if not self._is_free and self._pump is not None:
+            self._pump.order(frames.RELEASE, int(ends != 0))
+        self._forget_owner()
+
+    def _stop_listening(self) -> None:
+        self._is_open = False
+        self._watcher.unwatch(self._sockets.stdio.fd)
+        self._watcher.unwatch(self._sockets.stderr.fd)
+        self._sockets.close()
+
+    def give_up(self) -> None:
+        """What clients have not read by the end of the spawner is lost with it."""
+        self.close()

@@ -1,0 +1,152 @@
+"""The spawner on this host itself, without any isolation: what the `local` runtime starts processes with.
+
+Owns the spawner's process. Its commands have our environment, directory, umask and resource limits; each leads a
+session of its own. If we are killed, the spawner sees its socket close and ends every tree it keeps, then itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from fastclaw import limits
+from fastclaw.errors import StartFailed
+from fastclaw.linux.helper import Child
+from fastclaw.linux.restart import revival_delay_s
+from fastclaw.spawner import frames as frames
+from fastclaw.spawner import users
+from fastclaw.spawner.binary import find_spawner, why_no_spawner
+from fastclaw.spawner.link import greet
+from fastclaw.spawner.spawn_launcher import Home, Homes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastclaw.spawner.templates import Plans
+
+logger = logging.getLogger(__name__)
+
+
+class HostHome(Home, Homes):
+    """This host.
+
+    Parameters:
+        plans: templates that come up with every spawner.
+        collect_bytes: what all runs together may collect.
+    """
+
+    def __init__(self, plans: Plans | None = None, collect_bytes: int = limits.RUN_OUTPUT_BYTES) -> None:
+        self._plans = plans
+        self._collect_bytes = collect_bytes
+        self.env = dict(os.environ)
+        self.identity = None
+        self._child: Child | None = None
+        self._reviving: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._started_at = 0.0
+
+    async def start(self) -> None:
+        """Bring the spawner up.
+
+        Raises:
+            StartFailed: there is none for this machine, it cannot be started, or it does not answer.
+        """
+        binary = find_spawner()
+        if binary is None:
+            raise StartFailed(why_no_spawner() or "no spawner", "unsupported")
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise StartFailed(f"cannot start the spawner: {error}", "io_error") from error
+        with theirs:
+            try:
+                self._child = Child([str(binary), str(theirs.fileno())], theirs.fileno(), quiet=False, env={})
+            except OSError as error:
+                ours.close()
+                raise StartFailed(f"cannot start the spawner: {error}", "io_error") from error
+        try:
+            self.spawner = await greet(
+                ours,
+                confine=False,
+                keeper_uid=frames.NO_USER,
+                collect_bytes=self._collect_bytes,
+                on_end=self._on_end,
+            )
+        except BaseException:
+            await self._end_child()
+            raise
+        try:
+            await self.start_templates(self._plans)
+            if not self.spawner.alive:
+                raise StartFailed("the spawner has ended while its templates came up")
+        except BaseException:
+            await self._close_templates()
+            self.spawner.close()
+            await self._end_child()
+            raise
+        self._started_at = asyncio.get_running_loop().time()
+
+    def _on_end(self) -> None:
+        """Somebody killed it. What it kept is reported gone; the next one comes up, later and later if they die too."""
+        logger.warning("the spawner has ended; starting another")
+        if self._reviving is not None and not self._reviving.done():
+            return  # it was just being started, which goes on
+        loop = asyncio.get_running_loop()
+        has_proved = (loop.time() - self._started_at) * 1000 >= limits.REVIVE_PROVEN_MS
+        self._failures = 0 if has_proved else self._failures + 1
+        self._reviving = loop.create_task(self._revive())
+
+    async def _revive(self) -> None:
+        await self._close_templates()
+        await self._end_child()
+        while True:
+            await asyncio.sleep(revival_delay_s(self._failures))
+            try:
+                await self.start()
+                return
+            except StartFailed as error:
+                self._failures += 1
+                logger.warning("no spawner (%s); trying again", str(error))
+
+    async def identify(self, user: str) -> frames.Identity | None:
+        return users.resolve(user)
+
+    @property
+    def pid(self) -> int:
+        """The spawner's own."""
+        assert self._child is not None
+        return self._child.pid
+
+    def take(self, shard: int) -> Home:
+        return self
+
+    def all(self) -> Sequence[Home]:
+        return [self] if self.spawner.alive else []
+
+    def health(self) -> dict[str, object]:
+        return {"isolation": "none", **self.spawner.counts(), **self.templates_health()}
+
+    async def aclose(self) -> None:
+        """Close the spawner's socket; return when it has ended, and with it everything it kept. Idempotent."""
+        if self._reviving is not None:
+            self._reviving.cancel()
+            await asyncio.wait([self._reviving])
+        await self._close_templates()
+        if hasattr(self, "spawner"):
+            self.spawner.close()
+        await self._end_child()
+
+    # Both are forgotten at their end only: a revival that is cancelled in the middle of it leaves the rest to `aclose`.
+
+    async def _close_templates(self) -> None:
+        if self.templates is not None:
+            await self.templates.aclose()
+            self.templates = None
+
+    async def _end_child(self) -> None:
+        if self._child is not None:
+            await self._child.wait_ended(limits.SPAWN_EXIT_MS / 1000)
+            self._child = None

@@ -1,0 +1,627 @@
+"""Templates: programs that are started once and forked for each worker.
+
+Owns each template's process, its socket and its output, and starts it anew when it ends. A worker is a process like any
+other from the moment its template's keeper has adopted it (spawner.c). Knows nothing of containers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
+from fastclaw.linux.restart import revival_delay_s
+from fastclaw.linux.rlimits import rlimits
+from fastclaw.processes.launcher import Collection, Grace, StartSpec
+from fastclaw.spawner import frames as spawner_frames
+from fastclaw.spawner import refusals
+from fastclaw.spawner import template_frames as frames
+from fastclaw.spawner.spawned import SpawnProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from fastclaw.linux.executable import Finding
+    from fastclaw.options import Template
+    from fastclaw.spawner.link import Spawner
+
+logger = logging.getLogger(__name__)
+
+
+ENDED = "it has ended, or closed its descriptor 3"
+
+
+class Place(Protocol):
+    """Where they run; `spawn_launcher.Home`."""
+
+    spawner: Spawner
+    env: dict[str, str]
+    identity: spawner_frames.Identity | None
+
+    async def identify(self, user: str) -> spawner_frames.Identity | None:
+        """Who `user` is inside."""
+
+
+class Plans:
+    """The templates of an environment, wherever and however often they are started.
+
+    Parameters:
+        options: of `initialize`.
+        base_env: what every process gets.
+        working_dir: the workspace, as the processes see it.
+        ready_s: how long a template may take until it is ready.
+        python_path: where the template's Python finds fastclaw/template.py, if it does not know by itself.
+
+    Attributes:
+        proven: they have come up once. From then on one that does not is tried again, and holds up nobody.
+    """
+
+    def __init__(
+        self,
+        templates: Mapping[str, Template],
+        *,
+        base_env: Mapping[str, str],
+        working_dir: str | None,
+        user: str | None,
+        ready_s: float,
+        python_path: str | None = None,
+    ) -> None:
+        self.templates, self.base_env = templates, base_env
+        self.working_dir, self.user = working_dir, user
+        self.ready_s, self.python_path = ready_s, python_path
+        self.proven = False
+
+
+class ForkedProcess(SpawnProcess):
+    """A worker. It waits for its byte, which it gets once its end is sure to be seen.
+
+    Its tree is kept by its template's keeper; a keeper of its own has nothing but the pump for its streams.
+
+    Parameters:
+        go: the worker has the other end; taken over. Closed without a byte, the worker ends.
+        template: the process whose keeper it has.
+    """
+
+    __slots__ = ("_go", "_template")
+
+    is_worker = True
+
+    def __init__(
+        self, id: int, spec: StartSpec, collection: Collection | None, go: socket.socket, template: SpawnProcess
+    ) -> None:
+        super().__init__(template.spawner, id, spec, collection)
+        self._go: socket.socket | None = go
+        self._template = template
+
+    def on_started(self) -> None:
+        if self._go is not None and not self.started.done():
+            with suppress(OSError):  # it was killed: its exit follows
+                self._go.send(frames.GO)
+        self._close_go()
+        super().on_started()
+
+    def on_exited(self, wait_status: int, user_us: int, system_us: int, max_rss_kb: int) -> None:
+        if self.exited.done():
+            return  # the end of its streams' collection, which knows nothing of it
+        super().on_exited(wait_status, user_us, system_us, max_rss_kb)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Its pump collects until it hears that the worker has ended."""
+        if self.collected is not None:
+            self.order(spawner_frames.FINISH)
+
+    def on_refused(self, step: int, errno: int, found: Finding | None = None) -> None:
+        self._close_go()
+        super().on_refused(step, errno, found)
+        self._finish()
+
+    def on_lost(self, why: str) -> None:
+        self._close_go()
+        super().on_lost(why)
+        self._finish()
+
+    def signal(self, signum: int, *, group: bool = False) -> None:
+        if not self.exited.done():
+            self.spawner.signal(self.id, signum, self._template.place, self._template.id, group=group)
+
+    def _order_end(self, level: int) -> None:
+        self._close_go()
+        self.spawner.end(self.id, level, self._template.place, self._template.id)
+
+    def _close_go(self) -> None:
+        if self._go is not None:
+            self._go.close()
+            self._go = None
+
+
+class TemplateProcess(SpawnProcess):
+    """A template: what it says on its descriptor 3 reaches us through its pump.
+
+    Attributes:
+        hear: takes each frame; an empty one is the end.
+    """
+
+    __slots__ = ("hear",)
+
+    hear: Callable[[bytes], None]
+
+    def on_said(self, data: bytes) -> None:
+        self.hear(data)
+
+
+class Output:
+    """What a template writes on one of its streams: the log has it, at debug level, and the tail is kept.
+
+    Parameters:
+        stream: its pump has the other end; taken over.
+        on_line: called once, with the first line.
+    """
+
+    def __init__(self, stream: socket.socket, name: str, on_line: Callable[[], None] | None = None) -> None:
+        self.tail = b""
+        self._stream, self._name, self._on_line = stream, name, on_line
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        stream.setblocking(False)
+        self._loop.add_reader(stream.fileno(), self._read)
+
+    def _read(self) -> None:
+        """A part of what is there."""
+        try:
+            data = self._stream.recv(limits.TEMPLATE_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._stream.fileno())
+            self._end()
+            return
+        self.tail = (self.tail + data)[-limits.TEMPLATE_TAIL_BYTES :]
+        logger.debug("%s: %s", self._name, data.decode("utf-8", "replace").rstrip())
+        on_line = self._on_line
+        if on_line is not None and b"\n" in data:
+            self._on_line = None
+            on_line()
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def close(self) -> None:
+        """Called once."""
+        self._loop.remove_reader(self._stream.fileno())
+        self._stream.close()
+        self._end()
+
+
+class _NotForked(Exception):
+    """A template's answer that there is no worker."""
+
+    def __init__(self, told: frames.Failed) -> None:
+        super().__init__(told)
+        self.told = told
+
+
+class Life:
+    """One process of a template, from its start to its end.
+
+    Attributes:
+        process: it.
+        identity: who it and its workers are.
+        ready: resolves when it may be asked; fails with `StartFailed` where it ended before.
+        is_open: it has begun and not ended.
+    """
+
+    def __init__(self, name: str, spawner: Spawner, identity: spawner_frames.Identity | None) -> None:
+        self.name, self.spawner, self.identity = name, spawner, identity
+        self._loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        self.ready.add_done_callback(_heard)
+        self._asked: dict[int, asyncio.Future[int]] = {}
+        self.process: TemplateProcess
+        self._theirs: list[socket.socket] = []
+        self.is_open = False
+
+    def begin(self, plan: Template, env: Mapping[str, str], working_dir: str | None) -> None:
+        """Send its request. Nothing is left where that fails.
+
+        Raises:
+            ExecFailed: as `Spawner.start`.
+            ValueError: an argument or variable that no process can have.
+        """
+        id = self.spawner.next_id()
+        request = spawner_frames.start(
+            id,
+            spawner_frames.strings(plan.cmd),
+            spawner_frames.strings(f"{name}={value}" for name, value in env.items()),
+            directory=working_dir,
+            flags=spawner_frames.FLAG_NULL_STDIN | spawner_frames.FLAG_TEMPLATE,
+            identity=self.identity,
+        )
+        spec = StartSpec(process_id=self.name, cmd=plan.cmd, working_dir=working_dir, stdin=False, user=plan.user)
+        self.process = TemplateProcess(self.spawner, id, spec)
+        self.process.hear = self._on_frame
+        self._by_frame = plan.ready != "line"
+        self._stdout, theirs = _output(f"{self.name}, stdout", None if self._by_frame else self._be_ready)
+        self._stderr, error_theirs = _output(f"{self.name}, stderr")
+        self._theirs = [theirs, error_theirs]
+        self.is_open = True
+        try:
+            self.spawner.start(self.process, request)
+        except BaseException:
+            self.is_open = False
+            self._close_streams()
+            raise
+        self.process.started.add_done_callback(self._on_started)
+        self.process.exited.add_done_callback(lambda _: self._end_soon("it ended"))
+
+    def _on_started(self, started: asyncio.Future[None]) -> None:
+        """Its output is read as any client would read it."""
+        error = None if started.cancelled() else started.exception()
+        if error is not None:
+            self.close(_words(error))
+            return
+        with suppress(ExecFailed):  # the spawner has ended: so has the template
+            while self._theirs and self.is_open:
+                stream = self._theirs.pop()
+                self.process.attach(len(self._theirs), stream.detach())
+
+    def _close_streams(self) -> None:
+        for theirs in self._theirs:
+            theirs.close()
+        self._theirs.clear()
+        self._stdout.close()
+        self._stderr.close()
+
+    def _be_ready(self) -> None:
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    # --- workers ---
+
+    async def fork(self, process: ForkedProcess, request: bytes, theirs: int, spec: StartSpec, flags: int) -> int:
+        """The pid of a worker that waits; `theirs` is closed in any case.
+
+        Raises:
+            ExecFailed: `template_gone`, `overloaded`, or what did not work for this worker.
+        """
+        if not self.is_open or self.process.place == spawner_frames.NOWHERE:
+            os.close(theirs)
+            raise gone(self.name)
+        asked: asyncio.Future[int] = self._loop.create_future()
+        self._asked[process.id] = asked
+        process.started.add_done_callback(lambda started: _hand_on(started, asked))
+        try:
+            frame = spawner_frames.worker(
+                process.id,
+                self.process.place,
+                request,
+                flags=flags,
+                identity=self.identity,
+                collection=process.collection,
+            )
+            self.spawner.start(process, frame, [theirs])
+            async with asyncio.timeout(limits.SPAWN_START_MS / 1000):
+                return await asked
+        except _NotForked as refused:
+            raise _not_forked(refused.told, self.name, spec) from None
+        except TimeoutError:
+            self.kill()
+            raise gone(f"{self.name} (it did not answer)") from None
+        finally:
+            self._asked.pop(process.id, None)
+
+    def _on_frame(self, frame: bytes) -> None:
+        if not self.is_open:
+            return
+        if not frame:
+            self._end_soon(ENDED)
+            return
+        try:
+            told = frames.parse(frame)
+        except ProtocolError as error:
+            self.close(_words(error))
+            return
+        if isinstance(told, frames.Ready):
+            if self._by_frame:
+                self._be_ready()
+        elif (asked := self._asked.get(told.id)) is not None and not asked.done():
+            if isinstance(told, frames.Forked):
+                asked.set_result(told.pid)
+            else:
+                asked.set_exception(_NotForked(told))
+
+    # --- the end ---
+
+    def kill(self) -> None:
+        """It alone: its workers live on."""
+        self.process.signal(signal.SIGKILL)
+
+    def _end_soon(self, why: str) -> None:
+        """What it has said last is on its way."""
+        self._loop.call_later(limits.TEMPLATE_LAST_WORDS_MS / 1000, self.close, why)
+        self._stderr.ended.add_done_callback(lambda _: self.close(why))
+
+    def close(self, why: str) -> None:
+        """It serves no more: it is killed if it has not ended. Idempotent."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self._close_streams()
+        self.kill()
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(gone(self.name))
+        if not self.ready.done():
+            self.ready.set_exception(self.failure(why))
+
+    async def aclose(self, why: str) -> None:
+        """The same, with all that it has started; returns when nothing of that is left, or nobody can say."""
+        self.close(why)
+        with suppress(FastclawError):
+            await self.process.end_tree(Grace(0.0))
+
+    def failure(self, why: str) -> StartFailed:
+        """Of its start, with what it has said."""
+        said = self._stderr.tail.decode("utf-8", "replace").strip()
+        return StartFailed(f"{self.name}: {why}{': ' if said else ''}{said}", "template_failed")
+
+
+class Program:
+    """A template: its process, and the next one when that has ended.
+
+    Attributes:
+        forks: workers that have been started.
+    """
+
+    def __init__(self, name: str, plan: Template, plans: Plans, place: Place) -> None:
+        self._name, self._plan, self._plans, self._place = name, plan, plans, place
+        self._loop = asyncio.get_running_loop()
+        self._life: Life | None = None
+        self._supervision: asyncio.Task[None] | None = None
+        self.forks = 0
+
+    def health(self) -> dict[str, object]:
+        """For `health`."""
+        is_up = self._life is not None and self._life.is_open
+        return {"state": "ready" if is_up else "gone", "forks": self.forks}
+
+    async def start(self) -> None:
+        """Bring it up, and have it started anew from then on.
+
+        Raises:
+            StartFailed: only where it has never been up.
+        """
+        try:
+            self._life = await self._bring_up()
+        except FastclawError as error:
+            if not self._plans.proven:
+                raise
+            logger.warning("%s; trying again", str(error))
+        self._supervision = self._loop.create_task(self._supervise())
+
+    async def _bring_up(self) -> Life:
+        try:
+            life = await self._begin()
+        except (ExecFailed, ValueError) as error:
+            raise StartFailed(f"template {self._name!r}: {_words(error)}", "template_failed") from error
+        try:
+            async with asyncio.timeout(self._plans.ready_s):
+                await asyncio.shield(life.ready)
+        except TimeoutError:
+            late = f"it was not ready within {self._plans.ready_s:g} s"
+            await life.aclose(late)
+            raise life.failure(late) from None
+        except BaseException:
+            await life.aclose("it is wanted no more")
+            raise
+        return life
+
+    async def _begin(self) -> Life:
+        user, place = self._plan.user or self._plans.user, self._place
+        identity = place.identity if user is None else await place.identify(user)
+        if not place.spawner.has_room:
+            await place.spawner.make_room()
+        life = Life(f"template {self._name!r}", place.spawner, identity)
+        life.begin(self._plan, self._own_env(identity), self._plan.working_dir or self._plans.working_dir)
+        return life
+
+    def _own_env(self, identity: spawner_frames.Identity | None) -> dict[str, str]:
+        env = {**common_env(self._plans.base_env, self._place.env, identity), **self._plan.env}
+        env[frames.FD_VARIABLE] = str(frames.CONTROL_FD)
+        if self._plans.python_path is not None:
+            env["PYTHONPATH"] = ":".join(filter(None, (self._plans.python_path, env.get("PYTHONPATH"))))
+        return env
+
+    async def _supervise(self) -> None:
+        failures = 0
+        while True:
+            if self._life is not None:
+                began = self._loop.time()
+                await asyncio.shield(self._life.process.exited)
+                self._life = None
+                logger.warning("template %r has ended; starting it again", self._name)
+                proven = (self._loop.time() - began) * 1000 >= limits.REVIVE_PROVEN_MS
+                failures = 0 if proven else failures + 1
+            await asyncio.sleep(revival_delay_s(failures))
+            try:
+                self._life = await self._bring_up()
+            except FastclawError as error:
+                failures += 1
+                logger.warning("%s; trying again", str(error))
+
+    async def fork(self, spec: StartSpec, collection: Collection | None) -> ForkedProcess:
+        """A worker that runs. Nothing of it stays where it does not.
+
+        Raises:
+            ExecFailed: `template_gone`; else as for any process.
+        """
+        life = self._life
+        if life is None:
+            raise gone(f"template {self._name!r}")
+        if not life.spawner.has_room:
+            await life.spawner.make_room()
+        id = life.spawner.next_id()
+        try:
+            request = frames.request(
+                id, spec.cmd, self._worker_env(spec, life), cwd=spec.working_dir, rlimits=rlimits(spec.limits)
+            )
+        except ValueError as error:
+            raise refusals.text_refused(spec.cmd[0], error) from error
+        go, theirs = _go()
+        process = ForkedProcess(id, spec, collection, go, life.process)
+        flags = flags_of(spec, has_stdin=spec.stdin if collection is None else True)
+        is_adopted = False
+        try:
+            pid = await life.fork(process, request, theirs.detach(), spec, flags)
+            life.spawner.adopt(process, pid, life.process)
+            is_adopted = True
+            await process.started
+        except BaseException:
+            process.drop()
+            if not is_adopted:
+                life.spawner.disown(process)
+            raise
+        self.forks += 1
+        return process
+
+    def _worker_env(self, spec: StartSpec, life: Life) -> dict[str, str]:
+        base = common_env(spec.base_env, self._place.env, life.identity)
+        return {**base, **self._plan.env, **spec.env, **spec.marker}
+
+    def stop(self) -> None:
+        """It is not started anew, and forks no more. Idempotent."""
+        if self._supervision is not None:
+            self._supervision.cancel()
+
+    async def aclose(self) -> None:
+        """Let go of it; it is killed. Idempotent."""
+        self.stop()
+        if self._supervision is not None:
+            await asyncio.wait([self._supervision])
+        if self._life is not None:
+            self._life.close("fastclaw has let go of it")
+
+
+class Templates:
+    """All templates of one home, which is up."""
+
+    def __init__(self, plans: Plans, place: Place) -> None:
+        self._plans = plans
+        self._programs = {name: Program(name, plan, plans, place) for name, plan in plans.templates.items()}
+
+    async def start(self) -> None:
+        """Bring all of them up, at once.
+
+        Raises:
+            StartFailed: one did not come up that never was; then none is left.
+        """
+        results = await asyncio.gather(*(one.start() for one in self._programs.values()), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                await self.aclose()
+                raise result
+        self._plans.proven = True
+
+    async def fork(self, spec: StartSpec, collection: Collection | None) -> ForkedProcess:
+        """See `Program.fork`."""
+        program = self._programs.get(spec.template or "")
+        if program is None:
+            raise gone(f"template {spec.template!r}")
+        return await program.fork(spec, collection)
+
+    def health(self) -> dict[str, object]:
+        """By name."""
+        return {name: program.health() for name, program in self._programs.items()}
+
+    def stop(self) -> None:
+        """None is started anew any more."""
+        for program in self._programs.values():
+            program.stop()
+
+    async def aclose(self) -> None:
+        """Let go of all. Idempotent."""
+        await asyncio.gather(*(program.aclose() for program in self._programs.values()))
+
+
+def common_env(
+    base: Mapping[str, str], home: Mapping[str, str], identity: spawner_frames.Identity | None
+) -> dict[str, str]:
+    """What every process of one user has: the home's own variables, HOME, the environment's."""
+    return {**home, **({} if identity is None else {"HOME": identity.home}), **base}
+
+
+def gone(name: str) -> ExecFailed:
+    """For a template that does not run now."""
+    return ExecFailed(f"{name} is not up; it is being started again", "template_gone")
+
+
+def _not_forked(told: frames.Failed, name: str, spec: StartSpec) -> ExecFailed:
+    step = {"cwd": spawner_frames.STEP_DIRECTORY, "limits": spawner_frames.STEP_LIMIT}.get(told.step)
+    if step is not None:
+        return refusals.step_refused(step, told.errno, spec)
+    refused = refusals.resources_refused(OSError(told.errno, os.strerror(told.errno)))
+    if refused.reason == "overloaded":
+        return refused
+    return ExecFailed(f"{name} cannot fork ({told.step}): {os.strerror(told.errno)}", "template_failed")
+
+
+def flags_of(spec: StartSpec, *, has_stdin: bool) -> int:
+    """How its streams are to be, and what becomes of those that it leaves."""
+    flags = 0 if has_stdin else spawner_frames.FLAG_NULL_STDIN
+    if spec.merge_stderr:
+        flags |= spawner_frames.FLAG_MERGE
+    if spec.orphans == "kill":
+        flags |= spawner_frames.FLAG_END_ORPHANS
+    return flags | spawner_frames.FLAG_HOLD if spec.holds_stdin else flags
+
+
+def _go() -> tuple[socket.socket, socket.socket]:
+    """Ours and the worker's end. Nothing can be sent to ours, descriptors least of all: one may be of a locked pipe,
+    which whoever closes it last waits for.
+
+    Raises:
+        ExecFailed: `overloaded`, no descriptor is left.
+    """
+    try:
+        go, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise refusals.resources_refused(error) from error
+    go.shutdown(socket.SHUT_RD)
+    go.setblocking(False)
+    return go, theirs
+
+
+def _output(name: str, on_line: Callable[[], None] | None = None) -> tuple[Output, socket.socket]:
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise refusals.resources_refused(error) from error
+    ours.shutdown(socket.SHUT_WR)
+    return Output(ours, name, on_line), theirs
+
+
+def _hand_on(started: asyncio.Future[None], asked: asyncio.Future[int]) -> None:
+    """A worker that was refused before its template was asked."""
+    error = None if started.cancelled() else started.exception()
+    if error is not None and not asked.done():
+        asked.set_exception(error)
+
+
+def _words(error: BaseException) -> str:
+    """Its message, to be part of another."""
+    return str(error).removeprefix(error.prefix if isinstance(error, FastclawError) else "")
+
+
+def _heard(future: asyncio.Future[None]) -> None:
+    """Whoever waited for it may have gone."""
+    if not future.cancelled():
+        future.exception()

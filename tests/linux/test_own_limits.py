@@ -1,0 +1,42 @@
+"""What the host grants."""
+
+import os
+import resource
+import signal
+
+from fastclaw.linux.own_limits import dumps_after_setuid, heeded, host_limits, raise_file_limit
+
+
+def test_the_limits_are_those_of_this_machine() -> None:
+    found = host_limits()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert found.nofile == (None if hard == resource.RLIM_INFINITY else hard)
+    assert found.pid_max is not None
+    assert found.pid_max >= os.getpid()
+    assert found.memory_bytes is not None
+    assert found.memory_bytes > 2**26
+    assert (found.nproc is None) or os.geteuid() != 0
+
+
+def test_the_file_limit_goes_up_to_the_hard_one() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+    try:
+        raise_file_limit()
+        raise_file_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_this_machine_does_not_dump_who_changed_users() -> None:
+    """On one that does there is no spawn lane, and its tests could not run."""
+    assert dumps_after_setuid() is False
+
+
+def test_what_is_ignored_at_the_start_is_not_heeded() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert heeded([signal.SIGTERM, signal.SIGHUP]) == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,182 @@
+"""Ends of processes by pidfd, on real ones; what an older kernel does not tell is left out by hand."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastclaw.linux import pidfd
+from fastclaw.linux.pidfd import has_variable, open_pidfd, send_signal, wait_status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KEEPS_STATUS = tuple(map(int, platform.release().split("-")[0].split(".")[:2])) >= (6, 15)
+"""Whether this kernel tells the status after the reap."""
+
+ENDS = [("exit 0", 0), ("exit 7", 7 << 8), ("exit 255", 255 << 8), ("kill -TERM $$", 15), ("kill -KILL $$", 9)]
+
+
+@contextmanager
+def child(script: str) -> Iterator[tuple[int, int]]:
+    """Its pid and pidfd; it waits for its stdin to end first."""
+    with subprocess.Popen(["sh", "-c", f"read x; {script}"], stdin=subprocess.PIPE) as process:
+        fd = open_pidfd(process.pid)
+        assert fd is not None
+        try:
+            yield process.pid, fd
+        finally:
+            os.close(fd)
+            process.kill()
+
+
+@contextmanager
+def zombie(script: str) -> Iterator[tuple[int, int]]:
+    """One that has ended and was not reaped."""
+    with subprocess.Popen(["sh", "-c", script]) as process:
+        fd = open_pidfd(process.pid)
+        assert fd is not None
+        try:
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            yield process.pid, fd
+        finally:
+            os.close(fd)
+
+
+@pytest.fixture
+def older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that keeps no status: the ioctl has another number, which no kernel knows."""
+    monkeypatch.setattr(pidfd, "_PIDFD_GET_INFO", pidfd._PIDFD_GET_INFO ^ 0xF0)
+
+
+def test_a_pidfd_is_not_inherited() -> None:
+    with child("exit 0") as (_, fd):
+        assert not os.get_inheritable(fd)
+
+
+def test_there_is_none_of_what_is_gone() -> None:
+    with subprocess.Popen(["true"]) as process:
+        pass
+    assert open_pidfd(process.pid) is None
+
+
+def test_a_pid_that_cannot_be_is_an_error() -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        open_pidfd(0)
+
+
+def test_what_runs_has_no_status() -> None:
+    with child("exit 0") as (pid, fd):
+        assert wait_status(fd, pid) is None
+
+
+@pytest.mark.parametrize(("script", "status"), ENDS)
+def test_a_zombies_status(script: str, status: int) -> None:
+    with zombie(script) as (pid, fd):
+        assert wait_status(fd, pid) == status
+
+
+@pytest.mark.parametrize(("script", "status"), ENDS)
+def test_a_zombies_status_on_an_older_kernel(script: str, status: int, older_kernel: None) -> None:
+    with zombie(script) as (pid, fd):
+        assert wait_status(fd, pid) == status
+
+
+@pytest.mark.parametrize(("script", "status"), ENDS)
+def test_after_the_reap_newer_kernels_still_tell(script: str, status: int) -> None:
+    with zombie(script) as (pid, fd):
+        os.waitpid(pid, 0)
+        assert wait_status(fd, pid) == (status if KEEPS_STATUS else None)
+
+
+def test_after_the_reap_older_kernels_do_not(older_kernel: None) -> None:
+    with zombie("exit 7") as (pid, fd):
+        os.waitpid(pid, 0)
+        assert wait_status(fd, pid) is None
+
+
+def test_a_stranger_with_the_number_is_not_taken_for_ours(older_kernel: None) -> None:
+    """The pidfd of one that was reaped, with the number of another that is a zombie now."""
+    with zombie("exit 7") as (pid, fd), zombie("exit 8") as (stranger, _):
+        os.waitpid(pid, 0)
+        assert wait_status(fd, stranger) is None
+
+
+def test_what_is_no_pidfd_has_no_status() -> None:
+    with open(os.devnull, "rb") as null:
+        assert wait_status(null.fileno(), os.getpid()) is None
+
+
+def test_a_name_with_blanks_and_parentheses_moves_no_field(older_kernel: None, tmp_path: Path) -> None:
+    name = ") R 1 (x"  # comm holds 15 bytes
+    os.symlink("/bin/sh", f"{tmp_path}/{name}")
+    with subprocess.Popen([f"{tmp_path}/{name}", "-c", "exit 5"]) as process:
+        fd = open_pidfd(process.pid)
+        assert fd is not None
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert wait_status(fd, process.pid) == 5 << 8
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [(b"KEY=a b", True), (b"KEY=a", False), (b"EY=a b", False), (b"KEY", False), (b"X=KEY=c", True), (b"KEY=c", False)],
+)
+def test_a_variable_counts_as_a_whole(entry: bytes, expected: bool) -> None:
+    env = {"A": "x" * 100_000, "X": "KEY=c", "KEY": "a b"}
+    with subprocess.Popen(["/bin/cat"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()  # it runs: during execve the environment is empty for a moment
+        found = has_variable(process.pid, entry)
+        process.kill()
+    assert found is expected
+
+
+def test_what_has_ended_has_no_variables() -> None:
+    with zombie("exit 0") as (pid, _):
+        assert not has_variable(pid, f"PATH={os.environ['PATH']}".encode())
+    assert not has_variable(pid, b"A=1")
+
+
+SECRETIVE = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from fastclaw.linux.pidfd import has_variable, send_signal
+if os.geteuid() == 0:
+    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+sys.exit(0 if has_variable(1, b"NO=SUCH") else 1)
+"""
+
+
+def test_what_may_not_be_looked_at_counts_as_found() -> None:
+    """An ordinary user looks at PID 1. The interpreter drops its rights after it has read what it needs."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(pidfd.__file__)))
+    assert subprocess.run([sys.executable, "-c", SECRETIVE, root], check=False, timeout=20).returncode == 0
+
+
+def test_a_zero_that_may_be_made_up_is_no_status(older_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel shows the exit code of somebody else's process as 0; root sees the real one."""
+    with zombie("exit 0") as (pid, fd):
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        assert wait_status(fd, pid) is None
+    with zombie("exit 3") as (pid, fd):
+        assert wait_status(fd, pid) == 3 << 8
+
+
+def test_a_group_that_is_ours_too_is_not_signalled() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        pidfd = os.pidfd_open(child.pid)
+        send_signal(pidfd, child.pid, signal.SIGINT, group=True)
+        assert child.wait(10) == -signal.SIGINT
+        os.close(pidfd)

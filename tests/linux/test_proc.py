@@ -1,0 +1,120 @@
+"""Reading /proc: the two formats by example, and real processes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastclaw.linux import proc
+
+STAT = b"42 (%s) %s 7 8 9 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 %d 0 12345 %d 100 18446744073709551615\n"
+
+
+@pytest.mark.parametrize("name", [b"sh", b"a b", b") R 1 1 1", b"(((", b"x) Z"])
+def test_a_name_cannot_forge_a_stat(name: bytes) -> None:
+    assert proc.parse_stat(STAT % (name, b"S", 1, 4096)) == proc.Stat(7, 8, 9, 12345, False, False)
+
+
+def test_a_zombie_is_gone_unless_threads_of_it_run_on() -> None:
+    assert proc.parse_stat(STAT % (b"x", b"Z", 1, 0)).gone
+    assert not proc.parse_stat(STAT % (b"x", b"Z", 2, 4096)).gone
+
+
+@given(st.lists(st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=8)), st.text("ab=", max_size=8))
+def test_a_variable_is_found_wherever_it_stands(others: list[str], value: str) -> None:
+    entries = [entry for entry in others if not entry.startswith("KEY=")]
+    for at in range(len(entries) + 1):
+        block = "".join(f"{entry}\0" for entry in [*entries[:at], f"KEY={value}", *entries[at:]]).encode()
+        assert proc.find_value(block, b"KEY") == value
+
+
+def test_a_variable_is_not_found_inside_another() -> None:
+    assert proc.find_value(b"MY_KEY=1\0X=KEY=2\0", b"KEY") is None
+    assert proc.find_value(b"", b"KEY") is None
+
+
+def test_scan_finds_a_marked_process_behind_a_large_environment() -> None:
+    env = {f"FILL{n}": "x" * 100_000 for n in range(3)} | {"FASTCLAW_TEST": "here"}
+    pipe, path = subprocess.PIPE, os.environ["PATH"]
+    with subprocess.Popen(["cat"], stdin=pipe, stdout=pipe, bufsize=0, env=env | {"PATH": path}) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(b"x")
+        assert child.stdout.read(1) == b"x"  # in the middle of its execve the kernel does not have its environment yet
+        row = next(row for row in proc.scan("FASTCLAW_TEST") if row.pid == child.pid)
+        assert (row.ppid, row.marker) == (os.getpid(), "here")
+        assert proc.is_running(child.pid, row.starttime)
+        assert not proc.is_running(child.pid, row.starttime + 1)
+        assert proc.ticks_now() >= row.starttime
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not proc.is_running(child.pid, row.starttime)
+        assert dict(proc.children(os.getpid()))[child.pid].gone
+        assert child.pid not in [one.pid for one in proc.scan("FASTCLAW_TEST")]
+    assert proc.read_stat(child.pid) is None
+
+
+def test_scans_survive_processes_that_vanish_meanwhile() -> None:
+    over = threading.Event()
+
+    def churn() -> None:
+        while not over.is_set():
+            os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+
+    with_churn = threading.Thread(target=churn)
+    with_churn.start()
+    try:
+        assert all(os.getpid() in [row.pid for row in proc.scan("NONE")] for _ in range(20))
+    finally:
+        over.set()
+        with_churn.join()
+
+
+def test_whoever_is_born_during_a_scan_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    born: list[subprocess.Popen[bytes]] = []
+
+    def listed_before(pids: list[int]) -> list[int]:
+        born.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+        return pids
+
+    listed = proc.pids()
+    monkeypatch.setattr(proc, "pids", lambda: listed_before(listed))
+    rows, doubt = proc.scan_with_doubt("NONE")
+    born[0].communicate()
+    assert born[0].pid in [row.pid for row in rows]
+    assert not doubt
+
+
+def test_births_that_do_not_cease_are_a_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = itertools.count(10_000_000)
+    monkeypatch.setattr(proc, "_last_pid", lambda: next(numbers))
+    assert proc.scan_with_doubt("NONE")[1]
+
+
+NAME = "open('/proc/self/comm', 'w').write('podman pause'); print(flush=True); input()"
+
+
+@pytest.mark.parametrize(
+    ("words", "is_pause"),
+    [
+        (["podman", "-c", NAME], True),
+        (["/usr/libexec/podman/catatonit", "-P", "-c", "print(flush=True); input()"], True),
+        (["/usr/bin/catatonit", "-S", "-c", "print(flush=True); input()"], False),
+        (["podman", "-c", "print(flush=True); input()"], False),
+    ],
+)
+def test_a_rootless_engines_pause_process_is_known_by_its_name(words: list[str], is_pause: bool) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, executable=sys.executable, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        assert proc.is_podman_pause(process.pid) is is_pause
+        process.communicate(b"\n")
+    assert not proc.is_podman_pause(process.pid)

@@ -1,0 +1,121 @@
+"""A bridge and what is plugged into it, as the kernel sees them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastclaw.errors import StartFailed
+from fastclaw.network.bridge import firewall, links, netns
+from fastclaw.network.bridge.firewall import Bridge
+from tests.network.bridge.rig import ip, need_bridge, room, started
+from tests.podman.fleet import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.network.bridge.rig import Started
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bridge() -> None:
+    need_bridge()
+
+
+@pytest.fixture
+async def network(tmp_path: Path) -> AsyncIterator[Started]:
+    async with started(tmp_path) as one:
+        yield one
+
+
+def setting(family: str, interface: str, name: str) -> str:
+    """Empty where this kernel has no such family."""
+    path = Path(f"/proc/sys/net/{family}/conf/{interface}/{name}")
+    return path.read_text(encoding="ascii").strip() if path.exists() else ""
+
+
+def new_netns() -> int:
+    netns.enter_new()
+    return netns.open_netns("thread-self")
+
+
+async def test_the_bridge(network: Started) -> None:
+    name = network.bridge.interface
+    shown = ip("-d", "addr", "show", "dev", name)
+    assert f"inet {network.gateway}/24 " in shown
+    assert f"link/ether 02:fc:{':'.join(network.bridge.token[at : at + 2] for at in range(0, 8, 2))}" in shown
+    assert "mcast_snooping 0" in shown
+    assert [setting("ipv4", name, one) for one in ("forwarding", "arp_ignore")] == ["0", "1"]
+    assert setting("ipv6", name, "disable_ipv6") in ("1", "")
+
+
+async def test_what_is_plugged_in_has_an_address_and_one_way_out(network: Started) -> None:
+    async with room(network) as one:
+        routes = await one.run(lambda: ip("-4", "route"))
+        assert f"default via {network.gateway} dev eth0" in routes
+        assert len(routes.splitlines()) == 2
+        assert await one.run(lambda: ip("-6", "route", "show", "dev", "eth0")) == ""
+        assert (await one.address()).startswith(f"{network.bridge.subnet[0]}"[:-1])
+        assert "isolated on" in ip("-d", "link", "show", "dev", network.bridge.veth(2))
+
+
+async def test_each_has_an_address_of_its_own_until_it_is_gone(network: Started) -> None:
+    async with room(network) as first:
+        async with room(network) as second:
+            assert [await one.address() for one in (first, second)] == [
+                str(network.bridge.subnet[number]) for number in (2, 3)
+            ]
+        await until(lambda: network.bridge.veth(3) not in netns.interfaces("fc"))  # the kernel does it by and by
+        async with room(network) as third:
+            assert await third.address() == str(network.bridge.subnet[3])
+
+
+async def test_no_address_is_left(network: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(firewall, "LAST_HOST", 3)
+    async with room(network), room(network):
+        with pytest.raises(StartFailed, match="are in use"):
+            async with room(network):
+                pass
+
+
+def connect(network: Started, container: str, pid: int) -> None:
+    links.connect(network.bridge, container, pid, firewall.FIRST_HOST)
+
+
+@pytest.mark.parametrize(("pid", "says"), [(2**22 + 1, "No such file"), (os.getpid(), "not on this host")])
+async def test_a_number_that_is_not_the_containers_is_left_alone(network: Started, pid: int, says: str) -> None:
+    with pytest.raises(StartFailed, match=says) as caught:
+        await netns.in_own_thread(lambda: connect(network, "c0ffee" * 10, pid))
+    assert caught.value.reason == "network_failed"
+    assert netns.interfaces(network.bridge.interface) == [network.bridge.interface]
+
+
+def own_cgroup() -> str:
+    return Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()[0]
+
+
+async def test_this_hosts_own_network_is_left_alone(network: Started) -> None:
+    """A container that shares it would turn the host's own routes."""
+    ours = own_cgroup()
+    routes = ip("route", "show", "default")
+    with pytest.raises(StartFailed, match="this host's network"):
+        await netns.in_own_thread(lambda: connect(network, ours, os.getpid()))
+    assert ip("route", "show", "default") == routes
+
+
+async def test_a_subnet_that_is_on_another_interface(network: Started) -> None:
+    assert not links.is_taken(network.bridge)
+    assert links.is_taken(Bridge(token="00000000", subnet=network.bridge.subnet))
+
+
+async def test_a_bridge_that_went_meanwhile(network: Started) -> None:
+    gone = Bridge(token="00000000", subnet=network.bridge.subnet)
+    fd = await netns.in_own_thread(new_netns)
+    try:
+        with pytest.raises(OSError, match=r"no interface|No such device"):
+            await netns.in_own_thread(lambda: links.plug(gone, fd, 2))
+    finally:
+        os.close(fd)

@@ -1,0 +1,337 @@
+"""The decision log keeps every line, turns its files over exactly, and counts what a disk refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import resource
+import stat
+import tempfile
+import threading
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastclaw.errors import StartFailed
+from fastclaw.network import network_limits
+from fastclaw.network.egress.audit_log import Decision, Journal, _line, now
+from fastclaw.network.egress.counters import Counters
+from tests.balance import descriptors_left, open_descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+NOBODY = 65534
+
+
+class Kept:
+    """A journal with what it says.
+
+    Attributes:
+        said: of the disk's troubles.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, counters: Counters) -> None:
+        self.said: list[str] = []
+        self._counters = counters
+        self.journal = Journal(str(path), max_bytes, counters, self.said.append)
+
+    async def write(self, *numbers: int) -> None:
+        for number in numbers:
+            await self.journal.write(decision(number))
+
+    @property
+    def lost(self) -> int:
+        return int(self._counters.snapshot().get("log_lost", 0))
+
+
+@asynccontextmanager
+async def kept(path: Path, max_bytes: int = network_limits.EGRESS_LOG_BYTES) -> AsyncIterator[Kept]:
+    """A journal that is closed at the end."""
+    counters = Counters.create()
+    made = Kept(path, max_bytes, counters)
+    try:
+        yield made
+    finally:
+        await made.journal.aclose()
+        counters.close()
+
+
+def decision(number: int, **more: Any) -> Decision:
+    fields: dict[str, Any] = {"decision": "allowed", "how": "connect", "host": "a.example", "text": f"line {number:06}"}
+    return Decision(**{"port": 443, "time": "2026-01-01T00:00:00.000Z", **fields, **more})
+
+
+LINE = len(_line(decision(0)))
+"""All test lines are as long."""
+
+
+def numbers(*paths: Path) -> list[int]:
+    """Which lines are in these files, in order; all of them whole."""
+    return [int(json.loads(line)["text"][5:]) for path in paths for line in path.read_text().splitlines(keepends=True)]
+
+
+def generation(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}")
+
+
+@contextmanager
+def longest_file(size: int) -> Iterator[None]:
+    """As a full disk does it: what goes beyond is not written, the first time in part (setrlimit(2))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def somebody_usual() -> Iterator[None]:
+    """Root may write everywhere."""
+    was = os.geteuid()
+    os.seteuid(NOBODY if was == 0 else was)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
+
+
+def a_pipe(path: Path) -> None:
+    path.parent.mkdir()
+    os.mkfifo(path)
+
+
+async def test_a_line_has_all_fields_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    async with kept(path) as log:
+        entry = Decision(
+            decision="denied", reason="not_allowed", how="http", host="a.example", port=80, method="GET", text="no"
+        )
+        await log.journal.write(entry)
+    line = path.read_text()
+    assert line.endswith("\n")
+    assert line.count("\n") == 1
+    found = json.loads(line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
+    assert list(found.items()) == [
+        ("decision", "denied"),
+        ("reason", "not_allowed"),
+        ("how", "http"),
+        ("host", "a.example"),
+        ("port", 80),
+        ("address", None),
+        ("method", "GET"),
+        ("rule", None),
+        ("text", "no"),
+    ]
+
+
+@given(st.text(st.characters(), max_size=40))
+def test_any_text_is_one_line_of_json(text: str) -> None:
+    line = _line(decision(0, text=text))
+    assert line.count(b"\n") == 1
+    assert json.loads(line)["text"] == text.encode("utf-8", "backslashreplace").decode()
+
+
+async def test_nothing_is_opened_and_no_thread_runs_without_a_line(tmp_path: Path) -> None:
+    before, threads = open_descriptors(), threading.active_count()
+    log = Kept(tmp_path / "log", 1, Counters.create())
+    assert len(open_descriptors()) == len(before) + 2  # the counters
+    assert threading.active_count() == threads
+    await log.journal.aclose()
+    log._counters.close()
+    assert not (tmp_path / "log").exists()
+
+
+async def test_a_file_is_for_its_owner_only_and_one_that_is_there_is_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for number in range(2):
+        async with kept(path) as log:
+            await log.write(number)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert numbers(path) == [0, 1]
+
+
+async def test_no_line_is_lost_under_load_and_writers_wait(tmp_path: Path) -> None:
+    path, writers, each = tmp_path / "log", 40, 250
+    async with kept(path) as log:
+        most = 0
+
+        async def write(first: int) -> None:
+            nonlocal most
+            for number in range(first, first + each):
+                await log.write(number)
+                most = max(most, log.journal._lines.qsize())
+
+        await asyncio.gather(*(write(number * each) for number in range(writers)))
+        assert most == network_limits.EGRESS_LOG_QUEUE
+    assert sorted(numbers(path)) == list(range(writers * each))
+    assert (log.said, path.stat().st_size) == ([], writers * each * LINE)
+
+
+async def test_files_turn_over_exactly_and_the_oldest_goes(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    async with kept(path, 10 * LINE) as log:
+        await log.write(*range(57))
+    files = [generation(path, 3), generation(path, 2), generation(path, 1), path]
+    assert numbers(*files) == list(range(20, 57))
+    assert [file.stat().st_size // LINE for file in files] == [10, 10, 10, 7]
+    assert sorted(os.listdir(tmp_path)) == sorted(file.name for file in files)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+async def test_a_full_file_that_is_there_turns_over_with_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * (LINE + 1))
+    async with kept(path, 2 * LINE) as log:
+        await log.write(1)
+    assert generation(path, 1).stat().st_size == LINE + 1
+    assert numbers(path) == [1]
+
+
+async def test_a_line_longer_than_a_file_has_one_for_itself(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    async with kept(path, LINE - 1) as log:
+        await log.write(1, 2)
+    assert (numbers(generation(path, 1)), numbers(path)) == ([1], [2])
+
+
+async def test_a_file_that_somebody_removes_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    async with kept(path) as log:
+        await log.write(1)
+        await log.journal._lines.join()
+        path.unlink()
+        await log.write(2)
+    assert numbers(path) == [2]
+
+
+async def test_a_full_disk_is_said_once_and_its_lines_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    async with kept(path) as log:
+        with longest_file(3 * LINE + 10):
+            for number in range(8):
+                await log.write(number)
+                await log.journal._lines.join()
+            await log.write(*range(8, 20))
+            await log.journal._lines.join()
+        assert numbers(path) == [0, 1, 2]
+        assert log.lost == 17
+        await log.write(20)
+        await log.journal._lines.join()
+        assert (numbers(path), log.lost) == ([0, 1, 2, 20], 17)
+    (said,) = log.said
+    assert str(path) in said
+    assert "File too large" in said
+    assert "\n" not in said
+
+
+async def test_of_a_batch_that_a_disk_takes_in_part_the_whole_lines_stay(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with longest_file(5 * LINE + LINE // 2):
+        async with kept(path) as log:
+            await log.write(*range(9))
+            await log.journal._lines.join()
+            assert log.lost == 4
+    assert numbers(path) == [0, 1, 2, 3, 4]
+
+
+async def test_a_directory_that_is_gone_loses_lines_until_it_is_back(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "log"
+    async with kept(path) as log:
+        await log.write(1)
+        await log.journal._lines.join()
+        assert (log.lost, len(log.said)) == (1, 1)
+        path.parent.mkdir()
+        await log.write(2)
+    assert numbers(path) == [2]
+
+
+async def test_no_line_is_lost_while_connections_have_all_descriptors(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    async with kept(path) as log:
+        with descriptors_left(0):
+            await log.write(1, 2)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(log.journal._lines.join(), 0.2)
+        await log.journal._lines.join()
+        assert (log.lost, log.said) == (0, [])
+    assert numbers(path) == [1, 2]
+
+
+async def test_a_disk_that_hangs_makes_writers_wait_and_the_end_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_limits, "EGRESS_LOG_FLUSH_MS", 50)
+    goes_on = threading.Event()
+    async with kept(tmp_path / "log") as log:
+        try:
+            log.journal._thread.submit(goes_on.wait)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    while True:
+                        await log.write(0)
+            handed = log.journal._unwritten
+            await log.journal.aclose()
+        finally:
+            goes_on.set()
+        most = network_limits.EGRESS_LOG_QUEUE
+        assert most <= handed <= 2 * most  # in the queue, and one batch under way
+        assert log.lost == handed
+        assert "not written in time" in log.said[0]
+
+
+def test_the_check_makes_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    Journal.check(str(path))
+    path.write_text("kept\n")
+    Journal.check(str(path))
+    assert path.read_text() == "kept\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: None, "No such file or directory"),
+        (lambda path: (path.parent.mkdir(), path.mkdir()), "Is a directory"),
+        (a_pipe, "No such device or address"),
+        (lambda path: (path.parent.mkdir(), path.symlink_to("/dev/null")), "symbolic link"),
+        (lambda path: path.parent.write_text(""), "Not a directory"),
+    ],
+    ids=["no directory", "a directory", "a pipe", "a link", "in a file"],
+)
+def test_the_check_says_what_is_wrong(tmp_path: Path, make: Any, why: str) -> None:
+    path = tmp_path / "logs" / "log"
+    make(path)
+    with pytest.raises(StartFailed, match=why) as raised:
+        Journal.check(str(path))
+    assert (raised.value.reason, raised.value.fault) == ("bad_log", "caller")
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/full", "a\0b", ""])
+def test_the_check_refuses_devices_and_what_is_no_path(path: str) -> None:
+    with pytest.raises(StartFailed, match=r"plain file|null byte|No such file"):
+        Journal.check(path)
+
+
+def test_the_check_wants_a_directory_that_files_can_be_renamed_in() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        path = Path(directory, "log")
+        path.touch()
+        path.chmod(0o666)
+        os.chmod(directory, 0o555)
+        with somebody_usual(), pytest.raises(StartFailed, match="rotated"):
+            Journal.check(str(path))
+        os.chmod(directory, 0o700)
+
+
+def test_the_time_is_utc() -> None:
+    assert now().endswith("Z")

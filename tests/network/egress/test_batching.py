@@ -1,0 +1,138 @@
+"""Streams wake the proxy for batches; what is less than one is late by milliseconds, and never lost."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.network.egress.batching import Batching
+from fastclaw.network.egress.readiness import Readiness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class Source:
+    """A stream as `Batching` sees it, over real TCP."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.peer = socket.create_connection(listener.getsockname())
+            self.socket = listener.accept()[0]
+        self.socket.setblocking(False)
+        self.paused = asyncio.Event()
+        self._streak = limits.TUNNEL_STREAM_BYTES
+
+    @property
+    def streak(self) -> int:
+        return self._streak
+
+    @streak.setter
+    def streak(self, count: int) -> None:
+        if count < limits.TUNNEL_STREAM_BYTES:
+            self.paused.set()
+        self._streak = count
+
+    @property
+    def wakes_for(self) -> int:
+        return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
+    def close(self) -> None:
+        self.peer.close()
+        self.socket.close()
+
+
+@pytest.fixture
+async def source() -> AsyncIterator[Source]:
+    made = Source()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def batching() -> AsyncIterator[Batching]:
+    made = Batching(asyncio.get_running_loop())
+    yield made
+    made.close()
+
+
+async def paused(source: Source) -> None:
+    async with asyncio.timeout(5):
+        await source.paused.wait()
+
+
+async def test_a_stream_wakes_for_batches_while_it_moves(batching: Batching, source: Source) -> None:
+    batching.join(source)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while loop.time() < began + 10 * limits.TUNNEL_BATCH_MS / 1000:
+        assert source.wakes_for == limits.TUNNEL_BATCH_BYTES
+        source.streak += 100_000
+        await asyncio.sleep(0)
+
+
+async def test_one_that_pauses_wakes_for_each_byte_and_has_to_prove_itself_again(
+    batching: Batching, source: Source
+) -> None:
+    source.streak = 1 << 40
+    batching.join(source)
+    await paused(source)
+    assert source.wakes_for == 1
+    assert source.streak <= limits.TUNNEL_STREAM_BYTES // 2
+    batching.join(source)
+    assert source.wakes_for == limits.TUNNEL_BATCH_BYTES
+
+
+async def test_to_join_twice_is_to_join_once(batching: Batching, source: Source) -> None:
+    batching.join(source)
+    before = source.streak
+    batching.join(source)
+    assert source.streak == before
+    await paused(source)
+    assert source.wakes_for == 1
+    assert source.streak == before // 2
+
+
+async def test_less_than_a_batch_is_told_all_the_same(batching: Batching, source: Source) -> None:
+    readiness = Readiness()
+    told = asyncio.Event()
+    readiness.watch(source.socket.fileno(), lambda events: told.set())
+    batching.join(source)
+    source.peer.send(b"the rest")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not told.is_set() or source.wakes_for == 1
+    async with asyncio.timeout(5):
+        await told.wait()
+    readiness.close()
+
+
+async def test_an_end_is_told_at_once(batching: Batching, source: Source) -> None:
+    readiness = Readiness()
+    told = asyncio.Event()
+    readiness.watch(source.socket.fileno(), lambda events: told.set())
+    batching.join(source)
+    source.peer.send(b"the rest")
+    source.peer.shutdown(socket.SHUT_WR)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert told.is_set()
+    readiness.close()
+
+
+async def test_one_that_was_closed_is_forgotten(batching: Batching, source: Source) -> None:
+    batching.join(source)
+    source.socket.close()
+    await paused(source)
+
+
+async def test_closed_it_looks_no_more(source: Source) -> None:
+    batching = Batching(asyncio.get_running_loop())
+    batching.join(source)
+    batching.close()
+    await asyncio.sleep(3 * limits.TUNNEL_BATCH_MS / 1000)  # it would have looked
+    assert source.wakes_for == limits.TUNNEL_BATCH_BYTES

@@ -1,0 +1,341 @@
+"""Names become addresses: one lookup for all who ask, bounded in number, time and memory; failures are words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import threading
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastclaw.network import network_limits
+from fastclaw.network.egress import resolver as module
+from fastclaw.network.egress.policy import Refused
+from fastclaw.network.egress.proxy import _environment
+from fastclaw.network.egress.resolver import Resolver
+from tests.balance import balanced
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from fastclaw.network.egress.addresses import Address
+
+ONE, TWO = ip_address("127.0.0.1"), ip_address("127.0.0.2")
+
+
+class Book:
+    """A resolver that tests write the answers of."""
+
+    def __init__(self, *addresses: Address) -> None:
+        self.addresses: Sequence[Address] = addresses
+        self.error: Exception | None = None
+        self.asked: list[str] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def __call__(self, name: str) -> Sequence[Address]:
+        self.asked.append(name)
+        await self.may_answer.wait()
+        if self.error is not None:
+            raise self.error
+        return self.addresses
+
+
+async def refusal(resolver: Resolver, name: str) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await resolver.resolve(name)
+    return caught.value
+
+
+async def turns(count: int = 3) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+# --- with the host's own resolver ---
+
+
+async def test_the_hosts_own_resolver_is_asked() -> None:
+    async with balanced():
+        resolver = Resolver(10)
+        assert ONE in await resolver.resolve("localhost")
+        await resolver.aclose()
+
+
+SEARCHED = """
+import socket, subprocess, sys, threading
+from pathlib import Path
+from fastclaw.network.egress.resolver import _getaddrinfo
+Path("resolv.conf").write_text("nameserver 127.0.0.1\\nsearch captured.test\\noptions ndots:5\\n")
+subprocess.run(["mount", "--bind", "resolv.conf", "/etc/resolv.conf"], check=True)
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 53))
+
+def serve():
+    while True:
+        query, client = server.recvfrom(4096)
+        print(query[12:-5].decode("latin-1").translate({3: ".", 4: ".", 8: "."}), flush=True)
+        server.sendto(query[:2] + bytes.fromhex("8183") + query[4:6] + bytes(6) + query[12:], client)
+
+threading.Thread(target=serve, daemon=True).start()
+try:
+    _getaddrinfo("name.test")
+except socket.gaierror:
+    pass
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a resolv.conf without asking")
+def test_no_search_domain_makes_another_name_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the environment that the proxy's process gets, and a resolv.conf as Kubernetes writes it."""
+    monkeypatch.setenv("LOCALDOMAIN", "captured.test")
+    done = subprocess.run(
+        ["unshare", "--net", "--mount", sys.executable, "-c", SEARCHED],
+        env={**_environment(), "PYTHONPATH": os.getcwd()},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert {line.strip(".\0") for line in done.stdout.split()} == {"name.test"}
+
+
+async def test_a_name_that_cannot_be_asked_for() -> None:
+    """An empty label has no form in a query (RFC 1035, 3.1), so none is sent."""
+    resolver = Resolver(10)
+    refused = await refusal(resolver, "no..name")
+    assert (refused.reason, "no..name has no address: " in refused.text) == ("unresolved", True)
+    await resolver.aclose()
+
+
+async def test_a_letter_beyond_ascii_is_not_turned_into_another_name() -> None:
+    resolver = Resolver(10)
+    assert (await refusal(resolver, "ﬀ.test")).reason == "unresolved"
+    await resolver.aclose()
+
+
+async def test_slow_names_hold_up_no_more_than_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, together = threading.Event(), threading.Barrier(3)
+
+    def slow(name: str) -> list[Address]:
+        if name.startswith("slow"):
+            together.wait(30)
+            go_on.wait(30)
+        return [ONE]
+
+    monkeypatch.setattr(module, "_getaddrinfo", slow)
+    monkeypatch.setattr(network_limits, "EGRESS_LOOKUPS", 3)
+    resolver = Resolver(60)
+    async with asyncio.TaskGroup() as group:
+        slow_ones = [group.create_task(resolver.resolve(f"slow{number}.test")) for number in range(2)]
+        await asyncio.to_thread(together.wait, 30)  # both threads are taken
+        assert await resolver.resolve("quick.test") == [ONE]
+        assert not any(task.done() for task in slow_ones)
+        go_on.set()
+    await resolver.aclose()
+
+
+async def test_closing_does_not_wait_for_the_hosts_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, began, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(name: str) -> list[Address]:
+        began.set()
+        go_on.wait(30)
+        ended.set()
+        return [ONE]
+
+    monkeypatch.setattr(module, "_getaddrinfo", slow)
+    resolver = Resolver(60)
+    waiting = asyncio.create_task(resolver.resolve("slow.test"))
+    await asyncio.to_thread(began.wait, 30)
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    await resolver.aclose()
+    await resolver.aclose()
+    assert not ended.is_set()
+    go_on.set()
+    await asyncio.to_thread(ended.wait, 30)
+
+
+# --- one lookup, kept for a while ---
+
+
+async def test_all_who_ask_at_once_share_one_lookup() -> None:
+    book = Book(ONE, TWO)
+    resolver = Resolver(10, book)
+    answers = await asyncio.gather(*(resolver.resolve("a.test") for _ in range(500)))
+    assert answers == [[ONE, TWO]] * 500
+    assert book.asked == ["a.test"]
+    await resolver.aclose()
+
+
+async def test_an_answer_is_kept_for_a_while_and_then_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    book = Book(ONE)
+    resolver = Resolver(10, book)
+    assert await resolver.resolve("a.test") == [ONE]
+    book.addresses = (TWO,)
+    assert await resolver.resolve("a.test") == [ONE]
+    monkeypatch.setattr(network_limits, "EGRESS_ANSWER_MS", 1)
+    assert await resolver.resolve("b.test") == [TWO]
+    book.addresses = (ONE,)
+    await asyncio.sleep(0.005)
+    assert await resolver.resolve("b.test") == [ONE]
+    assert book.asked == ["a.test", "b.test", "b.test"]
+    await resolver.aclose()
+
+
+async def test_a_name_that_is_asked_for_anew_is_kept_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_limits, "EGRESS_ANSWERS", 2)
+    monkeypatch.setattr(network_limits, "EGRESS_ANSWER_MS", 1)
+    book = Book(ONE)
+    resolver = Resolver(10, book)
+    await resolver.resolve("a.test")
+    await resolver.resolve("b.test")
+    await asyncio.sleep(0.005)
+    monkeypatch.setattr(network_limits, "EGRESS_ANSWER_MS", 60_000)
+    for name in ("a.test", "c.test", "a.test"):
+        await resolver.resolve(name)
+    assert book.asked == ["a.test", "b.test", "a.test", "c.test"]
+    await resolver.aclose()
+
+
+async def test_whoever_gets_an_answer_may_change_it() -> None:
+    resolver = Resolver(10, Book(ONE))
+    (await resolver.resolve("a.test")).clear()
+    assert await resolver.resolve("a.test") == [ONE]
+    await resolver.aclose()
+
+
+async def test_thousands_of_names_leave_only_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_limits, "EGRESS_ANSWERS", 100)
+    book = Book(ONE)
+    resolver = Resolver(10, book)
+    names = [f"n{number}.test" for number in range(5_000)]
+    for name in names:
+        await resolver.resolve(name)
+    book.asked.clear()
+    for name in reversed(names[-100:]):
+        await resolver.resolve(name)
+    assert book.asked == []
+    await resolver.resolve(names[-101])
+    assert book.asked == [names[-101]]
+    await resolver.aclose()
+
+
+async def test_too_many_names_at_once_are_refused_and_the_others_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_limits, "EGRESS_LOOKUPS_WAITING", 50)
+    book = Book(ONE)
+    book.may_answer.clear()
+    resolver = Resolver(10, book)
+    tasks = [asyncio.create_task(resolver.resolve(f"n{number}.test")) for number in range(3_000)]
+    await turns()
+    assert len(book.asked) == 50
+    book.may_answer.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert results[:50] == [[ONE]] * 50
+    assert {type(result) for result in results[50:]} == {Refused}
+    assert (await resolver.resolve("n2999.test")) == [ONE]
+    await resolver.aclose()
+
+
+async def test_the_same_address_counts_once_and_too_many_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_limits, "EGRESS_ADDRESSES", 3)
+    many = [ip_address(f"127.0.1.{number}") for number in range(9)]
+    resolver = Resolver(10, Book(many[0], many[0], *many))
+    assert await resolver.resolve("a.test") == many[:3]
+    await resolver.aclose()
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        OSError("broken"),
+    ],
+)
+async def test_a_failure_is_told_to_all_and_not_kept(error: OSError) -> None:
+    book = Book(ONE)
+    book.error = error
+    resolver = Resolver(10, book)
+    first, second = await asyncio.gather(refusal(resolver, "a.test"), refusal(resolver, "a.test"))
+    assert first is not second, "an exception has one traceback"
+    assert {first.reason, second.reason} == {"unresolved"}
+    assert first.text == f"a.test has no address: {error.strerror or 'broken'}"
+    book.error = None
+    assert await resolver.resolve("a.test") == [ONE]
+    assert len(book.asked) == 2
+    await resolver.aclose()
+
+
+async def test_an_empty_answer_is_none() -> None:
+    resolver = Resolver(10, Book())
+    assert (await refusal(resolver, "a.test")).reason == "unresolved"
+    await resolver.aclose()
+
+
+async def test_an_answer_that_does_not_come_in_time() -> None:
+    async with balanced():
+        book = Book(ONE)
+        book.may_answer.clear()
+        resolver = Resolver(0.05, book)
+        refused = await refusal(resolver, "a.test")
+        assert (refused.reason, refused.text) == ("connect_timeout", "a.test was not resolved within 0.05 s")
+        await resolver.aclose()
+
+
+async def test_a_lookup_that_nobody_waits_for_ends_at_its_deadline() -> None:
+    book = Book(ONE)
+    book.may_answer.clear()
+    resolver = Resolver(0.05, book)
+    waiting = asyncio.create_task(resolver.resolve("a.test"))
+    await turns()
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    [lookup] = [task for task in asyncio.all_tasks() if task.get_name() == "lookup of a.test"]
+    await asyncio.wait((lookup,), timeout=30)
+    assert lookup.done()
+    await resolver.aclose()
+
+
+# --- giving up ---
+
+
+async def test_one_who_gives_up_does_not_take_the_answer_from_the_others() -> None:
+    book = Book(ONE)
+    book.may_answer.clear()
+    resolver = Resolver(10, book)
+    first, second = (asyncio.create_task(resolver.resolve("a.test")) for _ in range(2))
+    await turns()
+    first.cancel()
+    await asyncio.wait((first,))
+    assert first.cancelled()
+    book.may_answer.set()
+    assert await second == [ONE]
+    assert len(book.asked) == 1
+    await resolver.aclose()
+
+
+async def test_closing_ends_every_lookup() -> None:
+    async with balanced():
+        book = Book(ONE)
+        book.may_answer.clear()
+        resolver = Resolver(60, book)
+        tasks = [asyncio.create_task(resolver.resolve(f"n{number}.test")) for number in range(20)]
+        await turns()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await resolver.aclose()

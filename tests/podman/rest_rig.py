@@ -1,0 +1,314 @@
+"""What the tests of the REST lane share: specs, pipes, containers on a real Podman, and engines made of a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from contextlib import asynccontextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from podman import PodmanClient
+
+from fastclaw.linux import proc
+from fastclaw.podman.exec_launcher.attach_frames import STDERR, STDOUT
+from fastclaw.podman.exec_launcher.exec_calls import ExecCalls
+from fastclaw.podman.exec_launcher.local_tree import end_tree
+from fastclaw.podman.exec_launcher.rest_launcher import RestLane
+from fastclaw.podman.exec_launcher.unix_http import HttpPool
+from fastclaw.podman.service.service_process import wait_readable
+from fastclaw.processes.launcher import PROCESS_ID_VARIABLE, ExitStatus, Grace, StartSpec
+from tests.podman.fixed_containers import FixedContainers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from fastclaw.podman.exec_launcher.rest_process import RestProcess
+    from tests.engine_fixtures import EngineService
+
+    Serve = Callable[["Request", asyncio.StreamWriter], Awaitable[None]]
+
+_numbers = count()
+
+
+def spec(*cmd: str, stdin: bool = False, **more: Any) -> StartSpec:
+    """A spec with a marker of its own."""
+    marker = f"rest-{os.getpid()}-{next(_numbers)}"
+    env = more.pop("env", {}) | {PROCESS_ID_VARIABLE: marker}
+    return StartSpec(process_id=marker, cmd=list(cmd), env=env, stdin=stdin, **more)
+
+
+def marked(process_id: str) -> list[int]:
+    """Live processes of one exec."""
+    return [row.pid for row in proc.scan(PROCESS_ID_VARIABLE) if row.marker == process_id]
+
+
+def grace(seconds: float = 0.0) -> Grace:
+    """So many seconds from now."""
+    return Grace(ends_at=asyncio.get_running_loop().time() + seconds)
+
+
+# --- The caller's ends of a process's pipes ----------------------------------------------------------
+
+
+async def read_all(fd: int) -> bytes:
+    """Until the end; closes it."""
+    parts: list[bytes] = []
+    try:
+        while True:
+            assert await wait_readable(fd, 20_000)
+            part = os.read(fd, 1 << 20)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+    finally:
+        os.close(fd)
+
+
+def resolve(ready: asyncio.Future[None]) -> None:
+    """Once; level-triggered watchers call again."""
+    if not ready.done():
+        ready.set_result(None)
+
+
+async def write_all(fd: int, data: bytes) -> None:
+    """To the end or until nobody reads; closes it."""
+    loop = asyncio.get_running_loop()
+    rest_of_it = memoryview(data)
+    try:
+        while rest_of_it:
+            try:
+                rest_of_it = rest_of_it[os.write(fd, rest_of_it) :]
+            except BlockingIOError:
+                ready = loop.create_future()
+                loop.add_writer(fd, partial(resolve, ready))
+                await ready
+                loop.remove_writer(fd)
+    except BrokenPipeError:
+        pass
+    finally:
+        os.close(fd)
+
+
+async def complete(process: RestProcess, data: bytes = b"") -> tuple[bytes, bytes, ExitStatus]:
+    """Feed it, read it, wait for it, give it back."""
+    streams = [read_all(process.stdout_fd), read_all(process.stderr_fd)]
+    if process.stdin_fd is not None:
+        streams.append(write_all(process.stdin_fd, data))  # type: ignore[arg-type] # nothing is read from this one
+    output = await asyncio.gather(*streams)
+    status = await asyncio.wait_for(process.exited, 20)
+    await process.aclose()
+    return output[0], output[1], status
+
+
+def drop(process: RestProcess) -> None:
+    """Close the caller's descriptors without reading."""
+    for fd in (process.stdin_fd, process.stdout_fd, process.stderr_fd):
+        if fd is not None:
+            os.close(fd)
+
+
+# --- A real Podman -----------------------------------------------------------------------------------
+
+RUNTIMES = [name for name in ("crun", "runc") if shutil.which(name)]
+RUNTIME = RUNTIMES[0] if RUNTIMES else "crun"
+"""Where one is enough."""
+
+FILES = r"""
+printf 'echo hi\n' >/bin/noshebang; printf '#!/nope/interp\n' >/bin/badinterp; printf '\177ELFgarbage' >/bin/badelf
+chmod 755 /bin/noshebang /bin/badinterp /bin/badelf; echo data >/plain; chmod 644 /plain; exec sleep 100000
+"""
+
+
+class Engine:
+    """The service and one container for each OCI runtime."""
+
+    def __init__(self, service: EngineService, containers: dict[str, str]) -> None:
+        self.url, self.containers = service.url, containers
+
+    def lane(self, runtime: str = RUNTIME, *, local: bool = True) -> RestLane:
+        """A lane over one container."""
+        return RestLane(
+            self.url, FixedContainers([self.containers[runtime]]), local=local, end_tree=end_tree, timeout_ms=30_000
+        )
+
+
+@pytest.fixture(scope="session")
+def rest_engine(engine_service: EngineService) -> Iterator[Engine]:
+    """Containers that every test of the lane shares."""
+    with PodmanClient(base_url=engine_service.url) as client:
+        containers = {name: make_container(client, engine_service.image, name) for name in RUNTIMES}
+    yield Engine(engine_service, containers)
+    with PodmanClient(base_url=engine_service.url) as client:
+        for container in containers.values():
+            remove_container(client, container)
+
+
+@pytest.fixture(params=RUNTIMES)
+async def any_lane(request: pytest.FixtureRequest, rest_engine: Engine) -> AsyncIterator[RestLane]:
+    """A lane over a container of each OCI runtime."""
+    made = rest_engine.lane(request.param)
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+async def lane(rest_engine: Engine) -> AsyncIterator[RestLane]:
+    """A lane over one container."""
+    made = rest_engine.lane()
+    yield made
+    await made.aclose()
+
+
+def make_container(client: PodmanClient, image: str, runtime: str = RUNTIME, **changes: Any) -> str:
+    """A running container with odd files in it; its id."""
+    body = {"image": image, "command": ["/bin/sh", "-c", FILES], "netns": {"nsmode": "none"}, "oci_runtime": runtime}
+    answer = client.api.post("/containers/create", data=json.dumps(body | changes))
+    answer.raise_for_status()
+    container = str(answer.json()["Id"])
+    client.api.post(f"/containers/{container}/start").raise_for_status()
+    init = client.api.get(f"/containers/{container}/json").json()["State"]["Pid"]
+    deadline = time.monotonic() + 10
+    while b"sleep\0" not in Path(f"/proc/{init}/cmdline").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # execve sends no event
+    return container
+
+
+def remove_container(client: PodmanClient, container: str) -> None:
+    """With everything in it, at once."""
+    client.api.delete(f"/containers/{container}", params={"force": True, "timeout": 0}).raise_for_status()
+
+
+# --- Engines made of a script ------------------------------------------------------------------------
+
+
+def answer(status: int, body: bytes) -> bytes:
+    """An HTTP answer."""
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+
+
+def frame(payload: bytes, stream: int = STDOUT) -> bytes:
+    """One frame of the attach stream."""
+    return bytes((stream, 0, 0, 0)) + len(payload).to_bytes(4, "big") + payload
+
+
+def stderr_frame(payload: bytes) -> bytes:
+    """One frame of stderr."""
+    return frame(payload, STDERR)
+
+
+SESSION = answer(201, b'{"Id":"5e55"}')
+UPGRADED = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+NO_CONTAINER = answer(404, b'{"message":"no container with name or ID \\"c\\" found: no such container"}')
+NO_SESSION = answer(404, b'{"message":"no exec session with ID 5e55 found: no such exec session"}')
+FAKE_TIMEOUT_MS = 150
+"""Deadline of calls to engines made of a script."""
+
+
+def state(*, running: bool, code: int = 0, pid: int = 0) -> bytes:
+    """Answer to the inspect of a session."""
+    return answer(200, b'{"Running":%b,"ExitCode":%d,"Pid":%d}' % (b"true" if running else b"false", code, pid))
+
+
+def container_state(*, running: bool) -> bytes:
+    """Answer to the inspect of a container."""
+    return answer(200, b'{"State":{"Running":%b}}' % (b"true" if running else b"false"))
+
+
+class Request(NamedTuple):
+    """What an engine was asked. `step` is create, start, inspect, container or archive."""
+
+    step: str
+    line: str
+    body: bytes
+
+
+async def _read_request(reader: asyncio.StreamReader) -> Request:
+    head = await reader.readuntil(b"\r\n\r\n")
+    body = b""
+    if b"Content-Length: " in head:
+        body = await reader.readexactly(int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]))
+    line = head.partition(b" HTTP/1.1\r\n")[0].decode()
+    last, in_exec = line.rpartition("/")[2], "/exec/" in line
+    steps = {"exec": "create", "start": "start", "json": "inspect" if in_exec else "container"}
+    step = "archive" if "/archive?" in line else steps[last]
+    return Request(step, line, body)
+
+
+class FakeEngine:
+    """Serves one client.
+
+    Attributes:
+        asked: every request, in order.
+    """
+
+    def __init__(self, path: Path, serve: Serve) -> None:
+        self.url = f"unix://{path}"
+        self.asked: list[Request] = []
+        self._serve = serve
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pool = HttpPool(self.url)
+        self.calls = ExecCalls(self._pool, FAKE_TIMEOUT_MS)
+        self.lane = RestLane(
+            self.url, FixedContainers(["c"]), local=False, end_tree=end_tree, timeout_ms=FAKE_TIMEOUT_MS
+        )
+
+    def steps(self) -> list[str]:
+        """What was asked, in words."""
+        return [request.step for request in self.asked]
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        self._tasks.add(asyncio.ensure_future(self._converse(reader, writer)))
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                self.asked.append(request := await _read_request(reader))
+                await self._serve(request, writer)
+        except (asyncio.IncompleteReadError, EOFError, ConnectionError):
+            pass  # the connection is over
+        finally:
+            writer.close()
+
+    async def end(self) -> None:
+        """Close everything."""
+        await self.lane.aclose()
+        self._pool.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def fake_engine(directory: Path, serve: Serve) -> AsyncIterator[FakeEngine]:
+    """An engine that answers as `serve` says; a connection is closed when that raises EOFError."""
+    path = directory / "engine.sock"
+    engine = FakeEngine(path, serve)
+    server = await asyncio.start_unix_server(engine.accept, path)
+    try:
+        yield engine
+    finally:
+        server.close()
+        await engine.end()
+        await server.wait_closed()
+
+
+def answering(**steps: bytes) -> Serve:
+    """An engine with one answer for each step; after `start` it closes the connection. A step without one is met with
+    silence."""
+
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(steps.get(request.step, b""))
+        if request.step == "start":
+            await writer.drain()
+            raise EOFError
+
+    return serve

@@ -1,0 +1,195 @@
+"""What is found out about this host, against other ways of finding it out."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.podman.service.facts import (
+    cgroup_mode,
+    container_controllers,
+    file_system,
+    find_program,
+    hard_limit,
+    has_mounts_below,
+    has_subordinate_ids,
+    host_facts,
+    is_static_elf,
+    program_version,
+    why_no_user_namespaces,
+)
+
+MOUNTS = """\
+1 0 8:1 / / rw - ext4 /dev/vda rw
+2 1 0:1 / /run rw shared:5 master:1 - tmpfs tmpfs rw
+3 1 0:2 / /run/with\\040space rw - overlay overlay rw
+4 1 0:3 / /home rw - nfs4 host:/home rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "ext4"),
+        ("/running", "ext4"),
+        ("/run", "tmpfs"),
+        ("/run/x/y", "tmpfs"),
+        ("/run/with space/x", "overlay"),
+        ("/home/someone", "nfs4"),
+    ],
+)
+def test_file_system_of_the_longest_mount_point(path: str, kind: str) -> None:
+    assert file_system(Path(path), MOUNTS) == kind
+
+
+MOUNTED = """\
+mount -t tmpfs none "$1" && exec "$2" -c '
+import sys
+from pathlib import Path
+from fastclaw.podman.service.facts import file_system, has_mounts_below, mount_table, storage_driver
+from fastclaw.linux.proc import is_in_memory
+print(storage_driver(Path("/")) in ("overlay", "vfs", None), file_system(Path(sys.argv[1]), mount_table()))
+print(has_mounts_below(Path(sys.argv[1]).parent, mount_table()), is_in_memory(sys.argv[1]))
+' "$1"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+@pytest.mark.parametrize("name", [b"\xff", b"a\rb", b"a\x0cb", "a\u2028b".encode(), "a\u00a0b".encode()])
+def test_whatever_somebody_has_called_a_mount_point(name: bytes, tmp_path: Path) -> None:
+    """Every start and `doctor` failed on a host with one whose name is no UTF-8."""
+    point = os.fsencode(tmp_path) + b"/" + name
+    os.mkdir(point)
+    done = subprocess.run(["unshare", "-m", "sh", "-c", MOUNTED, "sh", point, sys.executable], capture_output=True)
+    assert done.stdout == b"True tmpfs\nTrue True\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "mode"),
+    [(["cgroup.controllers"], "v2"), (["unified/cgroup.controllers", "pids/tasks"], "hybrid"), (["pids/tasks"], "v1")],
+)
+def test_cgroup_mode(tmp_path: Path, files: list[str], mode: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert cgroup_mode(tmp_path) == mode
+
+
+def test_a_dynamic_program_is_not_static() -> None:
+    assert not is_static_elf(Path(os.path.realpath("/bin/ls")))
+
+
+def test_a_script_is_not_static(tmp_path: Path) -> None:
+    script = tmp_path / "x"
+    script.write_text("#!/bin/sh\n")
+    assert not is_static_elf(script)
+
+
+def test_a_program_without_interpreter_is_static(tmp_path: Path) -> None:
+    header = bytearray(64)
+    header[:6] = b"\x7fELF\x02\x01"
+    header[32:40] = (64).to_bytes(8, "little")
+    header[54:56], header[56:58] = (56).to_bytes(2, "little"), (1).to_bytes(2, "little")
+    program = tmp_path / "x"
+    program.write_bytes(bytes(header) + (1).to_bytes(4, "little") + bytes(52))
+    assert is_static_elf(program)
+    program.write_bytes(bytes(header) + (3).to_bytes(4, "little") + bytes(52))
+    assert not is_static_elf(program)
+
+
+def test_hard_limit_has_a_ceiling() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert hard_limit(resource.RLIMIT_NOFILE, 100) == 100
+    assert hard_limit(resource.RLIMIT_NOFILE, hard + 1) == hard
+
+
+def test_version_of_a_program() -> None:
+    assert program_version(sys.executable) == sys.version.split()[0]
+
+
+def test_version_of_nothing(tmp_path: Path) -> None:
+    assert program_version(str(tmp_path / "none")) is None
+
+
+def test_programs_are_found_without_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert find_program("sh") is not None
+    assert find_program("no-such-program-here") is None
+
+
+def test_facts_of_this_host(tmp_path: Path) -> None:
+    facts = host_facts(tmp_path)
+    assert facts.is_root is (os.geteuid() == 0)
+    assert facts.nproc <= int(Path("/proc/sys/kernel/pid_max").read_text())
+    assert facts.cgroups == cgroup_mode(Path("/sys/fs/cgroup"))
+    if facts.conmon is not None:
+        said = subprocess.run([facts.conmon, "--version"], capture_output=True, text=True, check=True).stdout
+        assert facts.conmon_version is not None
+        assert facts.conmon_version in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not look")
+def test_a_directory_that_may_not_be_looked_into_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XDG_RUNTIME_DIR and HOME are root's for who came by `su` or `sudo`: pathlib raised PermissionError."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(closed))
+    os.seteuid(65534)
+    try:
+        facts = host_facts(closed / "state")
+    finally:
+        os.seteuid(0)
+    assert (facts.is_root, facts.user_systemd) == (False, False)
+
+
+def test_controllers_of_root_and_of_a_user(tmp_path: Path) -> None:
+    (tmp_path / "pids").mkdir()
+    assert container_controllers(tmp_path, 0) == {"pids"}
+    assert container_controllers(tmp_path, 7) == set(), "on v1 nothing is delegated"
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    assert container_controllers(tmp_path, 0) == {"cpu", "memory", "pids"}
+    assert container_controllers(tmp_path, 7) == set(), "there is no session"
+    session = tmp_path / "user.slice" / "user-7.slice" / "user@7.service"
+    session.mkdir(parents=True)
+    (session / "cgroup.controllers").write_text("memory pids\n")
+    assert container_controllers(tmp_path, 7) == {"memory", "pids"}
+
+
+def test_subordinate_ids_by_name_or_number(tmp_path: Path) -> None:
+    uids, gids = tmp_path / "subuid", tmp_path / "subgid"
+    assert not has_subordinate_ids([uids, gids], 0)
+    uids.write_text("somebody:1:2\nroot:100000:65536\n")
+    gids.write_text("00:1:2\n")
+    assert not has_subordinate_ids([uids, gids], 0)
+    gids.write_text("0:100000:65536\n")
+    assert has_subordinate_ids([uids, gids], 0)
+    assert not has_subordinate_ids([uids, gids], 123_456), "a number without a name"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("user/max_user_namespaces", "0", f"user.max_user_namespaces={limits.WANTED_USER_NAMESPACES}"),
+        ("user/max_user_namespaces", "100", None),
+        ("kernel/unprivileged_userns_clone", "0\n", "kernel.unprivileged_userns_clone=1"),
+        ("kernel/unprivileged_userns_clone", "1\n", None),
+        ("kernel/other", "0", None),
+    ],
+)
+def test_a_kernel_that_has_no_user_namespaces_for_users(
+    tmp_path: Path, name: str, value: str, told: str | None
+) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text(value)
+    assert why_no_user_namespaces(tmp_path) == told
+
+
+def test_what_is_mounted_in_a_directory_is_not_the_directory_itself(tmp_path: Path) -> None:
+    line = "36 25 0:5 / {} rw - ramfs none rw\n"
+    for point, is_below in ((tmp_path, False), (tmp_path / "a b", True), (tmp_path.parent, False)):
+        assert has_mounts_below(tmp_path, line.format(str(point).replace(" ", "\\040"))) is is_below
+    assert not has_mounts_below(tmp_path, line.format(f"{tmp_path}-other"))

@@ -1,0 +1,226 @@
+"""The managed service on the real Podman: ready, tuned, stopped, and gone with its owner however that ends."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import uvloop
+from podman import PodmanClient
+
+from fastclaw.errors import StartFailed
+from fastclaw.linux.owner import start_time
+from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.container_spec import InitPlan, container_spec
+from fastclaw.podman.service.facts import host_facts
+from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan, plan_service
+from fastclaw.podman.service.service import ManagedService, answers_ping
+from fastclaw.podman.service.service_process import wait_readable
+from tests.balance import children
+
+pytestmark = pytest.mark.podman
+
+OWNER_SCRIPT = """
+import asyncio, sys
+from pathlib import Path
+import msgspec
+from fastclaw.podman.service.plan import ServicePlan
+from fastclaw.podman.service.service import ManagedService
+
+async def main() -> None:
+    plan = msgspec.json.decode(sys.argv[1], type=ServicePlan)
+    service = ManagedService(plan, Path(sys.argv[2]) / "s", Path(sys.argv[2]) / "r")
+    await service.start()
+    print(service.pid, service.url, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def open_fds() -> set[str]:
+    """Descriptors of this process."""
+    return set(os.listdir("/proc/self/fd"))
+
+
+async def round_trip(plan: ServicePlan, base: Path) -> tuple[int, Path]:
+    """Start, ask, stop; returns the service's pid and its socket."""
+    service = ManagedService(plan, base / "s", base / "r")
+    await service.start()
+    pid, socket = service.pid, service.url.removeprefix("unix://")
+    assert pid is not None
+    assert await answers_ping(socket)
+    await service.stop()
+    return pid, Path(socket)
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_starts_answers_stops_and_leaves_nothing(
+    engine_plan: ServicePlan, short_dir: Path, loop_factory: type[asyncio.AbstractEventLoop]
+) -> None:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(asyncio.sleep(0))  # a loop keeps a few descriptors for the next one of its kind
+    before = open_fds()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        pid, socket = runner.run(round_trip(engine_plan, short_dir))
+    assert start_time(pid) is None
+    assert not socket.parent.exists()
+    assert open_fds() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+async def test_the_service_is_tuned(engine_plan: ServicePlan, short_dir: Path) -> None:
+    service = ManagedService(engine_plan, short_dir / "s", short_dir / "r")
+    await service.start()
+    try:
+        with PodmanClient(base_url=service.url) as client:
+            info = await asyncio.to_thread(client.info)
+    finally:
+        await service.stop()
+    assert info["host"]["eventLogger"] == "none"
+    assert info["host"]["ociRuntime"]["name"] == engine_plan.oci_runtime
+    assert info["store"]["graphRoot"].startswith(str(short_dir / "s"))
+    assert info["store"]["runRoot"].startswith(str(short_dir / "r"))
+
+
+async def test_a_service_that_dies_says_its_last_words(engine_plan: ServicePlan, short_dir: Path) -> None:
+    broken = msgspec.structs.replace(engine_plan, oci_runtime="/nowhere")
+    service = ManagedService(broken, short_dir / "s", short_dir / "r")
+    with pytest.raises(StartFailed, match=r"ended at once: .*no valid executable") as caught:
+        await service.start()
+    assert caught.value.reason == "engine_unavailable"
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (short_dir / "r").iterdir() if path.name[0].isdigit()] == []
+
+
+async def test_a_program_that_is_not_there(engine_plan: ServicePlan, short_dir: Path) -> None:
+    broken = msgspec.structs.replace(engine_plan, bind_launcher=["/nonexistent/setpriv"])
+    with pytest.raises(StartFailed, match="cannot start /nonexistent/setpriv") as caught:
+        await ManagedService(broken, short_dir / "s", short_dir / "r").start()
+    assert caught.value.reason == "engine_unavailable"
+
+
+async def test_a_service_that_never_answers(
+    engine_plan: ServicePlan, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastclaw.limits.ENGINE_READY_MS", 100)
+    silent = msgspec.structs.replace(engine_plan, bind_launcher=["/bin/sh", "-c", "exec sleep 60"])
+    service = ManagedService(silent, short_dir / "s", short_dir / "r")
+    with pytest.raises(StartFailed, match="does not answer") as caught:
+        await service.start()
+    assert caught.value.reason == "engine_timeout"
+    assert service.pid is None
+
+
+async def test_a_loud_service_does_not_block_and_only_the_tail_is_kept(
+    engine_plan: ServicePlan, short_dir: Path
+) -> None:
+    loud = "i=0; while [ $i -lt 20000 ]; do echo line $i >&2; i=$((i+1)); done; echo the end >&2; exit 7"
+    noisy = msgspec.structs.replace(engine_plan, bind_launcher=["/bin/sh", "-c", loud])
+    with pytest.raises(StartFailed, match=r"ended at once: the end$"):
+        await ManagedService(noisy, short_dir / "s", short_dir / "r").start()
+
+
+async def test_stopping_twice_or_before_the_start_is_fine(engine_plan: ServicePlan, short_dir: Path) -> None:
+    service = ManagedService(engine_plan, short_dir / "s", short_dir / "r")
+    await service.stop()
+    await service.start()
+    await service.stop()
+    await service.stop()
+    with pytest.raises(RuntimeError, match="not running"):
+        _ = service.url
+
+
+async def test_several_services_share_one_storage(engine_plan: ServicePlan, short_dir: Path) -> None:
+    services = [ManagedService(engine_plan, short_dir / "s", short_dir / "r") for _ in range(3)]
+    try:
+        await asyncio.gather(*(service.start() for service in services))
+        first, second, third = (EngineLifecycle(service.url) for service in services)
+        await first.ensure_image(DEFAULT_IMAGE)
+        assert await second.has_image(DEFAULT_IMAGE)
+        spec = container_spec(image=DEFAULT_IMAGE, name="shared", namespace="n", owner="o", shard=0, init=InitPlan())
+        created = await second.create_container(spec)
+        await second.start_container(created)
+        await services[1].stop()
+        [found] = await third.list_containers({"io.fastclaw.namespace": "n"})
+        assert (found.id, found.state) == (created, "running")
+        await third.remove_container(created)
+        assert await first.list_containers({}) == []
+        for lifecycle in (first, second, third):
+            await lifecycle.close()
+    finally:
+        for service in services:
+            await service.stop()
+
+
+@pytest.fixture(params=["setpriv", "python"])
+def owned(request: pytest.FixtureRequest, engine_plan: ServicePlan, short_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that owns a service, bound to it either way."""
+    facts = host_facts(short_dir)
+    if request.param == "python":
+        facts = msgspec.structs.replace(facts, setpriv=None)
+    argv = [sys.executable, "-c", OWNER_SCRIPT, msgspec.json.encode(plan_service(facts)).decode(), str(short_dir)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+async def test_it_dies_with_an_owner_that_is_killed(owned: subprocess.Popen[str], engine_plan: ServicePlan) -> None:
+    assert owned.stdout is not None
+    words = (await asyncio.to_thread(owned.stdout.readline)).split()
+    pid, socket = int(words[0]), words[1].removeprefix("unix://")
+    pidfd = os.pidfd_open(pid)
+    try:
+        assert await answers_ping(socket)
+        owned.send_signal(signal.SIGKILL)
+        assert await wait_readable(pidfd, 5_000)
+    finally:
+        os.close(pidfd)
+    owned.wait(5)
+    left = Path(socket).parent
+    async with asyncio.timeout(10):
+        while left.exists():  # noqa: ASYNC110 - the janitor is nobody's child and does not tell
+            await asyncio.sleep(0.01)
+
+
+async def test_what_a_killed_owner_without_a_janitor_leaves_goes_with_the_next_start(
+    engine_plan: ServicePlan, short_dir: Path
+) -> None:
+    left = short_dir / "r" / "1-abcdefgh"
+    left.mkdir(parents=True, mode=0o700)
+    await round_trip(engine_plan, short_dir)
+    assert not left.exists()
+
+
+async def test_without_a_python_there_is_no_janitor(engine_plan: ServicePlan, short_dir: Path) -> None:
+    facts = msgspec.structs.replace(engine_plan.facts, python=None)
+    plan = msgspec.structs.replace(engine_plan, facts=facts)
+    before = children()
+    service = ManagedService(plan, short_dir / "s", short_dir / "r")
+    await service.start()
+    assert children() - before == {service.pid}
+    await service.stop()
+
+
+async def test_a_janitor_that_cannot_be_had_fails_the_start(engine_plan: ServicePlan, short_dir: Path) -> None:
+    facts = msgspec.structs.replace(engine_plan.facts, python="/bin/false")
+    service = ManagedService(msgspec.structs.replace(engine_plan, facts=facts), short_dir / "s", short_dir / "r")
+    before = children()
+    with pytest.raises(StartFailed, match="the janitor ended at once"):
+        await service.start()
+    assert children() == before
+
+
+def test_a_parent_that_died_before_is_noticed(engine_plan: ServicePlan) -> None:
+    """The guard sees another parent than it was told and never becomes Podman."""
+    lied_to = [*engine_plan.bind_launcher, "1", "/", "/bin/echo", "became podman"]
+    done = subprocess.run(lied_to, capture_output=True, timeout=10, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    told = [*engine_plan.bind_launcher, str(os.getpid()), "/", "/bin/echo", "became podman"]
+    assert subprocess.run(told, capture_output=True, timeout=10, check=True).stdout == b"became podman\n"

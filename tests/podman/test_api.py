@@ -1,0 +1,286 @@
+"""Images and containers through podman-py: on the real engine, on none, and on one that never answers."""
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.errors import StartFailed
+from fastclaw.linux.owner import start_time
+from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.container_spec import InitPlan, container_spec
+from fastclaw.podman.service import facts
+from tests.podman.conftest import EngineService
+
+needs_podman = pytest.mark.podman
+
+
+@pytest.fixture
+async def lifecycle(engine_service: EngineService) -> AsyncIterator[EngineLifecycle]:
+    """On the shared service; containers of the namespace `lifecycle` are removed at the end."""
+    one = EngineLifecycle(engine_service.url)
+    yield one
+    for container in await one.list_containers({"io.fastclaw.namespace": "lifecycle"}):
+        await one.remove_container(container.id)
+    await one.close()
+
+
+@pytest.fixture
+def silent(short_dir: Path) -> Iterator[str]:
+    """The URL of an engine that accepts and never answers."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(short_dir / "e.sock"))
+        listener.listen()
+        yield f"unix://{short_dir}/e.sock"
+
+
+def spec(engine: EngineService, shard: int = 0, **changes: Any) -> dict[str, Any]:
+    """A container of these tests."""
+    given = {
+        "image": engine.image,
+        "name": f"lifecycle-{shard}",
+        "namespace": "lifecycle",
+        "owner": "o",
+        "shard": shard,
+        "init": InitPlan(),
+    }
+    return container_spec(**{**given, **changes})
+
+
+@needs_podman
+async def test_version(lifecycle: EngineLifecycle, engine_service: EngineService) -> None:
+    version = await lifecycle.version()
+    assert version.podman[0].isdigit()
+    assert "conmon" in version.conmon
+    assert version.oci_runtime == engine_service.plan.oci_runtime
+    assert "version" in version.oci_runtime_version
+    assert version.rootless is (os.geteuid() != 0)
+
+
+@needs_podman
+async def test_a_container_from_create_to_remove(lifecycle: EngineLifecycle, engine_service: EngineService) -> None:
+    created = await lifecycle.create_container(spec(engine_service, 3))
+    state = await lifecycle.inspect_container(created)
+    assert state is not None
+    assert (state.running, state.pid) == (False, 0)
+    await lifecycle.start_container(created)
+    await lifecycle.start_container(created)
+    state = await lifecycle.inspect_container(created)
+    assert state is not None
+    assert state.running
+    assert state.pid > 0
+    [listed] = await lifecycle.list_containers({"io.fastclaw.namespace": "lifecycle", "io.fastclaw.owner": "o"})
+    assert (listed.id, listed.state) == (created, "running")
+    assert listed.labels["io.fastclaw.shard"] == "3"
+    assert await lifecycle.list_containers({"io.fastclaw.namespace": "other"}) == []
+    await lifecycle.remove_container("lifecycle-3")
+    assert await lifecycle.inspect_container(created) is None
+    assert start_time(state.pid) is None
+    await lifecycle.remove_container(created)
+
+
+@needs_podman
+async def test_shards_at_once(lifecycle: EngineLifecycle, engine_service: EngineService) -> None:
+    async def one(shard: int) -> str:
+        created = await lifecycle.create_container(spec(engine_service, shard))
+        await lifecycle.start_container(created)
+        return created
+
+    created = await asyncio.gather(*(one(shard) for shard in range(4)))
+    listed = await lifecycle.list_containers({"io.fastclaw.namespace": "lifecycle"})
+    assert {container.id for container in listed} == set(created)
+    await asyncio.gather(*(lifecycle.remove_container(container) for container in created))
+    assert await lifecycle.list_containers({"io.fastclaw.namespace": "lifecycle"}) == []
+
+
+@needs_podman
+@pytest.mark.parametrize(
+    ("changes", "reason", "says"),
+    [
+        ({"image": "localhost/none:latest"}, "image_not_found", "options.pull"),
+        ({"workspace": ("/nonexistent/x", "/w")}, "bad_mount", "options.workspace"),
+        ({"oci_runtime": "no-such-runtime"}, "engine_error", "no-such-runtime"),
+    ],
+)
+async def test_a_container_that_cannot_be_had(
+    lifecycle: EngineLifecycle, engine_service: EngineService, changes: dict[str, Any], reason: str, says: str
+) -> None:
+    with pytest.raises(StartFailed) as caught:
+        await lifecycle.start_container(await lifecycle.create_container(spec(engine_service, **changes)))
+    assert caught.value.reason == reason
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Gate:
+    """Stands before the real engine and holds its answers back until `open` is set."""
+
+    def __init__(self, url: str) -> None:
+        self._upstream = url.removeprefix("unix://")
+        self.answered, self.open = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        up_reader, up_writer = await asyncio.open_unix_connection(self._upstream)
+        requests = asyncio.create_task(self._copy(reader, up_writer))
+        try:
+            first = await up_reader.read(limits.READ_CHUNK_BYTES)
+            self.answered.set()
+            await self.open.wait()
+            writer.write(first)
+            await self._copy(up_reader, writer)
+        finally:
+            requests.cancel()
+            up_writer.close()
+            writer.close()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(limits.READ_CHUNK_BYTES):
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
+
+
+@needs_podman
+async def test_a_container_nobody_waits_for_is_removed(
+    lifecycle: EngineLifecycle, engine_service: EngineService, short_dir: Path
+) -> None:
+    gate = Gate(engine_service.url)
+    server = await asyncio.start_unix_server(gate, short_dir / "g.sock")
+    gated = EngineLifecycle(f"unix://{short_dir}/g.sock")
+    task = asyncio.create_task(gated.create_container(spec(engine_service)))
+    async with asyncio.timeout(20):
+        await gate.answered.wait()
+        [created] = await lifecycle.list_containers({"io.fastclaw.namespace": "lifecycle"})
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.open.set()
+        while await lifecycle.inspect_container(created.id) is not None:
+            assert task.done()
+    await gated.close()
+    server.close()
+
+
+@needs_podman
+async def test_a_container_that_is_gone(lifecycle: EngineLifecycle) -> None:
+    assert await lifecycle.inspect_container("no-such-container") is None
+    await lifecycle.remove_container("no-such-container")
+    with pytest.raises(StartFailed) as caught:
+        await lifecycle.start_container("no-such-container")
+    assert caught.value.reason == "container_gone"
+
+
+@needs_podman
+async def test_pull_policies(lifecycle: EngineLifecycle, engine_service: EngineService) -> None:
+    for policy in ("missing", "never", "always"):
+        await lifecycle.ensure_image(engine_service.image, policy)
+    with pytest.raises(StartFailed, match=r"options\.pull is never") as caught:
+        await lifecycle.ensure_image("localhost/none:latest", "never")
+    assert caught.value.reason == "image_not_found"
+
+
+@pytest.fixture
+def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with no program that an image could be made of."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(facts, "SYSTEM_PATH", "")
+    monkeypatch.setattr(facts, "HELPER_DIRS", ())
+
+
+@needs_podman
+@pytest.mark.usefixtures("nothing_here")
+async def test_an_image_that_cannot_be_made_is_pulled(
+    lifecycle: EngineLifecycle, engine_service: EngineService
+) -> None:
+    made = "localhost/fastclaw-test-made:1"
+    await lifecycle.make_image(made, fallback=engine_service.image)
+    assert await lifecycle.has_image(made)
+    # Nothing listens at port 1 of this host; the engine answers 200 and tells of it in the body.
+    with pytest.raises(
+        StartFailed, match=r"set options\.image; cannot pull localhost:1/none.*options\.storage"
+    ) as caught:
+        await lifecycle.make_image(made, fallback="localhost:1/none:latest")
+    assert caught.value.reason == "image_not_found"
+    assert "\n" not in str(caught.value)
+
+
+async def test_what_takes_long_is_told(
+    silent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "TELL_FIRST_S", 0.05)
+    monkeypatch.setattr(limits, "TELL_AGAIN_S", 0.05)
+    lifecycle = EngineLifecycle(silent, timeout_s=0.2)
+    with pytest.raises(StartFailed):
+        await lifecycle.make_image("localhost/x:1")
+    await lifecycle.close()
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) >= 2
+    assert all(text.startswith("making the image localhost/x:1: ") for text in told)
+
+
+async def test_no_engine_at_all(short_dir: Path) -> None:
+    lifecycle = EngineLifecycle(f"unix://{short_dir}/none.sock")
+    with pytest.raises(StartFailed, match=r"no engine answers at unix:.*No such file") as caught:
+        await lifecycle.version()
+    await lifecycle.close()
+    assert (caught.value.reason, caught.value.retryable) == ("engine_unavailable", True)
+
+
+async def test_an_engine_that_never_answers(silent: str) -> None:
+    lifecycle = EngineLifecycle(silent, timeout_s=0.2)
+    started = asyncio.get_running_loop().time()
+    with pytest.raises(StartFailed, match=r"did not answer within 0\.2 s") as caught:
+        await lifecycle.create_container({})
+    assert caught.value.reason == "engine_timeout"
+    assert asyncio.get_running_loop().time() - started < 5
+    await lifecycle.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("fastclaw-engine"):
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+async def test_more_hanging_calls_than_threads(silent: str) -> None:
+    """Those that get no thread in time answer as well."""
+    lifecycle = EngineLifecycle(silent, timeout_s=0.2)
+    calls = [lifecycle.version() for _ in range(3 * limits.LIFECYCLE_THREADS)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    await lifecycle.close()
+    assert {result.reason for result in results if isinstance(result, StartFailed)} == {"engine_timeout"}
+    assert all(isinstance(result, StartFailed) for result in results)
+
+
+async def test_an_engine_that_talks_nonsense(short_dir: Path) -> None:
+    async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(nonsense, short_dir / "e.sock")
+    lifecycle = EngineLifecycle(f"unix://{short_dir}/e.sock", timeout_s=5)
+    with pytest.raises(StartFailed, match="no sense") as caught:
+        await lifecycle.version()
+    await lifecycle.close()
+    server.close()
+    assert caught.value.reason == "engine_error"
+
+
+@needs_podman
+async def test_nothing_reaches_stdout(
+    lifecycle: EngineLifecycle, short_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await lifecycle.version()
+    await lifecycle.remove_container("no-such-container")
+    nowhere = EngineLifecycle(f"unix://{short_dir}/none.sock")
+    with pytest.raises(StartFailed):
+        await nowhere.version()
+    await nowhere.close()
+    assert capfd.readouterr().out == ""

@@ -1,0 +1,198 @@
+"""The sandbox's spec, and whose a container is. That Podman obeys is proven in tests/podman/test_sandbox.py."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastclaw import limits
+from fastclaw.podman.container_spec import (
+    HOSTS,
+    INIT_TARGET,
+    NO_NETWORK,
+    OPEN_NETWORK,
+    PYTHON_TARGET,
+    SHELL_INIT,
+    ContainerNetwork,
+    InitPlan,
+    Owner,
+    OwnerFacts,
+    container_spec,
+    is_dead_owner,
+    parse_owner,
+)
+
+OWNER = Owner(pid=12, start_time=345, boot_id="boot-a", pid_namespace=7)
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    """A spec with the defaults and some changes."""
+    given_: dict[str, Any] = {
+        "image": "i",
+        "name": "n",
+        "namespace": "ns",
+        "owner": OWNER.label,
+        "shard": 2,
+        "init": InitPlan(),
+    }
+    return container_spec(**{**given_, **changes})
+
+
+def test_the_safe_defaults() -> None:
+    private = {"nsmode": "private"}
+    assert spec() == {
+        "image": "i",
+        "name": "n",
+        "labels": {
+            "io.fastclaw.namespace": "ns",
+            "io.fastclaw.owner": "12:345:boot-a:7",
+            "io.fastclaw.shard": "2",
+        },
+        "hostname": "fastclaw",
+        "manage_password": False,
+        "env": {},
+        "entrypoint": ["/bin/sh", "-c", SHELL_INIT],
+        "command": [],
+        "remove": True,
+        "stop_timeout": limits.CONTAINER_STOP_S,
+        "systemd": "false",
+        "log_configuration": {"driver": "none"},
+        "healthconfig": {"Test": ["NONE"]},
+        "cap_drop": ["ALL"],
+        "no_new_privileges": True,
+        "privileged": False,
+        "pidns": private,
+        "ipcns": private,
+        "utsns": private,
+        "cgroupns": private,
+        "umask": "0022",
+        "resource_limits": {"pids": {"limit": limits.PIDS_LIMIT}},
+        "r_limits": [],
+        "shm_size": limits.SHM_BYTES,
+        "netns": {"nsmode": "none"},
+        "mounts": [],
+    }
+
+
+def test_what_is_asked_for_is_added() -> None:
+    asked = spec(user="1000:1000", oci_runtime="krun", memory_bytes=5, nofile=7, nproc=9, env={"A": "b"})
+    assert (asked["user"], asked["oci_runtime"], asked["env"]) == ("1000:1000", "krun", {"A": "b"})
+    assert asked["resource_limits"]["memory"] == {"limit": 5}
+    assert asked["r_limits"] == [
+        {"type": "nofile", "soft": 7, "hard": 7},
+        {"type": "nproc", "soft": 9, "hard": 9},
+    ]
+
+
+def test_hosts_are_ours_but_on_the_engines_own_network() -> None:
+    asked = spec(hosts="/run/fc/hosts")
+    assert asked["use_image_hosts"] is True
+    assert [(one["source"], one["destination"], one["options"][0]) for one in asked["mounts"]] == [
+        ("/run/fc/hosts", "/etc/hosts", "rw")
+    ]
+    assert spec(hosts="/run/fc/hosts", network=OPEN_NETWORK) == spec(network=OPEN_NETWORK)
+    assert spec(hosts="/run/fc/hosts", workspace=("v", "/w"))["use_image_hosts"] is True
+    assert HOSTS.split() == ["127.0.0.1", "localhost", "fastclaw", "::1", "localhost", "ip6-localhost", "ip6-loopback"]
+
+
+def test_open_network_is_the_engines_bridge() -> None:
+    assert spec(network=OPEN_NETWORK)["netns"] == {"nsmode": "bridge"}
+    assert spec(network=NO_NETWORK) == spec()
+
+
+def test_a_network_of_its_own_begins_as_none_and_says_who_knows_names() -> None:
+    asked = spec(network=ContainerNetwork(resolv_conf="/run/x.resolv"))
+    assert asked["netns"] == {"nsmode": "none"}
+    assert asked["mounts"] == [
+        {
+            "type": "bind",
+            "source": "/run/x.resolv",
+            "destination": "/etc/resolv.conf",
+            "options": ["ro", "nosuid", "nodev", "rbind", "rprivate"],
+        }
+    ]
+
+
+def test_a_workspace_with_a_source_is_a_bind_mount() -> None:
+    assert spec(workspace=("/home/w", "/work"))["mounts"] == [
+        {
+            "type": "bind",
+            "source": "/home/w",
+            "destination": "/work",
+            "options": ["rw", "nosuid", "nodev", "rbind", "rprivate"],
+        }
+    ]
+
+
+def test_a_workspace_may_be_a_volume() -> None:
+    asked = spec(workspace=("a-volume", "/work"))
+    assert asked["mounts"] == []
+    assert asked["volumes"] == [{"Name": "a-volume", "Dest": "/work", "Options": ["nosuid", "nodev"]}]
+
+
+def test_the_template_module_is_mounted_read_only_where_there_are_templates() -> None:
+    init = InitPlan(spawner="/s", socket="/x.init", template_module="/t.py")
+    mounts = {mount["source"]: mount for mount in spec(init=init)["mounts"]}
+    assert list(mounts) == ["/s", "/x.init", "/t.py"]
+    assert mounts["/t.py"]["destination"] == f"{PYTHON_TARGET}/fastclaw/template.py"
+    assert "ro" in mounts["/t.py"]["options"]
+    assert len(InitPlan(spawner="/s", socket="/x.init").mounts) == 2
+
+
+def test_catatonit_is_mounted_read_only() -> None:
+    asked = spec(init=InitPlan(catatonit="/usr/bin/catatonit"))
+    assert asked["entrypoint"] == [INIT_TARGET, "-P"]
+    [mount] = asked["mounts"]
+    assert (mount["source"], mount["destination"]) == ("/usr/bin/catatonit", INIT_TARGET)
+    assert "ro" in mount["options"]
+
+
+@given(env=st.dictionaries(st.text(), st.text()), workspace=st.none() | st.tuples(st.text(), st.text()))
+def test_nothing_weakens_the_sandbox(env: dict[str, str], workspace: tuple[str, str] | None) -> None:
+    asked = msgspec.json.decode(msgspec.json.encode(spec(env=env, workspace=workspace)))
+    assert (asked["cap_drop"], asked["no_new_privileges"], asked["privileged"]) == (["ALL"], True, False)
+    assert "seccomp_profile_path" not in asked
+
+
+@given(pid=st.integers(1, 2**22), start=st.integers(0, 2**60), boot=st.uuids())
+def test_owner_label_round_trip(pid: int, start: int, boot: object) -> None:
+    owner = Owner(pid=pid, start_time=start, boot_id=str(boot), pid_namespace=start + 1)
+    assert parse_owner(owner.label) == owner
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_an_owner_or_not(text: str) -> None:
+    owner = parse_owner(text)
+    assert owner is None or Owner.label.fget(owner).partition(":")[2]  # type: ignore[attr-defined] # a property
+    assert not (owner is None and is_dead_owner(text, OwnerFacts(boot_id="x", pid_namespace=7, start_times={})))
+
+
+@pytest.mark.parametrize(
+    ("label", "dead"),
+    [
+        ("12:345:boot-a:7", False),
+        ("12:346:boot-a:7", True),
+        ("13:345:boot-a:7", True),
+        ("12:345:boot-b:7", True),
+        # In another PID namespace 12 is somebody else: nobody here can know whether that one lives.
+        ("12:346:boot-a:8", False),
+        ("13:345:boot-a:8", False),
+        ("12:345:boot-b:8", True),
+        ("", False),
+        ("12:345", False),
+        ("12:346:boot-a", False),
+        ("12:346:boot-a:", False),
+        ("12:346:boot-a:7:7", False),
+        ("-12:345:boot-a:7", False),
+        ("x:345:boot-a:7", False),
+    ],
+)
+def test_dead_owners(label: str, dead: bool) -> None:
+    assert is_dead_owner(label, OwnerFacts(boot_id="boot-a", pid_namespace=7, start_times={12: 345})) is dead
+
+
+def test_a_bound_on_the_disk() -> None:
+    assert spec(disk_bytes=1 << 20)["storage_opts"] == {"size": "1048576"}
+    assert "storage_opts" not in spec()

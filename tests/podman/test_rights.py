@@ -1,0 +1,108 @@
+"""What is decided of rights before a container is made; what holds inside: tests/acceptance/test_rights.py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from fastclaw.errors import StartFailed
+from fastclaw.options import Options
+from fastclaw.podman import rights
+from fastclaw.podman.api import EngineVersion
+from fastclaw.podman.capabilities import DEFAULT
+from fastclaw.podman.rights import Rights, settle_rights
+from fastclaw.podman.user_namespace import FIRST_ID, Owner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VERSION = EngineVersion(
+    podman="4.3.1",
+    conmon="2.1.6",
+    oci_runtime="crun",
+    oci_runtime_version="1.8.1",
+    rootless=True,
+    storage_driver="overlay",
+    storage="/s",
+    cgroup_version="v2",
+)
+PASSWD = "wolf:x:7:8::/:\n"
+
+
+async def settled(
+    version: EngineVersion = VERSION, user: str = "0", *, has_spawner: bool = True, **options: Any
+) -> Rights:
+    async def read_files() -> list[str]:
+        return [PASSWD, ""]
+
+    async with contextlib.AsyncExitStack() as setup:
+        wanted = msgspec.convert(options, Options)
+        return await settle_rights(
+            wanted,
+            is_here=True,
+            has_spawner=has_spawner,
+            version=version,
+            user=user,
+            read_files=read_files,
+            setup=setup,
+        )
+
+
+async def test_without_a_namespace_root_has_nothing_unless_it_is_asked_for() -> None:
+    found = await settled()
+    assert (found.capabilities, found.ids) == ((), None)
+    assert "rootless" in str(found.why_no_ids)
+    assert (await settled(capabilities="default")).capabilities == DEFAULT
+    assert (await settled(user_namespace="host")).why_no_ids == "options.user_namespace is host"
+    with pytest.raises(StartFailed, match=r"no user namespace: a rootless engine .* auto") as refused:
+        await settled(user_namespace="private")
+    assert refused.value.reason == "unsupported"
+
+
+@pytest.mark.parametrize(
+    ("user", "ids"), [("", (0, 0)), ("root", (0, 0)), ("5:6", (5, 6)), ("wolf", (7, 8)), ("7", (7, 8)), ("9", (9, 0))]
+)
+async def test_whose_a_workspace_is_to_be(user: str, ids: tuple[int, int], tmp_path: Path) -> None:
+    found = await settled(user=user, workspace={"target": "/work", "source": str(tmp_path)})
+    owner = Owner(uid=os.getuid(), gid=os.getgid())
+    assert (found.user, found.owner) == (Owner(uid=ids[0], gid=ids[1]), owner)
+    assert found.workspace_option is None
+    assert found.volume_owner == f"{ids[0]}:{ids[1]}"
+    assert (found.note is None) == (ids[0] == owner.uid)
+    assert found.note is None or f"set options.user to {owner}" in found.note
+
+
+async def test_a_user_that_is_not_there_and_a_workspace_that_is_not_are_said(tmp_path: Path) -> None:
+    with pytest.raises(StartFailed, match="sheep") as unknown:
+        await settled(user="sheep", workspace={"target": "/work"})
+    assert unknown.value.reason == "unknown_user"
+    with pytest.raises(StartFailed, match=f"{tmp_path}/none: No such file") as refused:
+        await settled(workspace={"target": "/work", "source": f"{tmp_path}/none"})
+    assert refused.value.reason == "bad_mount"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="ids of the host are root's to give away")
+async def test_a_range_is_lent_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rights, "ID_LOCKS", tmp_path)
+    version = msgspec.structs.replace(VERSION, rootless=False)
+    assert "/dev/stdout" in str((await settled(version, has_spawner=False)).why_no_ids)
+    for _ in range(2):
+        found = await settled(version, id_ranges={"first": FIRST_ID, "count": 1})
+        assert (found.ids, found.capabilities, found.volume_owner) == (FIRST_ID, DEFAULT, None)
+
+
+@pytest.mark.parametrize("user", ["65536", "1:65536", "wolf:65536", "200000"])
+async def test_a_user_whose_number_no_range_has_gets_no_namespace(user: str, tmp_path: Path) -> None:
+    """Numbers of people in a directory service begin above it; commands could not be started as such a user."""
+    version = msgspec.structs.replace(VERSION, rootless=False)
+    both: list[dict[str, Any]] = [{}, {"workspace": {"target": "/work"}}]
+    for more in both:
+        found = await settled(version, user=user, **more)
+        assert (found.ids, found.capabilities) == (None, ())
+        assert "beyond the 65536 ids" in str(found.why_no_ids)
+        with pytest.raises(StartFailed, match=r"no user namespace: user or group .* beyond the 65536"):
+            await settled(version, user=user, user_namespace="private", **more)

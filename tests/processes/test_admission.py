@@ -1,0 +1,209 @@
+"""Admission against a naive model, and its cost at any queue length."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from fastclaw.errors import ExecFailed
+from fastclaw.processes.admission import Admission, Ticket, TicketState
+
+
+class NaiveAdmission:
+    """The same rules with a plain list, scanned every time."""
+
+    def __init__(self, slots: int, max_live: int, queue_limit: int) -> None:
+        self.slots, self.max_live, self.queue_limit = slots, max_live, queue_limit
+        self.queue: list[int] = []
+        self.starting: set[int] = set()
+        self.live: set[int] = set()
+
+    def has_room(self) -> bool:
+        return len(self.starting) < self.slots and len(self.starting) + len(self.live) < self.max_live
+
+    def request(self, name: int) -> str:
+        if not self.queue and self.has_room():
+            self.starting.add(name)
+            return "starting"
+        if len(self.queue) >= self.queue_limit:
+            return "overloaded"
+        self.queue.append(name)
+        return "waiting"
+
+    def next(self) -> list[int]:
+        admitted = []
+        while self.queue and self.has_room():
+            admitted.append(self.queue.pop(0))
+            self.starting.add(admitted[-1])
+        return admitted
+
+    def started(self, name: int) -> list[int]:
+        self.starting.remove(name)
+        self.live.add(name)
+        return self.next()
+
+    def leave(self, name: int) -> list[int]:
+        if name in self.queue:
+            self.queue.remove(name)
+            return []
+        self.starting.discard(name)
+        self.live.discard(name)
+        return self.next()
+
+
+class AdmissionMachine(RuleBasedStateMachine):
+    """Every order of requests, starts, ends and expiries."""
+
+    tickets = Bundle("tickets")
+
+    @initialize(
+        shards=st.integers(1, 3), each=st.integers(1, 2), max_live=st.integers(1, 5), queue_limit=st.integers(0, 30)
+    )
+    def begin(self, shards: int, each: int, max_live: int, queue_limit: int) -> None:
+        self.real = Admission(shards, each, max_live, queue_limit)
+        self.model = NaiveAdmission(shards * each, max_live, queue_limit)
+        self.shards, self.each = shards, each
+        self.all: dict[int, Ticket] = {}
+        self.clock = 0.0
+
+    @rule(target=tickets)
+    def request(self) -> object:
+        self.clock += 1
+        name = len(self.all)
+        expected = self.model.request(name)
+        try:
+            ticket = self.real.request(name, self.clock + 10)
+        except ExecFailed as error:
+            assert (expected, error.reason) == ("overloaded", "overloaded")  # noqa: PT017 - either outcome is looked at
+            return multiple()
+        assert ticket.state.value == expected
+        self.all[name] = ticket
+        return ticket
+
+    @rule(ticket=tickets)
+    def started(self, ticket: Ticket) -> None:
+        if ticket.state is TicketState.STARTING:
+            self.same(self.real.started(ticket), self.model.started(self.name(ticket)))
+
+    @rule(ticket=consumes(tickets))
+    def leave(self, ticket: Ticket) -> None:
+        self.same(self.real.leave(ticket), self.model.leave(self.name(ticket)))
+        assert self.real.leave(ticket) == []
+
+    @rule(seconds=st.integers(0, 8))
+    def expire(self, seconds: int) -> None:
+        self.clock += seconds
+        due = [name for name in self.model.queue if self.all[name].deadline <= self.clock]
+        expired = self.real.expire(self.clock)
+        assert [ticket.owner for ticket in expired] == due
+        for name in due:
+            self.model.leave(name)
+
+    @invariant()
+    def they_agree(self) -> None:
+        statistics = self.real.statistics()
+        model = self.model
+        assert (statistics.waiting, statistics.starting) == (len(model.queue), len(model.starting))
+        assert statistics.live == len(model.starting) + len(model.live)
+        first = self.all[model.queue[0]].deadline if model.queue else None
+        assert self.real.next_deadline() == first
+
+    @invariant()
+    def no_shard_is_over_its_share(self) -> None:
+        used = [ticket.shard for ticket in self.all.values() if ticket.state is TicketState.STARTING]
+        assert all(0 <= shard < self.shards and used.count(shard) <= self.each for shard in used)
+
+    def name(self, ticket: Ticket) -> int:
+        assert isinstance(ticket.owner, int)
+        return ticket.owner
+
+    def same(self, tickets: list[Ticket], names: list[int]) -> None:
+        assert [ticket.owner for ticket in tickets] == names
+        assert all(ticket.state is TicketState.STARTING for ticket in tickets)
+
+
+TestAdmission = AdmissionMachine.TestCase
+TestAdmission.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def crowded(waiting: int) -> tuple[Admission, list[Ticket]]:
+    admission = Admission(4, 4, 100_000, 100_000)
+    return admission, [admission.request(index, float(index)) for index in range(16 + waiting)]
+
+
+def test_starts_are_spread_over_the_shards() -> None:
+    admission = Admission(3, 2, 100, 0)
+    assert [admission.request(None, 0.0).shard for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_slow_shard_gets_no_more_than_it_gives_back() -> None:
+    admission = Admission(2, 1, 100, 100)
+    slow, quick = admission.request("slow", 0.0), admission.request("quick", 0.0)
+    for _ in range(5):
+        waiting = admission.request("next", 0.0)
+        assert admission.started(quick) == [waiting]
+        assert waiting.shard == quick.shard != slow.shard
+        quick = waiting
+
+
+def test_first_come_first_served_past_those_that_gave_up() -> None:
+    admission, tickets = crowded(5)
+    waiting = tickets[16:]
+    admission.leave(waiting[0])
+    admission.leave(waiting[2])
+    order = [admission.leave(tickets[index])[0] for index in range(3)]
+    assert order == [waiting[1], waiting[3], waiting[4]]
+
+
+def test_a_newcomer_does_not_overtake() -> None:
+    admission = Admission(1, 2, 1, 10)
+    first = admission.request("first", 0.0)
+    waiting = admission.request("waiting", 0.0)
+    admission.leave(waiting)
+    second = admission.request("second", 0.0)
+    assert second.state is TicketState.WAITING
+    assert admission.leave(first) == [second]
+
+
+def test_a_full_queue_is_told_at_once_and_may_be_retried() -> None:
+    admission = Admission(1, 1, 1, 1)
+    admission.request(None, 0.0)
+    admission.request(None, 0.0)
+    with pytest.raises(ExecFailed) as raised:
+        admission.request(None, 0.0)
+    assert raised.value.retryable
+
+
+def cost_of_a_decision(waiting: int) -> float:
+    """Seconds of this process for one start, one end and one newcomer."""
+    admission, tickets = crowded(waiting)
+    live = tickets[:16]
+    rounds = 2_000
+    began = time.process_time()
+    for index in range(rounds):
+        ticket = live[index % 16]
+        admission.started(ticket)
+        admitted = admission.leave(ticket)
+        live[index % 16] = admitted[0] if admitted else admission.request(None, 1e9)
+        admission.request(None, 1e9)
+    return (time.process_time() - began) / rounds
+
+
+def test_a_decision_costs_the_same_with_10_and_10_000_waiting() -> None:
+    few = min(cost_of_a_decision(10) for _ in range(5))
+    many = min(cost_of_a_decision(10_000) for _ in range(5))
+    assert many < 3 * few  # a scan of the queue would make it hundreds of times as dear
+
+
+def test_giving_up_costs_the_same_from_any_place_of_a_long_queue() -> None:
+    admission, tickets = crowded(20_000)
+    began = time.process_time()
+    for ticket in reversed(tickets[16:]):
+        admission.leave(ticket)
+    assert time.process_time() - began < 0.5
+    assert admission.statistics().waiting == 0
+    assert admission.next_deadline() is None

@@ -1,0 +1,266 @@
+"""One direction of a stream: everything arrives in order, and only the kernel holds anything."""
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.linux import splice
+from fastclaw.linux.splice import Copy, Move, is_holding
+from fastclaw.processes.relay import Relay
+
+PATTERN = bytes(range(256)) * 1024
+
+
+class Rig:
+    """A pipe relayed to a socket: we hold the other ends."""
+
+    def __init__(self, move: Move) -> None:
+        self.source, self.feed = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.ours, self.theirs = socket.socketpair()
+        for end in (self.ours, self.theirs):
+            end.setblocking(False)
+        self.move = move
+        self.ended: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
+        self.relay = self.new_relay()
+
+    def new_relay(self) -> Relay:
+        return Relay(self.source, self.ours.fileno(), self.source, self.move, self.ended.set_result)
+
+    def close_feed(self) -> None:
+        if self.feed >= 0:
+            os.close(self.feed)
+            self.feed = -1
+
+    def close(self) -> None:
+        self.relay.stop()
+        self.close_feed()
+        os.close(self.source)
+        self.ours.close()
+        self.theirs.close()
+
+
+@pytest.fixture(params=["splice", "copy"])
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    made = Rig(splice.splice if request.param == "splice" else Copy())
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+async def feed_all(rig: Rig, data: bytes, rng: random.Random) -> None:
+    loop = asyncio.get_running_loop()
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(rig.feed, view[: rng.choice((1, 100, 4096, 100_000))]) :]
+        except BlockingIOError:
+            writable = asyncio.Event()
+            loop.add_writer(rig.feed, writable.set)
+            await writable.wait()
+            loop.remove_writer(rig.feed)
+        if rng.random() < 0.2:
+            await asyncio.sleep(0)
+    rig.close_feed()
+
+
+async def read_all(rig: Rig, rng: random.Random) -> bytes:
+    loop = asyncio.get_running_loop()
+    digest = bytearray()
+    while data := await loop.sock_recv(rig.theirs, rng.choice((1, 500, 65536, 300_000))):
+        digest += data
+    return bytes(digest)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_everything_arrives_whatever_the_chunks(rig: Rig, seed: int) -> None:
+    rng = random.Random(seed)
+    data = rng.randbytes(300_000)
+    rig.relay.start()
+    feeding = asyncio.create_task(feed_all(rig, data, random.Random(seed + 100)))
+    async with asyncio.timeout(20):
+        reading = asyncio.create_task(read_all(rig, rng))
+        assert await rig.ended is None
+        rig.ours.shutdown(socket.SHUT_WR)
+        assert await reading == data
+    await feeding
+    assert rig.relay.moved == len(data)
+
+
+async def test_a_reader_that_stops_stops_the_writer(rig: Rig) -> None:
+    loop = asyncio.get_running_loop()
+    rig.relay.start()
+    written = 0
+    quiet = 0
+    while quiet < 50:  # turns of the loop in which nothing more was taken
+        await asyncio.sleep(0)
+        try:
+            written += os.write(rig.feed, PATTERN)
+            quiet = 0
+        except BlockingIOError:
+            quiet += 1
+    sockets_hold = rig.ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    assert written <= 2 * limits.BULK_PIPE_BYTES + sockets_hold
+    rig.close_feed()
+    received = 0
+    async with asyncio.timeout(10):
+        while received < written:
+            received += len(await loop.sock_recv(rig.theirs, 1 << 20))
+        assert await rig.ended is None
+
+
+async def test_the_last_bytes_reach_a_slow_reader_while_the_writer_stays(rig: Rig) -> None:
+    """What a full target left behind must not wait for more from the source."""
+    loop = asyncio.get_running_loop()
+    data = hashlib.shake_256(b"x").digest(400_000)
+    view = memoryview(data)
+    rig.relay.start()
+    received = bytearray()
+    async with asyncio.timeout(10):
+        while view:
+            try:
+                view = view[os.write(rig.feed, view) :]
+            except BlockingIOError:
+                received += await loop.sock_recv(rig.theirs, 3_000)
+        while len(received) < len(data):  # the writer stays open and silent
+            received += await loop.sock_recv(rig.theirs, 100_000)
+    assert received == data
+
+
+async def test_a_second_relay_goes_on_where_the_first_was_stopped(rig: Rig) -> None:
+    loop = asyncio.get_running_loop()
+    data = random.Random(1).randbytes(900_000)
+    fcntl.fcntl(rig.source, fcntl.F_SETPIPE_SZ, limits.BULK_PIPE_BYTES)
+    os.write(rig.feed, data)
+    rig.relay.start()
+    received = bytearray(await loop.sock_recv(rig.theirs, 100))
+    rig.relay.stop()
+    while True:
+        try:
+            received += rig.theirs.recv(1 << 20)
+        except BlockingIOError:
+            break
+    assert len(received) < len(data)
+    rig.relay = rig.new_relay()
+    rig.relay.start()
+    async with asyncio.timeout(10):
+        while len(received) < len(data):
+            received += await loop.sock_recv(rig.theirs, 1 << 20)
+    assert received == data
+
+
+async def test_a_reader_that_goes_is_the_error(rig: Rig) -> None:
+    rig.relay.start()
+    rig.theirs.close()
+    os.write(rig.feed, b"x")
+    async with asyncio.timeout(5):
+        assert isinstance(await rig.ended, BrokenPipeError)
+
+
+class Interrupted(Copy):
+    """Moves as another mover does, and then lets something happen before anybody looks."""
+
+    def __init__(self, move: Move, happens: Callable[[], None]) -> None:
+        self._move_on = move
+        self._happens = happens
+
+    @property
+    def is_holding(self) -> bool:
+        """As that one says."""
+        return is_holding(self._move_on)
+
+    def __call__(self, source: int, target: int) -> int:
+        moved = self._move_on(source, target)
+        self._happens()
+        return moved
+
+
+@pytest.mark.parametrize("size", [1, limits.PIPE_BYTES])
+async def test_a_reader_that_goes_during_a_move_has_left_something_unread(rig: Rig, size: int) -> None:
+    """The kernel returns what it has moved, and nobody hears of the error after that."""
+
+    def it_goes() -> None:
+        os.write(rig.feed, b"and what it does not take any more")
+        rig.theirs.close()
+        assert rig.ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+
+    rig.move = Interrupted(rig.move, it_goes)
+    rig.relay = rig.new_relay()
+    rig.relay.start()
+    os.write(rig.feed, b"x" * size)
+    async with asyncio.timeout(5):
+        assert isinstance(await rig.ended, ConnectionResetError)
+
+
+async def test_a_reader_that_goes_with_everything_has_left_nothing(rig: Rig) -> None:
+    """Between a move and what is looked at after it there is time to read."""
+
+    def it_goes() -> None:
+        assert rig.theirs.recv(100) == b"all"
+        rig.theirs.close()
+
+    rig.move = Interrupted(rig.move, it_goes)
+    rig.relay = rig.new_relay()
+    rig.relay.start()
+    os.write(rig.feed, b"all")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert rig.relay.moved == 3
+    assert not rig.ended.done()
+
+
+async def test_stopped_it_touches_nothing(rig: Rig) -> None:
+    rig.relay.start()
+    rig.relay.stop()
+    rig.relay.stop()
+    os.write(rig.feed, b"x")
+    rig.close_feed()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not rig.ended.done()
+    assert os.read(rig.source, 10) == b"x"
+
+
+async def test_only_a_busy_pipe_is_enlarged(rig: Rig) -> None:
+    loop = asyncio.get_running_loop()
+    rig.relay.start()
+    os.write(rig.feed, b"x" * 1000)
+    async with asyncio.timeout(5):
+        await loop.sock_recv(rig.theirs, 1000)
+        assert fcntl.fcntl(rig.source, fcntl.F_GETPIPE_SZ) == limits.PIPE_BYTES
+        os.write(rig.feed, PATTERN[: limits.PIPE_BYTES])
+        received = 0
+        while received < limits.PIPE_BYTES:
+            received += len(await loop.sock_recv(rig.theirs, 1 << 20))
+    assert fcntl.fcntl(rig.source, fcntl.F_GETPIPE_SZ) == limits.BULK_PIPE_BYTES
+
+
+async def test_a_bulk_stream_gives_the_loop_back() -> None:
+    """A source that never runs dry must not keep the loop: at most a burst of moves per turn."""
+    calls = 0
+
+    def endless(source: int, target: int) -> int:
+        nonlocal calls
+        calls += 1
+        return limits.RELAY_CHUNK_BYTES
+
+    rig = Rig(endless)
+    try:
+        os.write(rig.feed, b"x")  # stays there, so the source is always readable
+        rig.relay.start()
+        most = 0
+        for _ in range(20):
+            before = calls
+            await asyncio.sleep(0)
+            most = max(most, calls - before)
+        assert 0 < most <= limits.RELAY_BURST
+    finally:
+        rig.close()

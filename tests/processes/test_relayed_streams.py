@@ -1,0 +1,396 @@
+"""The streams of a process whose pipes are ours: both endpoints together, and what their owner is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.linux.poller import Watcher
+from fastclaw.processes.relayed_streams import LocalStreams, PipedProcess
+from fastclaw.processes.sockets import ProcessSockets, SocketDirectory
+from tests.balance import open_descriptors
+from tests.linux.rig import Client, PipeEnd, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fastclaw.processes.launcher import ExitStatus, Grace
+    from fastclaw.runtime import OnDisconnect
+
+
+class Program(PipedProcess):
+    """A process that the test plays, at the other ends of three pipes.
+
+    Attributes:
+        stdin, stdout, stderr: its ends.
+    """
+
+    def __init__(self, *, has_stdin: bool = True) -> None:
+        flags = os.O_NONBLOCK | os.O_CLOEXEC
+        self.stdin, self.stdin_fd = PipeEnd(-1), None
+        if has_stdin:
+            theirs, self.stdin_fd = os.pipe2(flags)
+            self.stdin = PipeEnd(theirs)
+        self.stdout_fd, out = os.pipe2(flags)
+        self.stderr_fd, err = os.pipe2(flags)
+        self.stdout, self.stderr = PipeEnd(out), PipeEnd(err)
+        self.exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+
+    def signal(self, signum: int, *, group: bool = False) -> None: ...
+
+    async def end_tree(self, grace: Grace) -> None: ...
+
+    def close(self) -> None:
+        """Its own ends."""
+        for end in (self.stdin, self.stdout, self.stderr):
+            end.close()
+
+
+class Scene:
+    """Attributes:
+    told: what the owner was told, in order, but for `on_clients`.
+    changes: how often it was told of clients.
+    """
+
+    def __init__(self, on_disconnect: OnDisconnect, has_stdin: bool) -> None:
+        self.told: list[str] = []
+        self.changes = 0
+        self.directory = SocketDirectory()
+        self.watcher = Watcher()
+        self.sockets: ProcessSockets = self.directory.open("p")
+        self.program = Program(has_stdin=has_stdin)
+        streams = self.program.serve(self, self.sockets, self.watcher, on_disconnect)
+        assert isinstance(streams, LocalStreams)
+        self.streams = streams
+        self._clients: list[Client] = []
+
+    def on_abandoned(self) -> None:
+        self.told.append("abandoned")
+
+    def on_gap(self) -> None:
+        self.told.append("gap")
+
+    def on_drained(self) -> None:
+        self.told.append("drained")
+
+    def on_clients(self) -> None:
+        self.changes += 1
+
+    async def connect(self, path: str) -> Client:
+        """A client that is served."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(path)
+        sock.setblocking(False)
+        self._clients.append(Client(sock))
+        before = self.changes
+        await until(lambda: self.changes > before)
+        return self._clients[-1]
+
+    async def stdio(self) -> Client:
+        return await self.connect(self.sockets.stdio.path)
+
+    async def errors(self) -> Client:
+        return await self.connect(self.sockets.stderr.path)
+
+    def is_listening(self) -> bool:
+        return os.path.exists(self.sockets.stdio.path) or os.path.exists(self.sockets.stderr.path)
+
+    async def looks(self, count: int = limits.STALLED_LOOKS + 1) -> None:
+        """So many, each after the time that has to be between them."""
+        for _ in range(count):
+            await asyncio.sleep(limits.PUMP_LOOK_MS / 1000)
+            assert self.streams.look() is False, "what is found is known at once"
+
+    def close(self) -> None:
+        self.streams.give_up()
+        self.watcher.close()
+        self.program.close()
+        for client in self._clients:
+            client.close()
+        self.directory.remove()
+
+
+@asynccontextmanager
+async def a_scene(on_disconnect: OnDisconnect = "eof", *, has_stdin: bool = True) -> AsyncIterator[Scene]:
+    scene = Scene(on_disconnect, has_stdin)
+    try:
+        yield scene
+    finally:
+        scene.close()
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks are two milliseconds apart."""
+    monkeypatch.setattr(limits, "PUMP_LOOK_MS", 4)
+
+
+async def flood(end: PipeEnd) -> None:
+    """Write until nobody takes any more for a while."""
+    quiet = 0
+    while quiet < 5:
+        quiet = 0 if end.fill() else quiet + 1
+        await asyncio.sleep(0.001)
+
+
+# --- what flows ---
+
+
+async def test_three_streams() -> None:
+    async with a_scene() as scene:
+        stdio, errors = await scene.stdio(), await scene.errors()
+        await stdio.send(b"in")
+        assert await scene.program.stdin.read() == b"in"
+        await scene.program.stdout.write(b"out")
+        await scene.program.stderr.write(b"err")
+        assert (await stdio.read(), await errors.read()) == (b"out", b"err")
+        assert not scene.streams.drained
+
+
+async def test_without_stdin_a_client_that_writes_hears_that_nobody_reads() -> None:
+    async with a_scene(has_stdin=False) as scene:
+        stdio = await scene.stdio()
+        with pytest.raises(BrokenPipeError):
+            await stdio.send(b"x")
+        await scene.program.stdout.write(b"out")
+        assert await stdio.read() == b"out"
+
+
+async def test_drained_once_both_have_been_read_to_the_end() -> None:
+    async with a_scene() as scene:
+        scene.program.close()
+        assert await (await scene.errors()).read_to_end() == b""
+        assert scene.told == []
+        assert await (await scene.stdio()).read_to_end() == b""
+        await until(lambda: scene.told == ["drained"])
+        assert scene.streams.drained
+        assert not scene.streams.is_unread()
+
+
+@pytest.mark.parametrize(("on_disconnect", "told"), [("eof", []), ("hold", []), ("kill", ["abandoned"])])
+async def test_what_a_client_that_leaves_stdio_means(on_disconnect: OnDisconnect, told: list[str]) -> None:
+    async with a_scene(on_disconnect) as scene:
+        errors, stdio = await scene.errors(), await scene.stdio()
+        errors.close()
+        await until(lambda: scene.streams.is_unread())
+        assert scene.told == [], "stderr is nobody's who could abandon it"
+        before = scene.changes
+        stdio.close()
+        await until(lambda: scene.changes > before)
+        assert scene.told == told
+
+
+async def test_output_that_a_client_left_in_its_socket_is_a_gap() -> None:
+    async with a_scene() as scene:
+        errors = await scene.errors()
+        await scene.program.stderr.write(b"unread")
+        await until(lambda: not scene.streams.has_pending_output())
+        assert await errors.read(1) == b"u"
+        errors.close()
+        await until(lambda: scene.told == ["gap"])
+
+
+# --- who reads ---
+
+
+async def test_unread_is_what_has_no_client_and_is_not_at_its_end() -> None:
+    async with a_scene() as scene:
+        assert scene.streams.is_unread()
+        assert not scene.streams.is_served()
+        stdio = await scene.stdio()
+        assert scene.streams.is_unread()
+        assert scene.streams.is_served()
+        errors = await scene.errors()
+        assert not scene.streams.is_unread()
+        scene.program.stderr.close()
+        assert await errors.read() == b""
+        errors.close()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not scene.streams.is_unread(), "its end has been read"
+        before = scene.changes
+        stdio.close()
+        await until(lambda: scene.changes > before)
+        assert scene.streams.is_unread()
+        assert not scene.streams.is_served()
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+async def test_output_that_waits(name: str) -> None:
+    async with a_scene() as scene:
+        assert not scene.streams.has_pending_output()
+        await getattr(scene.program, name).write(b"x")
+        assert scene.streams.has_pending_output()
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_client_that_takes_nothing_of_what_waits_reads_nothing_until_it_takes_some() -> None:
+    async with a_scene() as scene:
+        stdio, _errors = await scene.stdio(), await scene.errors()
+        await flood(scene.program.stdout)
+        before = scene.changes
+        await scene.looks()
+        assert scene.streams.is_unread()
+        assert scene.streams.is_served()
+        assert scene.changes == before + 1
+        await stdio.read(1 << 20)
+        await flood(scene.program.stdout)
+        await scene.looks(1)
+        assert not scene.streams.is_unread()
+        assert scene.changes == before + 2
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_client_for_whom_nothing_waits_is_none_that_reads_nothing() -> None:
+    async with a_scene() as scene:
+        await scene.stdio()
+        await scene.errors()
+        await scene.program.stdout.write(b"in its socket")
+        await until(lambda: not scene.streams.has_pending_output())
+        await scene.looks()
+        assert not scene.streams.is_unread()
+
+
+@pytest.mark.usefixtures("often")
+async def test_the_next_client_is_not_blamed_for_the_last_one() -> None:
+    async with a_scene() as scene:
+        stdio, _errors = await scene.stdio(), await scene.errors()
+        await flood(scene.program.stdout)
+        await scene.looks()
+        assert scene.streams.is_unread()
+        before = scene.changes
+        stdio.close()
+        await until(lambda: scene.changes > before)
+        await scene.stdio()
+        await flood(scene.program.stdout)
+        await scene.looks(limits.STALLED_LOOKS)
+        assert not scene.streams.is_unread()
+
+
+async def test_looks_that_come_too_soon_are_none() -> None:
+    async with a_scene() as scene:
+        await scene.stdio()
+        await scene.errors()
+        await flood(scene.program.stdout)
+        for _ in range(5 * limits.STALLED_LOOKS):
+            scene.streams.look()
+        assert not scene.streams.is_unread()
+
+
+# --- the end ---
+
+
+async def test_closed_without_clients_nothing_is_left() -> None:
+    async with a_scene() as scene:
+        await scene.program.stdout.write(b"unread")
+        before = open_descriptors()
+        scene.streams.close()
+        scene.streams.close()
+        assert len(before) - len(open_descriptors()) == 5
+        assert not scene.is_listening()
+        assert not scene.streams.has_pending_output()
+        assert not scene.streams.is_served()
+        assert scene.told == []
+        with pytest.raises(BrokenPipeError):
+            await scene.program.stdout.write(b"x")
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_closed_who_is_there_reads_to_the_end_and_nobody_else_may_come(cut: bool) -> None:
+    async with a_scene() as scene:
+        stdio = await scene.stdio()
+        await scene.program.stdout.write(b"before")
+        scene.streams.close(cut=cut)
+        assert not scene.is_listening()
+        assert scene.streams.is_served()
+        assert not scene.streams.is_unread()
+        with pytest.raises(BrokenPipeError):
+            await scene.program.stderr.write(b"nobody is there")
+        data = os.urandom(1 << 20)
+        _, got = await asyncio.gather(_write_and_close(scene.program.stdout, data), stdio.read_to_end())
+        assert got == b"before" + data
+        await until(lambda: not scene.streams.is_served())
+        assert scene.told == []
+
+
+async def _write_and_close(end: PipeEnd, data: bytes) -> None:
+    await end.write(data)
+    end.close()
+
+
+async def test_closed_a_client_that_leaves_ends_it() -> None:
+    async with a_scene() as scene:
+        stdio, errors = await scene.stdio(), await scene.errors()
+        scene.streams.close()
+        for client, end in ((stdio, scene.program.stdout), (errors, scene.program.stderr)):
+            before = scene.changes
+            client.close()
+            await until(lambda before=before: scene.changes > before)  # type: ignore[misc]
+            with pytest.raises(BrokenPipeError):
+                await end.write(b"x")
+        assert not scene.streams.is_served()
+        assert scene.told == []
+
+
+async def test_closed_both_that_are_there_may_drain_it() -> None:
+    async with a_scene() as scene:
+        clients = await scene.stdio(), await scene.errors()
+        scene.streams.close()
+        await scene.program.stderr.write(b"last")
+        scene.program.close()
+        assert [await client.read_to_end() for client in clients] == [b"", b"last"]
+        await until(lambda: scene.told == ["drained"])
+        assert not scene.streams.is_served()
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_cut_ends_who_reads_nothing_with_a_gap_and_nobody_else() -> None:
+    async with a_scene() as scene:
+        stdio, errors = await scene.stdio(), await scene.errors()
+        await flood(scene.program.stdout)
+        await scene.looks()
+        scene.streams.close()
+        assert scene.told == []
+        assert scene.streams.is_unread()
+        scene.streams.close(cut=True)
+        assert scene.told == ["gap"]
+        assert scene.streams.is_served()
+        assert not scene.streams.is_unread()
+        with pytest.raises(BrokenPipeError):
+            await scene.program.stdout.write(b"x")
+        await scene.program.stderr.write(b"is read")
+        assert await errors.read() == b"is read"
+        assert len(await stdio.read_to_end()) > 0
+        scene.streams.close(cut=True)
+        assert scene.told == ["gap"], "once"
+
+
+async def test_given_up_everything_is_closed_whoever_is_there() -> None:
+    async with a_scene() as scene:
+        stdio = await scene.stdio()
+        await flood(scene.program.stdout)
+        scene.streams.give_up()
+        scene.streams.give_up()
+        assert not scene.is_listening()
+        assert not scene.streams.is_served()
+        with pytest.raises(BrokenPipeError):
+            await scene.program.stdout.write(b"x")
+        assert len(await stdio.read_to_end()) > 0
+
+
+# --- without anybody to serve it ---
+
+
+@pytest.mark.parametrize("has_stdin", [False, True])
+async def test_streams_that_nobody_will_serve_are_closed(has_stdin: bool) -> None:
+    before = open_descriptors()
+    program = Program(has_stdin=has_stdin)
+    program.close_streams()
+    program.close()
+    assert open_descriptors() == before

@@ -1,0 +1,212 @@
+"""This host as the lane's home, and one process of it from its start to its end, with a client on each stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed
+from fastclaw.processes.launcher import ExitStatus, Grace, LaneProcess, StartSpec
+from fastclaw.processes.relayed_streams import PipedProcess
+from fastclaw.spawner.spawn_launcher import SpawnLane
+from fastclaw.spawner.spawned import SpawnProcess
+from fastclaw.spawner.spawner_host import HostHome
+from tests.balance import balanced
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes as somebody else")
+
+PATIENCE_S = 20.0
+"""For an event, on a machine under load."""
+STDIO, STDERR = 0, 1
+
+
+@asynccontextmanager
+async def a_home(collect_bytes: int = limits.RUN_OUTPUT_BYTES) -> AsyncIterator[tuple[HostHome, SpawnLane]]:
+    """A spawner of this host and its lane, which leave nothing behind."""
+    async with balanced():
+        home = HostHome(collect_bytes=collect_bytes)
+        await home.start()
+        try:
+            yield home, SpawnLane(home, can_set_user=True)
+        finally:
+            await home.aclose()
+
+
+@asynccontextmanager
+async def a_lane() -> AsyncIterator[SpawnLane]:
+    """The same for who needs the lane alone."""
+    async with a_home() as (_, lane):
+        yield lane
+
+
+class Client:
+    """One end of a stream of a process, whose pump has the other."""
+
+    def __init__(self, process: SpawnProcess, which: int) -> None:
+        self.socket, theirs = socket.socketpair()
+        self.socket.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        with contextlib.suppress(ExecFailed):  # its spawner has ended: so has the stream
+            process.attach(which, theirs.detach())
+
+    async def read(self) -> bytes:
+        """What comes next; empty at the end."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._loop.sock_recv(self.socket, limits.PIPE_BYTES)
+
+    async def read_all(self) -> bytes:
+        """Up to the end."""
+        data = bytearray()
+        while part := await self.read():
+            data += part
+        return bytes(data)
+
+    async def read_until(self, wanted: bytes) -> bytes:
+        """Up to these bytes, or the end, and what came along."""
+        data = b""
+        while wanted not in data and (part := await self.read()):
+            data += part
+        return data
+
+    async def send(self, data: bytes) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await self._loop.sock_sendall(self.socket, data)
+
+    def send_eof(self) -> None:
+        with contextlib.suppress(OSError):  # the other end is gone already
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.socket.close()
+
+
+class Running:
+    """A process that runs, and its clients."""
+
+    def __init__(self, process: SpawnProcess) -> None:
+        self.process = process
+        self.stdio = Client(process, STDIO)
+        self.stderr = Client(process, STDERR)
+
+    @property
+    def is_gone(self) -> bool:
+        return self.process.is_gone
+
+    async def exited(self) -> ExitStatus:
+        """How the command has ended, as soon as it has."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await asyncio.shield(self.process.exited)
+
+    async def finish(self, stdin: bytes = b"") -> tuple[ExitStatus, bytes, bytes]:
+        """Its input, all its output, and its end."""
+        sending = asyncio.ensure_future(self._feed(stdin))
+        try:
+            out, err = await asyncio.gather(self.stdio.read_all(), self.stderr.read_all())
+        finally:
+            await sending
+        status = await self.exited()
+        self.close()
+        return status, out, err
+
+    async def _feed(self, stdin: bytes) -> None:
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            await self.stdio.send(stdin)
+        self.stdio.send_eof()
+
+    async def line(self) -> bytes:
+        """What it writes next."""
+        return await self.stdio.read()
+
+    async def end(self, grace_s: float = 0) -> None:
+        """End its tree. The clients stay."""
+        await self.process.end_tree(Grace(asyncio.get_running_loop().time() + grace_s))
+
+    async def end_and_close(self) -> None:
+        await self.end()
+        self.close()
+
+    def signal(self, signum: int, *, group: bool = False) -> None:
+        self.process.signal(signum, group=group)
+
+    def close(self) -> None:
+        """Let go of its streams."""
+        self.stdio.close()
+        self.stderr.close()
+
+
+def spec(*cmd: str, **more: object) -> StartSpec:
+    return StartSpec(process_id=uuid4().hex, cmd=list(cmd), **{"env": {}, **more})  # type: ignore[arg-type]  # shorthand
+
+
+async def start(lane: SpawnLane, *cmd: str, **more: object) -> Running:
+    return await start_spec(lane, spec(*cmd, **more))
+
+
+async def start_spec(lane: SpawnLane, spec: StartSpec) -> Running:
+    """Start a command and wait until it runs."""
+    process = await lane.start(spec, 0)
+    assert isinstance(process, SpawnProcess)
+    await process.started
+    return Running(process)
+
+
+async def run(lane: SpawnLane, *cmd: str, stdin: bytes = b"", **more: object) -> tuple[ExitStatus, bytes, bytes]:
+    return await (await start(lane, *cmd, **more)).finish(stdin)
+
+
+async def settled(home: HostHome, kept: int = 0) -> None:
+    """Until no more than this is kept, of which nobody is told."""
+    async with asyncio.timeout(PATIENCE_S):
+        while home.spawner.counts()["kept"] > kept:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.002)
+
+
+# --- any lane's process ---
+
+
+async def finish(process: LaneProcess, stdin: bytes = b"") -> tuple[ExitStatus, bytes, bytes]:
+    """A process's input, all its output, and its end, whoever has its pipes."""
+    if isinstance(process, SpawnProcess):
+        return await Running(process).finish(stdin)
+    assert isinstance(process, PipedProcess)
+    if process.stdin_fd is not None:
+        if stdin:
+            os.write(process.stdin_fd, stdin)
+        os.close(process.stdin_fd)
+    out, err = await asyncio.gather(read_all(process.stdout_fd), read_all(process.stderr_fd))
+    status = await asyncio.wait_for(asyncio.shield(process.exited), PATIENCE_S)
+    closing = process.aclose()
+    if closing is not None:
+        await closing
+    return status, out, err
+
+
+async def read_all(fd: int) -> bytes:
+    """Everything up to EOF, then close."""
+    loop, data = asyncio.get_running_loop(), b""
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        while True:
+            await ready.wait()
+            ready.clear()
+            with contextlib.suppress(BlockingIOError):
+                part = os.read(fd, limits.PIPE_BYTES)
+                if not part:
+                    return data
+                data += part
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)

@@ -1,0 +1,485 @@
+"""The frames to and from the spawner: what is written can be read, and spawner/c/ has the same words and bounds."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed, ProtocolError
+from fastclaw.linux.rlimits import NUMBERS
+from fastclaw.processes.launcher import Collection
+from fastclaw.spawner import frames as frames
+from fastclaw.spawner.frames import (
+    Hello,
+    Identity,
+    Strings,
+    control,
+    kept_bytes,
+    parse_hello,
+    start,
+    strings,
+    welcome,
+    worker,
+)
+from tests.spawner.start_frames import HEAD, read
+
+if TYPE_CHECKING:
+    from fastclaw.runtime import Keep
+
+SOURCES = sorted((Path(frames.__file__).parent / "c").glob("*.[ch]"), key=lambda path: path.suffix != ".h")
+"""The header first, on which the others build."""
+
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=50)
+"""What argv, environment and paths may hold; bytes that are no UTF-8 come as the surrogates of os.fsdecode."""
+
+raw_texts = st.binary(max_size=50).map(lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
+numbers = st.integers(0, 2**32 - 1)
+ids = numbers.filter(bool)
+identities = st.builds(Identity, numbers, numbers, st.lists(numbers, max_size=limits.SPAWN_GROUPS), texts)
+rlimit_lists = st.lists(st.tuples(st.sampled_from(list(NUMBERS.values())), st.integers(0, 2**64 - 1)), max_size=16)
+inputs = st.binary(max_size=200) | st.integers(1, 20_000).map(bytes)
+collections = st.builds(
+    Collection,
+    input=inputs,
+    output_limit=st.integers(0, limits.MAX_RUN_OUTPUT_BYTES),
+    keep=st.sampled_from(["head", "tail", "ends"]),
+    on_limit=st.sampled_from(["truncate", "kill"]),
+    drain_ms=st.integers(0, 2**31),
+)
+flag_sets = st.sets(
+    st.sampled_from([frames.FLAG_NULL_STDIN, frames.FLAG_MERGE, frames.FLAG_END_ORPHANS, frames.FLAG_HOLD])
+).map(sum)
+
+
+# --- strings ---
+
+
+@given(st.lists(texts | raw_texts, max_size=20))
+def test_strings_round_trip(listed: list[str]) -> None:
+    data, number = strings(listed)
+    assert number == len(listed)
+    assert data.split(b"\0")[:-1] == [text.encode("utf-8", "surrogateescape") for text in listed]
+    assert data.endswith(b"\0") == bool(listed)
+
+
+def test_strings_take_what_can_be_read_once() -> None:
+    assert strings(text for text in ("a", "", "b")) == Strings(b"a\0\0b\0", 3)
+    assert strings([""]) == Strings(b"\0", 1)
+    assert strings([]) == Strings(b"", 0)
+
+
+@pytest.mark.parametrize("bad", ["a\0b", "\0", "\ud800", "a\udfffb"])
+def test_a_text_that_no_process_can_be_given_is_refused(bad: str) -> None:
+    for listed in ([bad], ["a", bad], [bad, ""]):
+        with pytest.raises(ValueError, match=r"null byte|surrogates"):
+            strings(listed)
+
+
+# --- START ---
+
+
+def test_a_template_says_so() -> None:
+    flags = frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN
+    assert read(start(1, strings(["a"]), strings([]), flags=flags)).flags == flags
+
+
+@given(
+    ids,
+    st.lists(texts | raw_texts, min_size=1, max_size=20),
+    st.lists(texts | raw_texts, max_size=20),
+    st.none() | texts.map("/{}".format),
+    st.none() | identities,
+    rlimit_lists,
+    flag_sets,
+    st.none() | collections,
+    st.integers(1, 1_500),
+)
+def test_start_says_everything_and_keeps_to_the_bounds(
+    id: int,
+    argv: list[str],
+    env: list[str],
+    directory: str | None,
+    identity: Identity | None,
+    rlimits: list[tuple[int, int]],
+    flags: int,
+    collection: Collection | None,
+    times: int,
+) -> None:
+    env *= times
+    made = start(
+        id,
+        strings(argv),
+        strings(env),
+        directory=directory,
+        flags=flags,
+        identity=identity,
+        rlimits=rlimits,
+        collection=collection,
+    )
+    seen = read(made)
+    assert seen.id == id
+    assert seen.argv + seen.env == [text.encode("utf-8", "surrogateescape") for text in argv + env]
+    assert seen.directory == (None if directory is None else directory.encode())
+    assert seen.rlimits == [(which, value, value) for which, value in rlimits]
+    assert seen.flags & flags == flags
+    check_collection(seen.flags & ~flags, seen.input, seen[10:13], collection)
+    if identity is None:
+        assert not seen.flags & frames.FLAG_IDENTITY
+        assert (seen.uid, seen.gid, seen.groups) == (0, 0, [])
+    else:
+        assert seen.flags & frames.FLAG_IDENTITY
+        assert (seen.uid, seen.gid, seen.groups) == identity[:3]
+
+
+def check_collection(flags: int, given: bytes, told: tuple[int, ...], wanted: Collection | None) -> None:
+    """What a frame says of it. `flags`: but those that were asked for; `told`: head, limit and drain_ms."""
+    assert bool(flags & frames.FLAG_RUN) == (wanted is not None)
+    assert given == (b"" if wanted is None else wanted.input)
+    if wanted is None:
+        assert told == (0, 0, 0)
+        assert not flags & (frames.FLAG_LIMIT_KILLS | frames.FLAG_INPUT_FILE | frames.FLAG_NULL_STDIN)
+    else:
+        assert told == (*kept_bytes(wanted), wanted.drain_ms)
+        assert bool(flags & frames.FLAG_LIMIT_KILLS) == (wanted.on_limit == "kill")
+
+
+def test_a_run_without_input_has_no_stdin() -> None:
+    for data, expected in ((b"", frames.FLAG_NULL_STDIN), (b"x", 0)):
+        seen = read(start(1, strings(["a"]), strings([]), collection=Collection(input=data)))
+        assert seen.flags == frames.FLAG_RUN | expected
+
+
+@pytest.mark.parametrize(("keep", "head"), [("head", 9), ("tail", 0), ("ends", 5)])
+def test_what_is_kept_of_the_beginning(keep: Keep, head: int) -> None:
+    more = frames.INLINE_BYTES
+    assert kept_bytes(Collection(output_limit=9, keep=keep, on_limit="kill")) == (head, 9)
+    assert kept_bytes(Collection(output_limit=9 + more, keep=keep))[1] == 9 + more
+    least = {"head": more, "tail": 0, "ends": more // 2}[keep]
+    assert kept_bytes(Collection(output_limit=9, keep=keep)) == (least, more), "not a few bytes at a time"
+
+
+@pytest.mark.parametrize("spare", [-1, 0, 1])
+@pytest.mark.parametrize("is_worker", [False, True])
+def test_input_goes_along_as_long_as_there_is_room(spare: int, is_worker: bool) -> None:
+    room = limits.SPAWN_FRAME_BYTES - HEAD.size - len(b"a\0")
+    collection = Collection(input=bytes(room + spare))
+    made = (
+        worker(1, 0, b"{}", collection=collection)
+        if is_worker
+        else start(1, strings(["a"]), strings([]), collection=collection)
+    )
+    seen = read(made)
+    assert seen.input == collection.input
+    assert bool(seen.flags & frames.FLAG_INPUT_FILE) == (is_worker or spare > 0)
+
+
+def test_a_large_command_and_a_large_input_are_two_files() -> None:
+    text = "x" * limits.SPAWN_FRAME_BYTES
+    made = start(1, strings(["a", text]), NOTHING, collection=Collection(input=text.encode() * 2))
+    assert [len(file) for file in made.files] == [2 * limits.SPAWN_FRAME_BYTES, limits.SPAWN_FRAME_BYTES + 3]
+    assert read(made).input == text.encode() * 2
+
+
+# --- a worker ---
+
+
+@given(ids, st.integers(0, 4_000), st.binary(min_size=1), flag_sets, st.none() | identities, st.none() | collections)
+def test_a_worker_has_its_template_s_place_and_request(
+    id: int,
+    place: int,
+    request: bytes,
+    flags: int,
+    identity: Identity | None,
+    collection: Collection | None,
+) -> None:
+    made = worker(id, place, request, flags=flags, identity=identity, collection=collection)
+    seen = read(made)
+    assert (seen.id, seen.place, seen.data) == (id, place, request)
+    assert seen.flags & (flags | frames.FLAG_WORKER) == flags | frames.FLAG_WORKER
+    assert (seen.uid, seen.gid) == ((0, 0) if identity is None else identity[:2])
+    check_collection(seen.flags & ~flags, seen.input, seen[10:13], collection)
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_long_request_for_a_template_goes_as_a_file(spare: int) -> None:
+    request = bytes(limits.SPAWN_FRAME_BYTES - HEAD.size + spare)
+    made = worker(1, 0, request)
+    assert made.files == ((request,) if spare else ())
+    assert read(made).data == request
+
+
+def test_an_order_for_a_worker_names_its_template() -> None:
+    assert struct.unpack("=5I", control(frames.ADOPT, 1, 2, 3, 4)) == (11, 1, 2, 3, 4)
+
+
+NOTHING = Strings(b"", 0)
+
+
+@pytest.mark.parametrize("argument", ["x", "x" * limits.SPAWN_FRAME_BYTES])
+def test_a_terminal_has_its_size(argument: str) -> None:
+    seen = read(start(1, strings(["sh", argument]), NOTHING, tty=(24, 80)))
+    assert seen.flags & ~frames.FLAG_SPILLED == frames.FLAG_TTY
+    assert struct.unpack("=4H", seen.window) == (24, 80, 0, 0)
+
+
+def test_a_frame_may_be_full_to_the_last_byte() -> None:
+    room = limits.SPAWN_FRAME_BYTES - HEAD.size - 1
+    assert start(1, strings(["x" * room]), NOTHING).files == ()
+    frame, files = start(1, strings(["x" * (room + 1)]), NOTHING)
+    assert (len(frame), files) == (HEAD.size, (b"x" * (room + 1) + b"\0",))
+
+
+def test_more_strings_than_a_pump_has_pointers_for_go_as_a_file() -> None:
+    most = limits.SPAWN_INLINE_STRINGS
+    assert start(1, strings(["a"] * (most - 1)), strings(["b"])).files == ()
+    assert read(start(1, strings(["a"] * (most - 1)), strings(["b"] * 2))).flags == frames.FLAG_SPILLED
+
+
+def test_more_than_the_kernel_takes_is_too_long() -> None:
+    most = limits.SPAWN_STRINGS_BYTES
+    assert read(start(1, Strings(b"x" * (most - 1) + b"\0", 1), NOTHING)).flags == frames.FLAG_SPILLED
+    for argv, env, directory in (
+        (Strings(b"x" * most + b"\0", 1), NOTHING, None),
+        (Strings(b"x" * (most - 1) + b"\0", 1), Strings(b"\0", 1), None),
+        (Strings(b"x" * (most - 1) + b"\0", 1), NOTHING, "/"),
+        (Strings(b"\0" * (limits.SPAWN_STRINGS + 1), limits.SPAWN_STRINGS + 1), NOTHING, None),
+    ):
+        with pytest.raises(ExecFailed) as refused:
+            start(1, argv, env, directory=directory)
+        assert refused.value.reason == "too_long"
+
+
+def test_a_working_directory_with_a_nul_is_refused() -> None:
+    with pytest.raises(ValueError, match="null byte"):
+        start(1, strings(["true"]), NOTHING, directory="/tmp\0/x")
+
+
+def test_more_groups_than_the_spawner_takes_are_never_sent() -> None:
+    made = start(1, strings(["true"]), NOTHING, identity=Identity(1, 1, list(range(limits.SPAWN_GROUPS + 1))))
+    assert len(read(made).groups) == limits.SPAWN_GROUPS
+
+
+# --- the greeting ---
+
+
+def hello(op: int = frames.HELLO, magic: int = frames.MAGIC, version: int = frames.VERSION, facts: int = 3) -> bytes:
+    return struct.pack("=4I", op, magic, version, facts)
+
+
+@given(st.binary(max_size=200) | st.builds(bytes.__add__, st.builds(hello, facts=numbers), st.binary(max_size=200)))
+def test_a_greeting_is_understood_or_a_protocol_error(frame: bytes) -> None:
+    try:
+        said = parse_hello(frame)
+    except ProtocolError:
+        assert not frame.startswith(hello()[:12])
+    else:
+        assert isinstance(said, Hello)
+        assert all("=" not in name and "\0" not in name + value for name, value in said.env.items())
+
+
+def test_a_greeting_tells_the_environment_and_the_facts() -> None:
+    tail = b"PATH=/bin\0EMPTY=\0TWO=a=b\0no variable\0\xff=\xfe\0"
+    env = {"PATH": "/bin", "EMPTY": "", "TWO": "a=b", "\udcff": "\udcfe"}
+    assert parse_hello(hello() + tail) == Hello(env, True, True)
+    assert parse_hello(hello(facts=0)) == Hello({}, False, False)
+    assert parse_hello(hello(facts=1))[1:] == (True, False)
+    assert parse_hello(hello(facts=2))[1:] == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (b"", "cut short"),
+        (hello()[:-1], "cut short"),
+        (hello(op=frames.WELCOME), "no spawner"),
+        (hello(magic=1), "no spawner"),
+        (hello(version=frames.VERSION + 1), "install fastclaw anew"),
+    ],
+)
+def test_a_wrong_greeting_says_what_is_wrong(frame: bytes, words: str) -> None:
+    with pytest.raises(ProtocolError, match=words):
+        parse_hello(frame)
+
+
+def test_orders_and_the_welcome() -> None:
+    order = (frames.END, 7, frames.LEVEL_KILL, 0, frames.NOWHERE)
+    assert struct.unpack("=5I", control(frames.END, 7, frames.LEVEL_KILL)) == order
+    read_file = struct.pack("=5I", frames.READ, 1, 0, 0, frames.NOWHERE) + b"/etc\0"
+    assert control(frames.READ, 1, tail=b"/etc\0") == read_file
+    confined = struct.unpack("=4IQ2I", welcome(confine=True, keeper_uid=5, collect_bytes=2**40, capabilities=3))
+    assert confined == (frames.WELCOME, frames.VERSION, frames.CONFINE, 5, 2**40, 3, 0)
+    free = struct.unpack("=4IQ2I", welcome(confine=False, keeper_uid=frames.NO_USER, collect_bytes=1))
+    assert free == (frames.WELCOME, frames.VERSION, 0, frames.NO_USER, 1, 0, 0)
+
+
+# --- the other side: what spawner/c/ says of itself ---
+
+
+CODE = re.sub(r"/\*.*?\*/", "", "".join(source.read_text() for source in SOURCES), flags=re.DOTALL)
+WORD = re.compile(r"[A-Za-z_]\w*")
+ARITHMETIC = re.compile(r"(?:\d+|<<|[-+*~()\s])+")
+FORMATS = {"u32": "I", "u64": "Q", "int32_t": "i"}
+
+
+def words_of_c() -> dict[str, int]:
+    """Every enumerator whose value needs numbers and earlier ones only, or is one more than the last.
+
+    Without those that two files have with values of their own."""
+    found: dict[str, int] = {}
+    differing = set()
+    for body in re.findall(r"enum\s*\{([^}]*)\}", CODE):
+        value: int | None = -1
+        for item in filter(None, map(str.strip, body.split(","))):
+            name, _, expression = map(str.strip, item.partition("="))
+            value = (None if value is None else value + 1) if not expression else value_of(expression, found)
+            if value is not None and found.setdefault(name, value) != value:
+                differing.add(name)
+    return {name: value for name, value in found.items() if name not in differing}
+
+
+def value_of(expression: str, known: dict[str, int]) -> int | None:
+    plain = re.sub(r"\b(0x[0-9a-f]+|\d+)u?\b", lambda matched: str(int(matched[1], 0)), expression)
+    if not set(WORD.findall(plain)) <= set(known):
+        return None
+    plain = WORD.sub(lambda matched: str(known[matched[0]]), plain)
+    return int(eval(plain)) % 2**32 if ARITHMETIC.fullmatch(plain) else None
+
+
+def format_of_c(name: str) -> str:
+    """A struct of fixed-width numbers, as the struct module writes it."""
+    matched = re.search(rf"struct {name} \{{([^}}]*)\}};", CODE)
+    assert matched is not None
+    members = [member.split(None, 1) for member in filter(None, map(str.strip, matched[1].split(";")))]
+    return "".join(FORMATS[kind] * sum(map(places, names.split(","))) for kind, names in members)
+
+
+def places(name: str) -> int:
+    """An array has several."""
+    return int(name.partition("[")[2].rstrip("] ") or 1)
+
+
+def spelled_out(packed: struct.Struct) -> str:
+    """`=2I2Q` is `IIQQ`."""
+    return re.sub(r"(\d+)(\w)", lambda matched: int(matched[1]) * matched[2], packed.format.removeprefix("="))
+
+
+WORDS = words_of_c()
+ORDERS = ["HELLO", "WELCOME", "START", "RETIRE", "GROW", "SIGNAL", "END", "LISTEN", "READ", "PING", "ADOPT", "ATTACH"]
+ORDERS += ["RELEASE", "LOOK", "RESIZE", "FINISH"]
+EVENTS = [
+    "STARTED",
+    "REFUSED",
+    "EXITED",
+    "EMPTY",
+    "LOST",
+    "ANSWER",
+    "DONE",
+    "STORE",
+    "ENDED",
+    "LEFT",
+    "FREE",
+    "WAITING",
+]
+EVENTS += ["STUCK", "SAID", "GAP", "BLOCKED"]
+BESIDES = ["WITH_EMPTY", "WITH_FREE", "INCOMPLETE", "LIMITED", "OVERLOADED"]
+AMONG_THEMSELVES = {"FORK", "LEVEL_FINISH", "FLAG_ALL"}
+"""What pumps, keepers and main say to each other only."""
+
+
+def test_the_enums_are_found() -> None:
+    assert {"VERSION", "MAGIC", "HELLO", "ANSWER", "F_ALL", "STEP_EXEC", "LEVEL_KILL", "MAX_TREE"} <= set(WORDS)
+
+
+@pytest.mark.parametrize("names", [ORDERS, EVENTS, BESIDES, ["VERSION", "MAGIC", "NO_USER", "NOWHERE"]])
+def test_words_are_the_same(names: list[str]) -> None:
+    assert {name: WORDS[name] for name in names} == {name: getattr(frames, name) for name in names}
+
+
+def test_no_word_of_either_side_is_missing_on_the_other() -> None:
+    ours = {name for name in vars(frames) if name.startswith(("FLAG_", "STEP_", "LEVEL_"))}
+    theirs = {name.replace("F_", "FLAG_", 1) for name in WORDS if name.startswith(("F_", "STEP_", "LEVEL_"))}
+    assert theirs - AMONG_THEMSELVES == ours
+    bodies = re.findall(r"enum\s*\{([^}]*)\}", CODE)
+    for first, names in (("HELLO", ORDERS), ("STARTED", EVENTS), ("WITH_EMPTY", BESIDES)):
+        (body,) = (body for body in bodies if WORD.findall(body)[:1] == [first])
+        assert set(WORD.findall(body)) - AMONG_THEMSELVES == set(names)
+
+
+def test_steps_and_levels_are_the_same() -> None:
+    steps = [name for name in vars(frames) if name.startswith(("STEP_", "LEVEL_"))]
+    assert len(steps) == 10
+    assert {name: WORDS[name] for name in steps} == {name: getattr(frames, name) for name in steps}
+
+
+def test_flags_are_the_same() -> None:
+    flags = {name: value for name, value in vars(frames).items() if name.startswith("FLAG_")}
+    assert {name: WORDS[name.replace("FLAG_", "F_")] for name in flags} == flags
+    assert sum(flags.values()) == WORDS["F_ALL"]
+    assert WORDS["W_CONFINE"] == frames.CONFINE
+
+
+def test_the_structs_are_the_same_and_have_no_gaps() -> None:
+    ours = {
+        "control": frames._CONTROL,
+        "hello": frames._HELLO,
+        "welcome": frames._WELCOME,
+        "start": frames._START,
+        "limit": frames._LIMIT,
+        "event": frames.EVENT,
+    }
+    assert {name: format_of_c(name) for name in ours} == {name: spelled_out(packed) for name, packed in ours.items()}
+    for packed in ours.values():
+        assert packed.size == struct.calcsize("@" + spelled_out(packed)) == struct.calcsize(packed.format)
+
+
+def test_what_follows_the_event_of_a_run_s_end_is_the_same() -> None:
+    matched = re.search(r"struct done \{ struct event event; ([^}]*)\};", CODE)
+    assert matched is not None
+    assert matched[1].split(";")[:2] == ["u64 total[2]", " u32 given[2]"]
+    assert spelled_out(frames.TOTALS) == "QQII"
+    assert frames.EVENT.size % 8 == 0, "else there is a gap between the two"
+
+
+def test_the_bounds_are_the_same() -> None:
+    ours = {
+        "FRAME_BYTES": limits.SPAWN_FRAME_BYTES,
+        "HELLO_BYTES": limits.SPAWN_HELLO_BYTES,
+        "MAX_STRINGS_BYTES": limits.SPAWN_STRINGS_BYTES,
+        "MAX_STRINGS": limits.SPAWN_STRINGS,
+        "MAX_GROUPS": limits.SPAWN_GROUPS,
+        "MAX_LIMITS": len(NUMBERS),
+        "MAX_FILE_BYTES": limits.SPAWN_FILE_BYTES,
+        "MAX_OUTPUT_BYTES": limits.MAX_RUN_OUTPUT_BYTES,
+        "STALLED_LOOKS": limits.STALLED_LOOKS,
+        "INLINE_BYTES": limits.SPAWN_INLINE_BYTES,
+    }
+    assert {name: WORDS[name] for name in ours} == ours
+
+
+def test_the_longest_frames_that_come_back_are_read_whole() -> None:
+    assert frames.EVENT.size + frames.TOTALS.size + 2 * WORDS["INLINE_BYTES"] == frames.EVENT_BYTES
+    assert frames.EVENT.size + WORDS["SAID_BYTES"] <= frames.EVENT_BYTES
+
+
+def test_a_slot_has_room_for_what_is_sent() -> None:
+    argv_and_env_ends = 2
+    pointers = (limits.SPAWN_INLINE_STRINGS + argv_and_env_ends) * struct.calcsize("P")
+    assert pointers == WORDS["POINTER_BYTES"]
+    alignment = struct.calcsize("P") - 1
+    behind_the_stack = sum(WORDS[name] for name in ("FRAME_BYTES", "POINTER_BYTES", "PATH_BYTES"))
+    assert WORDS["PUMP_STACK"] + behind_the_stack + alignment <= WORDS["STORE_AT"]
+    assert WORDS["STORE_AT"] + 2 * WORDS["INLINE_BYTES"] <= WORDS["SLOT_BYTES"]
+    assert WORDS["KEEPER_STACK"] >= 16 * limits.KIB
+    assert WORDS["PUMP_STACK"] - WORDS["KEEPER_STACK"] >= 16 * limits.KIB
+    assert WORDS["PUMP_STACK"] % 8 == 0, "a request begins there"
+    assert WORDS["MAX_FDS"] == 5  # a worker's byte, three streams and a file
+    assert WORDS["MAX_KEEPERS"] >= limits.MAX_PROCESSES + limits.SPAWN_IDLE_KEEPERS
+    assert WORDS["MAX_BROOD"] == WORDS["MAX_KEEPERS"]
+    assert WORDS["INLINE_BYTES"] <= WORDS["STORE_AT"]

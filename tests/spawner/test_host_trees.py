@@ -1,0 +1,356 @@
+"""This host as the lane's home, with real processes: signals, and the ends of trees.
+
+A command is a grandchild: the spawner's child keeps it. So nothing of it ever becomes a child of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed
+from fastclaw.processes.launcher import Grace
+from tests.balance import children
+from tests.spawner.fake_spawner import (
+    children_of,
+    commands_of,
+    descendants_of,
+    has_not_ended,
+    is_there,
+    state_of,
+    until,
+)
+from tests.spawner.rig import a_home, a_lane, run, settled, spec, start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+async def test_signal_reaches_the_command_and_not_its_number_later() -> None:
+    async with a_lane() as lane:
+        process = await start(lane, "sleep", "1000")
+        process.signal(signal.SIGUSR1)
+        status, _, _ = await process.finish()
+        assert status.signal == signal.SIGUSR1
+        process.signal(signal.SIGKILL)
+
+
+async def test_a_signal_is_the_commands_alone() -> None:
+    async with a_lane() as lane:
+        process = await start(lane, "sh", "-c", "trap 'exit 5' TERM; sleep 1000 & echo $!; wait")
+        child = int(await process.line())
+        process.signal(signal.SIGTERM)
+        assert (await process.exited()).exit_code == 5
+        assert is_there(child)
+        assert not process.is_gone
+        await process.end()
+        assert not is_there(child)
+        process.close()
+
+
+INTERRUPTED = """
+trap : INT
+sh -c 'trap "" INT; echo $$; exec sleep 1000' &
+setsid sleep 1000 &
+echo $!
+sh -c 'echo up; exec sleep 1000'
+echo ended $?
+"""
+
+
+async def test_a_signal_to_the_group_reaches_what_the_command_runs() -> None:
+    """marimo-team/marimo#10468, jupyter/jupyter_client#104: interrupted, and the work goes on."""
+    async with a_lane() as lane:
+        process = await start(lane, "sh", "-c", INTERRUPTED)
+        said = b""
+        while said.count(b"\n") < 3:
+            said += await process.line()
+        others = [int(line) for line in said.split() if line != b"up"]
+        process.signal(signal.SIGINT, group=True)
+        assert await process.line() == b"ended 130\n"
+        assert all(is_there(pid) for pid in others)
+        assert (await process.exited()).exit_code == 0
+        process.signal(signal.SIGUSR1, group=True)  # its leader has ended: nobody is hit
+        assert all(is_there(pid) for pid in others)
+        await process.end()
+        process.close()
+
+
+SHAPES = {
+    "children": "sleep 1000 & sleep 1000 &",
+    "another session": "setsid sh -c 'sleep 1000 & sleep 1000' &",
+    "an orphan": "(sleep 1000 &);",
+    "an orphan in a session and environment of its own": "(env -i setsid sleep 1000 &);",
+    "one that ignores TERM": "(trap '' TERM; sleep 1000) &",
+    "a stopped one": "sleep 1000 & kill -STOP $!;",
+    "a pipeline": "sleep 1000 | sleep 1000 | sleep 1000 &",
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("ends_first", [False, True])
+async def test_end_tree_takes_everything(shape: str, ends_first: bool) -> None:
+    async with a_home() as (home, lane):
+        idle = set(descendants_of(home.pid))
+        process = await start(lane, "sh", "-c", f"{shape} echo up; {'exit 3' if ends_first else 'wait; sleep 1000'}")
+        await process.line()
+        if ends_first:
+            assert (await process.exited()).exit_code == 3
+        tree = set(descendants_of(home.pid)) - idle
+        assert tree
+        await process.end()
+        assert not any(map(is_there, tree))
+        status = process.process.exited.result()
+        assert (status.exit_code, status.signal) == ((3, None) if ends_first else (None, signal.SIGKILL))
+        process.close()
+
+
+async def test_end_tree_takes_two_hundred_that_left_every_way_they_could() -> None:
+    async with a_home() as (home, lane):
+        script = (
+            "i=0; while [ $i -lt 200 ]; do (env -i setsid sleep 1000 &); i=$((i+1)); done; echo up; wait; sleep 1000"
+        )
+        process = await start(lane, "sh", "-c", script, stdin=False)
+        await process.line()
+        tree = [pid for pid in descendants_of(home.pid) if command_of(pid)[:1] == [b"sleep"]]
+        assert len(tree) > 150, "some are still on their way"
+        await process.end()
+        assert not any(map(is_there, tree))
+        assert home.spawner.counts()["kept"] == 0
+        assert not any(commands_of(keeper) for keeper in children_of(home.pid))
+        process.close()
+
+
+def command_of(pid: int) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as words:
+            return words.read().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+async def test_grace_lets_the_tree_end_by_itself() -> None:
+    async with a_lane() as lane:
+        process = await start(lane, "sh", "-c", "trap 'echo bye; exit 4' TERM; sleep 1000 & echo up; wait")
+        await process.line()
+        await process.end(grace_s=1000)
+        status, out, _ = await process.finish()
+        assert (status.exit_code, out) == (4, b"bye\n")
+
+
+FORGETFUL = """
+import os, signal, time
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+def until_asked():  # nothing that waits for a signal knows whether it has been there already
+    while not asked: time.sleep(0.01)
+if os.fork() == 0:
+    print("up", flush=True)
+    until_asked()
+    time.sleep(0.1)
+    os.execvp("sleep", ["sleep", "1000"])
+until_asked()
+"""
+
+
+@pytest.mark.parametrize(
+    "cmd",
+    [
+        ("sh", "-c", "trap 'sleep 1000 & exit 4' TERM; echo up; while :; do sleep 0.01; done"),
+        ("sh", "-c", "trap 'setsid sleep 1000 & exit 4' TERM; echo up; while :; do sleep 0.01; done"),
+        (sys.executable, "-c", FORGETFUL),
+    ],
+    ids=["forks", "forks a session", "asked before its execve"],
+)
+async def test_who_is_born_while_the_tree_is_asked_to_end_is_asked_too(cmd: tuple[str, ...]) -> None:
+    """Else the whole grace time would pass: here it would not within the test's."""
+    async with a_lane() as lane:
+        process = await start(lane, *cmd, stdin=False)
+        await process.line()
+        await asyncio.wait_for(process.end(grace_s=1000), 20)
+        await process.finish()
+
+
+async def test_who_was_asked_to_end_may_tidy_up() -> None:
+    """It is not asked again, however long it takes, and those who help it are not asked at all."""
+    script = "trap 'echo asked; sleep 0.5 && echo tidy; exit 4' TERM; echo up; while :; do sleep 0.01; done"
+    async with a_lane() as lane:
+        process = await start(lane, "sh", "-c", script, stdin=False)
+        await process.line()
+        await asyncio.wait_for(process.end(grace_s=1000), 20)
+        status, out, _ = await process.finish()
+        assert (status.exit_code, out) == (4, b"asked\ntidy\n")
+
+
+async def test_a_grace_that_is_cut_short_ends_in_kill() -> None:
+    async with a_lane() as lane:
+        process = await start(lane, "sh", "-c", "trap '' TERM; echo up; while :; do sleep 1000; done")
+        await process.line()
+        grace = Grace(asyncio.get_running_loop().time() + 1000)
+        ending = asyncio.ensure_future(process.process.end_tree(grace))
+        await asyncio.sleep(0)
+        grace.ends_at = 0.0
+        await asyncio.wait_for(ending, 10)
+        assert (await process.finish())[0].signal == signal.SIGKILL
+
+
+async def test_a_start_that_is_given_up_at_once_leaves_nothing() -> None:
+    async with a_home() as (home, lane):
+        processes = [await lane.start(spec("sleep", "1000"), 0) for _ in range(20)]
+        assert processes[-1].started is not None
+        assert not processes[-1].started.done()
+        await processes[-1].end_tree(Grace(0.0))  # nothing was read since the request left
+        assert processes[-1].started.cancelled()
+        await asyncio.gather(*(process.end_tree(Grace(0.0)) for process in processes))
+        assert {process.exited.result().signal for process in processes} == {signal.SIGKILL}
+        assert lane.health()["kept"] == 0
+        await until(lambda: not any(commands_of(keeper) for keeper in children_of(home.pid)))
+
+
+async def test_end_all_takes_starts_that_nobody_has_taken_up_yet() -> None:
+    async with a_lane() as lane:
+        processes = [await lane.start(spec("sleep", "1000"), 0) for _ in range(40)]
+        assert processes[-1].started is not None
+        assert not processes[-1].started.done()
+        await lane.end_all(list(processes), Grace(0.0))
+        assert lane.health()["kept"] == 0
+        assert {process.exited.result().signal for process in processes} == {signal.SIGKILL}
+
+
+# --- killed before it is what was asked for ---
+
+ENTRIES = 30_000
+"""Of PATH, in each of which nothing is found: a failing execve takes microseconds, all of them tenths of a second."""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_one_is_killed_in_the_middle_of_its_start(stopped: bool, tmp_path: Path) -> None:
+    """Until its execve it is no child that wait4 counts, shares the spawner's memory, and its pump waits for it."""
+    (tmp_path / "late").write_text("#!/bin/sh\nexec sleep 1000\n")
+    (tmp_path / "late").chmod(0o755)
+    path = "/x:" * ENTRIES + str(tmp_path)
+    async with a_home() as (home, lane):
+        for _ in range(5):
+            process = await lane.start(spec("late", env={"PATH": path}), 0)
+            assert process.started is not None
+            child = (await until_found(lambda: [pid for one in children_of(home.pid) for pid in commands_of(one)]))[0]
+            if stopped:
+                os.kill(child, signal.SIGSTOP)
+                await until(lambda: state_of(child) == "T")  # noqa: B023 - called at once
+            assert not process.started.done()
+            async with asyncio.timeout(5):
+                await process.end_tree(Grace(0.0))
+            assert process.exited.result().signal == signal.SIGKILL
+            assert not is_there(child)
+            await settled(home)
+        assert (await run(lane, "echo", "on"))[1] == b"on\n"
+
+
+async def until_found(find: Callable[[], list[int]]) -> list[int]:
+    async with asyncio.timeout(10):
+        while not (found := find()):  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0)
+    return found
+
+
+async def test_one_that_is_stopped_in_its_start_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(limits, "SPAWN_START_MS", 300)
+    async with a_home() as (home, lane):
+        process = await lane.start(spec("late", env={"PATH": "/x:" * ENTRIES + str(tmp_path)}), 0)
+        assert process.started is not None
+        child = (await until_found(lambda: [pid for one in children_of(home.pid) for pid in commands_of(one)]))[0]
+        os.kill(child, signal.SIGSTOP)
+        with pytest.raises(ExecFailed) as refused:
+            await process.started
+        assert refused.value.reason == "engine_timeout"
+        await until(lambda: not is_there(child))
+        await settled(home)
+        assert (await run(lane, "echo", "on"))[1] == b"on\n"
+
+
+async def test_end_all_takes_what_ended_commands_left_too() -> None:
+    async with a_home() as (home, lane):
+        idle = set(descendants_of(home.pid))
+        ended = await start(lane, "sh", "-c", "setsid sleep 1000 & exit 3")
+        live = [await start(lane, "env", "-i", "sleep", "1000") for _ in range(20)]
+        await ended.exited()
+        tree = set(descendants_of(home.pid)) - idle
+        assert len(tree) > 20
+        await lane.end_all([one.process for one in live], Grace(0.0))
+        assert {one.process.exited.result().signal for one in live} == {signal.SIGKILL}
+        assert home.spawner.counts()["kept"] == 0
+        assert not any(commands_of(keeper) for keeper in children_of(home.pid))
+        for process in (ended, *live):
+            process.close()
+
+
+async def test_closing_ends_all_that_runs() -> None:
+    async with a_home() as (home, lane):
+        process = await start(lane, "sh", "-c", "trap '' TERM; env -i setsid sleep 1000 & echo up; sleep 1000")
+        await process.line()
+        everybody = [home.pid, *descendants_of(home.pid)]
+        await home.aclose()
+        await home.aclose()
+        assert not any(map(is_there, everybody))
+        assert (await process.finish())[0].reason == "container_gone"
+
+
+KILLED_OUTRIGHT = """
+import asyncio, signal, socket
+from fastclaw.processes.launcher import StartSpec
+from fastclaw.spawner.spawner_host import HostHome
+from fastclaw.spawner.spawn_launcher import SpawnLane
+
+async def main():
+    home = HostHome()
+    await home.start()
+    lane = SpawnLane(home, can_set_user=True)
+    script = "trap '' TERM; env -i setsid sleep 1000 & echo up; sleep 1000"
+    process = await lane.start(StartSpec(process_id="p", cmd=["sh", "-c", script], env={}), 0)
+    await process.started
+    ours, theirs = socket.socketpair()
+    process.attach(0, theirs.detach())
+    await asyncio.sleep(0)  # it may have to wait for room
+    ours.recv(10)
+    print(home.pid, flush=True)
+    signal.pause()
+
+asyncio.run(main())
+"""
+
+
+async def test_everything_ends_when_we_are_killed_outright() -> None:
+    us = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED_OUTRIGHT, stdout=subprocess.PIPE)
+    assert us.stdout is not None
+    spawner = int(await us.stdout.readline())
+    everybody = [spawner, *descendants_of(spawner)]
+    assert len(everybody) > limits.SPAWN_SPARE_KEEPERS + 2
+    us.kill()
+    await us.wait()
+    await until(lambda: not any(map(has_not_ended, everybody)))
+
+
+async def test_nothing_of_a_command_becomes_our_child() -> None:
+    async with a_lane() as lane:
+        before = children()
+        process = await start(lane, "sh", "-c", "(setsid sleep 1000 &); exit 0")
+        await process.exited()
+        assert children() == before
+        await process.end()
+        assert children() == before
+        process.close()
+
+
+async def test_exits_of_the_loops_own_children_are_not_taken() -> None:
+    async with a_lane() as lane:
+        theirs = await asyncio.create_subprocess_exec("sh", "-c", "exit 9")
+        await run(lane, "true")
+        assert await theirs.wait() == 9

@@ -1,0 +1,860 @@
+"""Templates over the lane itself, with a real spawner: a forked worker is a process like any other, and nothing of it,
+of its siblings or of its template is taken for another's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+from fastclaw import limits
+from fastclaw.client import RuntimeClient
+from fastclaw.errors import ExecFailed, StartFailed
+from fastclaw.linux.packets import close_all
+from fastclaw.options import Template
+from fastclaw.processes.launcher import Collected, Collection, Grace, StartSpec
+from fastclaw.spawner import frames as frames
+from fastclaw.spawner.spawn_launcher import SpawnLane
+from fastclaw.spawner.spawned import SpawnProcess
+from fastclaw.spawner.spawner_host import HostHome
+from fastclaw.spawner.templates import Plans
+from tests.balance import balanced, descriptors_left, open_descriptors
+from tests.spawner.fake_spawner import (
+    BareHost,
+    a_bare_host,
+    busy_keepers_of,
+    commands_of,
+    descendants_of,
+    has_not_ended,
+    is_there,
+    pump_of,
+    until,
+)
+from tests.spawner.rig import Running, needs_root
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+PYTHON = Template(cmd=[sys.executable, "-m", "fastclaw.template"])
+BOTH = Template(cmd=[sys.executable, "-m", "fastclaw.template"], env={"KIND": "other"})
+READY_S = 30.0
+MODULE = Path(__file__).parent.parent.parent / "fastclaw" / "template.py"
+
+
+class Rig:
+    """A lane on this host with its templates."""
+
+    def __init__(self, home: HostHome, lane: SpawnLane) -> None:
+        self.home, self.lane = home, lane
+
+    async def start(self, code: str, *argv: str, **more: Any) -> Running:
+        process = await self.lane.start(spec(code, *argv, **more), 0)
+        assert isinstance(process, SpawnProcess)
+        return Running(process)
+
+    async def run(self, code: str, *argv: str, given: bytes = b"", **more: Any) -> tuple[Any, bytes, bytes]:
+        return await (await self.start(code, *argv, **more)).finish(given)
+
+    async def collect(self, code: str, *argv: str, given: bytes = b"", **more: Any) -> Collected:
+        """The same as a run."""
+        process = await self.lane.run(spec(code, *argv), Collection(input=given, **more), 0)
+        assert process.collected is not None
+        async with asyncio.timeout(20):
+            return await process.collected
+
+    async def running(self, code: str, **more: Any) -> tuple[Running, list[int]]:
+        """One that has printed numbers and waits, until it is ended."""
+        process = await self.start(f"{code}\nsys.stdout.flush(); signal.pause()", **more)
+        return process, [int(word) for word in (await line(process)).split()]
+
+    @property
+    def keeper(self) -> int:
+        """The template's: workers have no others that keep anything."""
+        (keeper,) = busy_keepers_of(self.home.pid)
+        return keeper
+
+    @property
+    def template_pid(self) -> int:
+        pids = [
+            pid for pid in commands_of(self.keeper) if "fastclaw.template" in cmdline(pid) and os.getsid(pid) == pid
+        ]
+        return min(pids)
+
+    def health(self, name: str = "py") -> Any:
+        assert self.home.templates is not None
+        return self.home.templates.health()[name]
+
+
+def as_text(module: Path) -> str:
+    """For an interpreter that may not read it where it is."""
+    return module.read_text()
+
+
+def cmdline(pid: int) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as words:
+        return words.read()
+    return ""
+
+
+async def line(process: Running) -> bytes:
+    """Up to the first newline."""
+    return await process.stdio.read_until(b"\n")
+
+
+def spec(code: str, *argv: str, template: str = "py", **more: Any) -> StartSpec:
+    return StartSpec(process_id=uuid4().hex, cmd=["python", "-c", code, *argv], template=template, **more)
+
+
+@asynccontextmanager
+async def a_rig(ready_s: float = READY_S, **templates: Template) -> AsyncIterator[Rig]:
+    async with balanced():
+        plans = Plans(templates or {"py": PYTHON}, base_env={"BASE": "b"}, working_dir=None, user=None, ready_s=ready_s)
+        home = HostHome(plans)
+        try:
+            await home.start()
+            yield Rig(home, SpawnLane(home, can_set_user=True))
+        finally:
+            await home.aclose()
+
+
+SEEN = """
+import json, os, signal, sys
+print(json.dumps({
+    "argv": sys.argv, "cwd": os.getcwd(), "in": sys.stdin.read(),
+    "stdio": [os.fstat(fd).st_mode >> 12 for fd in range(3)],
+    "env": {name: os.environ.get(name) for name in ("ONE", "BASE", "KIND", "HOME", "FASTCLAW_TEMPLATE_FD")},
+    "fds": [int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")],
+    "again": open("/dev/stdout", "w").fileno() > 2,
+}))
+sys.stderr.write("bad")
+sys.exit(7)
+"""
+
+
+async def test_a_worker_is_what_was_asked_for(tmp_path: Path) -> None:
+    leak = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(leak, True)
+    async with a_rig(py=BOTH) as rig:
+        status, out, err = await rig.run(SEEN, "x", given=b"in", env={"ONE": "1"}, working_dir=str(tmp_path))
+        assert (status.reason, status.exit_code, err) == ("exited", 7, b"bad")
+        env = {"ONE": "1", "BASE": None, "KIND": "other", "HOME": os.environ["HOME"], "FASTCLAW_TEMPLATE_FD": None}
+        seen = {"argv": ["-c", "x"], "cwd": str(tmp_path), "in": "in", "stdio": [1] * 3, "fds": [0, 1, 2]}
+        assert json.loads(out) == {**seen, "env": env, "again": True}
+        assert set(status.usage) == {"user_us", "system_us", "max_rss_kb"}
+        assert rig.health() == {"state": "ready", "forks": 1}
+    os.close(leak)
+
+
+async def test_the_environment_is_the_lanes_the_templates_and_the_requests() -> None:
+    async with a_rig(py=BOTH) as rig:
+        code = "import os; print(os.environ['A'], os.environ['KIND'], os.environ['FASTCLAW_PROCESS_ID'] != '')"
+        base = {"A": "base", "KIND": "base"}
+        assert (await rig.run(code, base_env=base))[1] == b"base other True\n"
+        assert (await rig.run(code, base_env=base, env={"A": "r", "KIND": "r"}))[1] == b"r r True\n"
+
+
+async def test_exit_codes_and_signals_are_exact() -> None:
+    async with a_rig() as rig:
+        codes = [0, 1, 126, 127, 255]
+        found = await asyncio.gather(*(rig.run(f"import os; os._exit({code})") for code in codes))
+        assert [(status.reason, status.exit_code) for status, _, _ in found] == [("exited", code) for code in codes]
+        status, _, _ = await rig.run("import os; os.kill(os.getpid(), 9)")
+        assert (status.reason, status.exit_code, status.signal) == ("signaled", None, 9)
+        process, _ = await rig.running("import os, signal, sys; print(os.getpid())")
+        process.signal(signal.SIGTERM)
+        assert (await process.finish())[0].signal == signal.SIGTERM
+
+
+async def test_each_stream_ends_by_itself_and_without_stdin_there_is_none() -> None:
+    async with a_rig() as rig:
+        process = await rig.start("import os, sys; os.close(1); sys.stdin.read(); os._exit(0)")
+        assert await process.stdio.read_all() == b""
+        assert not process.process.exited.done()
+        process.stdio.send_eof()
+        assert await process.stderr.read_all() == b""
+        assert (await process.exited()).exit_code == 0
+        process.close()
+        assert (await rig.run("import sys; print(repr(sys.stdin.read()))", stdin=False))[1] == b"''\n"
+
+
+async def test_stderr_may_be_stdout() -> None:
+    async with a_rig() as rig:
+        code = "import os, sys; print('out', flush=True); print('bad', file=sys.stderr); os.write(1, b'end')"
+        assert (await rig.run(code, merge_stderr=True))[1:] == (b"out\nbad\nend", b"")
+
+
+async def test_nobody_holds_a_worker_s_streams_but_itself_and_its_pump() -> None:
+    """Not we, not main, and neither its template nor that one's pump, which has handed them on."""
+    async with a_rig() as rig:
+        before = open_descriptors()
+        process = await rig.lane.start(spec("import signal; signal.pause()"), 0)
+        assert open_descriptors() == before
+        (worker,) = [pid for pid in commands_of(rig.keeper) if pid != rig.template_pid]
+        theirs = {os.readlink(f"/proc/{worker}/fd/{fd}") for fd in range(3)}
+        for holder in (rig.home.pid, rig.template_pid, rig.keeper, pump_of(rig.keeper)):
+            assert not theirs & set(open_descriptors(holder).values())
+        await process.end_tree(Grace(0.0))
+
+
+# --- runs ---
+
+
+async def test_a_run_is_a_worker_too() -> None:
+    async with a_rig() as rig:
+        code = "import sys; print(len(sys.stdin.read())); print('bad', file=sys.stderr); sys.exit(7)"
+        for size in (0, 1, 100_000):
+            collected = await rig.collect(code, given=b"x" * size)
+            assert (collected.stdout.head, collected.stderr.head) == (b"%d\n" % size, b"bad\n")
+            assert collected.status.exit_code == 7
+            assert not collected.incomplete
+        assert rig.health()["forks"] == 3
+
+
+@pytest.mark.parametrize("size", [0, 1, limits.SPAWN_INLINE_BYTES, limits.SPAWN_INLINE_BYTES + 1, 3_000_000])
+async def test_a_run_s_output_is_whole(size: int) -> None:
+    async with a_rig() as rig:
+        code = f"import sys; sys.stdout.buffer.write(bytes({size})); sys.stderr.buffer.write(bytes({size}))"
+        collected = await rig.collect(code, output_limit=4 * limits.MIB)
+        for output in (collected.stdout, collected.stderr):
+            assert (output.head + output.tail, output.total) == (bytes(size), size)
+
+
+async def test_a_run_that_leaves_somebody_is_told_when_its_time_is_over() -> None:
+    async with a_rig() as rig:
+        code = "import subprocess; subprocess.Popen(['sleep', '1000']); print('up')"
+        began = asyncio.get_running_loop().time()
+        collected = await rig.collect(code, drain_ms=50)
+        assert asyncio.get_running_loop().time() - began < 10
+        assert (collected.stdout.head, collected.status.exit_code) == (b"up\n", 0)
+
+
+async def test_many_runs_at_once() -> None:
+    async with a_rig() as rig:
+        codes = [f"import sys; print('{number}' * 1_000); sys.exit({number})" for number in range(64)]
+        for number, collected in enumerate(await asyncio.gather(*map(rig.collect, codes))):
+            assert collected.stdout.head == str(number).encode() * 1_000 + b"\n"
+            assert collected.status.exit_code == number
+        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+
+
+async def test_a_run_over_its_limit_is_ended() -> None:
+    async with a_rig() as rig:
+        code = "import sys\nwhile True: sys.stdout.write('x' * 1_000)"
+        collected = await rig.collect(code, output_limit=100, on_limit="kill")
+        assert collected.limited
+        assert collected.status.signal == signal.SIGKILL
+        assert collected.stdout.head + collected.stdout.tail == b"x" * 100
+
+
+async def test_limits_hold_and_what_cannot_be_had_is_refused() -> None:
+    async with a_rig() as rig:
+        code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+        assert (await rig.run(code, limits={"nofile": 77}))[1] == b"(77, 77)\n"
+        before = open_descriptors()
+        escaped = "\udcff" * (
+            limits.SPAWN_STRINGS_BYTES // len("\\udcff")
+        )  # longer than any START, and a template takes it
+        assert (await rig.run("import os; print(len(os.environ['A']))", env={"A": escaped}))[1] == b"%d\n" % len(
+            escaped
+        )
+        for more, reason in (
+            ({"working_dir": "/no/such"}, "bad_working_dir"),
+            ({"limits": {"nofile": 2**40}}, "permission_denied"),
+            ({"env": {"A": "a\0b"}}, "invalid_params"),
+            ({"env": {"A": "a" * limits.TEMPLATE_REQUEST_BYTES}}, "too_long"),
+            ({"template": "none"}, "template_gone"),
+        ):
+            with pytest.raises(ExecFailed) as refused:
+                await rig.start("print(1)", **more)
+            assert refused.value.reason == reason
+        assert open_descriptors() == before
+        status, out, _ = await rig.run("import sys; print(len(sys.argv[1]))", "x" * 100_000)
+        assert (status.exit_code, out) == (0, b"100000\n")
+
+
+# --- trees ---
+
+TREE = """
+import os, signal, subprocess, sys
+quiet = dict(stdin=0, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+child = subprocess.Popen(["sleep", "1000"], **quiet)
+apart = subprocess.Popen(["sleep", "1000"], start_new_session=True, **quiet)
+shell = "sleep 1000 >&2 2>/dev/null & echo $!"
+orphan = int(subprocess.run(["setsid", "sh", "-c", shell], **{**quiet, "stdout": subprocess.PIPE}).stdout)
+print(os.getpid(), child.pid, apart.pid, orphan)
+"""
+
+
+async def test_kill_takes_one_workers_tree_and_leaves_siblings_and_the_template_alone() -> None:
+    async with a_rig() as rig:
+        first, tree = await rig.running(TREE)
+        second, other = await rig.running(TREE)
+        assert all(map(has_not_ended, tree + other))
+        template = rig.template_pid
+        await asyncio.wait_for(first.end(), 10)
+        assert not any(map(is_there, tree))
+        assert all(map(has_not_ended, [*other, template]))
+        assert (await first.finish())[0].signal == signal.SIGKILL
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+        await asyncio.wait_for(second.end(), 10)
+        assert not any(map(is_there, other))
+        await second.finish()
+
+
+async def test_a_tree_gets_term_first_and_may_tidy_up() -> None:
+    code = "import os, signal, sys\nsignal.signal(15, lambda *_: (print('tidy'), sys.exit(5)))\nprint(os.getpid())"
+    async with a_rig() as rig:
+        process, _ = await rig.running(code)
+        await process.end(10)
+        status, out, _ = await process.finish()
+        assert (status.exit_code, out) == (5, b"tidy\n")
+        code = "import os, signal, sys, subprocess\nsignal.signal(15, 1)\n"
+        code += "print(os.getpid(), subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 1000 & wait']).pid)"
+        process, tree = await rig.running(code)
+        await process.end(0.05)
+        assert not any(map(is_there, tree))
+        await process.finish()
+
+
+async def test_what_a_worker_leaves_goes_with_it_and_nothing_of_its_siblings() -> None:
+    leave = TREE + "sys.stdout.flush(); os._exit(3)"
+    async with a_rig() as rig:
+        sibling, other = await rig.running(TREE)
+        process = await rig.start(leave)
+        left = [int(word) for word in (await line(process)).split()]
+        assert (await process.exited()).exit_code == 3
+        await asyncio.wait_for(process.end(), 10)
+        assert process.is_gone
+        assert not any(map(is_there, left))
+        assert all(map(has_not_ended, other))
+        process.close()
+        await sibling.end()
+        sibling.close()
+
+
+async def test_a_worker_that_hands_its_children_over_does_not_take_its_siblings_along() -> None:
+    """One that is no subreaper any more: what it leaves falls to the keeper at once, and is ended at once."""
+    code = "import ctypes; ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)\n" + TREE
+    async with a_rig() as rig:
+        sibling, other = await rig.running(TREE)
+        process, tree = await rig.running(code)
+        assert (await rig.run("pass"))[0].exit_code == 0
+        await until(lambda: not is_there(tree[3]))
+        assert all(map(has_not_ended, [*tree[:3], *other]))
+        for one in (process, sibling):
+            await one.end()
+            one.close()
+        assert not any(map(is_there, tree + other))
+
+
+async def test_one_that_forks_for_its_life_is_ended() -> None:
+    code = """import os, signal, sys
+print(os.getpid(), flush=True)
+signal.signal(15, 1)
+for _ in range(4): os.fork()
+while True:
+    if os.fork(): os._exit(0)
+"""
+    async with a_rig() as rig:
+        sibling, other = await rig.running("import os, signal, sys; print(os.getpid())")
+        process = await rig.start(code)
+        await line(process)
+        await asyncio.wait_for(process.end(), 10)
+        assert process.is_gone
+        assert all(map(has_not_ended, other))
+        keeper = rig.keeper
+        assert len(descendants_of(keeper)) == 3, "its pump, the template and the sibling"
+        process.close()
+        await sibling.end()
+        sibling.close()
+
+
+# --- the template's own life ---
+
+
+async def test_workers_outlive_their_template_and_the_next_one_comes_up() -> None:
+    async with a_rig() as rig:
+        process, (pid,) = await rig.running("import os, signal, sys; print(os.getpid())")
+        first = rig.template_pid
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: rig.health()["state"] == "gone")
+        with pytest.raises(ExecFailed) as refused:
+            await rig.start("print(1)")
+        assert (refused.value.reason, refused.value.retryable) == ("template_gone", True)
+        await until(lambda: rig.health()["state"] == "ready")
+        assert has_not_ended(pid)
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+        process.signal(signal.SIGUSR1)
+        assert (await process.finish())[0].signal == signal.SIGUSR1
+        assert rig.health()["forks"] == 2
+
+
+async def test_a_signal_to_a_workers_group_reaches_what_it_runs_and_not_its_template() -> None:
+    async with a_rig() as rig:
+        code = "import os, subprocess; child = subprocess.Popen(['sleep', '1000']); print(child.pid); child.wait()"
+        process, (child,) = await rig.running(code)
+        process.signal(signal.SIGINT, group=True)
+        await process.finish()
+        await until(lambda: not has_not_ended(child))
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+        assert rig.health()["forks"] == 2
+
+
+async def test_a_template_that_dies_while_it_forks_fails_the_start_and_no_other() -> None:
+    async with a_rig() as rig:
+        os.kill(rig.template_pid, signal.SIGSTOP)
+        starting = [asyncio.create_task(rig.start("print(1)")) for _ in range(3)]
+        await asyncio.sleep(0)
+        before_kill = rig.template_pid
+        os.kill(before_kill, signal.SIGKILL)
+        for refused in await asyncio.gather(*starting, return_exceptions=True):
+            assert isinstance(refused, ExecFailed)
+            assert refused.reason == "template_gone"
+        await until(lambda: rig.health()["state"] == "ready")
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+
+
+async def test_a_template_that_does_not_answer_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_rig() as rig:
+        monkeypatch.setattr(limits, "SPAWN_START_MS", 200)
+        os.kill(rig.template_pid, signal.SIGSTOP)
+        with pytest.raises(ExecFailed) as refused:
+            await rig.start("print(1)")
+        assert refused.value.reason == "template_gone"
+        monkeypatch.undo()
+        await until(lambda: rig.health()["state"] == "gone")
+        await until(lambda: rig.health()["state"] == "ready")
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+
+
+async def test_a_keeper_that_is_killed_loses_its_template_and_all_workers() -> None:
+    async with a_rig() as rig:
+        process, (pid,) = await rig.running("import os, signal, sys; print(os.getpid())")
+        keeper = rig.keeper
+        os.kill(keeper, signal.SIGKILL)
+        status, _, _ = await process.finish()
+        assert status.reason == "container_gone"
+        assert not is_there(pid)
+        assert process.is_gone
+        await until(lambda: rig.health()["state"] == "gone")
+        await until(lambda: rig.health()["state"] == "ready")
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+
+
+async def test_a_spawner_that_is_killed_comes_up_again_with_its_templates() -> None:
+    async with a_rig() as rig:
+        process, (pid,) = await rig.running("import os, signal, sys; print(os.getpid())")
+        os.kill(rig.home.pid, signal.SIGKILL)
+        assert (await process.finish())[0].reason in ("container_gone", "signaled")  # whichever is told first
+        await until(lambda: not has_not_ended(pid))
+        await until(lambda: rig.home.templates is not None and rig.home.spawner.alive)
+        await until(lambda: rig.health()["state"] == "ready")
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+
+
+async def test_a_spawner_that_dies_while_its_templates_come_up_is_followed_too(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    cmd = ["sh", "-c", f"[ -e {flag} ] || echo ready; exec sleep 1000"]
+    async with a_rig(py=PYTHON, slow=Template(cmd=cmd, ready="line")) as rig:
+        flag.touch()
+        killed = set()
+        for _ in range(2):  # the second one while it waits for the slow template
+            await until(lambda: rig.home.spawner.alive and rig.home._child is not None and rig.home.pid not in killed)
+            killed.add(rig.home.pid)
+            os.kill(rig.home.pid, signal.SIGKILL)
+            await until(lambda: not rig.home.spawner.alive)
+        flag.unlink()
+        await until(lambda: rig.home.templates is not None and rig.health("slow")["state"] == "ready")
+        await until(lambda: rig.health()["state"] == "ready")
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+
+
+async def test_workers_end_with_fastclaw_when_that_is_killed(short_dir: Path) -> None:
+    cmd = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "local", "--log-level", "error"]
+    options = {"templates": {"py": {"cmd": PYTHON.cmd}}}
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(short_dir)}  # a killed one leaves its sockets there
+    async with RuntimeClient.spawn(cmd, namespace="killed", options=options, env=env) as client:
+        code = f"{TREE}\nsys.stdout.flush(); signal.pause()"
+        async with await client.exec(["python", "-c", code], template="py") as process:
+            tree = [int(word) for word in (await process.stdout_read()).split()]
+            assert all(map(has_not_ended, tree))
+            os.kill(client.pid, signal.SIGKILL)
+            async with asyncio.timeout(1):
+                await until(lambda: not any(map(has_not_ended, tree)))
+            assert await client.exited(10) == -signal.SIGKILL
+
+
+async def test_the_end_of_all_takes_templates_and_workers() -> None:
+    async with a_rig(py=PYTHON, other=BOTH) as rig:
+        first, tree = await rig.running(TREE)
+        process, other = await rig.running(TREE, template="other")
+        await rig.lane.end_all([process.process], Grace(asyncio.get_running_loop().time() + 5))
+        assert not any(map(is_there, tree + other))
+        assert rig.home.spawner.counts()["kept"] == 0
+        assert busy_keepers_of(rig.home.pid) == []
+        process.close()
+        first.close()
+
+
+async def test_what_a_template_leaves_goes_with_it() -> None:
+    program = "import os, subprocess, fastclaw.template as t; subprocess.run(['sh', '-c', 'sleep 1000 &']); "
+    program += "t.serve(lambda argv: print(os.getpid(), flush=True) or __import__('signal').pause())"
+    async with a_rig(py=Template(cmd=[sys.executable, "-c", program])) as rig:
+        process = await rig.start("")
+        pid = int(await line(process))
+        keeper = rig.keeper
+        assert len(commands_of(keeper)) == 3
+        template = os.getsid(next(one for one in commands_of(keeper) if "sleep" in cmdline(one)))
+        os.kill(template, signal.SIGKILL)
+        await until(lambda: commands_of(keeper) == [pid])
+        await process.end()
+        process.close()
+
+
+# --- starting templates ---
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (Template(cmd=["/no/such/program"]), "No such file"),
+        (Template(cmd=[sys.executable, "-c", "raise SystemExit('no luck')"]), "no luck"),
+        (Template(cmd=[sys.executable, "-m", "fastclaw.template", "-i", "nowhere"]), "No module named 'nowhere'"),
+        (Template(cmd=["sh", "-c", "exec sleep 1000 3<&-"]), "closed its descriptor 3"),
+        (Template(cmd=["sh", "-c", "echo nonsense >&3; exec sleep 1000"]), "means nothing"),
+        (Template(cmd=["sh", "-c", "echo words >&2; exec sleep 1000"]), "not ready within 0.5 s: words"),
+        (Template(cmd=["a\0b"]), "null byte"),
+        (Template(cmd=["true"], working_dir="/no/such"), "/no/such"),
+        (Template(cmd=["true"], user="no-such-user"), "no-such-user"),
+    ],
+)
+async def test_one_that_does_not_come_up_is_named_with_what_it_said(template: Template, said: str) -> None:
+    with pytest.raises(StartFailed) as refused:
+        async with a_rig(
+            0.5, **{"fine": Template(cmd=["sh", "-c", "echo; exec sleep 1000"], ready="line"), "bad": template}
+        ):
+            pytest.fail("it came up")
+    assert refused.value.reason == "template_failed"
+    assert "template 'bad'" in str(refused.value)
+    assert said in str(refused.value)
+
+
+async def test_ready_by_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    program = "import fastclaw.template as t; print('one\\nsecond', flush=True); t.serve(lambda argv: print(argv))"
+    caplog.set_level(logging.DEBUG, "fastclaw.spawner.templates")
+    async with a_rig(py=Template(cmd=[sys.executable, "-c", program], ready="line")) as rig:
+        assert (await rig.run("x"))[1] == b"['python', '-c', 'x']\n"
+        assert "second" in caplog.text
+    assert max(len(record.getMessage()) for record in caplog.records) < 2 * limits.TEMPLATE_READ_BYTES
+
+
+@needs_root
+async def test_a_templates_user_is_its_workers() -> None:
+    template = Template(cmd=["/usr/bin/python3", "-c", as_text(MODULE)], user="65534:65534")
+    async with a_rig(py=template) as rig:
+        code = "import os; print(os.getuid(), os.getgid(), os.getgroups()); open('/dev/stdout', 'w').write('again')"
+        assert (await rig.run(code, working_dir="/"))[1] == b"65534 65534 []\nagain"
+
+
+# --- starts that are given up, and balance ---
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_cancelled_start_leaves_nothing(turns: int) -> None:
+    async with a_rig() as rig:
+        keeper = rig.keeper
+        before = open_descriptors()
+        starting = asyncio.create_task(rig.start("import time; time.sleep(1000)"))
+        for _ in range(turns):
+            await asyncio.sleep(0 if turns < 4 else 0.002)
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            process = await starting
+            await process.end()
+            process.close()
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+        await until(lambda: len(descendants_of(keeper)) == 2)
+        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        assert open_descriptors() == before
+
+
+async def test_a_start_cancelled_just_as_it_succeeds_leaves_nothing() -> None:
+    async with a_rig() as rig:
+        before = open_descriptors()
+        starting = asyncio.create_task(rig.lane.start(spec("import time; time.sleep(1000)"), 0))
+        await until(lambda: rig.home.spawner.counts()["kept"] == 2)
+        (process,) = [one for one in rig.home.spawner._kept.values() if one.is_worker]
+        process.started.add_done_callback(lambda _: starting.cancel())
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await starting).end_tree(Grace(0.0))
+        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_cancelled_run_leaves_nothing(turns: int) -> None:
+    async with a_rig() as rig:
+        keeper = rig.keeper
+        before = open_descriptors()
+        running = asyncio.create_task(rig.lane.run(spec("import time; time.sleep(1000)"), Collection(input=b"x"), 0))
+        for _ in range(turns):
+            await asyncio.sleep(0 if turns < 4 else 0.002)
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await running).end_tree(Grace(0.0))
+        await until(lambda: len(descendants_of(keeper)) == 2)
+        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        assert (await rig.collect("print(1)")).stdout.head == b"1\n"
+        assert open_descriptors() == before
+
+
+async def test_500_forks_leave_descriptors_and_processes_balanced() -> None:
+    async with a_rig() as rig:
+        keeper = rig.keeper
+        template = rig.template_pid
+        assert (await rig.run("pass"))[0].exit_code == 0
+        ours, theirs = open_descriptors(), os.listdir(f"/proc/{template}/fd")
+        gate = asyncio.Semaphore(16)
+
+        async def one(number: int) -> None:
+            async with gate:
+                status, out, _ = await rig.run(
+                    f"print({number}); raise SystemExit({number % 200})", stdin=number % 2 > 0
+                )
+            assert (status.exit_code, out) == (number % 200, f"{number}\n".encode())
+
+        await asyncio.gather(*(one(number) for number in range(500)))
+        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        assert (open_descriptors(), os.listdir(f"/proc/{template}/fd")) == (ours, theirs)
+        assert descendants_of(keeper) == [pump_of(keeper), template]
+        assert rig.health()["forks"] == 501
+
+
+async def test_many_live_workers_and_their_end_at_once() -> None:
+    async with a_rig() as rig:
+        workers = await asyncio.gather(*(rig.start("import signal; signal.pause()") for _ in range(60)))
+        assert rig.home.spawner.counts()["kept"] == 61
+        await asyncio.gather(*(worker.end() for worker in workers))
+        assert all(worker.is_gone for worker in workers)
+        assert {(await worker.exited()).signal for worker in workers} == {9}
+        for worker in workers:
+            worker.close()
+
+
+async def test_no_descriptors_left_is_overloaded_and_hurts_nobody_else() -> None:
+    async with a_rig() as rig:
+        before = open_descriptors()
+        for room in range(1, 8, 2):
+            with descriptors_left(room), contextlib.suppress(ExecFailed):
+                process = await rig.lane.start(spec("pass"), 0)
+                await process.end_tree(Grace(0.0))
+        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        assert open_descriptors() == before
+        assert (await rig.run("print(1)"))[1] == b"1\n"
+
+
+# --- a template's pump, frame by frame ---
+
+
+def test_an_adoption_of_nobody_is_refused() -> None:
+    with a_bare_host() as host:
+        host.start(7, "sleep", "1000")
+        (keeper,) = busy_keepers_of(host.process.pid)
+        (template,) = commands_of(keeper)
+        for template_id, pid in ((99, template), (7, template), (7, 1), (7, 2**31 - 1)):
+            host.control.send(frames.control(frames.ADOPT, 8, pid, template_id))
+            event = host.event()
+            assert (event.op, event.id, event.b) == (frames.REFUSED, 8, frames.STEP_ADOPT)
+        host.control.send(frames.control(frames.SIGNAL, 8, 9, 7))
+        host.control.send(frames.control(frames.END, 8, frames.LEVEL_KILL, 7))
+        assert host.ask(frames.control(frames.PING, 2))[0] == frames.ANSWER
+        assert is_there(template)
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_an_adoption_without_numbers_is_the_end(numbers: tuple[int, int, int]) -> None:
+    with a_bare_host() as host:
+        host.control.send(frames.control(frames.ADOPT, *numbers))
+        assert host.exit_code() == 0
+
+
+def begin_template(host: BareHost, script: str, id: int = 7) -> None:
+    """A template that is a shell."""
+    host.start(id, "sh", "-c", script, flags=frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN)
+
+
+def ask_worker(host: BareHost, id: int, request: bytes = b"{}", place: int | None = None) -> socket.socket:
+    """Ask for a worker of it; returns our end of its `go`."""
+    ours, theirs = socket.socketpair()
+    made = frames.worker(id, host.places[7] if place is None else place, request)
+    with theirs:
+        host.request(made.frame, fds := [theirs.fileno(), *map(file_of, made.files)])
+        close_all(fds[1:])
+    ours.settimeout(10)
+    return ours
+
+
+def file_of(data: bytes) -> int:
+    file = os.memfd_create("request")
+    assert os.write(file, data) == len(data)
+    return file
+
+
+def test_what_a_template_says_comes_word_for_word_and_its_end_is_an_empty_one() -> None:
+    with a_bare_host() as host:
+        begin_template(host, "printf one >&3; printf two >&3; exec 3>&-; sleep 1000")
+        said = [host.event() for _ in range(3)]
+        assert [(one.op, one.id, one.a, one.tail) for one in said] == [
+            (frames.SAID, 7, 3, b"one"),
+            (frames.SAID, 7, 3, b"two"),
+            (frames.SAID, 7, 0, b""),
+        ]
+
+
+SENDS_DESCRIPTORS = """
+import array, contextlib, os, signal, socket
+control = socket.socket(fileno=3)
+fds = [os.dup(1) for _ in range(200)]
+for count in (1, 5, 6, 200):
+    control.sendmsg([b"x" * count], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds[:count]))])
+control.send(b"x" * 4096)
+control.send(b"x" * 4097)
+with contextlib.suppress(OSError):  # nobody may be listening any more
+    control.send(b"end")
+signal.pause()
+"""
+
+
+def test_descriptors_that_a_template_sends_are_closed_and_what_is_too_long_ends_nothing_else() -> None:
+    with a_bare_host() as host:
+        host.start(
+            7, sys.executable, "-S", "-c", SENDS_DESCRIPTORS, flags=frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN
+        )
+        pump = pump_of(busy_keepers_of(host.process.pid)[0])
+        said = []
+        while True:
+            event = host.event()
+            assert (event.op, event.id, event.fds) == (frames.SAID, 7, [])
+            if not event.a:
+                break
+            said.append(event.tail)
+        assert said[:2] == [b"x", b"x" * 5]
+        assert len(os.listdir(f"/proc/{pump}/fd")) < 50
+        host.start(8, "true")
+        assert host.events(frames.EXITED)[-1][:2] == (frames.EXITED, 8)
+
+
+@pytest.mark.parametrize("size", [10, limits.SPAWN_FRAME_BYTES, limits.TEMPLATE_REQUEST_BYTES])
+def test_a_request_reaches_the_template_whole(size: int, tmp_path: Path) -> None:
+    """With `go`, the worker's pipes and, where it is long, a file."""
+    with a_bare_host() as host:
+        program = RECEIVES.format(path=str(tmp_path / "got"))
+        host.start(7, sys.executable, "-S", "-c", program, flags=frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN)
+        go = ask_worker(host, 8, b"r" * size)
+        client = None
+        heard: list[tuple[int, int]] = []
+        while sorted(heard) != [(frames.STARTED, 8), (frames.SAID, 7)]:
+            event = host.event()
+            heard.append((event.op, event.id))
+            if event.op == frames.STARTED:
+                host.places[8] = event.b
+            else:
+                count, length = map(int, event.tail.split())
+        is_long = size > limits.SPAWN_FRAME_BYTES - 64
+        assert (count, length) == (5 if is_long else 4, size)
+        client = host.attach(8)
+        assert client.recv(100) == b"out"
+        assert client.recv(100) == b"", "its template has closed it again"
+        client.close()
+        go.close()
+
+
+RECEIVES = """
+import array, contextlib, os, signal, socket
+control = socket.socket(fileno=3)
+frame, extras, _, _ = control.recvmsg(65536, 1000)
+fds = array.array("i")
+fds.frombytes(extras[0][2])
+length = len(frame)
+if len(fds) == 5:
+    import json
+    length = os.fstat(fds[4]).st_size
+    assert json.loads(frame) == {{"spilled": length}}
+os.write(fds[2], b"out")
+count = len(fds)
+for fd in fds: os.close(fd)
+control.send(b"%d %d" % (count, length))
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("place", [0, 1, 4_000])
+def test_a_worker_of_no_template_is_refused(place: int) -> None:
+    with a_bare_host() as host:
+        go = ask_worker(host, 8, place=place)
+        assert host.event()[:4] == (frames.REFUSED, 8, errno.ESRCH, frames.STEP_PROCESS)
+        assert go.recv(1) == b""
+        go.close()
+        host.start(9, "true")
+
+
+def test_a_worker_of_a_command_that_is_no_template_is_refused() -> None:
+    with a_bare_host(keepers=3) as host:
+        host.start(7, "sleep", "1000")
+        go = ask_worker(host, 8)
+        assert host.event()[:4] == (frames.REFUSED, 8, errno.ESRCH, frames.STEP_PROCESS)
+        assert go.recv(1) == b""
+        go.close()
+
+
+def test_a_template_that_never_takes_its_descriptors_harms_nobody() -> None:
+    """Its socket holds some requests, and its pump some; whoever asks for more waits or is refused, and nobody else."""
+    with a_bare_host(keepers=50) as host:
+        begin_template(host, "exec sleep 1000")
+        asked = {id: ask_worker(host, id, b"r" * 15_000) for id in range(8, 40)}
+        host.send_start(50, "true")
+        left = set(asked)
+        while (event := host.event()).id != 50 or event.op != frames.EXITED:
+            if event.op == frames.REFUSED:
+                left.remove(event.id)
+                assert event.a == errno.EAGAIN
+        client = host.attach(7, 1)
+        host.order(frames.END, 7, frames.LEVEL_KILL)
+        while left:
+            event = host.event()
+            if event.op in (frames.REFUSED, frames.FREE):  # or it had them, and its pump sees their end
+                left.discard(event.id)
+        for go in asked.values():
+            assert go.recv(1) == b""
+            go.close()
+        assert client.recv(1) == b""
+        client.close()
+
+
+def test_a_worker_that_its_template_s_pump_never_sees_is_refused() -> None:
+    """Its streams are over, its tree is not: the pump waits for that, and what comes meanwhile is not to be lost."""
+    with a_bare_host(keepers=4) as host:
+        begin_template(host, "exec 1>&- 2>&- 3>&-; exec sleep 1000")
+        assert host.event()[:3] == (frames.SAID, 7, 0)
+        assert host.event()[:2] == (frames.FREE, 7)
+        go = ask_worker(host, 8)
+        first = host.event()
+        host.order(frames.END, 7, frames.LEVEL_KILL)
+        if first.op != frames.REFUSED:
+            assert first[:2] == (frames.STARTED, 8)
+            assert host.events(frames.REFUSED)[-1][1] == 8
+        assert go.recv(1) == b""
+        go.close()

@@ -1,0 +1,68 @@
+"""The tables of legal moves."""
+
+import itertools
+
+import pytest
+
+from fastclaw import lifecycle
+from fastclaw.errors import InternalError, InvalidState
+from fastclaw.lifecycle import PROCESS_MOVES, RUNTIME_MOVES, Machine, ProcessState, RuntimeState
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(RuntimeState, repeat=2)))
+def test_a_runtime_moves_along_its_table_only(before: RuntimeState, after: RuntimeState) -> None:
+    machine = Machine(RUNTIME_MOVES, before)
+    if after in RUNTIME_MOVES[before]:
+        machine.move(after)
+        assert machine.state is after
+    else:
+        with pytest.raises(InternalError):
+            machine.move(after)
+        assert machine.state is before
+
+
+def test_every_state_is_in_its_table_and_the_last_is_final() -> None:
+    assert set(RUNTIME_MOVES) == set(RuntimeState)
+    assert set(PROCESS_MOVES) == set(ProcessState)
+    assert not RUNTIME_MOVES[RuntimeState.STOPPED]
+    assert not PROCESS_MOVES[ProcessState.CLOSED]
+
+
+def test_where_they_begin() -> None:
+    assert lifecycle.runtime_machine().state is RuntimeState.NEW
+    assert lifecycle.process_machine().state is ProcessState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (RuntimeState.STARTING, "already_initialized"),
+        (RuntimeState.RUNNING, "already_initialized"),
+        (RuntimeState.STOPPING, "shutting_down"),
+        (RuntimeState.STOPPED, "shutting_down"),
+    ],
+)
+def test_who_may_not_initialize(state: RuntimeState, reason: str) -> None:
+    with pytest.raises(InvalidState) as raised:
+        lifecycle.require_new(state)
+    assert raised.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (RuntimeState.NEW, "not_initialized"),
+        (RuntimeState.STARTING, "not_initialized"),
+        (RuntimeState.STOPPING, "shutting_down"),
+        (RuntimeState.STOPPED, "shutting_down"),
+    ],
+)
+def test_who_may_not_exec(state: RuntimeState, reason: str) -> None:
+    with pytest.raises(InvalidState) as raised:
+        lifecycle.require_running(state)
+    assert raised.value.reason == reason
+
+
+def test_who_may() -> None:
+    lifecycle.require_new(RuntimeState.NEW)
+    lifecycle.require_running(RuntimeState.RUNNING)

@@ -1,0 +1,269 @@
+"""Params: their shapes, and the path of what is wrong."""
+
+import signal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Struct
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed, InvalidParams
+from fastclaw.options import Options
+from fastclaw.params import (
+    CancelParams,
+    KillParams,
+    NoParams,
+    ResizeParams,
+    SignalParams,
+    WaitParams,
+    check_exec,
+    check_run,
+    check_template,
+    convert,
+    directory_of,
+    fingerprint,
+    signal_number,
+)
+from fastclaw.runtime import ExecRequest, InitializeParams, RunRequest
+from tests.strategies import JSON
+
+
+@pytest.mark.parametrize(
+    ("params", "shape", "path"),
+    [
+        ({}, ExecRequest, "$.cmd"),
+        (None, ExecRequest, "$.cmd"),
+        ([], ExecRequest, "$"),
+        (1, ExecRequest, "$"),
+        ({"cmd": []}, ExecRequest, "$.cmd"),
+        ({"cmd": "true"}, ExecRequest, "$.cmd"),
+        ({"cmd": [1]}, ExecRequest, "$.cmd[0]"),
+        ({"cmd": ["a", None]}, ExecRequest, "$.cmd[1]"),
+        ({"cmd": ["a"], "env": {"A": 1}}, ExecRequest, "$.env[...]"),
+        ({"cmd": ["a"], "env": []}, ExecRequest, "$.env"),
+        ({"cmd": ["a"], "timeout_ms": 0}, ExecRequest, "$.timeout_ms"),
+        ({"cmd": ["a"], "on_disconnect": "x"}, ExecRequest, "$.on_disconnect"),
+        ({"cmd": ["a"], "key": ""}, ExecRequest, "$.key"),
+        ({"cmd": ["a"], "stdin": 1}, ExecRequest, "$.stdin"),
+        ({"cmd": ["a"], "tty": 1}, ExecRequest, "$.tty"),
+        ({"cmd": ["a"], "tty_size": [24]}, ExecRequest, "$.tty_size"),
+        ({"cmd": ["a"], "tty_size": [24, 80, 1]}, ExecRequest, "$.tty_size"),
+        ({"cmd": ["a"], "tty_size": [0, 80]}, ExecRequest, "$.tty_size[0]"),
+        ({"cmd": ["a"], "tty_size": [24, 65_536]}, ExecRequest, "$.tty_size[1]"),
+        ({"cmd": ["a"], "limits": {"nofile": "1"}}, ExecRequest, "$.limits[...]"),
+        ({"cmd": ["a"], "user": ""}, ExecRequest, "$.user"),
+        ({"cmd": ["a"], "orphans": "adopt"}, ExecRequest, "$.orphans"),
+        ({"cmd": ["a"], "user": ""}, RunRequest, "$.user"),
+        ({"cmd": []}, RunRequest, "$.cmd"),
+        ({"cmd": ["a"], "output_limit": -1}, RunRequest, "$.output_limit"),
+        ({"cmd": ["a"], "output_limit": (16 << 20) + 1}, RunRequest, "$.output_limit"),
+        ({"cmd": ["a"], "keep": "middle"}, RunRequest, "$.keep"),
+        ({"cmd": ["a"], "on_limit": "wait"}, RunRequest, "$.on_limit"),
+        ({"cmd": ["a"], "drain_ms": -1}, RunRequest, "$.drain_ms"),
+        ({"cmd": ["a"], "input": b"x"}, RunRequest, "$.input"),
+        ({}, CancelParams, "$.id"),
+        ({"id": None}, CancelParams, "$.id"),
+        ({"id": 1.5}, CancelParams, "$.id"),
+        ({"id": True}, CancelParams, "$.id"),
+        ({"rows": 1, "columns": 1}, ResizeParams, "$.process_id"),
+        ({"process_id": "p", "columns": 1}, ResizeParams, "$.rows"),
+        ({"process_id": "p", "rows": 0, "columns": 1}, ResizeParams, "$.rows"),
+        ({"process_id": "p", "rows": 1, "columns": 65_536}, ResizeParams, "$.columns"),
+        ({}, KillParams, "$.process_id"),
+        ({"process_id": "p", "grace_ms": -1}, KillParams, "$.grace_ms"),
+        ({"process_id": "p", "grace_ms": 2**31}, KillParams, "$.grace_ms"),
+        ({"process_id": "p", "grace_ms": True}, KillParams, "$.grace_ms"),
+        ({"process_id": 1}, WaitParams, "$.process_id"),
+        ({"process_id": "p"}, SignalParams, "$.signal"),
+        ({"namespace": "../x"}, InitializeParams, "$.namespace"),
+        ({"namespace": "x", "options": None}, InitializeParams, "$.options"),
+    ],
+)
+def test_the_path_names_the_field(params: Any, shape: type[Struct], path: str) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        convert(params, shape)
+    assert raised.value.data["path"] == path
+    assert path in str(raised.value)
+
+
+def test_a_terminal_s_size_is_rows_and_columns() -> None:
+    request = convert({"cmd": ["a"], "tty": True, "tty_size": [1, 65_535]}, ExecRequest)
+    assert (request.tty, request.tty_size) == (True, (1, 65_535))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"), [("nofiles", 1, "nofile"), ("qqq", 1, None), ("cpu", -1, None), ("as", 2**64, None)]
+)
+def test_a_limit_that_there_is_not_is_named(name: str, value: int, nearest: str | None) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        check_exec(ExecRequest(cmd=["a"], limits={name: value}))
+    assert raised.value.data["path"] == f"$.limits.{name}"
+    assert raised.value.data.get("nearest") == nearest
+
+
+def test_unknown_keys_of_params_are_ignored() -> None:
+    assert convert({"cmd": ["a"], "future": 1}, ExecRequest).cmd == ["a"]
+    assert convert({"anything": 1}, NoParams) == NoParams()
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "nearest"),
+    [
+        ({"max_proceses": 1}, "$.options.max_proceses", "max_processes"),
+        ({"linger": 1}, "$.options.linger", "linger_ms"),
+        ({"zzzzzzzz": 1}, "$.options.zzzzzzzz", None),
+        ({"workspace": {"target": "/w", "sorce": "/x"}}, "$.options.workspace.sorce", "source"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest(options: dict[str, Any], path: str, nearest: str | None) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        convert(options, Options, "$.options")
+    assert raised.value.reason == "unknown_option"
+    assert raised.value.data == {"path": path, "nearest": nearest}
+
+
+@pytest.mark.parametrize(
+    ("request_", "path"),
+    [
+        (ExecRequest(cmd=[""]), "$.cmd[0]"),
+        (ExecRequest(cmd=["a\0"]), "$.cmd[0]"),
+        (ExecRequest(cmd=["a", "b\0c"]), "$.cmd[1]"),
+        (ExecRequest(cmd=["a"], env={"": "x"}), "$.env['']"),
+        (ExecRequest(cmd=["a"], env={"A=B": "x"}), "$.env['A=B']"),
+        (ExecRequest(cmd=["a"], env={"A": "\0"}), "$.env['A']"),
+        (ExecRequest(cmd=["a"], working_dir=""), "$.working_dir"),
+        (ExecRequest(cmd=["a"], working_dir="/x\0"), "$.working_dir"),
+        (ExecRequest(cmd=["a"], user="x\0"), "$.user"),
+        (ExecRequest(cmd=["a"], user=""), "$.user"),
+    ],
+)
+def test_what_no_process_can_be_given(request_: ExecRequest, path: str) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        check_exec(request_)
+    assert raised.value.data["path"] == path
+
+
+LONGEST = limits.MAX_ARG_BYTES - 1
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ExecRequest(cmd=["a", "x" * LONGEST]),
+        ExecRequest(cmd=["a"], env={"A": "x" * (LONGEST - 2)}),
+        ExecRequest(cmd=["a"], env={"é": "x" * (LONGEST - 3)}),
+        ExecRequest(cmd=["a", "€" * (LONGEST // 3)]),
+    ],
+)
+def test_the_longest_strings_pass(request_: ExecRequest) -> None:
+    check_exec(request_)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ExecRequest(cmd=["a", "x" * (LONGEST + 1)]),
+        ExecRequest(cmd=["a"], env={"A": "x" * (LONGEST - 1)}),
+        ExecRequest(cmd=["a"], env={"é": "x" * (LONGEST - 2)}),
+        ExecRequest(cmd=["a"], env={"A": "x" * limits.MIB}),
+        ExecRequest(cmd=["a", "€" * (LONGEST // 3 + 1)]),
+    ],
+)
+def test_one_byte_more_is_too_long(request_: ExecRequest) -> None:
+    with pytest.raises(ExecFailed) as raised:
+        check_exec(request_)
+    assert raised.value.reason == "too_long"
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("more", [{"user": "0"}, {"tty": True}])
+def test_what_a_forked_worker_cannot_have(more: dict[str, Any]) -> None:
+    check_exec(ExecRequest(cmd=["a"], template="t"))
+    with pytest.raises(InvalidParams) as raised:
+        check_exec(ExecRequest(cmd=["a"], template="t", **more))
+    assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", f"$.{next(iter(more))}")
+
+
+@pytest.mark.parametrize(("known", "nearest"), [(["python", "ruby"], "python"), ([], None), (["ruby"], None)])
+def test_an_unknown_template_is_named_with_the_nearest(known: list[str], nearest: str | None) -> None:
+    check_template("pythn", ["pythn"])
+    with pytest.raises(InvalidParams) as raised:
+        check_template("pythn", known)
+    assert raised.value.data == {"path": "$.template", "nearest": nearest}
+
+
+@pytest.mark.parametrize("value", [15, "TERM", "SIGTERM", "term", "sigterm"])
+def test_signals_by_number_and_name(value: int | str) -> None:
+    assert signal_number(value) == signal.SIGTERM
+
+
+@pytest.mark.parametrize("value", [0, -1, 65, "", "SIG", "NOPE", "15", "SIG_DFL", "SIGSIGTERM"])
+def test_no_signals(value: int | str) -> None:
+    with pytest.raises(InvalidParams):
+        signal_number(value)
+
+
+FIELDS = dict.fromkeys(("cmd", "env", "working_dir", "stdin", "limits", "key", "on_disconnect"), JSON)
+
+
+@given(JSON | st.fixed_dictionaries({}, optional=FIELDS))
+def test_any_params_convert_or_are_explained(params: Any) -> None:
+    try:
+        check_exec(convert(params, ExecRequest))
+    except InvalidParams as error:
+        assert error.data["path"].startswith("$")  # noqa: PT017 - an error is one of two right outcomes
+
+
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ({"working_dir": ""}, "$.working_dir"),
+        ({"user": ""}, "$.user"),
+        ({"cmd": ["a\0"]}, "$.cmd[0]"),
+        ({"input": "a", "input_base64": "YQ=="}, "$.input_base64"),
+        ({"input_base64": "YQ"}, "$.input_base64"),
+        ({"input_base64": "Y Q=="}, "$.input_base64"),
+        ({"input_base64": "é==="}, "$.input_base64"),
+        ({"input": "\udc80"}, "$.input"),
+        ({"template": "t", "user": "root"}, "$.user"),
+    ],
+)
+def test_what_no_run_can_be_given(more: dict[str, Any], path: str) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        check_run(RunRequest(**{"cmd": ["a"], **more}))
+    assert raised.value.data["path"] == path
+
+
+def test_the_input_of_a_run() -> None:
+    assert check_run(RunRequest(cmd=["a"])) == b""
+    assert check_run(RunRequest(cmd=["a"], input="é")) == "é".encode()
+    assert check_run(RunRequest(cmd=["a"], input_base64="/w==")) == b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("working_dir", "default", "wanted"),
+    [
+        (None, None, None),
+        (None, "/work", "/work"),
+        ("/a/../b", "/work", "/a/../b"),
+        (".", "/work", "/work"),
+        ("sub", "/work", "/work/sub"),
+        ("./sub//x/.", "/work", "/work/sub/x"),
+        ("../x", None, "/image/../x"),
+    ],
+)
+def test_directories(working_dir: str | None, default: str | None, wanted: str | None) -> None:
+    assert directory_of(working_dir, default, default or "/image") == wanted
+
+
+def test_a_fingerprint_is_of_everything_but_the_order_of_names() -> None:
+    one = ExecRequest(cmd=["a"], env={"A": "1", "B": "\udc80"})
+    assert fingerprint(one) == fingerprint(ExecRequest(cmd=["a"], env={"B": "\udc80", "A": "1"}))
+    others: list[ExecRequest | RunRequest] = [
+        ExecRequest(cmd=["a"]),
+        ExecRequest(cmd=["a"], env=one.env, stdin=False),
+        RunRequest(cmd=["a"], env=one.env),
+    ]
+    assert len({fingerprint(request) for request in [one, *others]}) == 4
