@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench.egress_ends import HOST
 from bench.processes import cpu_seconds, resident_kb
+from fastclaw import network_limits
 from fastclaw.linux import proc
-from fastclaw.network import network_limits
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.counters import Counters
 

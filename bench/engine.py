@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from fastclaw.errors import StartFailed
-from fastclaw.linux.owner import own_label
+from fastclaw.linux.owner import this_process
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.service.facts import host_facts, static_catatonit
@@ -68,7 +68,7 @@ async def _container(lifecycle: EngineLifecycle, number: int, stack: contextlib.
         image=DEFAULT_IMAGE,
         name=f"fastclaw-{NAMESPACE}-{number}",
         namespace=NAMESPACE,
-        owner=own_label(),
+        owner=this_process().label,
         shard=number,
         init=InitPlan(catatonit=static_catatonit()),
     )

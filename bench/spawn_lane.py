@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.execs import spread
-from fastclaw.linux.owner import own_label
+from fastclaw.linux.owner import this_process
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import static_busybox
 from fastclaw.podman.container_spec import InitPlan, container_spec
@@ -49,7 +49,7 @@ async def spawn_lane(url: str, directory: Path) -> AsyncIterator[SpawnLane]:
             image=DEFAULT_IMAGE,
             name=f"fastclaw-bench-spawn-{os.getpid()}",
             namespace="bench-spawn",
-            owner=own_label(),
+            owner=this_process().label,
             shard=place,
             init=InitPlan(spawner=str(find_spawner()), socket=path),
             pids_limit=PIDS,

@@ -7,20 +7,19 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct, field
 
-from fastclaw import answer_limits, limits
+from fastclaw import answer_limits, limits, network_limits
 from fastclaw.errors import InvalidParams
-from fastclaw.network import network_limits
-from fastclaw.network.egress.addresses import BadHost
-from fastclaw.network.egress.policy import Policy
-from fastclaw.network.egress.rules import parse_rule, refuse_oneself
-from fastclaw.params import convert
-from fastclaw.podman.capabilities import Wanted as Capabilities
-from fastclaw.podman.capabilities import read_capabilities
-from fastclaw.podman.user_namespace import FIRST_ID, ID_RANGES
-from fastclaw.runtime import InitializeParams, Milliseconds, User
+from fastclaw.runtime import Milliseconds, User
 
 RuntimeName = Literal["auto", "podman", "local", "memory"]
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)[1:]
+
+FIRST_ID, ID_RANGES = 0x7000_0000, 1024
+"""Ids that nobody else gives away: above those of containers of systemd, below its foreign ones (systemd,
+UIDS-GIDS.md: 0x70000000 to 0x7FFDFFFF are unused)."""
+
+Capabilities = Literal["none", "default"] | list[str]
+"""What root inside may (podman/capabilities.py)."""
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=answer_limits.MAX_PATH_CHARS)]
@@ -123,22 +122,6 @@ class IdRanges(Struct, frozen=True, forbid_unknown_fields=True):
     count: Annotated[int, Meta(ge=1, le=limits.MAX_ID_RANGES)] = ID_RANGES
 
 
-FRAMING_HEADERS = frozenset(
-    {
-        "host",
-        "connection",
-        "content-length",
-        "transfer-encoding",
-        "te",
-        "trailer",
-        "upgrade",
-        "keep-alive",
-        "expect",
-        "via",
-    }
-)
-"""Headers that say where a request goes and where it ends: not to be injected."""
-
 TemplateName = Annotated[str, Meta(min_length=1, max_length=limits.MAX_NAMESPACE_BYTES)]
 
 
@@ -201,63 +184,6 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     run_output_bytes: Annotated[int, Meta(ge=0)] = limits.RUN_OUTPUT_BYTES
     engine_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.ENGINE_TIMEOUT_MS
     start_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.START_TIMEOUT_MS
-
-
-def read_options(params: InitializeParams) -> Options:
-    """The options of one `initialize`.
-
-    Raises:
-        InvalidParams: `unknown_option` with `data.nearest`, a wrong shape, a rule that is none, or what contradicts
-            itself.
-    """
-    options = convert(params.options, Options, "$.options")
-    _check_network(options.network)
-    _check_id_ranges(options.id_ranges)
-    if options.capabilities is not None:
-        read_capabilities(options.capabilities)
-    if options.templates and (options.lane == "rest" or options.runtime == "memory"):
-        raise no_templates(f"lane {options.lane!r} of runtime {options.runtime!r}")
-    return options
-
-
-def _check_id_ranges(ranges: IdRanges) -> None:
-    """None beyond the highest id that there is."""
-    fit = (2**32 - limits.IDS - ranges.first) // limits.IDS
-    if ranges.count > fit:
-        path = "$.options.id_ranges.count"
-        raise InvalidParams(f"{path}: from {ranges.first} on there are ids for {fit}", path=path)
-
-
-def _check_network(network: Network) -> None:
-    """Rules that can be read, and none where nobody would heed them."""
-    policy = Policy(network.allow, network.deny)
-    for index, text in enumerate(network.allow):
-        try:
-            refuse_oneself(parse_rule(text))
-        except BadHost as error:
-            path = f"$.options.network.allow[{index}]"
-            raise InvalidParams(f"{path}: {error}", path=path) from None
-    if network.mode in ("none", "open"):
-        unheeded = [name for name in ("allow", "deny", "inject", "upstream", "log") if getattr(network, name)]
-        if unheeded:
-            text = f"network mode {network.mode!r} has no proxy to heed {unheeded[0]!r}; use mode 'proxy' or 'bridge'"
-            raise InvalidParams(text, path=f"$.options.network.{unheeded[0]}")
-    given = network.upstream
-    if given is not None and [given.url, given.env, given.file].count(None) != 2:
-        path = "$.options.network.upstream"
-        raise InvalidParams(f"{path}: name one of 'url', 'env' and 'file'", path=path)
-    for index, inject in enumerate(network.inject):
-        path = f"$.options.network.inject[{index}]"
-        if (inject.value_from.env is None) == (inject.value_from.file is None):
-            raise InvalidParams(f"{path}.value_from: name either 'env' or 'file'", path=f"{path}.value_from")
-        if inject.header.lower() in FRAMING_HEADERS:
-            raise InvalidParams(f"{path}.header: {inject.header} is the proxy's own", path=f"{path}.header")
-        if not inject.host.startswith("*.") and not policy.allows_plain_http(inject.host):
-            text = (
-                f"{path}.host: no rule of 'allow' lets {inject.host} be reached by plain HTTP, and the proxy "
-                'cannot add a header to what is encrypted (docs/network.md, "Credentials")'
-            )
-            raise InvalidParams(text, "unsupported", path=f"{path}.host")
 
 
 def no_templates(where: str) -> InvalidParams:

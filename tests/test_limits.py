@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastclaw import answer_limits, limits
-from fastclaw.network import network_limits
+from fastclaw import answer_limits, limits, network_limits
 
 PACKAGE = Path(limits.__file__).parent
 MODULES = (limits, answer_limits, network_limits)

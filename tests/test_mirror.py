@@ -10,7 +10,8 @@ CHECKS = "its checks run over three runtimes in test_run.py, and over ones that 
 EXCEPTIONS = {
     "__main__.py": "two lines, run by every test that starts `python -m fastclaw`",
     "answer_limits.py": "more bounds; tests/test_limits.py tests all",
-    "network/network_limits.py": "more bounds; tests/test_limits.py tests all",
+    "network_limits.py": "more bounds; tests/test_limits.py tests all",
+    "options.py": "shapes without behaviour; what is refused is tested with runtimes/read_options.py",
     "processes/launcher.py": "an interface without behaviour; what it demands is tested with each lane",
     "conformance/check_cancel.py": CHECKS,
     "conformance/check_clients.py": CHECKS,

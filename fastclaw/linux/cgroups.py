@@ -13,7 +13,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import limits
-from fastclaw.processes.launcher import OomKills
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +85,20 @@ def count_in_file(file: Path, name: str) -> int:
     with suppress(OSError):
         return count_in(file.read_text(), name)
     return 0
+
+
+class OomKills(NamedTuple):
+    """What the kernel's out-of-memory killer did in an environment while a command lived.
+
+    Parameters:
+        kills: how many processes it killed.
+        memory: `limit_bytes` and `peak_bytes` of the environment, where they are known.
+        is_recent: the last of them may have been the command itself, if it has ended by SIGKILL just now.
+    """
+
+    kills: int
+    memory: dict[str, int]
+    is_recent: bool = True
 
 
 class MemoryWatch:

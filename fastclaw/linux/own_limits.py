@@ -6,8 +6,23 @@ import resource
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from fastclaw.processes.capacity import HostLimits
+
+class HostLimits(NamedTuple):
+    """What the host allows this process. None is no limit.
+
+    Parameters:
+        nofile: open files (hard limit).
+        nproc: processes of this user.
+        pid_max: kernel.pid_max.
+        memory_bytes: memory of the machine.
+    """
+
+    nofile: int | None
+    nproc: int | None
+    pid_max: int | None
+    memory_bytes: int | None
 
 
 def host_limits() -> HostLimits:

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from fastclaw import network_limits
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.network import network_limits
-from fastclaw.network.egress.addresses import HOSTNAME, parse_host
+from fastclaw.network.egress.addresses import parse_host
 from fastclaw.network.egress.audit_log import Journal
 from fastclaw.network.egress.policy import Policy
 from fastclaw.network.egress.proxy import EgressProxy
 from fastclaw.network.egress.proxy_frames import EgressConfig, Injection, Upstream
 from fastclaw.network.egress.targets import HTTP_PORT
-from fastclaw.podman.container_spec import NO_NETWORK, OPEN_NETWORK
+from fastclaw.podman.container_spec import HOSTNAME, NO_NETWORK, OPEN_NETWORK
 from fastclaw.podman.spawn_container import SpawnShard
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ root inside undo what fastclaw has set up: CAP_NET_ADMIN the firewall, CAP_SYS_P
 """
 
 from collections.abc import Iterable
-from typing import Literal
 
 from fastclaw.errors import InvalidParams
+from fastclaw.options import Capabilities
 
 NUMBERS = {
     "CAP_CHOWN": 0,
@@ -36,11 +36,8 @@ DEFAULT = tuple(name for name in NUMBERS if name not in UNUSUAL)
 
 PATH = "$.options.capabilities"
 
-Wanted = Literal["none", "default"] | list[str]
-"""`options.capabilities`."""
 
-
-def read_capabilities(wanted: Wanted) -> tuple[str, ...]:
+def read_capabilities(wanted: Capabilities) -> tuple[str, ...]:
     """The names that are meant, with their prefix, by number.
 
     Raises:

@@ -4,14 +4,12 @@ Every safe default of the sandbox is here and nowhere else. Knows no engine, no 
 of Podman 4.3.1 (pkg/specgen/specgen.go); later versions still read them.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
 
 from fastclaw import limits
-from fastclaw.network.egress.addresses import HOSTNAME
 
 LABEL_NAMESPACE = "io.fastclaw.namespace"
 LABEL_OWNER = "io.fastclaw.owner"
@@ -29,6 +27,9 @@ signal ends that `wait` at once. 2 147 483 s is the longest sleep whose millisec
 RESOLV_CONF = "/etc/resolv.conf"
 
 HOSTS_TARGET = "/etc/hosts"
+HOSTNAME = "fastclaw"
+"""The host name of every container: known before there is one, so that programs can be told to ask no proxy for it."""
+
 HOSTS = f"127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 """A container's hosts(5): what it calls itself. The engine would copy this host's, and add what the host is called."""
 
@@ -87,39 +88,6 @@ class ContainerNetwork(Struct, frozen=True, kw_only=True):
 
 NO_NETWORK = ContainerNetwork()
 OPEN_NETWORK = ContainerNetwork(mode="bridge")
-
-
-class Owner(Struct, frozen=True, kw_only=True):
-    """The fastclaw process that made something.
-
-    Parameters:
-        start_time: clock ticks since boot (/proc/PID/stat, field 22).
-        boot_id: /proc/sys/kernel/random/boot_id.
-        pid_namespace: inode of its /proc/PID/ns/pid: elsewhere its pid means somebody else, or nobody.
-    """
-
-    pid: int
-    start_time: int
-    boot_id: str
-    pid_namespace: int
-
-    @property
-    def label(self) -> str:
-        """As it stands in the label `LABEL_OWNER`."""
-        return f"{self.pid}:{self.start_time}:{self.boot_id}:{self.pid_namespace}"
-
-
-class OwnerFacts(Struct, frozen=True, kw_only=True):
-    """Which owners may still live.
-
-    Parameters:
-        pid_namespace: ours; of another one we know nothing.
-        start_times: of the processes that run now, by pid; only those that were asked about are needed.
-    """
-
-    boot_id: str
-    pid_namespace: int
-    start_times: Mapping[int, int]
 
 
 def container_spec(
@@ -192,28 +160,6 @@ def spawner_pids(keepers: int) -> int:
 def container_labels(namespace: str, owner: str, shard: int) -> dict[str, str]:
     """What a container is found by again."""
     return {LABEL_NAMESPACE: namespace, LABEL_OWNER: owner, LABEL_SHARD: str(shard)}
-
-
-_OWNER = re.compile(r"([0-9]{1,20}):([0-9]{1,20}):([^:]+):([0-9]{1,20})")
-
-
-def parse_owner(label: str) -> Owner | None:
-    """The owner in a label, or None where the label is not one of ours."""
-    found = _OWNER.fullmatch(label)
-    if found is None:
-        return None
-    pid, start_time, boot_id, namespace = found.groups()
-    return Owner(pid=int(pid), start_time=int(start_time), boot_id=boot_id, pid_namespace=int(namespace))
-
-
-def is_dead_owner(label: str, facts: OwnerFacts) -> bool:
-    """Whether the owner named by a label is gone for certain. A label that cannot be read is nobody's to remove."""
-    owner = parse_owner(label)
-    if owner is None:
-        return False
-    if owner.boot_id != facts.boot_id:
-        return True
-    return owner.pid_namespace == facts.pid_namespace and facts.start_times.get(owner.pid) != owner.start_time
 
 
 def _chosen(**fields: str | None) -> dict[str, str]:

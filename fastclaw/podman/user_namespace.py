@@ -20,10 +20,6 @@ IDMAPPED_MOUNTS = {"ext4": (5, 12), "xfs": (5, 12), "vfat": (5, 12), "btrfs": (5
 MAPS_WORKSPACES = "crun"
 """Takes a mapping of one's own with a mount (crun(1), "idmap mount options"); runc 1.1.5 ignores it."""
 
-FIRST_ID, ID_RANGES = 0x7000_0000, 1024
-"""Ids that nobody else gives away: above those of containers of systemd, below its foreign ones (systemd,
-UIDS-GIDS.md: 0x70000000 to 0x7FFDFFFF are unused)."""
-
 
 class Owner(Struct, frozen=True, kw_only=True):
     """Who a directory belongs to, or who a user is."""

@@ -6,22 +6,7 @@ Takes the limits as numbers and does not know where they were read.
 from typing import NamedTuple
 
 from fastclaw import limits
-
-
-class HostLimits(NamedTuple):
-    """What the host allows this process. None is no limit.
-
-    Parameters:
-        nofile: open files (hard limit).
-        nproc: processes of this user.
-        pid_max: kernel.pid_max.
-        memory_bytes: memory of the machine.
-    """
-
-    nofile: int | None
-    nproc: int | None
-    pid_max: int | None
-    memory_bytes: int | None
+from fastclaw.linux.own_limits import HostLimits
 
 
 class Capacity(NamedTuple):

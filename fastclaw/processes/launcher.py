@@ -24,6 +24,7 @@ from msgspec import Struct, field
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
+from fastclaw.linux.cgroups import OomKills
 from fastclaw.runtime import Keep, OnLimit, Orphans
 
 if TYPE_CHECKING:
@@ -73,20 +74,6 @@ class StartSpec(Struct, frozen=True, kw_only=True):
     def variables(self) -> dict[str, str]:
         """All of them, the marker included."""
         return {**self.base_env, **self.env, **self.marker}
-
-
-class OomKills(NamedTuple):
-    """What the kernel's out-of-memory killer did in an environment while a command lived.
-
-    Parameters:
-        kills: how many processes it killed.
-        memory: `limit_bytes` and `peak_bytes` of the environment, where they are known.
-        is_recent: the last of them may have been the command itself, if it has ended by SIGKILL just now.
-    """
-
-    kills: int
-    memory: dict[str, int]
-    is_recent: bool = True
 
 
 class ExitStatus(Struct, frozen=True, kw_only=True):

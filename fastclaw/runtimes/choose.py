@@ -11,7 +11,7 @@ from msgspec import structs
 
 from fastclaw import lifecycle
 from fastclaw.errors import InvalidParams, InvalidState
-from fastclaw.options import RUNTIMES, read_options
+from fastclaw.options import RUNTIMES
 from fastclaw.podman.service.choice import why_no_engine
 from fastclaw.runtime import (
     ExecRequest,
@@ -27,6 +27,7 @@ from fastclaw.runtime import (
 )
 from fastclaw.runtimes.local import LocalRuntime
 from fastclaw.runtimes.memory import MemoryRuntime
+from fastclaw.runtimes.read_options import read_options
 
 logger = logging.getLogger(__name__)
 

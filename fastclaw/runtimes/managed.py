@@ -14,7 +14,7 @@ from fastclaw import lifecycle, limits
 from fastclaw.lifecycle import RuntimeState
 from fastclaw.linux import splice
 from fastclaw.linux.own_limits import host_limits, raise_file_limit
-from fastclaw.options import Options, no_templates, read_options
+from fastclaw.options import Options, no_templates
 from fastclaw.processes.capacity import Capacity, capacity
 from fastclaw.processes.launcher import Lane
 from fastclaw.processes.pool import ProcessPool
@@ -32,6 +32,7 @@ from fastclaw.runtime import (
     RunRequest,
     RunResult,
 )
+from fastclaw.runtimes.read_options import read_options
 from fastclaw.spawner.templates import Plans
 
 _CAPABILITIES = ["wait", "list", "run", "cancel", "timeout_ms", "on_disconnect", "key"]

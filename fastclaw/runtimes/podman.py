@@ -19,7 +19,7 @@ import msgspec
 from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.own_limits import dumps_after_setuid
-from fastclaw.linux.owner import boot_id, own_label, pid_namespace, start_time
+from fastclaw.linux.owner import is_dead, parse_label, this_process
 from fastclaw.network.bridge.bridge import BridgeNetwork, remove_abandoned_networks
 from fastclaw.network.modes import Network, beside, open_network, overruled
 from fastclaw.options import Options, no_templates
@@ -32,11 +32,8 @@ from fastclaw.podman.container_spec import (
     PYTHON_TARGET,
     ContainerNetwork,
     InitPlan,
-    OwnerFacts,
     Workspace,
     container_spec,
-    is_dead_owner,
-    parse_owner,
     spawner_pids,
 )
 from fastclaw.podman.containers import Shards
@@ -327,7 +324,7 @@ async def _make_volume(engine: EngineLifecycle, template: "Template", setup: con
         return
     name, _ = template.workspace
     setup.push_async_callback(engine.remove_volume, name)
-    labels = {LABEL_NAMESPACE: template.namespace, LABEL_OWNER: own_label()}
+    labels = {LABEL_NAMESPACE: template.namespace, LABEL_OWNER: this_process().label}
     await engine.create_volume(name, labels, template.rights.volume_owner)
 
 
@@ -371,7 +368,7 @@ class Template:
             image=self.image,
             name=self.next_name(),
             namespace=self.namespace,
-            owner=own_label(),
+            owner=this_process().label,
             shard=0,
             init=InitPlan(),
         )
@@ -383,7 +380,7 @@ class Template:
             image=self.image,
             name=name,
             namespace=self.namespace,
-            owner=own_label(),
+            owner=this_process().label,
             shard=place,
             init=init,
             workspace=self.workspace,
@@ -406,19 +403,11 @@ async def remove_abandoned(engine: EngineLifecycle, namespace: str) -> None:
     """Remove the containers and volumes that a dead fastclaw left in this namespace."""
     mine = {LABEL_NAMESPACE: namespace}
     containers, volumes = await asyncio.gather(engine.list_containers(mine), engine.list_volumes(mine))
-    labels = [found.labels for found in containers] + [found.labels for found in volumes]
-    facts = _owner_facts([label.get(LABEL_OWNER, "") for label in labels])
-    dead = [found.id for found in containers if is_dead_owner(found.labels.get(LABEL_OWNER, ""), facts)]
+    dead = [found.id for found in containers if is_dead(parse_label(found.labels.get(LABEL_OWNER, "")))]
     if dead:
         logger.info("removing %d containers that a dead owner left", len(dead))
     await asyncio.gather(*(engine.remove_container(container) for container in dead))
     if dead and engine.url.startswith("unix:"):
         await asyncio.to_thread(end_monitors, dead)
-    unused = [found.name for found in volumes if is_dead_owner(found.labels.get(LABEL_OWNER, ""), facts)]
+    unused = [found.name for found in volumes if is_dead(parse_label(found.labels.get(LABEL_OWNER, "")))]
     await asyncio.gather(*(engine.remove_volume(volume) for volume in unused))
-
-
-def _owner_facts(labels: list[str]) -> OwnerFacts:
-    pids = {owner.pid for label in labels if (owner := parse_owner(label)) is not None}
-    times = {pid: ticks for pid in pids if (ticks := start_time(pid)) is not None}
-    return OwnerFacts(boot_id=boot_id(), pid_namespace=pid_namespace(), start_times=times)

@@ -18,9 +18,10 @@ from fastclaw.spawner import frames as frames
 from fastclaw.spawner.pump_streams import SpawnStreams
 
 if TYPE_CHECKING:
+    from fastclaw.linux.cgroups import OomKills
     from fastclaw.linux.executable import Finding
     from fastclaw.linux.poller import Watcher
-    from fastclaw.processes.launcher import Collection, Memory, OomKills, Owner, StartSpec, Streams
+    from fastclaw.processes.launcher import Collection, Memory, Owner, StartSpec, Streams
     from fastclaw.processes.sockets import ProcessSockets
     from fastclaw.runtime import OnDisconnect
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from tests.acceptance.egress_rig import CLIENT, GATEWAY, ORIGIN, UNLISTED, Canary, Origin, an_origin, inside, served
 from tests.acceptance.python_image import import_python_image
 

@@ -16,8 +16,8 @@ import pytest
 from fastclaw import limits
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import ExecFailed, StartFailed
+from fastclaw.options import FIRST_ID
 from fastclaw.podman.capabilities import DEFAULT, mask
-from fastclaw.podman.user_namespace import FIRST_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

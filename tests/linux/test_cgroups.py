@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import limits
-from fastclaw.linux.cgroups import MemoryWatch, count_in, count_in_file, group_in, group_of, limit_in
-from fastclaw.processes.launcher import OomKills
+from fastclaw.linux.cgroups import MemoryWatch, OomKills, count_in, count_in_file, group_in, group_of, limit_in
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fastclaw import network_limits
 from fastclaw.errors import InvalidParams, StartFailed
-from fastclaw.network import network_limits
 from fastclaw.network.bridge.bridge import BridgeNetwork, why_no_bridge
-from fastclaw.network.egress.addresses import HOSTNAME
 from fastclaw.network.egress.proxy_frames import Injection, Upstream
 from fastclaw.network.modes import (
     NO_PROXY,
@@ -32,7 +31,7 @@ from fastclaw.network.modes import (
 from fastclaw.options import Inject, SecretSource
 from fastclaw.options import Network as Options
 from fastclaw.options import Upstream as UpstreamOptions
-from fastclaw.podman.container_spec import NO_NETWORK, OPEN_NETWORK
+from fastclaw.podman.container_spec import HOSTNAME, NO_NETWORK, OPEN_NETWORK
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastclaw import limits
+from fastclaw.linux.owner import Owner
 from fastclaw.podman.container_spec import (
     HOSTS,
     INIT_TARGET,
@@ -17,14 +17,10 @@ from fastclaw.podman.container_spec import (
     SHELL_INIT,
     ContainerNetwork,
     InitPlan,
-    Owner,
-    OwnerFacts,
     container_spec,
-    is_dead_owner,
-    parse_owner,
 )
 
-OWNER = Owner(pid=12, start_time=345, boot_id="boot-a", pid_namespace=7)
+OWNER = Owner(12, 345, 7, "boot-a")
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -154,43 +150,6 @@ def test_nothing_weakens_the_sandbox(env: dict[str, str], workspace: tuple[str, 
     asked = msgspec.json.decode(msgspec.json.encode(spec(env=env, workspace=workspace)))
     assert (asked["cap_drop"], asked["no_new_privileges"], asked["privileged"]) == (["ALL"], True, False)
     assert "seccomp_profile_path" not in asked
-
-
-@given(pid=st.integers(1, 2**22), start=st.integers(0, 2**60), boot=st.uuids())
-def test_owner_label_round_trip(pid: int, start: int, boot: object) -> None:
-    owner = Owner(pid=pid, start_time=start, boot_id=str(boot), pid_namespace=start + 1)
-    assert parse_owner(owner.label) == owner
-
-
-@given(st.text(max_size=40))
-def test_any_text_is_an_owner_or_not(text: str) -> None:
-    owner = parse_owner(text)
-    assert owner is None or Owner.label.fget(owner).partition(":")[2]  # type: ignore[attr-defined] # a property
-    assert not (owner is None and is_dead_owner(text, OwnerFacts(boot_id="x", pid_namespace=7, start_times={})))
-
-
-@pytest.mark.parametrize(
-    ("label", "dead"),
-    [
-        ("12:345:boot-a:7", False),
-        ("12:346:boot-a:7", True),
-        ("13:345:boot-a:7", True),
-        ("12:345:boot-b:7", True),
-        # In another PID namespace 12 is somebody else: nobody here can know whether that one lives.
-        ("12:346:boot-a:8", False),
-        ("13:345:boot-a:8", False),
-        ("12:345:boot-b:8", True),
-        ("", False),
-        ("12:345", False),
-        ("12:346:boot-a", False),
-        ("12:346:boot-a:", False),
-        ("12:346:boot-a:7:7", False),
-        ("-12:345:boot-a:7", False),
-        ("x:345:boot-a:7", False),
-    ],
-)
-def test_dead_owners(label: str, dead: bool) -> None:
-    assert is_dead_owner(label, OwnerFacts(boot_id="boot-a", pid_namespace=7, start_times={12: 345})) is dead
 
 
 def test_a_bound_on_the_disk() -> None:

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from fastclaw.errors import StartFailed
-from fastclaw.options import Options
+from fastclaw.options import FIRST_ID, Options
 from fastclaw.podman import rights
 from fastclaw.podman.api import EngineVersion
 from fastclaw.podman.capabilities import DEFAULT
 from fastclaw.podman.rights import Rights, settle_rights
-from fastclaw.podman.user_namespace import FIRST_ID, Owner
+from fastclaw.podman.user_namespace import Owner
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from fastclaw import limits
-from fastclaw.podman.user_namespace import FIRST_ID, ID_RANGES, Facts, Owner, mount_option, why_none
+from fastclaw.options import FIRST_ID, ID_RANGES
+from fastclaw.podman.user_namespace import Facts, Owner, mount_option, why_none
 
 FACTS = Facts(
     is_root=True,

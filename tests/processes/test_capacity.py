@@ -3,7 +3,8 @@
 import pytest
 
 from fastclaw import limits
-from fastclaw.processes.capacity import Capacity, HostLimits, capacity
+from fastclaw.linux.own_limits import HostLimits
+from fastclaw.processes.capacity import Capacity, capacity
 
 FREE = HostLimits(None, None, None, None)
 FILES = limits.RESERVED_FILES + 10 * limits.FILES_PER_PROCESS

@@ -16,9 +16,9 @@ from msgspec import structs
 from fastclaw import limits
 from fastclaw.client.channel import Channel
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.linux.owner import boot_id, own_start_time, pid_namespace
+from fastclaw.linux.owner import this_process
 from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container_spec import LABEL_NAMESPACE, InitPlan, Owner, container_spec
+from fastclaw.podman.container_spec import LABEL_NAMESPACE, InitPlan, container_spec
 from fastclaw.podman.service.service import ManagedService
 from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.podman import ContainerRuntime, remove_abandoned, why_not_spawn
@@ -304,11 +304,10 @@ async def test_a_start_that_failed_may_be_tried_again(engine_service: EngineServ
 
 @pytest.mark.podman
 async def test_only_what_a_dead_owner_left_is_removed(engine_service: EngineService) -> None:
-    pid, started, boot, here = os.getpid(), own_start_time(), boot_id(), pid_namespace()
-    alive = Owner(pid=pid, start_time=started, boot_id=boot, pid_namespace=here).label
-    elsewhere = Owner(pid=pid, start_time=started + 1, boot_id=boot, pid_namespace=here + 1).label
-    dead = Owner(pid=pid, start_time=started + 1, boot_id=boot, pid_namespace=here).label
-    last_boot = Owner(pid=pid, start_time=started, boot_id="0", pid_namespace=here).label
+    me = this_process()
+    later = me._replace(start_time=me.start_time + 1)
+    alive, dead, last_boot = me.label, later.label, me._replace(boot_id="0").label
+    elsewhere = later._replace(pid_namespace=me.pid_namespace + 1).label
     async with engine_of(engine_service) as engine:
         made = {}
         owners = {"alive": alive, "elsewhere": elsewhere, "dead": dead, "boot": last_boot, "strange": "x"}

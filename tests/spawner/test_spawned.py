@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.errors import ExecFailed
-from fastclaw.processes.launcher import Collection, ExitStatus, Grace, OomKills, Output, StartSpec
+from fastclaw.linux.cgroups import OomKills
+from fastclaw.processes.launcher import Collection, ExitStatus, Grace, Output, StartSpec
 from fastclaw.spawner import frames as frames
 from fastclaw.spawner.spawned import SpawnProcess
 from tests.balance import open_descriptors

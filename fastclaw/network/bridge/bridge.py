@@ -20,9 +20,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
+from fastclaw import network_limits
 from fastclaw.errors import FastclawError, StartFailed
-from fastclaw.linux.owner import own_holder, pid_namespace, start_time
-from fastclaw.network import network_limits
+from fastclaw.linux.owner import is_dead, this_process
 from fastclaw.network.bridge import firewall, links, netns, nft
 from fastclaw.network.bridge.firewall import Bridge, BridgeFacts, Ports
 from fastclaw.network.egress.proxy_frames import Role
@@ -122,7 +122,9 @@ class BridgeNetwork:
         with ExitStack() as undo:
             undo.callback(self._close_listeners)
             ports = self._listen(bridge)
-            nft.apply(self._nft or "", firewall.ruleset(firewall.table_name(own_holder(), bridge.token), bridge, ports))
+            nft.apply(
+                self._nft or "", firewall.ruleset(firewall.table_name(this_process(), bridge.token), bridge, ports)
+            )
             undo.callback(self._unmake, bridge)
             links.make_bridge(bridge)
             if links.is_taken(bridge):
@@ -151,7 +153,7 @@ class BridgeNetwork:
         """In a thread."""
         self._close_listeners()
         try:
-            remove(self._nft or "", {firewall.table_name(own_holder(), bridge.token): bridge.token})
+            remove(self._nft or "", {firewall.table_name(this_process(), bridge.token): bridge.token})
             self._resolv_conf(bridge).unlink(missing_ok=True)
         except (OSError, StartFailed) as error:
             logger.warning("network %s is not removed (%s); the next start does it", bridge.interface, error)
@@ -191,9 +193,7 @@ def remove(program: str, tables: dict[str, str]) -> None:
 def _remove_abandoned(program: str) -> None:
     try:
         found = {name: parsed for name in nft.tables(program) if (parsed := firewall.parse_table(name)) is not None}
-        times = {holder.pid: ticks for holder, _ in found.values() if (ticks := start_time(holder.pid)) is not None}
-        here = pid_namespace()
-        dead = {n: token for n, (holder, token) in found.items() if firewall.is_dead_holder(holder, here, times)}
+        dead = {name: token for name, (owner, token) in found.items() if is_dead(owner)}
         if dead:
             logger.info("removing %d networks that a dead owner left", len(dead))
             remove(program, dead)
@@ -206,7 +206,7 @@ def _refusal(program: str) -> str | None:
     ports = Ports(proxy=1, transparent=2, dns_udp=3, dns_tcp=4)
     try:
         netns.enter_new()
-        nft.apply(program, firewall.ruleset(firewall.table_name(own_holder(), _EXAMPLE.token), _EXAMPLE, ports))
+        nft.apply(program, firewall.ruleset(firewall.table_name(this_process(), _EXAMPLE.token), _EXAMPLE, ports))
         links.make_bridge(_EXAMPLE)
         inside = netns.open_netns("thread-self")
         try:

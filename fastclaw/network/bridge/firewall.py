@@ -9,12 +9,13 @@ Rules as of nft(8), hooks and priorities as of its table "Standard priority name
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
 from msgspec import Struct
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
+from fastclaw.linux.owner import Owner
 
 POOL = (IPv4Network("10.89.0.0/16").network_address, IPv4Network("10.255.255.0/24").network_address)
 """First and last subnet that a bridge may have: of this range Podman takes its own (containers.conf(5))."""
@@ -33,24 +34,6 @@ DNS_PORT = 53
 TOKEN = re.compile(r"[0-9a-f]{8}")
 INTERFACE = re.compile(r"fc([0-9a-f]{8})(v\d+)?")
 TABLE = re.compile(r"fastclaw_(\d+)_(\d+)_(\d+)_([0-9a-f]{8})")
-
-
-class Holder(Struct, frozen=True, kw_only=True):
-    """The fastclaw that a table belongs to.
-
-    Parameters:
-        start_time: clock ticks since boot (/proc/PID/stat, field 22).
-        pid_namespace: inode of its /proc/PID/ns/pid: elsewhere its pid means nothing.
-    """
-
-    pid: int
-    start_time: int
-    pid_namespace: int
-
-    @property
-    def prefix(self) -> str:
-        """How the names of its tables begin."""
-        return f"fastclaw_{self.pid}_{self.start_time}_{self.pid_namespace}_"
 
 
 class Bridge(Struct, frozen=True, kw_only=True):
@@ -148,34 +131,24 @@ def is_free(subnet: IPv4Network, routes: Iterable[IPv4Network]) -> bool:
     return not any(route.prefixlen > POOL_PREFIX and route.overlaps(subnet) for route in routes)
 
 
-def table_name(holder: Holder, token: str) -> str:
+def table_name(owner: Owner, token: str) -> str:
     """Of the table with a bridge's rules."""
-    return holder.prefix + token
+    return owner.table_prefix + token
 
 
-def parse_table(name: str) -> tuple[Holder, str] | None:
+def parse_table(name: str) -> tuple[Owner, str] | None:
     """Whose a table is, and the token of its bridge; None where it is not one of ours."""
     found = TABLE.fullmatch(name)
     if found is None:
         return None
     pid, start, namespace, token = found.groups()
-    return Holder(pid=int(pid), start_time=int(start), pid_namespace=int(namespace)), token
+    return Owner(int(pid), int(start), int(namespace)), token
 
 
 def parse_tables(text: str) -> list[str]:
     """Names of our tables in what `nft list tables` prints."""
     words = (line.split() for line in text.splitlines())
     return [word[2] for word in words if word[:2] == ["table", "inet"] and len(word) == 3 and TABLE.fullmatch(word[2])]
-
-
-def is_dead_holder(holder: Holder, pid_namespace: int, start_times: Mapping[int, int]) -> bool:
-    """Whether a table's holder is gone for certain.
-
-    Parameters:
-        pid_namespace: ours; of another one we know nothing.
-        start_times: of the processes that run now, by pid.
-    """
-    return holder.pid_namespace == pid_namespace and start_times.get(holder.pid) != holder.start_time
 
 
 def ruleset(table: str, bridge: Bridge, ports: Ports) -> str:

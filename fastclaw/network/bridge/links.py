@@ -8,9 +8,9 @@ import socket
 import struct
 from pathlib import Path
 
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError, StartFailed
 from fastclaw.linux import netlink as rtnetlink
-from fastclaw.network import network_limits
 from fastclaw.network.bridge import firewall, netns
 from fastclaw.network.bridge.firewall import Bridge
 from fastclaw.network.bridge.netns import Netlink

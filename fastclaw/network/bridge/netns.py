@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from fastclaw import network_limits
 from fastclaw.linux import netlink as rtnetlink
-from fastclaw.network import network_limits
 
 T = TypeVar("T")
 

@@ -5,8 +5,8 @@ Knows no rules (network/bridge/firewall.py) and whose they are.
 
 import subprocess
 
+from fastclaw import network_limits
 from fastclaw.errors import StartFailed
-from fastclaw.network import network_limits
 from fastclaw.network.bridge.firewall import parse_tables
 
 

@@ -14,13 +14,10 @@ import re
 from bisect import bisect_right
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
-
-HOSTNAME = "fastclaw"
-"""The host name of every container: known before there is one, so that programs can be told to ask no proxy for it."""
 
 HOST_NAMES = frozenset(("host.fastclaw.internal", "host.docker.internal", "host.containers.internal"))
 """What fastclaw's host is called inside: by us, and by the two engines whose word for it programs know. Nobody resolves

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.errors import StartFailed
-from fastclaw.network import network_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.policy import Refused
 
 if TYPE_CHECKING:

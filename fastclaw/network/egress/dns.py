@@ -11,8 +11,8 @@ from enum import IntEnum
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
-from fastclaw.network import network_limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,9 +12,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.errors import ProtocolError
-from fastclaw.network import network_limits
 from fastclaw.network.egress import dns
 from fastclaw.network.egress.addresses import BadHost, parse_host
 from fastclaw.network.egress.dns import Rcode

@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.addresses import HOST_ADDRESSES, HOST_NAMES, is_special, parse_host, show
 from fastclaw.network.egress.audit_log import Decision, Journal
 from fastclaw.network.egress.dial import Dialled, dial

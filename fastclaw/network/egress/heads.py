@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.policy import RULES_NAME, STATUS
 from fastclaw.network.egress.targets import Rejected
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import h11
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.addresses import plain
 from fastclaw.network.egress.heads import has_head, refusal
 from fastclaw.network.egress.targets import Rejected

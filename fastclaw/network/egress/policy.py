@@ -14,8 +14,8 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from fastclaw import network_limits
 from fastclaw.errors import InvalidParams
-from fastclaw.network import network_limits
 from fastclaw.network.egress.addresses import (
     HOST_NAMES,
     Address,

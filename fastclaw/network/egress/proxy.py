@@ -13,12 +13,11 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.linux.helper import Child
 from fastclaw.linux.packets import Outbox, close_all
 from fastclaw.linux.restart import revival_delay_s
-from fastclaw.network import network_limits
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.counters import Counters
 

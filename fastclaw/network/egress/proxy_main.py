@@ -19,11 +19,10 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux import loop
 from fastclaw.linux.packets import Outbox, close_all
-from fastclaw.network import network_limits
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.counters import Counters
 from fastclaw.network.egress.proxy_server import Server

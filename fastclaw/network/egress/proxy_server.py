@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from fastclaw import limits
-from fastclaw.network import network_limits
+from fastclaw import limits, network_limits
 from fastclaw.network.egress.connection import Connection
 from fastclaw.network.egress.dns_server import Names
 from fastclaw.network.egress.enforcement import Gate

@@ -10,8 +10,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
-from fastclaw.network import network_limits
 from fastclaw.network.egress import tls
 from fastclaw.network.egress.dial import Dialled
 from fastclaw.network.egress.forward import Forwarder, Joined, Site

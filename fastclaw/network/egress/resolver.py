@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.policy import Refused
 
 if TYPE_CHECKING:

@@ -14,10 +14,9 @@ from bisect import bisect_right
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.addresses import (
     HOST_NAMES,
-    HOSTNAME,
     MAX_PORT,
     Address,
     BadHost,
@@ -29,6 +28,7 @@ from fastclaw.network.egress.addresses import (
     plain_network,
     special_kind,
 )
+from fastclaw.podman.container_spec import HOSTNAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
-from fastclaw.network import network_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import asyncio
 import re
 from typing import TYPE_CHECKING
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.policy import Refused
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ import select
 import socket
 from contextlib import suppress
 
-from fastclaw import limits
-from fastclaw.network import network_limits
+from fastclaw import limits, network_limits
 
 _ONCE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 

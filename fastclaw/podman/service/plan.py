@@ -171,7 +171,7 @@ class JanitorOrder(Struct, frozen=True, kw_only=True):
         runtime: argv in front of a command of the OCI runtime.
         label: what the owner's containers and volumes carry, `name=value`.
         nft: the program nft(8); None where there is none, and so no table of the owner's.
-        tables: how the names of the owner's tables begin (`firewall.Holder.prefix`).
+        tables: how the names of the owner's tables begin (`Owner.table_prefix`).
         drain_ms: how long the service may take to end by itself.
         call_ms: how long one command may take.
         tries: how often what stays is removed again.

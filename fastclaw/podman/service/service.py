@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import StartFailed
-from fastclaw.linux.owner import own_holder, own_label
+from fastclaw.linux.owner import this_process
 from fastclaw.podman.container_spec import LABEL_OWNER
 from fastclaw.podman.service import janitor_main
 from fastclaw.podman.service.dirs import engine_variables, service_dir, service_paths
@@ -139,9 +139,9 @@ class ManagedService:
             own_dir=str(self._own_dir.path),
             podman=tool_argv(self.plan, paths),
             runtime=runtime_argv(self.plan),
-            label=f"{LABEL_OWNER}={own_label()}",
+            label=f"{LABEL_OWNER}={this_process().label}",
             nft=self.plan.facts.nft if self.plan.facts.is_root else None,
-            tables=own_holder().prefix,
+            tables=this_process().table_prefix,
             reserve=paths.reserve,
         )
         return Standby(janitor_argv(python, janitor_main.__file__, order), env)

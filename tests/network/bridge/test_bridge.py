@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from fastclaw import network_limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux import proc
-from fastclaw.linux.owner import own_holder
-from fastclaw.network import network_limits
+from fastclaw.linux.owner import Owner, this_process
 from fastclaw.network.bridge import bridge as bridge_module
 from fastclaw.network.bridge import firewall, links, netns, nft
 from fastclaw.network.bridge.bridge import BridgeNetwork, remove_abandoned_networks, why_no_bridge
@@ -70,7 +70,7 @@ from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan
 from fastclaw.network.bridge.bridge import BridgeNetwork
 from fastclaw.podman.api import EngineLifecycle
-from fastclaw.linux.owner import own_label
+from fastclaw.linux.owner import this_process
 from fastclaw.podman.service.service import ManagedService
 
 async def main() -> None:
@@ -82,7 +82,7 @@ async def main() -> None:
     engine = EngineLifecycle(service.url)
     await engine.ensure_image(DEFAULT_IMAGE)
     container = await engine.create_container(container_spec(
-        image=DEFAULT_IMAGE, name="left", namespace="left", owner=own_label(), shard=0, init=InitPlan(),
+        image=DEFAULT_IMAGE, name="left", namespace="left", owner=this_process().label, shard=0, init=InitPlan(),
         network=network.spec,
     ))
     await engine.start_container(container)
@@ -220,7 +220,9 @@ async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    assert [name for name in nft.tables("nft") if name.startswith(own_holder().prefix) and name not in before] == []
+    assert [
+        name for name in nft.tables("nft") if name.startswith(this_process().table_prefix) and name not in before
+    ] == []
     assert not os.listdir(tmp_path)
 
 
@@ -250,7 +252,7 @@ async def test_a_subnet_that_somebody_has_is_not_taken(
         monkeypatch.setattr(links, "is_taken", lambda bridge: next(looks, None) is None and really(bridge))
     async with started(tmp_path) as network:
         assert network.network.subnet == str(firewall.subnet_at(taken + 1))
-        assert len([name for name in nft.tables("nft") if name.startswith(own_holder().prefix)]) == 1
+        assert len([name for name in nft.tables("nft") if name.startswith(this_process().table_prefix)]) == 1
 
 
 async def test_no_subnet_is_free(taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +309,7 @@ def owner(script: str, *words: str) -> Iterator[tuple[Callable[[], None], list[s
 
 async def test_what_a_killed_owner_left_goes_with_the_next_start(network: Started, tmp_path: Path) -> None:
     """And nothing that belongs to somebody alive, or to somebody of whom we cannot know."""
-    elsewhere = firewall.table_name(firewall.Holder(pid=1, start_time=1, pid_namespace=1), "0123abcd")
+    elsewhere = firewall.table_name(Owner(1, 1, 1), "0123abcd")
     (tmp_path / "dead").mkdir()
     with owner(OWNER, str(tmp_path / "dead")) as (kill, [interface]):
         await remove_abandoned_networks()

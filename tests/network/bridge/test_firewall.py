@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastclaw.linux.owner import Owner
 from fastclaw.network.bridge.firewall import (
     FIRST_HOST,
     LAST_HOST,
     SUBNETS,
     Bridge,
     BridgeFacts,
-    Holder,
     Ports,
-    is_dead_holder,
     is_free,
     next_host,
     parse_routes,
@@ -31,7 +30,7 @@ from fastclaw.network.bridge.firewall import (
 )
 
 BRIDGE = Bridge(token="0123abcd", subnet=IPv4Network("10.90.7.0/24"))
-HOLDER = Holder(pid=12, start_time=345, pid_namespace=678)
+OWNER = Owner(12, 345, 678)
 PORTS = Ports(proxy=40_000, transparent=40_001, dns_udp=40_002, dns_tcp=40_003)
 ROUTES = """\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -49,11 +48,11 @@ def test_names_and_addresses() -> None:
     assert BRIDGE.hardware_address == b"\x02\xfc\x01\x23\xab\xcd"
 
 
-@given(st.builds(Holder, **dict.fromkeys(("pid", "start_time", "pid_namespace"), st.integers(0, 2**63))))
-def test_a_tables_name_says_whose_it_is(holder: Holder) -> None:
-    name = table_name(holder, "0123abcd")
-    assert parse_table(name) == (holder, "0123abcd")
-    assert name.startswith(holder.prefix)
+@given(st.builds(Owner, *[st.integers(0, 2**63)] * 3, st.none()))
+def test_a_tables_name_says_whose_it_is(owner: Owner) -> None:
+    name = table_name(owner, "0123abcd")
+    assert parse_table(name) == (owner, "0123abcd")
+    assert name.startswith(owner.table_prefix)
 
 
 @pytest.mark.parametrize(
@@ -70,16 +69,9 @@ def test_nothing_is_made_of_any_text(text: str) -> None:
 
 
 def test_our_tables_in_a_list() -> None:
-    ours = table_name(HOLDER, "0123abcd")
+    ours = table_name(OWNER, "0123abcd")
     listed = f"table inet {ours}\ntable ip nat\ntable inet firewalld\ntable ip {ours}\n"
     assert parse_tables(listed) == [ours]
-
-
-def test_who_is_dead() -> None:
-    assert not is_dead_holder(HOLDER, 678, {12: 345})
-    assert is_dead_holder(HOLDER, 678, {12: 346})
-    assert is_dead_holder(HOLDER, 678, {})
-    assert not is_dead_holder(HOLDER, 679, {})
 
 
 def test_the_pool() -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
 from fastclaw.linux import netlink as rtnetlink
-from fastclaw.network import network_limits
 from fastclaw.network.bridge import netns
 from fastclaw.network.bridge.netns import Netlink
 from tests.network.bridge.rig import need_bridge

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastclaw import network_limits
 from fastclaw.errors import StartFailed
-from fastclaw.network import network_limits
 from fastclaw.network.bridge import netns, nft
 from fastclaw.podman.service.facts import find_program
 from tests.network.bridge.rig import need_bridge

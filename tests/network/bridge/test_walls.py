@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastclaw import network_limits
 from fastclaw.errors import StartFailed
-from fastclaw.network import network_limits
 from fastclaw.network.bridge import links, netns
 from tests.network.bridge.rig import (
     OUTSIDE,

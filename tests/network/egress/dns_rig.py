@@ -6,7 +6,7 @@ import struct
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 
 A, AAAA, HTTPS, TXT, ANY, AXFR, OPT = 1, 28, 65, 16, 255, 252, 41
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, REFUSED = 0, 1, 2, 3, 5

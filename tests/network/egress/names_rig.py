@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.counters import Counters
 from fastclaw.network.egress.dns_server import Names
 from fastclaw.network.egress.enforcement import Gate

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.addresses import (
     MAX_PORT,
     Address,

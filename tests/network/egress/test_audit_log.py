@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastclaw import network_limits
 from fastclaw.errors import StartFailed
-from fastclaw.network import network_limits
 from fastclaw.network.egress.audit_log import Decision, Journal, _line, now
 from fastclaw.network.egress.counters import Counters
 from tests.balance import descriptors_left, open_descriptors

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.enforcement import Asked
 from fastclaw.network.egress.policy import Policy, Refused
 from tests.network.egress.rig import HERE, Rig, a_proxy, request

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress import dial as module
 from fastclaw.network.egress.addresses import Address
 from fastclaw.network.egress.dial import dial

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
-from fastclaw.network import network_limits
 from fastclaw.network.egress import dns
 from fastclaw.network.egress.dns import Rcode
 from tests.network.egress.dns_rig import AAAA, ANY, AXFR, HTTPS, OPT, TXT, A, opt, query, read, wire_name

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
-from fastclaw.network import network_limits
+from fastclaw import limits, network_limits
 from tests.balance import descriptors_left
 from tests.network.egress.dns_rig import (
     AAAA,

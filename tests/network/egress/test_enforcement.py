@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from fastclaw import network_limits
 from fastclaw.errors import InvalidParams
-from fastclaw.network import network_limits
 from fastclaw.network.egress.audit_log import Decision
 from fastclaw.network.egress.counters import Counters
 from fastclaw.network.egress.dial import Dialled

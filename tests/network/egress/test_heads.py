@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.heads import has_head, is_request, refusal
 from fastclaw.network.egress.policy import REASONS, STATUS, Refused
 from fastclaw.network.egress.targets import Rejected

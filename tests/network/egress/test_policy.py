@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastclaw import network_limits
 from fastclaw.errors import InvalidParams
-from fastclaw.network import network_limits
 from fastclaw.network.egress.addresses import Address, embedded_v4, is_special, parse_host, plain
 from fastclaw.network.egress.policy import ANY_PORT, REASONS, STATUS, Policy, Refused, Verdict
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw import limits
-from fastclaw.network import network_limits
+from fastclaw import limits, network_limits
 from fastclaw.network.egress.proxy import EgressProxy
 from fastclaw.network.egress.proxy_frames import Injection, Logged, Ready, encode
 from tests.balance import children

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
-from fastclaw.network import network_limits
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.counters import Counters
 from fastclaw.network.egress.proxy_main import EgressWorker, ToFastclaw, describe, read_whole

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
-from fastclaw.network import network_limits
+from fastclaw import limits, network_limits
 from fastclaw.network.egress.counters import Counters
 from fastclaw.network.egress.proxy_frames import Injection
 from fastclaw.network.egress.proxy_server import Server

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import h11
 import pytest
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.counters import Counters
 from fastclaw.network.egress.enforcement import Asked, Gate
 from fastclaw.network.egress.fields import Injections

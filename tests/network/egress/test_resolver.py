@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress import resolver as module
 from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.proxy import _environment

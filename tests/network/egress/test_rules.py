@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw.network import network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.addresses import MAX_PORT, BadHost
 from fastclaw.network.egress.rules import ALL, WEB, Book, Ports, Rule, Span, parse_rule, refuse_oneself
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
-from fastclaw.network import network_limits
 from fastclaw.network.egress.tls import HANDSHAKE, Hello, asks_again, may_be_tls, sniff, sniff_again
 
 NAME = "Files.Example.org"

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
-from fastclaw.network import network_limits
+from fastclaw import limits, network_limits
 from fastclaw.network.egress.waiting import Patience, Waiting, part
 from tests.network.egress.rig import listening
 

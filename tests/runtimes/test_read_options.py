@@ -6,8 +6,9 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import InvalidParams
-from fastclaw.options import Inject, Network, Options, SecretSource, Template, Workspace, read_options
+from fastclaw.options import Inject, Network, Options, SecretSource, Template, Workspace
 from fastclaw.runtime import InitializeParams
+from fastclaw.runtimes.read_options import read_options
 
 
 def read(**options: Any) -> Options:
