@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import orjson
 from podman import PodmanClient
 
-from fastclaw.processes.launcher import StartSpec
+from fastclaw.processes.lane import StartSpec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from fastclaw.client import RuntimeClient
-    from fastclaw.podman.exec_launcher.rest_launcher import RestLane
+    from fastclaw.podman.rest_lane.rest import RestLane
 
 EXIT_CODE = 7
 """What every command ends with: 0 could also mean that nobody looked."""

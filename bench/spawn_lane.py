@@ -15,9 +15,9 @@ from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.containers import Shards
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.podman.spawn_container import SpawnShard, SpawnShards
-from fastclaw.processes.launcher import StartSpec
+from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner.binary import find_spawner
-from fastclaw.spawner.spawn_launcher import SpawnLane
+from fastclaw.spawner.spawn_lane import SpawnLane
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

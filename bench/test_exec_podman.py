@@ -12,8 +12,8 @@ from bench.engine import CONTAINERS, Engine, engine_or_skip
 from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli, posix_spawn
 from bench.ratios import Ratios, compare
 from fastclaw.client import RuntimeClient
-from fastclaw.podman.exec_launcher.local_tree import end_tree
-from fastclaw.podman.exec_launcher.rest_launcher import RestLane
+from fastclaw.podman.rest_lane.local_tree import end_tree
+from fastclaw.podman.rest_lane.rest import RestLane
 from tests.podman.fixed_containers import FixedContainers
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
-    from fastclaw.spawner.spawn_launcher import SpawnLane
+    from fastclaw.spawner.spawn_lane import SpawnLane
 
 COUNTS = {1: 600, 16: 1_600}
 """Execs a round, by how many run at once: about half a second each."""

@@ -98,8 +98,8 @@ BOTH_LOOPS = (
     "tests/processes/test_sockets",
     "tests/server/test_stdio",
     "tests/server/test_workers",
-    "tests/podman/exec_launcher/test_stdin",
-    "tests/podman/exec_launcher/test_unix_http",
+    "tests/podman/rest_lane/test_stdin",
+    "tests/podman/rest_lane/test_unix_http",
 )
 """Where descriptors are watched, the loop itself matters: these tests run on asyncio's and on uvloop."""
 

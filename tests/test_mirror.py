@@ -12,7 +12,7 @@ EXCEPTIONS = {
     "answer_limits.py": "more bounds; tests/test_limits.py tests all",
     "network_limits.py": "more bounds; tests/test_limits.py tests all",
     "options.py": "shapes without behaviour; what is refused is tested with runtimes/read_options.py",
-    "processes/launcher.py": "an interface without behaviour; what it demands is tested with each lane",
+    "processes/lane.py": "an interface without behaviour; what it demands is tested with each lane",
     "conformance/check_cancel.py": CHECKS,
     "conformance/check_clients.py": CHECKS,
     "conformance/check_errors.py": CHECKS,

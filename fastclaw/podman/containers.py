@@ -17,7 +17,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError
 from fastclaw.linux.restart import Rotation, revival_delay_s
 from fastclaw.podman.container import Shard
-from fastclaw.processes.launcher import Memory
+from fastclaw.processes.lane import Memory
 
 logger = logging.getLogger(__name__)
 

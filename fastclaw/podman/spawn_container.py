@@ -21,7 +21,7 @@ from fastclaw.podman.container import Shard
 from fastclaw.podman.pids_limit import PidsLimit
 from fastclaw.spawner import userdb
 from fastclaw.spawner.link import greet
-from fastclaw.spawner.spawn_launcher import Home, Homes
+from fastclaw.spawner.spawn_lane import Home, Homes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

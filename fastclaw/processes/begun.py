@@ -11,11 +11,11 @@ import time
 from typing import TYPE_CHECKING
 
 from fastclaw.errors import ExecFailed, IoError, RuntimeSdkError
-from fastclaw.processes.launcher import Collection
+from fastclaw.processes.lane import Collection
 
 if TYPE_CHECKING:
     from fastclaw.processes.admission import Ticket
-    from fastclaw.processes.launcher import LaneProcess
+    from fastclaw.processes.lane import LaneProcess
     from fastclaw.processes.process import Process
     from fastclaw.runtime import RunRequest
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import FastclawError
-from fastclaw.processes.launcher import Collected, ExitStatus, Grace, Output
+from fastclaw.processes.lane import Collected, ExitStatus, Grace, Output
 from fastclaw.processes.run_output import OutputStore
 
 if TYPE_CHECKING:
-    from fastclaw.processes.launcher import Collection
+    from fastclaw.processes.lane import Collection
     from fastclaw.processes.relayed_streams import PipedProcess
 
 logger = logging.getLogger(__name__)

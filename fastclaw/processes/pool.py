@@ -30,7 +30,7 @@ from fastclaw.params import (
 from fastclaw.processes.admission import Admission, TicketState
 from fastclaw.processes.begun import Begun, collection_of, explained, never_ran
 from fastclaw.processes.keyed import KeyedCalls, require_same
-from fastclaw.processes.launcher import SIGKILLED, Grace, Lane, LaneProcess, Output, StartSpec
+from fastclaw.processes.lane import SIGKILLED, Grace, Lane, LaneProcess, Output, StartSpec
 from fastclaw.processes.process import Process
 from fastclaw.processes.run_output import result_of, result_without_output
 from fastclaw.processes.starts import StartQueue
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Iterator
 
     from fastclaw.options import Options
-    from fastclaw.processes.launcher import Collected
+    from fastclaw.processes.lane import Collected
     from fastclaw.processes.sockets import ProcessSockets, SocketDirectory
     from fastclaw.runtime import ExecRequest, ExitReason, ExitRecord, OnDisconnect, ProcessInfo, RunRequest, StreamName
 

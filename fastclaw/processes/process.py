@@ -14,7 +14,7 @@ from msgspec import UNSET, structs
 
 from fastclaw.lifecycle import ProcessState, process_machine
 from fastclaw.params import fingerprint, has_tty
-from fastclaw.processes.launcher import ExitStatus, Grace
+from fastclaw.processes.lane import ExitStatus, Grace
 from fastclaw.processes.listing import shown_command
 from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo, RunRequest, StreamName
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastclaw.processes.admission import Ticket
-    from fastclaw.processes.launcher import LaneProcess, Streams
+    from fastclaw.processes.lane import LaneProcess, Streams
 
 
 class _Closed:

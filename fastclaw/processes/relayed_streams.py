@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastclaw import limits
 from fastclaw.linux.packets import close_all
 from fastclaw.processes.endpoint import Endpoint
-from fastclaw.processes.launcher import LaneProcess
+from fastclaw.processes.lane import LaneProcess
 
 if TYPE_CHECKING:
     import asyncio
 
     from fastclaw.linux.poller import Watcher
-    from fastclaw.processes.launcher import Owner, Streams
+    from fastclaw.processes.lane import Owner, Streams
     from fastclaw.processes.sockets import ProcessSockets
     from fastclaw.runtime import OnDisconnect
 

@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType, structs
 
 from fastclaw import limits
 from fastclaw.answer_limits import MOST_PER_CHARACTER
-from fastclaw.processes.launcher import Collected, Output
+from fastclaw.processes.lane import Collected, Output
 from fastclaw.runtime import ExitRecord, Keep, RunResult
 
 _TWO = b'"\\\b\t\n\f\r'

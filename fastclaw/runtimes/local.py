@@ -10,7 +10,7 @@ from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.options import Network, Options
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
-from fastclaw.spawner.spawn_launcher import SpawnLane
+from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawner_host import HostHome
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from fastclaw.linux import splice
 from fastclaw.linux.own_limits import host_limits, raise_file_limit
 from fastclaw.options import Options, no_templates
 from fastclaw.processes.capacity import Capacity, capacity
-from fastclaw.processes.launcher import Lane
+from fastclaw.processes.lane import Lane
 from fastclaw.processes.pool import ProcessPool
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtime import (

@@ -6,7 +6,7 @@ from fastclaw import limits
 from fastclaw.options import Options
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
-from fastclaw.runtimes.memory_launcher import MemoryLane
+from fastclaw.runtimes.memory_lane import MemoryLane
 
 
 class MemoryRuntime(ManagedRuntime):

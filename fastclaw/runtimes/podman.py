@@ -38,9 +38,9 @@ from fastclaw.podman.container_spec import (
 )
 from fastclaw.podman.containers import Shards
 from fastclaw.podman.disk import disk_of, why_full
-from fastclaw.podman.exec_launcher.local_tree import end_tree
-from fastclaw.podman.exec_launcher.rest_launcher import RestLane
 from fastclaw.podman.monitors import end_monitors
+from fastclaw.podman.rest_lane.local_tree import end_tree
+from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rights import USER_FILES, Rights, settle_rights
 from fastclaw.podman.service.choice import engine_url, own_plan, own_state_dir
 from fastclaw.podman.service.dirs import default_run_dir
@@ -48,11 +48,11 @@ from fastclaw.podman.service.facts import static_catatonit
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.podman.service.service import ManagedService
 from fastclaw.podman.spawn_container import SpawnShard, SpawnShards
-from fastclaw.processes.launcher import Lane
+from fastclaw.processes.lane import Lane
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
 from fastclaw.spawner.binary import find_spawner, why_no_spawner
-from fastclaw.spawner.spawn_launcher import SpawnLane
+from fastclaw.spawner.spawn_lane import SpawnLane
 
 logger = logging.getLogger(__name__)
 

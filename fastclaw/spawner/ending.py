@@ -13,7 +13,7 @@ from fastclaw.spawner.frames import LEVEL_KILL, LEVEL_TERM
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastclaw.processes.launcher import Grace
+    from fastclaw.processes.lane import Grace
 
 
 async def end(order: Callable[[int], None], gone: asyncio.Event, grace: Grace) -> None:

@@ -23,7 +23,7 @@ from fastclaw.linux.executable import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from fastclaw.processes.launcher import Collection
+    from fastclaw.processes.lane import Collection
 
 VERSION = 3
 MAGIC = 0x57414C43

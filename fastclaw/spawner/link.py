@@ -23,7 +23,7 @@ from fastclaw.spawner import frames as frames
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fastclaw.processes.launcher import Grace, Memory
+    from fastclaw.processes.lane import Grace, Memory
     from fastclaw.spawner.spawned import SpawnProcess
 
 _ALL = 0

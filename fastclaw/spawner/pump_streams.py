@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastclaw.linux.poller import Watcher
-    from fastclaw.processes.launcher import Owner
+    from fastclaw.processes.lane import Owner
     from fastclaw.processes.sockets import Listener, ProcessSockets
     from fastclaw.runtime import OnDisconnect
 

@@ -16,7 +16,7 @@ from fastclaw.spawner import frames as frames
 
 if TYPE_CHECKING:
     from fastclaw.linux.executable import Finding
-    from fastclaw.processes.launcher import StartSpec
+    from fastclaw.processes.lane import StartSpec
 
 _OVERLOADED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC}
 _BY_ERRNO = {

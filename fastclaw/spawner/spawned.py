@@ -11,7 +11,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fastclaw.errors import ExecFailed
-from fastclaw.processes.launcher import KILLED_CODE, SIGKILLED, Collected, ExitStatus, Grace, LaneProcess, Output
+from fastclaw.processes.lane import KILLED_CODE, SIGKILLED, Collected, ExitStatus, Grace, LaneProcess, Output
 from fastclaw.processes.run_output import cut
 from fastclaw.spawner import ending, refusals
 from fastclaw.spawner import frames as frames
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastclaw.linux.cgroups import OomKills
     from fastclaw.linux.executable import Finding
     from fastclaw.linux.poller import Watcher
-    from fastclaw.processes.launcher import Collection, Memory, Owner, StartSpec, Streams
+    from fastclaw.processes.lane import Collection, Memory, Owner, StartSpec, Streams
     from fastclaw.processes.sockets import ProcessSockets
     from fastclaw.runtime import OnDisconnect
 

@@ -20,7 +20,7 @@ from fastclaw.spawner import frames as frames
 from fastclaw.spawner import users
 from fastclaw.spawner.binary import find_spawner, why_no_spawner
 from fastclaw.spawner.link import greet
-from fastclaw.spawner.spawn_launcher import Home, Homes
+from fastclaw.spawner.spawn_lane import Home, Homes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
 from fastclaw.linux.restart import revival_delay_s
 from fastclaw.linux.rlimits import rlimits
-from fastclaw.processes.launcher import Collection, Grace, StartSpec
+from fastclaw.processes.lane import Collection, Grace, StartSpec
 from fastclaw.spawner import frames as spawner_frames
 from fastclaw.spawner import refusals
 from fastclaw.spawner import template_frames as frames
@@ -38,7 +38,7 @@ ENDED = "it has ended, or closed its descriptor 3"
 
 
 class Place(Protocol):
-    """Where they run; `spawn_launcher.Home`."""
+    """Where they run; `spawn_lane.Home`."""
 
     spawner: Spawner
     env: dict[str, str]

@@ -20,7 +20,7 @@ from fastclaw.client import RemoteProcess, RuntimeClient
 from fastclaw.linux import proc
 from fastclaw.linux.cgroups import group_of, limit_in
 from fastclaw.podman.capabilities import mask
-from fastclaw.processes.launcher import PROCESS_ID_VARIABLE
+from fastclaw.processes.lane import PROCESS_ID_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastclaw.linux import proc
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
-from fastclaw.processes.launcher import PROCESS_ID_VARIABLE
+from fastclaw.processes.lane import PROCESS_ID_VARIABLE
 
 TOKEN = f"fcl{uuid.uuid4().hex[:8]}"
 """In the command line of every program that is started by a test; the name of a template's worker, which has none."""

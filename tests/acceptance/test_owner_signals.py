@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from fastclaw.linux import proc
-from fastclaw.processes.launcher import PROCESS_ID_VARIABLE
+from fastclaw.processes.lane import PROCESS_ID_VARIABLE
 from tests.acceptance.hostile import OWNER, WAIT_S, Box, served
 from tests.engine_fixtures import unusable
 

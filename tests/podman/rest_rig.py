@@ -17,19 +17,19 @@ import pytest
 from podman import PodmanClient
 
 from fastclaw.linux import proc
-from fastclaw.podman.exec_launcher.attach_frames import STDERR, STDOUT
-from fastclaw.podman.exec_launcher.exec_calls import ExecCalls
-from fastclaw.podman.exec_launcher.local_tree import end_tree
-from fastclaw.podman.exec_launcher.rest_launcher import RestLane
-from fastclaw.podman.exec_launcher.unix_http import HttpPool
+from fastclaw.podman.rest_lane.attach_frames import STDERR, STDOUT
+from fastclaw.podman.rest_lane.exec_calls import ExecCalls
+from fastclaw.podman.rest_lane.local_tree import end_tree
+from fastclaw.podman.rest_lane.rest import RestLane
+from fastclaw.podman.rest_lane.unix_http import HttpPool
 from fastclaw.podman.service.service_process import wait_readable
-from fastclaw.processes.launcher import PROCESS_ID_VARIABLE, ExitStatus, Grace, StartSpec
+from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace, StartSpec
 from tests.podman.fixed_containers import FixedContainers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from fastclaw.podman.exec_launcher.rest_process import RestProcess
+    from fastclaw.podman.rest_lane.rest_process import RestProcess
     from tests.engine_fixtures import EngineService
 
     Serve = Callable[["Request", asyncio.StreamWriter], Awaitable[None]]

@@ -16,15 +16,15 @@ from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux.restart import revival_delay_s
 from fastclaw.podman.container import Shard
 from fastclaw.podman.containers import Shards
-from fastclaw.podman.exec_launcher.local_tree import end_tree
-from fastclaw.podman.exec_launcher.rest_launcher import RestLane
+from fastclaw.podman.rest_lane.local_tree import end_tree
+from fastclaw.podman.rest_lane.rest import RestLane
 from tests.podman.fleet import PATIENCE_S, Fleet, until
 from tests.podman.rest_rig import complete, drop, grace, spec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fastclaw.podman.exec_launcher.rest_process import RestProcess
+    from fastclaw.podman.rest_lane.rest_process import RestProcess
     from tests.engine_fixtures import EngineService
 
 pytestmark = pytest.mark.podman

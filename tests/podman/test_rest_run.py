@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw.podman.exec_launcher.attach_frames import STDERR, STDOUT
-from fastclaw.podman.exec_launcher.attached import Attached
+from fastclaw.podman.rest_lane.attach_frames import STDERR, STDOUT
+from fastclaw.podman.rest_lane.attached import Attached
 from fastclaw.processes.collector import Collector
-from fastclaw.processes.launcher import Collected, Collection
+from fastclaw.processes.lane import Collected, Collection
 from tests.podman.rest_rig import complete, frame, grace, marked, spec
 
 if TYPE_CHECKING:
-    from fastclaw.podman.exec_launcher.rest_launcher import RestLane
-    from fastclaw.podman.exec_launcher.rest_process import RestProcess
+    from fastclaw.podman.rest_lane.rest import RestLane
+    from fastclaw.podman.rest_lane.rest_process import RestProcess
 
 SECONDS = 20
 PATIENCE_MS = 20_000

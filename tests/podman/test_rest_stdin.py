@@ -22,9 +22,9 @@ from tests.podman.rest_rig import complete, drop, grace, marked, spec
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from fastclaw.podman.exec_launcher.rest_launcher import RestLane
-    from fastclaw.podman.exec_launcher.rest_process import RestProcess
-    from fastclaw.podman.exec_launcher.stdin_helpers import Input
+    from fastclaw.podman.rest_lane.rest import RestLane
+    from fastclaw.podman.rest_lane.rest_process import RestProcess
+    from fastclaw.podman.rest_lane.stdin_helpers import Input
     from tests.podman.rest_rig import Engine
 
 pytestmark = pytest.mark.podman

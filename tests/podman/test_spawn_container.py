@@ -18,9 +18,9 @@ from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.containers import Shards
 from fastclaw.podman.spawn_container import SpawnShard, SpawnShards
-from fastclaw.processes.launcher import StartSpec
+from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner.binary import find_spawner
-from fastclaw.spawner.spawn_launcher import SpawnLane
+from fastclaw.spawner.spawn_lane import SpawnLane
 from tests.spawner.rig import finish
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import pytest
 from fastclaw.errors import ExecFailed, IoError
 from fastclaw.processes.admission import Admission
 from fastclaw.processes.begun import Begun, collection_of, explained, never_ran
-from fastclaw.processes.launcher import Collection, StartSpec
+from fastclaw.processes.lane import Collection, StartSpec
 from fastclaw.runtime import RunRequest
-from tests.processes.launchers import ScriptedProcess
+from tests.processes.lanes import ScriptedProcess
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

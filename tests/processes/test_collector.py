@@ -11,7 +11,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.processes.collector import Collector, OutputBudget
-from fastclaw.processes.launcher import Collected, Collection, ExitStatus, Grace
+from fastclaw.processes.lane import Collected, Collection, ExitStatus, Grace
 from fastclaw.processes.relayed_streams import PipedProcess
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 
 from fastclaw.errors import ExecFailed, InvalidParams, InvalidState
 from fastclaw.processes.keyed import KeyedCalls, require_same
-from tests.processes.launchers import turns
+from tests.processes.lanes import turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from fastclaw.errors import ExecFailed, InvalidParams, InvalidState
-from fastclaw.processes.launcher import PROCESS_ID_VARIABLE, ExitStatus
+from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtime import ExecRequest
-from tests.processes.launchers import ScriptedLane, a_pool, turns
+from tests.processes.lanes import ScriptedLane, a_pool, turns
 
 
 def request(*cmd: str, **fields: Any) -> ExecRequest:

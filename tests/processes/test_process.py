@@ -5,9 +5,9 @@ import os
 import socket
 
 from fastclaw.lifecycle import ProcessState
-from fastclaw.processes.launcher import ExitStatus
+from fastclaw.processes.lane import ExitStatus
 from fastclaw.runtime import ExecRequest
-from tests.processes.launchers import ScriptedLane, a_pool, turns
+from tests.processes.lanes import ScriptedLane, a_pool, turns
 
 
 async def test_its_line_in_the_list() -> None:

@@ -20,7 +20,7 @@ from tests.linux.rig import Client, PipeEnd, until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fastclaw.processes.launcher import ExitStatus, Grace
+    from fastclaw.processes.lane import ExitStatus, Grace
     from fastclaw.runtime import OnDisconnect
 
 

@@ -11,10 +11,10 @@ import pytest
 from msgspec import UNSET
 
 from fastclaw.errors import ExecFailed, InvalidParams
-from fastclaw.processes.launcher import ExitStatus
+from fastclaw.processes.lane import ExitStatus
 from fastclaw.runtime import ExecRequest, InitializeParams, RunRequest
 from fastclaw.runtimes.memory import MemoryRuntime
-from tests.processes.launchers import ScriptedLane, a_pool, turns
+from tests.processes.lanes import ScriptedLane, a_pool, turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

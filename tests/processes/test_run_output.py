@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET, structs
 
 from fastclaw import limits
-from fastclaw.processes.launcher import Collected, ExitStatus, Output
+from fastclaw.processes.lane import Collected, ExitStatus, Output
 from fastclaw.processes.run_output import (
     OutputStore,
     fitted,

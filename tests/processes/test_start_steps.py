@@ -19,7 +19,7 @@ from fastclaw.processes.admission import Admission
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.processes.table import ProcessTable
 from fastclaw.runtime import ExecRequest, RunRequest
-from tests.processes.launchers import ScriptedLane, ScriptedProcess, a_pool, turns
+from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool, turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

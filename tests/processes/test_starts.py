@@ -7,7 +7,7 @@ import pytest
 from fastclaw.errors import ExecFailed, InvalidState
 from fastclaw.processes.admission import Admission, TicketState
 from fastclaw.processes.starts import StartQueue
-from tests.processes.launchers import turns
+from tests.processes.lanes import turns
 
 
 def a_queue(timeout_s: float = 5, queue_limit: int = 10) -> tuple[StartQueue, Admission]:

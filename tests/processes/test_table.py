@@ -14,17 +14,17 @@ from fastclaw import limits
 from fastclaw.errors import InvalidState
 from fastclaw.lifecycle import ProcessState
 from fastclaw.linux.packets import close_all
-from fastclaw.processes.launcher import ExitStatus, StartSpec, Streams
+from fastclaw.processes.lane import ExitStatus, StartSpec, Streams
 from fastclaw.runtime import ExecRequest
 from fastclaw.spawner import frames as frames
 from fastclaw.spawner.pump_streams import SpawnStreams
-from tests.processes.launchers import ScriptedLane, ScriptedProcess, a_pool, turns
+from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool, turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from fastclaw.linux.poller import Watcher
-    from fastclaw.processes.launcher import Owner
+    from fastclaw.processes.lane import Owner
     from fastclaw.processes.pool import ProcessPool
     from fastclaw.processes.process import Process
     from fastclaw.processes.sockets import ProcessSockets

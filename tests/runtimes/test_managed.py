@@ -18,7 +18,7 @@ from fastclaw.runtimes.choose import AutoRuntime
 from fastclaw.runtimes.local import LocalRuntime
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
 from fastclaw.runtimes.memory import MemoryRuntime
-from tests.processes.launchers import ScriptedLane
+from tests.processes.lanes import ScriptedLane
 
 if TYPE_CHECKING:
     import contextlib

@@ -14,9 +14,9 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.processes.launcher import ExitStatus, Grace, LaneProcess, StartSpec
+from fastclaw.processes.lane import ExitStatus, Grace, LaneProcess, StartSpec
 from fastclaw.processes.relayed_streams import PipedProcess
-from fastclaw.spawner.spawn_launcher import SpawnLane
+from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawned import SpawnProcess
 from fastclaw.spawner.spawner_host import HostHome
 from tests.balance import balanced

@@ -8,7 +8,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.processes.launcher import Grace
+from fastclaw.processes.lane import Grace
 from fastclaw.spawner import ending
 from fastclaw.spawner.frames import LEVEL_KILL, LEVEL_TERM
 

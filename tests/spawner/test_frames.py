@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.linux.rlimits import NUMBERS
-from fastclaw.processes.launcher import Collection
+from fastclaw.processes.lane import Collection
 from fastclaw.spawner import frames as frames
 from fastclaw.spawner.frames import (
     Hello,

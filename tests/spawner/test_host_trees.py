@@ -16,7 +16,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.processes.launcher import Grace
+from fastclaw.processes.lane import Grace
 from tests.balance import children
 from tests.spawner.fake_spawner import (
     children_of,
@@ -305,9 +305,9 @@ async def test_closing_ends_all_that_runs() -> None:
 
 KILLED_OUTRIGHT = """
 import asyncio, signal, socket
-from fastclaw.processes.launcher import StartSpec
+from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner.spawner_host import HostHome
-from fastclaw.spawner.spawn_launcher import SpawnLane
+from fastclaw.spawner.spawn_lane import SpawnLane
 
 async def main():
     home = HostHome()

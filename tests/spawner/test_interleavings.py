@@ -26,7 +26,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.linux.packets import close_all
-from fastclaw.processes.launcher import Collection
+from fastclaw.processes.lane import Collection
 from fastclaw.spawner import frames as frames
 from tests.spawner.fake_spawner import (
     PATIENCE_S,

@@ -15,7 +15,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
-from fastclaw.processes.launcher import Collection, Grace, StartSpec
+from fastclaw.processes.lane import Collection, Grace, StartSpec
 from fastclaw.spawner import frames as frames
 from fastclaw.spawner.link import greet
 from fastclaw.spawner.spawned import SpawnProcess

@@ -17,7 +17,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.poller import Watcher
-from fastclaw.processes.launcher import Grace
+from fastclaw.processes.lane import Grace
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.spawner import frames as frames
 from fastclaw.spawner import pump_streams
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from fastclaw.processes.sockets import Listener, ProcessSockets
     from fastclaw.runtime import OnDisconnect
-    from fastclaw.spawner.spawn_launcher import SpawnLane
+    from fastclaw.spawner.spawn_lane import SpawnLane
     from fastclaw.spawner.spawner_host import HostHome
 
 STDIO, STDERR = pump_streams.STDIO, pump_streams.STDERR

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from fastclaw.linux.executable import Finding
-from fastclaw.processes.launcher import StartSpec
+from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner import frames as frames
 from fastclaw.spawner.refusals import resources_refused, step_refused, text_refused
 

@@ -15,7 +15,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.processes.launcher import Collected, Collection, Grace, LaneProcess, Output, StartSpec
+from fastclaw.processes.lane import Collected, Collection, Grace, LaneProcess, Output, StartSpec
 from tests.balance import open_descriptors
 from tests.spawner.fake_spawner import (
     busy_keepers_of,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastclaw.runtime import Keep
-    from fastclaw.spawner.spawn_launcher import SpawnLane
+    from fastclaw.spawner.spawn_lane import SpawnLane
 
 MIB = limits.MIB
 INLINE = limits.SPAWN_INLINE_BYTES

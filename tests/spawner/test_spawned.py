@@ -11,14 +11,14 @@ import pytest
 
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.cgroups import OomKills
-from fastclaw.processes.launcher import Collection, ExitStatus, Grace, Output, StartSpec
+from fastclaw.processes.lane import Collection, ExitStatus, Grace, Output, StartSpec
 from fastclaw.spawner import frames as frames
 from fastclaw.spawner.spawned import SpawnProcess
 from tests.balance import open_descriptors
 from tests.spawner.fake_spawner import outputs
 
 if TYPE_CHECKING:
-    from fastclaw.processes.launcher import Memory
+    from fastclaw.processes.lane import Memory
     from fastclaw.runtime import Keep
 
 USAGE = {"user_us": 1, "system_us": 2, "max_rss_kb": 3}

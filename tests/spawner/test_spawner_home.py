@@ -15,7 +15,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.processes.launcher import ExitStatus, Grace
+from fastclaw.processes.lane import ExitStatus, Grace
 from tests.balance import open_descriptors
 from tests.spawner.fake_spawner import (
     children_of,

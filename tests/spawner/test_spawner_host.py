@@ -16,7 +16,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.processes.launcher import Collection, ExitStatus, Grace, StartSpec
+from fastclaw.processes.lane import Collection, ExitStatus, Grace, StartSpec
 from fastclaw.spawner import binary, spawner_host
 from fastclaw.spawner.spawner_host import HostHome
 from tests import odd_programs

@@ -24,9 +24,9 @@ from fastclaw.client import RuntimeClient
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux.packets import close_all
 from fastclaw.options import Template
-from fastclaw.processes.launcher import Collected, Collection, Grace, StartSpec
+from fastclaw.processes.lane import Collected, Collection, Grace, StartSpec
 from fastclaw.spawner import frames as frames
-from fastclaw.spawner.spawn_launcher import SpawnLane
+from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawned import SpawnProcess
 from fastclaw.spawner.spawner_host import HostHome
 from fastclaw.spawner.templates import Plans

@@ -16,7 +16,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.processes.launcher import Grace
+from fastclaw.processes.lane import Grace
 from fastclaw.spawner import frames as frames
 from tests.balance import open_descriptors
 from tests.spawner import rig
@@ -36,7 +36,7 @@ from tests.spawner.rig import STDIO, Client, Running, a_home, a_lane, needs_root
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fastclaw.spawner.spawn_launcher import SpawnLane
+    from fastclaw.spawner.spawn_lane import SpawnLane
 
 SIZE = (24, 80)
 DEADLINE_S = 20

@@ -185,7 +185,7 @@ async def test_a_listener_arrives_where_connections_have_taken_all_descriptors()
 def test_a_description_has_the_kind_and_the_place_and_no_text() -> None:
     with pytest.raises(ValueError, match=SECRET) as raised:
         int(SECRET)
-    assert describe(raised.value).startswith("ValueError at test_worker.py:")
+    assert describe(raised.value).startswith("ValueError at test_proxy_main.py:")
     assert describe(ValueError(SECRET)) == "ValueError"
 
 
@@ -202,7 +202,7 @@ def test_a_line_of_the_log_has_no_text_of_an_exception() -> None:
     logger.info("not this")
     logger.warning("%d of %d", 1, 2)
     logger.removeHandler(handler)
-    assert lines[0].startswith("it failed at once: ValueError at test_worker.py:")
+    assert lines[0].startswith("it failed at once: ValueError at test_proxy_main.py:")
     assert lines[1:] == ["1 of 2"]
 
 

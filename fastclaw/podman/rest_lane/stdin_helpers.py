@@ -1,0 +1,179 @@
+"""Input for pipes that belong to strangers, through helper processes: fastclaw's own never touches such a pipe.
+
+The caller writes into a pipe of ours; a helper, forked for this one pipe by `stdin_server.py`, copies it into the
+stranger's (foreign_stdin.py says why). When the helper ends, since nobody reads there any more, ours breaks too: the
+writer sees EPIPE. The server is started with the first one that is needed, and replaced if it dies; helpers that it had
+go on until their writers close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fastclaw import limits
+from fastclaw.errors import ExecFailed
+from fastclaw.linux.helper import Child
+from fastclaw.linux.packets import Outbox, close_all
+from fastclaw.podman.rest_lane.stdin_main import END, OPENED, ORDER, START
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Input:
+    """A way into a stranger's stdin.
+
+    Attributes:
+        fd: write end of a pipe, non-blocking and close-on-exec: the caller's to close. EOF goes through.
+    """
+
+    __slots__ = ("_end", "fd")
+
+    def __init__(self, fd: int, end: Callable[[], None]) -> None:
+        self.fd = fd
+        self._end = end
+
+    def end(self) -> None:
+        """`fd` is closed. What it was given gets a moment to arrive; a helper that still waits then is killed."""
+        self._end()
+
+
+class StdinHelpers:
+    """Makes helpers. Nothing is started before the first is needed, or `prepare`."""
+
+    def __init__(self) -> None:
+        self._server: _Server | None = None
+        self._last_id = 0
+        self._not_before = 0.0
+
+    def prepare(self) -> None:
+        """One is going to be needed: it takes some 50 ms until the first can be had, and 1 ms for each other."""
+        self._find_server()
+
+    async def open(self, pid: int) -> Input | None:
+        """A way into the stdin of a process; None where there is none, or none in time: then its parent has to do it.
+
+        Parameters:
+            pid: held by the caller, so that it cannot become another process meanwhile.
+
+        Raises:
+            OSError: no descriptor is left.
+        """
+        server = self._find_server()
+        if server is None:
+            return None
+        source, fd, told, tell = _two_pipes()
+        os.set_blocking(fd, False)  # the helper's end waits, ours does not
+        self._last_id += 1
+        entry = Input(fd, partial(server.send_end, self._last_id))
+        is_open = False
+        try:
+            with suppress(ExecFailed):  # it does not keep up, or no descriptor can be passed now
+                server.send(START, self._last_id, pid, [source, tell])
+                is_open = await _says_opened(told)
+        finally:
+            os.close(told)
+            if not is_open:
+                os.close(fd)
+                entry.end()
+        return entry if is_open else None
+
+    def _find_server(self) -> _Server | None:
+        if self._server is not None and self._server.has_ended:
+            self._server.close()
+            self._server = None
+        loop = asyncio.get_running_loop()
+        if self._server is None and loop.time() >= self._not_before:
+            self._not_before = loop.time() + limits.STDIN_SERVER_PAUSE_MS / 1000
+            with suppress(OSError):  # no process or descriptor to be had: stdin goes the long way
+                self._server = _Server()
+        return self._server
+
+    async def aclose(self) -> None:
+        """End the server and all that it has made. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_ended()
+            self._server = None  # at its end only: where this is cancelled, the next call goes on
+
+
+class _Server:
+    """The process of `stdin_server.py`.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self) -> None:
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        argv = [sys.executable, "-m", "fastclaw.podman.rest_lane.stdin_main", str(theirs.fileno())]
+        with theirs:
+            try:
+                self._child = Child(argv, theirs.fileno(), quiet=True)
+            except OSError:
+                self._orders.close()
+                raise
+        self._outbox = Outbox(self._orders, asyncio.get_running_loop())
+
+    @property
+    def has_ended(self) -> bool:
+        """It is gone, and reaped."""
+        return self._child.has_ended
+
+    def send(self, kind: int, id: int, pid: int = 0, fds: list[int] | None = None, *, bounded: bool = True) -> None:
+        """An order; descriptors are closed here in any case.
+
+        Raises:
+            ExecFailed: `overloaded`.
+        """
+        self._outbox.send(ORDER.pack(kind, id, pid), fds or [], bounded=bounded)
+
+    def send_end(self, id: int) -> None:
+        """One for each START, so it needs no bound of its own. Nothing where the server is closed."""
+        if self._orders.fileno() >= 0:
+            self.send(END, id, bounded=False)
+
+    def close(self) -> None:
+        """It kills what it has made and ends. Idempotent."""
+        self._outbox.close()
+        self._orders.close()
+
+    async def wait_ended(self) -> None:
+        """After `close`."""
+        await self._child.wait_ended(limits.STDIN_SERVER_EXIT_MS / 1000)
+
+
+def _two_pipes() -> tuple[int, int, int, int]:
+    """Both ends of both, or none."""
+    first = os.pipe2(os.O_CLOEXEC)
+    try:
+        return *first, *os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        close_all(first)
+        raise
+
+
+async def _says_opened(told: int) -> bool:
+    """Whether a helper has its pipe open; False where it ended instead, or takes too long."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(told, _resolve, ready)
+    try:
+        async with asyncio.timeout(limits.STDIN_OPEN_MS / 1000):
+            await ready
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(told)
+    return os.read(told, len(OPENED)) == OPENED
+
+
+def _resolve(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

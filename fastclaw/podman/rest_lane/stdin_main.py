@@ -1,0 +1,175 @@
+"""Makes the processes that pass stdin on, one for each pipe that belongs to a stranger. A program of its own.
+
+Started by `stdin_helpers.py` with its end of a SOCK_SEQPACKET pair as the only argument.
+It forks, so that a process more costs a few pages and 1 ms, and reaps; what it forks opens the pipe and may sleep for
+ever where no signal is heard (foreign_stdin.py). The server itself touches no such pipe and waits for nobody. When the
+other end closes, however fastclaw ended, it kills what it has made and ends.
+
+    START id pid   with the read end of a pipe of fastclaw's, which is copied into the stdin of pid, and the write end
+                   of another, on which `OPENED` is said once there is something to copy into. If that closes without a
+                   word, there never will be
+    END id         nobody writes any more: what is not through after `limits.STDIN_END_MS` is killed
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from typing import NoReturn
+
+from fastclaw import limits
+from fastclaw.podman.rest_lane.foreign_stdin import open_stdin, pass_on
+
+START, END = 1, 2
+ORDER = struct.Struct("=3I")
+"""kind, id, pid"""
+
+OPENED = b"!"
+_START_FDS = 2
+
+
+class StdinServer:
+    """Makes helpers, kills them, reaps them.
+
+    Parameters:
+        orders: connected to fastclaw, non-blocking.
+    """
+
+    def __init__(self, orders: socket.socket) -> None:
+        self._orders = orders
+        self._pids: dict[int, int] = {}
+        self._ids: dict[int, int] = {}
+        self._ending: deque[tuple[float, int]] = deque()
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)  # else no byte is written
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._news = select.poll()
+        self._news.register(self._woken, select.POLLIN)
+
+    def run(self) -> None:
+        """Until the other end closes; then whatever still runs is killed."""
+        self._news.register(self._orders, select.POLLIN)
+        while self._obey():
+            self._wait(self._next_kill())
+            while self._ending and self._ending[0][0] <= time.monotonic():
+                self._kill(self._ending.popleft()[1])
+        self._news.unregister(self._orders)
+        self._end_all()
+
+    # --- orders ---
+
+    def _obey(self) -> bool:
+        """Everything that was ordered; False at the end."""
+        with suppress(BlockingIOError):
+            while order := self._receive():
+                frame, fds = order
+                try:
+                    self._do(frame, fds)
+                finally:
+                    for fd in fds:
+                        os.close(fd)
+            return False
+        return True
+
+    def _receive(self) -> tuple[bytes, list[int]] | None:
+        try:
+            frame, fds, _, _ = socket.recv_fds(self._orders, ORDER.size, _START_FDS, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            return None
+        return (frame, fds) if frame else None
+
+    def _do(self, frame: bytes, fds: list[int]) -> None:
+        kind, id, pid = ORDER.unpack(frame)
+        if kind == END:
+            self._ending.append((time.monotonic() + limits.STDIN_END_MS / 1000, id))
+        elif len(fds) == _START_FDS:  # else there was no descriptor left for them
+            self._start(id, pid, *fds)
+
+    def _start(self, id: int, pid: int, source: int, tell: int) -> None:
+        try:
+            child = os.fork()
+        except OSError:
+            return  # no process to be had: `tell` closes
+        if child == 0:
+            self._become(pid, source, tell)
+        self._pids[id], self._ids[child] = child, id
+
+    # --- the forked one ---
+
+    def _become(self, pid: int, source: int, tell: int) -> NoReturn:
+        """Be a helper. Holds nothing that is the server's: others must see those ends close."""
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._orders.close()
+            os.close(self._woken)
+            os.close(self._wake)
+            _help(pid, source, tell)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(0)
+
+    # --- ends ---
+
+    def _wait(self, timeout_ms: float | None) -> None:
+        """For an order, the end of a helper, or so long."""
+        self._news.poll(timeout_ms)
+        with suppress(BlockingIOError):
+            while os.read(self._woken, limits.READ_CHUNK_BYTES):
+                pass
+        self._reap()
+
+    def _next_kill(self) -> float | None:
+        return max(0.0, self._ending[0][0] - time.monotonic()) * 1000 if self._ending else None
+
+    def _kill(self, id: int) -> None:
+        """One that has ended and is reaped has no entry, and one that is not reaped keeps its number."""
+        if (child := self._pids.get(id)) is not None:
+            os.kill(child, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        while self._ids and (child := os.waitpid(-1, os.WNOHANG)[0]):
+            del self._pids[self._ids.pop(child)]
+
+    def _end_all(self) -> None:
+        """One that sleeps where no signal is heard ends as soon as it is let go; it is not waited for that long."""
+        for id in self._pids:
+            self._kill(id)
+        deadline = time.monotonic() + limits.STDIN_KILLED_MS / 1000
+        while self._ids and (left := deadline - time.monotonic()) > 0:
+            self._wait(left * 1000)
+
+
+def _help(pid: int, source: int, tell: int) -> None:
+    target = open_stdin(pid)
+    if target is None:
+        return
+    try:
+        os.write(tell, OPENED)
+    except BrokenPipeError:
+        return  # it took too long: stdin goes another way
+    os.close(tell)
+    pass_on(source, target)
+
+
+def _main(fd: int) -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)  # it ends with its owner
+    gc.disable()  # nothing here is cyclic, and a collection would copy the pages that all helpers share
+    gc.freeze()
+    with socket.socket(fileno=fd) as orders:
+        orders.setblocking(False)
+        StdinServer(orders).run()
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]))

@@ -1,0 +1,245 @@
+"""The REST lane on a real Podman, with every OCI runtime that is here; and on engines that misbehave.
+
+What one of its parts promises is tested with that part: test_start_proof.py, test_rest_process.py, test_remote_tree.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastclaw.errors import ExecFailed
+from fastclaw.podman.rest_lane import rest
+from fastclaw.podman.rest_lane.stdin_helpers import StdinHelpers
+from fastclaw.podman.service.service_process import wait_readable
+from fastclaw.processes.lane import ExitStatus
+from tests.podman.rest_rig import (
+    NO_CONTAINER,
+    SESSION,
+    UPGRADED,
+    Request,
+    answer,
+    answering,
+    complete,
+    drop,
+    fake_engine,
+    frame,
+    grace,
+    marked,
+    spec,
+    state,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fastclaw.podman.rest_lane.rest import RestLane
+    from fastclaw.processes.lane import StartSpec
+
+REFUSED: list[tuple[str, StartSpec, str]] = [
+    ("empty", spec(""), "not_found"),
+    ("NUL", spec("ec\0ho"), "invalid_params"),
+    ("NUL in a variable", spec("true", env={"A": "b\0c"}), "invalid_params"),
+    ("NUL in the directory", spec("true", working_dir="/t\0mp"), "invalid_params"),
+    ("NUL in the user", spec("true", user="ro\0ot"), "invalid_params"),
+    ("a lone surrogate", spec("echo", "\udcff"), "invalid_params"),
+    ("many lone surrogates", spec("echo", "\udcff" * 40_000), "invalid_params"),
+    ("one huge argument", spec("true", "a" * 200_000), "too_long"),
+    ("one huge argument in few characters", spec("true", "\N{GRINNING FACE}" * 33_000), "too_long"),
+    ("impossible argv", spec("true", *["a" * 100_000] * 80), "too_long"),
+    ("env of 1 MiB", spec("true", env={"A": "b" * (1 << 20)}), "too_long"),
+]
+
+
+@pytest.mark.parametrize(("what", "given_spec", "reason"), REFUSED, ids=[what for what, _, _ in REFUSED])
+async def test_what_is_impossible_never_reaches_the_engine(
+    short_dir: Path, what: str, given_spec: StartSpec, reason: str
+) -> None:
+    async with fake_engine(short_dir, answering()) as engine:
+        with pytest.raises(ExecFailed) as caught:
+            await engine.lane.start(given_spec, 0)
+    assert (caught.value.reason, engine.asked) == (reason, [])
+
+
+@pytest.mark.podman
+async def test_phases_of_a_start_are_timed(lane: RestLane) -> None:
+    process = await lane.start(spec("true"), 0)
+    await complete(process)
+    assert set(process.timings) == {"create_us", "start_us", "proof_us"}
+    assert all(value > 0 for value in process.timings.values())
+
+
+async def no_way(helpers: StdinHelpers, pid: int) -> None:
+    """As where /proc shows no pipe."""
+
+
+@pytest.fixture(params=["direct", "relayed"])
+def stdin_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to a process's stdin."""
+    if request.param == "relayed":
+        monkeypatch.setattr(StdinHelpers, "open", no_way)
+    return str(request.param)
+
+
+@pytest.mark.podman
+async def test_64_mib_both_ways(lane: RestLane, stdin_way: str) -> None:
+    data = os.urandom(1 << 20) * 64
+    process = await lane.start(spec("cat", stdin=True), 0)
+    out, err, status = await complete(process, data)
+    assert hashlib.sha256(out).digest() == hashlib.sha256(data).digest()
+    assert (err, status.exit_code) == (b"", 0)
+
+
+@pytest.mark.podman
+async def test_stdin_ends_while_output_flows(lane: RestLane, stdin_way: str) -> None:
+    process = await lane.start(spec("sh", "-c", "wc -c; seq 3", stdin=True), 0)
+    assert (await complete(process, b"12345"))[0].split() == [b"5", b"1", b"2", b"3"]
+
+
+@pytest.mark.podman
+async def test_no_stdin_is_an_empty_one(lane: RestLane) -> None:
+    process = await lane.start(spec("wc", "-c"), 0)
+    assert process.stdin_fd is None
+    assert (await complete(process))[0].strip() == b"0"
+
+
+@pytest.mark.podman
+async def test_unread_stdin_costs_no_output(lane: RestLane) -> None:
+    """With the engine in between, some of these lose output or gain a line of Podman's."""
+    for _ in range(6):
+        process = await lane.start(spec("sh", "-c", "sleep 0.05; echo out; echo err >&2; exit 3", stdin=True), 0)
+        got = await complete(process, b"x" * 300_000)
+        assert got == (b"out\n", b"err\n", ExitStatus(reason="exited", exit_code=3))
+
+
+@pytest.mark.podman
+async def test_a_reader_that_never_reads_leaves_others_alone(lane: RestLane) -> None:
+    stuck = await lane.start(spec("cat", "/dev/zero"), 0)
+    process = await lane.start(spec("echo", "fine"), 0)
+    assert (await complete(process))[0] == b"fine\n"
+    await stuck.end_tree(grace())
+    assert (await asyncio.wait_for(stuck.exited, 10)).exit_code == 128 + signal.SIGKILL
+    drop(stuck)
+    await stuck.aclose()
+
+
+@pytest.mark.podman
+async def test_a_tree_with_a_new_session_is_ended(lane: RestLane) -> None:
+    given_spec = spec("sh", "-c", "setsid sleep 100 & (setsid sh -c 'sleep 100 & sleep 100' &); echo up; sleep 100")
+    process = await lane.start(given_spec, 0)
+    await wait_readable(process.stdout_fd, 5000)
+    await lane.end_all([process], grace(0.2))
+    assert process.exited.done()
+    assert not marked(given_spec.process_id)
+    drop(process)
+    await process.aclose()
+
+
+@pytest.mark.podman
+@pytest.mark.parametrize("delay_ms", [0, 2, 5, 10, 20, 40, 80])
+async def test_a_cancelled_start_leaves_nothing(lane: RestLane, delay_ms: int) -> None:
+    given_spec = spec("sleep", "100", stdin=True)
+    task = asyncio.ensure_future(lane.start(given_spec, 0))
+    await asyncio.sleep(delay_ms / 1000)
+    task.cancel()
+    process = None
+    with suppress(asyncio.CancelledError):
+        process = await task
+    if process is not None:  # it was faster than the cancellation
+        await process.end_tree(grace())
+        await process.exited
+        drop(process)
+        await process.aclose()
+    assert not marked(given_spec.process_id)
+
+
+@pytest.mark.podman
+async def test_a_hundred_at_once_give_their_own_bytes_and_codes(lane: RestLane) -> None:
+    slots = asyncio.Semaphore(4)
+
+    async def one(number: int) -> None:
+        async with slots:
+            process = await lane.start(spec("sh", "-c", f"echo {number}; echo {-number} >&2; exit {number % 256}"), 0)
+        got = await complete(process)
+        assert got == (b"%d\n" % number, b"%d\n" % -number, ExitStatus(reason="exited", exit_code=number % 256))
+
+    await asyncio.gather(*(one(number) for number in range(100)))
+
+
+# --- Engines that misbehave ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["create", "start", "inspect"])
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("silence", "engine_timeout"),
+        ("garbage", "engine_error"),
+        ("cut", "engine_error"),
+        ("nonsense", "engine_error"),
+        ("close", "engine_unavailable"),
+        ("refuse", "container_gone"),
+    ],
+)
+async def test_a_broken_engine_is_an_error_in_time(short_dir: Path, step: str, fault: str, reason: str) -> None:
+    """And what it may have started meanwhile is ended, by a second exec."""
+
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> None:
+        if b"find_all" in request.body:
+            writer.write(answer(201, b'{"Id":"killer"}'))
+        elif "killer" in request.line:
+            writer.write(UPGRADED + frame(b"gone\n"))
+            raise EOFError
+        elif request.step == step:
+            await misbehave(fault, writer)
+        else:
+            writer.write({"create": SESSION, "start": UPGRADED}.get(request.step) or state(running=True, pid=1))
+
+    async with fake_engine(short_dir, serve) as engine:
+        began = time.monotonic()
+        with pytest.raises(ExecFailed) as caught:
+            await engine.lane.start(spec("true"), 0)
+    assert caught.value.reason == reason
+    assert caught.value.retryable == (reason != "engine_error")
+    assert time.monotonic() - began < 1
+    asked_to_end = any("killer" in request.line for request in engine.asked)
+    assert asked_to_end == (step == "inspect" or (step == "start" and fault in ("silence", "close")))
+
+
+async def misbehave(fault: str, writer: asyncio.StreamWriter) -> None:
+    """One way to break an answer."""
+    if fault == "silence":
+        return
+    if fault == "close":
+        raise EOFError
+    wires = {"garbage": b"SSH-2.0-x\r\n\r\n", "cut": b"HTTP/1.1 200 O", "nonsense": answer(201, b"[]")}
+    writer.write(wires.get(fault) or NO_CONTAINER)
+    if fault == "cut":
+        await writer.drain()
+        raise EOFError
+
+
+async def test_an_engine_that_does_not_end_leftovers_either_is_an_error_in_time(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason is that of the start, not of the ending."""
+    monkeypatch.setattr(rest, "ABANDONED_KILL_MS", 200)
+    async with fake_engine(short_dir, answering(create=SESSION, start=UPGRADED, inspect=answer(200, b"[]"))) as engine:
+        with pytest.raises(ExecFailed, match="makes no sense") as caught:
+            await asyncio.wait_for(engine.lane.start(spec("true"), 0), 2)
+    assert caught.value.reason == "engine_error"
+    assert engine.steps() == ["create", "start", "inspect", "create", "start"]
+
+
+async def test_first_output_in_the_same_read_as_the_header(short_dir: Path) -> None:
+    steps = {"create": SESSION, "start": UPGRADED + frame(b"first"), "inspect": state(running=False, code=3)}
+    async with fake_engine(short_dir, answering(**steps)) as engine:
+        process = await engine.lane.start(spec("x"), 0)
+        assert await complete(process) == (b"first", b"", ExitStatus(reason="exited", exit_code=3))
