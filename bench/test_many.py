@@ -35,7 +35,7 @@ STARTS = 200
 ROUNDS = 21
 ALLOWED_KB = 16
 ALLOWED_KERNEL_KB = 140 + 32
-"""What a sleeping command, its keeper and the sockets at both ends took before each had a pump (139, 141 and 144 KB in
+"""What a sleeping command, its reaper and the sockets at both ends took before each had a pump (139, 141 and 144 KB in
 three runs, Linux 6.18, x86_64), and a task more."""
 
 
@@ -119,7 +119,7 @@ def _connected(address: str) -> socket.socket:
 
 
 def _spawners() -> set[int]:
-    """Every container's init that is a spawner: keepers look the same, but are no init of their PID namespace."""
+    """Every container's init that is a spawner: reapers look the same, but are no init of their PID namespace."""
     found = set()
     for pid in proc.pids():
         with contextlib.suppress(OSError):

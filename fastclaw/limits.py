@@ -371,7 +371,7 @@ RESERVED_FILES = 512
 """The runtime's own: loop, stdio, engine connections, libraries, log; and room for bursts of accepts."""
 
 PIDS_PER_PROCESS = 3
-"""The command, its keeper and its pump (on the REST lane its conmon and its stdin's helper). What the command itself
+"""The command, its reaper and its pump (on the REST lane its conmon and its stdin's helper). What the command itself
 starts falls under the pids limit."""
 
 RESERVED_PIDS = 1_024
@@ -412,11 +412,11 @@ MEMORY_MAX_OUT_BYTES = 1024 * MIB
 # --- The spawner (spawner/; what is also in spawner.c is compared by a test) ------
 
 SPAWN_FRAME_BYTES = 16 * KIB
-"""One frame: a usual command with its environment takes 1 to 4 KB; a longer one comes as a file. Every keeper has one
+"""One frame: a usual command with its environment takes 1 to 4 KB; a longer one comes as a file. Every reaper has one
 such buffer, of which it touches only what it needs."""
 
 SPAWN_INLINE_STRINGS = 2_046
-"""Arguments and variables within a frame: a keeper has 16 KiB for pointers to them."""
+"""Arguments and variables within a frame: a reaper has 16 KiB for pointers to them."""
 
 SPAWN_STRINGS_BYTES = 8 * MIB
 """Arguments and variables in a file: more than `MAX_ARGS_BYTES`, so that the kernel's own answer is what counts."""
@@ -434,7 +434,7 @@ SPAWN_START_MS = 30_000
 """A start that is not through its execve by then is given up: as long as a caller waits for anything else."""
 
 SPAWN_ANSWER_MS = 10_000
-"""An order that main answers: microseconds; 256 keepers on a machine under load take a second."""
+"""An order that main answers: microseconds; 256 reapers on a machine under load take a second."""
 
 SPAWN_INLINE_BYTES = 8 * KIB
 """Of each stream of a run, what goes along with its end: what most commands say. More goes to a file in memory."""
@@ -461,14 +461,14 @@ HEALTH_LOOK_MS = 20
 """LOOK_ANSWER_MS for `health`, which is to answer within 50 ms whoever locks a pipe. One that says nothing is not
 counted."""
 
-SPAWN_SPARE_KEEPERS = 16
-"""Idle keepers below which more are made: a burst of starts finds one each while the next are on their way."""
+SPAWN_SPARE_REAPERS = 16
+"""Idle reapers below which more are made: a burst of starts finds one each while the next are on their way."""
 
 SPAWN_GROWTH_SHARE = 8
-"""With many processes, an eighth as many keepers again at once: 5 000 live are reached in some 40 steps."""
+"""With many processes, an eighth as many reapers again at once: 5 000 live are reached in some 40 steps."""
 
-SPAWN_IDLE_KEEPERS = 256
-"""Idle keepers that are kept after a burst: each is a kernel task of some 30 KB."""
+SPAWN_IDLE_REAPERS = 256
+"""Idle reapers that are kept after a burst: each is a kernel task of some 30 KB."""
 
 SPAWN_EVENT_BURST = 64
 """Events read before the loop goes on: some 100 µs."""
@@ -512,8 +512,8 @@ TEMPLATE_LAST_WORDS_MS = 200
 TEMPLATE_READ_BYTES = 4 * KIB
 """One read of a template's output, and the most of it that one line of the log has: nobody waits for it."""
 
-KEEPER_UID = 64_535
-"""Who the keepers are: a number that no distribution gives out, below 65 536 so that user namespaces have it."""
+REAPER_UID = 64_535
+"""Who the reapers are: a number that no distribution gives out, below 65 536 so that user namespaces have it."""
 
 # --- The conformance checker -----------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ It should hold no open files either: a worker has them closed, below objects tha
 common with its template: the hash seed, objects that exist already, and memory until it is written to.
 
 How it is spoken with is in spawner/template_frames.py. It forks twice, so that a worker is not its own child but falls
-to fastclaw's keeper (spawner.c), which reaps it and answers for it; a worker waits for that before it does anything.
+to fastclaw's reaper (spawner.c), which reaps it and answers for it; a worker waits for that before it does anything.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _fork(control: socket.socket, request: Request) -> bytes | None:
         return None
     os.close(report)
     answer = _read_all(ours)
-    os.waitpid(middle, 0)  # from here on the worker has fallen to the keeper
+    os.waitpid(middle, 0)  # from here on the worker has fallen to the reaper
     return answer or _failed(request, _Failed("worker", errno.EIO))
 
 

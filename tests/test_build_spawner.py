@@ -28,7 +28,7 @@ SOURCES = [
     "collect",
     "confine",
     "frames",
-    "keeper",
+    "reaper",
     "main",
     "program",
     "pump",

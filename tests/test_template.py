@@ -143,7 +143,7 @@ def driven(*cmd: str, env: dict[str, str] | None = None) -> Iterator[Driver]:
 
 @pytest.fixture(scope="module", autouse=True)
 def orphans_are_ours() -> Iterator[None]:
-    """As a keeper has it."""
+    """As a reaper has it."""
     template._prctl(template._PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     yield
     template._prctl(template._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
@@ -340,7 +340,7 @@ def test_it_does_nothing_before_it_may_and_goes_if_nobody_wants_it(python: Drive
 
 
 def test_a_worker_keeps_what_it_starts(python: Driver) -> None:
-    """It is a subreaper, so that an orphan of its own does not fall to the keeper while it lives."""
+    """It is a subreaper, so that an orphan of its own does not fall to the reaper while it lives."""
     code = """if True:
         import os
         if os.fork() == 0:

@@ -30,7 +30,7 @@ NUMBERS = {
 
 UNUSUAL = frozenset({"CAP_KILL", "CAP_NET_RAW", "CAP_MKNOD", "CAP_AUDIT_WRITE"})
 """Only by name: packets of one's own making, device files, the host's audit log. And CAP_KILL, with which `kill -9 -1`
-ends the spawner's keepers, and so every process of the environment, where without it ends what is root's."""
+ends the spawner's reapers, and so every process of the environment, where without it ends what is root's."""
 
 DEFAULT = tuple(name for name in NUMBERS if name not in UNUSUAL)
 

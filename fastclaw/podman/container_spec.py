@@ -152,9 +152,9 @@ def container_spec(
     }
 
 
-def spawner_pids(keepers: int) -> int:
-    """What a spawner needs for itself: main, and a pump beside each keeper."""
-    return 1 + 2 * keepers
+def spawner_pids(reapers: int) -> int:
+    """What a spawner needs for itself: main, and a pump beside each reaper."""
+    return 1 + 2 * reapers
 
 
 def container_labels(namespace: str, owner: str, shard: int) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The pids limit of a container, raised by what is ours in it: the limit that a user has set is for the commands alone.
 
-It is raised as keepers are added, and not for all that there could ever be: a fork bomb takes whatever is free. Where
+It is raised as reapers are added, and not for all that there could ever be: a fork bomb takes whatever is free. Where
 the cgroup cannot be written to, what is ours counts among the commands' from some number of processes on.
 """
 
@@ -31,13 +31,13 @@ class PidsLimit:
         self._file = nearest if nearest is not None and container in str(nearest) else None
         self._events = self._file.with_name("pids.events") if self._file is not None else None
 
-    def make_room(self, keepers: int) -> None:
-        """For so many keepers with their pumps."""
+    def make_room(self, reapers: int) -> None:
+        """For so many reapers with their pumps."""
         if self._file is None:
-            logger.info("no pids limit of the container is to be found; keepers count among its processes")
+            logger.info("no pids limit of the container is to be found; reapers count among its processes")
             return
         try:
-            self._file.write_text(str(self._commands + spawner_pids(keepers)))
+            self._file.write_text(str(self._commands + spawner_pids(reapers)))
         except OSError as error:
             logger.warning("the container's pids limit cannot be raised: %s", error.strerror)
             self._file = None

@@ -103,7 +103,7 @@ class SpawnShard(Shard, Home):
         self.spawner = await greet(
             control,
             confine=True,
-            keeper_uid=limits.KEEPER_UID,
+            reaper_uid=limits.REAPER_UID,
             collect_bytes=self._collect_bytes,
             capabilities=self._capabilities,
             on_end=self.mark_dead,
@@ -183,7 +183,7 @@ class SpawnShards(Homes):
         homes = self.all()
         counts = [home.spawner.counts() for home in homes]
         templates = homes[0].templates_health() if homes else {}  # of the only place there is
-        return {name: sum(count[name] for count in counts) for name in ("keepers", "kept")} | templates
+        return {name: sum(count[name] for count in counts) for name in ("reapers", "kept")} | templates
 
 
 async def _resolved(user: str, passwd: str, group: str) -> Identity:

@@ -388,7 +388,7 @@ class Template:
             network=network,
             hosts=self.hosts,
             pids_limit=options.pids_limit,
-            own_pids=spawner_pids(limits.SPAWN_SPARE_KEEPERS) if init.spawner else 0,
+            own_pids=spawner_pids(limits.SPAWN_SPARE_REAPERS) if init.spawner else 0,
             shm_bytes=options.shm_bytes,
             memory_bytes=options.memory_bytes,
             disk_bytes=options.disk_bytes,

@@ -5,7 +5,7 @@ Two SOCK_SEQPACKET sockets, one frame a packet, native byte order and alignment 
     control   HELLO, WELCOME (with the channel's other end), then orders to main, each with its ANSWER where one is due
     channel   START and READ to whichever pump is idle, and what becomes of a process: STARTED or REFUSED, EXITED or
               DONE, EMPTY (nothing of its tree is left), FREE (its pump has nothing left to do); of its clients: ENDED,
-              LEFT, GAP; LOST from main where a keeper was killed (id 0: an idle one; b: 1 for a template's worker,
+              LEFT, GAP; LOST from main where a reaper was killed (id 0: an idle one; b: 1 for a template's worker,
               which has none of its own)
 
 Descriptors travel with the frame (SCM_RIGHTS, unix(7)). Bytes in, values out; nothing here knows a socket.
@@ -54,10 +54,10 @@ WITH_EMPTY, WITH_FREE, INCOMPLETE, LIMITED, OVERLOADED = (1 << bit for bit in ra
 """What an EXITED or a DONE says besides."""
 
 CONFINE = 1
-"""WELCOME: nothing keeps a capability but main, keepers and pumps, and they only what they need."""
+"""WELCOME: nothing keeps a capability but main, reapers and pumps, and they only what they need."""
 
 NO_USER = 2**32 - 1
-"""WELCOME: keepers stay who they are (setuid(2) keeps this value for "no change")."""
+"""WELCOME: reapers stay who they are (setuid(2) keeps this value for "no change")."""
 
 NOWHERE = 2**32 - 1
 """The place of a process whose place is not known yet."""
@@ -125,7 +125,7 @@ def control(op: int, id: int = 0, a: int = 0, b: int = 0, place: int = NOWHERE, 
     return _CONTROL.pack(op, id, a, b, place) + tail
 
 
-def welcome(*, confine: bool, keeper_uid: int, collect_bytes: int, capabilities: int = 0) -> bytes:
+def welcome(*, confine: bool, reaper_uid: int, collect_bytes: int, capabilities: int = 0) -> bytes:
     """The answer to HELLO; the channel's other end goes along.
 
     Parameters:
@@ -133,7 +133,7 @@ def welcome(*, confine: bool, keeper_uid: int, collect_bytes: int, capabilities:
         capabilities: of commands that are root, where the others are taken away (`capabilities.mask`).
     """
     flags = CONFINE if confine else 0
-    return _WELCOME.pack(WELCOME, VERSION, flags, keeper_uid, collect_bytes, capabilities, 0)
+    return _WELCOME.pack(WELCOME, VERSION, flags, reaper_uid, collect_bytes, capabilities, 0)
 
 
 def finding(said: memoryview) -> Finding | None:

@@ -1,6 +1,6 @@
 """One spawner, seen from fastclaw: starts go out, what becomes of them comes in, and its end is noticed.
 
-Owns both sockets, the ids, and the number of keepers: there is always one that is idle, so that a request that was
+Owns both sockets, the ids, and the number of reapers: there is always one that is idle, so that a request that was
 sent is taken at once. Knows nothing of containers: whoever brought the spawner up says what its end means.
 """
 
@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError, StartFailed
 from fastclaw.linux.packets import Outbox, close_all
-from fastclaw.spawner import ending, refusals
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import ending, frames, refusals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +48,7 @@ async def greet(
     control: socket.socket,
     *,
     confine: bool,
-    keeper_uid: int,
+    reaper_uid: int,
     collect_bytes: int,
     capabilities: int = 0,
     on_end: Callable[[], None],
@@ -59,10 +58,10 @@ async def greet(
 
     Parameters:
         confine: take from what it starts every capability but those of `capabilities`, and these from all but root.
-        keeper_uid: who its keepers become, so that nothing they keep can signal them; only where it may.
+        reaper_uid: who its reapers become, so that nothing they keep can signal them; only where it may.
         collect_bytes: what all runs together may collect (`options.run_output_bytes`).
         on_end: called once, when it ends without having been told to.
-        on_growth: called before it makes more keepers, with how many there will be.
+        on_growth: called before it makes more reapers, with how many there will be.
 
     Raises:
         StartFailed: it ended, said nothing in time, or something else, or another version's words; no descriptors are
@@ -76,9 +75,9 @@ async def greet(
             raise StartFailed("this kernel does not list a process's children (CONFIG_PROC_CHILDREN)", "unsupported")
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         theirs.setblocking(True)
-        uid = keeper_uid if hello.can_set_user else frames.NO_USER
+        uid = reaper_uid if hello.can_set_user else frames.NO_USER
         welcome = frames.welcome(
-            confine=confine, keeper_uid=uid, collect_bytes=collect_bytes, capabilities=capabilities
+            confine=confine, reaper_uid=uid, collect_bytes=collect_bytes, capabilities=capabilities
         )
         socket.send_fds(control, [welcome], [theirs.fileno()])
         spawner = Spawner(control, channel, hello, on_end, on_growth)
@@ -99,7 +98,7 @@ async def greet(
     except BaseException as error:
         spawner.close()
         if isinstance(error, ExecFailed):
-            raise StartFailed(f"the spawner made no keepers: {error}", error.reason) from error
+            raise StartFailed(f"the spawner made no reapers: {error}", error.reason) from error
         raise
     return spawner
 
@@ -145,7 +144,7 @@ class Spawner:
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._starting: dict[int, float] = {}
         self._watch: asyncio.TimerHandle | None = None
-        self._keepers = 0
+        self._reapers = 0
         self._growing: asyncio.Task[None] | None = None
         self._workers = 0
         self._last_id = 0
@@ -161,25 +160,25 @@ class Spawner:
 
     def counts(self) -> dict[str, int]:
         """For `health`."""
-        return {"keepers": self._keepers, "kept": len(self._trees)}
+        return {"reapers": self._reapers, "kept": len(self._trees)}
 
-    # --- keepers ---
+    # --- reapers ---
 
     @property
     def has_room(self) -> bool:
-        """Whether a keeper is idle. More are made ahead of need."""
-        spare = self._idle_keepers
-        if spare < limits.SPAWN_SPARE_KEEPERS and self._growing is None and self.alive:
+        """Whether a reaper is idle. More are made ahead of need."""
+        spare = self._idle_reapers
+        if spare < limits.SPAWN_SPARE_REAPERS and self._growing is None and self.alive:
             self._grow()
         return spare > 0
 
     @property
-    def _idle_keepers(self) -> int:
+    def _idle_reapers(self) -> int:
         """Those with their pumps: one that still has a client or unread output is not idle."""
-        return self._keepers - len(self._busy)
+        return self._reapers - len(self._busy)
 
     async def make_room(self) -> None:
-        """Wait for an idle keeper.
+        """Wait for an idle reaper.
 
         Raises:
             ExecFailed: `overloaded`, no more processes fit; `container_gone`.
@@ -190,7 +189,7 @@ class Spawner:
             await asyncio.shield(self._growing)
 
     def _grow(self) -> None:
-        self._growing = self._loop.create_task(self._add_keepers())
+        self._growing = self._loop.create_task(self._add_reapers())
         self._growing.add_done_callback(self._grown)
 
     def _grown(self, task: asyncio.Task[None]) -> None:
@@ -199,19 +198,19 @@ class Spawner:
         if not task.cancelled():
             task.exception()  # whoever needs room asks again and gets it first hand
 
-    async def _add_keepers(self) -> None:
+    async def _add_reapers(self) -> None:
         try:
-            await self._ask_for_keepers()
+            await self._ask_for_reapers()
         finally:
             # Not in `_grown`, which is called a turn later: who waits for what is over already does not give way to it.
             self._growing = None
 
-    async def _ask_for_keepers(self) -> None:
-        wanted = limits.SPAWN_SPARE_KEEPERS + len(self._busy) // limits.SPAWN_GROWTH_SHARE
+    async def _ask_for_reapers(self) -> None:
+        wanted = limits.SPAWN_SPARE_REAPERS + len(self._busy) // limits.SPAWN_GROWTH_SHARE
         if self._on_growth is not None:
-            self._on_growth(self._keepers + wanted)
+            self._on_growth(self._reapers + wanted)
         answer = await self.ask(frames.GROW, wanted)
-        self._keepers += answer.value
+        self._reapers += answer.value
         if answer.errno == errno.EUSERS:
             raise ExecFailed(
                 "the environment maps no user id but root's; map some, or set options.lane to rest", "unsupported"
@@ -221,10 +220,10 @@ class Spawner:
 
     def _retire(self) -> None:
         """One that nobody has needed for long is sent home; a burst's worth stays."""
-        if self._idle_keepers > limits.SPAWN_IDLE_KEEPERS and self.alive and self._empty is None:
+        if self._idle_reapers > limits.SPAWN_IDLE_REAPERS and self.alive and self._empty is None:
             with suppress(ExecFailed):  # no room for it now: the next one that is let go tries again
                 self._requests.send(frames.control(frames.RETIRE), [])
-                self._keepers -= 1
+                self._reapers -= 1
 
     # --- requests ---
 
@@ -250,7 +249,7 @@ class Spawner:
             process.on_dropped(error)
 
     def adopt(self, process: SpawnProcess, pid: int, template: SpawnProcess) -> None:
-        """Have a template's keeper answer for a worker that it has forked.
+        """Have a template's reaper answer for a worker that it has forked.
 
         Parameters:
             pid: as the worker sees it.
@@ -263,7 +262,7 @@ class Spawner:
         self._orders.send(frames.control(frames.ADOPT, process.id, pid, template.id, template.place), [])
 
     def disown(self, worker: SpawnProcess) -> None:
-        """One that was dropped before its adoption: without its byte it ends by itself, and no keeper tells of that."""
+        """One that was dropped before its adoption: without its byte it ends by itself, and no reaper tells of that."""
         if worker.id in self._kept:
             self._let_go(worker, is_gone=True, is_free=False)
 
@@ -318,7 +317,7 @@ class Spawner:
         Raises:
             ExecFailed: `engine_timeout`.
         """
-        for id in self._starting:  # a keeper may yet take it up: then it is ended at once
+        for id in self._starting:  # a reaper may yet take it up: then it is ended at once
             self._kept[id].started.cancel()
         if self._trees:
             self._empty = asyncio.Event()
@@ -435,20 +434,20 @@ class Spawner:
             self._forget(process)
             process.on_refused(b, a, frames.finding(self._frame[frames.EVENT.size : size]))
         elif op == frames.LOST:
-            self._keepers -= 0 if b else 1
+            self._reapers -= 0 if b else 1
             self._forget(process)
-            process.on_lost("the process's keeper was killed")
+            process.on_lost("the process's reaper was killed")
         if fd is not None:
             os.close(fd)
 
     def _heed_unknown(self, op: int, id: int, a: int, b: int, fd: int | None) -> None:
-        """The answer to a READ; a keeper that died idle; or about a process that was given up long ago."""
+        """The answer to a READ; a reaper that died idle; or about a process that was given up long ago."""
         if op == frames.ANSWER:
             self._heed_answer(id, a, b, fd)
         elif fd is not None:
             os.close(fd)
         elif op == frames.LOST and not b:
-            self._keepers -= 1
+            self._reapers -= 1
             _ = self.has_room
 
     def _heed_answer(self, id: int, errno: int, value: int, fd: int | None) -> None:
@@ -462,12 +461,12 @@ class Spawner:
         if place >= 0:
             process.place = place
             if process.is_worker:
-                return  # its streams are there; whether it runs, its template's keeper says
+                return  # its streams are there; whether it runs, its template's reaper says
         self._starting.pop(process.id, None)
         process.on_started()
 
     def _let_go(self, process: SpawnProcess, *, is_gone: int, is_free: int) -> None:
-        """A keeper and its pump are idle again once nothing of the tree is left and nothing of the streams."""
+        """A reaper and its pump are idle again once nothing of the tree is left and nothing of the streams."""
         if is_gone and not process.is_gone:
             self._trees.discard(process.id)
             process.on_gone()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.processes.sockets import is_trusted_peer, turn_away
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 
 if TYPE_CHECKING:
     import asyncio

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.executable import why_refused
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 
 if TYPE_CHECKING:
     from fastclaw.linux.executable import Finding

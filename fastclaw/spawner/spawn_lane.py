@@ -14,8 +14,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.rlimits import rlimits
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, Collection, Grace, Lane, LaneProcess, StartSpec
-from fastclaw.spawner import frames as frames
-from fastclaw.spawner import refusals
+from fastclaw.spawner import frames, refusals
 from fastclaw.spawner.spawned import SpawnProcess
 from fastclaw.spawner.templates import Plans, Templates, common_env, flags_of, gone
 

@@ -1,4 +1,4 @@
-"""A process that a spawner's keeper keeps and whose streams its pump moves: what becomes of it, and how it is ended.
+"""A process that a spawner's reaper keeps and whose streams its pump moves: what becomes of it, and how it is ended.
 
 Knows its spawner and its own id there; nothing of records or containers.
 """
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import KILLED_CODE, SIGKILLED, Collected, ExitStatus, Grace, LaneProcess, Output
 from fastclaw.processes.run_output import cut
-from fastclaw.spawner import ending, refusals
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import ending, frames, refusals
 from fastclaw.spawner.pump_streams import SpawnStreams
 
 if TYPE_CHECKING:
@@ -209,7 +208,7 @@ class SpawnProcess(LaneProcess):
             self._streams.on_free()
 
     def on_lost(self, why: str) -> None:
-        """Its keeper or the whole environment is gone, and so is it, with the output that nobody has read."""
+        """Its reaper or the whole environment is gone, and so is it, with the output that nobody has read."""
         error = ExecFailed(why, "container_gone")
         self._fail(error)
         if self._streams is not None:

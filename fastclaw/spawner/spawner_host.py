@@ -16,8 +16,7 @@ from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.helper import Child
 from fastclaw.linux.restart import revival_delay_s
-from fastclaw.spawner import frames as frames
-from fastclaw.spawner import users
+from fastclaw.spawner import frames, users
 from fastclaw.spawner.binary import find_spawner, why_no_spawner
 from fastclaw.spawner.link import greet
 from fastclaw.spawner.spawn_lane import Home, Homes
@@ -71,7 +70,7 @@ class HostHome(Home, Homes):
             self.spawner = await greet(
                 ours,
                 confine=False,
-                keeper_uid=frames.NO_USER,
+                reaper_uid=frames.NO_USER,
                 collect_bytes=self._collect_bytes,
                 on_end=self._on_end,
             )

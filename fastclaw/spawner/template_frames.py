@@ -7,7 +7,7 @@ could send descriptors of pipes that it has locked. One JSON object a packet:
              one byte from, stdin where it has one, stdout, stderr; a longer one as a file after them: {"spilled"}
     from it  {"ready": true} once; for each request {"forked": id, "pid"} or {"failed": id, "errno", "step"}
 
-The template forks twice, so that the worker is not its child but its keeper's, and the worker waits for the byte: EOF
+The template forks twice, so that the worker is not its child but its reaper's, and the worker waits for the byte: EOF
 instead means that nobody wants it. The pid is as seen inside. JSON escapes what is no UTF-8, as os.fsdecode has it.
 """
 

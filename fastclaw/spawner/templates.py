@@ -1,7 +1,7 @@
 """Templates: programs that are started once and forked for each worker.
 
 Owns each template's process, its socket and its output, and starts it anew when it ends. A worker is a process like any
-other from the moment its template's keeper has adopted it (spawner.c). Knows nothing of containers.
+other from the moment its template's reaper has adopted it (spawner.c). Knows nothing of containers.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ class Plans:
 class ForkedProcess(SpawnProcess):
     """A worker. It waits for its byte, which it gets once its end is sure to be seen.
 
-    Its tree is kept by its template's keeper; a keeper of its own has nothing but the pump for its streams.
+    Its tree is kept by its template's reaper; a reaper of its own has nothing but the pump for its streams.
 
     Parameters:
         go: the worker has the other end; taken over. Closed without a byte, the worker ends.
-        template: the process whose keeper it has.
+        template: the process whose reaper it has.
     """
 
     __slots__ = ("_go", "_template")

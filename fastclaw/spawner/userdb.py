@@ -29,7 +29,7 @@ def resolve(user: str, passwd: str, group: str) -> Identity:
         passwd, group: texts of the two files; empty where there are none.
 
     Raises:
-        ExecFailed: `unknown_user`; `permission_denied` for the number that the keepers have.
+        ExecFailed: `unknown_user`; `permission_denied` for the number that the reapers have.
     """
     steps = resolving(user, passwd, group)
     while True:
@@ -46,7 +46,7 @@ def resolving(user: str, passwd: str, group: str) -> Generator[None, None, Ident
     found = yield from _user(name, passwd, group)
     if colon:
         found = found._replace(gid=(yield from _group(group_name, group)), groups=[])
-    if found.uid == limits.KEEPER_UID:
+    if found.uid == limits.REAPER_UID:
         raise ExecFailed(f"user {found.uid} is fastclaw's own; take another", "permission_denied")
     return found
 

@@ -35,7 +35,7 @@ OWNER = (12_345, 12_345)
 SECRET = "FASTCLAW_TEST_SECRET"
 WAIT_S = 20
 """For anything that takes milliseconds: the rest is room for a loaded machine."""
-PUMP_UIDS = range(limits.KEEPER_UID - 64, limits.KEEPER_UID)
+PUMP_UIDS = range(limits.REAPER_UID - 64, limits.REAPER_UID)
 """Who the pumps are (spawner/c/confine.c): each user moves the bytes of 256 processes."""
 
 
@@ -111,23 +111,23 @@ class Box:
         texts = [await self.output("echo", "fine", user=user) for user in ("0", "1000")]
         return texts == ["fine\n"] * 2
 
-    async def keepers(self) -> list[int]:
+    async def reapers(self) -> list[int]:
         """Their pids inside."""
-        return [pid for pid, (_, uid) in (await self._processes()).items() if pid != 1 and uid == limits.KEEPER_UID]
+        return [pid for pid, (_, uid) in (await self._processes()).items() if pid != 1 and uid == limits.REAPER_UID]
 
     async def pumps(self) -> list[int]:
         """The same of the pumps."""
         return [pid for pid, (_, uid) in (await self._processes()).items() if uid in PUMP_UIDS]
 
     async def spawner_users(self) -> set[int]:
-        """Who main, keepers and pumps are."""
-        return {uid for _, uid in (await self._processes()).values() if uid in (limits.KEEPER_UID, *PUMP_UIDS)}
+        """Who main, reapers and pumps are."""
+        return {uid for _, uid in (await self._processes()).values() if uid in (limits.REAPER_UID, *PUMP_UIDS)}
 
     async def spawner_of(self, pid: int) -> list[int]:
-        """Everything of ours that has to do with a command, pids inside: main, its keeper, its pump."""
+        """Everything of ours that has to do with a command, pids inside: main, its reaper, its pump."""
         found = await self._processes()
-        keeper = found[pid][0]
-        return [1, keeper, *(one for one, (parent, uid) in found.items() if parent == keeper and uid in PUMP_UIDS)]
+        reaper = found[pid][0]
+        return [1, reaper, *(one for one, (parent, uid) in found.items() if parent == reaper and uid in PUMP_UIDS)]
 
     async def _processes(self) -> dict[int, tuple[int, int]]:
         """Parent and user of each, by pid inside."""
@@ -139,7 +139,7 @@ class Box:
         """The names of what runs inside besides the spawner and whoever asks."""
         lines = (await self.output("ps", "-o", "user,comm")).splitlines()[1:]
         names = [line.split(maxsplit=1) for line in lines]
-        ours = {str(uid) for uid in (limits.KEEPER_UID, *PUMP_UIDS)}
+        ours = {str(uid) for uid in (limits.REAPER_UID, *PUMP_UIDS)}
         return [name for user, name in names if name not in ("fastclaw-init", "ps") and user not in ours]
 
     async def lane(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Nothing that container root puts in a file's place holds up PID 1 or a keeper: no FIFO that is locked, no slow file.
+"""Nothing that container root puts in a file's place holds up PID 1 or a reaper: no FIFO that is locked, no slow file.
 
 open(2) of a FIFO waits for its lock, O_NONBLOCK or not, and whoever waits so is woken by no signal. PID 1 in that state
 kills nobody, and the engine cannot even remove its container.
@@ -107,7 +107,7 @@ async def test_a_user_database_on_a_slow_file_system(lane: Lane, path: str) -> N
 
 @pytest.mark.parametrize("path", ["/dev/ptmx", "/dev/pts/ptmx", "/dev/null", "/dev/tty"])
 async def test_a_device_that_is_a_locked_fifo(lane: Lane, path: str) -> None:
-    """With a terminal is refused at once, or works; everything else goes on, and the keepers are as many as before."""
+    """With a terminal is refused at once, or works; everything else goes on, and the reapers are as many as before."""
     async with spoiled(lane) as site:
         other = await site.start("sleep", "1000", user=OTHER)
         attempt = await site.start("sh", "-c", f"rm {path}", stdin=False)

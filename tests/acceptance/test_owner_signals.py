@@ -1,7 +1,7 @@
 """Container root signals nobody by way of a descriptor's owner, and does not slow PID 1 down by its scheduling group.
 
 The kernel asks for other rights there than kill(2) does, and allows everything to the host's uid 0, which is container
-root where Podman runs as root. That PID 1 and its keepers are out of reach is in test_spawn_security.py.
+root where Podman runs as root. That PID 1 and its reapers are out of reach is in test_spawn_security.py.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ async def test_the_scheduling_group_of_the_init_is_out_of_reach_or_said_not_to_b
 
 
 def init_of(process_id: str) -> int:
-    """PID 1 of a command's container, as this host counts: the command's keeper is its child."""
+    """PID 1 of a command's container, as this host counts: the command's reaper is its child."""
     pid = next(row.pid for row in proc.scan(PROCESS_ID_VARIABLE) if row.marker == process_id)
     for _ in range(2):
         stat = proc.read_stat(pid)

@@ -49,7 +49,7 @@ class Holdings:
             "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
             "processes": len(_descendants(pid)),
             **{name: counts[name] for name in ("live", "lingering", "waiting", "starting")},
-            **{name: health["details"]["lane"][name] for name in ("keepers", "kept")},
+            **{name: health["details"]["lane"][name] for name in ("reapers", "kept")},
         }
 
 

@@ -18,7 +18,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
 from fastclaw.linux import proc
 from fastclaw.podman.container_spec import INIT_TARGET, SOCKET_TARGET
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from fastclaw.spawner.link import greet
 from tests import odd_programs
 from tests.acceptance.hostile import (
@@ -108,7 +108,7 @@ async def killed(process: RemoteProcess) -> None:
 
 @asynccontextmanager
 async def echoing(box: Box, user: str) -> AsyncIterator[list[int]]:
-    """A command of a user that says what it hears; main, its keeper and its pump. In the end it still does."""
+    """A command of a user that says what it hears; main, its reaper and its pump. In the end it still does."""
     async with await box.start("sh", "-c", "echo $$; exec cat", user=user, stdin=True) as process:
         pid = int(await asyncio.wait_for(process.stdout_read(), WAIT_S))
         spawner = await box.spawner_of(pid)
@@ -133,7 +133,7 @@ async def test_nobody_reaches_into_the_spawner(box: Box, user: str) -> None:
     """
     may = {ROOT: {"fd", "clear_refs"} if box.capabilities else {"fd"}, OTHER: set()}
     async with echoing(box, user) as spawner:
-        for target in (*spawner, (await box.keepers())[0], (await box.pumps())[0]):
+        for target in (*spawner, (await box.reapers())[0], (await box.pumps())[0]):
             assert await refused(box, user, "reach", target) <= may[user]
 
 
@@ -141,7 +141,7 @@ async def test_nobody_reaches_into_the_spawner(box: Box, user: str) -> None:
 @pytest.mark.parametrize("user", USERS)
 async def test_nobody_changes_the_limits_or_priority_of_the_spawner(box: Box, user: str) -> None:
     async with echoing(box, user) as spawner:
-        for target in (*spawner, (await box.keepers())[0], (await box.pumps())[0]):
+        for target in (*spawner, (await box.reapers())[0], (await box.pumps())[0]):
             assert await refused(box, user, "meddle", target) == set()
 
 
@@ -158,13 +158,13 @@ async def test_what_belongs_to_uid_0_of_the_spawner_is_what_the_kernel_gives_it(
 @shared
 @pytest.mark.parametrize("user", USERS)
 async def test_no_signal_has_an_effect_on_the_spawner(box: Box, user: str) -> None:
-    keepers, pumps = await box.keepers(), await box.pumps()
-    assert len(keepers) == len(pumps)
+    reapers, pumps = await box.reapers(), await box.pumps()
+    assert len(reapers) == len(pumps)
     await box.results("kill", 1, "1,2,3,9,10,12,15,17,18,19,34,64", user=user)
     async with echoing(box, user) as (_, *in_use):
-        for target in (*in_use, *keepers[:2], *pumps[:2]):
+        for target in (*in_use, *reapers[:2], *pumps[:2]):
             assert await refused(box, user, "kill", target, "0,9,10,15,17,18,19,64") == set()
-    assert set(keepers) <= set(await box.keepers())
+    assert set(reapers) <= set(await box.reapers())
     assert set(pumps) <= set(await box.pumps())
     assert await box.works()
 
@@ -172,7 +172,7 @@ async def test_no_signal_has_an_effect_on_the_spawner(box: Box, user: str) -> No
 @shared
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("signum", [9, 19])
-async def test_no_signal_by_way_of_a_descriptors_owner_has_an_effect_on_a_keeper_or_a_pump(
+async def test_no_signal_by_way_of_a_descriptors_owner_has_an_effect_on_a_reaper_or_a_pump(
     box: Box, user: str, signum: int
 ) -> None:
     """fcntl(2), F_SETOWN and F_SETSIG: the kernel sends it, and asks for other rights than kill(2) does."""
@@ -279,9 +279,9 @@ async def test_a_command_gets_no_right_back(box: Box, user: str) -> None:
 @pytest.mark.parametrize("user", USERS)
 async def test_nobody_becomes_a_user_of_the_spawner(box: Box, user: str) -> None:
     """Not even who has CAP_SETUID, and may become everybody else."""
-    for uid in (limits.KEEPER_UID, max(PUMP_UIDS), min(PUMP_UIDS)):
+    for uid in (limits.REAPER_UID, max(PUMP_UIDS), min(PUMP_UIDS)):
         assert await refused(box, user, "become", uid) == set()
-    others = [await refused(box, user, "become", uid) for uid in (min(PUMP_UIDS) - 1, limits.KEEPER_UID + 1)]
+    others = [await refused(box, user, "become", uid) for uid in (min(PUMP_UIDS) - 1, limits.REAPER_UID + 1)]
     assert all(("setuid" in became) == bool(box.capabilities and user == ROOT) for became in others)
 
 
@@ -308,8 +308,8 @@ async def test_a_command_holds_nothing_but_its_stdio(box: Box, stdin: bool) -> N
 
 
 @shared
-async def test_the_keepers_user_is_refused(box: Box) -> None:
-    for user in (str(limits.KEEPER_UID), f"0{limits.KEEPER_UID}", f"{limits.KEEPER_UID}:0"):
+async def test_the_reapers_user_is_refused(box: Box) -> None:
+    for user in (str(limits.REAPER_UID), f"0{limits.REAPER_UID}", f"{limits.REAPER_UID}:0"):
         with pytest.raises(ExecFailed) as caught:
             await box.start("true", user=user)
         assert caught.value.reason == "permission_denied"
@@ -318,25 +318,25 @@ async def test_the_keepers_user_is_refused(box: Box) -> None:
 @shared
 async def test_the_pumps_users_are_refused(box: Box) -> None:
     """And no other number next to them."""
-    assert await box.spawner_users() == {limits.KEEPER_UID, max(PUMP_UIDS)}
+    assert await box.spawner_users() == {limits.REAPER_UID, max(PUMP_UIDS)}
     for uid in PUMP_UIDS:
         with pytest.raises(ExecFailed) as caught:
             await box.start("true", user=str(uid))
         assert caught.value.reason == "permission_denied"
-    for uid in (min(PUMP_UIDS) - 1, limits.KEEPER_UID + 1):
+    for uid in (min(PUMP_UIDS) - 1, limits.REAPER_UID + 1):
         assert (await box.output(PROGRAM, "rights", user=str(uid))).startswith(f"uid {uid} {uid}\n")
 
 
 @shared
-async def test_a_changed_user_database_makes_nobody_a_keeper_and_no_number_another(box: Box) -> None:
-    users = {"wolf": 0, "keeper": limits.KEEPER_UID, "pump": max(PUMP_UIDS), "1000": 0, "sheep": 4294967295}
+async def test_a_changed_user_database_makes_nobody_a_reaper_and_no_number_another(box: Box) -> None:
+    users = {"wolf": 0, "reaper": limits.REAPER_UID, "pump": max(PUMP_UIDS), "1000": 0, "sheep": 4294967295}
     lines = "".join(f"{name}:x:{uid}:0::/:\\n" for name, uid in users.items())
     await box.output("sh", "-c", f"cp /etc/passwd /tmp/passwd; printf '{lines}' >> /etc/passwd")
     try:
         has = f"{box.capabilities:x}"
         assert await box.output(PROGRAM, "rights", user="wolf") == f"uid 0 0\ncapabilities {has} {has}\n"
         for user, reason in (
-            ("keeper", "permission_denied"),
+            ("reaper", "permission_denied"),
             ("pump", "permission_denied"),
             ("sheep", "unknown_user"),
         ):
@@ -376,7 +376,7 @@ async def test_a_strange_user_database_holds_nobody_up(box: Box, trick: str) -> 
 @shared
 @pytest.mark.parametrize("user", USERS)
 async def test_who_kills_everybody_hits_only_his_own_user(box: Box, user: str) -> None:
-    keepers = await box.keepers()
+    reapers = await box.reapers()
     same, foreign = [await box.start("sleep", "1000", user=one) for one in (user, other(user))]
     async with same, foreign:
         await box.output(PROGRAM, "everybody", "9", user=user)
@@ -384,7 +384,7 @@ async def test_who_kills_everybody_hits_only_his_own_user(box: Box, user: str) -
         assert (record.signal, record.reason) == (9, "signaled")
         assert (await foreign.wait(0)).state == "running"
         await killed(foreign)
-    assert set(keepers) <= set(await box.keepers())
+    assert set(reapers) <= set(await box.reapers())
     assert await box.works()
 
 
@@ -558,7 +558,7 @@ async def is_back(box: Box) -> bool:
 
 @shared
 async def test_a_kill_never_hits_the_next_start(box: Box) -> None:
-    """The keeper of what was killed takes the next request while main is still at the kill."""
+    """The reaper of what was killed takes the next request while main is still at the kill."""
 
     async def rounds() -> None:
         for _ in range(LATE_KILLS):
@@ -645,7 +645,7 @@ async def test_a_stranger_that_greets_wrongly_is_turned_away(greeting: bytes) ->
         await greet(
             ours,
             confine=True,
-            keeper_uid=limits.KEEPER_UID,
+            reaper_uid=limits.REAPER_UID,
             collect_bytes=limits.RUN_OUTPUT_BYTES,
             on_end=lambda: None,
         )

@@ -1,4 +1,4 @@
-"""Where a container's pids limit is found, and that it follows the keepers."""
+"""Where a container's pids limit is found, and that it follows the reapers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_commands_have_all_of_their_limit(engine_service: EngineService) -
         last = await runtime.exec(["sleep", "1000"])
 
         async def too_many() -> None:
-            for _ in range(LIMIT):  # some keepers are idle: their room is taken first
+            for _ in range(LIMIT):  # some reapers are idle: their room is taken first
                 await runtime.exec(["sleep", "1000"])
 
         with pytest.raises(ExecFailed, match="no room for one more process"):

@@ -137,7 +137,7 @@ async def test_an_unknown_user(yard: Yard) -> None:
             await run(shard, "true", user="nobody-knows")
         assert raised.value.reason == "unknown_user"
         with pytest.raises(ExecFailed) as raised:
-            await run(shard, "true", user=str(limits.KEEPER_UID))
+            await run(shard, "true", user=str(limits.REAPER_UID))
         assert raised.value.reason == "permission_denied"
         assert await shard.identify("0") is await shard.identify("0")
         await run(shard, "sh", "-c", "mkdir -p /etc; echo nobody-knows:x:77:78::/: >>/etc/passwd")
@@ -201,7 +201,7 @@ async def test_shards_are_homes(engine_service: EngineService, yard: Yard) -> No
     (home,) = homes.all()
     assert homes.take(0) is home
     assert homes.take(17) is home
-    assert homes.health()["keepers"] == limits.SPAWN_SPARE_KEEPERS
+    assert homes.health()["reapers"] == limits.SPAWN_SPARE_REAPERS
     assert isinstance(home, SpawnShard)
     state = await yard.engine.inspect_container(home.container)
     assert state is not None

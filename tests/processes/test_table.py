@@ -16,7 +16,7 @@ from fastclaw.lifecycle import ProcessState
 from fastclaw.linux.packets import close_all
 from fastclaw.processes.lane import ExitStatus, StartSpec, Streams
 from fastclaw.runtime import ExecRequest
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from fastclaw.spawner.pump_streams import SpawnStreams
 from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool, turns
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import limits
 from fastclaw.linux.packets import close_all
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from fastclaw.spawner.binary import find_spawner
 from fastclaw.spawner.link import Spawner, greet
 
@@ -150,7 +150,7 @@ async def greeted(fake: FakeSpawner, on_end: Callable[[], None] = nothing) -> Sp
     """Shake hands with a fake that does all it should."""
     fake.say_hello()
     task = asyncio.ensure_future(
-        greet(fake.host, confine=False, keeper_uid=frames.NO_USER, collect_bytes=limits.MIB, on_end=on_end)
+        greet(fake.host, confine=False, reaper_uid=frames.NO_USER, collect_bytes=limits.MIB, on_end=on_end)
     )
     await fake.hear_welcome()
     await fake.grant_growth()
@@ -199,13 +199,13 @@ class BareHost:
         self, *, confine: bool = False, uid: int = frames.NO_USER, collect_bytes: int = ROOM_BYTES
     ) -> None:
         """Give it the channel."""
-        welcome = frames.welcome(confine=confine, keeper_uid=uid, collect_bytes=collect_bytes)
+        welcome = frames.welcome(confine=confine, reaper_uid=uid, collect_bytes=collect_bytes)
         socket.send_fds(self.control, [welcome], [self._theirs.fileno()])
         self._theirs.close()
 
-    def grow(self, keepers: int) -> None:
-        """Let it make keepers."""
-        assert self.ask(frames.control(frames.GROW, 1, keepers))[:4] == (frames.ANSWER, 1, 0, keepers)
+    def grow(self, reapers: int) -> None:
+        """Let it make reapers."""
+        assert self.ask(frames.control(frames.GROW, 1, reapers))[:4] == (frames.ANSWER, 1, 0, reapers)
 
     def ask(self, frame: bytes) -> tuple[int, ...]:
         self.control.send(frame)
@@ -328,12 +328,12 @@ def _file(data: bytes) -> int:
 
 
 @contextmanager
-def a_bare_host(keepers: int = 2, *, collect_bytes: int = ROOM_BYTES) -> Iterator[BareHost]:
+def a_bare_host(reapers: int = 2, *, collect_bytes: int = ROOM_BYTES) -> Iterator[BareHost]:
     host = BareHost()
     try:
         host.greet()
         host.send_welcome(collect_bytes=collect_bytes)
-        host.grow(keepers)
+        host.grow(reapers)
         yield host
     finally:
         host.close()
@@ -362,29 +362,29 @@ def descendants_of(pid: int) -> list[int]:
     return found
 
 
-def pump_of(keeper: int) -> int:
+def pump_of(reaper: int) -> int:
     """Its first child: it is there before any command."""
-    return children_of(keeper)[0]
+    return children_of(reaper)[0]
 
 
 def pumps_of(spawner: int) -> list[int]:
-    """All of them. A keeper that is just being made has none yet."""
-    return [pump for keeper in children_of(spawner) for pump in children_of(keeper)[:1]]
+    """All of them. A reaper that is just being made has none yet."""
+    return [pump for reaper in children_of(spawner) for pump in children_of(reaper)[:1]]
 
 
-def commands_of(keeper: int) -> list[int]:
-    """What a keeper keeps, without its pump."""
-    return children_of(keeper)[1:]
+def commands_of(reaper: int) -> list[int]:
+    """What a reaper keeps, without its pump."""
+    return children_of(reaper)[1:]
 
 
-def busy_keepers_of(spawner: int) -> list[int]:
+def busy_reapers_of(spawner: int) -> list[int]:
     """Those that keep something."""
-    return [keeper for keeper in children_of(spawner) if commands_of(keeper)]
+    return [reaper for reaper in children_of(spawner) if commands_of(reaper)]
 
 
-def keeper_of(spawner: int, command: int) -> int:
+def reaper_of(spawner: int, command: int) -> int:
     """Which child of a spawner keeps a command."""
-    return next(keeper for keeper in children_of(spawner) if command in children_of(keeper))
+    return next(reaper for reaper in children_of(spawner) if command in children_of(reaper))
 
 
 def state_of(pid: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import limits
 from fastclaw.linux.rlimits import NUMBERS
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 
 if TYPE_CHECKING:
     from fastclaw.spawner.frames import Start
@@ -74,7 +74,7 @@ def _check_counts(flags: int, argc: int, envc: int, groups: int, rlimits: int, s
     assert not (flags & frames.FLAG_TTY and flags & others)
     assert not (flags & frames.FLAG_TEMPLATE and flags & (frames.FLAG_WORKER | frames.FLAG_RUN))
     if flags & frames.FLAG_WORKER:
-        assert place < limits.MAX_PROCESSES + limits.SPAWN_IDLE_KEEPERS
+        assert place < limits.MAX_PROCESSES + limits.SPAWN_IDLE_REAPERS
         assert size
     else:
         assert 1 <= argc <= limits.SPAWN_STRINGS

@@ -15,7 +15,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.linux.rlimits import NUMBERS
 from fastclaw.processes.lane import Collection
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from fastclaw.spawner.frames import (
     Hello,
     Identity,
@@ -313,9 +313,9 @@ def test_orders_and_the_welcome() -> None:
     assert struct.unpack("=5I", control(frames.END, 7, frames.LEVEL_KILL)) == order
     read_file = struct.pack("=5I", frames.READ, 1, 0, 0, frames.NOWHERE) + b"/etc\0"
     assert control(frames.READ, 1, tail=b"/etc\0") == read_file
-    confined = struct.unpack("=4IQ2I", welcome(confine=True, keeper_uid=5, collect_bytes=2**40, capabilities=3))
+    confined = struct.unpack("=4IQ2I", welcome(confine=True, reaper_uid=5, collect_bytes=2**40, capabilities=3))
     assert confined == (frames.WELCOME, frames.VERSION, frames.CONFINE, 5, 2**40, 3, 0)
-    free = struct.unpack("=4IQ2I", welcome(confine=False, keeper_uid=frames.NO_USER, collect_bytes=1))
+    free = struct.unpack("=4IQ2I", welcome(confine=False, reaper_uid=frames.NO_USER, collect_bytes=1))
     assert free == (frames.WELCOME, frames.VERSION, 0, frames.NO_USER, 1, 0, 0)
 
 
@@ -390,7 +390,7 @@ EVENTS = [
 EVENTS += ["STUCK", "SAID", "GAP", "BLOCKED"]
 BESIDES = ["WITH_EMPTY", "WITH_FREE", "INCOMPLETE", "LIMITED", "OVERLOADED"]
 AMONG_THEMSELVES = {"FORK", "LEVEL_FINISH", "FLAG_ALL"}
-"""What pumps, keepers and main say to each other only."""
+"""What pumps, reapers and main say to each other only."""
 
 
 def test_the_enums_are_found() -> None:
@@ -476,10 +476,10 @@ def test_a_slot_has_room_for_what_is_sent() -> None:
     behind_the_stack = sum(WORDS[name] for name in ("FRAME_BYTES", "POINTER_BYTES", "PATH_BYTES"))
     assert WORDS["PUMP_STACK"] + behind_the_stack + alignment <= WORDS["STORE_AT"]
     assert WORDS["STORE_AT"] + 2 * WORDS["INLINE_BYTES"] <= WORDS["SLOT_BYTES"]
-    assert WORDS["KEEPER_STACK"] >= 16 * limits.KIB
-    assert WORDS["PUMP_STACK"] - WORDS["KEEPER_STACK"] >= 16 * limits.KIB
+    assert WORDS["REAPER_STACK"] >= 16 * limits.KIB
+    assert WORDS["PUMP_STACK"] - WORDS["REAPER_STACK"] >= 16 * limits.KIB
     assert WORDS["PUMP_STACK"] % 8 == 0, "a request begins there"
     assert WORDS["MAX_FDS"] == 5  # a worker's byte, three streams and a file
-    assert WORDS["MAX_KEEPERS"] >= limits.MAX_PROCESSES + limits.SPAWN_IDLE_KEEPERS
-    assert WORDS["MAX_BROOD"] == WORDS["MAX_KEEPERS"]
+    assert WORDS["MAX_REAPERS"] >= limits.MAX_PROCESSES + limits.SPAWN_IDLE_REAPERS
+    assert WORDS["MAX_BROOD"] == WORDS["MAX_REAPERS"]
     assert WORDS["INLINE_BYTES"] <= WORDS["STORE_AT"]

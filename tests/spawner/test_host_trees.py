@@ -125,7 +125,7 @@ async def test_end_tree_takes_two_hundred_that_left_every_way_they_could() -> No
         await process.end()
         assert not any(map(is_there, tree))
         assert home.spawner.counts()["kept"] == 0
-        assert not any(commands_of(keeper) for keeper in children_of(home.pid))
+        assert not any(commands_of(reaper) for reaper in children_of(home.pid))
         process.close()
 
 
@@ -212,7 +212,7 @@ async def test_a_start_that_is_given_up_at_once_leaves_nothing() -> None:
         await asyncio.gather(*(process.end_tree(Grace(0.0)) for process in processes))
         assert {process.exited.result().signal for process in processes} == {signal.SIGKILL}
         assert lane.health()["kept"] == 0
-        await until(lambda: not any(commands_of(keeper) for keeper in children_of(home.pid)))
+        await until(lambda: not any(commands_of(reaper) for reaper in children_of(home.pid)))
 
 
 async def test_end_all_takes_starts_that_nobody_has_taken_up_yet() -> None:
@@ -287,7 +287,7 @@ async def test_end_all_takes_what_ended_commands_left_too() -> None:
         await lane.end_all([one.process for one in live], Grace(0.0))
         assert {one.process.exited.result().signal for one in live} == {signal.SIGKILL}
         assert home.spawner.counts()["kept"] == 0
-        assert not any(commands_of(keeper) for keeper in children_of(home.pid))
+        assert not any(commands_of(reaper) for reaper in children_of(home.pid))
         for process in (ended, *live):
             process.close()
 
@@ -332,7 +332,7 @@ async def test_everything_ends_when_we_are_killed_outright() -> None:
     assert us.stdout is not None
     spawner = int(await us.stdout.readline())
     everybody = [spawner, *descendants_of(spawner)]
-    assert len(everybody) > limits.SPAWN_SPARE_KEEPERS + 2
+    assert len(everybody) > limits.SPAWN_SPARE_REAPERS + 2
     us.kill()
     await us.wait()
     await until(lambda: not any(map(has_not_ended, everybody)))

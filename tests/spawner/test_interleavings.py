@@ -27,12 +27,12 @@ import pytest
 from fastclaw import limits
 from fastclaw.linux.packets import close_all
 from fastclaw.processes.lane import Collection
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from tests.spawner.fake_spawner import (
     PATIENCE_S,
     BareHost,
     a_bare_host,
-    busy_keepers_of,
+    busy_reapers_of,
     children_of,
     commands_of,
     pump_of,
@@ -49,7 +49,7 @@ PLENTY = 1_000_000
 BATCH = 24
 """See spawner.h."""
 AT_ONCE_S = 1.0
-"""Half of what main gives one keeper, READY_MS in main.c."""
+"""Half of what main gives one reaper, READY_MS in main.c."""
 ROUNDS = 2_000
 """Of something that goes wrong once in some hundred times."""
 DEAF = 300
@@ -109,7 +109,7 @@ def end(host: BareHost, id: int, op: int = frames.EXITED) -> list[tuple[int, ...
 
 
 def test_who_is_killed_before_it_has_its_pump_is_not_waited_for() -> None:
-    """Main heeds no order while keepers come up, and root inside may have the right to kill them all the time."""
+    """Main heeds no order while reapers come up, and root inside may have the right to kill them all the time."""
     with a_bare_host() as host:
         for _ in range(ROUNDS):
             begun = time.monotonic()
@@ -267,8 +267,8 @@ def test_a_client_whose_slot_goes_to_another_while_it_is_handed_over_reads_an_en
     """The next one there is refused, so that nobody looks for clients, and the streams are not over but never were."""
     with a_bare_host(1) as host:
         host.start(1, "sleep", "1000")
-        (keeper,) = children_of(host.process.pid)
-        (command,) = commands_of(keeper)
+        (reaper,) = children_of(host.process.pid)
+        (command,) = commands_of(reaper)
         with a_traced(host.process.pid) as to_its_message:
             client = host.attach(1)
             to_its_message()
@@ -288,8 +288,8 @@ def test_pumps_that_hear_nothing_keep_nobody_from_another() -> None:
         clients = []
         for id in range(1, DEAF + 1):
             host.start(id, "sleep", "100")
-        for keeper in busy_keepers_of(host.process.pid):
-            os.kill(pump_of(keeper), signal.SIGSTOP)
+        for reaper in busy_reapers_of(host.process.pid):
+            os.kill(pump_of(reaper), signal.SIGSTOP)
         for id in range(1, DEAF + 1):
             clients += [host.attach(id) for _ in range(MOST_UNHEARD)]
         too_many = host.attach(DEAF)
@@ -297,8 +297,8 @@ def test_pumps_that_hear_nothing_keep_nobody_from_another() -> None:
         host.start(DEAF + 1, "cat")
         with host.attach(DEAF + 1, given=b"heard") as client:
             assert client.recv(5) == b"heard"
-        for keeper in busy_keepers_of(host.process.pid):
-            os.kill(pump_of(keeper), signal.SIGCONT)
+        for reaper in busy_reapers_of(host.process.pid):
+            os.kill(pump_of(reaper), signal.SIGCONT)
         assert {client.recv(1) for client in clients[1:MOST_UNHEARD]} == {b""}, "one is there already"
         close_all(client.detach() for client in [*clients, too_many])
 
@@ -383,8 +383,8 @@ def test_what_an_orphan_writes_after_the_answer_counts_for_nothing() -> None:
 
 def one_below(host: BareHost) -> int:
     """The process that a run has left, which has stopped itself."""
-    for keeper in children_of(host.process.pid):
-        for pid in children_of(keeper):
+    for reaper in children_of(host.process.pid):
+        for pid in children_of(reaper):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as stat:
                 if stat.read().rpartition(")")[2].split()[0] == "T":
                     return pid
@@ -403,7 +403,7 @@ def test_all_that_a_command_wrote_is_collected_though_its_pump_is_late() -> None
         collect_start(host, 1, "sh", "-c", command, output_limit=1 << 20, drain_ms=0)
         assert host.event()[:2] == (frames.STARTED, 1)
         pump, shell = sorted(
-            pid for keeper in children_of(host.process.pid) if len(pids := children_of(keeper)) > 1 for pid in pids
+            pid for reaper in children_of(host.process.pid) if len(pids := children_of(reaper)) > 1 for pid in pids
         )
         wait_state(shell, "T")
         os.kill(pump, signal.SIGSTOP)
@@ -463,7 +463,7 @@ if not os.fork():
     middle = os.getpid()
     if os.fork():
         os._exit(0)
-    while os.getppid() == middle:  # until it has fallen to the keeper
+    while os.getppid() == middle:  # until it has fallen to the reaper
         time.sleep(0.001)
     control.send(b"%d" % os.getpid())
     control.close()
@@ -514,8 +514,8 @@ def test_a_pump_that_is_killed_with_a_workers_streams_is_told_and_its_client_rea
         client = host.attach(2)
         host.order(frames.LOOK, 2)
         hear_until(host, frames.WAITING)
-        keeper = sorted(children_of(host.process.pid))[host.places[2]]
-        os.kill(children_of(keeper)[0], signal.SIGKILL)
+        reaper = sorted(children_of(host.process.pid))[host.places[2]]
+        os.kill(children_of(reaper)[0], signal.SIGKILL)
         assert (frames.LOST, 2, 0, 0) in hear_until(host, frames.LOST)
         assert client.recv(1) == b""
         client.close()
@@ -543,10 +543,10 @@ def cpu_s(pid: int) -> float:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what the command itself cannot be")
 def test_main_waits_for_what_cannot_be_ended_now_without_going_round() -> None:
-    """A pump that sleeps in a pipe that a neighbour has locked, and whose keeper was killed."""
+    """A pump that sleeps in a pipe that a neighbour has locked, and whose reaper was killed."""
     with a_bare_host(3) as host:
         host.start(1, "sh", "-c", "echo unread; kill -STOP $$; exec >&-; exec sleep 100")
-        pump, command = sorted(children_of(keeper_of(host, 1)))
+        pump, command = sorted(children_of(reaper_of(host, 1)))
         wait_state(command, "T")
         host.start(2, sys.executable, "-c", LOCKS, str(command))
         locker = host.attach(2)
@@ -558,7 +558,7 @@ def test_main_waits_for_what_cannot_be_ended_now_without_going_round() -> None:
         time.sleep(0.3)  # until it is in its splice: there is no event for that
         client = host.attach(1)
         wait_state(pump, "D")
-        os.kill(keeper_of(host, 1), signal.SIGKILL)
+        os.kill(reaper_of(host, 1), signal.SIGKILL)
         time.sleep(0.1)
         before = cpu_s(host.process.pid)
         time.sleep(1)
@@ -581,5 +581,5 @@ def wait_state(pid: int, state: str) -> None:
         time.sleep(0.01)
 
 
-def keeper_of(host: BareHost, id: int) -> int:
+def reaper_of(host: BareHost, id: int) -> int:
     return sorted(children_of(host.process.pid))[host.places[id]]

@@ -16,7 +16,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.processes.lane import Collection, Grace, StartSpec
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from fastclaw.spawner.link import greet
 from fastclaw.spawner.spawned import SpawnProcess
 from tests.balance import balanced, open_descriptors
@@ -44,7 +44,7 @@ async def a_fake() -> AsyncIterator[FakeSpawner]:
 
 
 async def shake(fake: FakeSpawner) -> Spawner:
-    return await greet(fake.host, confine=False, keeper_uid=frames.NO_USER, collect_bytes=1, on_end=nothing)
+    return await greet(fake.host, confine=False, reaper_uid=frames.NO_USER, collect_bytes=1, on_end=nothing)
 
 
 async def test_who_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,15 +96,15 @@ async def test_a_kernel_that_lists_no_children_is_not_supported() -> None:
         assert refused.value.reason == "unsupported"
 
 
-@pytest.mark.parametrize(("facts", "uid"), [(1, frames.NO_USER), (3, limits.KEEPER_UID)])
-async def test_the_welcome_names_the_keepers_user_only_where_they_may_become_it(facts: int, uid: int) -> None:
+@pytest.mark.parametrize(("facts", "uid"), [(1, frames.NO_USER), (3, limits.REAPER_UID)])
+async def test_the_welcome_names_the_reapers_user_only_where_they_may_become_it(facts: int, uid: int) -> None:
     async with a_fake() as fake:
         fake.say_hello(b"A=b\0", facts=facts)
         task = asyncio.ensure_future(
             greet(
                 fake.host,
                 confine=True,
-                keeper_uid=limits.KEEPER_UID,
+                reaper_uid=limits.REAPER_UID,
                 collect_bytes=2**40,
                 on_end=lambda: pytest.fail("told to end"),
             )
@@ -142,7 +142,7 @@ async def test_a_greeting_that_is_cancelled_leaves_nothing() -> None:
         ("is silent", "engine_timeout"),
     ],
 )
-async def test_who_cannot_make_its_first_keepers_did_not_start(
+async def test_who_cannot_make_its_first_reapers_did_not_start(
     how: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SPAWN_ANSWER_MS", 20)
@@ -250,7 +250,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("words", ENDS.values(), ids=ENDS)
-async def test_a_keeper_is_idle_again_when_neither_its_tree_nor_its_streams_are_left(
+async def test_a_reaper_is_idle_again_when_neither_its_tree_nor_its_streams_are_left(
     words: list[tuple[int, int]],
 ) -> None:
     async with watched() as seen:
@@ -260,10 +260,10 @@ async def test_a_keeper_is_idle_again_when_neither_its_tree_nor_its_streams_are_
         for op, besides in before:
             seen.fake.tell(op, id, 0, besides)
             await seen.heard()
-            assert seen.spawner._idle_keepers == limits.SPAWN_SPARE_KEEPERS - 1
+            assert seen.spawner._idle_reapers == limits.SPAWN_SPARE_REAPERS - 1
         seen.fake.tell(last, id, 0, flags)
         await seen.heard()
-        assert seen.spawner._idle_keepers == limits.SPAWN_SPARE_KEEPERS
+        assert seen.spawner._idle_reapers == limits.SPAWN_SPARE_REAPERS
         assert (process.is_gone, process.is_free, seen.spawner._kept) == (True, True, {})
 
 
@@ -306,11 +306,11 @@ async def test_what_was_refused_has_the_steps_reason() -> None:
             await process.started
         assert refused.value.reason == "not_found"
         assert process.is_gone
-        assert seen.spawner.counts() == {"keepers": limits.SPAWN_SPARE_KEEPERS, "kept": 0}
-        assert seen.spawner._idle_keepers == limits.SPAWN_SPARE_KEEPERS
+        assert seen.spawner.counts() == {"reapers": limits.SPAWN_SPARE_REAPERS, "kept": 0}
+        assert seen.spawner._idle_reapers == limits.SPAWN_SPARE_REAPERS
 
 
-async def test_a_lost_keeper_takes_its_process_along_and_is_one_less() -> None:
+async def test_a_lost_reaper_takes_its_process_along_and_is_one_less() -> None:
     async with watched() as seen:
         running, id = await seen.begin()
         seen.fake.tell(frames.STARTED, id)
@@ -325,22 +325,22 @@ async def test_a_lost_keeper_takes_its_process_along_and_is_one_less() -> None:
             with pytest.raises(ExecFailed) as refused:
                 await future
             assert refused.value.reason == "container_gone"
-        assert seen.spawner.counts() == {"keepers": limits.SPAWN_SPARE_KEEPERS - 3, "kept": 0}
+        assert seen.spawner.counts() == {"reapers": limits.SPAWN_SPARE_REAPERS - 3, "kept": 0}
         assert seen.spawner.alive
         assert seen.ends == 0
 
 
-async def test_an_idle_keeper_that_dies_is_replaced() -> None:
+async def test_an_idle_reaper_that_dies_is_replaced() -> None:
     async with watched() as seen:
         for lost in range(3):
             seen.fake.tell(frames.LOST, 0)
             await (granted := asyncio.ensure_future(seen.fake.grant_growth(1)))
             assert granted.exception() is None
             await seen.heard()
-            assert seen.spawner.counts()["keepers"] == limits.SPAWN_SPARE_KEEPERS, lost
+            assert seen.spawner.counts()["reapers"] == limits.SPAWN_SPARE_REAPERS, lost
 
 
-async def test_a_keeper_that_dies_when_all_was_told_of_its_process_is_missed_too() -> None:
+async def test_a_reaper_that_dies_when_all_was_told_of_its_process_is_missed_too() -> None:
     """It may not have forgotten the number yet, which is nobody's any more."""
     async with watched() as seen:
         process, id = await seen.begin()
@@ -350,15 +350,15 @@ async def test_a_keeper_that_dies_when_all_was_told_of_its_process_is_missed_too
         seen.fake.tell(frames.LOST, id)
         await seen.fake.grant_growth(1)
         await seen.heard()
-        assert seen.spawner.counts() == {"keepers": limits.SPAWN_SPARE_KEEPERS, "kept": 0}
+        assert seen.spawner.counts() == {"reapers": limits.SPAWN_SPARE_REAPERS, "kept": 0}
 
 
-async def test_a_worker_that_is_lost_had_no_keeper_of_its_own() -> None:
+async def test_a_worker_that_is_lost_had_no_reaper_of_its_own() -> None:
     async with watched() as seen:
         process, id = await seen.begin()
         seen.fake.tell(frames.LOST, id, 0, 1)
         assert await ended(process) == "container_gone"
-        assert seen.spawner.counts() == {"keepers": limits.SPAWN_SPARE_KEEPERS, "kept": 0}
+        assert seen.spawner.counts() == {"reapers": limits.SPAWN_SPARE_REAPERS, "kept": 0}
 
 
 async def test_news_of_nobody_are_passed_over() -> None:
@@ -374,7 +374,7 @@ async def test_news_of_nobody_are_passed_over() -> None:
         assert open_descriptors() == before
         seen.fake.tell(frames.STARTED, id)
         await process.started
-        assert seen.spawner.counts() == {"keepers": limits.SPAWN_SPARE_KEEPERS, "kept": 1}
+        assert seen.spawner.counts() == {"reapers": limits.SPAWN_SPARE_REAPERS, "kept": 1}
         assert seen.ends == 0
 
 
@@ -610,12 +610,12 @@ async def test_an_order_without_an_answer_is_a_timeout(monkeypatch: pytest.Monke
         await seen.heard()
 
 
-# --- keepers, with a fake ---
+# --- reapers, with a fake ---
 
 
 def occupy(spawner: Spawner) -> list[SpawnProcess]:
-    """Take every keeper there is."""
-    return [request(spawner) for _ in range(spawner.counts()["keepers"])]
+    """Take every reaper there is."""
+    return [request(spawner) for _ in range(spawner.counts()["reapers"])]
 
 
 async def settle(processes: list[SpawnProcess]) -> None:
@@ -642,7 +642,7 @@ async def test_growth_that_is_refused_is_overloaded_and_may_be_tried_again() -> 
 async def test_who_asks_for_room_in_the_turn_in_which_growth_has_ended_in_vain_has_it_tried_again() -> None:
     """Waiting for what is over returns at once, for ever: the loop would never get to say that it is over."""
     async with watched() as seen:
-        while seen.spawner.counts()["kept"] < seen.spawner.counts()["keepers"]:
+        while seen.spawner.counts()["kept"] < seen.spawner.counts()["reapers"]:
             await seen.begin()
 
         async def asks_as_soon_as_it_is_over() -> None:
@@ -674,12 +674,12 @@ async def test_growth_is_asked_for_once_and_ahead_of_need() -> None:
         assert seen.spawner.has_room
         assert seen.spawner.has_room
         op, id, wanted, *_ = await seen.fake.hear_order()
-        assert (op, wanted) == (frames.GROW, limits.SPAWN_SPARE_KEEPERS)
+        assert (op, wanted) == (frames.GROW, limits.SPAWN_SPARE_REAPERS)
         with pytest.raises(BlockingIOError):
             seen.fake.control.recv(1)
         seen.fake.answer(id, value=wanted)
         await seen.heard()
-        assert seen.spawner.counts() == {"keepers": 2 * wanted, "kept": 1}
+        assert seen.spawner.counts() == {"reapers": 2 * wanted, "kept": 1}
         seen.spawner.close()
         await settle([first])
 
@@ -693,7 +693,7 @@ async def test_growth_is_announced_before_it_is_asked_for() -> None:
             greet(
                 fake.host,
                 confine=False,
-                keeper_uid=frames.NO_USER,
+                reaper_uid=frames.NO_USER,
                 collect_bytes=1,
                 on_end=nothing,
                 on_growth=announced.append,
@@ -729,14 +729,14 @@ async def test_who_waits_for_room_does_not_take_more_than_there_is() -> None:
             await seen.fake.grant_growth(2)
             granted += 2
             counts = seen.spawner.counts()
-            assert counts["kept"] <= counts["keepers"]
+            assert counts["kept"] <= counts["reapers"]
         processes += await asyncio.gather(*tasks)
         seen.spawner.close()
         await settle(processes)
 
 
-async def test_keepers_that_nobody_needs_are_sent_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SPAWN_IDLE_KEEPERS", limits.SPAWN_SPARE_KEEPERS - 1)
+async def test_reapers_that_nobody_needs_are_sent_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SPAWN_IDLE_REAPERS", limits.SPAWN_SPARE_REAPERS - 1)
     async with watched() as seen:
         process, id = await seen.begin()
         seen.fake.tell(frames.STARTED, id)
@@ -744,7 +744,7 @@ async def test_keepers_that_nobody_needs_are_sent_home(monkeypatch: pytest.Monke
         await process.exited
         assert seen.fake.channel is not None
         assert await asyncio.get_running_loop().sock_recv(seen.fake.channel, 100) == frames.control(frames.RETIRE)
-        assert seen.spawner.counts()["keepers"] == limits.SPAWN_SPARE_KEEPERS - 1
+        assert seen.spawner.counts()["reapers"] == limits.SPAWN_SPARE_REAPERS - 1
 
 
 async def test_numbers_start_over_and_are_never_0() -> None:

@@ -19,12 +19,11 @@ from fastclaw.errors import ExecFailed
 from fastclaw.linux.poller import Watcher
 from fastclaw.processes.lane import Grace
 from fastclaw.processes.sockets import SocketDirectory
-from fastclaw.spawner import frames as frames
-from fastclaw.spawner import pump_streams
+from fastclaw.spawner import frames, pump_streams
 from fastclaw.spawner.pump_streams import SpawnStreams
 from fastclaw.spawner.spawned import SpawnProcess
 from tests.balance import open_descriptors
-from tests.spawner.fake_spawner import busy_keepers_of, pump_of, until
+from tests.spawner.fake_spawner import busy_reapers_of, pump_of, until
 from tests.spawner.locks import HOLD_S
 from tests.spawner.rig import PATIENCE_S, a_home, settled, spec
 
@@ -682,8 +681,8 @@ async def test_killed_in_the_middle_its_pump_leaves_a_gap(short_dir: Path) -> No
         served = await stage.start("sh", "-c", "echo out; exec sleep 1000")
         client = served.connect(STDIO)
         assert await read(client) == b"out\n"
-        (keeper,) = busy_keepers_of(home.pid)
-        os.kill(pump_of(keeper), signal.SIGKILL)
+        (reaper,) = busy_reapers_of(home.pid)
+        os.kill(pump_of(reaper), signal.SIGKILL)
         assert await read(client) == b""
         await served.owner.heard("gap")
         async with asyncio.timeout(PATIENCE_S):
@@ -759,13 +758,13 @@ async def test_hundreds_of_clients_come_and_go_and_nothing_is_left(short_dir: Pa
     async with a_stage(short_dir) as (home, stage):
         served = await stage.start("cat", on_disconnect="hold")
         before = open_descriptors()
-        (keeper,) = busy_keepers_of(home.pid)
+        (reaper,) = busy_reapers_of(home.pid)
         for _ in range(300):
             client = served.connect(STDIO)
             with contextlib.suppress(OSError):
                 client.send(b"x")
             client.close()
             await asyncio.sleep(0)
-        await until(lambda: len(os.listdir(f"/proc/{pump_of(keeper)}/fd")) < 50)
+        await until(lambda: len(os.listdir(f"/proc/{pump_of(reaper)}/fd")) < 50)
         await until(lambda: open_descriptors() == before)
         assert served.owner.told in ([], ["gap"]) or set(served.owner.told) == {"gap"}

@@ -9,7 +9,7 @@ import pytest
 
 from fastclaw.linux.executable import Finding
 from fastclaw.processes.lane import StartSpec
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from fastclaw.spawner.refusals import resources_refused, step_refused, text_refused
 
 SPEC = StartSpec(

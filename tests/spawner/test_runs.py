@@ -18,13 +18,13 @@ from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import Collected, Collection, Grace, LaneProcess, Output, StartSpec
 from tests.balance import open_descriptors
 from tests.spawner.fake_spawner import (
-    busy_keepers_of,
+    busy_reapers_of,
     children_of,
     commands_of,
     descendants_of,
     is_there,
-    keeper_of,
     pump_of,
+    reaper_of,
     until,
 )
 from tests.spawner.locks import LEFT_LOCKED, STDOUT
@@ -302,9 +302,9 @@ async def test_what_it_leaves_is_kept_or_ended(orphans: str) -> None:
             await settled(home)
         else:
             assert home.spawner.counts()["kept"] == 1
-            assert len([one for keeper in busy_keepers_of(home.pid) for one in commands_of(keeper)]) == 1
+            assert len([one for reaper in busy_reapers_of(home.pid) for one in commands_of(reaper)]) == 1
             await process.end_tree(Grace(0.0))
-        assert busy_keepers_of(home.pid) == []
+        assert busy_reapers_of(home.pid) == []
 
 
 async def test_ended_orphans_hold_no_stream() -> None:
@@ -330,7 +330,7 @@ async def test_over_its_limit_it_is_ended_where_it_is_to_be(which: int, limit: i
         assert output.head == (b"xxxxxxxxxxxxxxx\n" * (limit // 16 + 1))[:limit]
         assert output.total > limit
         await settled(home)
-        assert busy_keepers_of(home.pid) == []
+        assert busy_reapers_of(home.pid) == []
 
 
 @pytest.mark.parametrize("size", [99, 100])
@@ -389,20 +389,20 @@ def blocks(fd: int) -> int:
 async def test_room_that_was_taken_comes_back_however_a_run_ends() -> None:
     room = 4 * MIB
     async with a_home(collect_bytes=room) as (home, lane):
-        for how in ("killed", "keeper", "pump", "orphan", "limited", "truncated") * 2:
+        for how in ("killed", "reaper", "pump", "orphan", "limited", "truncated") * 2:
             on_limit = "kill" if how == "limited" else "truncate"
             limit = MIB if how in ("limited", "truncated") else 16 * MIB
             script = f"head -c {3 * MIB} /dev/zero; {'sleep 1000 &' if how == 'orphan' else 'exec sleep 1000'}"
             if how == "truncated":
                 script = f"head -c {3 * MIB} /dev/zero"
             process = await begin(lane, "sh", "-c", script, output_limit=limit, drain_ms=50, on_limit=on_limit)
-            if how in ("killed", "keeper", "pump"):
+            if how in ("killed", "reaper", "pump"):
                 await until(lambda: sum(map(blocks, stores())) >= 3 * MIB)
-                (keeper,) = busy_keepers_of(home.pid)
+                (reaper,) = busy_reapers_of(home.pid)
                 if how == "killed":
                     await process.end_tree(Grace(0.0))
                 else:
-                    os.kill(keeper if how == "keeper" else pump_of(keeper), signal.SIGKILL)
+                    os.kill(reaper if how == "reaper" else pump_of(reaper), signal.SIGKILL)
             with contextlib.suppress(ExecFailed):
                 assert not (await collected(process)).overloaded, how
             await process.end_tree(Grace(0.0))
@@ -458,12 +458,12 @@ async def test_it_can_be_sent_signals_and_be_ended() -> None:
         assert found.status.exit_code == 4
         assert whole(found.stdout).endswith(b"heard\n")
         process = await begin(lane, "sh", "-c", "echo up; setsid sleep 1000 & exec sleep 1000")
-        await until(lambda: len([one for keeper in children_of(home.pid) for one in commands_of(keeper)]) >= 1)
+        await until(lambda: len([one for reaper in children_of(home.pid) for one in commands_of(reaper)]) >= 1)
         await process.end_tree(Grace(0.0))
         found = await collected(process)
         assert found.status.signal == signal.SIGKILL
         await settled(home)
-        assert busy_keepers_of(home.pid) == []
+        assert busy_reapers_of(home.pid) == []
 
 
 async def test_runs_that_are_given_up_at_once_leave_nothing() -> None:
@@ -475,7 +475,7 @@ async def test_runs_that_are_given_up_at_once_leave_nothing() -> None:
                 await asyncio.gather(*(process.end_tree(Grace(0.0)) for process in reversed(processes)))
             assert {process.exited.result().signal for process in processes} <= {signal.SIGKILL}
             await settled(home)
-            await until(lambda: busy_keepers_of(home.pid) == [])
+            await until(lambda: busy_reapers_of(home.pid) == [])
         assert home.spawner._kept == {}
 
 
@@ -530,7 +530,7 @@ async def test_two_thousand_short_ones() -> None:
         counts = home.spawner.counts()
         assert counts["kept"] == 0
         await until(lambda: home.spawner._kept == {})
-        assert home.spawner.counts()["keepers"] == len(children_of(home.pid))
+        assert home.spawner.counts()["reapers"] == len(children_of(home.pid))
 
 
 async def test_among_execs_and_files_they_are_all_told_apart() -> None:
@@ -554,26 +554,26 @@ async def test_among_execs_and_files_they_are_all_told_apart() -> None:
         await asyncio.gather(*jobs)
 
 
-# --- keepers and pumps that die ---
+# --- reapers and pumps that die ---
 
 
-@pytest.mark.parametrize("who", ["keeper", "pump"])
+@pytest.mark.parametrize("who", ["reaper", "pump"])
 @pytest.mark.parametrize("size", [10, 3 * MIB])
 async def test_one_that_dies_in_the_middle_ends_its_run_and_no_other(who: str, size: int) -> None:
     async with a_home() as (home, lane):
         before = open_descriptors()
         other = await begin(lane, *hold(size), output_limit=16 * MIB)
-        await until(lambda: len(busy_keepers_of(home.pid)) == 1)
-        spared = busy_keepers_of(home.pid)
+        await until(lambda: len(busy_reapers_of(home.pid)) == 1)
+        spared = busy_reapers_of(home.pid)
         await until(lambda: has_blocked_signal(commands_of(spared[0])[0]))
         process = await begin(
             lane, "sh", "-c", f"head -c {size} /dev/zero; setsid sleep 1000 & exec sleep 1000", output_limit=16 * MIB
         )
-        await until(lambda: len(busy_keepers_of(home.pid)) == 2)
-        (keeper,) = [one for one in busy_keepers_of(home.pid) if one not in spared]
-        await until(lambda: len(descendants_of(keeper)) == 3)
-        everybody = [keeper, *descendants_of(keeper)]
-        os.kill(keeper if who == "keeper" else pump_of(keeper), signal.SIGKILL)
+        await until(lambda: len(busy_reapers_of(home.pid)) == 2)
+        (reaper,) = [one for one in busy_reapers_of(home.pid) if one not in spared]
+        await until(lambda: len(descendants_of(reaper)) == 3)
+        everybody = [reaper, *descendants_of(reaper)]
+        os.kill(reaper if who == "reaper" else pump_of(reaper), signal.SIGKILL)
         async with asyncio.timeout(PATIENCE_S):
             status = await asyncio.shield(process.exited)
         assert status.reason in ("container_gone", "signaled")
@@ -636,7 +636,7 @@ async def test_a_stdout_that_somebody_left_locked_holds_nobody_up(text: str) -> 
 async def test_one_that_locks_its_own_stdout_can_be_ended() -> None:
     async with a_home() as (home, lane):
         process = await begin(lane, sys.executable, "-S", "-c", STDOUT, "said")
-        await until(lambda: bool(busy_keepers_of(home.pid)))
+        await until(lambda: bool(busy_reapers_of(home.pid)))
         assert process.started is not None
         async with asyncio.timeout(PATIENCE_S):
             await asyncio.shield(process.started)
@@ -657,11 +657,11 @@ async def test_fastclaw_holds_no_pipe_of_a_run_and_its_file_cannot_be_changed() 
         for size in (0, 100 * MIB):
             with pytest.raises(PermissionError):
                 os.ftruncate(store, size)
-        (command,) = [one for keeper in busy_keepers_of(home.pid) for one in commands_of(keeper)]
+        (command,) = [one for reaper in busy_reapers_of(home.pid) for one in commands_of(reaper)]
         theirs = {os.readlink(f"/proc/{command}/fd/{fd}") for fd in (1, 2)}
         assert not theirs & set(open_descriptors().values())
-        keeper = keeper_of(home.pid, command)
-        maps = [open_maps(pid) for pid in (home.pid, keeper, pump_of(keeper))]
+        reaper = reaper_of(home.pid, command)
+        maps = [open_maps(pid) for pid in (home.pid, reaper, pump_of(reaper))]
         assert not any("fastclaw-run" in one for one in maps), "it would be PID 1's to the out-of-memory killer"
         await process.end_tree(Grace(0.0))
         assert whole((await collected(process)).stdout) == pattern(2 * MIB, 1)

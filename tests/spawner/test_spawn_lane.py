@@ -8,7 +8,7 @@ import pytest
 
 from fastclaw.errors import ExecFailed, InvalidParams
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, Collection, StartSpec
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from fastclaw.spawner.frames import Identity, Strings
 from fastclaw.spawner.spawn_lane import Environments, Home, Homes, SpawnLane
 from fastclaw.spawner.spawner_host import HostHome

@@ -12,7 +12,7 @@ import pytest
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.cgroups import OomKills
 from fastclaw.processes.lane import Collection, ExitStatus, Grace, Output, StartSpec
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from fastclaw.spawner.spawned import SpawnProcess
 from tests.balance import open_descriptors
 from tests.spawner.fake_spawner import outputs

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import limits
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from fastclaw.spawner.binary import find_spawner
 from tests.spawner.fake_spawner import (
     PATIENCE_S,
     BareHost,
     a_bare_host,
-    busy_keepers_of,
+    busy_reapers_of,
     children_of,
     commands_of,
     descendants_of,
@@ -75,7 +75,7 @@ def test_an_environment_too_large_for_its_greeting_ends_it() -> None:
     assert done.returncode == 3
 
 
-A_WELCOME = frames.welcome(confine=False, keeper_uid=frames.NO_USER, collect_bytes=1)
+A_WELCOME = frames.welcome(confine=False, reaper_uid=frames.NO_USER, collect_bytes=1)
 A_START = frames.start(2, frames.strings(["true"]), frames.strings([])).frame
 
 
@@ -140,7 +140,7 @@ MALFORMED_ORDERS = {
     "level 3": (frames.control(frames.END, 1, 3), 0),
     "level 4": (frames.control(frames.END, 1, 4), 0),
     "port 65536": (frames.control(frames.LISTEN, 2, 65_536), 0),
-    "more keepers than there may be": (frames.control(frames.GROW, 2, 16_385), 0),
+    "more reapers than there may be": (frames.control(frames.GROW, 2, 16_385), 0),
     "ATTACH without a client": (frames.control(frames.ATTACH, 1, 0), 0),
     "ATTACH with two": (frames.control(frames.ATTACH, 1, 0), 2),
     "ATTACH to a third stream": (frames.control(frames.ATTACH, 1, 2), 1),
@@ -259,100 +259,100 @@ def test_strings_in_a_file_are_as_sound_as_those_in_a_frame() -> None:
         os.close(file)
 
 
-# --- keepers and pumps ---
+# --- reapers and pumps ---
 
 
-def keepers(host: BareHost) -> int:
+def reapers(host: BareHost) -> int:
     return host.ask(frames.control(frames.PING, 5))[3]
 
 
-def test_a_keeper_that_is_sent_home_goes() -> None:
-    with a_bare_host(keepers=3) as host:
+def test_a_reaper_that_is_sent_home_goes() -> None:
+    with a_bare_host(reapers=3) as host:
         host.channel.send(frames.control(frames.RETIRE))
-        wait_until(lambda: keepers(host) == 2)
+        wait_until(lambda: reapers(host) == 2)
         assert len(children_of(host.process.pid)) == 2
         host.start(1, "true")
         host.over(1)
         assert not host.has_news(), "it is not missed"
 
 
-def test_keepers_come_in_hundreds() -> None:
-    with a_bare_host(keepers=300) as host:
+def test_reapers_come_in_hundreds() -> None:
+    with a_bare_host(reapers=300) as host:
         assert len(children_of(host.process.pid)) == 300
-        assert all(len(children_of(keeper)) == 1 for keeper in children_of(host.process.pid))
+        assert all(len(children_of(reaper)) == 1 for reaper in children_of(host.process.pid))
 
 
-@pytest.mark.parametrize("who", ["keeper", "pump"])
+@pytest.mark.parametrize("who", ["reaper", "pump"])
 def test_an_idle_one_that_dies_is_told_and_starts_go_on(who: str) -> None:
-    """Nobody would ever take its requests: a keeper goes with its pump, and the other way round."""
-    with a_bare_host(keepers=4) as host:
+    """Nobody would ever take its requests: a reaper goes with its pump, and the other way round."""
+    with a_bare_host(reapers=4) as host:
         for killed in range(1, 4):
-            keeper = children_of(host.process.pid)[0]
-            pump = pump_of(keeper)
-            os.kill(keeper if who == "keeper" else pump, signal.SIGKILL)
+            reaper = children_of(host.process.pid)[0]
+            pump = pump_of(reaper)
+            os.kill(reaper if who == "reaper" else pump, signal.SIGKILL)
             lost = host.event()
             assert (lost.op, lost.a, lost.b) == (frames.LOST, 0, 0)
             assert lost.id in (0, killed - 1), "what was over may not have been forgotten yet"
-            wait_until(lambda: not is_there(keeper) and not is_there(pump))  # noqa: B023 - called at once
-            assert keepers(host) == 4 - killed
+            wait_until(lambda: not is_there(reaper) and not is_there(pump))  # noqa: B023 - called at once
+            assert reapers(host) == 4 - killed
             host.start(killed, "true")
             host.over(killed)
         host.grow(5)
-        assert keepers(host) == 6
+        assert reapers(host) == 6
         assert len(children_of(host.process.pid)) == 6
 
 
 @pytest.mark.parametrize("is_run", [False, True])
-@pytest.mark.parametrize("who", ["keeper", "pump"])
+@pytest.mark.parametrize("who", ["reaper", "pump"])
 def test_one_that_dies_at_work_takes_its_tree_along(who: str, is_run: bool) -> None:
     script = "setsid sleep 1000 & (env -i setsid sleep 1000 &) ; echo out; exec sleep 1000"
-    with a_bare_host(keepers=3) as host:
+    with a_bare_host(reapers=3) as host:
         flags = frames.FLAG_RUN | frames.FLAG_NULL_STDIN if is_run else 0
         host.start(7, "sleep", "1000")
-        other = commands_of(busy_keepers_of(host.process.pid)[0])[0]
+        other = commands_of(busy_reapers_of(host.process.pid)[0])[0]
         host.start(1, "sh", "-c", script, flags=flags)
         wait_until(lambda: len(descendants_of(host.process.pid)) == 3 + 3 + 1 + 3)
-        (keeper,) = [one for one in busy_keepers_of(host.process.pid) if other not in commands_of(one)]
-        pump, *tree = descendants_of(keeper)
+        (reaper,) = [one for one in busy_reapers_of(host.process.pid) if other not in commands_of(one)]
+        pump, *tree = descendants_of(reaper)
         client = None if is_run else host.attach(1, 1)
-        os.kill(keeper if who == "keeper" else pump, signal.SIGKILL)
+        os.kill(reaper if who == "reaper" else pump, signal.SIGKILL)
         heard = host.events(frames.LOST)
         assert heard[-1] == (frames.LOST, 1, 0, 0)
-        assert not any(map(is_there, (keeper, pump, *tree)))
+        assert not any(map(is_there, (reaper, pump, *tree)))
         if client is not None:
             assert client.recv(1) == b""
             client.close()
         assert is_there(other)
-        assert keepers(host) == 2
+        assert reapers(host) == 2
         host.start(9, "true")
         host.events(frames.EXITED)
 
 
-def test_what_lost_keepers_kept_can_be_started_again_in_their_places() -> None:
-    with a_bare_host(keepers=2) as host:
+def test_what_lost_reapers_kept_can_be_started_again_in_their_places() -> None:
+    with a_bare_host(reapers=2) as host:
         for id in range(1, 20):
             host.start(id, "sh", "-c", "echo $0; exec sleep 1000", str(id))
             client = host.attach(id)
             assert client.recv(100) == b"%d\n" % id
-            (keeper,) = busy_keepers_of(host.process.pid)
-            os.kill(keeper if id % 2 else pump_of(keeper), signal.SIGKILL)
+            (reaper,) = busy_reapers_of(host.process.pid)
+            os.kill(reaper if id % 2 else pump_of(reaper), signal.SIGKILL)
             assert host.events(frames.LOST)[-1][:2] == (frames.LOST, id)
             assert client.recv(1) == b""
             client.close()
             host.grow(1)
-        assert keepers(host) == 2
+        assert reapers(host) == 2
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
 def test_one_that_is_killed_before_its_execve(signum: int, tmp_path: Path) -> None:
-    """It shares the spawner's memory, its pump waits for it, and wait4 counts it as no child of its keeper."""
+    """It shares the spawner's memory, its pump waits for it, and wait4 counts it as no child of its reaper."""
     (tmp_path / "late").symlink_to("/bin/true")
     path = "PATH=" + "/x:" * 30_000 + str(tmp_path)
     with a_bare_host() as host:
         for id in range(1, 6):
             host.send_start(id, "late", env=path)
-            wait_until(lambda: bool(busy_keepers_of(host.process.pid)))
-            ((child, *_),) = map(commands_of, busy_keepers_of(host.process.pid))
+            wait_until(lambda: bool(busy_reapers_of(host.process.pid)))
+            ((child, *_),) = map(commands_of, busy_reapers_of(host.process.pid))
             os.kill(child, signum)
             if signum == signal.SIGSTOP:
                 wait_until(lambda: state_of(child) == "T")  # noqa: B023 - called at once
@@ -365,7 +365,7 @@ def test_one_that_is_killed_before_its_execve(signum: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("level", [frames.LEVEL_TERM, frames.LEVEL_KILL])
 def test_an_end_of_number_0_is_for_everything_that_is_kept(level: int) -> None:
-    with a_bare_host(keepers=3) as host:
+    with a_bare_host(reapers=3) as host:
         for id in (1, 2, 3):
             host.start(id, "sleep", "1000")
         host.order(frames.END, 0, level)
@@ -379,7 +379,7 @@ def test_an_end_of_number_0_is_for_everything_that_is_kept(level: int) -> None:
 
 
 def test_orders_for_one_that_has_ended_do_not_hit_the_next() -> None:
-    with a_bare_host(keepers=1) as host:
+    with a_bare_host(reapers=1) as host:
         host.start(1, "true")
         assert host.over(1)[0][:3] == (frames.EXITED, 1, 0)
         host.start(2, "sleep", "1000")
@@ -395,7 +395,7 @@ def test_orders_for_one_that_has_ended_do_not_hit_the_next() -> None:
 
 
 def test_a_place_that_is_wrong_hits_nobody_and_none_is_looked_for() -> None:
-    with a_bare_host(keepers=2) as host:
+    with a_bare_host(reapers=2) as host:
         host.start(1, "sleep", "1000")
         host.control.send(frames.control(frames.SIGNAL, 1, signal.SIGKILL, place=1 - host.places[1]))
         assert not host.has_news(), host.event()
@@ -514,7 +514,7 @@ def test_a_client_that_leaves_output_unread_has_left_a_gap() -> None:
 
 def test_a_client_that_comes_just_as_it_ends_reads_an_end() -> None:
     """Whoever is with it when: its streams are over, its place has the next one, or nobody knows it any more."""
-    with a_bare_host(keepers=2) as host:
+    with a_bare_host(reapers=2) as host:
         clients = []
         for id in range(1, 400):
             host.start(id, "true")
@@ -556,10 +556,10 @@ def test_what_nobody_reads_is_thrown_away_once_it_is_released() -> None:
 
 def test_messages_that_nobody_takes_keep_no_other_s_client_away() -> None:
     """Pumps that sleep in a pipe that was locked read none of theirs; each may have some waiting."""
-    with a_bare_host(keepers=101) as host:
+    with a_bare_host(reapers=101) as host:
         for id in range(1, 101):
             host.start(id, "sleep", "1000")
-        pumps = [pump_of(keeper) for keeper in busy_keepers_of(host.process.pid)]
+        pumps = [pump_of(reaper) for reaper in busy_reapers_of(host.process.pid)]
         for pump in pumps:
             os.kill(pump, signal.SIGSTOP)
         clients = [host.attach(id, which) for id in range(1, 101) for which in (0, 1)]
@@ -583,7 +583,7 @@ ROOT = frames.Identity(0, 0, [])
 
 
 @contextlib.contextmanager
-def a_mapped_host(ids: int, *, uid: int = limits.KEEPER_UID) -> Iterator[BareHost]:
+def a_mapped_host(ids: int, *, uid: int = limits.REAPER_UID) -> Iterator[BareHost]:
     """In a user namespace of its own, where only so many ids are mapped, and confined."""
     host = BareHost("unshare", "--user", "sh", "-c", 'read go && exec "$@"', "sh")
     try:
@@ -607,7 +607,7 @@ def uids_of(pid: int) -> set[str]:
 
 
 @needs_root
-def test_without_a_user_of_its_own_it_makes_no_keepers() -> None:
+def test_without_a_user_of_its_own_it_makes_no_reapers() -> None:
     """Else they would be root inside, and any command of root's could end them."""
     with a_mapped_host(1) as host:
         assert host.ask(frames.control(frames.GROW, 1, 2))[:4] == (frames.ANSWER, 1, errno.EUSERS, 0)
@@ -619,7 +619,7 @@ def test_without_a_user_of_its_own_it_makes_no_keepers() -> None:
 def test_where_its_user_is_not_mapped_it_takes_the_highest_that_is(ids: int) -> None:
     with a_mapped_host(ids) as host:
         host.grow(3)
-        own = min(ids - 1, limits.KEEPER_UID)
+        own = min(ids - 1, limits.REAPER_UID)
         everybody = [host.process.pid, *children_of(host.process.pid)]
         assert {uid for pid in everybody for uid in uids_of(pid)} == {str(own)}
         pumps = pumps_of(host.process.pid)
@@ -673,12 +673,12 @@ print("sent")
 """
     with a_mapped_host(65_536) as host:
         host.grow(2)
-        keeper = children_of(host.process.pid)[0]
-        host.start(1, sys.executable, "-S", "-c", program, str(keeper), identity=ROOT)
+        reaper = children_of(host.process.pid)[0]
+        host.start(1, sys.executable, "-S", "-c", program, str(reaper), identity=ROOT)
         client = host.attach(1)
         with client, client.makefile("rb") as said:
             assert said.read() == b"[0, 0] b'' b'' b'' 0 0\nsent\n"
-        assert is_there(keeper)
+        assert is_there(reaper)
 
 
 @pytest.mark.parametrize("which", [0, 1])

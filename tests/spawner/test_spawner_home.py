@@ -1,4 +1,4 @@
-"""The real spawner as fastclaw sees it: keepers, pumps, signals, files and listeners inside, requests of any size."""
+"""The real spawner as fastclaw sees it: reapers, pumps, signals, files and listeners inside, requests of any size."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tests.spawner.fake_spawner import (
     descendants_of,
     has_not_ended,
     is_there,
-    keeper_of,
     pump_of,
     pumps_of,
+    reaper_of,
     state_of,
     until,
 )
@@ -35,11 +35,11 @@ from tests.spawner.rig import a_home, run, settled, spec, start
 if TYPE_CHECKING:
     from pathlib import Path
 
-SPARE = limits.SPAWN_SPARE_KEEPERS
+SPARE = limits.SPAWN_SPARE_REAPERS
 
 
-@pytest.mark.parametrize("who", ["keeper", "pump"])
-async def test_a_killed_keeper_or_pump_takes_its_process_along_and_nobody_else(who: str) -> None:
+@pytest.mark.parametrize("who", ["reaper", "pump"])
+async def test_a_killed_reaper_or_pump_takes_its_process_along_and_nobody_else(who: str) -> None:
     async with a_home() as (home, lane):
         other = await start(lane, "cat")
         script = "sleep 1000 & setsid sleep 1000 & env -i setsid sleep 1000 & echo $$; wait"
@@ -47,32 +47,32 @@ async def test_a_killed_keeper_or_pump_takes_its_process_along_and_nobody_else(w
         command = int(await process.line())
         await until(lambda: len(descendants_of(command)) == 3)
         tree = [command, *descendants_of(command)]
-        keeper = keeper_of(home.pid, command)
-        pump = pump_of(keeper)
-        os.kill(keeper if who == "keeper" else pump, signal.SIGKILL)
-        # Without its pump its keeper ends it, and still gets to say so.
-        assert (await process.finish())[0].reason == ("container_gone" if who == "keeper" else "signaled")
+        reaper = reaper_of(home.pid, command)
+        pump = pump_of(reaper)
+        os.kill(reaper if who == "reaper" else pump, signal.SIGKILL)
+        # Without its pump its reaper ends it, and still gets to say so.
+        assert (await process.finish())[0].reason == ("container_gone" if who == "reaper" else "signaled")
         await process.end()
-        await until(lambda: not any(map(is_there, [keeper, pump, *tree])))
+        await until(lambda: not any(map(is_there, [reaper, pump, *tree])))
         await settled(home, 1)
         assert (await run(lane, "echo", "on"))[1] == b"on\n"
         assert (await other.finish(b"still here"))[1] == b"still here"
-        await until(lambda: home.spawner.counts()["keepers"] == len(children_of(home.pid)))
+        await until(lambda: home.spawner.counts()["reapers"] == len(children_of(home.pid)))
 
 
-@pytest.mark.parametrize("who", ["keepers", "pumps"])
+@pytest.mark.parametrize("who", ["reapers", "pumps"])
 async def test_idle_ones_that_die_are_replaced_and_starts_go_on(who: str) -> None:
     """Nobody counts on the dead: a request that was sent to nobody would wait for its whole deadline."""
     async with a_home() as (home, lane):
         await asyncio.gather(*(run(lane, "true") for _ in range(SPARE)))
         await settled(home)
         for _ in range(3):
-            keepers = children_of(home.pid)
-            for one in keepers if who == "keepers" else pumps_of(home.pid):
+            reapers = children_of(home.pid)
+            for one in reapers if who == "reapers" else pumps_of(home.pid):
                 os.kill(one, signal.SIGKILL)
-            await until(lambda: not any(map(is_there, keepers)))  # noqa: B023 - called at once
+            await until(lambda: not any(map(is_there, reapers)))  # noqa: B023 - called at once
             await until(lambda: len(children_of(home.pid)) >= SPARE)
-            await until(lambda: home.spawner.counts()["keepers"] == len(children_of(home.pid)))
+            await until(lambda: home.spawner.counts()["reapers"] == len(children_of(home.pid)))
             async with asyncio.timeout(5):
                 results = await asyncio.gather(*(run(lane, "echo", "on") for _ in range(2 * SPARE)))
             assert {out for _, out, _ in results} == {b"on\n"}
@@ -83,10 +83,10 @@ async def test_some_idle_ones_that_die_in_the_middle_of_starts_lose_none_but_tho
         running = [asyncio.ensure_future(run(lane, "echo", str(number))) for number in range(100)]
         killed = 0
         while not all(one.done() for one in running):
-            for keeper in children_of(home.pid):
-                if not commands_of(keeper) and killed < 8:
+            for reaper in children_of(home.pid):
+                if not commands_of(reaper) and killed < 8:
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(keeper, signal.SIGKILL)
+                        os.kill(reaper, signal.SIGKILL)
                         killed += 1
             await asyncio.sleep(0)
         results = await asyncio.gather(*running, return_exceptions=True)
@@ -96,17 +96,17 @@ async def test_some_idle_ones_that_die_in_the_middle_of_starts_lose_none_but_tho
         assert len(failed) + len(lost) <= killed
         assert killed
         await settled(home)
-        await until(lambda: home.spawner.counts()["keepers"] == len(children_of(home.pid)))
+        await until(lambda: home.spawner.counts()["reapers"] == len(children_of(home.pid)))
 
 
 async def test_a_killed_spawner_takes_everything_along() -> None:
     async with a_home() as (home, lane):
         processes = [await start(lane, "sh", "-c", "setsid sleep 1000 & sleep 1000") for _ in range(3)]
-        await until(lambda: len([one for keeper in children_of(home.pid) for one in descendants_of(keeper)[1:]]) >= 9)
+        await until(lambda: len([one for reaper in children_of(home.pid) for one in descendants_of(reaper)[1:]]) >= 9)
         everybody = descendants_of(home.pid)
         os.kill(home.pid, signal.SIGKILL)
         for process in processes:
-            # Its keeper ends it, and may still get to say so.
+            # Its reaper ends it, and may still get to say so.
             assert (await process.finish())[0].reason in {"container_gone", "signaled"}
         await until(lambda: not any(map(has_not_ended, everybody)))
         with pytest.raises(ExecFailed) as refused:
@@ -115,24 +115,24 @@ async def test_a_killed_spawner_takes_everything_along() -> None:
 
 
 async def test_fastclaw_holds_no_descriptor_of_a_process() -> None:
-    """Nor do main and its keeper: whoever holds an end of a pipe waits for who has locked it, if only to close it."""
+    """Nor do main and its reaper: whoever holds an end of a pipe waits for who has locked it, if only to close it."""
     async with a_home() as (home, lane):
         idle = set(children_of(home.pid))
         process = await lane.start(spec("sh", "-c", "exec sleep 1000"), 0)
         assert process.started is not None
         await process.started
-        command = next(iter(commands_of(keeper_of_any(home.pid))))
+        command = next(iter(commands_of(reaper_of_any(home.pid))))
         theirs = {os.readlink(f"/proc/{command}/fd/{fd}") for fd in range(3)}
         assert {one.partition(":")[0] for one in theirs} == {"pipe"}
-        keeper = keeper_of(home.pid, command)
-        for holder in (os.getpid(), home.pid, *idle, keeper):
+        reaper = reaper_of(home.pid, command)
+        for holder in (os.getpid(), home.pid, *idle, reaper):
             assert not theirs & held_by(holder), holder
-        assert theirs <= held_by(pump_of(keeper))
+        assert theirs <= held_by(pump_of(reaper))
         await process.end_tree(Grace(0.0))
 
 
-def keeper_of_any(spawner: int) -> int:
-    return next(keeper for keeper in children_of(spawner) if commands_of(keeper))
+def reaper_of_any(spawner: int) -> int:
+    return next(reaper for reaper in children_of(spawner) if commands_of(reaper))
 
 
 def held_by(pid: int) -> set[str]:
@@ -208,13 +208,13 @@ async def test_three_hundred_live_and_back() -> None:
         processes = await asyncio.gather(*(start(lane, "sleep", "1000", stdin=False) for _ in range(many)))
         counts = home.spawner.counts()
         assert counts["kept"] == many
-        assert many <= counts["keepers"] <= many + many // 2
+        assert many <= counts["reapers"] <= many + many // 2
         await asyncio.gather(*(process.end() for process in processes))
         assert {process.process.exited.result().signal for process in processes} == {signal.SIGKILL}
         for process in processes:
             process.close()
-        await until(lambda: home.spawner.counts() == {"keepers": limits.SPAWN_IDLE_KEEPERS, "kept": 0})
-        await until(lambda: len(children_of(home.pid)) == limits.SPAWN_IDLE_KEEPERS)
+        await until(lambda: home.spawner.counts() == {"reapers": limits.SPAWN_IDLE_REAPERS, "kept": 0})
+        await until(lambda: len(children_of(home.pid)) == limits.SPAWN_IDLE_REAPERS)
 
 
 HEARS = """

@@ -134,10 +134,10 @@ async def test_what_a_command_leaves_is_kept_or_ended(orphans: str) -> None:
             assert process.is_gone
         else:
             assert not process.is_gone
-            (keeper,) = [one for one in descendants_of(home.pid) if commands_of(one)]
-            await until(lambda: len(commands_of(keeper)) == 1)
+            (reaper,) = [one for one in descendants_of(home.pid) if commands_of(one)]
+            await until(lambda: len(commands_of(reaper)) == 1)
             await process.end()
-            await until(lambda: not commands_of(keeper))
+            await until(lambda: not commands_of(reaper))
         process.close()
 
 
@@ -369,7 +369,7 @@ async def test_health() -> None:
         process = await start(lane, "cat")
         health = lane.health()
         assert (health["name"], health["isolation"], health["kept"]) == ("spawn", "none", 1)
-        assert health["keepers"] == 2 * limits.SPAWN_SPARE_KEEPERS or health["keepers"] == limits.SPAWN_SPARE_KEEPERS
+        assert health["reapers"] == 2 * limits.SPAWN_SPARE_REAPERS or health["reapers"] == limits.SPAWN_SPARE_REAPERS
         await process.finish()
 
 

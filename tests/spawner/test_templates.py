@@ -25,7 +25,7 @@ from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux.packets import close_all
 from fastclaw.options import Template
 from fastclaw.processes.lane import Collected, Collection, Grace, StartSpec
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawned import SpawnProcess
 from fastclaw.spawner.spawner_host import HostHome
@@ -34,7 +34,7 @@ from tests.balance import balanced, descriptors_left, open_descriptors
 from tests.spawner.fake_spawner import (
     BareHost,
     a_bare_host,
-    busy_keepers_of,
+    busy_reapers_of,
     commands_of,
     descendants_of,
     has_not_ended,
@@ -80,15 +80,15 @@ class Rig:
         return process, [int(word) for word in (await line(process)).split()]
 
     @property
-    def keeper(self) -> int:
+    def reaper(self) -> int:
         """The template's: workers have no others that keep anything."""
-        (keeper,) = busy_keepers_of(self.home.pid)
-        return keeper
+        (reaper,) = busy_reapers_of(self.home.pid)
+        return reaper
 
     @property
     def template_pid(self) -> int:
         pids = [
-            pid for pid in commands_of(self.keeper) if "fastclaw.template" in cmdline(pid) and os.getsid(pid) == pid
+            pid for pid in commands_of(self.reaper) if "fastclaw.template" in cmdline(pid) and os.getsid(pid) == pid
         ]
         return min(pids)
 
@@ -201,9 +201,9 @@ async def test_nobody_holds_a_worker_s_streams_but_itself_and_its_pump() -> None
         before = open_descriptors()
         process = await rig.lane.start(spec("import signal; signal.pause()"), 0)
         assert open_descriptors() == before
-        (worker,) = [pid for pid in commands_of(rig.keeper) if pid != rig.template_pid]
+        (worker,) = [pid for pid in commands_of(rig.reaper) if pid != rig.template_pid]
         theirs = {os.readlink(f"/proc/{worker}/fd/{fd}") for fd in range(3)}
-        for holder in (rig.home.pid, rig.template_pid, rig.keeper, pump_of(rig.keeper)):
+        for holder in (rig.home.pid, rig.template_pid, rig.reaper, pump_of(rig.reaper)):
             assert not theirs & set(open_descriptors(holder).values())
         await process.end_tree(Grace(0.0))
 
@@ -345,7 +345,7 @@ async def test_what_a_worker_leaves_goes_with_it_and_nothing_of_its_siblings() -
 
 
 async def test_a_worker_that_hands_its_children_over_does_not_take_its_siblings_along() -> None:
-    """One that is no subreaper any more: what it leaves falls to the keeper at once, and is ended at once."""
+    """One that is no subreaper any more: what it leaves falls to the reaper at once, and is ended at once."""
     code = "import ctypes; ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)\n" + TREE
     async with a_rig() as rig:
         sibling, other = await rig.running(TREE)
@@ -374,8 +374,8 @@ while True:
         await asyncio.wait_for(process.end(), 10)
         assert process.is_gone
         assert all(map(has_not_ended, other))
-        keeper = rig.keeper
-        assert len(descendants_of(keeper)) == 3, "its pump, the template and the sibling"
+        reaper = rig.reaper
+        assert len(descendants_of(reaper)) == 3, "its pump, the template and the sibling"
         process.close()
         await sibling.end()
         sibling.close()
@@ -439,11 +439,11 @@ async def test_a_template_that_does_not_answer_is_started_anew(monkeypatch: pyte
         assert (await rig.run("print(1)"))[1] == b"1\n"
 
 
-async def test_a_keeper_that_is_killed_loses_its_template_and_all_workers() -> None:
+async def test_a_reaper_that_is_killed_loses_its_template_and_all_workers() -> None:
     async with a_rig() as rig:
         process, (pid,) = await rig.running("import os, signal, sys; print(os.getpid())")
-        keeper = rig.keeper
-        os.kill(keeper, signal.SIGKILL)
+        reaper = rig.reaper
+        os.kill(reaper, signal.SIGKILL)
         status, _, _ = await process.finish()
         assert status.reason == "container_gone"
         assert not is_there(pid)
@@ -504,7 +504,7 @@ async def test_the_end_of_all_takes_templates_and_workers() -> None:
         await rig.lane.end_all([process.process], Grace(asyncio.get_running_loop().time() + 5))
         assert not any(map(is_there, tree + other))
         assert rig.home.spawner.counts()["kept"] == 0
-        assert busy_keepers_of(rig.home.pid) == []
+        assert busy_reapers_of(rig.home.pid) == []
         process.close()
         first.close()
 
@@ -515,11 +515,11 @@ async def test_what_a_template_leaves_goes_with_it() -> None:
     async with a_rig(py=Template(cmd=[sys.executable, "-c", program])) as rig:
         process = await rig.start("")
         pid = int(await line(process))
-        keeper = rig.keeper
-        assert len(commands_of(keeper)) == 3
-        template = os.getsid(next(one for one in commands_of(keeper) if "sleep" in cmdline(one)))
+        reaper = rig.reaper
+        assert len(commands_of(reaper)) == 3
+        template = os.getsid(next(one for one in commands_of(reaper) if "sleep" in cmdline(one)))
         os.kill(template, signal.SIGKILL)
-        await until(lambda: commands_of(keeper) == [pid])
+        await until(lambda: commands_of(reaper) == [pid])
         await process.end()
         process.close()
 
@@ -575,7 +575,7 @@ async def test_a_templates_user_is_its_workers() -> None:
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_cancelled_start_leaves_nothing(turns: int) -> None:
     async with a_rig() as rig:
-        keeper = rig.keeper
+        reaper = rig.reaper
         before = open_descriptors()
         starting = asyncio.create_task(rig.start("import time; time.sleep(1000)"))
         for _ in range(turns):
@@ -586,7 +586,7 @@ async def test_a_cancelled_start_leaves_nothing(turns: int) -> None:
             await process.end()
             process.close()
         assert (await rig.run("print(1)"))[1] == b"1\n"
-        await until(lambda: len(descendants_of(keeper)) == 2)
+        await until(lambda: len(descendants_of(reaper)) == 2)
         await until(lambda: rig.home.spawner.counts()["kept"] == 1)
         assert open_descriptors() == before
 
@@ -607,7 +607,7 @@ async def test_a_start_cancelled_just_as_it_succeeds_leaves_nothing() -> None:
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_cancelled_run_leaves_nothing(turns: int) -> None:
     async with a_rig() as rig:
-        keeper = rig.keeper
+        reaper = rig.reaper
         before = open_descriptors()
         running = asyncio.create_task(rig.lane.run(spec("import time; time.sleep(1000)"), Collection(input=b"x"), 0))
         for _ in range(turns):
@@ -615,7 +615,7 @@ async def test_a_cancelled_run_leaves_nothing(turns: int) -> None:
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await (await running).end_tree(Grace(0.0))
-        await until(lambda: len(descendants_of(keeper)) == 2)
+        await until(lambda: len(descendants_of(reaper)) == 2)
         await until(lambda: rig.home.spawner.counts()["kept"] == 1)
         assert (await rig.collect("print(1)")).stdout.head == b"1\n"
         assert open_descriptors() == before
@@ -623,7 +623,7 @@ async def test_a_cancelled_run_leaves_nothing(turns: int) -> None:
 
 async def test_500_forks_leave_descriptors_and_processes_balanced() -> None:
     async with a_rig() as rig:
-        keeper = rig.keeper
+        reaper = rig.reaper
         template = rig.template_pid
         assert (await rig.run("pass"))[0].exit_code == 0
         ours, theirs = open_descriptors(), os.listdir(f"/proc/{template}/fd")
@@ -639,7 +639,7 @@ async def test_500_forks_leave_descriptors_and_processes_balanced() -> None:
         await asyncio.gather(*(one(number) for number in range(500)))
         await until(lambda: rig.home.spawner.counts()["kept"] == 1)
         assert (open_descriptors(), os.listdir(f"/proc/{template}/fd")) == (ours, theirs)
-        assert descendants_of(keeper) == [pump_of(keeper), template]
+        assert descendants_of(reaper) == [pump_of(reaper), template]
         assert rig.health()["forks"] == 501
 
 
@@ -672,8 +672,8 @@ async def test_no_descriptors_left_is_overloaded_and_hurts_nobody_else() -> None
 def test_an_adoption_of_nobody_is_refused() -> None:
     with a_bare_host() as host:
         host.start(7, "sleep", "1000")
-        (keeper,) = busy_keepers_of(host.process.pid)
-        (template,) = commands_of(keeper)
+        (reaper,) = busy_reapers_of(host.process.pid)
+        (template,) = commands_of(reaper)
         for template_id, pid in ((99, template), (7, template), (7, 1), (7, 2**31 - 1)):
             host.control.send(frames.control(frames.ADOPT, 8, pid, template_id))
             event = host.event()
@@ -743,7 +743,7 @@ def test_descriptors_that_a_template_sends_are_closed_and_what_is_too_long_ends_
         host.start(
             7, sys.executable, "-S", "-c", SENDS_DESCRIPTORS, flags=frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN
         )
-        pump = pump_of(busy_keepers_of(host.process.pid)[0])
+        pump = pump_of(busy_reapers_of(host.process.pid)[0])
         said = []
         while True:
             event = host.event()
@@ -812,7 +812,7 @@ def test_a_worker_of_no_template_is_refused(place: int) -> None:
 
 
 def test_a_worker_of_a_command_that_is_no_template_is_refused() -> None:
-    with a_bare_host(keepers=3) as host:
+    with a_bare_host(reapers=3) as host:
         host.start(7, "sleep", "1000")
         go = ask_worker(host, 8)
         assert host.event()[:4] == (frames.REFUSED, 8, errno.ESRCH, frames.STEP_PROCESS)
@@ -822,7 +822,7 @@ def test_a_worker_of_a_command_that_is_no_template_is_refused() -> None:
 
 def test_a_template_that_never_takes_its_descriptors_harms_nobody() -> None:
     """Its socket holds some requests, and its pump some; whoever asks for more waits or is refused, and nobody else."""
-    with a_bare_host(keepers=50) as host:
+    with a_bare_host(reapers=50) as host:
         begin_template(host, "exec sleep 1000")
         asked = {id: ask_worker(host, id, b"r" * 15_000) for id in range(8, 40)}
         host.send_start(50, "true")
@@ -846,7 +846,7 @@ def test_a_template_that_never_takes_its_descriptors_harms_nobody() -> None:
 
 def test_a_worker_that_its_template_s_pump_never_sees_is_refused() -> None:
     """Its streams are over, its tree is not: the pump waits for that, and what comes meanwhile is not to be lost."""
-    with a_bare_host(keepers=4) as host:
+    with a_bare_host(reapers=4) as host:
         begin_template(host, "exec 1>&- 2>&- 3>&-; exec sleep 1000")
         assert host.event()[:3] == (frames.SAID, 7, 0)
         assert host.event()[:2] == (frames.FREE, 7)

@@ -17,7 +17,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import Grace
-from fastclaw.spawner import frames as frames
+from fastclaw.spawner import frames
 from tests.balance import open_descriptors
 from tests.spawner import rig
 from tests.spawner.fake_spawner import (
@@ -25,9 +25,9 @@ from tests.spawner.fake_spawner import (
     children_of,
     commands_of,
     has_not_ended,
-    keeper_of,
     pump_of,
     pumps_of,
+    reaper_of,
     until,
 )
 from tests.spawner.locks import a_locked_fifo
@@ -86,10 +86,10 @@ async def test_only_its_pump_has_the_terminal_s_other_side() -> None:
         assert process.started is not None
         await process.started
         assert open_descriptors() == before
-        (command,) = [pid for keeper in children_of(home.pid) for pid in commands_of(keeper)]
-        keeper = keeper_of(home.pid, command)
+        (command,) = [pid for reaper in children_of(home.pid) for pid in commands_of(reaper)]
+        reaper = reaper_of(home.pid, command)
         holders = [pid for pid in (home.pid, *children_of(home.pid), *pumps_of(home.pid)) if masters_of(pid)]
-        assert holders == [pump_of(keeper)]
+        assert holders == [pump_of(reaper)]
         assert masters_of(command) == []
         await process.end_tree(Grace(0.0))
 
@@ -247,12 +247,12 @@ async def test_no_descriptor_for_a_terminal_is_overloaded_and_hurts_nobody_else(
     """A pump needs the master, for a moment its path, the other side, and a copy of the master for input."""
     async with a_home() as (home, lane):
         other = await start(lane, "read line; echo got $line")
-        keeper = next(one for one in children_of(home.pid) if commands_of(one))
+        reaper = next(one for one in children_of(home.pid) if commands_of(one))
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         assert home.spawner.has_room  # and more are made, of which none is to come later
-        await until(lambda: home.spawner.counts()["keepers"] > limits.SPAWN_SPARE_KEEPERS)
-        idle = [pump for pump in pumps_of(home.pid) if pump != pump_of(keeper)]
-        assert len(idle) >= limits.SPAWN_SPARE_KEEPERS
+        await until(lambda: home.spawner.counts()["reapers"] > limits.SPAWN_SPARE_REAPERS)
+        idle = [pump for pump in pumps_of(home.pid) if pump != pump_of(reaper)]
+        assert len(idle) >= limits.SPAWN_SPARE_REAPERS
         for pump in idle:
             held = max(int(fd) for fd in os.listdir(f"/proc/{pump}/fd"))
             resource.prlimit(pump, resource.RLIMIT_NOFILE, (held + 1 + room, hard))

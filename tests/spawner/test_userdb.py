@@ -101,10 +101,10 @@ def test_who_is_not_there_is_unknown(user: str) -> None:
     assert (refused.value.reason, refused.value.fault) == ("unknown_user", "caller")
 
 
-@pytest.mark.parametrize("user", [f"{limits.KEEPER_UID}", f"{limits.KEEPER_UID}:0", "me"])
-def test_nobody_becomes_the_keepers(user: str) -> None:
+@pytest.mark.parametrize("user", [f"{limits.REAPER_UID}", f"{limits.REAPER_UID}:0", "me"])
+def test_nobody_becomes_the_reapers(user: str) -> None:
     with pytest.raises(ExecFailed) as refused:
-        resolve(user, f"me:x:{limits.KEEPER_UID}:0::/:", "")
+        resolve(user, f"me:x:{limits.REAPER_UID}:0::/:", "")
     assert refused.value.reason == "permission_denied"
 
 

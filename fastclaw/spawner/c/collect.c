@@ -113,7 +113,7 @@ static void on_output(struct collecting *run, int which) {
     if (!n || (n < 0 && n != -EAGAIN && n != -EINTR)) touched_close(run, &run->pipes->out[which]);
 }
 
-static void wake_keeper(struct slot *slot) {
+static void wake_reaper(struct slot *slot) {
     if (!unpark(&slot->meet)) SYS(kill, slot->pid, SIGUSR1);
 }
 
@@ -128,10 +128,10 @@ static void take_last(struct collecting *run) {
         for (long n = 1; left > 0 && (n > 0 || n == -EINTR); left -= n > 0 ? (int)n : 0) n = take_output(run, i);
     }
     ADD_BITS(&run->slot->meet, MEET_DRAINED);
-    wake_keeper(run->slot);
+    wake_reaper(run->slot);
 }
 
-/* Nobody but the keeper has anything to say to a run. */
+/* Nobody but the reaper has anything to say to a run. */
 static void on_message(struct collecting *run) {
     struct control head;
     struct passed passed;
@@ -182,14 +182,14 @@ static void tell_if_it_goes_on(struct collecting *run) {
     if (!(met & MEET_EXIT)) tell_started(run);
 }
 
-/* A keeper that has told the end, or waits to, is woken: it may have the slot's next process. */
-static void meet_keeper(struct collecting *run) {
+/* A reaper that has told the end, or waits to, is woken: it may have the slot's next process. */
+static void meet_reaper(struct collecting *run) {
     u32 met = ADD_BITS(&run->slot->meet, MEET_OVER);
     if (!(met & (MEET_EXIT | MEET_TOLD)) && !run->is_told) tell_if_it_goes_on(run);
     if (!(met & MEET_EXIT)) return;
     if (met & MEET_TOLD) tell(FREE, run->id, 0, 0);
     else tell_done(run->slot, run->id, WITH_FREE | (met & MEET_EMPTY ? WITH_EMPTY : 0));
-    wake_keeper(run->slot);
+    wake_reaper(run->slot);
 }
 
 void collect(struct slot *slot, struct job *job, struct pipes *pipes, u32 id) {
@@ -198,5 +198,5 @@ void collect(struct slot *slot, struct job *job, struct pipes *pipes, u32 id) {
     while (pipes->out[0] >= 0 || pipes->out[1] >= 0 || pipes->in >= 0) turn(&run);
     if (run.file >= 0) SYS(close, run.file);
     uncount(slot);
-    meet_keeper(&run);
+    meet_reaper(&run);
 }

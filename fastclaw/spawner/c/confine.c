@@ -5,7 +5,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 
-enum { PUMPS_PER_USER = 256, PUMP_USERS = MAX_KEEPERS / PUMPS_PER_USER };
+enum { PUMPS_PER_USER = 256, PUMP_USERS = MAX_REAPERS / PUMPS_PER_USER };
 
 u32 find_capabilities(u32 among) {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -46,37 +46,37 @@ static u32 highest_user(void) {
     return highest;
 }
 
-/* A user that nobody in the sandbox is: without a capability none can signal main, a keeper or a pump, or change its limits.
+/* A user that nobody in the sandbox is: without a capability none can signal main, a reaper or a pump, or change its limits.
  * Where the wanted id is none here, the highest that is; where there is none but root, an error. */
 long take_own_user(void) {
-    if (!(held_caps & 1u << CAP_SETUID) || keeper_uid == NO_USER) return 0;
+    if (!(held_caps & 1u << CAP_SETUID) || reaper_uid == NO_USER) return 0;
     u32 highest = highest_user();
-    if (keeper_uid > highest) keeper_uid = highest;
-    if (!keeper_uid) return -EUSERS;
+    if (reaper_uid > highest) reaper_uid = highest;
+    if (!reaper_uid) return -EUSERS;
     SYS(prctl, PR_SET_KEEPCAPS, 1);
-    long error = SYS(setresuid, keeper_uid, keeper_uid, keeper_uid);
+    long error = SYS(setresuid, reaper_uid, reaper_uid, reaper_uid);
     keep_capabilities();
     SYS(prctl, PR_SET_DUMPABLE, 0);
     return error;
 }
 
 static int has_pump_users(void) {
-    return welcome_flags & W_CONFINE && held_caps & 1u << CAP_SETUID && keeper_uid != NO_USER && keeper_uid > 4 * PUMP_USERS;
+    return welcome_flags & W_CONFINE && held_caps & 1u << CAP_SETUID && reaper_uid != NO_USER && reaper_uid > 4 * PUMP_USERS;
 }
 
 u64 own_word;
 
 /* A user's first 1 024 pipes have 64 KiB, and further ones 8 (pipe(7), pipe-user-pages-soft): so pumps are several users. */
 void take_pump_user(u32 number) {
-    u32 uid = keeper_uid - 1 - number / PUMPS_PER_USER;
+    u32 uid = reaper_uid - 1 - number / PUMPS_PER_USER;
     if (!has_pump_users()) return;
     SYS(setresuid, uid, uid, uid, own_word);
     SYS(prctl, PR_SET_DUMPABLE, 0); /* which a change of the user makes what fs.suid_dumpable says */
 }
 
 int is_own_user(u32 uid) {
-    if (!(welcome_flags & W_CONFINE) || keeper_uid == NO_USER) return 0;
-    return uid == keeper_uid || (has_pump_users() && uid < keeper_uid && keeper_uid - uid <= PUMP_USERS);
+    if (!(welcome_flags & W_CONFINE) || reaper_uid == NO_USER) return 0;
+    return uid == reaper_uid || (has_pump_users() && uid < reaper_uid && reaper_uid - uid <= PUMP_USERS);
 }
 
 #if defined(__x86_64__)
@@ -113,8 +113,8 @@ enum {
  *   refused: libraries have the others since Linux 2.4. */
 long filter_calls(void) {
     if (SYS(getrandom, &own_word, sizeof own_word, 0) != sizeof own_word) return -EIO;
-    int has_user = keeper_uid != NO_USER;
-    u32 highest = has_user ? keeper_uid : 0, lowest = !has_user ? 1 : has_pump_users() ? keeper_uid - PUMP_USERS : keeper_uid;
+    int has_user = reaper_uid != NO_USER;
+    u32 highest = has_user ? reaper_uid : 0, lowest = !has_user ? 1 : has_pump_users() ? reaper_uid - PUMP_USERS : reaper_uid;
     struct sock_filter code[INSTRUCTIONS] = {
         LOAD(0, arch), IF(1, BPF_JEQ, (u32)NATIVE, NATIVE_CALLS, COMPAT_CALLS),
 

@@ -5,21 +5,21 @@
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 
-/* Low numbers: a keeper takes these with it, and none of the thousands of clients' duplicates. */
+/* Low numbers: a reaper takes these with it, and none of the thousands of clients' duplicates. */
 enum { CONTROL = 3, NULL_DEVICE, POST, FORKS, CHANNEL };
 enum { NOWHERE = ~0u };
 enum { ASLEEP_MS = 500 }; /* in one call on a pipe: the longest that one takes which only copies is some ms */
-enum { READY_MS = 2000 }; /* for a keeper to say that it has a pump: 0.1 ms; a machine that swaps may take longer */
+enum { READY_MS = 2000 }; /* for a reaper to say that it has a pump: 0.1 ms; a machine that swaps may take longer */
 enum { DIED_MS = 5 }; /* between two looks whether it lives: no death wakes who waits for a word */
 
 struct slot *slots;
-u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps, command_caps;
+u32 used_slots, reaper_uid, welcome_flags, main_pid, held_caps, command_caps;
 u64 collect_bytes, collected_bytes;
 int control = CONTROL, channel = CHANNEL, post = POST, forks = FORKS, null = NULL_DEVICE, dying, is_batch;
 struct batch batches[BATCHES];
 struct address forks_address;
 
-static u32 keepers;
+static u32 reapers;
 static int strays, hang_ups = -1;
 static long user_error;
 
@@ -29,20 +29,20 @@ static void answer(u32 id, long error, int value, int fd) {
     say(control, &part, 1, &fd, fd >= 0, NULL);
 }
 
-/* --- keepers --- */
+/* --- reapers --- */
 
 static struct slot *vacant_slot(void) {
     static u32 next; /* where to look first: the ones before are likely taken */
     u32 tried = 0;
-    while (tried < MAX_KEEPERS && (slots[next].pid || slots[next].id || slots[next].is_lost)) { tried++; next = (next + 1) % MAX_KEEPERS; }
-    if (tried == MAX_KEEPERS) return NULL; /* a lost one's stack may be in use */
+    while (tried < MAX_REAPERS && (slots[next].pid || slots[next].id || slots[next].is_lost)) { tried++; next = (next + 1) % MAX_REAPERS; }
+    if (tried == MAX_REAPERS) return NULL; /* a lost one's stack may be in use */
     struct slot *slot = &slots[next];
     if (!slot->memory && !(slot->memory = map(SLOT_BYTES, -1))) return NULL;
     return slot;
 }
 
-/* The table of descriptors is shared until the keeper has taken its own: a copy of thousands would keep its size. */
-static long add_keeper(struct batch *batch, struct slot **made) {
+/* The table of descriptors is shared until the reaper has taken its own: a copy of thousands would keep its size. */
+static long add_reaper(struct batch *batch, struct slot **made) {
     struct slot *slot = vacant_slot();
     if (!slot) return -EAGAIN;
     slot->id = slot->child = slot->pump = slot->is_made = slot->retired = slot->takes_requests = 0;
@@ -50,16 +50,16 @@ static long add_keeper(struct batch *batch, struct slot **made) {
     slot->batch = (u32)(batch - batches);
     slot->client[0] = slot->client[1] = -1;
     unsigned long flags = CLONE_VM | CLONE_FILES | CLONE_PARENT_SETTID | SIGCHLD;
-    long pid = fork_with(flags, slot->memory + KEEPER_STACK, &slot->pid, keeper, slot);
+    long pid = fork_with(flags, slot->memory + REAPER_STACK, &slot->pid, reaper, slot);
     if (pid < 0) { slot->pid = 0; return pid; }
     if (used_slots <= (u32)(slot - slots)) used_slots = (u32)(slot - slots) + 1;
-    keepers++;
+    reapers++;
     batch->users++;
     *made = slot;
     return 0;
 }
 
-/* A keeper, not reaped yet. */
+/* A reaper, not reaped yet. */
 static int has_died(u32 pid) {
     siginfo_t info = {.si_pid = 0};
     return !SYS(waitid, P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0) && info.si_pid;
@@ -75,10 +75,10 @@ static long await_pump(struct slot *slot) {
     return made ? -(long)made : -EAGAIN;
 }
 
-/* One with room, whose mail the keepers that are made next find as `post`: none of those before shares our table any more. */
+/* One with room, whose mail the reapers that are made next find as `post`: none of those before shares our table any more. */
 static long open_batch(struct batch **opened) {
     struct batch *batch = batches;
-    while (batch->users >= BATCH) batch++; /* never past the last: there are fewer keepers than that */
+    while (batch->users >= BATCH) batch++; /* never past the last: there are fewer reapers than that */
     if (!batch->address.bytes) {
         long mail = open_post(&batch->address, NULL);
         if (mail < 0) { batch->address.bytes = 0; return mail; }
@@ -98,7 +98,7 @@ static void grow(u32 id, u32 count) {
     for (u32 left = count; left && !error; left -= begun) {
         if ((error = open_batch(&batch))) break;
         u32 room = BATCH - batch->users, most = left < room ? left : room;
-        for (begun = 0; begun < most && !(error = add_keeper(batch, &made[begun])); begun++) {}
+        for (begun = 0; begun < most && !(error = add_reaper(batch, &made[begun])); begun++) {}
         for (u32 i = 0; i < begun; i++) {
             long failed = await_pump(made[i]);
             if (failed) error = failed; else added++;
@@ -119,10 +119,10 @@ static struct slot *find(u32 id, u32 place) {
 
 static void end(struct slot *slot, u32 id, u32 level) {
     order(slot, id, 0, level);
-    if (level == LEVEL_KILL && slot->pid) SYS(kill, slot->pid, SIGCONT); /* 0: its keeper is dead, and that would be our group */
+    if (level == LEVEL_KILL && slot->pid) SYS(kill, slot->pid, SIGCONT); /* 0: its reaper is dead, and that would be our group */
 }
 
-/* Enters a worker for the keeper to look at. Where that has gone meanwhile, one of both turns it away. */
+/* Enters a worker for the reaper to look at. Where that has gone meanwhile, one of both turns it away. */
 static long enter(struct slot *slot, u32 template, u32 id, u32 pid) {
     if (!slot || !slot->pid || !(slot->flags & F_TEMPLATE)) return -ESRCH;
     if (!slot->brood && !(slot->brood = map(sizeof(struct brood), -1))) return -ENOMEM;
@@ -271,10 +271,10 @@ static int obey(struct control *asked, long bytes, struct passed *passed) {
     u32 level, signum;
     switch (asked->op) {
     case GROW:
-        if (asked->a > MAX_KEEPERS) return 0;
+        if (asked->a > MAX_REAPERS) return 0;
         grow(asked->id, asked->a);
         return 1;
-    case PING: answer(asked->id, 0, (int)keepers, -1); return 1;
+    case PING: answer(asked->id, 0, (int)reapers, -1); return 1;
     case LISTEN:
         if (asked->a > 65535) return 0;
         listen_for(asked);
@@ -305,7 +305,7 @@ static int obey(struct control *asked, long bytes, struct passed *passed) {
 
 /* --- ends --- */
 
-/* Of a keeper that kept nobody, whose pump has gone with it: that one may have been killed with a request that it had just received
+/* Of a reaper that kept nobody, whose pump has gone with it: that one may have been killed with a request that it had just received
  * and said nothing of. It lies in its memory. */
 static void tell_lost_idle(struct slot *slot) {
     struct start *last = (struct start *)(slot->memory + PUMP_STACK);
@@ -321,7 +321,7 @@ static void tell_lost(void) {
         tell(LOST, slots[i].id, 0, 0);
         for (u32 k = 0; slots[i].brood && k < slots[i].brood->used; k++) {
             struct worker *worker = &slots[i].brood->workers[k];
-            if (worker->state != VACANT) tell(LOST, worker->id, 0, 1); /* no keeper of its own */
+            if (worker->state != VACANT) tell(LOST, worker->id, 0, 1); /* no reaper of its own */
             worker->state = VACANT;
         }
         for (int k = 0; k < 2; k++) {
@@ -340,10 +340,10 @@ static void bury(struct slot *slot) {
     slot->pid = 0;
     batches[slot->batch].users--;
     for (int k = 0; k < ORDERS; k++) slot->orders[k] = 0;
-    keepers--;
+    reapers--;
 }
 
-/* Ours are the keepers only. Whatever else falls to us lost its keeper, so it is ended. Returns what wait4 said last. */
+/* Ours are the reapers only. Whatever else falls to us lost its reaper, so it is ended. Returns what wait4 said last. */
 static long reap(void) {
     struct prey everything = {.root = main_pid};
     long pid;
@@ -353,7 +353,7 @@ static long reap(void) {
     return pid;
 }
 
-/* The kernel ends a PID namespace with its init. On a host every tree is ended by its keeper. */
+/* The kernel ends a PID namespace with its init. On a host every tree is ended by its reaper. */
 static _Noreturn void end_everything(void) {
     struct moment pause = {0, HUNT_MS * 1000000};
     u64 wakes = bit(SIGCHLD);
@@ -455,7 +455,7 @@ static void be_welcomed(void) {
     if (receive(control, &welcome, sizeof welcome, &passed, 0) != sizeof welcome || welcome.op != WELCOME) leave(3);
     if (welcome.version != VERSION || passed.count != 1) leave(3);
     welcome_flags = welcome.flags;
-    keeper_uid = welcome.uid;
+    reaper_uid = welcome.uid;
     collect_bytes = welcome.collect_bytes;
     command_caps = welcome.caps;
     move_to(passed.fd[0], CHANNEL);
@@ -480,7 +480,7 @@ __attribute__((used)) _Noreturn void begin(long *stack) {
     if (SYS(close_range, CONTROL + 1, ~0u, 0)) leave(6); /* Linux 5.9 */
     open_null();
     open_posts();
-    slots = map(sizeof(struct slot) * MAX_KEEPERS, -1);
+    slots = map(sizeof(struct slot) * MAX_REAPERS, -1);
     if (!slots) leave(1);
     greet(envp);
     be_welcomed();

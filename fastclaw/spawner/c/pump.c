@@ -52,7 +52,7 @@ static long make_control(struct job *job, struct pipes *pipes) {
 }
 
 /* They belong to the command's user, who may open them again by name: /dev/stdout. A change of the user takes the parent-death
- * signal away (prctl(2)); if the keeper died meanwhile, so does the pump. */
+ * signal away (prctl(2)); if the reaper died meanwhile, so does the pump. */
 static long make_streams(struct job *job, struct pipes *pipes) {
     u32 flags = job->request->flags;
     int lent = flags & F_IDENTITY;
@@ -93,7 +93,7 @@ static void fill_stdio(struct job *job, int stdio[3]) {
     if (stdio[0] < 0) stdio[0] = flags & F_TTY && !(flags & F_NULL_STDIN) ? stdio[1] : null;
 }
 
-/* Its parent is the keeper (CLONE_PARENT). Returns 0, or what is wrong where there is nothing for the keeper to reap. */
+/* Its parent is the reaper (CLONE_PARENT). Returns 0, or what is wrong where there is nothing for the reaper to reap. */
 static long start_command(struct job *job) {
     struct slot *slot = job->slot;
     struct job theirs = *job;
@@ -150,14 +150,14 @@ static void take_slot(struct slot *slot, struct start *request) {
     STORE_TO(&slot->id, request->id);
 }
 
-/* For a request of which the keeper has nothing to see: it was refused before its fork, or it is a worker, whose tree its
- * template's keeper has. */
+/* For a request of which the reaper has nothing to see: it was refused before its fork, or it is a worker, whose tree its
+ * template's reaper has. */
 static void close_slot(struct slot *slot) {
     ADD_BITS(&slot->meet, MEET_CLOSE);
     SYS(kill, slot->pid, SIGUSR1);
 }
 
-/* From main or the keeper: what was heard makes room for more. */
+/* From main or the reaper: what was heard makes room for more. */
 long next_message(struct slot *slot, int inbox, void *frame, size_t bytes, struct passed *passed) {
     long n = receive(inbox, frame, bytes, passed, MSG_DONTWAIT);
     if (n >= 0 || n == -EBADMSG) __atomic_add_fetch(&slot->heard, 1, __ATOMIC_SEQ_CST);

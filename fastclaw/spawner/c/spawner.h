@@ -1,17 +1,17 @@
 /* The spawner: init of a container (or a child of fastclaw on the host) that starts processes on request.
  *
- *   main    PID 1. Talks to fastclaw over the control socket: signals, ends, clients, listeners, more keepers. When that
+ *   main    PID 1. Talks to fastclaw over the control socket: signals, ends, clients, listeners, more reapers. When that
  *           socket closes, everything here ends. (main.c)
- *   keeper  one for each process that is being kept: a subreaper, whose wait4 says ECHILD when neither the command nor
- *           anything it started is left, which is the kernel's own proof. Only it signals and reaps its tree. (keeper.c)
- *   pump    one beside each keeper. Takes a START from the channel, makes the pipes or the terminal, starts the command as
- *           the keeper's child, and from then on moves its bytes: to clients, or into a bounded store. (pump.c, collect.c)
+ *   reaper  one for each process that is being kept: a subreaper, whose wait4 says ECHILD when neither the command nor
+ *           anything it started is left, which is the kernel's own proof. Only it signals and reaps its tree. (reaper.c)
+ *   pump    one beside each reaper. Takes a START from the channel, makes the pipes or the terminal, starts the command as
+ *           the reaper's child, and from then on moves its bytes: to clients, or into a bounded store. (pump.c, collect.c)
  *
  * Whoever touches a pipe may be made to sleep by the command that has it: splice(2) from an empty socket waits with the
  * pipe's mutex held, and even the last close then waits, uninterruptibly. So a command's pipe is held, read, written and
  * closed by its pump alone, a task with descriptors of its own; nobody else waits for it without a deadline.
  *
- * All of them share main's memory (CLONE_VM), and no two but main's start share a table of descriptors. Keeper and pump
+ * All of them share main's memory (CLONE_VM), and no two but main's start share a table of descriptors. Reaper and pump
  * meet in their slot: who comes second tells fastclaw what both know (MEET_*).
  *
  * Freestanding: raw system calls and no libc at run time, since a libc's errno and thread pointer would be shared by all.
@@ -103,7 +103,7 @@ enum {
     MAX_GROUPS = 256,
     MAX_LIMITS = 16,
     MAX_FDS = 5,
-    MAX_KEEPERS = 16 << 10,
+    MAX_REAPERS = 16 << 10,
     MAX_FILE_BYTES = 1 << 20,
     MAX_TREE = 32 << 10, /* pids of one tree: the default pid_max */
     MAX_BROOD = 16 << 10,
@@ -150,35 +150,35 @@ long open_post(struct address *own, struct address *peer);
 void tell(u32 op, u32 id, int a, int b);
 void tell_with(u32 op, u32 id, int a, int b, int fd);
 
-/* --- what main, a keeper and its pump share --- */
+/* --- what main, a reaper and its pump share --- */
 
 enum {
-    MEET_EXIT = 1,    /* keeper: the command has ended, and how is in the slot */
-    MEET_EMPTY = 2,   /* keeper: nothing of its tree is left */
+    MEET_EXIT = 1,    /* reaper: the command has ended, and how is in the slot */
+    MEET_EMPTY = 2,   /* reaper: nothing of its tree is left */
     MEET_OVER = 4,    /* pump: its streams are over; a run's output is collected */
     MEET_TOLD = 8,    /* a run's end was told: what comes now is thrown away */
     MEET_LIMITED = 16, /* pump: a run's output went over its limit, which ends it */
     MEET_OVERLOADED = 32, /* pump: all runs together have collected too much */
-    MEET_CLOSE = 128, /* pump: there is nothing here for the keeper */
-    MEET_LAST = 256,  /* keeper: a run's time to drain is over; what is in its pipes now still counts */
+    MEET_CLOSE = 128, /* pump: there is nothing here for the reaper */
+    MEET_LAST = 256,  /* reaper: a run's time to drain is over; what is in its pipes now still counts */
     MEET_DRAINED = 512, /* pump: it has taken that */
-    MEET_DONE = 64,   /* keeper: it looks at the slot no more, until there is another id in it */
+    MEET_DONE = 64,   /* reaper: it looks at the slot no more, until there is another id in it */
 };
 
 enum { WISH_RELEASE = 1, WISH_CUT = 2, WISH_LOOK = 4, WISH_RESIZE = 8, WISH_BLOCKED = 16 };
 
-/* What main asks of a keeper: in each word the request's id in the upper half; in the lower one the levels, then signals 1-32 and 33-64
+/* What main asks of a reaper: in each word the request's id in the upper half; in the lower one the levels, then signals 1-32 and 33-64
  * to the command, then those to its process group. */
 enum { ORDERS = 5, TO_COMMAND = 1, TO_GROUP = 3 };
 
 /* A template's workers. Main enters them (FREE to ASKED), whoever takes one out again does so by its state; all else is
- * the keeper's. `asked`: main has written something. Mapped for a slot's first worker, and kept. */
+ * the reaper's. `asked`: main has written something. Mapped for a slot's first worker, and kept. */
 enum { VACANT, ASKED, KEPT, GONE };
 struct worker { u32 pid, id, state, level; u64 orders[ORDERS]; };
 struct brood { u32 used, asked; struct worker workers[MAX_BROOD]; };
 
 /* `child`: the command, from its birth. `wishes`: as `orders`, for its pump; `window`: of a terminal, rows and columns. `touching`: odd while the pump
- * is in a call that a command can hold up. `inbox`: where main and its keeper reach the pump, by the batch's mail; `posted`,
+ * is in a call that a command can hold up. `inbox`: where main and its reaper reach the pump, by the batch's mail; `posted`,
  * `heard`: how many messages so far. `forks`: where others reach the pump of a template. `client`, `looked`, `looked_at`,
  * `is_nudged`, `is_lost`: main's alone. */
 struct slot {
@@ -193,25 +193,25 @@ struct slot {
     struct address inbox, forks;
 };
 
-/* Keepers and pumps come in batches, each with a socket from which its pumps are written to. What a pump has not heard yet lies in
+/* Reapers and pumps come in batches, each with a socket from which its pumps are written to. What a pump has not heard yet lies in
  * the buffer of its batch (socket(7), SO_SNDBUF: 208 KiB by default, of which a short message takes 768 bytes): it has room for
  * all that the pumps of one batch may have waiting, so those that sleep keep nobody from hearing. */
-enum { BATCH = 24, BATCHES = MAX_KEEPERS / BATCH + 2, MAX_UNHEARD = 10 /* from main; one more from the keeper */ };
+enum { BATCH = 24, BATCHES = MAX_REAPERS / BATCH + 2, MAX_UNHEARD = 10 /* from main; one more from the reaper */ };
 struct batch { int mail; u32 users; struct address address; };
 
 extern struct slot *slots;
-extern u32 used_slots, keeper_uid, welcome_flags, main_pid, held_caps, command_caps; /* the last: of commands that are root */
+extern u32 used_slots, reaper_uid, welcome_flags, main_pid, held_caps, command_caps; /* the last: of commands that are root */
 extern u64 collect_bytes, collected_bytes, own_word; /* the last: by which the filter knows us (confine.c) */
-extern int control, channel, post, forks, null, dying, is_batch; /* post: the mail of the batch, in a keeper's or pump's table */
+extern int control, channel, post, forks, null, dying, is_batch; /* post: the mail of the batch, in a reaper's or pump's table */
 extern struct batch batches[BATCHES];
 extern struct address forks_address;
 enum { NO_USER = 0xffffffffu };
 
-/* A slot's memory. A usual keeper touches one page, a usual pump two: its stack ends in the middle of the page whose other
+/* A slot's memory. A usual reaper touches one page, a usual pump two: its stack ends in the middle of the page whose other
  * half begins the request. */
 enum {
-    KEEPER_STACK = 16 << 10,
-    PUMP_STACK = KEEPER_STACK + (24 << 10) + 2048,
+    REAPER_STACK = 16 << 10,
+    PUMP_STACK = REAPER_STACK + (24 << 10) + 2048,
     POINTER_BYTES = 16 << 10, /* of an inline request; a spilled one brings its own */
     STORE_AT = PUMP_STACK + FRAME_BYTES + POINTER_BYTES + PATH_BYTES + 1024,
     SLOT_BYTES = STORE_AT + 2 * INLINE_BYTES + 1024,
@@ -220,7 +220,7 @@ static inline char *inline_store(struct slot *slot, int which) { return slot->me
 
 /* --- the parts --- */
 
-int keeper(void *slot);
+int reaper(void *slot);
 int pump(void *slot);
 void order(struct slot *slot, u32 id, int word, u32 bits);
 int leave_order(u64 *orders, u32 id, int word, u32 bits);
@@ -234,12 +234,12 @@ void tell_no_program(struct slot *slot, u32 id);
 void uncount(struct slot *slot);
 
 
-/* tree.c: `root`: everything below it; where `keeper` is set, root too. `spared`: is left out, with all below it. `strays_of`:
- * only what a template's keeper has to do with besides the template itself (`child`) and its workers. `asking`: who was asked to
+/* tree.c: `root`: everything below it; where `reaper` is set, root too. `spared`: is left out, with all below it. `strays_of`:
+ * only what a template's reaper has to do with besides the template itself (`child`) and its workers. `asking`: who was asked to
  * end already is not asked again; where `is_first`, that is nobody yet. */
 struct asked { u32 pid, name; };
 struct asking { u64 since; long again_ms; u32 count, has_forked; struct asked *asked; };
-struct prey { u32 root, keeper, spared; struct slot *strays_of; u32 child; struct asking *asking; int is_first; };
+struct prey { u32 root, reaper, spared; struct slot *strays_of; u32 child; struct asking *asking; int is_first; };
 enum { HUNT_MS = 2, ASKED_BYTES = 4 << 10 }; /* pause between two looks at a tree that is ended; memory of `asked` */
 
 long slurp(const char *path, char *to, size_t bytes);

@@ -137,7 +137,7 @@ static int counts_fit(struct start *request, struct passed *passed) {
     u32 flags = request->flags, is_worker = flags & F_WORKER;
     if (flags & ~(u32)F_ALL || (flags & F_TTY && flags & (F_TEMPLATE | F_WORKER | F_RUN | F_MERGE))) return 0;
     if (flags & F_TEMPLATE && flags & (F_WORKER | F_RUN)) return 0;
-    if (is_worker && (request->place >= MAX_KEEPERS || !request->bytes)) return 0;
+    if (is_worker && (request->place >= MAX_REAPERS || !request->bytes)) return 0;
     if (!is_worker && (!request->argc || request->argc > MAX_STRINGS || request->envc > MAX_STRINGS)) return 0;
     if (request->groups > MAX_GROUPS || request->limits > MAX_LIMITS || request->bytes > (is_worker ? MAX_REQUEST_BYTES : MAX_STRINGS_BYTES)) return 0;
     if (request->input > FRAME_BYTES || request->limit > MAX_OUTPUT_BYTES || request->head > request->limit) return 0;

@@ -84,7 +84,7 @@ static u32 add_kin(u32 pid, struct kin *tree, u32 count) {
     return count;
 }
 
-static int is_keeper(u32 pid) {
+static int is_reaper(u32 pid) {
     for (u32 i = 0; i < used_slots; i++) if (slots[i].pid == pid) return 1;
     return 0;
 }
@@ -93,7 +93,7 @@ static int is_keeper(u32 pid) {
  * its execve has its parent's handler, and forgets. So of the young ones, from clock tick `since` on, who was not asked, or
  * goes by another name since, or was in its fork then and has executed something since, is asked once its parent has ended:
  * until then it may be helping that to tidy up. Looked at when somebody was reaped, and meanwhile, later and later; a few
- * times only, unless somebody is still in its fork. `asked` is memory of its own, since hardly any keeper needs it. */
+ * times only, unless somebody is still in its fork. `asked` is memory of its own, since hardly any reaper needs it. */
 
 /* Whether it is young and was not asked yet as what it is now; from now on it was. */
 static int is_unasked(struct asking *asking, u32 pid) {
@@ -148,7 +148,7 @@ static u32 sift(const struct prey *prey, struct kin *tree, u32 count) {
  * given out anew is not hit. */
 static void strike(const struct prey *prey, struct kin kin, int signum, long *last) {
     if (kin.parent == (u32)SYS(getpid)) {
-        int one_by_one = signum == SIGTERM || signum == SIGCONT || prey->keeper || prey->strays_of;
+        int one_by_one = signum == SIGTERM || signum == SIGCONT || prey->reaper || prey->strays_of;
         long group = one_by_one ? 0 : SYS(getpgid, kin.pid);
         if (group > 1 && group != *last && group != SYS(getpgid, 0)) SYS(kill, -(*last = group), SIGKILL);
         SYS(kill, kin.pid, signum);
@@ -169,21 +169,21 @@ static u32 leave_out(struct kin *tree, u32 count, u32 pid) {
     return kept;
 }
 
-static u32 leave_keepers_out(struct kin *tree, u32 count) {
+static u32 leave_reapers_out(struct kin *tree, u32 count) {
     u32 kept = 0;
-    for (u32 i = 0; i < count; i++) if (!is_keeper(tree[i].pid)) tree[kept++] = tree[i];
+    for (u32 i = 0; i < count; i++) if (!is_reaper(tree[i].pid)) tree[kept++] = tree[i];
     return kept;
 }
 
-/* Parents first, each signalled (`signum`; 0: not) before its children are read. Main's own tree leaves the keepers out. */
+/* Parents first, each signalled (`signum`; 0: not) before its children are read. Main's own tree leaves the reapers out. */
 static u32 gather(const struct prey *prey, struct kin *tree, int signum) {
     u32 count = 1, root = prey->root;
     long last = 0;
-    if (prey->keeper) tree[0] = (struct kin){root, prey->keeper};
+    if (prey->reaper) tree[0] = (struct kin){root, prey->reaper};
     else count = add_kin(root, tree, 0);
     if (prey->spared) count = leave_out(tree, count, prey->spared);
     if (prey->strays_of) count = sift(prey, tree, count);
-    if (root == main_pid) count = leave_keepers_out(tree, count);
+    if (root == main_pid) count = leave_reapers_out(tree, count);
     for (u32 next = 0; next < count; next++) {
         if (signum) strike(prey, tree[next], signum, &last);
         count = add_kin(tree[next].pid, tree, count);

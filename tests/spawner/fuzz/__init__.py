@@ -1,7 +1,7 @@
 """The spawner's own sources under AddressSanitizer and UndefinedBehaviorSanitizer.
 
     requests    requests by chance through the parser, and what becomes of them up to their execve (requests.c)
-    stories     main, keepers and pumps are fibers that run the real code and take turns by chance, at each system call
+    stories     main, reapers and pumps are fibers that run the real code and take turns by chance, at each system call
                 and each atomic step, between real sockets, pipes and terminals; commands and clients do what they
                 like (world.h)
 

@@ -30,7 +30,7 @@ u32 any(u32 below) {
 static const char *name_of(struct fiber *fiber) {
     static char text[32];
     if (!fiber) return "story";
-    snprintf(text, sizeof text, "%s %d", fiber->kind == MAIN ? "main" : fiber->kind == KEEPER ? "keeper" : "pump",
+    snprintf(text, sizeof text, "%s %d", fiber->kind == MAIN ? "main" : fiber->kind == REAPER ? "reaper" : "pump",
              fiber->slot ? (int)(fiber->slot - slots) : 0);
     return text;
 }

@@ -16,7 +16,7 @@ ROOT = HERE.parent.parent.parent
 SOURCES = ROOT / "fastclaw" / "spawner" / "c"
 BUILDS = ROOT / "build" / "fuzz"
 
-OF_SPAWNER = ("clients", "collect", "confine", "frames", "keeper", "program", "pump", "start", "system", "terminal")
+OF_SPAWNER = ("clients", "collect", "confine", "frames", "reaper", "program", "pump", "start", "system", "terminal")
 """Built as they are. main.c is part of sim_main.c, start.c of requests.c too; tree.c is played (trees.c)."""
 
 STORIES = ("sim_main", "fibers", "kernel", "trees", "ledger", "story")

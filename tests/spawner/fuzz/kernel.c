@@ -65,7 +65,7 @@ static void touch(long fd) {
 }
 
 static long close_own(long fd) {
-    if (fd == CONTROL_FD && me->kind == KEEPER) return 0; /* its copy of main's */
+    if (fd == CONTROL_FD && me->kind == REAPER) return 0; /* its copy of main's */
     if (fd < 0 || fd >= MAX_FD || kept[fd].owner != me) fail("it closes descriptor %ld, which is none of its own", fd);
     touch(fd);
     kept[fd].owner = NULL;

@@ -142,8 +142,8 @@ static void heed_left(struct want *want, int which, int is_gap) {
     want->gap |= is_gap;
 }
 
-/* What main, a keeper and its pump have seen each tells on its own. That a run goes on its pump says when it has just looked, and its
- * keeper may tell the end in between; fastclaw knows by that end that it has started. */
+/* What main, a reaper and its pump have seen each tells on its own. That a run goes on its pump says when it has just looked, and its
+ * reaper may tell the end in between; fastclaw knows by that end that it has started. */
 static int may_be_late(struct want *want, u32 op) {
     if (op == STARTED) return want->flags & F_RUN && want->ended;
     return op == LEFT || op == ENDED || op == FREE || op == GAP || op == EXITED || op == LOST || op == STUCK;

@@ -11,7 +11,7 @@
 enum { MOST_TRIED = 512, SPILLED_BYTES = 1 << 16 };
 
 struct slot *slots;
-u32 used_slots, keeper_uid = NO_USER, welcome_flags, main_pid, held_caps, command_caps;
+u32 used_slots, reaper_uid = NO_USER, welcome_flags, main_pid, held_caps, command_caps;
 int control, channel, post, forks, null, dying, is_batch;
 static u64 seed;
 static long deny; /* the number of the system call that fails; 0: none */
@@ -230,7 +230,7 @@ static size_t add_string(char *at) {
 static u32 flag_by_chance(u32 flag, u32 one_in) { return any(one_in) ? 0 : flag; }
 
 static size_t make_request(char *frame) {
-    struct start request = {.op = START, .id = 1 + any(1000), .place = any(4) ? 0 : any(MAX_KEEPERS + 2)};
+    struct start request = {.op = START, .id = 1 + any(1000), .place = any(4) ? 0 : any(MAX_REAPERS + 2)};
     char *at = frame + sizeof request, *strings;
     request.flags = flag_by_chance(F_DIRECTORY, 3) | flag_by_chance(F_NULL_STDIN, 3) | flag_by_chance(F_IDENTITY, 2) |
                     flag_by_chance(F_SPILLED, 6) | flag_by_chance(F_TTY, 6) | flag_by_chance(F_TEMPLATE, 6) |

@@ -5,10 +5,10 @@
 
 void begin_main(u64 bytes) {
     main_pid = MAIN_PID;
-    keeper_uid = NO_USER;
+    reaper_uid = NO_USER;
     collect_bytes = bytes;
     open_posts();
-    slots = map(sizeof(struct slot) * MAX_KEEPERS, -1);
+    slots = map(sizeof(struct slot) * MAX_REAPERS, -1);
     hang_ups = (int)SYS(epoll_create1, EPOLL_CLOEXEC);
 }
 

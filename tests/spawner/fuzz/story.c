@@ -11,11 +11,11 @@
 #include <termios.h>
 #include <unistd.h>
 
-enum { KEEPERS = 3, MOST_BYTES = 100000, MAX_ROUNDS = 200000, MAX_MS = 100000 };
+enum { REAPERS = 3, MOST_BYTES = 100000, MAX_ROUNDS = 200000, MAX_MS = 100000 };
 
 u64 seed;
 int is_hostile;
-static int host_control, host_channel, actions, keepers_lost;
+static int host_control, host_channel, actions, reapers_lost;
 static u32 last_id;
 static unsigned char bytes[MOST_BYTES];
 
@@ -73,8 +73,8 @@ static int hear(int from) {
     return 1;
 }
 
-static int idle_keepers(void) {
-    int idle = KEEPERS - keepers_lost;
+static int idle_reapers(void) {
+    int idle = REAPERS - reapers_lost;
     for (int i = 0; i < want_count; i++) idle -= !is_settled(&wants[i]);
     return idle;
 }
@@ -102,7 +102,7 @@ static void start_one(void) {
     char *at = frame + sizeof *request;
     u32 id = ++last_id, flags = flags_by_chance(), given = 0;
     int file = -1;
-    if (want_count == MAX_WANTS || idle_keepers() < 1) return;
+    if (want_count == MAX_WANTS || idle_reapers() < 1) return;
     memset(frame, 0, sizeof frame);
     *request = (struct start){.op = START, .id = id, .flags = flags, .argc = 2, .envc = 1, .bytes = 13};
     memcpy(at, "/bin/x\0y\0A=b\0", 13);
@@ -329,8 +329,8 @@ static void act_as_command(void) {
 
 static void kill_one(void) {
     struct fiber *fiber = &fibers[any((u32)fiber_count)];
-    if (fiber->kind == MAIN || fiber->is_over || !fiber->slot->id || keepers_lost + 1 >= KEEPERS) return;
-    keepers_lost++;
+    if (fiber->kind == MAIN || fiber->is_over || !fiber->slot->id || reapers_lost + 1 >= REAPERS) return;
+    reapers_lost++;
     kill_fiber(fiber);
     acted++;
 }
@@ -405,7 +405,7 @@ static int bring_to_end(void) {
     if (next) { virtual_ms = next > virtual_ms ? next : virtual_ms; return 1; }
     for (; phase < 5; phase++) {
         note("--- the end, phase %d", phase);
-        if (end_all()) { phase = 0; return 1; } /* also those that begin late, since a keeper on whom they counted was killed */
+        if (end_all()) { phase = 0; return 1; } /* also those that begin late, since a reaper on whom they counted was killed */
         if (phase == 1 && close_clients()) return 1;
         if (phase > 1 && phase < 4 && close_all(phase - 2)) { phase++; return 1; }
     }
@@ -455,7 +455,7 @@ static void make_world(void) {
     overload_possible = !any(8);
     begin_main(overload_possible ? 100000 : 1ull << 30);
     begin_fiber(MAIN, NULL, run_main, NULL);
-    order_main(GROW, 0, KEEPERS, -1);
+    order_main(GROW, 0, REAPERS, -1);
 }
 
 static void one_story(u64 number) {

@@ -1,4 +1,4 @@
-/* Processes, as keepers see them: who lives, who is a zombie, and whose parent the keeper is. In tree.c's and clone(2)'s place. */
+/* Processes, as reapers see them: who lives, who is a zombie, and whose parent the reaper is. In tree.c's and clone(2)'s place. */
 #include "world.h"
 #include <stdlib.h>
 #include <unistd.h>
@@ -30,15 +30,15 @@ int living(struct tree *tree) {
     return count;
 }
 
-static struct fiber *keeper_of(struct slot *slot) {
+static struct fiber *reaper_of(struct slot *slot) {
     for (int i = fiber_count - 1; i >= 0; i--)
-        if (fibers[i].kind == KEEPER && fibers[i].slot == slot && !fibers[i].is_over) return &fibers[i];
+        if (fibers[i].kind == REAPER && fibers[i].slot == slot && !fibers[i].is_over) return &fibers[i];
     return NULL;
 }
 
-static void signal_keeper(struct tree *tree, int signum) {
-    struct fiber *keeper = keeper_of(tree->slot);
-    if (keeper) keeper->pending |= bit(signum); else wake_main();
+static void signal_reaper(struct tree *tree, int signum) {
+    struct fiber *reaper = reaper_of(tree->slot);
+    if (reaper) reaper->pending |= bit(signum); else wake_main();
 }
 
 /* --- pipes that are locked --- */
@@ -73,7 +73,7 @@ void die(struct tree *tree, struct member *member, int status) {
     if (is_command && tree->control >= 0) { close(tree->control); tree->control = -1; }
     member->status = status;
     member->end = is_ours ? ZOMBIE : REAPED; /* its parent reaps it */
-    if (is_ours) signal_keeper(tree, is_command && tree->is_before_exec ? SIGUSR2 : SIGCHLD);
+    if (is_ours) signal_reaper(tree, is_command && tree->is_before_exec ? SIGUSR2 : SIGCHLD);
     if (is_command) on_end(tree);
     acted++;
 }
@@ -109,11 +109,11 @@ static long wait_for_fiber(enum kind kind, long pid) {
     return is_left ? 0 : -ECHILD;
 }
 
-/* Main: its keepers, and what lost its own. */
+/* Main: its reapers, and what lost its own. */
 static long wait_for_any(int *status) {
-    long pid = wait_for_fiber(KEEPER, -1);
+    long pid = wait_for_fiber(REAPER, -1);
     for (int i = 0; pid <= 0 && i < tree_count; i++) {
-        if (keeper_of(trees[i].slot)) continue;
+        if (reaper_of(trees[i].slot)) continue;
         long stray = wait_for_member(&trees[i], -1, status, 1);
         if (stray >= 0) pid = stray;
     }
@@ -158,9 +158,9 @@ long send_signal(long pid, long signum) {
 }
 
 void tell_parent(struct fiber *fiber) {
-    struct fiber *keeper = keeper_of(fiber->slot);
-    if (fiber->kind == KEEPER) wake_main();
-    else if (keeper) keeper->pending |= bit(SIGUSR2);
+    struct fiber *reaper = reaper_of(fiber->slot);
+    if (fiber->kind == REAPER) wake_main();
+    else if (reaper) reaper->pending |= bit(SIGUSR2);
 }
 
 static void end_now(struct fiber *fiber) {
@@ -169,10 +169,10 @@ static void end_now(struct fiber *fiber) {
     tell_parent(fiber);
 }
 
-/* As by a KILL from a neighbour of the same user. A keeper's pump and its command go with it (PR_SET_PDEATHSIG). */
+/* As by a KILL from a neighbour of the same user. A reaper's pump and its command go with it (PR_SET_PDEATHSIG). */
 void kill_fiber(struct fiber *fiber) {
     struct tree *tree = tree_of_slot(fiber->slot);
-    note("    %s %d is killed", fiber->kind == PUMP ? "pump" : "keeper", (int)(fiber->slot - slots));
+    note("    %s %d is killed", fiber->kind == PUMP ? "pump" : "reaper", (int)(fiber->slot - slots));
     end_now(fiber);
     if (fiber->kind == PUMP) return;
     for (int i = 0; i < fiber_count; i++)
@@ -198,7 +198,7 @@ u32 hunt(const struct prey *prey, int level) {
     u32 count = 0;
     calls++;
     for (int i = 0; level == LEVEL_KILL && i < tree_count; i++) {
-        int is_meant = prey->root == MAIN_PID ? !keeper_of(trees[i].slot) : trees[i].slot == me->slot;
+        int is_meant = prey->root == MAIN_PID ? !reaper_of(trees[i].slot) : trees[i].slot == me->slot;
         if (is_meant) count += strike(&trees[i]);
     }
     return count;
@@ -246,9 +246,9 @@ long fork_with(unsigned long flags, void *stack, u32 *parent_tid, int (*fn)(void
     (void)flags, (void)stack;
     step();
     calls++;
-    if (fn != keeper && fault_one_in && !any(fault_one_in)) return -EAGAIN;
+    if (fn != reaper && fault_one_in && !any(fault_one_in)) return -EAGAIN;
     if (fn == command) return begin_command(argument, parent_tid);
-    fiber = begin_fiber(fn == keeper ? KEEPER : PUMP, argument, fn, argument);
+    fiber = begin_fiber(fn == reaper ? REAPER : PUMP, argument, fn, argument);
     *parent_tid = fiber->pid;
     return fiber->pid;
 }

@@ -1,4 +1,4 @@
-/* A world around the spawner's tasks, in one process and one thread: main, keepers and pumps are fibers that run the real code and
+/* A world around the spawner's tasks, in one process and one thread: main, reapers and pumps are fibers that run the real code and
  * take turns by chance, at each system call and each atomic step (fibers.c). Sockets, pipes, terminals and files are real; time,
  * signals, futexes, processes and locked pipes are played (kernel.c, trees.c). story.c plays fastclaw, its clients and the commands;
  * ledger.c has what they know and checks it. */
@@ -7,7 +7,7 @@
 #include "spawner.h"
 
 enum { MAIN_PID = 2, CONTROL_FD = 3, MAX_FIBERS = 64, MAX_FD = 2048, MAX_MEMBERS = 5, MAX_TREES = 64 };
-enum kind { MAIN, KEEPER, PUMP };
+enum kind { MAIN, REAPER, PUMP };
 enum { LIVES, ZOMBIE, REAPED };
 
 struct fiber {

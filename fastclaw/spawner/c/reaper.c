@@ -1,4 +1,4 @@
-/* A keeper: the parent of one command after the other, and of all that they leave. It holds no descriptor of theirs. */
+/* A reaper: the parent of one command after the other, and of all that they leave. It holds no descriptor of theirs. */
 #include "spawner.h"
 #include <linux/close_range.h>
 
@@ -10,7 +10,7 @@ enum {
     NO_TIME = -1,
 };
 
-/* How far a keeper is with the process in its slot. */
+/* How far a reaper is with the process in its slot. */
 struct tending {
     u32 id;
     int level, has_ended, is_empty, is_done, is_exit_told, is_last_asked, busy, more;
@@ -113,7 +113,7 @@ static int tend_worker(struct slot *slot, u32 child, struct worker *worker, u32 
     if (state == GONE && !strays && take_out(worker, GONE)) tell(EMPTY, id, 0, 0);
     if (worker->state != KEPT) return worker->state == GONE;
     u32 asked = heed(worker->orders, id, worker->pid);
-    struct prey prey = {.root = worker->pid, .keeper = slot->pid};
+    struct prey prey = {.root = worker->pid, .reaper = slot->pid};
     if (asked & LEVEL_TERM) hunt(&prey, LEVEL_TERM);
     worker->level |= asked & LEVEL_KILL;
     if (worker->level) hunt(&prey, LEVEL_KILL);
@@ -144,7 +144,7 @@ static void dissolve(struct brood *brood) {
     }
 }
 
-/* --- the end of a command, told once by whoever of keeper and pump comes second --- */
+/* --- the end of a command, told once by whoever of reaper and pump comes second --- */
 
 /* Its pump may be in the middle of a call on a pipe, whose bytes then still count; or the pipe is locked. */
 static int is_pump_stuck(struct slot *slot) {
@@ -291,7 +291,7 @@ static void await_something(struct tending *at) {
     SYS(rt_sigtimedwait, &wakes, 0, milliseconds < 0 ? 0 : &pause, sizeof wakes);
 }
 
-/* A keeper that is woken does not push fastclaw off its processor in the middle of a turn (sched(7)): sixteen starts at a
+/* A reaper that is woken does not push fastclaw off its processor in the middle of a turn (sched(7)): sixteen starts at a
  * time are a fifth faster so. What it starts is scheduled as ever. Who runs under another policy keeps it. */
 static void wait_for_turn(void) {
     int priority = 0;
@@ -310,7 +310,7 @@ static int make_pump(struct slot *slot) {
  * a worker's streams, nobody's end is ever to come. Nobody is reaped here. */
 static int is_alone(void) { return SYS(waitid, P_ALL, 0, 0, WEXITED | WNOHANG | WNOWAIT | __WALL, 0) == -ECHILD; }
 
-int keeper(void *argument) {
+int reaper(void *argument) {
     struct slot *slot = argument;
     struct tending at = {0};
     slot->pid = (u32)SYS(getpid);
@@ -324,7 +324,7 @@ int keeper(void *argument) {
     for (;;) {
         await_something(&at);
         if (slot->pump && SYS(wait4, slot->pump, 0, WNOHANG | __WALL, 0)) slot->pump = 0;
-        /* Without a pump nothing can be said any more of the process's streams: it ends, and so does its keeper. */
+        /* Without a pump nothing can be said any more of the process's streams: it ends, and so does its reaper. */
         int is_over = dying || !slot->pump || (u32)SYS(getppid) != main_pid;
         u32 id = LOAD_OF(&slot->id);
         if (id != at.id) at = (struct tending){.id = id};
