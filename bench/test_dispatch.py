@@ -57,7 +57,7 @@ class Server:
 
     def __init__(self) -> None:
         self.answers: list[bytes] = []
-        self.dispatcher = Dispatcher(Trivial(), self._take, self._never)
+        self.dispatcher = Dispatcher(lambda _: Trivial(), self._take, self._never)
         self._complete: asyncio.Future[None] | None = None
         self._wanted = 0
 

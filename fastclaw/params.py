@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import posixpath
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from signal import Signals
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fastclaw import limits
-from fastclaw.errors import ExecFailed, InvalidParams
+from fastclaw.errors import ExecFailed, InvalidParams, ParseError
 from fastclaw.linux.rlimits import rlimits
 from fastclaw.runtime import ExecRequest, Extent, Milliseconds, RunRequest
 
@@ -74,13 +74,35 @@ class CancelParams(Struct, frozen=True):
     id: int | str
 
 
+NO_PARAMS = msgspec.Raw(b"{}")
+
 _PLACE = re.compile(r" - at `(\$[^`]*)`\Z")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 _UNKNOWN = re.compile(r"contains unknown field `([^`]+)`")
 
 
+def reader(shape: type[Shape]) -> Callable[[msgspec.Raw], Shape]:
+    """For one method: makes its params, JSON as it came, the struct; once, with nothing in between.
+
+    What it gives raises ParseError (what a field would take is no text) and InvalidParams as `convert` does.
+    """
+    decode = msgspec.json.Decoder(shape).decode
+
+    def read(params: msgspec.Raw) -> Shape:
+        try:
+            return decode(params)
+        except msgspec.ValidationError as error:
+            if bytes(params) == b"null":
+                return read(NO_PARAMS)
+            raise _explain(str(error), shape, "$") from error
+        except msgspec.DecodeError as error:
+            raise ParseError(f"not JSON: {error}") from error
+
+    return read
+
+
 def convert(params: Any, shape: type[Shape], root: str = "$") -> Shape:
-    """Params as sent (None where left out) → the struct.
+    """Params that were decoded already → the struct.
 
     Parameters:
         root: JSON path of `params` itself, for the error.
@@ -89,7 +111,7 @@ def convert(params: Any, shape: type[Shape], root: str = "$") -> Shape:
         InvalidParams: with `data.path`; for an unknown option also `data.nearest`.
     """
     try:
-        return msgspec.convert({} if params is None else params, shape)
+        return msgspec.convert(params, shape)
     except msgspec.ValidationError as error:
         raise _explain(str(error), shape, root) from error
 
@@ -218,14 +240,35 @@ def has_tty(request: ExecRequest | RunRequest) -> bool:
     return isinstance(request, ExecRequest) and request.tty
 
 
-def check_template(name: str, known: Collection[str]) -> None:
-    """Raises InvalidParams: there is no such template (`data.nearest`)."""
-    if name not in known:
-        nearest = next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
-        hint = (
-            f"did you mean {nearest!r}?" if nearest else f"options.templates has {', '.join(sorted(known)) or 'none'}"
-        )
-        raise InvalidParams(f"$.template: no template {name!r}; {hint}", path="$.template", nearest=nearest)
+def check_offered(
+    request: ExecRequest | RunRequest, lane: str, capabilities: Collection[str], templates: Collection[str]
+) -> None:
+    """What not every lane can do.
+
+    Parameters:
+        lane: its name.
+        capabilities: what it offers.
+        templates: names of those that there are.
+
+    Raises:
+        InvalidParams: `unsupported`, or there is no such template (`data.nearest`).
+    """
+    asked = {
+        "tty": has_tty(request),
+        "limits": bool(request.limits),
+        "user": request.user is not None,
+        "template": request.template is not None,
+    }
+    for name, is_asked in asked.items():
+        if is_asked and name not in capabilities:
+            path = f"$.{name}"
+            raise InvalidParams(f"{path} is not offered by the {lane} lane; leave it out", "unsupported", path=path)
+    wanted = request.template
+    if wanted is not None and wanted not in templates:
+        known = sorted(templates)
+        nearest = next(iter(difflib.get_close_matches(wanted, known, n=1)), None)
+        hint = f"did you mean {nearest!r}?" if nearest else f"options.templates has {', '.join(known) or 'none'}"
+        raise InvalidParams(f"$.template: no template {wanted!r}; {hint}", path="$.template", nearest=nearest)
 
 
 def _check_name(name: str) -> None:

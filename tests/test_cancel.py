@@ -12,7 +12,6 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.runtime import ExecRequest, ExecResult, RunRequest, RunResult
-from fastclaw.server.dispatch import Dispatcher
 from tests.server.test_dispatch import ExtendedRuntime, Wire, a_wire
 
 if TYPE_CHECKING:
@@ -197,8 +196,7 @@ async def test_what_waits_for_its_turn_never_begins() -> None:
         wire.post("cancel", 2, id=1)
         await turns()
         assert wire.lines == []
-        call = wire.dispatcher._calls_in_flight.find(1)
-        assert call is not None
+        (call,) = wire.dispatcher._by_id[1]
         call.cut_short(ExecFailed("taken back", "overloaded"))
         wire.dispatcher.hold(False)
         answers = by_id(await wire.answers(2))
@@ -343,6 +341,6 @@ async def test_nothing_is_remembered_of_what_was_answered() -> None:
         for number in range(10):
             for method in ("exec", "run", "health", "list", "nonsense"):
                 await wire.call(method, number % 3, cmd=["x"])
-        in_flight = wire.dispatcher._calls_in_flight
-        assert (in_flight._first, in_flight._shared, wire.dispatcher._yielding) == ({}, {}, {})
-        assert isinstance(wire.dispatcher, Dispatcher)
+        await wire.nothing_more()
+        left = (wire.dispatcher._by_id, wire.dispatcher._in_flight, wire.dispatcher._tasks)
+        assert left == ({}, set(), set())

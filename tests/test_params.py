@@ -1,8 +1,9 @@
 """Params: their shapes, and the path of what is wrong."""
 
 import signal
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,15 +20,23 @@ from fastclaw.params import (
     SignalParams,
     WaitParams,
     check_exec,
+    check_offered,
     check_run,
-    check_template,
     convert,
     directory_of,
     fingerprint,
+    reader,
     signal_number,
 )
 from fastclaw.runtime import ExecRequest, InitializeParams, RunRequest
 from tests.strategies import JSON
+
+Shape = TypeVar("Shape", bound=Struct)
+
+
+def read(params: Any, shape: type[Shape]) -> Shape:
+    """As a request brings them."""
+    return reader(shape)(msgspec.Raw(msgspec.json.encode(params)))
 
 
 @pytest.mark.parametrize(
@@ -83,13 +92,13 @@ from tests.strategies import JSON
 )
 def test_the_path_names_the_field(params: Any, shape: type[Struct], path: str) -> None:
     with pytest.raises(InvalidParams) as raised:
-        convert(params, shape)
+        read(params, shape)
     assert raised.value.data["path"] == path
     assert path in str(raised.value)
 
 
 def test_a_terminal_s_size_is_rows_and_columns() -> None:
-    request = convert({"cmd": ["a"], "tty": True, "tty_size": [1, 65_535]}, ExecRequest)
+    request = read({"cmd": ["a"], "tty": True, "tty_size": [1, 65_535]}, ExecRequest)
     assert (request.tty, request.tty_size) == (True, (1, 65_535))
 
 
@@ -104,8 +113,9 @@ def test_a_limit_that_there_is_not_is_named(name: str, value: int, nearest: str 
 
 
 def test_unknown_keys_of_params_are_ignored() -> None:
-    assert convert({"cmd": ["a"], "future": 1}, ExecRequest).cmd == ["a"]
-    assert convert({"anything": 1}, NoParams) == NoParams()
+    assert read({"cmd": ["a"], "future": 1}, ExecRequest).cmd == ["a"]
+    assert read({"anything": 1}, NoParams) == NoParams()
+    assert read(None, NoParams) == NoParams()
 
 
 @pytest.mark.parametrize(
@@ -188,9 +198,10 @@ def test_what_a_forked_worker_cannot_have(more: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("known", "nearest"), [(["python", "ruby"], "python"), ([], None), (["ruby"], None)])
 def test_an_unknown_template_is_named_with_the_nearest(known: list[str], nearest: str | None) -> None:
-    check_template("pythn", ["pythn"])
+    request = ExecRequest(cmd=["a"], template="pythn")
+    check_offered(request, "spawn", ["template"], ["pythn"])
     with pytest.raises(InvalidParams) as raised:
-        check_template("pythn", known)
+        check_offered(request, "spawn", ["template"], known)
     assert raised.value.data == {"path": "$.template", "nearest": nearest}
 
 
@@ -211,7 +222,7 @@ FIELDS = dict.fromkeys(("cmd", "env", "working_dir", "stdin", "limits", "key", "
 @given(JSON | st.fixed_dictionaries({}, optional=FIELDS))
 def test_any_params_convert_or_are_explained(params: Any) -> None:
     try:
-        check_exec(convert(params, ExecRequest))
+        check_exec(read(params, ExecRequest))
     except InvalidParams as error:
         assert error.data["path"].startswith("$")  # noqa: PT017 - an error is one of two right outcomes
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from fastclaw import limits
 from fastclaw.podman.service.plan import BROKEN_CONMON, HostFacts
-from fastclaw.processes.capacity import Capacity
+from fastclaw.processes.admission import Capacity
 
 Level = Literal["ok", "warning", "problem"]
 

@@ -45,7 +45,7 @@ from fastclaw.podman.service.facts import (
 )
 from fastclaw.podman.service.plan import HostFacts, plan_service
 from fastclaw.podman.service.service import ManagedService
-from fastclaw.processes.capacity import capacity
+from fastclaw.processes.admission import capacity
 from fastclaw.spawner.binary import find_spawner, why_no_spawner
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}

@@ -1,5 +1,6 @@
 """`fastclaw serve`: the runtime as a supervisor starts it."""
 
+import functools
 import gc
 from typing import Literal
 
@@ -9,7 +10,7 @@ from fastclaw import limits
 from fastclaw.cli import log
 from fastclaw.linux import loop
 from fastclaw.options import RUNTIMES
-from fastclaw.runtimes.choose import AutoRuntime
+from fastclaw.runtimes.choose import choose_runtime
 from fastclaw.server import stdio
 from fastclaw.server.harness import RuntimeHarness
 
@@ -33,4 +34,4 @@ def serve(runtime: str, log_format: Literal["text", "json"], log_level: str) -> 
     log.configure(log_format, log_level)
     stdio.require_standard_descriptors()
     collect_less_often()
-    loop.run(RuntimeHarness(AutoRuntime(runtime)).serve())
+    loop.run(RuntimeHarness(functools.partial(choose_runtime, default=runtime)).serve())

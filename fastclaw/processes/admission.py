@@ -8,7 +8,9 @@ from collections import deque
 from enum import Enum
 from typing import NamedTuple
 
+from fastclaw import limits
 from fastclaw.errors import ExecFailed
+from fastclaw.linux.own_limits import HostLimits
 
 
 class TicketState(Enum):
@@ -149,3 +151,32 @@ class Admission:
         while self._queue and self._queue[0].state is not TicketState.WAITING:
             self._queue.popleft()
         return self._queue[0].deadline if self._queue else None
+
+
+class Capacity(NamedTuple):
+    """How many processes, and the name of the limit that says so."""
+
+    processes: int
+    binds: str
+
+
+def capacity(host: HostLimits, asked: int, files_each: int = limits.FILES_PER_PROCESS) -> Capacity:
+    """The most processes that `options.max_processes` (`asked`) and the host allow.
+
+    Parameters:
+        files_each: descriptors of this process for each.
+    """
+    ceilings = {
+        "options.max_processes": asked,
+        "open files": _share(host.nofile, limits.RESERVED_FILES, files_each),
+        "processes of this user": _share(host.nproc, limits.RESERVED_PIDS, limits.PIDS_PER_PROCESS),
+        "kernel.pid_max": _share(host.pid_max, limits.RESERVED_PIDS, limits.PIDS_PER_PROCESS),
+        "memory": _share(host.memory_bytes, 0, limits.MEMORY_PER_PROCESS),
+    }
+    known = {name: count for name, count in ceilings.items() if count is not None}
+    binds = min(known, key=lambda name: known[name])
+    return Capacity(known[binds], binds)
+
+
+def _share(total: int | None, reserved: int, each: int) -> int | None:
+    return None if total is None else max(1, (total - reserved) // each)

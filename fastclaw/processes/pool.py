@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import logging
 import operator
@@ -20,30 +19,44 @@ from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, RuntimeSdk
 from fastclaw.linux.poller import Watcher
 from fastclaw.params import (
     check_exec,
+    check_offered,
     check_run,
-    check_template,
     directory_of,
     fingerprint,
     has_input,
-    has_tty,
 )
 from fastclaw.processes.admission import Admission, TicketState
-from fastclaw.processes.begun import Begun, collection_of, explained, never_ran
-from fastclaw.processes.keyed import KeyedCalls, require_same
 from fastclaw.processes.lane import SIGKILLED, Grace, Lane, LaneProcess, Output, StartSpec
 from fastclaw.processes.process import Process
 from fastclaw.processes.run_output import result_of, result_without_output
-from fastclaw.processes.starts import StartQueue
+from fastclaw.processes.starts import (
+    Begun,
+    KeyedCalls,
+    StartQueue,
+    collection_of,
+    explained,
+    never_ran,
+    require_same,
+)
 from fastclaw.processes.table import ProcessTable
-from fastclaw.runtime import ExecResult, RunResult
+from fastclaw.runtime import ExecResult
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 
     from fastclaw.options import Options
     from fastclaw.processes.lane import Collected
     from fastclaw.processes.sockets import ProcessSockets, SocketDirectory
-    from fastclaw.runtime import ExecRequest, ExitReason, ExitRecord, OnDisconnect, ProcessInfo, RunRequest, StreamName
+    from fastclaw.runtime import (
+        ExecRequest,
+        ExitReason,
+        ExitRecord,
+        OnDisconnect,
+        ProcessInfo,
+        RunRequest,
+        RunResult,
+        StreamName,
+    )
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +67,15 @@ _STREAMS: dict[int, StreamName] = {1: "stdout", 2: "stderr"}
 
 
 class ProcessPool:
-    """Parameters:
-    environment: variables that every process gets before those of its request.
-    working_dir: where a process starts whose request names no directory; None leaves that to the lane.
-    base_dir: where that is, for a request that names a relative one.
-    sockets: where the sockets go.
-    shards, max_starting: how starts are spread (`admission`).
-    max_live: the most processes at a time.
+    """The processes of one environment: exec, run, kill, wait, list, signal, and the end of all.
+
+    Parameters:
+        environment: variables that every process gets before those of its request.
+        working_dir: where a process starts whose request names no directory; None leaves that to the lane.
+        base_dir: where that is, for a request that names a relative one.
+        sockets: where the sockets go.
+        shards, max_starting: how starts are spread (`admission`).
+        max_live: the most processes at a time.
     """
 
     def __init__(
@@ -96,50 +111,29 @@ class ProcessPool:
         self._prefix = secrets.token_hex(4)
         self._count = 0
 
+    def __repr__(self) -> str:
+        counts = " ".join(f"{name}={count}" for name, count in self.table.counts().items())
+        return f"<ProcessPool {self._prefix} lane={self._lane.name} {counts}>"
+
     # --- exec ---
 
-    async def exec(self, request: ExecRequest) -> ExecResult:
+    def exec(self, request: ExecRequest) -> Coroutine[Any, Any, ExecResult]:
         """See `Runtime.exec`."""
         check_exec(request)
-        self._check_offered(request)
-        if request.key is None:
-            return await self._exec(request)
-        mark = fingerprint(request)
-        if not await self._keyed.has(request.key) and (process := self.table.with_key(request.key)) is not None:
-            require_same(process.request_mark, mark)
-            return process.result
-        return _told(await self._keyed.join(request.key, mark, functools.partial(self._exec, request)), ExecResult)
-
-    def _check_offered(self, request: ExecRequest | RunRequest) -> None:
-        is_plain = request.user is None and not request.limits and request.template is None
-        if is_plain and not has_tty(request):
-            return
-        asked = (
-            ("tty", has_tty(request)),
-            ("limits", bool(request.limits)),
-            ("user", request.user is not None),
-            ("template", request.template is not None),
+        spec = self._spec(
+            request,
+            stdin=request.stdin,
+            tty=request.tty_size if request.tty else None,
+            holds_stdin=request.on_disconnect == "hold",
         )
-        for name, is_asked in asked:
-            if is_asked and name not in self._lane.capabilities:
-                raise InvalidParams(
-                    f"$.{name} is not offered by the {self._lane.name} lane; leave it out",
-                    "unsupported",
-                    path=f"$.{name}",
-                )
-        if request.template is not None:
-            check_template(request.template, self._options.templates)
+        if request.key is None:
+            return self._exec(request, spec)
+        return self._once(request, request.key, lambda: self._exec(request, spec), lambda process: process.result)
 
-    async def _exec(self, request: ExecRequest) -> ExecResult:
+    async def _exec(self, request: ExecRequest, spec: StartSpec) -> ExecResult:
         asked_at = time.monotonic_ns()
         begun = Begun(await self._starts.admit(), asked_at)
         try:
-            spec = self._spec(
-                request,
-                stdin=request.stdin,
-                tty=request.tty_size if request.tty else None,
-                holds_stdin=request.on_disconnect == "hold",
-            )
             begun.lane_process = await self._lane.start(spec, begun.ticket.shard)
             process = self._process(request, spec, begun)
             result = self._attach(process, request.on_disconnect)
@@ -153,11 +147,34 @@ class ProcessPool:
             raise
         return result
 
+    async def _once(
+        self,
+        request: ExecRequest | RunRequest,
+        key: str,
+        begin: Callable[[], Coroutine[Any, Any, Told]],
+        told_again: Callable[[Process], Told],
+    ) -> Told:
+        """A call with a key: what the first one with it brought, or will bring, where it was the same request."""
+        mark = fingerprint(request)  # of another kind of request it is another one
+        if not await self._keyed.has(key) and (process := self.table.with_key(key)) is not None:
+            require_same(process.request_mark, mark)
+            return told_again(process)
+        told: Told = await self._keyed.join(key, mark, begin)
+        return told
+
     def _spec(
         self, request: ExecRequest | RunRequest, *, stdin: bool, tty: tuple[int, int] | None, holds_stdin: bool = False
     ) -> StartSpec:
+        """What the lane is asked for; the request was checked.
+
+        Raises:
+            InvalidParams: `unsupported`, the lane does not offer it; or there is no such template.
+        """
+        if request.user is not None or request.limits or request.template is not None or tty is not None:
+            check_offered(request, self._lane.name, self._lane.capabilities, self._options.templates)
+        self._count += 1
         return StartSpec(
-            process_id=self._next_id(),
+            process_id=f"{self._prefix}-{self._count}",
             cmd=request.cmd,
             base_env=self._environment,
             env=request.env,
@@ -171,10 +188,6 @@ class ProcessPool:
             holds_stdin=holds_stdin,
             orphans=request.orphans,
         )
-
-    def _next_id(self) -> str:
-        self._count += 1
-        return f"{self._prefix}-{self._count}"
 
     def _process(self, request: ExecRequest | RunRequest, spec: StartSpec, begun: Begun) -> Process:
         assert begun.lane_process is not None
@@ -232,26 +245,26 @@ class ProcessPool:
 
     # --- run ---
 
-    async def run(self, request: RunRequest) -> RunResult:
+    def run(self, request: RunRequest) -> Coroutine[Any, Any, RunResult]:
         """See `ProcessRuntime.run`."""
         data = check_run(request)
-        self._check_offered(request)
+        spec = self._spec(request, stdin=has_input(request), tty=None)
         if request.key is None:
-            return await self._run(request, data)
-        mark = fingerprint(request)
-        if not await self._keyed.has(request.key) and (process := self.table.with_key(request.key)) is not None:
-            require_same(process.request_mark, mark)
-            return result_without_output(process.record(), process.written)
-        return _told(await self._keyed.join(request.key, mark, functools.partial(self._run, request, data)), RunResult)
+            return self._run(request, spec, data)
+        return self._once(
+            request,
+            request.key,
+            lambda: self._run(request, spec, data),
+            lambda process: result_without_output(process.record(), process.written),
+        )
 
-    async def _run(self, request: RunRequest, data: bytes) -> RunResult:
+    async def _run(self, request: RunRequest, spec: StartSpec, data: bytes) -> RunResult:
         asked_at = time.monotonic_ns()
         ticket = self._starts.ask()
         if ticket.state is TicketState.WAITING:
             await self._starts.turn(ticket)
         begun = Begun(ticket, asked_at)
         try:
-            spec = self._spec(request, stdin=has_input(request), tty=None)
             begun.lane_process = await self._lane.run(spec, collection_of(request, data), ticket.shard)
             process = self._process(request, spec, begun)
             self._begin_run(process, request.timeout_ms, begun)
@@ -541,9 +554,3 @@ class ProcessPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _told(result: Any, kind: type[Told]) -> Told:
-    """What a call with a key has brought, which was of this kind: another one has another fingerprint."""
-    assert isinstance(result, kind)
-    return result

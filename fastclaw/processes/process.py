@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, structs
 
+from fastclaw.answer_limits import SHOWN_COMMAND_BYTES, WORD_BYTES
 from fastclaw.lifecycle import ProcessState, process_machine
 from fastclaw.params import fingerprint, has_tty
 from fastclaw.processes.lane import ExitStatus, Grace
-from fastclaw.processes.listing import shown_command
 from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo, RunRequest, StreamName
 
 if TYPE_CHECKING:
@@ -305,3 +305,20 @@ class Process:
 def _wake(woken: asyncio.Future[None], _done: object = None) -> None:
     if not woken.done():
         woken.set_result(None)
+
+
+def shown_command(cmd: list[str]) -> list[str]:
+    """The beginning of a command line, for as long as its record is kept; the very same list where it is short."""
+    room = SHOWN_COMMAND_BYTES
+    for index, word in enumerate(cmd):
+        length = len(word) if word.isascii() else len(word.encode("utf-8", "surrogatepass"))
+        if WORD_BYTES + length > room:
+            begun = _beginning(word, room - WORD_BYTES)
+            return [*cmd[:index], begun] if begun or not index else cmd[:index]
+        room -= WORD_BYTES + length
+    return cmd
+
+
+def _beginning(word: str, room: int) -> str:
+    """As many whole characters as have room, as UTF-8."""
+    return word[: max(room, 0)].encode("utf-8", "surrogatepass")[: max(room, 0)].decode("utf-8", "ignore")

@@ -1,18 +1,36 @@
-"""Turns admission's decisions into waiting: an exec call awaits its ticket, and is woken or turned away.
+"""A start on its way: its turn, its key, and what of it is to be taken back where nothing comes of it.
 
-The decisions are `admission`'s; the clock and the futures are here.
+The decisions are `admission`'s; the clock, the futures and the tasks are here. What has been answered is the table's.
 """
 
-import asyncio
+from __future__ import annotations
 
-from fastclaw.errors import ExecFailed, FastclawError, InvalidState
+import asyncio
+import errno
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, InvalidState, IoError, RuntimeSdkError
 from fastclaw.processes.admission import Admission, Ticket, TicketState
+from fastclaw.processes.lane import Collection
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from fastclaw.processes.lane import LaneProcess
+    from fastclaw.processes.process import Process
+    from fastclaw.runtime import RunRequest
+
+# --- its turn ---
 
 
 class StartQueue:
-    """Parameters:
-    admission: who may start.
-    timeout_s: how long a call may wait.
+    """Turns admission's decisions into waiting: a call awaits its ticket, and is woken or turned away.
+
+    Parameters:
+        admission: who may start.
+        timeout_s: how long a call may wait.
     """
 
     def __init__(self, admission: Admission, timeout_s: float) -> None:
@@ -115,6 +133,135 @@ class StartQueue:
             self._arm()
 
 
-def _fail(turn: "asyncio.Future[None]", error: FastclawError) -> None:
+def _fail(turn: asyncio.Future[None], error: FastclawError) -> None:
     if not turn.done():
         turn.set_exception(error)
+
+
+# --- its key ---
+
+
+def require_same(first: bytes, again: bytes) -> None:
+    """Raises InvalidParams: the key was used for another request. Both are `params.fingerprint`s."""
+    if first != again:
+        raise InvalidParams("$.key was used for another request; take a new key", path="$.key")
+
+
+class _Joined:
+    """One call, how many wait for it, and whether it is being taken back."""
+
+    __slots__ = ("is_leaving", "mark", "task", "waiting")
+
+    def __init__(self, mark: bytes, task: asyncio.Future[Any]) -> None:
+        self.mark = mark
+        self.task = task
+        self.waiting = 0
+        self.is_leaving = False
+
+
+class KeyedCalls:
+    """The calls by key, while they are in flight.
+
+    Parameters:
+        own: makes a task of a call that outlives whoever made it.
+        take_back: ends what a key stands for that nobody was told of.
+    """
+
+    def __init__(
+        self,
+        own: Callable[[Awaitable[Any]], asyncio.Future[Any]],
+        take_back: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._own = own
+        self._take_back = take_back
+        self._calls: dict[str, _Joined] = {}
+
+    async def has(self, key: str) -> bool:
+        """Whether a call with this key is in flight. One that is being taken back is waited for; that frees the key."""
+        while (joined := self._calls.get(key)) is not None and joined.is_leaving:
+            await asyncio.wait((joined.task,))
+        return joined is not None
+
+    async def join(self, key: str, mark: bytes, begin: Callable[[], Awaitable[Any]]) -> Any:
+        """The result of the call with this key; `begin` makes one where there is none.
+
+        Whoever is cancelled only leaves, as long as somebody else waits. With the last one the call is cancelled, and
+        this returns once that is through.
+
+        Raises:
+            InvalidParams: the call in flight is another request.
+            InvalidState: `shutting_down`.
+        """
+        joined = self._calls.get(key)
+        if joined is None:
+            joined = self._begin(key, mark, begin)
+        require_same(joined.mark, mark)
+        joined.waiting += 1
+        try:
+            return await asyncio.shield(joined.task)
+        except asyncio.CancelledError:
+            if joined.task.cancelled():
+                raise InvalidState("the runtime is shutting down", "shutting_down") from None
+            if joined.waiting == 1:
+                await self._leave_last(key, joined)
+            raise
+        finally:
+            joined.waiting -= 1
+
+    def _begin(self, key: str, mark: bytes, begin: Callable[[], Awaitable[Any]]) -> _Joined:
+        joined = self._calls[key] = _Joined(mark, self._own(begin()))
+        joined.task.add_done_callback(lambda _: self._calls.pop(key))
+        return joined
+
+    async def _leave_last(self, key: str, joined: _Joined) -> None:
+        joined.is_leaving = True
+        joined.task.cancel()
+        await asyncio.wait((joined.task,))
+        if joined.task.cancelled():
+            return
+        joined.task.result()  # an error says that it could not be taken back
+        await self._take_back(key)
+
+
+# --- what there is of it ---
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EAGAIN})
+"""What the kernel says when there is not enough of something now: trying later may help."""
+
+
+class Begun:
+    """What there is of a start so far: all that is to be taken back where nothing comes of it."""
+
+    __slots__ = ("admitted_at", "asked_at", "lane_process", "process", "ticket")
+
+    def __init__(self, ticket: Ticket, asked_at: int) -> None:
+        self.ticket = ticket
+        self.asked_at = asked_at
+        self.admitted_at = time.monotonic_ns()
+        self.lane_process: LaneProcess | None = None
+        self.process: Process | None = None
+
+
+def collection_of(request: RunRequest, data: bytes) -> Collection:
+    """What a run wants of its streams. `data`: its whole input."""
+    return Collection(
+        input=data,
+        output_limit=request.output_limit,
+        keep=request.keep,
+        on_limit=request.on_limit,
+        drain_ms=request.drain_ms,
+    )
+
+
+def never_ran(lane_process: LaneProcess) -> bool:
+    """The lane has said so, and has seen to it that nothing is left."""
+    started = lane_process.started
+    return started is not None and started.done() and not started.cancelled() and started.exception() is not None
+
+
+def explained(error: OSError) -> RuntimeSdkError:
+    """What the kernel refused, in the contract's words."""
+    text = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in _EXHAUSTED:
+        return ExecFailed(f"{text}; fewer processes at a time, or a higher limit (fastclaw doctor)", "overloaded")
+    return IoError(f"the process's sockets: {text}")

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from fastclaw import limits
@@ -23,8 +24,8 @@ class LocalRuntime(ManagedRuntime):
 
     name = "local"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, warnings: Sequence[str] = ()) -> None:
+        super().__init__(warnings)
         self._home: HostHome | None = None
 
     async def _bring_up(
@@ -48,8 +49,7 @@ class LocalRuntime(ManagedRuntime):
 
 
 def _refuse_limits(options: Options) -> None:
-    """Who asks for a network that is filtered, or for a bound on the disk, must not believe that he has it. What nobody
-    asked for is nothing said."""
+    """Refuse a filtered network or a bound on the disk: nobody is to believe that it is there."""
     asked = {
         "network": options.network not in (Network(), Network(mode="open")),
         "disk_bytes": options.disk_bytes is not None,

@@ -7,15 +7,15 @@ import asyncio
 import contextlib
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple
 
-from fastclaw import lifecycle, limits
-from fastclaw.lifecycle import RuntimeState
+from fastclaw import limits
+from fastclaw.errors import InvalidState
 from fastclaw.linux import splice
 from fastclaw.linux.own_limits import host_limits, raise_file_limit
 from fastclaw.options import Options, no_templates
-from fastclaw.processes.capacity import Capacity, capacity
+from fastclaw.processes.admission import Capacity, capacity
 from fastclaw.processes.lane import Lane
 from fastclaw.processes.pool import ProcessPool
 from fastclaw.processes.sockets import SocketDirectory
@@ -80,15 +80,24 @@ def plans(options: Options, workspace: str | None, *, python_path: str | None) -
 
 
 class ManagedRuntime(ProcessRuntime):
-    """Base of the runtimes of this package."""
+    """Base of the runtimes of this package: an environment, and a pool of processes in it.
 
-    def __init__(self) -> None:
-        self._machine = lifecycle.runtime_machine()
+    Which call is allowed when is the harness's affair (`lifecycle`).
+
+    Parameters:
+        warnings: the first of what `initialize` answers.
+    """
+
+    def __init__(self, warnings: Sequence[str] = ()) -> None:
+        self._notes = warnings
         self._setup = contextlib.AsyncExitStack()
         self._environment: Environment | None = None
         self._pool: ProcessPool | None = None
         self._room: Capacity | None = None
         self._sockets: SocketDirectory | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._pool or 'not running'}>"
 
     # --- what a subclass brings ---
 
@@ -112,25 +121,21 @@ class ManagedRuntime(ProcessRuntime):
 
     @property
     def capabilities(self) -> list[str]:
+        """What the pool offers over any lane, and what the lane of the environment adds."""
         lane = self._environment.lane.capabilities if self._environment else []
         return list(dict.fromkeys([*_CAPABILITIES, *lane]))
 
     async def start(self, params: InitializeParams) -> InitializeResult:
-        lifecycle.require_new(self._machine.state)
+        """See `Runtime.start`. One that fails has undone what it did, and may be tried again."""
         options = read_options(params)
         self.stop_timeout_ms = options.shutdown_timeout_ms
-        self._machine.move(RuntimeState.STARTING)
         try:
             environment = await self._set_up(params.namespace, options)
         except BaseException:
-            await asyncio.shield(self._setup.aclose())
-            if self._machine.state is RuntimeState.STARTING:
-                self._machine.move(RuntimeState.NEW)
+            await self._tear_down()
             raise
-        self._machine.move(RuntimeState.RUNNING)
-        return InitializeResult(
-            env=environment.env, workspace_root=environment.working_dir, warnings=[*environment.warnings]
-        )
+        warnings = [*self._notes, *environment.warnings]
+        return InitializeResult(env=environment.env, workspace_root=environment.working_dir, warnings=warnings)
 
     async def _set_up(self, namespace: str, options: Options) -> Environment:
         raise_file_limit()
@@ -157,25 +162,26 @@ class ManagedRuntime(ProcessRuntime):
         return environment
 
     async def stop(self) -> None:
-        if self._machine.state in (RuntimeState.STOPPING, RuntimeState.STOPPED):
-            return
-        self._machine.move(RuntimeState.STOPPING)
+        """See `Runtime.stop`. Idempotent."""
         try:
             if self._pool is not None:
                 await self._pool.end_all()
         finally:
-            await asyncio.shield(self._setup.aclose())
-            self._machine.move(RuntimeState.STOPPED)
+            await self._tear_down()
+
+    async def _tear_down(self) -> None:
+        self._pool = None
+        await asyncio.shield(self._setup.aclose())
 
     def hasten(self) -> None:
+        """See `Runtime.hasten`."""
         if self._pool is not None:
             self._pool.hasten()
 
     async def health(self) -> HealthStatus:
-        state = self._machine.state
-        if state is not RuntimeState.RUNNING or self._pool is None or self._environment is None or self._room is None:
-            return HealthStatus(status="unhealthy", message=state.value)
-        assert self._sockets is not None
+        """See `Runtime.health`."""
+        if self._pool is None or self._environment is None or self._room is None or self._sockets is None:
+            return HealthStatus(status="unhealthy", message="not running")
         unreachable = self._sockets.trouble
         trouble = unreachable or self._trouble()
         details = {
@@ -189,30 +195,43 @@ class ManagedRuntime(ProcessRuntime):
         word: HealthWord = "unhealthy" if unreachable else "degraded" if trouble else "healthy"
         return HealthStatus(status=word, message=trouble, details=details)
 
-    # --- processes ---
+    # --- processes: what the pool gives is handed on, with no coroutine of its own ---
 
-    def _running(self) -> ProcessPool:
-        lifecycle.require_running(self._machine.state)
-        assert self._pool is not None
+    @property
+    def pool(self) -> ProcessPool:
+        """The processes.
+
+        Raises:
+            InvalidState: `not_initialized`: it is not running.
+        """
+        if self._pool is None:
+            raise InvalidState("call initialize first", "not_initialized")
         return self._pool
 
-    async def exec(self, request: ExecRequest) -> ExecResult:
-        return await self._running().exec(request)
+    def exec(self, request: ExecRequest) -> Coroutine[Any, Any, ExecResult]:
+        """See `Runtime.exec`."""
+        return self.pool.exec(request)
 
-    async def run(self, request: RunRequest) -> RunResult:
-        return await self._running().run(request)
+    def run(self, request: RunRequest) -> Coroutine[Any, Any, RunResult]:
+        """See `ProcessRuntime.run`."""
+        return self.pool.run(request)
 
-    async def kill(self, process_id: str, grace_ms: int | None = None) -> None:
-        await self._running().kill(process_id, grace_ms)
+    def kill(self, process_id: str, grace_ms: int | None = None) -> Coroutine[Any, Any, None]:
+        """See `Runtime.kill`."""
+        return self.pool.kill(process_id, grace_ms)
 
-    async def wait(self, process_id: str, timeout_ms: int | None = None) -> ExitRecord:
-        return await self._running().wait(process_id, timeout_ms)
+    def wait(self, process_id: str, timeout_ms: int | None = None) -> Coroutine[Any, Any, ExitRecord]:
+        """See `ProcessRuntime.wait`."""
+        return self.pool.wait(process_id, timeout_ms)
 
-    async def list_processes(self, after: str | None = None) -> list[ProcessInfo]:
-        return await self._running().listed(after)
+    def list_processes(self, after: str | None = None) -> Coroutine[Any, Any, list[ProcessInfo]]:
+        """See `ProcessRuntime.list_processes`."""
+        return self.pool.listed(after)
 
     async def signal(self, process_id: str, signal: int, *, group: bool = False) -> None:
-        self._running().signal(process_id, signal, group=group)
+        """See `ProcessRuntime.signal`."""
+        self.pool.signal(process_id, signal, group=group)
 
     async def resize(self, process_id: str, rows: int, columns: int) -> None:
-        self._running().resize(process_id, rows, columns)
+        """See `ProcessRuntime.resize`."""
+        self.pool.resize(process_id, rows, columns)

@@ -7,11 +7,12 @@ means is `dispatch`'s; what a runtime does is the runtime's.
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 
 from fastclaw import limits
 from fastclaw.lifecycle import RuntimeState
 from fastclaw.linux.own_limits import await_children, heeded
-from fastclaw.runtime import Runtime
+from fastclaw.runtime import InitializeParams, Runtime
 from fastclaw.server.dispatch import Dispatcher
 from fastclaw.server.stdio import ByteSink, ByteSource, StdioClaim, require_standard_descriptors
 
@@ -24,11 +25,11 @@ class RuntimeHarness:
     """Serves a runtime until `shutdown`, EOF on stdin or a signal; then everything is torn down.
 
     Parameters:
-        runtime: created by the caller; the harness starts and stops it.
+        runtime: the harness starts and stops it; or what gives one for the params of `initialize`.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime | Callable[[InitializeParams], Runtime]) -> None:
+        self._choose = (lambda _: runtime) if isinstance(runtime, Runtime) else runtime
 
     def run(self) -> None:
         """Serve on an event loop of its own: the blocking form of `serve`.
@@ -49,7 +50,7 @@ class RuntimeHarness:
         await_children()
         claim = StdioClaim()
         try:
-            await _Session(self._runtime, claim).run()
+            await _Session(self._choose, claim).run()
         finally:
             claim.release()
 
@@ -57,10 +58,9 @@ class RuntimeHarness:
 class _Session:
     """One connection with one supervisor."""
 
-    def __init__(self, runtime: Runtime, claim: StdioClaim) -> None:
-        self._runtime = runtime
+    def __init__(self, choose: Callable[[InitializeParams], Runtime], claim: StdioClaim) -> None:
         self._sink = ByteSink(claim.output_fd, self._on_pressure, lambda _: self._begin_shutdown())
-        self._dispatcher = Dispatcher(runtime, self._sink.write, self._shut_down)
+        self._dispatcher = Dispatcher(choose, self._sink.write, self._shut_down)
         self._source = ByteSource(claim.input_fd, self._dispatcher.receive, self._begin_shutdown)
         self._loop = asyncio.get_running_loop()
         self._shutdown_asked: asyncio.Event = asyncio.Event()
@@ -90,8 +90,13 @@ class _Session:
 
     def _on_signal(self) -> None:
         if self._shutdown_asked.is_set():
-            self._runtime.hasten()
+            self._hasten()
         self._begin_shutdown()
+
+    def _hasten(self) -> None:
+        runtime = self._dispatcher.calls.runtime
+        if runtime is not None:
+            runtime.hasten()
 
     def _begin_shutdown(self) -> None:
         self._shutdown_asked.set()
@@ -107,12 +112,14 @@ class _Session:
 
     async def _stop(self) -> None:
         calls = self._dispatcher.calls
+        timeout_ms = limits.SHUTDOWN_TIMEOUT_MS if calls.runtime is None else calls.runtime.stop_timeout_ms
         try:
-            async with asyncio.timeout(self._runtime.stop_timeout_ms / 1000):
+            async with asyncio.timeout(timeout_ms / 1000):
                 await self._dispatcher.cancel_yielding()
-                await self._runtime.stop()
+                if calls.runtime is not None:
+                    await calls.runtime.stop()
         except TimeoutError:
-            logger.error("the runtime did not stop within %d ms; leaving it", self._runtime.stop_timeout_ms)
+            logger.error("the runtime did not stop within %d ms; leaving it", timeout_ms)
         finally:
             calls.machine.move(RuntimeState.STOPPED)
 

@@ -11,16 +11,25 @@ import orjson
 
 from fastclaw import answer_limits, limits
 from fastclaw.errors import FastclawError, InvalidRequest, ParseError
+from fastclaw.params import NO_PARAMS
 
 RequestId = int | str
 
+_ID_BITS = range(-(2**63), 2**64)
+"""Of 64 bits, signed or not: what orjson writes."""
+
 
 class Request:
-    """One call. `id` is None for a notification, which gets no answer."""
+    """One call.
+
+    Parameters:
+        request_id: None for a notification, which gets no answer.
+        params: JSON as it came; it is decoded once, into the shape of its method.
+    """
 
     __slots__ = ("id", "method", "params")
 
-    def __init__(self, request_id: RequestId | None, method: str, params: Any) -> None:
+    def __init__(self, request_id: RequestId | None, method: str, params: msgspec.Raw) -> None:
         self.id = request_id
         self.method = method
         self.params = params
@@ -32,6 +41,19 @@ class Request:
 Item = Request | FastclawError
 
 
+class _Message(msgspec.Struct):
+    """A request as it came. What its members are is checked afterwards, so that each gets a sentence of its own."""
+
+    jsonrpc: Any = None
+    method: Any = None
+    id: Any = msgspec.UNSET
+    params: msgspec.Raw = NO_PARAMS
+
+
+_message = msgspec.json.Decoder(_Message).decode
+_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
 def decode(line: bytes) -> Request | list[Item]:
     """Read one line: a request, or a batch as the list of its items (an item that is none is its error).
 
@@ -40,60 +62,65 @@ def decode(line: bytes) -> Request | list[Item]:
         InvalidRequest: JSON, but neither a request nor a batch.
     """
     try:
-        message = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        if not line.isascii():
+            line.decode()  # what no field takes is not looked at otherwise
+        return _batch(_items(line)) if line.lstrip()[:1] == b"[" else _request(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ParseError(f"not JSON: {error}") from error
-    if type(message) is list:
-        return _batch(message)
-    return _request(message)
 
 
-def _request(message: Any) -> Request:
-    if type(message) is not dict:
-        raise InvalidRequest("a request is an object")
-    if message.get("jsonrpc") != "2.0":
-        raise InvalidRequest('"jsonrpc" must be "2.0"')
-    method = message.get("method")
-    if type(method) is not str:
-        raise InvalidRequest('"method" must be a string')
-    request_id = message.get("id")
-    if type(request_id) is not int and type(request_id) is not str and (request_id is not None or "id" in message):
-        raise InvalidRequest('"id" must be an integer of 64 bits or a string; leave it out for a notification')
-    if type(request_id) is str and len(request_id) > answer_limits.MAX_ID_CHARS:
-        raise InvalidRequest(f'"id" has at most {answer_limits.MAX_ID_CHARS} characters')
-    return Request(request_id, method, message.get("params"))
-
-
-def _batch(messages: list[Any]) -> list[Item]:
-    if not messages:
-        raise InvalidRequest("a batch has at least one request")
-    if len(messages) > limits.MAX_BATCH_ITEMS:
-        raise InvalidRequest(f"a batch has at most {limits.MAX_BATCH_ITEMS} requests, this one {len(messages)}")
-    return [_item(message) for message in messages]
-
-
-def _item(message: Any) -> Item:
+def _request(line: bytes | msgspec.Raw) -> Request:
     try:
-        return _request(message)
+        message = _message(line)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest("a request is an object") from error
+    if message.jsonrpc != "2.0":
+        raise InvalidRequest('"jsonrpc" must be "2.0"')
+    if type(message.method) is not str:
+        raise InvalidRequest('"method" must be a string')
+    return Request(_request_id(message.id), message.method, message.params)
+
+
+def _request_id(given: Any) -> RequestId | None:
+    if type(given) is int and given in _ID_BITS:
+        return given
+    if type(given) is str:
+        if len(given) > answer_limits.MAX_ID_CHARS:
+            raise InvalidRequest(f'"id" has at most {answer_limits.MAX_ID_CHARS} characters')
+        return given
+    if given is msgspec.UNSET:
+        return None
+    raise InvalidRequest('"id" must be an integer of 64 bits or a string; leave it out for a notification')
+
+
+def _batch(items: list[msgspec.Raw]) -> list[Item]:
+    if not items:
+        raise InvalidRequest("a batch has at least one request")
+    if len(items) > limits.MAX_BATCH_ITEMS:
+        raise InvalidRequest(f"a batch has at most {limits.MAX_BATCH_ITEMS} requests, this one {len(items)}")
+    return [_item(item) for item in items]
+
+
+def _item(item: msgspec.Raw) -> Item:
+    try:
+        return _request(item)
     except InvalidRequest as error:
         return error
 
 
+encoded = msgspec.json.Encoder().encode
+"""JSON of a result or a part of one, made once; a part that is encoded already is `msgspec.Raw`."""
+
+
 def encode_result(request_id: RequestId, result: Any) -> bytes:
     """One answer as a line, its newline included. `result` may hold msgspec structs."""
-    return orjson.dumps(
-        {"jsonrpc": "2.0", "id": request_id, "result": result}, msgspec.to_builtins, orjson.OPT_APPEND_NEWLINE
-    )
+    answer = {"jsonrpc": "2.0", "id": request_id, "result": orjson.Fragment(encoded(result))}
+    return orjson.dumps(answer, None, orjson.OPT_APPEND_NEWLINE)
 
 
-def encoded(value: Any) -> bytes:
-    """A part of a result, to be seen how long it is."""
-    return orjson.dumps(value, msgspec.to_builtins)
-
-
-def array(parts: list[bytes]) -> Any:
+def array(parts: list[bytes]) -> msgspec.Raw:
     """For a result: a list of what `encoded` gave."""
-    return orjson.Fragment(b"[" + b",".join(parts) + b"]")
+    return msgspec.Raw(b"[" + b",".join(parts) + b"]")
 
 
 def encode_error(

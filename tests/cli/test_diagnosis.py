@@ -19,7 +19,7 @@ from fastclaw.cli.diagnosis import (
     user_findings,
 )
 from fastclaw.podman.service.plan import HostFacts
-from fastclaw.processes.capacity import Capacity
+from fastclaw.processes.admission import Capacity
 
 VERSIONS = {
     "podman": "4.3.1",

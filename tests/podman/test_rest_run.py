@@ -11,8 +11,8 @@ import pytest
 
 from fastclaw.podman.rest_lane.attach_frames import STDERR, STDOUT
 from fastclaw.podman.rest_lane.attached import Attached
-from fastclaw.processes.collector import Collector
 from fastclaw.processes.lane import Collected, Collection
+from fastclaw.processes.relayed_streams import Collector
 from tests.podman.rest_rig import complete, frame, grace, marked, spec
 
 if TYPE_CHECKING:

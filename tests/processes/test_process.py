@@ -3,9 +3,15 @@
 import asyncio
 import os
 import socket
+import sys
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastclaw.answer_limits import SHOWN_COMMAND_BYTES, WORD_BYTES
 from fastclaw.lifecycle import ProcessState
 from fastclaw.processes.lane import ExitStatus
+from fastclaw.processes.process import shown_command
 from fastclaw.runtime import ExecRequest
 from tests.processes.lanes import ScriptedLane, a_pool, turns
 
@@ -64,3 +70,31 @@ async def test_a_cancelled_exit_is_unknown() -> None:
         lane.processes[0].exited.cancel()
         assert (await pool.wait(result.process_id, None)).reason == "unknown"
         assert pool.table.find(result.process_id).state is ProcessState.LINGERING
+
+
+words = st.text(st.characters(exclude_categories=()), max_size=40) | st.integers(0, 9_000).map("é".__mul__)
+
+
+def size(cmd: list[str]) -> int:
+    return sum(WORD_BYTES + len(word.encode("utf-8", "surrogatepass")) for word in cmd)
+
+
+@given(st.lists(words, min_size=1, max_size=200))
+def test_a_short_one_is_itself_and_a_long_one_its_beginning(cmd: list[str]) -> None:
+    shown = shown_command(cmd)
+    if size(cmd) <= SHOWN_COMMAND_BYTES:
+        assert shown is cmd
+        return
+    assert shown
+    assert shown is not cmd
+    assert size(shown) <= SHOWN_COMMAND_BYTES
+    *whole, last = shown
+    assert whole == cmd[: len(whole)]
+    assert cmd[len(whole)].startswith(last)
+    # What is left out would not have had room.
+    assert size(shown) > SHOWN_COMMAND_BYTES - WORD_BYTES - 4
+
+
+def test_words_cost_what_python_keeps_of_them() -> None:
+    assert sys.getsizeof("") <= WORD_BYTES
+    assert len(shown_command([""] * 100_000)) == SHOWN_COMMAND_BYTES // WORD_BYTES

@@ -11,10 +11,10 @@ import pytest
 from msgspec import UNSET
 
 from fastclaw.errors import ExecFailed, InvalidParams
-from fastclaw.processes.lane import ExitStatus
+from fastclaw.processes.lane import ExitStatus, StartSpec
 from fastclaw.runtime import ExecRequest, InitializeParams, RunRequest
 from fastclaw.runtimes.memory import MemoryRuntime
-from tests.processes.lanes import ScriptedLane, a_pool, turns
+from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool, turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -134,13 +134,21 @@ async def test_a_kill_ends_it_and_its_answer_says_so() -> None:
         assert (await running).reason == "killed"
 
 
+class HeldProcess(ScriptedProcess):
+    """One whose tree does not end before the test says so."""
+
+    def __init__(self, spec: StartSpec) -> None:
+        super().__init__(spec)
+        self.may_end.clear()
+
+
 async def test_its_time_ends_the_tree_before_the_answer() -> None:
     lane = ScriptedLane()
+    lane.make = HeldProcess
     async with a_pool(lane) as pool:
         running = asyncio.ensure_future(pool.run(request(timeout_ms=10)))
         await started(lane)
         process = lane.processes[0]
-        process.may_end.clear()
         async with asyncio.timeout(5):
             while not process.graces:  # noqa: ASYNC110 - a timer of the pool's own
                 await asyncio.sleep(0.001)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
+import re
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -14,10 +16,10 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import InvalidParams, InvalidState, StartFailed
 from fastclaw.runtime import ExecRequest, InitializeParams
-from fastclaw.runtimes.choose import AutoRuntime
 from fastclaw.runtimes.local import LocalRuntime
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
 from fastclaw.runtimes.memory import MemoryRuntime
+from fastclaw.server.dispatch import Dispatcher
 from tests.processes.lanes import ScriptedLane
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class FailingRuntime(ManagedRuntime):
         self.works = False
         self.undone = 0
         self.hangs: asyncio.Event | None = None
+        self.lane = ScriptedLane()
 
     async def _bring_up(
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
@@ -50,7 +53,7 @@ class FailingRuntime(ManagedRuntime):
             await self.hangs.wait()
         if not self.works:
             raise StartFailed("no engine", "engine_unavailable")
-        return Environment(ScriptedLane(), {"E": "1"}, "/w", 1, 4)
+        return Environment(self.lane, {"E": "1"}, "/w", 1, 4)
 
     def _undo(self) -> None:
         self.undone += 1
@@ -91,16 +94,15 @@ async def test_bad_options_change_nothing() -> None:
 @pytest.mark.parametrize("make", [MemoryRuntime, LocalRuntime])
 async def test_up_and_down(make: type[ManagedRuntime]) -> None:
     runtime = make()
-    assert (await runtime.health()).message == "not initialized"
+    assert (await runtime.health()).message == "not running"
     with pytest.raises(InvalidState):
         await runtime.exec(ExecRequest(cmd=["true"]))
     await runtime.start(params())
-    with pytest.raises(InvalidState):
-        await runtime.start(params())
     health = await runtime.health()
     assert health.status == "healthy"
     assert health.details["relay"] == "splice"
     assert health.details["processes"]["live"] == 0
+    assert re.fullmatch(rf"<{make.__name__} <ProcessPool \w+ lane=\w+ live=0 lingering=0 kept=0>>", repr(runtime))
     result = await runtime.exec(ExecRequest(cmd=["true"]))
     async with asyncio.timeout(10):
         record = await runtime.wait(result.process_id)
@@ -108,12 +110,13 @@ async def test_up_and_down(make: type[ManagedRuntime]) -> None:
     assert [info.process_id for info in await runtime.list_processes()] == [result.process_id]
     await runtime.stop()
     await runtime.stop()
-    assert (await runtime.health()).message == "stopped"
+    assert (await runtime.health()).message == "not running"
+    assert repr(runtime) == f"<{make.__name__} not running>"
     assert not os.path.exists(os.path.dirname(result.stdio_addr))  # noqa: ASYNC240 - one stat
 
 
 async def test_stop_before_start() -> None:
-    for runtime in (MemoryRuntime(), LocalRuntime(), AutoRuntime()):
+    for runtime in (MemoryRuntime(), LocalRuntime()):
         await runtime.stop()
 
 
@@ -148,4 +151,33 @@ async def test_health_says_that_its_sockets_are_gone() -> None:
         "unhealthy",
         f"{Path(process.stdio_addr).parent} with the sockets is gone: start fastclaw anew",
     )
+    await runtime.stop()
+
+
+def awaited(task: asyncio.Task[None] | None) -> list[str]:
+    """The coroutines of a task that waits, from the outermost on."""
+    found, coroutine = [], None if task is None else task.get_coro()
+    while inspect.iscoroutine(coroutine):
+        found.append(coroutine.__qualname__)
+        coroutine = coroutine.cr_await
+    return found
+
+
+@pytest.mark.parametrize("method", ["exec", "run"])
+async def test_no_coroutine_is_between_the_dispatcher_and_the_pool(method: str) -> None:
+    runtime = FailingRuntime()
+    runtime.works = True
+    answers: asyncio.Queue[bytes] = asyncio.Queue()
+    dispatcher = Dispatcher(lambda _: runtime, answers.put_nowait, runtime.stop)
+    dispatcher.receive(b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"namespace":"n"}}\n')
+    assert b'"result"' in await answers.get()
+    runtime.lane.gate.clear()
+    dispatcher.receive(b'{"jsonrpc":"2.0","id":2,"method":"%b","params":{"cmd":["x"]}}\n' % method.encode())
+    while runtime.lane.starting != 1:  # noqa: ASYNC110 - replaced by tests/waiting.py with the next merge
+        await asyncio.sleep(0)
+    (call,) = dispatcher._in_flight
+    waiting = awaited(call.task)
+    assert waiting[:2] == ["Dispatcher._answer", f"ProcessPool._{method}"]
+    assert all(name.startswith(("ScriptedLane.", "Event.")) for name in waiting[2:])
+    await dispatcher.aclose()
     await runtime.stop()

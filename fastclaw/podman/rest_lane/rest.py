@@ -34,8 +34,8 @@ from fastclaw.podman.rest_lane.start_proof import Started, prove
 from fastclaw.podman.rest_lane.stdin_helpers import StdinHelpers
 from fastclaw.podman.rest_lane.unix_http import HttpPool, Upgraded
 from fastclaw.podman.service.service_process import is_readable
-from fastclaw.processes.collector import OutputBudget
 from fastclaw.processes.lane import Collection, Grace, Lane, LaneProcess, Memory, StartSpec, ooms_from_now
+from fastclaw.processes.relayed_streams import OutputBudget
 from fastclaw.spawner import userdb
 
 if TYPE_CHECKING:

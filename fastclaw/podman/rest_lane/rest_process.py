@@ -26,9 +26,8 @@ from fastclaw.errors import ExecFailed
 from fastclaw.limits import ENGINE_DRAIN_MS, EXIT_POLL_MS, EXIT_SETTLE_MS, GONE_LOOKS_MS, PUMP_LOOK_MS, TREE_DEADLINE_MS
 from fastclaw.linux.pidfd import send_signal, wait_status
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls, SessionGone
-from fastclaw.processes.collector import Collector
 from fastclaw.processes.lane import KILLED_CODE, ExitStatus, Grace
-from fastclaw.processes.relayed_streams import PipedProcess
+from fastclaw.processes.relayed_streams import Collector, PipedProcess
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
     from fastclaw.linux.poller import Watcher
     from fastclaw.podman.rest_lane.attached import Attached
     from fastclaw.podman.rest_lane.start_proof import Started
-    from fastclaw.processes.collector import OutputBudget
     from fastclaw.processes.lane import Collected, Collection, Ooms, Owner, Streams
+    from fastclaw.processes.relayed_streams import OutputBudget
     from fastclaw.processes.sockets import ProcessSockets
     from fastclaw.runtime import OnDisconnect
 

@@ -1,0 +1,237 @@
+"""The methods of the wire: what each one's params are, how it is served by a runtime, how its result is written.
+
+Knows neither lines nor tasks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from fastclaw import __version__, answer_limits, lifecycle, limits
+from fastclaw.errors import InvalidState, MethodNotFound
+from fastclaw.lifecycle import RuntimeState
+from fastclaw.params import (
+    CancelParams,
+    KillParams,
+    ListParams,
+    NoParams,
+    ResizeParams,
+    SignalParams,
+    WaitParams,
+    reader,
+    signal_number,
+)
+from fastclaw.processes.run_output import fitted, may_be_too_long, without_output
+from fastclaw.runtime import (
+    ExecRequest,
+    HealthStatus,
+    InitializeParams,
+    ProcessInfo,
+    ProcessRuntime,
+    RunRequest,
+    RunResult,
+    Runtime,
+)
+from fastclaw.server import jsonrpc
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from fastclaw.server.jsonrpc import RequestId
+
+SERVER_NAME = "fastclaw"
+
+_NOTHING: dict[str, Any] = {}
+
+
+class Method(NamedTuple):
+    """How a method is served.
+
+    Parameters:
+        read: makes a struct of its params.
+        serve: takes the calls and the params.
+        is_control: answered even while `exec` and `wait` are turned away.
+        is_urgent: begun before whatever else has come, thousands of `exec` for example.
+        yields_to_shutdown: a shutdown does not wait for it but cancels it.
+        is_cancellable: `cancel` takes it back.
+        encode: makes the answer line of its result: takes the request's id, the room of the line, result and params.
+    """
+
+    read: Callable[[msgspec.Raw], Any]
+    serve: Callable[[Calls, Any], Awaitable[Any]]
+    is_control: bool = False
+    is_urgent: bool = False
+    yields_to_shutdown: bool = False
+    is_cancellable: bool = False
+    encode: Callable[[RequestId, int, Any, Any], bytes] | None = None
+
+    def ceiling(self) -> int:
+        """Requests in flight at which it is turned away."""
+        return limits.MAX_CONTROL_IN_FLIGHT if self.is_control else limits.MAX_IN_FLIGHT
+
+    def answer(self, request_id: RequestId, room: int, result: Any, params: Any) -> bytes:
+        """The line with its result."""
+        if self.encode is None:
+            return jsonrpc.encode_result(request_id, result)
+        return self.encode(request_id, room, result, params)
+
+
+def _encode_run(request_id: RequestId, room: int, result: RunResult, params: RunRequest) -> bytes:
+    """An answer that fits its line, whatever was collected and however long JSON makes it."""
+    if may_be_too_long(result, request_id, room):
+        around = len(jsonrpc.encode_result(request_id, without_output(result)))
+        result = fitted(result, params.keep, room - around)
+    return jsonrpc.encode_result(request_id, result)
+
+
+def _encode_list(request_id: RequestId, room: int, found: list[ProcessInfo], params: ListParams) -> bytes:
+    """The first of them, as many as were asked for and fit the line; `next` says that there are more."""
+    rows: list[bytes] = []
+    room -= len(jsonrpc.encode_result(request_id, {"processes": [], "next": ""}))
+    for process in found[: params.limit]:
+        row = jsonrpc.encoded(process)
+        room -= len(row) + len(b",")
+        if rows and room < len(process.process_id) * answer_limits.MOST_PER_CHARACTER:
+            break
+        rows.append(row)
+    more = {"next": found[len(rows) - 1].process_id} if len(rows) < len(found) else {}
+    return jsonrpc.encode_result(request_id, {"processes": jsonrpc.array(rows), **more})
+
+
+def _encode_health(request_id: RequestId, room: int, status: HealthStatus, params: NoParams) -> bytes:
+    """The word and what is wrong; the details where they are no book."""
+    line = jsonrpc.encode_result(request_id, status)
+    if len(line) <= min(room, answer_limits.MAX_HEALTH_BYTES):
+        return line
+    message = None if status.message is None else status.message[: answer_limits.MIN_ERROR_BYTES]
+    details = {"left_out": f"{len(line)} bytes"}
+    return jsonrpc.encode_result(request_id, HealthStatus(status=status.status, message=message, details=details))
+
+
+class Calls:
+    """The methods in terms of the served runtime, and the one state machine that says which of them is allowed.
+
+    Parameters:
+        choose: gives the runtime for the params of `initialize`.
+        shut_down: brings the runtime down; raises nothing.
+        cancel: takes back the request with this id; returns once it has been answered.
+
+    Attributes:
+        runtime: what `choose` gave; None before `initialize`.
+    """
+
+    def __init__(
+        self,
+        choose: Callable[[InitializeParams], Runtime],
+        shut_down: Callable[[], Awaitable[None]],
+        cancel: Callable[[RequestId], Awaitable[None]],
+    ) -> None:
+        self.runtime: Runtime | None = None
+        self._choose = choose
+        self._shut_down = shut_down
+        self._cancel = cancel
+        self.machine = lifecycle.runtime_machine()
+
+    async def initialize(self, params: InitializeParams) -> dict[str, Any]:
+        """`initialize`: choose the runtime and start it."""
+        lifecycle.require_new(self.machine.state)
+        self.machine.move(RuntimeState.STARTING)
+        try:
+            runtime = self.runtime = self._choose(params)
+            result = await runtime.start(params)
+        except BaseException:
+            if self.machine.state is RuntimeState.STARTING:
+                self.machine.move(RuntimeState.NEW)
+            raise
+        if self.machine.state is not RuntimeState.STARTING:
+            # A start that did not heed its cancellation.
+            raise InvalidState("the runtime is shutting down", "shutting_down")
+        self.machine.move(RuntimeState.RUNNING)
+        server = {"name": SERVER_NAME, "version": __version__}
+        return {**msgspec.to_builtins(result), "server": server, "capabilities": runtime.capabilities}
+
+    def _running(self) -> Runtime:
+        lifecycle.require_running(self.machine.state)
+        assert self.runtime is not None
+        return self.runtime
+
+    def _extended(self) -> ProcessRuntime:
+        runtime = self.runtime
+        if runtime is not None and not isinstance(runtime, ProcessRuntime):
+            raise MethodNotFound("this runtime offers initialize, exec, health, kill and shutdown")
+        lifecycle.require_running(self.machine.state)
+        assert runtime is not None
+        return runtime
+
+    # What comes by the thousand has no coroutine of its own here: the runtime's is handed on.
+
+    def exec(self, params: ExecRequest) -> Awaitable[Any]:
+        """`exec`."""
+        return self._running().exec(params)
+
+    def run(self, params: RunRequest) -> Awaitable[Any]:
+        """`run`."""
+        return self._extended().run(params)
+
+    def wait(self, params: WaitParams) -> Awaitable[Any]:
+        """`wait`."""
+        return self._extended().wait(params.process_id, params.timeout_ms)
+
+    def list(self, params: ListParams) -> Awaitable[Any]:
+        """`list`."""
+        return self._extended().list_processes(params.after)
+
+    async def cancel(self, params: CancelParams) -> dict[str, Any]:
+        """`cancel`: answered after the request that it took back."""
+        lifecycle.require_running(self.machine.state)
+        await self._cancel(params.id)
+        return _NOTHING
+
+    async def health(self, params: NoParams) -> HealthStatus:
+        """`health`: of the runtime, or of the connection while there is none."""
+        if self.machine.state is not RuntimeState.RUNNING:
+            return HealthStatus(status="unhealthy", message=self.machine.state.value)
+        return await self._running().health()
+
+    async def kill(self, params: KillParams) -> dict[str, Any]:
+        """`kill`."""
+        await self._running().kill(params.process_id, params.grace_ms)
+        return _NOTHING
+
+    async def signal(self, params: SignalParams) -> dict[str, Any]:
+        """`signal`."""
+        signum = signal_number(params.signal)
+        await self._extended().signal(params.process_id, signum, group=params.group)
+        return _NOTHING
+
+    async def resize(self, params: ResizeParams) -> dict[str, Any]:
+        """`resize`."""
+        await self._extended().resize(params.process_id, params.rows, params.columns)
+        return _NOTHING
+
+    async def shutdown(self, params: NoParams) -> dict[str, Any]:
+        """`shutdown` and `stop`."""
+        if self.machine.state in (RuntimeState.STOPPING, RuntimeState.STOPPED):
+            raise InvalidState("the runtime is shutting down", "shutting_down")
+        await self._shut_down()
+        return _NOTHING
+
+
+_no_params = reader(NoParams)
+
+METHODS: dict[str, Method] = {
+    "initialize": Method(reader(InitializeParams), Calls.initialize, yields_to_shutdown=True),
+    "exec": Method(reader(ExecRequest), Calls.exec, yields_to_shutdown=True, is_cancellable=True),
+    "run": Method(reader(RunRequest), Calls.run, yields_to_shutdown=True, is_cancellable=True, encode=_encode_run),
+    "wait": Method(reader(WaitParams), Calls.wait, is_cancellable=True),
+    "cancel": Method(reader(CancelParams), Calls.cancel, is_control=True, is_urgent=True),
+    "health": Method(_no_params, Calls.health, is_control=True, is_urgent=True, encode=_encode_health),
+    "kill": Method(reader(KillParams), Calls.kill, is_control=True, is_urgent=True),
+    "signal": Method(reader(SignalParams), Calls.signal, is_control=True, is_urgent=True),
+    "resize": Method(reader(ResizeParams), Calls.resize, is_control=True),
+    "list": Method(reader(ListParams), Calls.list, is_control=True, encode=_encode_list),
+    "shutdown": Method(_no_params, Calls.shutdown, is_control=True),
+    "stop": Method(_no_params, Calls.shutdown, is_control=True),
+}
