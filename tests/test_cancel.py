@@ -13,6 +13,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.runtime import ExecRequest, ExecResult, RunRequest, RunResult
 from tests.server.test_dispatch import ExtendedRuntime, Wire, a_wire
+from tests.waiting import turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -70,11 +71,6 @@ def by_id(answers: list[Any]) -> dict[Any, Any]:
 def cancelled(answer: Any) -> bool:
     error = answer["error"]
     return (error["code"], error["data"]["kind"], error["data"]["reason"]) == (-32800, "cancelled", "cancelled")
-
-
-async def turns() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("method", ["exec", "run"])

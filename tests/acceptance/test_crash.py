@@ -32,6 +32,7 @@ from fastclaw.podman.service.plan import ServicePlan, service_env, tool_argv
 from fastclaw.runtime import InitializeParams
 from fastclaw.runtimes import podman
 from tests.engine_fixtures import unusable
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -157,14 +158,6 @@ def waited_s() -> float:
     except OSError:
         return time.monotonic()  # it does not count: somebody may have waited all the time
     return int(some.rpartition("total=")[2]) / 1e6
-
-
-async def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
-    """Return once it holds."""
-    watch = Watch()
-    while not condition():
-        assert watch.seconds() < seconds, "it never came to that"
-        await asyncio.sleep(LOOK_S)
 
 
 async def killed(client: RuntimeClient) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import StartFailed
+from tests.waiting import until
 
 pytestmark = pytest.mark.podman
 
@@ -57,9 +58,7 @@ class Disk:
 
     async def has_only_the_image(self) -> None:
         """A janitor, or whoever else it is, has removed everything."""
-        async with asyncio.timeout(20):
-            while len(self.layers()) != 1 or self.is_full():  # noqa: ASYNC110 - a disk sends no event
-                await asyncio.sleep(0.02)
+        await until(lambda: len(self.layers()) == 1 and not self.is_full())
 
 
 async def stopped(disk: Disk) -> None:

@@ -19,6 +19,7 @@ from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux import proc
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -160,9 +161,7 @@ async def test_kill_takes_a_tree_with_a_new_session_in_it(runtime: RuntimeClient
     script = "trap '' TERM; setsid sh -c \"trap '' TERM; echo deep; sleep 1000\" & sleep 1000"
     async with await shell(runtime, script, stdin=False) as process:
         assert await process.stdout_read() == b"deep\n"
-        async with asyncio.timeout(20):
-            while len(marked(process.id)) < 2:  # noqa: ASYNC110 - one that is in its execve shows no environment
-                await asyncio.sleep(0.01)
+        await until(lambda: len(marked(process.id)) >= 2)
         await asyncio.wait_for(process.kill(100), 20)
         assert marked(process.id) == []
         assert (await process.wait()).reason == "killed"

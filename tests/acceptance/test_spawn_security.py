@@ -35,6 +35,7 @@ from tests.acceptance.hostile import (
     served,
 )
 from tests.engine_fixtures import unusable
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -612,9 +613,7 @@ async def test_who_connects_before_the_init_is_refused(engine_service: EngineSer
 async def intrude(parent: Path) -> socket.socket:
     """A connection to the first awaited socket that shows up."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    async with asyncio.timeout(WAIT_S):
-        while not try_connect(connection, parent):  # noqa: ASYNC110 - a directory sends no event to asyncio
-            await asyncio.sleep(0.001)
+    await until(lambda: try_connect(connection, parent))
     return connection
 
 

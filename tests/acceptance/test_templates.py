@@ -17,7 +17,7 @@ from fastclaw.linux import proc
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from tests.acceptance.python_image import import_python_image
-from tests.spawner.fake_spawner import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

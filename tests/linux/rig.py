@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fastclaw.linux.poller import Watcher
 from fastclaw.processes.endpoint import Endpoint
 from fastclaw.processes.sockets import SocketDirectory
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
     from fastclaw.runtime import OnDisconnect
 
 DEADLINE_S = 20
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what sends this test no event."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - the endpoint is watched from outside
-            await asyncio.sleep(0.001)
 
 
 async def _ready(add: Callable[..., None], remove: Callable[[int], bool], fd: int) -> None:

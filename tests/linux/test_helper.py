@@ -8,16 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from fastclaw import limits
 from fastclaw.linux.helper import Child
 from tests.balance import balanced, children
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.waiting import until
 
 WAITS_FOR_EOF = "import os, sys; os.read(int(sys.argv[1]), 1)"
 NEVER_ENDS = "import signal; signal.sigwait([signal.SIGUSR1])"
@@ -96,13 +93,6 @@ async def test_one_that_no_signal_reaches_is_let_go(
             await until(lambda: child.has_ended)  # and it is reaped, since the loop still runs
         os.close(read)
         os.close(write)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """The kernel sends no event for how a process sleeps."""
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.005)
 
 
 def sleeps_in(pid: int) -> str:

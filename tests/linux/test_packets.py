@@ -15,6 +15,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.packets import Outbox, close_all
 from tests.balance import descriptors_left, open_descriptors
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,9 +135,7 @@ async def test_what_waits_for_an_end_that_dies_is_dropped() -> None:
         for number in range(20):
             box.send(numbered(number), [os.dup(0)])
         theirs.close()
-        async with asyncio.timeout(10):
-            while box._waiting:  # noqa: ASYNC110 - it tells nobody
-                await asyncio.sleep(0)
+        await until(lambda: not box._waiting)
 
 
 async def test_closing_drops_what_waits_and_its_descriptors() -> None:

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from fastclaw.linux.poller import Watcher
+from tests.waiting import turns
 
 
 @pytest.fixture
@@ -16,11 +17,6 @@ async def watcher() -> AsyncIterator[Watcher]:
     made = Watcher()
     yield made
     made.close()
-
-
-async def turns(count: int = 5) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0.001)
 
 
 async def test_only_a_full_close_counts(watcher: Watcher) -> None:

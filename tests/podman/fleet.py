@@ -78,10 +78,3 @@ class Fleet:
         async with asyncio.timeout(PATIENCE_S):
             while await self.containers() != {*containers}:  # noqa: ASYNC110 - the engine sends no event
                 await asyncio.sleep(limits.ENGINE_READY_POLL_MS / 1000)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Return once it holds."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - what is asked about sends no event
-            await asyncio.sleep(limits.ENGINE_READY_POLL_MS / 1000)

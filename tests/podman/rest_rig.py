@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import time
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
@@ -25,6 +24,7 @@ from fastclaw.podman.rest_lane.unix_http import HttpPool
 from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace, StartSpec
 from tests.podman.fixed_containers import FixedContainers
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -174,10 +174,7 @@ def make_container(client: PodmanClient, image: str, runtime: str = RUNTIME, **c
     container = str(answer.json()["Id"])
     client.api.post(f"/containers/{container}/start").raise_for_status()
     init = client.api.get(f"/containers/{container}/json").json()["State"]["Pid"]
-    deadline = time.monotonic() + 10
-    while b"sleep\0" not in Path(f"/proc/{init}/cmdline").read_bytes():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)  # execve sends no event
+    wait_until(lambda: b"sleep\0" in Path(f"/proc/{init}/cmdline").read_bytes())
     return container
 
 

@@ -15,8 +15,9 @@ from fastclaw import limits
 from fastclaw.errors import FastclawError, StartFailed
 from fastclaw.podman import container as shard_module
 from fastclaw.podman.api import JSON
-from tests.podman.fleet import Fleet, until
+from tests.podman.fleet import Fleet
 from tests.podman.test_sandbox import handles
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

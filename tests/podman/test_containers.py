@@ -18,8 +18,9 @@ from fastclaw.podman.container import Shard
 from fastclaw.podman.containers import Shards
 from fastclaw.podman.rest_lane.local_tree import end_tree
 from fastclaw.podman.rest_lane.rest import RestLane
-from tests.podman.fleet import PATIENCE_S, Fleet, until
+from tests.podman.fleet import PATIENCE_S, Fleet
 from tests.podman.rest_rig import complete, drop, grace, spec
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -18,9 +18,10 @@ from fastclaw.linux import proc
 from fastclaw.podman.service.service_process import wait_readable
 from tests.balance import open_descriptors
 from tests.podman.rest_rig import complete, drop, grace, marked, spec
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from fastclaw.podman.rest_lane.rest import RestLane
     from fastclaw.podman.rest_lane.rest_process import RestProcess
@@ -186,13 +187,6 @@ async def test_a_command_that_closes_its_stdin_breaks_it(lane: RestLane) -> None
         os.write(process.stdin_fd, b"x")
     await process.end_tree(grace())
     await complete(process)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Other processes send no event for most of what they do."""
-    async with asyncio.timeout(SOON_S):
-        while not holds():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.005)
 
 
 async def test_input_for_a_command_that_ends_meanwhile_costs_none_of_its_output(

@@ -18,6 +18,7 @@ from fastclaw.podman.container_spec import INIT_TARGET, SHELL_INIT, InitPlan, co
 from fastclaw.podman.service.facts import static_catatonit
 from fastclaw.podman.service.service_process import wait_readable
 from tests.podman.conftest import EngineService
+from tests.waiting import until
 
 pytestmark = pytest.mark.podman
 
@@ -227,9 +228,7 @@ async def test_an_exec_leaves_no_process_of_the_engine(box: Box) -> None:
     before = conmons(box.id)
     for _ in range(3):
         await box.run("true")
-    async with asyncio.timeout(5):
-        while conmons(box.id) != before:  # noqa: ASYNC110 - /proc sends no event
-            await asyncio.sleep(limits.ENGINE_READY_POLL_MS / 1000)
+    await until(lambda: conmons(box.id) == before)
 
 
 def conmons(container: str) -> set[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner.binary import find_spawner
 from fastclaw.spawner.spawn_lane import SpawnLane
 from tests.spawner.rig import finish
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -158,9 +158,7 @@ async def test_its_death_is_noticed_and_its_processes_are_gone(yard: Yard) -> No
         await shard.kill()
         status, _, _ = await finish(process)
         assert status.reason == "container_gone"
-        async with asyncio.timeout(10):
-            while shard.alive:  # noqa: ASYNC110 - told by callback
-                await asyncio.sleep(0.001)
+        await until(lambda: not shard.alive)
         assert yard.deaths == 1
 
 
@@ -206,8 +204,6 @@ async def test_shards_are_homes(engine_service: EngineService, yard: Yard) -> No
     state = await yard.engine.inspect_container(home.container)
     assert state is not None
     os.kill(state.pid, signal.SIGKILL)
-    async with asyncio.timeout(10):
-        while home.alive:  # noqa: ASYNC110 - told by callback
-            await asyncio.sleep(0.001)
+    await until(lambda: not home.alive)
     assert homes.all() == []
     await shards.aclose()

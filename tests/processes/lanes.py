@@ -175,9 +175,3 @@ async def a_pool(
         for process in lane.processes:
             process.close_theirs()
         sockets.remove()
-
-
-async def turns(count: int = 10) -> None:
-    """Let everything that is due happen."""
-    for _ in range(count):
-        await asyncio.sleep(0)

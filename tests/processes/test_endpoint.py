@@ -16,7 +16,8 @@ from fastclaw import limits
 from fastclaw.linux import splice
 from fastclaw.processes.endpoint import Endpoint
 from fastclaw.runtime import OnDisconnect
-from tests.linux.rig import Client, EndpointRig, PipeEnd, endpoint, until
+from tests.linux.rig import Client, EndpointRig, PipeEnd, endpoint
+from tests.waiting import turns, until
 
 SOCKET_ROOM = 1 << 20
 """More than a Unix socket and its overhead ever hold here (net.core.wmem_default)."""
@@ -42,8 +43,7 @@ async def test_output_from_before_the_connection_waits() -> None:
 async def test_a_process_that_nobody_reads_blocks() -> None:
     async with endpoint() as rig:
         assert rig.stdout.fill() == limits.PIPE_BYTES
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await turns(20)
         with pytest.raises(BlockingIOError):
             os.write(rig.stdout.fd, b"x")
 
@@ -168,8 +168,7 @@ async def test_clients_that_left_with_undelivered_input_are_bounded() -> None:
             client.close()
             await rig.vacant()
         late = rig.connect_blind()
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await turns(20)
         assert not rig.endpoint.connected  # it waits in the backlog
         received = 0
         while received < fed + (limits.MAX_DRAINING_CLIENTS - 1) * 1000:
@@ -496,8 +495,7 @@ async def test_a_descriptor_shortage_does_not_spin_and_passes(monkeypatch: pytes
         monkeypatch.setattr(rig.endpoint, "_listener", NoRoom())
         client = rig.connect_blind()
         await until(lambda: tries > 0)
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await turns(50)
         assert tries == 1
         monkeypatch.undo()
         await rig.stdout.write(b"served")

@@ -15,7 +15,8 @@ from fastclaw import limits
 from fastclaw.linux import splice
 from fastclaw.linux.splice import Copy, Move, is_holding
 from fastclaw.processes.endpoint import Relay
-from tests.linux.rig import PipeEnd, endpoint, until
+from tests.linux.rig import PipeEnd, endpoint
+from tests.waiting import until
 
 
 @pytest.fixture(params=["splice", "copy"], autouse=True)

@@ -17,9 +17,10 @@ from fastclaw.client.channel import Channel
 from fastclaw.errors import InvalidState
 from fastclaw.runtime import ExecRequest, ExecResult, InitializeParams
 from fastclaw.runtimes.local import LocalRuntime
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 
@@ -42,12 +43,6 @@ async def ended(runtime: LocalRuntime, script: str) -> ExecResult:
     process = await begin(runtime, script)
     assert (await runtime.wait(process.process_id)).state == "exited"
     return process
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nothing is sent when a socket goes
-            await asyncio.sleep(0.005)
 
 
 def is_listening(process: ExecResult) -> bool:

@@ -12,7 +12,8 @@ from fastclaw.errors import ExecFailed, InvalidParams, InvalidState
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtime import ExecRequest
-from tests.processes.lanes import ScriptedLane, a_pool, turns
+from tests.processes.lanes import ScriptedLane, a_pool
+from tests.waiting import turns, until
 
 
 def request(*cmd: str, **fields: Any) -> ExecRequest:
@@ -166,9 +167,7 @@ async def test_the_lane_gets_its_process_back_once_with_its_sockets(linger_ms: i
         await pool.exec(request())
         lane.processes[0].end()
         await turns()
-        async with asyncio.timeout(5):
-            while pool.table._soon is not None:  # noqa: ASYNC110 - bounds are applied a moment after the exit
-                await asyncio.sleep(0.001)
+        await until(lambda: pool.table._soon is None)
         assert lane.processes[0].closed == (0 if linger_ms else 1)
     assert lane.processes[0].closed == 1
 
@@ -221,9 +220,7 @@ async def test_one_that_ends_itself_at_its_time_limit_keeps_its_exit_code() -> N
     async with a_pool(lane) as pool:
         result = await pool.exec(request(timeout_ms=10))
         lane.processes[0].may_end.clear()
-        async with asyncio.timeout(5):
-            while not lane.processes[0].graces:  # noqa: ASYNC110 - its time is over
-                await asyncio.sleep(0.001)
+        await until(lambda: lane.processes[0].graces)
         lane.processes[0].end(exit_code=0)
         record = await pool.wait(result.process_id, None)
         assert (record.exit_code, record.reason) == (0, "timeout")

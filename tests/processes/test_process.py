@@ -13,7 +13,8 @@ from fastclaw.lifecycle import ProcessState
 from fastclaw.processes.lane import ExitStatus
 from fastclaw.processes.process import shown_command
 from fastclaw.runtime import ExecRequest
-from tests.processes.lanes import ScriptedLane, a_pool, turns
+from tests.processes.lanes import ScriptedLane, a_pool
+from tests.waiting import turns, until
 
 
 async def test_its_line_in_the_list() -> None:
@@ -41,9 +42,7 @@ async def test_output_left_unread_shows_in_the_record_even_after_the_exit() -> N
             os.write(lane.processes[0].their_stdout, b"unread")
             client.setblocking(False)
             assert await asyncio.get_running_loop().sock_recv(client, 1) == b"u"
-        async with asyncio.timeout(5):
-            while process.record().gap is not True:  # noqa: ASYNC110 - nobody is told of a gap
-                await asyncio.sleep(0.001)
+        await until(lambda: process.record().gap is True)
 
 
 async def test_stdout_may_end_long_before_stderr_and_the_exit() -> None:

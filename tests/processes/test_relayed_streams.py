@@ -16,7 +16,8 @@ from fastclaw.processes.lane import Collected, Collection, ExitStatus, Grace
 from fastclaw.processes.relayed_streams import Collector, LocalStreams, OutputBudget, PipedProcess
 from fastclaw.processes.sockets import ProcessSockets, SocketDirectory
 from tests.balance import open_descriptors
-from tests.linux.rig import Client, PipeEnd, until
+from tests.linux.rig import Client, PipeEnd
+from tests.waiting import turns, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -212,8 +213,7 @@ async def test_unread_is_what_has_no_client_and_is_not_at_its_end() -> None:
         scene.program.stderr.close()
         assert await errors.read() == b""
         errors.close()
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await turns(5)
         assert not scene.streams.is_unread(), "its end has been read"
         before = scene.changes
         stdio.close()

@@ -14,7 +14,8 @@ from fastclaw.errors import ExecFailed, InvalidParams
 from fastclaw.processes.lane import ExitStatus, StartSpec
 from fastclaw.runtime import ExecRequest, InitializeParams, RunRequest
 from fastclaw.runtimes.memory import MemoryRuntime
-from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool, turns
+from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool
+from tests.waiting import turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -19,7 +19,8 @@ from fastclaw.processes.admission import Admission
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.processes.table import ProcessTable
 from fastclaw.runtime import ExecRequest, RunRequest
-from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool, turns
+from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool
+from tests.waiting import turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

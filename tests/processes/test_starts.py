@@ -15,7 +15,8 @@ from fastclaw.processes.admission import Admission, TicketState
 from fastclaw.processes.lane import Collection, StartSpec
 from fastclaw.processes.starts import Begun, KeyedCalls, StartQueue, collection_of, explained, never_ran, require_same
 from fastclaw.runtime import RunRequest
-from tests.processes.lanes import ScriptedProcess, turns
+from tests.processes.lanes import ScriptedProcess
+from tests.waiting import turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable

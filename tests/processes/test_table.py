@@ -18,10 +18,11 @@ from fastclaw.processes.lane import ExitStatus, StartSpec, Streams
 from fastclaw.runtime import ExecRequest
 from fastclaw.spawner import frames
 from fastclaw.spawner.pump_streams import SpawnStreams
-from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool, turns
+from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool
+from tests.waiting import turns, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from fastclaw.linux.poller import Watcher
     from fastclaw.processes.lane import Owner
@@ -50,12 +51,6 @@ def is_known(pool: ProcessPool, process: Process) -> bool:
     with suppress(InvalidState):
         return pool.table.find(process.id) is process
     return False
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - the table's timer tells nobody else
-            await asyncio.sleep(0.001)
 
 
 async def read_to_end(path: str) -> bytes:
@@ -113,7 +108,7 @@ async def test_lingering_ends_in_time_though_an_older_record_is_kept_for_longer(
         await read_to_end(older.result.stderr_addr)
         await until(lambda: older.state is ProcessState.CLOSED)
         younger = await ended(pool, lane)
-        await until(lambda: younger.state is ProcessState.CLOSED, timeout_s=2)
+        await until(lambda: younger.state is ProcessState.CLOSED, seconds=2)
 
 
 async def test_no_time_to_linger() -> None:

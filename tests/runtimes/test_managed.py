@@ -21,6 +21,7 @@ from fastclaw.runtimes.managed import Environment, ManagedRuntime
 from fastclaw.runtimes.memory import MemoryRuntime
 from fastclaw.server.dispatch import Dispatcher
 from tests.processes.lanes import ScriptedLane
+from tests.waiting import until
 
 if TYPE_CHECKING:
     import contextlib
@@ -173,8 +174,7 @@ async def test_no_coroutine_is_between_the_dispatcher_and_the_pool(method: str) 
     assert b'"result"' in await answers.get()
     runtime.lane.gate.clear()
     dispatcher.receive(b'{"jsonrpc":"2.0","id":2,"method":"%b","params":{"cmd":["x"]}}\n' % method.encode())
-    while runtime.lane.starting != 1:  # noqa: ASYNC110 - replaced by tests/waiting.py with the next merge
-        await asyncio.sleep(0)
+    await until(lambda: runtime.lane.starting == 1)
     (call,) = dispatcher._in_flight
     waiting = awaited(call.task)
     assert waiting[:2] == ["Dispatcher._answer", f"ProcessPool._{method}"]

@@ -26,9 +26,10 @@ from fastclaw.runtime import (
 )
 from fastclaw.server.dispatch import Dispatcher
 from fastclaw.server.methods import METHODS
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 
 class ScriptedRuntime(Runtime):
@@ -441,7 +442,7 @@ async def test_more_in_flight_than_allowed_is_overloaded_but_control_is_served(m
     async with a_wire() as wire:
         for number in range(10):
             wire.post("exec", number, cmd=["wait"])
-        await _until(lambda: wire.runtime.count == 10)
+        await until(lambda: wire.runtime.count == 10)
         error = (await wire.call("exec", "eleventh", cmd=["nothing"]))["error"]
         assert (error["data"]["reason"], error["data"]["retryable"]) == ("overloaded", True)
         assert "result" in await wire.call("health")
@@ -547,14 +548,9 @@ async def test_quick_execs_while_a_shutdown_settles() -> None:
 
 async def _settle_with_latecomer(wire: Wire) -> None:
     wire.post("exec", 1, cmd=["wait"])
-    await _until(lambda: wire.runtime.count == 1)
+    await until(lambda: wire.runtime.count == 1)
     wire.dispatcher.calls.machine.move(RuntimeState.STOPPING)
     cancelling = asyncio.create_task(wire.dispatcher.cancel_yielding())
     await asyncio.sleep(0)
     wire.post("exec", 2, cmd=["nothing"])
     await cancelling
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - the runtime is watched from outside
-        await asyncio.sleep(0)

@@ -13,7 +13,8 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.server.stdio import ByteSink, ByteSource
-from tests.linux.rig import PipeEnd, until
+from tests.linux.rig import PipeEnd
+from tests.waiting import turns, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,8 +151,7 @@ async def test_a_source_reads_pauses_resumes_and_ends(pipe: tuple[int, int]) -> 
     source.pause()
     source.pause()
     os.write(write_end, b"b")
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await turns(10)
     assert got == [b"a"]
     source.resume()
     await until(lambda: got == [b"a", b"b"])
@@ -170,8 +170,7 @@ async def test_the_end_of_a_pipe_is_told_once() -> None:
     os.write(write_end, b"last")
     os.close(write_end)
     await until(lambda: bool(ended))
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await turns(10)
     assert (got, ended) == ([b"last"], [True])
     os.close(read_end)
 

@@ -404,10 +404,3 @@ def is_there(pid: int) -> bool:
 def has_not_ended(pid: int) -> bool:
     """The same without zombies: those of a dead spawner are init's to reap, whenever it pleases."""
     return state_of(pid) not in {"", "Z"}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what sends no event: /proc."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - the kernel has no event for the end of a grandchild
-            await asyncio.sleep(0.005)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +21,6 @@ HOLD_S = 60
 """Longer than any deadline here."""
 _SPLICE = {"x86_64": 275, "aarch64": 76}
 """The system call's number (unistd.h)."""
-_PATIENCE_S = 10.0
-
 FIFO = f"""
 import os, signal, socket, sys
 ours, theirs = socket.socketpair()
@@ -68,10 +67,7 @@ def a_locked_fifo(path: str) -> Iterator[None]:
     """It is locked while this lasts."""
     with subprocess.Popen([sys.executable, "-S", "-c", FIFO, path]) as holder:
         try:
-            until = time.monotonic() + _PATIENCE_S
-            while not is_holding(holder.pid):
-                assert time.monotonic() < until
-                time.sleep(0.001)  # it sends no event once it sleeps
+            wait_until(lambda: is_holding(holder.pid))
             yield
         finally:
             holder.kill()

@@ -20,6 +20,7 @@ from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawned import SpawnProcess
 from fastclaw.spawner.spawner_host import HostHome
 from tests.balance import balanced
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -168,9 +169,7 @@ async def run(lane: SpawnLane, *cmd: str, stdin: bytes = b"", **more: object) ->
 
 async def settled(home: HostHome, kept: int = 0) -> None:
     """Until no more than this is kept, of which nobody is told."""
-    async with asyncio.timeout(PATIENCE_S):
-        while home.spawner.counts()["kept"] > kept:  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.002)
+    await until(lambda: home.spawner.counts()["kept"] <= kept)
 
 
 # --- any lane's process ---

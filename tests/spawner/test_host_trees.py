@@ -18,16 +18,9 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import Grace
 from tests.balance import children
-from tests.spawner.fake_spawner import (
-    children_of,
-    commands_of,
-    descendants_of,
-    has_not_ended,
-    is_there,
-    state_of,
-    until,
-)
+from tests.spawner.fake_spawner import children_of, commands_of, descendants_of, has_not_ended, is_there, state_of
 from tests.spawner.rig import a_home, a_lane, run, settled, spec, start
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

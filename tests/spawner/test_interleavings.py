@@ -36,9 +36,11 @@ from tests.spawner.fake_spawner import (
     children_of,
     commands_of,
     pump_of,
+    state_of,
 )
 from tests.spawner.rig import needs_root
 from tests.spawner.test_templates import a_rig
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -572,13 +574,7 @@ def test_main_waits_for_what_cannot_be_ended_now_without_going_round() -> None:
 
 def wait_state(pid: int, state: str) -> None:
     """As /proc/PID/stat has it."""
-    until = time.monotonic() + PATIENCE_S
-    while True:
-        with open(f"/proc/{pid}/stat") as stat:
-            if stat.read().rpartition(")")[2].split()[0] == state:
-                return
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: state_of(pid) == state)
 
 
 def reaper_of(host: BareHost, id: int) -> int:

@@ -23,9 +23,10 @@ from fastclaw.spawner import frames, pump_streams
 from fastclaw.spawner.pump_streams import SpawnStreams
 from fastclaw.spawner.spawned import SpawnProcess
 from tests.balance import open_descriptors
-from tests.spawner.fake_spawner import busy_reapers_of, pump_of, until
+from tests.spawner.fake_spawner import busy_reapers_of, pump_of
 from tests.spawner.locks import HOLD_S
 from tests.spawner.rig import PATIENCE_S, a_home, settled, spec
+from tests.waiting import turns, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -165,8 +166,7 @@ async def a_scene(short_dir: Path, on_disconnect: OnDisconnect = "eof") -> Async
 
 async def turn() -> None:
     """What is due has been done."""
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await turns(5)
 
 
 # --- clients that come ---
@@ -393,9 +393,7 @@ async def test_a_pump_is_looked_at_as_long_as_somebody_waits_for_it(
         await asyncio.sleep(0.03)
         assert scene.pump.orders == [], "nobody waits"
         await scene.join(STDIO)
-        async with asyncio.timeout(PATIENCE_S):
-            while len(scene.pump.orders) < 3:  # noqa: ASYNC110 - nobody is told
-                await asyncio.sleep(0.001)
+        await until(lambda: len(scene.pump.orders) >= 3)
         assert set(scene.pump.orders) == {(frames.LOOK, 0)}
         scene.streams.on_free()
         scene.pump.orders.clear()

@@ -25,10 +25,10 @@ from tests.spawner.fake_spawner import (
     is_there,
     pump_of,
     reaper_of,
-    until,
 )
 from tests.spawner.locks import LEFT_LOCKED, STDOUT
 from tests.spawner.rig import PATIENCE_S, a_home, a_lane, needs_root, settled, spec
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -19,7 +19,6 @@ from fastclaw import limits
 from fastclaw.spawner import frames
 from fastclaw.spawner.binary import find_spawner
 from tests.spawner.fake_spawner import (
-    PATIENCE_S,
     BareHost,
     a_bare_host,
     busy_reapers_of,
@@ -35,18 +34,11 @@ from tests.spawner.fake_spawner import (
 from tests.spawner.locks import a_locked_fifo
 from tests.spawner.rig import needs_root
 from tests.spawner.start_frames import HEAD
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """For what sends no event: /proc."""
-    until = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.002)
 
 
 def test_it_wants_one_argument_and_a_socket() -> None:

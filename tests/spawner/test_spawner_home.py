@@ -27,10 +27,10 @@ from tests.spawner.fake_spawner import (
     pumps_of,
     reaper_of,
     state_of,
-    until,
 )
 from tests.spawner.locks import a_locked_fifo
 from tests.spawner.rig import a_home, run, settled, spec, start
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,8 +21,9 @@ from fastclaw.spawner import binary, spawner_host
 from fastclaw.spawner.spawner_host import HostHome
 from tests import odd_programs
 from tests.balance import balanced, descriptors_left, open_descriptors
-from tests.spawner.fake_spawner import commands_of, descendants_of, pumps_of, until
+from tests.spawner.fake_spawner import commands_of, descendants_of, pumps_of
 from tests.spawner.rig import STDIO, Client, a_home, a_lane, needs_root, run, settled, spec, start, start_spec
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -385,14 +386,10 @@ async def test_a_spawner_that_dies_again_and_again_is_followed_later_and_later(m
         for _ in range(3):
             died = home.pid
             os.kill(died, signal.SIGKILL)
-            async with asyncio.timeout(10):
-                while not home.spawner.alive or home.pid == died:  # noqa: ASYNC110 - it tells nobody
-                    await asyncio.sleep(0.001)
+            await until(lambda: home.spawner.alive and home.pid != died)  # noqa: B023 - called at once
         assert failures == [1, 2, 3]
         monkeypatch.setattr(limits, "REVIVE_PROVEN_MS", 0)
         os.kill(home.pid, signal.SIGKILL)
-        async with asyncio.timeout(10):
-            while len(failures) < 4 or not home.spawner.alive:  # noqa: ASYNC110 - it tells nobody
-                await asyncio.sleep(0.001)
+        await until(lambda: len(failures) >= 4 and home.spawner.alive)
         assert failures[3] == 0
         assert (await run(lane, "echo", "on"))[1] == b"on\n"

@@ -40,9 +40,9 @@ from tests.spawner.fake_spawner import (
     has_not_ended,
     is_there,
     pump_of,
-    until,
 )
 from tests.spawner.rig import Running, needs_root
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -20,18 +20,10 @@ from fastclaw.processes.lane import Grace
 from fastclaw.spawner import frames
 from tests.balance import open_descriptors
 from tests.spawner import rig
-from tests.spawner.fake_spawner import (
-    BareHost,
-    children_of,
-    commands_of,
-    has_not_ended,
-    pump_of,
-    pumps_of,
-    reaper_of,
-    until,
-)
+from tests.spawner.fake_spawner import BareHost, children_of, commands_of, has_not_ended, pump_of, pumps_of, reaper_of
 from tests.spawner.locks import a_locked_fifo
 from tests.spawner.rig import STDIO, Client, Running, a_home, a_lane, needs_root, settled
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -37,6 +36,7 @@ from tests.network.bridge.rig import (
     room,
     started,
 )
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -333,7 +333,4 @@ async def test_the_janitor_of_a_private_engine_removes_networks_too(
     with owner(OWNER_OF_AN_ENGINE, str(short_dir), plan) as (kill, [interface, pid]):
         assert len(left_of(interface)) == 4  # table, both interfaces, route
         kill()
-    deadline = time.monotonic() + PATIENCE_S
-    while left_of(interface) or proc.read_stat(int(pid)) is not None:
-        assert time.monotonic() < deadline, left_of(interface)
-        await asyncio.sleep(0.02)  # the janitor is nobody's child any more
+    await until(lambda: not left_of(interface) and proc.read_stat(int(pid)) is None)  # the janitor is no child of ours

@@ -12,7 +12,7 @@ from fastclaw.errors import StartFailed
 from fastclaw.network.bridge import firewall, links, netns
 from fastclaw.network.bridge.firewall import Bridge
 from tests.network.bridge.rig import ip, need_bridge, room, started
-from tests.podman.fleet import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,7 +17,6 @@ import h11
 from fastclaw.network.egress.counters import Counters
 from fastclaw.network.egress.proxy_frames import EgressConfig, Injection
 from fastclaw.network.egress.proxy_server import Server
-from tests.linux.rig import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -345,10 +344,6 @@ class Rig:
         client = await self.connect()
         answer = await client.ask(f"GET {self.url}/next HTTP/1.1\nHost: x")
         assert answer.status == 200
-
-    async def settles(self, is_so: Callable[[], bool]) -> None:
-        """Wait for what follows from something that already happened."""
-        await until(is_so)
 
     async def aclose(self) -> None:
         for client in self._clients:

@@ -11,6 +11,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.network.egress.batching import Batching
 from fastclaw.network.egress.readiness import Readiness
+from tests.waiting import turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -103,8 +104,7 @@ async def test_less_than_a_batch_is_told_all_the_same(batching: Batching, source
     readiness.watch(source.socket.fileno(), lambda events: told.set())
     batching.join(source)
     source.peer.send(b"the rest")
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await turns(5)
     assert not told.is_set() or source.wakes_for == 1
     async with asyncio.timeout(5):
         await told.wait()
@@ -118,8 +118,7 @@ async def test_an_end_is_told_at_once(batching: Batching, source: Source) -> Non
     batching.join(source)
     source.peer.send(b"the rest")
     source.peer.shutdown(socket.SHUT_WR)
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await turns(5)
     assert told.is_set()
     readiness.close()
 

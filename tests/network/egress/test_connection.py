@@ -19,6 +19,7 @@ from fastclaw import network_limits
 from fastclaw.network.egress.enforcement import Asked
 from fastclaw.network.egress.policy import Policy, Refused
 from tests.network.egress.rig import HERE, Rig, a_proxy, request
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,7 @@ async def test_a_tunnel_carries_bytes_both_ways_and_counts_them() -> None:
         assert bytes_moved["sent"] == sent
         assert bytes_moved["received"] > sent
         await client.close()
-        await rig.settles(lambda: rig.open == 0)
+        await until(lambda: rig.open == 0)
 
 
 async def test_what_comes_with_the_request_goes_first() -> None:
@@ -89,7 +90,7 @@ async def test_a_client_that_only_listens_is_let_be() -> None:
         client = await rig.tunnel()
         client.writer.write_eof()
         assert await client.rest() == b""
-        await rig.settles(lambda: rig.open == 0)
+        await until(lambda: rig.open == 0)
 
 
 async def test_a_server_that_closes_ends_the_tunnel() -> None:
@@ -107,7 +108,7 @@ async def test_an_idle_tunnel_is_cut_and_counted_as_that(tmp_path: Path) -> None
         for client in (silent, spoken):
             with pytest.raises(ConnectionResetError):
                 await client.read(1)
-        await rig.settles(lambda: rig.open == 0)
+        await until(lambda: rig.open == 0)
         assert rig.counters.snapshot()["failed"] == {"idle_timeout": 2}
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     cut = [(line["decision"], line["host"]) for line in lines if line["reason"] == "idle_timeout"]
@@ -121,7 +122,7 @@ async def test_bytes_in_either_direction_keep_a_tunnel(talks: str) -> None:
         server = await asyncio.start_server(lambda _, writer: ends.append(writer), HERE, 0)
         async with server:
             client = await rig.tunnel(f"{HERE}:{server.sockets[0].getsockname()[1]}")
-            await rig.settles(lambda: bool(ends))
+            await until(lambda: bool(ends))
             for _ in range(9):
                 (client.writer if talks == "client" else ends[0]).write(b"x")
                 await asyncio.sleep(0.1)
@@ -240,7 +241,7 @@ async def test_a_client_that_leaves_after_its_greeting_is_not_kept(monkeypatch: 
             client = await rig.tunnel(f"origin.test:{silent.getsockname()[1]}")
             await client.say(hello)
             await client.close()
-            await rig.settles(lambda: rig.open == 0)
+            await until(lambda: rig.open == 0)
 
 
 # --- PostgreSQL, which asks before it begins with TLS ---
@@ -540,7 +541,7 @@ async def test_what_is_no_request_is_refused_at_once(what: str) -> None:
         assert rig.origin.connections == 0
         await client.close()
         await rig.still_works()
-        await rig.settles(lambda: rig.open <= 1)
+        await until(lambda: rig.open <= 1)
 
 
 BAD_BODIES = {
@@ -629,7 +630,7 @@ async def test_whatever_is_said_in_a_tunnel_comes_to_an_end(
                 async with asyncio.timeout(20):
                     while await loop.sock_recv(client, 1 << 16):
                         pass
-            await rig.settles(lambda: rig.open == 0)
+            await until(lambda: rig.open == 0)
             await asyncio.gather(*filter(None, served))
 
 
@@ -727,5 +728,5 @@ async def test_many_slow_clients_hold_nobody_up() -> None:
     async with a_proxy() as rig:
         for _ in range(200):
             await (await rig.connect()).say(b"GET http://h/ HTTP/1.1\r\nHost: ")
-        await rig.settles(lambda: rig.open == 200)
+        await until(lambda: rig.open == 200)
         await rig.still_works()

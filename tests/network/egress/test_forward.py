@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.network.egress.rig import HERE, a_proxy, request
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,7 +236,7 @@ async def test_a_switch_makes_a_tunnel() -> None:
         client.writer.write_eof()
         assert await client.rest() == b""
         assert rig.origin.seen[0].fields["upgrade"] == "Echo"
-        await rig.settles(lambda: rig.open == 0)
+        await until(lambda: rig.open == 0)
 
 
 async def test_no_switch_without_a_wish_for_one() -> None:
@@ -286,10 +287,10 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_takes_the_servers_
     async with a_proxy() as rig:
         client = await rig.connect()
         await client.say(request(f"POST {rig.url}/ HTTP/1.1\nHost: x\nContent-Length: 100") + b"half")
-        await rig.settles(lambda: rig.origin.connections == 1)
+        await until(lambda: rig.origin.connections == 1)
         await client.close()
         await asyncio.wait_for(rig.origin.gone.wait(), 20)
-        await rig.settles(lambda: rig.open == 0)
+        await until(lambda: rig.open == 0)
         assert rig.origin.seen == []
 
 
@@ -300,7 +301,7 @@ async def test_a_client_that_leaves_during_the_answer_takes_the_servers_connecti
         await client.until(b"\r\n\r\n")
         client.writer.transport.abort()
         await asyncio.wait_for(rig.origin.gone.wait(), 20)
-        await rig.settles(lambda: rig.open == 0)
+        await until(lambda: rig.open == 0)
 
 
 async def test_a_client_that_says_no_more_still_gets_its_answer() -> None:
@@ -308,7 +309,7 @@ async def test_a_client_that_says_no_more_still_gets_its_answer() -> None:
         client = await rig.connect()
         await client.say(request(f"GET {rig.url}/slow HTTP/1.1\nHost: x"))
         client.writer.write_eof()
-        await rig.settles(lambda: len(rig.origin.seen) == 1)
+        await until(lambda: len(rig.origin.seen) == 1)
         rig.origin.go.set()
         assert (await client.answer()).status == 200
         assert await client.rest() == b""

@@ -21,9 +21,10 @@ from fastclaw.network.egress.proxy import EgressProxy
 from fastclaw.network.egress.proxy_frames import Injection, Logged, Ready, encode
 from tests.balance import children
 from tests.network.egress.rig import HERE, PATIENCE_S, Client, Origin, config, listening, request
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from fastclaw.network.egress.proxy_frames import EgressConfig
 
@@ -78,13 +79,6 @@ class Served:
             await client.close()
         await self.proxy.aclose()
         await self.origin.aclose()
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Wait for what follows from something that already happened."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not is_so():  # noqa: ASYNC110 - health sends no event
-            await asyncio.sleep(0.002)
 
 
 async def has_tunnel(client: Client) -> None:

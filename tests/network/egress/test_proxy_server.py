@@ -16,6 +16,7 @@ from fastclaw.network.egress.proxy_frames import Injection
 from fastclaw.network.egress.proxy_server import Server
 from tests.balance import descriptors_left
 from tests.network.egress.rig import HERE, Client, a_proxy, config, listening, request
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +32,7 @@ async def test_one_connection_too_many_is_told_so_and_the_next_one_later_is_serv
         assert (answer.status, answer.reason) == (429, "too_many_connections")
         assert await third.rest() == b""
         await first.close()
-        await rig.settles(lambda: rig.open == 1)
+        await until(lambda: rig.open == 1)
         await rig.still_works()
         assert rig.denied == {"too_many_connections": 1}
 
@@ -85,11 +86,11 @@ async def test_what_came_over_a_listener_ends_with_it_and_with_nothing_else() ->
         await tunnel.until(b"\r\n\r\n")
         assert (await tunnel.ask("GET / HTTP/1.1\nHost: x")).status == 200
         await asking.say(request(f"GET {rig.url}/slow HTTP/1.1\nHost: x"))
-        await rig.settles(lambda: len(rig.origin.seen) == 2 and rig.open == 4)
+        await until(lambda: len(rig.origin.seen) == 2 and rig.open == 4)
         rig.server.remove(2)
         rig.server.remove(2)
         assert [await client.rest() for client in (tunnel, asking, silent)] == [b"", b"", b""]
-        await rig.settles(lambda: rig.open == 1)
+        await until(lambda: rig.open == 1)
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(HERE, port)
         assert (await stays.ask("GET / HTTP/1.1\nHost: x")).status == 200
@@ -101,7 +102,7 @@ async def test_a_connection_that_was_accepted_just_now_ends_with_its_listener_as
             client.setblocking(False)
             rig.server._on_ready(rig.server._places[1])
             rig.server.remove(1)  # before the session has had a turn
-            await rig.settles(lambda: rig.open == 0)
+            await until(lambda: rig.open == 0)
             assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
 
 
@@ -109,7 +110,7 @@ async def test_closing_ends_everything() -> None:
     async with a_proxy() as rig:
         clients = [await rig.tunnel(), await rig.connect(), await rig.connect()]
         await clients[1].say(request(f"GET {rig.url}/slow HTTP/1.1\nHost: x"))
-        await rig.settles(lambda: len(rig.origin.seen) == 1)
+        await until(lambda: len(rig.origin.seen) == 1)
         await rig.server.aclose()
         assert [await client.rest() for client in clients] == [b"", b"", b""]
         assert rig.open == 0
@@ -118,11 +119,11 @@ async def test_closing_ends_everything() -> None:
 async def test_without_descriptors_clients_wait_until_there_are_some(caplog: pytest.LogCaptureFixture) -> None:
     async with a_proxy() as rig:
         client = await rig.connect()
-        await rig.settles(lambda: rig.open == 1)
+        await until(lambda: rig.open == 1)
         waiting = [socket.create_connection((HERE, rig.port)) for _ in range(2)]
         with descriptors_left(0):
-            await rig.settles(lambda: "no connection can be accepted" in caplog.text)
-        await rig.settles(lambda: rig.open == 3)
+            await until(lambda: "no connection can be accepted" in caplog.text)
+        await until(lambda: rig.open == 3)
         assert (await client.ask(f"GET {rig.url}/ HTTP/1.1\nHost: x")).status == 200
         for sock in waiting:
             sock.close()
@@ -232,4 +233,4 @@ async def test_many_connections_at_once() -> None:
         answers = await asyncio.gather(*(client.ask("GET / HTTP/1.1\nHost: x") for client in clients))
         assert {answer.status for answer in answers} == {200}
         await asyncio.gather(*(client.close() for client in clients))
-        await rig.settles(lambda: rig.open == 0)
+        await until(lambda: rig.open == 0)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw.network.egress.readiness import ENDED, READABLE, WRITABLE, Readiness
+from tests.waiting import turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -36,12 +37,6 @@ def pairs() -> Iterator[list[Pair]]:
     for ours, theirs in made:
         ours.close()
         theirs.close()
-
-
-async def turns(count: int = 5) -> None:
-    """Enough for an event that is due: the loop looks at its descriptors in each."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def test_what_arrives_is_told_once(readiness: Readiness, pairs: list[Pair]) -> None:

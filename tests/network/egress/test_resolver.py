@@ -19,6 +19,7 @@ from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.proxy import _environment
 from fastclaw.network.egress.resolver import Resolver
 from tests.balance import balanced
+from tests.waiting import turns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,11 +52,6 @@ async def refusal(resolver: Resolver, name: str) -> Refused:
     with pytest.raises(Refused) as caught:
         await resolver.resolve(name)
     return caught.value
-
-
-async def turns(count: int = 3) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 # --- with the host's own resolver ---

@@ -17,19 +17,8 @@ from fastclaw import limits
 from fastclaw.linux import splice
 from fastclaw.network.egress.pipes import PipePool
 from tests.balance import descriptors_left, open_descriptors
-from tests.network.egress.tunnel_rig import (
-    MIB,
-    Kind,
-    Rig,
-    at_end,
-    count_borrowing,
-    fill,
-    pour,
-    receive,
-    reset,
-    send,
-    turns,
-)
+from tests.network.egress.tunnel_rig import MIB, Kind, Rig, at_end, count_borrowing, fill, pour, receive, reset, send
+from tests.waiting import turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -102,12 +102,6 @@ async def at_end(sock: socket.socket) -> bytes:
     return await receive(sock, 1)
 
 
-async def turns(count: int = 20) -> None:
-    """What is due has happened then: loopback delivers within the call that sends."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 async def fill(sock: socket.socket) -> int:
     """Send until nobody takes anything any more; how much that was."""
     taken = quiet = 0

@@ -18,9 +18,10 @@ from fastclaw import limits
 from fastclaw.linux import proc
 from fastclaw.podman.rest_lane.stdin_helpers import Input, StdinHelpers
 from tests.balance import balanced, open_descriptors
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 SOON_S = 5.0
 """Anything that waits for nobody; the rest is room for a loaded machine."""
@@ -78,13 +79,6 @@ def helper_pids(server: int) -> list[int]:
 def state(pid: int) -> bytes:
     """One letter, by proc_pid_stat(5)."""
     return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Other processes send no event for most of what they do."""
-    async with asyncio.timeout(SOON_S):
-        while not holds():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.005)
 
 
 async def write_all(fd: int, data: bytes) -> None:

@@ -20,9 +20,10 @@ from fastclaw.linux import proc
 from fastclaw.podman.rest_lane.stdin_main import END, OPENED, ORDER, START
 from tests.balance import open_descriptors
 from tests.podman.rest_lane.test_stdin_helpers import LOCKS_ITS_STDIN, a_process, fill, sleeps_in, state
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 SOON_S = 5.0
 
@@ -124,14 +125,6 @@ def read(process: subprocess.Popen[bytes]) -> bytes:
     return process.stdout.read()
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """Other processes send no event for most of what they do."""
-    deadline = time.monotonic() + SOON_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_a_way_in() -> None:
     with a_server() as server, a_cat() as process:
         way = server.start(1, process.pid)
@@ -141,7 +134,7 @@ def test_a_way_in() -> None:
         os.write(way.fd, b"through")
         way.close()
         assert read(process) == b"through"
-        until(lambda: server.helpers() == [])
+        wait_until(lambda: server.helpers() == [])
 
 
 def test_each_has_a_helper_of_its_own() -> None:
@@ -160,7 +153,7 @@ def test_each_has_a_helper_of_its_own() -> None:
 def test_where_there_is_no_such_pipe_there_is_no_way_in(pid: int) -> None:
     with a_server() as server:
         assert server.start(1, pid).answer() == b""
-        until(lambda: server.helpers() == [])
+        wait_until(lambda: server.helpers() == [])
         server.end(1)
         server.end(77)  # nobody
 
@@ -184,7 +177,7 @@ def test_after_its_end_a_helper_that_still_waits_is_killed() -> None:
         way.close()
         began = time.monotonic()
         server.end(1)
-        until(lambda: server.helpers() == [])
+        wait_until(lambda: server.helpers() == [])
         assert time.monotonic() - began >= limits.STDIN_END_MS / 1000 - 0.05
         assert process.poll() is None
 
@@ -199,7 +192,7 @@ def test_an_id_is_free_again_when_its_helper_has_ended() -> None:
                 os.write(way.fd, b"%d" % number)
                 way.close()
                 assert read(process) == b"%d" % number
-                until(lambda: server.helpers() == [])
+                wait_until(lambda: server.helpers() == [])
 
 
 def test_when_its_owner_is_gone_it_kills_what_it_has_made_and_ends() -> None:
@@ -228,17 +221,17 @@ def test_one_that_sleeps_in_a_locked_pipe_is_waited_for_no_longer_than_that() ->
             assert process.stdout is not None
             process.stdout.readline()
             os.write(way.fd, b"x")
-            until(lambda: sleeps_in(process.pid).startswith("unix_stream"))
+            wait_until(lambda: sleeps_in(process.pid).startswith("unix_stream"))
             (helper,) = server.helpers()
             os.write(way.fd, b"y")
-            until(lambda: state(helper) == b"D")
+            wait_until(lambda: state(helper) == b"D")
             began = time.monotonic()
             server.orders.close()
             assert server.wait() == 0
             assert time.monotonic() - began < limits.STDIN_SERVER_EXIT_MS / 1000
             assert state(helper) == b"D"
             process.kill()
-            until(lambda: not Path(f"/proc/{helper}").exists() or state(helper) in b"ZX")
+            wait_until(lambda: not Path(f"/proc/{helper}").exists() or state(helper) in b"ZX")
     finally:
         server.close()
 

@@ -22,6 +22,7 @@ from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan, plan_servic
 from fastclaw.podman.service.service import ManagedService, answers_ping
 from fastclaw.podman.service.service_process import wait_readable
 from tests.balance import children
+from tests.waiting import until
 
 pytestmark = pytest.mark.podman
 
@@ -184,9 +185,7 @@ async def test_it_dies_with_an_owner_that_is_killed(owned: subprocess.Popen[str]
         os.close(pidfd)
     owned.wait(5)
     left = Path(socket).parent
-    async with asyncio.timeout(10):
-        while left.exists():  # noqa: ASYNC110 - the janitor is nobody's child and does not tell
-            await asyncio.sleep(0.01)
+    await until(lambda: not left.exists())
 
 
 async def test_what_a_killed_owner_without_a_janitor_leaves_goes_with_the_next_start(
