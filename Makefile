@@ -40,8 +40,8 @@ $(STAMP): pyproject.toml $(wildcard fastclaw/spawner/c/*) scripts/build_spawner.
 engine-packages: ## install the engine's packages (root on Debian or Ubuntu; elsewhere say which command does)
 	@scripts/engine-packages "$(PYTHON)"
 
-test: engine-packages install ## run all tests
-	$(BIN)/python -m pytest
+test: engine-packages install ## run all tests (OPTIONS=--durations=50, or any other of pytest's)
+	$(BIN)/python -m pytest $(OPTIONS)
 
 check: install ## lint, formatting, types, and which way imports go
 	$(BIN)/ruff check $(SOURCES)

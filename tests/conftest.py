@@ -26,7 +26,7 @@ from tests.balance import children, open_descriptors
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-pytest_plugins = ["tests.engine_fixtures"]
+pytest_plugins = ["pytester", "tests.engine_fixtures", "tests.folder_seconds"]
 
 _SETTLE_S = 2.0
 """How long what was ended may take to be gone: the kernel closes and reaps a moment after the event."""
