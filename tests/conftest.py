@@ -1,13 +1,12 @@
 """What holds for every test: which event loops it runs on, and that it leaves nothing behind.
 
-Async tests under tests/transport run on both loops, all others on uvloop, which is the production one. Every test is
-weighed before and after: descriptors, children, tasks, socket directories, and complaints of the loop.
+Async tests run on uvloop, which is the production one; those of `BOTH_LOOPS` on asyncio's too. Before and after each
+test descriptors, children, tasks, socket directories and complaints of the loop are compared.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import inspect
 import os
@@ -30,9 +29,6 @@ pytest_plugins = ["pytester", "tests.engine_fixtures", "tests.folder_seconds"]
 
 _SETTLE_S = 2.0
 """How long what was ended may take to be gone: the kernel closes and reaps a moment after the event."""
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37  # include/uapi/linux/prctl.h
 
 _complaints: list[str] = []
 _runtime_dir = _bytecode_dir = Path("/nonexistent")
@@ -125,12 +121,6 @@ def _possessions() -> dict[str, set[str]]:
     }
 
 
-def _is_subreaper() -> bool:
-    flag = ctypes.c_int()
-    _LIBC.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
-    return bool(flag.value)
-
-
 def _difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> str:
     lines = []
     for name, old in before.items():
@@ -152,11 +142,8 @@ def _balanced_books(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves something behind in this process or made the loop complain."""
     _complaints.clear()
     before = _possessions()
-    was_subreaper = _is_subreaper()
     yield
     difference = _settled_difference(before)
-    # The host lane makes its process a subreaper for good; the next test's orphans are init's again.
-    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, int(was_subreaper), 0, 0, 0)
     complaints = "\n".join(f"  loop: {complaint}" for complaint in _complaints)
     if difference or complaints:
         pytest.fail(f"{request.node.nodeid} left things behind:\n{difference}\n{complaints}", pytrace=False)

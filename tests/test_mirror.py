@@ -1,53 +1,78 @@
-"""Every module has the test file that a reader would look for: fastclaw/x/y.py is tested by tests/x/test_y.py."""
+"""fastclaw/x/y.py is tested by tests/x/test_y.py, and where that is long by tests/x/test_y_SUBJECT.py: both ways."""
 
+from collections.abc import Iterable
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 
-CHECKS = "its checks run over three runtimes in test_run.py, and over ones that break promises in test_broken.py"
-EXCEPTIONS = {
+WITHOUT_TESTS = {
     "__main__.py": "two lines, run by every test that starts `python -m fastclaw`",
-    "answer_limits.py": "more bounds; tests/test_limits.py tests all",
-    "network_limits.py": "more bounds; tests/test_limits.py tests all",
+    "*_limits.py": "bounds; tests/test_limits.py tests all",
     "options.py": "shapes without behaviour; what is refused is tested with runtimes/read_options.py",
     "processes/lane.py": "an interface without behaviour; what it demands is tested with each lane",
-    "conformance/check_cancel.py": CHECKS,
-    "conformance/check_clients.py": CHECKS,
-    "conformance/check_errors.py": CHECKS,
-    "conformance/check_exec.py": CHECKS,
-    "conformance/check_kill.py": CHECKS,
-    "conformance/check_lifecycle.py": CHECKS,
-    "conformance/check_records.py": CHECKS,
-    "conformance/check_run.py": CHECKS,
-    "conformance/check_run_ends.py": CHECKS,
-    "conformance/check_run_limits.py": CHECKS,
-    "conformance/check_sockets.py": CHECKS,
-    "conformance/check_streams.py": CHECKS,
-    "conformance/check_terminals.py": CHECKS,
-    "conformance/check_wire.py": CHECKS,
+    "conformance/check_*.py": "its checks run over three runtimes in test_runner.py, and broken ones in test_broken.py",
 }
-"""Modules without a test file of their own, with the reason. A name here that needs no exception fails too."""
+"""Modules (patterns) without a test file of their own, with the reason."""
+
+SUBJECTS = {
+    "acceptance/test_*.py": "the whole, as a supervisor and a hostile process see it",
+    "client/test_run.py": "one call through all layers, over real runtimes",
+    "conformance/test_broken*.py": "all checks, against a runtime that breaks promises",
+    "network/bridge/test_walls.py": "the firewall's rules, against real packets",
+    "podman/test_rest_*.py": "the REST lane on a real engine",
+    "podman/test_sandbox.py": "what a container is, seen from inside",
+    "processes/test_lingering.py": "bounds on what has ended, over real pumps",
+    "processes/test_run.py": "one call through all modules of the folder",
+    "processes/test_start_steps.py": "a start that fails at each of its steps",
+    "spawner/test_fuzz.py": "the C program",
+    "spawner/test_host_trees.py": "the C program: signals and ends",
+    "spawner/test_interleavings.py": "the C program: two things at once",
+    "spawner/test_runs.py": "the C program: runs",
+    "spawner/test_spawner_binary.py": "the C program, frame by frame",
+    "spawner/test_spawner_home.py": "the C program, over the link to it",
+    "spawner/test_tty.py": "the C program: terminals",
+    "test_build_spawner.py": "scripts/build_spawner.py",
+    "test_cancel.py": "one call through all layers",
+    "test_docs.py": "docs/",
+    "test_exports.py": "what `import fastclaw` brings in",
+    "test_folder_seconds.py": "tests/folder_seconds.py",
+    "test_mirror.py": "the tree",
+    "test_packaging.py": "Makefile and wheel",
+    "test_readme.py": "README.md",
+}
+"""Test files (patterns) of no single module, with what they are about."""
 
 
-def modules() -> list[str]:
-    """Paths below the package. An `__init__` that only carries a docstring or names has nothing to test."""
-    package = ROOT / "fastclaw"
-    return sorted(str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py")
+def below(folder: str, pattern: str) -> set[Path]:
+    """Files of a folder, relative to it."""
+    return {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob(pattern)}
 
 
-def mirror(module: str) -> Path:
-    path = Path(module)
-    return ROOT / "tests" / path.parent / f"test_{path.name}"
+MODULES = {path for path in below("fastclaw", "*.py") if path.name != "__init__.py"}
+TEST_FILES = below("tests", "test_*.py")
 
 
-@pytest.mark.parametrize("module", [module for module in modules() if module not in EXCEPTIONS])
-def test_module_has_its_test_file(module: str) -> None:
-    assert mirror(module).is_file()
+def listed(path: Path, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns is for this file, of this very folder."""
+    return any(path.match(pattern) and len(path.parts) == pattern.count("/") + 1 for pattern in patterns)
 
 
-@pytest.mark.parametrize("module", EXCEPTIONS)
-def test_exception_is_needed(module: str) -> None:
-    assert module in modules()
-    assert not mirror(module).exists()
+def modules_of(file: Path) -> set[Path]:
+    """The modules that a test file may be about: `test_a_b.py` is about `a_b.py`, or about a subject `b` of `a.py`."""
+    words = file.stem.split("_")[1:]
+    return {file.with_name("_".join(words[:length]) + ".py") for length in range(1, len(words) + 1)} & MODULES
+
+
+def test_each_module_has_either_its_test_file_or_a_reason() -> None:
+    bare = {module for module in MODULES if module.with_name(f"test_{module.name}") not in TEST_FILES}
+    assert bare == {module for module in MODULES if listed(module, WITHOUT_TESTS)}
+
+
+def test_each_test_file_belongs_either_to_a_module_or_to_a_subject() -> None:
+    homeless = {file for file in TEST_FILES if not modules_of(file)}
+    assert homeless == {file for file in TEST_FILES if listed(file, SUBJECTS)}
+
+
+def test_each_entry_is_for_something() -> None:
+    assert [entry for entry in WITHOUT_TESTS if not any(listed(path, [entry]) for path in MODULES)] == []
+    assert [entry for entry in SUBJECTS if not any(listed(path, [entry]) for path in TEST_FILES)] == []
