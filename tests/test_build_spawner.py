@@ -23,21 +23,7 @@ ROOT = Path(__file__).parent.parent
 MACHINES = {"x86_64": 62, "aarch64": 183}
 """e_machine by architecture (elf(5))."""
 
-SOURCES = [
-    "clients",
-    "collect",
-    "confine",
-    "frames",
-    "reaper",
-    "main",
-    "program",
-    "pump",
-    "start",
-    "system",
-    "terminal",
-    "tree",
-]
-"""Each says in its first lines what it is."""
+SOURCES = sorted((ROOT / "fastclaw" / "spawner" / "c").glob("*.[ch]"))
 
 HERE = platform.machine()
 
@@ -106,13 +92,13 @@ def check(program: Path, architecture: str) -> None:
 
 def test_the_architectures_are_those_that_are_looked_for(script: Any) -> None:
     assert tuple(script.KERNEL_HEADERS) == ARCHITECTURES == tuple(MACHINES)
-    assert sorted(path.stem for path in (ROOT / script.SOURCES).glob("*.c")) == SOURCES
+    assert {path.parent for path in SOURCES} == {ROOT / script.SOURCES}
     assert (ROOT / script.BINARIES).is_dir()
 
 
-@pytest.mark.parametrize("name", [*(f"{name}.c" for name in SOURCES), "spawner.h"])
-def test_a_source_says_what_it_is_and_is_no_longer_than_it_can_be_read(script: Any, name: str) -> None:
-    lines = (ROOT / script.SOURCES / name).read_text().splitlines()
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_a_source_says_what_it_is_and_is_no_longer_than_it_can_be_read(source: Path) -> None:
+    lines = source.read_text().splitlines()
     assert lines[0].startswith("/* ")
     assert len(lines) <= 600
 

@@ -481,5 +481,5 @@ def test_a_slot_has_room_for_what_is_sent() -> None:
     assert WORDS["PUMP_STACK"] % 8 == 0, "a request begins there"
     assert WORDS["MAX_FDS"] == 5  # a worker's byte, three streams and a file
     assert WORDS["MAX_REAPERS"] >= limits.MAX_PROCESSES + limits.SPAWN_IDLE_REAPERS
-    assert WORDS["MAX_BROOD"] == WORDS["MAX_REAPERS"]
+    assert WORDS["MAX_WORKERS"] == WORDS["MAX_REAPERS"]
     assert WORDS["INLINE_BYTES"] <= WORDS["STORE_AT"]

@@ -1,15 +1,15 @@
-/* A pump at work for a run: collects both outputs within their bound, and feeds stdin.
+/* A pump's work for a run: collects both outputs within their bound, and feeds stdin.
  *
- * Of each stream the first `head` bytes are kept and, in a ring behind them, the last `limit - head`. As long as that is little it
- * stays in the slot's memory and goes along with the end. What is more goes to a file in memory that fastclaw gets at once, so that
- * it has what there is even where a neighbour locks the pipe and with it this pump: stdout at 0, stderr at `limit`. It is not
- * mapped here: memory that main shares would be main's to the out-of-memory killer. */
+ * Of each stream the first `head` bytes are kept and, in a ring behind them, the last `limit - head`. Up to INLINE_BYTES stay in the
+ * slot's memory and are sent with the end. More goes to a file in memory (stdout at 0, stderr at `limit`) that fastclaw gets at once, so
+ * that it has the output even where a neighbour locks the pipe and with it this pump. It is not mapped here: the out-of-memory killer
+ * would count memory that main shares as main's. */
 #include "spawner.h"
 #include <linux/memfd.h>
 
 enum {
-    SHORT_MS = 5,          /* a run that waits for longer is told to have started */
-    SHORT_TURNS = 64,      /* and one that never waits */
+    SHORT_MS = 5,          /* STARTED is told of a run that waits for longer */
+    SHORT_TURNS = 64,      /* and of one that takes so many turns without waiting */
     CHUNK_BYTES = 1 << 20, /* one splice */
 };
 
@@ -36,14 +36,14 @@ static void touched_close(struct collecting *run, int *fd) {
 
 /* --- output --- */
 
-/* Where the next byte goes, and how many may go there: none where nothing more is kept. */
+/* Where the next byte goes (`at`); returns how many fit there: 0 where no more are kept. */
 static u32 room_at(struct collecting *run, u64 total, u32 *at) {
     u32 ring = run->limit - run->head;
     *at = total < run->head ? (u32)total : run->head + (ring ? (u32)((total - run->head) % ring) : 0);
     return total < run->head ? run->head - *at : run->limit - *at;
 }
 
-/* What all runs have in files together. */
+/* Adds to the bytes that all runs have in files; false where that is more than they may. */
 static int count(struct collecting *run, u64 bytes) {
     u64 now = __atomic_add_fetch(&collected_bytes, bytes, __ATOMIC_RELAXED);
     run->slot->counted += bytes;
@@ -60,7 +60,7 @@ static int open_file(struct collecting *run) {
     return 1;
 }
 
-/* What is in memory first, at the same place. */
+/* Copies the stream's bytes in memory to the same offset of the file. */
 static int move_to_file(struct collecting *run, int which) {
     if (run->file < 0 && !open_file(run)) return 0;
     run->filed |= 1 << which;
@@ -83,12 +83,13 @@ static long throw_away(struct collecting *run, int which) {
     return SYS(splice, run->pipes->out[which], 0, null, 0, CHUNK_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
 }
 
-/* Whether the stream stays in the slot's memory with what comes next. */
+/* Whether the stream's next bytes still go to the slot's memory. */
 static int fits_inline(struct collecting *run, u64 total) {
     return run->limit <= INLINE_BYTES || total < INLINE_BYTES;
 }
 
-/* Returns what was taken from the pipe, 0 at its end, or an error. Whoever tells the run's end waits until it is counted. */
+/* Returns the bytes taken from the pipe, 0 at its end, or an error. The reaper tells a run's end after the second TOUCH, when they are
+ * counted. */
 static long take_output(struct collecting *run, int which) {
     u64 total = LOAD_OF(&run->slot->total[which]);
     u32 at, room = room_at(run, total, &at);
@@ -117,7 +118,7 @@ static void wake_reaper(struct slot *slot) {
     if (!unpark(&slot->meet)) SYS(kill, slot->pid, SIGUSR1);
 }
 
-/* What is in the pipes now, and no more: something may write to them for ever. */
+/* Takes the bytes that are in the pipes now, and no more: a process may write to them for ever. */
 static void take_last(struct collecting *run) {
     for (int i = 0; i < 2; i++) {
         int left = 0;
@@ -131,11 +132,11 @@ static void take_last(struct collecting *run) {
     wake_reaper(run->slot);
 }
 
-/* Nobody but the reaper has anything to say to a run. */
+/* A run has no clients: messages come from its reaper only. */
 static void on_message(struct collecting *run) {
     struct control head;
     struct passed passed;
-    if (next_message(run->slot, run->pipes->inbox, &head, sizeof head, &passed) == sizeof head) turn_down(&head, &passed);
+    if (next_message(run->slot, run->pipes->inbox, &head, sizeof head, &passed) == sizeof head) reject_message(&head, &passed);
     close_passed(&passed);
     if ((LOAD_OF(&run->slot->meet) & (MEET_LAST | MEET_DRAINED)) == MEET_LAST) take_last(run);
 }
@@ -174,7 +175,7 @@ static void turn(struct collecting *run) {
     if (of[3].revents) on_message(run);
 }
 
-/* It has closed its streams, and goes on. Usually it has ended, and that is told within microseconds. */
+/* The streams are closed. Usually the command has ended, and the reaper says so within microseconds; else STARTED is told. */
 static void tell_if_it_goes_on(struct collecting *run) {
     u64 until = now_ms() + SHORT_MS;
     u32 met;
@@ -182,7 +183,7 @@ static void tell_if_it_goes_on(struct collecting *run) {
     if (!(met & MEET_EXIT)) tell_started(run);
 }
 
-/* A reaper that has told the end, or waits to, is woken: it may have the slot's next process. */
+/* Wakes a reaper that has told the end or waits for it, since the slot's next process waits for that. */
 static void meet_reaper(struct collecting *run) {
     u32 met = ADD_BITS(&run->slot->meet, MEET_OVER);
     if (!(met & (MEET_EXIT | MEET_TOLD)) && !run->is_told) tell_if_it_goes_on(run);

@@ -1,4 +1,4 @@
-/* What commands must not have, and what ours need: users, capabilities, the system calls that are filtered. */
+/* Confinement: users, capabilities and filtered system calls, of commands and of our own tasks. */
 #include "spawner.h"
 #include <linux/audit.h>
 #include <linux/capability.h>
@@ -19,14 +19,14 @@ static void set_capabilities(u32 effective, u32 permitted) {
     SYS(capset, &head, held);
 }
 
-/* What a command of this user has from here on. Through execve(2) root keeps what it is permitted and its container allows
- * (capabilities(7), no_new_privs), and nobody else keeps anything. */
+/* Drops to a command's capabilities. Through execve(2) root keeps those that it is permitted and its container allows
+ * (capabilities(7), no_new_privs), and other users keep none. */
 void leave_capabilities(u32 uid) {
     u32 left = uid ? 0 : command_caps;
     set_capabilities(left, left);
 }
 
-/* Ours, in effect; what commands are to have is held for them, and has none here. */
+/* Our own are effective; those for commands are permitted only. */
 void keep_capabilities(void) { set_capabilities(held_caps, held_caps | command_caps); }
 
 /* The highest id of this user namespace (user_namespaces(7), /proc/PID/uid_map), at most 65534. */
@@ -46,8 +46,8 @@ static u32 highest_user(void) {
     return highest;
 }
 
-/* A user that nobody in the sandbox is: without a capability none can signal main, a reaper or a pump, or change its limits.
- * Where the wanted id is none here, the highest that is; where there is none but root, an error. */
+/* Changes to a user of which no command may be: others cannot signal main, a reaper or a pump, or change its limits, without a
+ * capability. Where the wanted id is not mapped here, the highest that is; where only root is, an error. */
 long take_own_user(void) {
     if (!(held_caps & 1u << CAP_SETUID) || reaper_uid == NO_USER) return 0;
     u32 highest = highest_user();
@@ -66,7 +66,7 @@ static int has_pump_users(void) {
 
 u64 own_word;
 
-/* A user's first 1 024 pipes have 64 KiB, and further ones 8 (pipe(7), pipe-user-pages-soft): so pumps are several users. */
+/* A user's first 1 024 pipes have 64 KiB, and further ones 8 (pipe(7), pipe-user-pages-soft): so pumps run as several users. */
 void take_pump_user(u32 number) {
     u32 uid = reaper_uid - 1 - number / PUMPS_PER_USER;
     if (!has_pump_users()) return;
@@ -91,7 +91,7 @@ enum { /* of compat programs */
 };
 enum { ANY_SETOWN = 8, ANY_SETOWN_EX = 15, ANY_SETSIG = 10, FIO_SETOWN = 0x8901, SIO_SETPGRP = 0x8902 };
 
-/* The filter's parts, by the number of their first instruction. */
+/* The parts of the filter: numbers of their first instructions. */
 enum {
     NATIVE_CALLS = 2, COMPAT_CALLS = 13, BY_FCNTL = 29, BY_IOCTL = 33, NEW_USERS = 36, THREE_USERS = 38, TWO_USERS = 41,
     ONE_USER = 44, OWN_USER = 47, PERMITTED = 51, NOT_PERMITTED, NO_SUCH_CALL, IGNORED, INSTRUCTIONS
@@ -103,14 +103,14 @@ enum {
 #define USER(at, argument) \
     LOAD(at, args[argument]), IF((at) + 1, BPF_JGE, lowest, (at) + 2, (at) + 3), IF((at) + 2, BPF_JGT, highest, (at) + 3, OWN_USER)
 
-/* What the engine's own filter leaves open, and commands must not have:
- * - signals by way of a descriptor's owner (fcntl(2), F_SETOWN, F_SETSIG; ioctl FIOSETOWN), which the kernel allows the host's
- *   uid 0 towards everybody (sigio_perm in fs/fcntl.c). An owner is not refused but ignored: programs that set one and never
- *   use it (nginx) would not start.
- * - user namespaces (more kernel within reach). Arguments of clone3(2) cannot be looked at; libraries do without it.
- * - our own users, for who has CAP_SETUID: as one of them he could stop and end us. We say a word that only we know, in an
- *   argument that the kernel does not look at. Calls with ids of 16 bits, which would have to be looked at otherwise, are
- *   refused: libraries have the others since Linux 2.4. */
+/* Denies commands what the engine's own filter allows:
+ * - signals by way of a descriptor's owner (fcntl(2), F_SETOWN, F_SETSIG; ioctl FIOSETOWN), which the host's uid 0 may send to every
+ *   process (sigio_perm in fs/fcntl.c). Setting an owner is not refused but ignored: programs that set one and never use it (nginx)
+ *   would not start.
+ * - user namespaces (more kernel within reach). A filter cannot see the arguments of clone3(2); libraries do without it.
+ * - changing to our own users with CAP_SETUID, since those may stop and kill us. Our own calls carry a secret word in an argument that
+ *   the kernel ignores. Calls with 16-bit ids, which would need checks of their own, are refused: libraries have had the others since
+ *   Linux 2.4. */
 long filter_calls(void) {
     if (SYS(getrandom, &own_word, sizeof own_word, 0) != sizeof own_word) return -EIO;
     int has_user = reaper_uid != NO_USER;

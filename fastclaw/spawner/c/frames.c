@@ -1,7 +1,7 @@
 /* Frames on packet sockets, with the descriptors that go along. */
 #include "spawner.h"
 
-/* One frame; its descriptors are close-on-exec. A frame that was cut short is no frame: -EBADMSG. */
+/* One frame; its descriptors are close-on-exec. -EBADMSG for a truncated one. */
 long receive(int from, void *frame, size_t bytes, struct passed *passed, int flags) {
     _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
     struct iovec part = {frame, bytes};
@@ -22,23 +22,23 @@ void close_passed(struct passed *passed) {
     while (passed->count > 0) SYS(close, passed->fd[--passed->count]);
 }
 
-/* Of one that nobody serves: it reads an end, and no reset, which input that nobody read would make of it. Main, which has a
- * duplicate, sees it as a hang-up. */
+/* Ends a client that is not served. Its input is read, since unread input would make the client read a reset instead of EOF. Main, which
+ * has a duplicate, sees a hang-up. */
 void end_client(int fd) {
     char nowhere[2048];
     SYS(shutdown, fd, SHUT_RDWR);
     while (SYS(recvfrom, fd, nowhere, sizeof nowhere, MSG_DONTWAIT, 0, 0) > 0) {}
 }
 
-/* A pump's message that came too late, or was for another process: nobody may wait for what becomes of it. */
-void turn_down(struct control *head, struct passed *passed) {
+/* A message to a pump that came too late, or is for another process: its sender must not wait for an answer. */
+void reject_message(struct control *head, struct passed *passed) {
     if (head->op == ATTACH && passed->count) end_client(passed->fd[0]);
     if (head->op == FORK) tell(REFUSED, head->id, ESRCH, STEP_ADOPT);
     close_passed(passed);
 }
 
-/* `whom`: of a datagram socket, which never waits for room; of the others, nobody. */
-long say(int to, struct iovec *parts, int count, const int *fds, int passed, struct address *whom) {
+/* `whom`: for a datagram socket, on which a send never blocks; else NULL. */
+long send_frame(int to, struct iovec *parts, int count, const int *fds, int passed, struct address *whom) {
     _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int) * MAX_FDS)] = {0};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count, .msg_name = whom ? &whom->name : NULL, .msg_namelen = whom ? whom->bytes : 0};
     if (passed) {
@@ -55,7 +55,7 @@ long say(int to, struct iovec *parts, int count, const int *fds, int passed, str
     return n;
 }
 
-/* A datagram socket with an address of its own, which hears `peer` alone if there is one (unix(7): autobind, connect). */
+/* A datagram socket with an address of its own, which receives from `peer` only, if there is one (unix(7): autobind, connect). */
 long open_post(struct address *own, struct address *peer) {
     long fd = SYS(socket, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return fd;
@@ -72,7 +72,7 @@ long open_post(struct address *own, struct address *peer) {
 void tell_with(u32 op, u32 id, int a, int b, int fd) {
     struct event event = {.op = op, .id = id, .a = a, .b = b};
     struct iovec part = {&event, sizeof event};
-    say(channel, &part, 1, &fd, fd >= 0, NULL);
+    send_frame(channel, &part, 1, &fd, fd >= 0, NULL);
 }
 
 void tell(u32 op, u32 id, int a, int b) { tell_with(op, id, a, b, -1); }
@@ -87,16 +87,16 @@ static struct event end_of(struct slot *slot, u32 op, u32 id, int flags) {
 void tell_exit(struct slot *slot, u32 id, int flags) {
     struct event event = end_of(slot, EXITED, id, flags);
     struct iovec part = {&event, sizeof event};
-    say(channel, &part, 1, NULL, 0, NULL);
+    send_frame(channel, &part, 1, NULL, 0, NULL);
 }
 
-/* What a run had in its file goes with it, or with its pump. */
+/* A run's file is closed with its pump's descriptors. */
 void uncount(struct slot *slot) {
     __atomic_sub_fetch(&collected_bytes, slot->counted, __ATOMIC_RELAXED);
     slot->counted = 0;
 }
 
-/* A run's end, with what its streams left in memory; what went to a file, fastclaw has already. */
+/* A run's end, with the output in memory; fastclaw has the file already. */
 void tell_done(struct slot *slot, u32 id, int flags) {
     u32 meet = LOAD_OF(&slot->meet);
     flags |= (meet & MEET_LIMITED ? LIMITED : 0) | (meet & MEET_OVERLOADED ? OVERLOADED : 0);
@@ -107,13 +107,13 @@ void tell_done(struct slot *slot, u32 id, int flags) {
         done.given[i] = done.total[i] < INLINE_BYTES ? (u32)done.total[i] : INLINE_BYTES;
         parts[1 + i] = (struct iovec){inline_store(slot, i), done.given[i]};
     }
-    say(channel, parts, 3, NULL, 0, NULL);
+    send_frame(channel, parts, 3, NULL, 0, NULL);
 }
 
-/* A command that its execve refused, with what was found at its file. */
+/* An execve that failed, with what find_out has found. */
 void tell_no_program(struct slot *slot, u32 id) {
     struct event event = {.op = REFUSED, .id = id, .a = (int)slot->error, .b = (int)slot->step};
     struct finding *found = (struct finding *)inline_store(slot, 0);
     struct iovec parts[4] = {{&event, sizeof event}, {found, offsetof(struct finding, name)}, {found->name, found->name_bytes}, {found->head, found->head_bytes}};
-    say(channel, parts, 4, NULL, 0, NULL);
+    send_frame(channel, parts, 4, NULL, 0, NULL);
 }

@@ -1,8 +1,8 @@
-/* Why a file cannot be executed. execve(2) has one word for many causes: "not found" is said of a script whose interpreter is missing and
- * of a program whose loader is.
+/* Finds out why a file cannot be executed. execve(2) has one error for many causes: ENOENT may be about a script's interpreter or a
+ * program's loader.
  *
- * Runs in the child that was refused, with its user, directory and root: nobody else waits for what it opens. As the kernel does it goes
- * from a script to its interpreter and from a program to its loader (fs/binfmt_script.c, fs/binfmt_elf.c, elf(5)). */
+ * Runs in the child whose execve failed, with its user, directory and root, so an open that blocks holds up that child only. Follows
+ * scripts to their interpreters and programs to their loaders, as the kernel does (fs/binfmt_script.c, fs/binfmt_elf.c, elf(5)). */
 #include "spawner.h"
 
 enum {
@@ -27,7 +27,7 @@ static u32 interpreter(struct finding *script) {
     return n;
 }
 
-/* Of a program for little-endian machines, as all are on which this runs. */
+/* The loader of a little-endian program: the spawner's architectures are little-endian. */
 static u32 loader(struct finding *program, int fd) {
     char entry[56], *head = program->head;
     if (program->head_bytes < 64 || field(head, 4) != 0x464c457f || head[5] != 1) return 0;
@@ -40,13 +40,13 @@ static u32 loader(struct finding *program, int fd) {
         u64 offset = field(entry + (wide ? 8 : 4), wide ? 8 : 4);
         long got = SYS(pread64, fd, program->name, PATH_BYTES - 1, offset);
         while (got > 0 && n < (u32)got && program->name[n]) n++;
-        if (!n) program->name_bytes = 0; /* the name that was there is gone */
+        if (!n) program->name_bytes = 0; /* the name was overwritten */
         return n;
     }
     return 0;
 }
 
-/* What is in the way of one file's use; it is opened where it is one. */
+/* Why one file cannot be executed (an errno; 0: no cause), and a descriptor of it, if it could be opened. */
 static u32 look_at(const char *path, int *fd) {
     long opened = open_only(path, S_IFREG, 0, 0, O_RDONLY | O_NONBLOCK | O_NOCTTY), error = opened;
     *fd = opened < 0 ? -1 : (int)opened;
@@ -58,7 +58,8 @@ static u32 look_at(const char *path, int *fd) {
     return error < 0 ? (u32)-error : 0;
 }
 
-/* `refused`: by execve; `found`: empty. Of a program for another machine (ENOEXEC) the loader is missing as well, which is not why. */
+/* `refused`: execve's error; `found`: zeroed. A program for another machine (ENOEXEC) usually lacks its loader, too, which is not the
+ * cause. */
 void find_out(const char *path, long refused, struct finding *found) {
     size_t bytes = length(path);
     u32 next = bytes < PATH_BYTES ? (u32)bytes : 0;

@@ -8,7 +8,7 @@ static void close_fd(int *fd) {
 
 /* --- the streams of a process --- */
 
-/* `ours`: 0 to read, 1 to write. Ours does not block; the command's does, as every program expects of its stdio. */
+/* `ours`: 0 to read, 1 to write. Our end does not block; the command's does, as programs expect of their stdio. */
 static long make_pipe(int ours, int *our_fd, int *their_fd) {
     int ends[2];
     long error = SYS(pipe2, ends, O_CLOEXEC);
@@ -51,8 +51,8 @@ static long make_control(struct job *job, struct pipes *pipes) {
     return 0;
 }
 
-/* They belong to the command's user, who may open them again by name: /dev/stdout. A change of the user takes the parent-death
- * signal away (prctl(2)); if the reaper died meanwhile, so does the pump. */
+/* Made as the command's user, who may then open them again by name: /dev/stdout. A change of the user takes the parent-death
+ * signal away (prctl(2)); if the reaper died meanwhile, the pump ends. */
 static long make_streams(struct job *job, struct pipes *pipes) {
     u32 flags = job->request->flags;
     int lent = flags & F_IDENTITY;
@@ -63,12 +63,12 @@ static long make_streams(struct job *job, struct pipes *pipes) {
         SYS(setfsuid, own, 0, 0, own_word);
         SYS(prctl, PR_SET_DUMPABLE, 0); /* see take_pump_user */
         SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
-        if ((u32)SYS(getppid) != job->slot->pid) leave(1);
+        if ((u32)SYS(getppid) != job->slot->pid) exit_process(1);
     }
     return error;
 }
 
-/* The last close of an end waits for whoever has locked the pipe, and the command may have closed its own by now. */
+/* The command may have closed its ends by now, and the last close of an end waits while a pipe is locked. */
 static void close_theirs(struct job *job) {
     TOUCH(job->slot);
     for (int i = 0; i < 3; i++) close_fd(&job->stdio[i]);
@@ -85,7 +85,7 @@ static void close_ours(struct pipes *pipes) {
 
 /* --- a start --- */
 
-/* For the child: what it was given none of is empty, its stderr may be its stdout, and a terminal is all three. */
+/* The child's stdio: a stdin that it has none of is /dev/null, its stderr may be its stdout, and a terminal is all three. */
 static void fill_stdio(struct job *job, int stdio[3]) {
     u32 flags = job->request->flags;
     memcpy(stdio, job->stdio, sizeof job->stdio);
@@ -93,7 +93,7 @@ static void fill_stdio(struct job *job, int stdio[3]) {
     if (stdio[0] < 0) stdio[0] = flags & F_TTY && !(flags & F_NULL_STDIN) ? stdio[1] : null;
 }
 
-/* Its parent is the reaper (CLONE_PARENT). Returns 0, or what is wrong where there is nothing for the reaper to reap. */
+/* The command's parent is the reaper (CLONE_PARENT). Returns 0, or an error where there is no child for the reaper to reap. */
 static long start_command(struct job *job) {
     struct slot *slot = job->slot;
     struct job theirs = *job;
@@ -103,7 +103,7 @@ static long start_command(struct job *job) {
     return child < 0 ? child : 0;
 }
 
-enum { TEMPLATE_MS = 5000 }; /* for a template to take what was asked of it before: a fork takes it some ms */
+enum { TEMPLATE_MS = 5000 }; /* for a template to read earlier requests: a fork takes it some ms */
 
 /* To the pump of the worker's template, which hands it on. The template answers fastclaw. */
 static long ask_template(struct job *job, int spilled) {
@@ -120,14 +120,14 @@ static long ask_template(struct job *job, int spilled) {
     for (;;) {
         struct moment pause = {0, 1000000};
         if (!LOAD_OF(&of->takes_requests)) return -ESRCH;
-        long n = say(forks, parts, 2, fds, count, &of->forks);
-        if (n > 0 && !LOAD_OF(&of->takes_requests)) return -ESRCH; /* too late, perhaps; told twice, perhaps */
+        long n = send_frame(forks, parts, 2, fds, count, &of->forks);
+        if (n > 0 && !LOAD_OF(&of->takes_requests)) return -ESRCH; /* it may be too late; then REFUSED may be told twice */
         if (n != -EAGAIN || now_ms() > until) return n < 0 ? n : 0;
-        SYS(ppoll, 0, 0, &pause, 0, 8); /* many workers at once: what is on its way to all templates fits one buffer (socket(7), SO_SNDBUF) */
+        SYS(ppoll, 0, 0, &pause, 0, 8); /* many workers at once: messages to all templates share one buffer (socket(7), SO_SNDBUF) */
     }
 }
 
-/* All that fits into the pipe before its command runs: then nothing needs to be pumped. */
+/* Writes what fits into the pipe before the command runs: usually all of it. */
 static void write_input(struct job *job, struct pipes *pipes) {
     struct start *request = job->request;
     if (!request->input) return;
@@ -146,57 +146,57 @@ static void take_slot(struct slot *slot, struct start *request) {
     slot->total[0] = slot->total[1] = 0;
     STORE_TO(&slot->meet, 0);
     for (int i = 0; i < ORDERS; i++) __atomic_store_n(&slot->orders[i], (u64)request->id << 32, __ATOMIC_RELEASE);
-    STORE_TO(&slot->wishes, (u64)request->id << 32);
+    STORE_TO(&slot->pump_orders, (u64)request->id << 32);
     STORE_TO(&slot->id, request->id);
 }
 
-/* For a request of which the reaper has nothing to see: it was refused before its fork, or it is a worker, whose tree its
- * template's reaper has. */
+/* For a request that has no child for the reaper: it was refused before its fork, or it is a worker, whose tree belongs to its
+ * template's reaper. */
 static void close_slot(struct slot *slot) {
     ADD_BITS(&slot->meet, MEET_CLOSE);
     SYS(kill, slot->pid, SIGUSR1);
 }
 
-/* From main or the reaper: what was heard makes room for more. */
+/* A message from main or the reaper; counted in `heard`, which makes room for more. */
 long next_message(struct slot *slot, int inbox, void *frame, size_t bytes, struct passed *passed) {
     long n = receive(inbox, frame, bytes, passed, MSG_DONTWAIT);
     if (n >= 0 || n == -EBADMSG) __atomic_add_fetch(&slot->heard, 1, __ATOMIC_SEQ_CST);
     return n;
 }
 
-/* What came too late: among it clients that main still has. */
+/* Rejects messages that came too late, among them clients that main still watches. */
 static void empty_inbox(struct slot *slot, int inbox) {
     struct passed passed;
     struct control head;
     long n;
-    while ((n = next_message(slot, inbox, &head, sizeof head, &passed)) > 0 || n == -EBADMSG || n == -EINTR) turn_down(&head, &passed);
+    while ((n = next_message(slot, inbox, &head, sizeof head, &passed)) > 0 || n == -EBADMSG || n == -EINTR) reject_message(&head, &passed);
 }
 
-/* From here on nothing of it is anybody's. */
-static void give_slot_back(struct slot *slot, int inbox) {
+/* The slot is free from here on. */
+static void release_slot(struct slot *slot, int inbox) {
     for (u32 meet; !((meet = LOAD_OF(&slot->meet)) & MEET_DONE);) park(&slot->meet, meet, -1);
     empty_inbox(slot, inbox);
     ((struct start *)(slot->memory + PUMP_STACK))->op = 0; /* see tell_lost_idle */
     for (int i = 0; i < ORDERS; i++) __atomic_store_n(&slot->orders[i], 0, __ATOMIC_RELEASE);
-    STORE_TO(&slot->wishes, 0);
+    STORE_TO(&slot->pump_orders, 0);
     STORE_TO(&slot->id, 0);
 }
 
-static long begin_taking(struct slot *slot, struct pipes *pipes) {
+static long open_forks(struct slot *slot, struct pipes *pipes) {
     long fd = open_post(&slot->forks, &forks_address);
     pipes->forks = (int)fd;
     STORE_TO(&slot->takes_requests, fd >= 0);
     return fd < 0 ? fd : 0;
 }
 
-/* A template that has ended: its workers may live on, and with them its slot, for long. */
-static void stop_taking(struct slot *slot, struct pipes *pipes) {
+/* A template has ended: its workers may live on for long, and keep its slot. */
+static void close_forks(struct slot *slot, struct pipes *pipes) {
     struct passed passed;
     char *frame = slot->memory + PUMP_STACK; /* the request's, which is over */
     long n;
     STORE_TO(&slot->takes_requests, 0);
     while ((n = receive(pipes->forks, frame, FRAME_BYTES, &passed, MSG_DONTWAIT)) > 0 || n == -EBADMSG || n == -EINTR)
-        turn_down((struct control *)frame, &passed);
+        reject_message((struct control *)frame, &passed);
     close_fd(&pipes->forks);
 }
 
@@ -208,7 +208,7 @@ static void run(struct job *job, struct passed *passed, int spilled, int inbox) 
     take_slot(slot, job->request);
     long error = make_streams(job, &pipes);
     int step = flags & F_TTY ? STEP_TTY : STEP_PROCESS;
-    if (!error && flags & F_TEMPLATE) error = begin_taking(slot, &pipes);
+    if (!error && flags & F_TEMPLATE) error = open_forks(slot, &pipes);
     if (!error) write_input(job, &pipes);
     if (!error) error = flags & F_WORKER ? ask_template(job, spilled) : start_command(job);
     if (error) tell(REFUSED, id, (int)-error, step);
@@ -217,14 +217,14 @@ static void run(struct job *job, struct passed *passed, int spilled, int inbox) 
     if (!(flags & F_RUN)) close_passed(passed);
     if (!error && !slot->error && flags & F_RUN) collect(slot, job, &pipes, id);
     else if (!error && !slot->error) serve_clients(slot, &pipes, id);
-    if (flags & F_TEMPLATE) stop_taking(slot, &pipes);
+    if (flags & F_TEMPLATE) close_forks(slot, &pipes);
     close_ours(&pipes);
     close_passed(passed);
     if (error || (flags & (F_WORKER | F_RUN)) == F_WORKER) close_slot(slot);
-    give_slot_back(slot, inbox);
+    release_slot(slot, inbox);
 }
 
-/* Returns 0 for a frame that is none of ours. */
+/* Returns 0 for an invalid frame. */
 static int serve(struct slot *slot, struct start *request, long bytes, struct passed *passed, int inbox) {
     struct job job = {.slot = slot, .request = request, .stdio = {-1, -1, -1}, .control = -1};
     if (!parse(&job, request, bytes, passed)) return 0;
@@ -249,7 +249,7 @@ static int serve(struct slot *slot, struct start *request, long bytes, struct pa
     return sound;
 }
 
-/* --- a file as who is in here sees it, into a file of who asks --- */
+/* --- READ: copies a file, as it is seen inside, into fastclaw's --- */
 
 static int read_file(struct control *asked, long bytes, struct passed *passed) {
     if (passed->count != 1 || bytes == sizeof *asked || ((char *)asked)[bytes - 1]) return 0;
@@ -263,10 +263,10 @@ static int read_file(struct control *asked, long bytes, struct passed *passed) {
     return 1;
 }
 
-/* --- itself --- */
+/* --- the pump itself --- */
 
-/* Returns whether there may be another. */
-static int take(struct slot *slot, struct start *request, int inbox) {
+/* Returns whether to go on. */
+static int serve_next(struct slot *slot, struct start *request, int inbox) {
     struct passed passed;
     request->op = 0; /* see tell_lost_idle */
     long n = receive(channel, request, FRAME_BYTES, &passed, 0);
@@ -286,6 +286,6 @@ int pump(void *argument) {
     SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
     if ((u32)SYS(getppid) != slot->pid) return 1;
     int inbox = (int)open_post(&slot->inbox, &batches[slot->batch].address);
-    while (inbox >= 0 && take(slot, (struct start *)(slot->memory + PUMP_STACK), inbox)) {}
+    while (inbox >= 0 && serve_next(slot, (struct start *)(slot->memory + PUMP_STACK), inbox)) {}
     return 0;
 }

@@ -2,17 +2,18 @@
  *
  *   main    PID 1. Talks to fastclaw over the control socket: signals, ends, clients, listeners, more reapers. When that
  *           socket closes, everything here ends. (main.c)
- *   reaper  one for each process that is being kept: a subreaper, whose wait4 says ECHILD when neither the command nor
- *           anything it started is left, which is the kernel's own proof. Only it signals and reaps its tree. (reaper.c)
+ *   reaper  one for each process: a subreaper, whose wait4 says ECHILD when neither the command nor any descendant is
+ *           left, which is the kernel's own proof. Only it signals and reaps its tree. (reaper.c, tree.c)
  *   pump    one beside each reaper. Takes a START from the channel, makes the pipes or the terminal, starts the command as
- *           the reaper's child, and from then on moves its bytes: to clients, or into a bounded store. (pump.c, collect.c)
+ *           the reaper's child, and from then on moves its bytes: to clients, or into a bounded store. (pump.c, clients.c,
+ *           collect.c)
  *
- * Whoever touches a pipe may be made to sleep by the command that has it: splice(2) from an empty socket waits with the
- * pipe's mutex held, and even the last close then waits, uninterruptibly. So a command's pipe is held, read, written and
- * closed by its pump alone, a task with descriptors of its own; nobody else waits for it without a deadline.
+ * A command can block every task that touches one of its pipes: splice(2) from an empty socket waits with the pipe's
+ * mutex held, and then even the last close waits, uninterruptibly. So a command's pipe is held, read, written and closed
+ * by its pump alone, a task with its own descriptors; all others wait for a pump with a deadline.
  *
- * All of them share main's memory (CLONE_VM), and no two but main's start share a table of descriptors. Reaper and pump
- * meet in their slot: who comes second tells fastclaw what both know (MEET_*).
+ * All tasks share main's memory (CLONE_VM); each has its own table of descriptors once it has started. Reaper and pump
+ * share one word of their slot (MEET_*): the second of them to set its bits tells fastclaw what both know.
  *
  * Freestanding: raw system calls and no libc at run time, since a libc's errno and thread pointer would be shared by all.
  * No recursion, no allocation in a loop, every buffer bounded; the bounds are those of fastclaw/spawner/frames.py.
@@ -80,7 +81,7 @@ void *memset(void *to, int byte, size_t n);
 size_t length(const char *text);
 char *put(char *at, const char *text);
 char *put_number(char *at, u32 number);
-_Noreturn void leave(int code);
+_Noreturn void exit_process(int code);
 void *map(size_t bytes, int fd);
 u64 now_ms(void);
 void park(u32 *word, u32 value, long milliseconds); /* until it changes; < 0: without a limit */
@@ -106,11 +107,11 @@ enum {
     MAX_REAPERS = 16 << 10,
     MAX_FILE_BYTES = 1 << 20,
     MAX_TREE = 32 << 10, /* pids of one tree: the default pid_max */
-    MAX_BROOD = 16 << 10,
+    MAX_WORKERS = 16 << 10,
     MAX_OUTPUT_BYTES = 16 << 20,
     INLINE_BYTES = 8 << 10, /* of each stream of a run: what comes with its end, without a file */
     SAID_BYTES = 4 << 10,   /* one frame of a template */
-    MAX_SENDERS = 16,       /* clients that left while their last input waits for the process, and the one that is there */
+    MAX_SENDERS = 16,       /* clients that left while their last input waits for the process, and the connected one */
     PATH_BYTES = 4096,
 };
 
@@ -125,7 +126,7 @@ enum {
 enum { W_CONFINE = 1 };
 enum { STEP_REQUEST = 1, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT };
 enum { SIGNAL_GROUP = 256 }; /* with a SIGNAL's number: to the whole process group */
-enum { LEVEL_TERM = 1, LEVEL_KILL = 2, LEVEL_FINISH = 4 }; /* the last: a worker has ended, whose streams this is */
+enum { LEVEL_TERM = 1, LEVEL_KILL = 2, LEVEL_FINISH = 4 }; /* the last: the worker whose streams these are has ended */
 enum { WITH_EMPTY = 1, WITH_FREE = 2, INCOMPLETE = 4, LIMITED = 8, OVERLOADED = 16 }; /* what goes along with EXITED and DONE */
 
 struct control { u32 op, id, a, b, place; }; /* place: the slot of what it is about, or ~0 */
@@ -144,8 +145,8 @@ struct address { struct sockaddr_un name; u32 bytes; }; /* of a datagram socket 
 long receive(int from, void *frame, size_t bytes, struct passed *passed, int flags);
 void close_passed(struct passed *passed);
 void end_client(int fd);
-void turn_down(struct control *head, struct passed *passed);
-long say(int to, struct iovec *parts, int count, const int *fds, int passed, struct address *whom);
+void reject_message(struct control *head, struct passed *passed);
+long send_frame(int to, struct iovec *parts, int count, const int *fds, int passed, struct address *whom);
 long open_post(struct address *own, struct address *peer);
 void tell(u32 op, u32 id, int a, int b);
 void tell_with(u32 op, u32 id, int a, int b, int fd);
@@ -156,46 +157,47 @@ enum {
     MEET_EXIT = 1,    /* reaper: the command has ended, and how is in the slot */
     MEET_EMPTY = 2,   /* reaper: nothing of its tree is left */
     MEET_OVER = 4,    /* pump: its streams are over; a run's output is collected */
-    MEET_TOLD = 8,    /* a run's end was told: what comes now is thrown away */
+    MEET_TOLD = 8,    /* a run's end was told: later output is thrown away */
     MEET_LIMITED = 16, /* pump: a run's output went over its limit, which ends it */
     MEET_OVERLOADED = 32, /* pump: all runs together have collected too much */
-    MEET_CLOSE = 128, /* pump: there is nothing here for the reaper */
+    MEET_CLOSE = 128, /* pump: this request has no child for the reaper */
     MEET_LAST = 256,  /* reaper: a run's time to drain is over; what is in its pipes now still counts */
-    MEET_DRAINED = 512, /* pump: it has taken that */
-    MEET_DONE = 64,   /* reaper: it looks at the slot no more, until there is another id in it */
+    MEET_DRAINED = 512, /* pump: it has read that */
+    MEET_DONE = 64,   /* reaper: it does not touch the slot until the slot has another id */
 };
 
-enum { WISH_RELEASE = 1, WISH_CUT = 2, WISH_LOOK = 4, WISH_RESIZE = 8, WISH_BLOCKED = 16 };
+enum { PUMP_RELEASE = 1, PUMP_CUT = 2, PUMP_LOOK = 4, PUMP_RESIZE = 8, PUMP_BLOCKED = 16 };
 
-/* What main asks of a reaper: in each word the request's id in the upper half; in the lower one the levels, then signals 1-32 and 33-64
- * to the command, then those to its process group. */
+/* Main's orders to a reaper. Each word has the request's id in its upper half; the lower halves are the levels, signals 1-32 and 33-64
+ * to the command, and signals 1-32 and 33-64 to its process group. */
 enum { ORDERS = 5, TO_COMMAND = 1, TO_GROUP = 3 };
 
-/* A template's workers. Main enters them (FREE to ASKED), whoever takes one out again does so by its state; all else is
- * the reaper's. `asked`: main has written something. Mapped for a slot's first worker, and kept. */
+/* A template's workers. Main adds them (VACANT to ASKED); main and reaper remove them by a compare-and-swap of `state`; the
+ * rest is the reaper's. `asked`: main has written something. Mapped for a slot's first worker, and kept. */
 enum { VACANT, ASKED, KEPT, GONE };
 struct worker { u32 pid, id, state, level; u64 orders[ORDERS]; };
-struct brood { u32 used, asked; struct worker workers[MAX_BROOD]; };
+struct worker_table { u32 used, asked; struct worker workers[MAX_WORKERS]; };
 
-/* `child`: the command, from its birth. `wishes`: as `orders`, for its pump; `window`: of a terminal, rows and columns. `touching`: odd while the pump
- * is in a call that a command can hold up. `inbox`: where main and its reaper reach the pump, by the batch's mail; `posted`,
- * `heard`: how many messages so far. `forks`: where others reach the pump of a template. `client`, `looked`, `looked_at`,
- * `is_nudged`, `is_lost`: main's alone. */
+/* A reaper, its pump and their present process. `child`: the command, from its fork on. `pump_orders`: as `orders`, for the pump.
+ * `window`: a terminal's rows and columns. `touching`: odd while the pump is in a call that a command can block. `inbox`: the pump's
+ * socket for messages from main and reaper, sent by the batch's `mail`; `posted`, `heard`: messages sent and received so far.
+ * `forks`: a template's pump's socket for messages from other pumps. `client`, `looked`, `looked_at`, `is_notified`, `is_lost`: used
+ * by main only. */
 struct slot {
     u32 pid, pump, id, child, error, step, flags, meet, touching, looked, drain_ms, retired, is_made, takes_requests;
     u32 batch, posted, heard, is_lost;
-    u64 orders[ORDERS], total[2], counted, wishes, looked_at; /* counted: of a run in `collected_bytes` */
-    int status, client[2], is_nudged;
+    u64 orders[ORDERS], total[2], counted, pump_orders, looked_at; /* counted: of a run in `collected_bytes` */
+    int status, client[2], is_notified;
     u32 client_id[2], window;
     struct rusage used;
     char *memory;
-    struct brood *brood;
+    struct worker_table *worker_table;
     struct address inbox, forks;
 };
 
-/* Reapers and pumps come in batches, each with a socket from which its pumps are written to. What a pump has not heard yet lies in
- * the buffer of its batch (socket(7), SO_SNDBUF: 208 KiB by default, of which a short message takes 768 bytes): it has room for
- * all that the pumps of one batch may have waiting, so those that sleep keep nobody from hearing. */
+/* Reapers and pumps come in batches, each with a socket from which its pumps are written to. Unread messages lie in the sending
+ * socket's buffer (socket(7), SO_SNDBUF: 208 KiB by default, of which a short message takes 768 bytes). It has room for all that the
+ * pumps of one batch may have unread, so pumps that sleep do not keep the others of their batch from being reached. */
 enum { BATCH = 24, BATCHES = MAX_REAPERS / BATCH + 2, MAX_UNHEARD = 10 /* from main; one more from the reaper */ };
 struct batch { int mail; u32 users; struct address address; };
 
@@ -207,8 +209,8 @@ extern struct batch batches[BATCHES];
 extern struct address forks_address;
 enum { NO_USER = 0xffffffffu };
 
-/* A slot's memory. A usual reaper touches one page, a usual pump two: its stack ends in the middle of the page whose other
- * half begins the request. */
+/* A slot's memory. A usual reaper touches one page, a usual pump two: the pump's stack and its request share the page in
+ * the middle of which PUMP_STACK lies. */
 enum {
     REAPER_STACK = 16 << 10,
     PUMP_STACK = REAPER_STACK + (24 << 10) + 2048,
@@ -223,29 +225,29 @@ static inline char *inline_store(struct slot *slot, int which) { return slot->me
 int reaper(void *slot);
 int pump(void *slot);
 void order(struct slot *slot, u32 id, int word, u32 bits);
-int leave_order(u64 *orders, u32 id, int word, u32 bits);
+int set_order(u64 *orders, u32 id, int word, u32 bits);
 u32 take_order(u64 *word, u32 id);
 void order_worker(struct slot *template, u32 id, int word, u32 bits);
-void wake_brood(struct slot *slot);
-void turn_away(struct worker *worker, int error);
+void wake_for_workers(struct slot *slot);
+void refuse_worker(struct worker *worker, int error);
 void tell_exit(struct slot *slot, u32 id, int flags); /* frames.c */
 void tell_done(struct slot *slot, u32 id, int flags);
 void tell_no_program(struct slot *slot, u32 id);
 void uncount(struct slot *slot);
 
 
-/* tree.c: `root`: everything below it; where `reaper` is set, root too. `spared`: is left out, with all below it. `strays_of`:
- * only what a template's reaper has to do with besides the template itself (`child`) and its workers. `asking`: who was asked to
- * end already is not asked again; where `is_first`, that is nobody yet. */
-struct asked { u32 pid, name; };
-struct asking { u64 since; long again_ms; u32 count, has_forked; struct asked *asked; };
-struct prey { u32 root, reaper, spared; struct slot *strays_of; u32 child; struct asking *asking; int is_first; };
-enum { HUNT_MS = 2, ASKED_BYTES = 4 << 10 }; /* pause between two looks at a tree that is ended; memory of `asked` */
+/* tree.c. A target is all descendants of `root`; where `reaper` is set, root too. `spared`: left out, with its descendants.
+ * `strays_of`: only descendants of a template's reaper other than the template (`child`) and its workers. `term`: processes that had
+ * TERM already are left out; with `is_first` there are none yet. */
+struct signalled { u32 pid, name; };
+struct term_state { u64 since; long again_ms; u32 count, has_forked; struct signalled *signalled; };
+struct target { u32 root, reaper, spared; struct slot *strays_of; u32 child; struct term_state *term; int is_first; };
+enum { TREE_PAUSE_MS = 2, SIGNALLED_BYTES = 4 << 10 }; /* pause between two rounds over a tree that is killed; memory of `signalled` */
 
 long slurp(const char *path, char *to, size_t bytes);
-int kinship(u32 pid, u64 of[3]); /* parent, process group, session; 0 for who is gone */
-u32 hunt(const struct prey *prey, int level);
-void ask_to_end(struct prey prey, struct asking *asking, int is_first, int look);
+int read_ids(u32 pid, u64 of[3]); /* parent, process group, session; returns 0 where there is no such process */
+u32 signal_tree(const struct target *target, int level);
+void send_term(struct target target, struct term_state *term, int is_first, int look);
 
 /* start.c */
 struct job {
@@ -263,8 +265,8 @@ int lay_out(struct job *job, char **pointers);
 size_t pointer_bytes(struct start *request);
 int command(void *job);
 
-/* program.c: the file at which an execve came to its end, or its interpreter or loader. `error`: why it cannot be used; 0: nothing is
- * seen. `depth`: 0 for the program itself. Lies where a run's output would. */
+/* program.c: the file at which an execve failed, or its interpreter or loader. `error`: why it cannot be used; 0: no cause was found.
+ * `depth`: 0 for the program itself. Lies in the memory of a run's output. */
 enum { PROGRAM_HEAD_BYTES = 256 }; /* as much as the kernel looks at (BINPRM_BUF_SIZE, include/uapi/linux/binfmts.h) */
 struct finding { u32 depth, is_loader, error, name_bytes, head_bytes; char name[PATH_BYTES], head[PROGRAM_HEAD_BYTES]; };
 _Static_assert(sizeof(struct finding) <= INLINE_BYTES, "a finding has no room");

@@ -1,4 +1,4 @@
-/* A request: whether it is sound, and, in the vforked child, how it becomes a command. */
+/* A START: checks it, and, in the vforked child, turns it into a command. */
 #include "spawner.h"
 
 static int refuse(struct job *job, int step, long error) {
@@ -7,8 +7,8 @@ static int refuse(struct job *job, int step, long error) {
     return 127;
 }
 
-/* The memory is still everybody's: a change of the user must not make it dumpable (prctl(2), PR_SET_DUMPABLE). */
-static long become(struct job *job) {
+/* The memory is still shared with main: a change of the user must not make it dumpable (prctl(2), PR_SET_DUMPABLE). */
+static long change_user(struct job *job) {
     struct start *request = job->request;
     long error = 0;
     if (request->flags & F_IDENTITY) {
@@ -22,7 +22,7 @@ static long become(struct job *job) {
     return 0;
 }
 
-/* Where a name without a slash is looked for (environ(7)); NULL for one that is a path. */
+/* Where a name without a slash is looked up (environ(7)); NULL for a path. */
 static const char *search_path(struct job *job) {
     for (const char *c = job->argv[0]; *c; c++) if (*c == '/') return NULL;
     for (char **entry = job->envp; *entry; entry++)
@@ -49,7 +49,7 @@ static int next_candidate(struct job *job, const char **from) {
     return 0;
 }
 
-/* execvp(3) without its shell for files that are no program. The last error that says more than "not here" wins. */
+/* execvp(3) without its shell for files that are no program. EACCES wins over "not found". */
 static long execute(struct job *job) {
     const char *from = search_path(job);
     long said = -ENOENT;
@@ -62,19 +62,19 @@ static long execute(struct job *job) {
     return said;
 }
 
-/* Nothing has been executed: looks at the file again for which that was, or of several the first. */
-static int explain(struct job *job, long error) {
+/* After a failed execve: looks again at its file, or at the first one on the search path. */
+static int report_refusal(struct job *job, long error) {
     const char *from = search_path(job), *path = from ? job->path : job->argv[0];
     struct finding *found = (struct finding *)inline_store(job->slot, 0);
-    *found = (struct finding){0}; /* before anybody may read it: who is ended in here has been refused all the same */
+    *found = (struct finding){0}; /* before slot->error is set: if the child is killed in here, this is sent */
     refuse(job, STEP_EXEC, error);
-    job->path[0] = 0; /* no candidate may be short enough */
+    job->path[0] = 0; /* if no candidate is short enough */
     while (from && next_candidate(job, &from) && SYS(faccessat, AT_FDCWD, job->path, 0)) {}
     find_out(path, error, found);
     return 127;
 }
 
-static long hand_on(int fd, int as) { return fd == as ? SYS(fcntl, fd, F_SETFD, 0) : SYS(dup3, fd, as, 0); }
+static long pass_fd(int fd, int as) { return fd == as ? SYS(fcntl, fd, F_SETFD, 0) : SYS(dup3, fd, as, 0); }
 
 /* Runs in the vforked child, in the pump's memory: writes nothing but its slot. */
 int command(void *argument) {
@@ -93,16 +93,16 @@ int command(void *argument) {
         u64 pair[2] = {job->limits[i].soft, job->limits[i].hard};
         if ((error = SYS(prlimit64, 0, job->limits[i].which, pair, 0)) < 0) return refuse(job, STEP_LIMIT, error);
     }
-    if (request->flags & F_TEMPLATE && (error = hand_on(job->control, 3)) < 0) return refuse(job, STEP_PROCESS, error);
-    if ((error = become(job)) < 0) return refuse(job, STEP_USER, error);
+    if (request->flags & F_TEMPLATE && (error = pass_fd(job->control, 3)) < 0) return refuse(job, STEP_PROCESS, error);
+    if ((error = change_user(job)) < 0) return refuse(job, STEP_USER, error);
     if (job->directory && (error = SYS(chdir, job->directory)) < 0) return refuse(job, STEP_DIRECTORY, error);
     SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
     SYS(rt_sigprocmask, SIG_SETMASK, &none, 0, sizeof none);
-    return explain(job, execute(job));
+    return report_refusal(job, execute(job));
 }
 
-/* Points at `count` strings, one after the other. False where they do not fill their place exactly. */
-static int point(char ***into, u32 count, char **at, const char *end) {
+/* Fills in pointers to `count` consecutive strings. False where they are not all there. */
+static int fill_pointers(char ***into, u32 count, char **at, const char *end) {
     char **pointers = *into;
     for (u32 i = 0; i < count; i++) {
         pointers[i] = *at;
@@ -119,9 +119,9 @@ int lay_out(struct job *job, char **pointers) {
     struct start *request = job->request;
     char *at = job->strings, *end = at + request->bytes;
     job->argv = pointers;
-    if (!point(&pointers, request->argc, &at, end)) return 0;
+    if (!fill_pointers(&pointers, request->argc, &at, end)) return 0;
     job->envp = pointers;
-    if (!point(&pointers, request->envc, &at, end)) return 0;
+    if (!fill_pointers(&pointers, request->envc, &at, end)) return 0;
     job->directory = NULL;
     if (request->flags & F_DIRECTORY) {
         job->directory = at;
@@ -144,7 +144,7 @@ static int counts_fit(struct start *request, struct passed *passed) {
     return passed->count == !!is_worker + !!(flags & F_INPUT_FILE) + !!(flags & F_SPILLED);
 }
 
-/* Whether the counts fit each other and the frame; sets where its parts lie. */
+/* Checks the counts against each other and the frame; sets the pointers to its parts. */
 int parse(struct job *job, struct start *request, long bytes, struct passed *passed) {
     if (bytes < (long)sizeof *request || request->op != START || !request->id || !counts_fit(request, passed)) return 0;
     u32 spilled = request->flags & F_SPILLED;

@@ -1,4 +1,4 @@
-/* What a libc would have: entry, clone(2) with a function, strings, memory, time, futexes. */
+/* Replaces a libc: entry, clone(2) with a function, strings, memory, time, futexes. */
 #include "spawner.h"
 
 #if defined(__x86_64__)
@@ -42,7 +42,7 @@ char *put_number(char *at, u32 number) {
     return at;
 }
 
-_Noreturn void leave(int code) {
+_Noreturn void exit_process(int code) {
     for (;;) SYS(exit_group, code);
 }
 

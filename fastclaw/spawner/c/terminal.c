@@ -1,8 +1,8 @@
-/* A pseudo-terminal of this mount namespace, so that its name is valid for who uses it. */
+/* A pseudo-terminal of this mount namespace, so that its name is valid inside. */
 #include "spawner.h"
 
-/* What a container's root put in its place, a FIFO that it has locked say, must not be opened: looked at by O_PATH first, which
- * waits for nothing (open(2)). */
+/* Opens a file of the expected type only: a container's root may have put a FIFO in its place, whose open blocks. Looked at by O_PATH
+ * first, which never blocks (open(2)). */
 long open_only(const char *path, u32 type, u32 major, u32 minor, int flags) {
     char self[32];
     struct statx about;
@@ -16,7 +16,7 @@ long open_only(const char *path, u32 type, u32 major, u32 minor, int flags) {
     return error;
 }
 
-/* Returns the master. It belongs to who opens it: the command's user may then open it again by name. */
+/* Returns the master. Called as the command's user, who then owns the terminal and may open it again by name. */
 long open_terminal(struct job *job, int *slave) {
     int unlock = 0;
     struct winsize window;
@@ -32,12 +32,12 @@ long open_terminal(struct job *job, int *slave) {
     return master;
 }
 
-/* struct termios as the kernel has it (asm-generic/termbits.h): the C library's own is another. */
+/* The kernel's struct termios (asm-generic/termbits.h), which differs from the C library's. */
 struct kernel_termios { u32 input, output, control, local; unsigned char line, characters[19]; };
 enum { LOCAL_ICANON = 2, CHARACTER_EOF = 4 };
 
-/* What a terminal's reader takes for EOF, or nothing where there is no such thing: in raw mode every byte is input. Twice: in the
- * middle of a line the first one only hands the line over. Returns how many bytes that is. */
+/* The characters that a terminal's reader takes for EOF: none in raw mode, where every byte is input; else two, since in the middle of a
+ * line the first one only ends the line. Returns how many. */
 int end_of_input(int master, char *into) {
     struct kernel_termios now;
     if (SYS(ioctl, master, TCGETS, &now) < 0) return 0;

@@ -1,4 +1,4 @@
-/* What must be true of each process, whatever the order of things was: see `heed` for what is told, `check_end` for the rest. */
+/* What must be true of each process, whatever the order of things was: see `check_event` for what is told, `check_end` for the rest. */
 #include "ledger.h"
 #include <stdlib.h>
 #include <string.h>
@@ -49,7 +49,7 @@ int is_held(struct want *want, int which) {
 
 /* --- what is told --- */
 
-static void heed_empty(struct want *want, int may_be_known) {
+static void check_empty(struct want *want, int may_be_known) {
     struct tree *tree = tree_of_id(want->id);
     if (want->empty++ && !may_be_known) fail("%u is told twice to be empty", want->id);
     for (int i = 0; tree && i < MAX_MEMBERS; i++)
@@ -91,7 +91,7 @@ static void check_collected(struct want *want, int which, u64 total, u32 given, 
     free(kept.at);
 }
 
-static void heed_done(struct want *want, char *frame, long bytes) {
+static void check_done(struct want *want, char *frame, long bytes) {
     struct done *done = (struct done *)frame;
     unsigned char *at = (unsigned char *)(done + 1);
     int flags = done->event.b;
@@ -111,19 +111,19 @@ void on_word(struct event *event) {
         fail("%u is told after %lu ms", want->id, (long)(virtual_ms - want->ended_at));
 }
 
-static void heed_end(struct want *want, int flags) {
+static void check_told_end(struct want *want, int flags) {
     if (want->refused) fail("%u was refused, and has ended", want->id);
     if (want->ended++) fail("%u has ended twice", want->id);
-    if (flags & WITH_EMPTY) heed_empty(want, !!(want->flags & F_RUN));
+    if (flags & WITH_EMPTY) check_empty(want, !!(want->flags & F_RUN));
     if (flags & WITH_FREE) want->is_free = 1;
 }
 
 /* Of a run it is told early where something that it left still holds its streams: its end, with what it wrote, is to come. */
-static void heed_exit(struct want *want, int flags) {
-    if (!(want->flags & F_RUN)) { heed_end(want, flags); return; }
+static void check_exit(struct want *want, int flags) {
+    if (!(want->flags & F_RUN)) { check_told_end(want, flags); return; }
     if (want->exit_told++) fail("the exit of %u is told twice", want->id);
     if (flags & WITH_FREE) fail("%u is told to be free before it is collected", want->id);
-    if (flags & WITH_EMPTY && !want->ended) heed_empty(want, 0);
+    if (flags & WITH_EMPTY && !want->ended) check_empty(want, 0);
 }
 
 static struct client *client_of(u32 id, int which) {
@@ -132,7 +132,7 @@ static struct client *client_of(u32 id, int which) {
     return NULL;
 }
 
-static void heed_left(struct want *want, int which, int is_gap) {
+static void check_left(struct want *want, int which, int is_gap) {
     struct client *client = client_of(want->id, which);
     if (!client || !want->connected[which]) fail("of %u nobody was connected to %d who could have left", want->id, which);
     int is_cut = is_hostile || want->released || want->stuck || want->lost || want->ended_stream[which];
@@ -149,7 +149,7 @@ static int may_be_late(struct want *want, u32 op) {
     return op == LEFT || op == ENDED || op == FREE || op == GAP || op == EXITED || op == LOST || op == STUCK;
 }
 
-void heed(char *frame, long bytes, int fd) {
+void check_event(char *frame, long bytes, int fd) {
     struct event *event = (struct event *)frame;
     struct want *want = want_of(event->id);
     u32 op = event->op;
@@ -161,13 +161,13 @@ void heed(char *frame, long bytes, int fd) {
     if (is_settled(want) && !may_be_late(want, op) && !want->lost) fail("%u is settled, and %u is told", want->id, op);
     if (op == STARTED) { if (want->started++) fail("%u has started twice", want->id); }
     else if (op == REFUSED) { if (want->refused++ || want->ended) fail("%u is refused twice, or late", want->id); }
-    else if (op == EXITED) heed_exit(want, event->b);
-    else if (op == DONE) { heed_done(want, frame, bytes); heed_end(want, event->b); }
-    else if (op == EMPTY) heed_empty(want, 0);
+    else if (op == EXITED) check_exit(want, event->b);
+    else if (op == DONE) { check_done(want, frame, bytes); check_told_end(want, event->b); }
+    else if (op == EMPTY) check_empty(want, 0);
     else if (op == FREE) want->is_free = 1;
     else if (op == LOST) want->lost = 1;
     else if (op == ENDED) want->ended_stream[event->a & 1] = 1;
-    else if (op == LEFT) heed_left(want, event->a, event->b);
+    else if (op == LEFT) check_left(want, event->a, event->b);
     else if (op == GAP) want->gap = 1;
     else if (op == STUCK) {
         if (!want->had_lock && !is_early && !is_hostile) fail("%u is told to be stuck, and nobody has locked anything", want->id);

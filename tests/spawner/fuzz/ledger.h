@@ -29,7 +29,7 @@ unsigned char letter(u32 key, u64 at);
 u32 output_key(u32 id, int which);
 struct want *want_of(u32 id);
 void add_text(struct text *text, const void *from, size_t bytes);
-void heed(char *frame, long bytes, int fd);
+void check_event(char *frame, long bytes, int fd);
 void check_end(void);
 int is_settled(struct want *want); /* nothing more is to come of it */
 int is_held(struct want *want, int which); /* somebody may still write to it */

@@ -14,5 +14,5 @@ void begin_main(u64 bytes) {
 
 int run_main(void *nothing) {
     (void)nothing;
-    attend();
+    main_loop();
 }

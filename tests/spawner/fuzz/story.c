@@ -32,7 +32,7 @@ static void fill(u32 key, u64 at, u32 count) { for (u32 i = 0; i < count; i++) b
 
 /* --- fastclaw --- */
 
-static int send_frame(int to, const void *frame, size_t size, const int *fds, int count) {
+static int send_to_spawner(int to, const void *frame, size_t size, const int *fds, int count) {
     _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int) * 4)] = {0};
     struct iovec part = {(void *)(uintptr_t)frame, size};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
@@ -54,7 +54,7 @@ static int order_main(u32 op, u32 id, u32 a, int fd) {
     u32 place = tree && any(2) ? (u32)(tree->slot - slots) : ~0u;
     struct control frame = {op, id, a, 0, place};
     note("fastclaw orders %u for %u: %u", op, id, a);
-    return send_frame(host_control, &frame, sizeof frame, &fd, fd >= 0);
+    return send_to_spawner(host_control, &frame, sizeof frame, &fd, fd >= 0);
 }
 
 static int hear(int from) {
@@ -68,7 +68,7 @@ static int hear(int from) {
     if (!n) fail("the spawner has given up");
     struct cmsghdr *head = CMSG_FIRSTHDR(&message);
     if (head) memcpy(&fd, CMSG_DATA(head), sizeof fd);
-    if (from == host_channel) heed(frame, n, fd);
+    if (from == host_channel) check_event(frame, n, fd);
     acted++;
     return 1;
 }
@@ -124,7 +124,7 @@ static void start_one(void) {
         memcpy(at, bytes, given);
         at += request->input = given;
     }
-    if (send_frame(host_channel, frame, (size_t)(at - frame), &file, file >= 0)) {
+    if (send_to_spawner(host_channel, frame, (size_t)(at - frame), &file, file >= 0)) {
         wants[want_count] = (struct want){.request = *request, .id = id, .flags = flags, .file = -1};
         wants[want_count++].request.unused = given;
         note("fastclaw starts %u, flags %u, limit %u, input %u", id, flags, request->limit, given);

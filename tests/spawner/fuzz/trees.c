@@ -10,7 +10,7 @@ int tree_count;
 static struct { struct member *by; ino_t inode; } locks[MAX_LOCKS];
 static u32 last_pid = FIRST_PID;
 
-long kill_rounds; /* of hunts in which somebody was not hit at once */
+long kill_rounds; /* calls of signal_tree in which a process did not die at once */
 
 /* --- finding --- */
 
@@ -182,7 +182,7 @@ void kill_fiber(struct fiber *fiber) {
 
 /* --- in tree.c's place --- */
 
-static u32 strike(struct tree *tree) {
+static u32 kill_played_tree(struct tree *tree) {
     u32 count = 0;
     if (must_not_die(tree)) fail("%u is ended, and nobody has asked for it", tree->id);
     for (int i = 0; i < MAX_MEMBERS; i++) {
@@ -194,23 +194,23 @@ static u32 strike(struct tree *tree) {
     return count;
 }
 
-u32 hunt(const struct prey *prey, int level) {
+u32 signal_tree(const struct target *target, int level) {
     u32 count = 0;
     calls++;
     for (int i = 0; level == LEVEL_KILL && i < tree_count; i++) {
-        int is_meant = prey->root == MAIN_PID ? !reaper_of(trees[i].slot) : trees[i].slot == me->slot;
-        if (is_meant) count += strike(&trees[i]);
+        int is_meant = target->root == MAIN_PID ? !reaper_of(trees[i].slot) : trees[i].slot == me->slot;
+        if (is_meant) count += kill_played_tree(&trees[i]);
     }
     return count;
 }
 
-void ask_to_end(struct prey prey, struct asking *asking, int is_first, int look) {
+void send_term(struct target target, struct term_state *term, int is_first, int look) {
     struct tree *tree = tree_of_slot(me->slot);
-    (void)prey, (void)asking, (void)look;
+    (void)target, (void)term, (void)look;
     for (int i = 0; is_first && tree && i < MAX_MEMBERS; i++) if (any(2)) die(tree, &tree->members[i], SIGTERM);
 }
 
-int kinship(u32 pid, u64 of[3]) { (void)pid, (void)of; return 0; }
+int read_ids(u32 pid, u64 of[3]) { (void)pid, (void)of; return 0; }
 long slurp(const char *path, char *to, size_t bytes) { (void)path, (void)to, (void)bytes; return -ENOENT; }
 
 /* --- in clone(2)'s place --- */
