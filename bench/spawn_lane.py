@@ -11,10 +11,10 @@ from bench.execs import spread
 from fastclaw.linux.owner import this_process
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import static_busybox
+from fastclaw.podman.container import SpawnShard, SpawnShards
 from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.containers import Shards
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
-from fastclaw.podman.spawn_container import SpawnShard, SpawnShards
 from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner.binary import find_spawner
 from fastclaw.spawner.spawn_lane import SpawnLane

@@ -16,7 +16,7 @@ from fastclaw.cli.demo_round import Result, run_round
 from fastclaw.errors import FastclawError
 from fastclaw.linux import loop
 from fastclaw.options import RUNTIMES, Options
-from fastclaw.podman.service.choice import why_no_engine
+from fastclaw.podman.service.facts import why_no_engine
 
 LOG_LINES = 10
 """Of the runtime's log, shown after a failure."""

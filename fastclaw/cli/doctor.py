@@ -31,13 +31,11 @@ from fastclaw.network.bridge.bridge import why_no_bridge
 from fastclaw.options import Options
 from fastclaw.podman.api import EngineLifecycle, EngineVersion
 from fastclaw.podman.base_image import image_source
-from fastclaw.podman.disk import disk_of, why_full
 from fastclaw.podman.rights import why_no_user_namespace
-from fastclaw.podman.service.choice import engine_url
-from fastclaw.podman.service.dirs import default_run_dir, default_state_dir
 from fastclaw.podman.service.facts import (
     CGROUP_ROOT,
     container_controllers,
+    engine_url,
     has_subordinate_ids,
     host_facts,
     program_version,
@@ -45,6 +43,7 @@ from fastclaw.podman.service.facts import (
 )
 from fastclaw.podman.service.plan import HostFacts, plan_service
 from fastclaw.podman.service.service import ManagedService
+from fastclaw.podman.service.storage import default_run_dir, default_state_dir, disk_of, why_full
 from fastclaw.processes.admission import capacity
 from fastclaw.spawner.binary import find_spawner, why_no_spawner
 

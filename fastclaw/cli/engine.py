@@ -8,12 +8,11 @@ import msgspec
 from fastclaw.linux import loop
 from fastclaw.options import Options
 from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.service.choice import engine_url
 from fastclaw.podman.service.daemon import EngineStatus, engine_start, engine_status, engine_stop
-from fastclaw.podman.service.dirs import default_run_dir, default_state_dir
-from fastclaw.podman.service.facts import host_facts
+from fastclaw.podman.service.facts import engine_url, host_facts
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan, plan_service
 from fastclaw.podman.service.service import ManagedService
+from fastclaw.podman.service.storage import default_run_dir, default_state_dir
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 

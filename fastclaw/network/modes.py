@@ -25,8 +25,8 @@ from fastclaw.network.egress.policy import Policy
 from fastclaw.network.egress.proxy import EgressProxy
 from fastclaw.network.egress.proxy_frames import EgressConfig, Injection, Upstream
 from fastclaw.network.egress.targets import HTTP_PORT
+from fastclaw.podman.container import SpawnShard
 from fastclaw.podman.container_spec import HOSTNAME, NO_NETWORK, OPEN_NETWORK
-from fastclaw.podman.spawn_container import SpawnShard
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,13 +1,15 @@
 """Images and containers of one engine, asked for from the event loop and done by podman-py in threads.
 
 Every call has a deadline, twice: the HTTP client's, so that no thread hangs for ever, and the loop's, so that the
-caller does not. Knows no shards, lanes or policies; `failures.py` turns what goes wrong into the product's errors.
+caller does not. Knows no shards, lanes or policies; `podman_client` turns what goes wrong into the product's errors.
 """
 
 import asyncio
 import errno
+import io
 import logging
 import os
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,9 +27,6 @@ from podman.errors import APIError
 from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.podman.base_image import default_archive, make_image
-from fastclaw.podman.disk import give_up_reserve, has_room, keep_reserve
-from fastclaw.podman.failures import mapped_errors
-from fastclaw.podman.image_files import read_image_files
 from fastclaw.podman.podman_client import (
     Created,
     Info,
@@ -38,8 +37,10 @@ from fastclaw.podman.podman_client import (
     Top,
     answer,
     make_client,
+    mapped_errors,
 )
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, FALLBACK_IMAGE
+from fastclaw.podman.service.storage import give_up_reserve, has_room, keep_reserve
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class EngineLifecycle:
     Parameters:
         url: `unix:///…` or `tcp://host:port`.
         timeout_s: deadline of one call, in seconds.
-        reserve: a file that is given up where a container cannot be removed for want of room (`podman/disk.py`).
+        reserve: a file that is given up where a container cannot be removed for want of room (`storage.keep_reserve`).
     """
 
     def __init__(
@@ -453,3 +454,36 @@ def _version(info: Info) -> EngineVersion:
         storage=info.store.graph_root,
         cgroup_version=info.host.cgroup_version,
     )
+
+
+def read_image_files(client: APIClient, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
+    """Their texts, empty for what is not there or no file; links are followed inside the image.
+
+    Parameters:
+        spec: SpecGenerator JSON of a container of the image.
+        paths: absolute.
+
+    Raises:
+        podman.errors.APIError: the engine refused.
+    """
+    container = answer(client.post("/containers/create", data=msgspec.json.encode(spec), headers=JSON), Created).id
+    try:
+        return [_read(client, container, path) for path in paths]
+    finally:
+        client.delete(f"/containers/{container}", params={"force": "true", "v": "true"}).raise_for_status()
+
+
+def _read(client: APIClient, container: str, path: str) -> str:
+    response = client.get(f"/containers/{container}/archive", params={"path": path}, stream=True)
+    try:
+        if response.status_code == 404:
+            return ""
+        response.raise_for_status()
+        archive: bytes = response.raw.read(limits.SPAWN_FILE_BYTES)
+    finally:
+        response.close()
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        member = files.next()
+    if member is None or not member.isfile():
+        return ""
+    return archive[member.offset_data :][: member.size].decode("utf-8", "replace")

@@ -3,12 +3,22 @@
 Knows the API's spelling (Podman 4.3.1 and later). Makes no decisions and maps no errors.
 """
 
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
+import requests
 from msgspec import Struct, field
 from podman.api.client import APIClient, APIResponse
 from podman.api.uds import UDSAdapter, UDSConnection, UDSConnectionPool, UDSSocket
+from podman.errors import APIError
+from urllib3.exceptions import ReadTimeoutError
+
+from fastclaw.errors import StartFailed
 
 T = TypeVar("T")
 
@@ -143,3 +153,78 @@ class _UnixAdapter(UDSAdapter):
         super().init_poolmanager(*args, **kwargs)  # type: ignore[no-untyped-call] # podman-py leaves it untyped
         if self.poolmanager is not None:
             self.poolmanager.pool_classes_by_scheme = {"http": _UnixPool}
+
+
+IMAGE_WORDS = re.compile(r"no such image|image not known|image.*not found", re.IGNORECASE)
+CONTAINER_WORDS = re.compile(r"no such container|no container with", re.IGNORECASE)
+QUOTA_WORDS = re.compile(r"storage-opt", re.IGNORECASE)
+FULL_WORDS = re.compile(re.escape(os.strerror(errno.ENOSPC)), re.IGNORECASE)
+NETWORK_WORDS = re.compile(r"netavark|setting up network|network namespace", re.IGNORECASE)
+MOUNT_WORDS = re.compile(r"\bstatfs\b|\bmounts?(ing|ed)?\b|invalid (container|host) path", re.IGNORECASE)
+"""Podman 4.3.1 gives no machine-readable cause for these: all are a 500 or 404 with a sentence."""
+
+
+@contextmanager
+def mapped_errors(url: str, seconds: float) -> Iterator[None]:
+    """Turn what podman-py raises into `StartFailed`.
+
+    Parameters:
+        url: the engine's, for the message.
+        seconds: the deadline of the call, for the message.
+    """
+    try:
+        yield
+    except (requests.RequestException, TimeoutError, ValueError, msgspec.MsgspecError) as error:
+        raise to_start_failed(error, url, seconds) from error
+
+
+def to_start_failed(error: Exception, url: str, seconds: float) -> StartFailed:
+    """The product's error for one of podman-py's."""
+    chain = list(_chain(error))
+    if any(isinstance(one, TimeoutError | requests.Timeout | ReadTimeoutError) for one in chain):
+        return StartFailed(
+            f"the engine at {url} did not answer within {seconds:g} s; look at its log or restart it", "engine_timeout"
+        )
+    answer = next((one for one in chain if isinstance(one, APIError) and one.status_code is not None), None)
+    if answer is not None:
+        return _refused(answer)
+    if isinstance(error, requests.RequestException):
+        return StartFailed(
+            f"no engine answers at {url} ({_root(chain)}); start it or change options.url", "engine_unavailable"
+        )
+    return StartFailed(f"the engine at {url} gave an answer that makes no sense: {_line(error)}", "engine_error")
+
+
+def _refused(answer: APIError) -> StartFailed:
+    text = _line(answer.explanation or answer)
+    if QUOTA_WORDS.search(text):
+        needs = "needs overlay on XFS that is mounted with pquota; leave it out or move options.state_dir"
+        return StartFailed(f"the engine's storage keeps no quota: options.disk_bytes {needs}", "unsupported")
+    if FULL_WORDS.search(text):
+        return StartFailed(f"{text}; make room (fastclaw doctor says how full the disk is)", "engine_error")
+    if NETWORK_WORDS.search(text):
+        return StartFailed(f"{text}; fastclaw doctor says what mode open needs here", "network_failed")
+    if IMAGE_WORDS.search(text):
+        return StartFailed(f"{text}; pull it first or set options.pull to missing", "image_not_found")
+    if CONTAINER_WORDS.search(text):
+        return StartFailed(text, "container_gone")
+    if MOUNT_WORDS.search(text):
+        return StartFailed(f"{text}; check options.workspace", "bad_mount")
+    return StartFailed(text, "engine_error")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and what urllib3 and requests pack into its arguments."""
+    while error is not None:
+        yield error
+        yield from (part for part in getattr(error, "args", ()) if isinstance(part, BaseException))
+        error = error.__cause__ or error.__context__
+
+
+def _root(chain: list[BaseException]) -> str:
+    system = next((one for one in reversed(chain) if isinstance(one, OSError) and one.strerror), None)
+    return system.strerror if system is not None and system.strerror else _line(chain[0])
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())

@@ -1,10 +1,11 @@
 """What root inside may in one environment, and whose the workspace is: decided before the first container is made.
 
-Gathers the facts for `podman/capabilities.py` and `podman/user_namespace.py`. Starts nothing.
+Gathers the facts for `podman/privileges.py`, and takes a range of this host's ids for the environment. Starts nothing.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 from pathlib import Path
@@ -15,11 +16,10 @@ from msgspec import Struct
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.options import Options
-from fastclaw.podman import user_namespace
-from fastclaw.podman.capabilities import read_capabilities
-from fastclaw.podman.id_ranges import take_id_range
+from fastclaw.podman import privileges
+from fastclaw.podman.privileges import Facts, Owner, read_capabilities
 from fastclaw.podman.service.facts import file_system, has_mounts_below, mount_table
-from fastclaw.podman.user_namespace import Facts, Owner
+from fastclaw.podman.service.storage import private_directory
 from fastclaw.spawner import userdb
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from fastclaw.podman.api import EngineVersion
+
 
 ID_LOCKS = Path("/run/fastclaw/ids")
 """The same for everybody who may take one: the host's root."""
@@ -56,7 +57,7 @@ class Rights(Struct, frozen=True, kw_only=True):
         """How the workspace's directory is mounted, besides the usual."""
         if self.ids is None or self.owner is None or self.user is None:
             return None
-        return user_namespace.mount_option(self.ids, self.owner, self.user)
+        return privileges.mount_option(self.ids, self.owner, self.user)
 
     @property
     def volume_owner(self) -> str | None:
@@ -125,7 +126,7 @@ async def settle_rights(
 
 def why_no_user_namespace(version: EngineVersion, *, is_here: bool) -> str | None:
     """Why containers without a workspace get none of their own on this engine; None where they do."""
-    return user_namespace.why_none(_facts(Options(), version, None, is_here=is_here))
+    return privileges.why_none(_facts(Options(), version, None, is_here=is_here))
 
 
 def _why_none(options: Options, facts: Facts, *, has_spawner: bool) -> str | None:
@@ -133,7 +134,7 @@ def _why_none(options: Options, facts: Facts, *, has_spawner: bool) -> str | Non
         return "options.user_namespace is host"
     if options.user_namespace == "auto" and not has_spawner:
         return "on the REST lane streams belong to the host's root, and cannot be opened again inside (/dev/stdout)"
-    why_none = user_namespace.why_none(facts)
+    why_none = privileges.why_none(facts)
     if why_none is not None and options.user_namespace == "private":
         raise StartFailed(f"no user namespace: {why_none}; set options.user_namespace to auto", "unsupported")
     return why_none
@@ -199,3 +200,50 @@ async def _identify(user: str, read_files: Callable[[], Awaitable[list[str]]]) -
     except ExecFailed as error:
         raise StartFailed(f"options.user or the image's user: {error}", error.reason) from error
     return Owner(uid=found.uid, gid=found.gid)
+
+
+class IdRange:
+    """One that is taken, until `release`.
+
+    Attributes:
+        first: the host's id of root inside.
+    """
+
+    def __init__(self, first: int, lock: int) -> None:
+        self.first = first
+        self._lock = lock
+
+    def release(self) -> None:
+        """Nobody has it any more."""
+        os.close(self._lock)
+
+
+def take_id_range(directory: Path, first: int, count: int) -> IdRange:
+    """Take a range that nobody has.
+
+    Parameters:
+        directory: where the locks are, the same for everybody on this host.
+        first: of the first range; `count` of them lie behind each other.
+
+    Raises:
+        StartFailed: `overloaded`: all are taken; `io_error`: a lock cannot be had.
+    """
+    try:
+        private_directory(directory)
+        for start in range(first, first + count * limits.IDS, limits.IDS):
+            lock = os.open(directory / str(start), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+            except BaseException:
+                os.close(lock)
+                raise
+            else:
+                return IdRange(start, lock)
+    except OSError as error:
+        raise StartFailed(f"no range of ids can be locked in {directory}: {error.strerror}", "io_error") from error
+    raise StartFailed(
+        f"all {count} ranges of ids are taken by other environments; end one, or give more (options.id_ranges)",
+        "overloaded",
+    )

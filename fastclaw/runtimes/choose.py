@@ -8,7 +8,7 @@ import logging
 
 from fastclaw.errors import InvalidParams
 from fastclaw.options import RUNTIMES
-from fastclaw.podman.service.choice import why_no_engine
+from fastclaw.podman.service.facts import why_no_engine
 from fastclaw.runtime import InitializeParams, ProcessRuntime
 from fastclaw.runtimes.local import LocalRuntime
 from fastclaw.runtimes.memory import MemoryRuntime

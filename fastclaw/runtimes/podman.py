@@ -24,7 +24,7 @@ from fastclaw.network.bridge.bridge import BridgeNetwork, remove_abandoned_netwo
 from fastclaw.network.modes import Network, beside, open_network, overruled
 from fastclaw.options import Options, no_templates
 from fastclaw.podman.api import EngineLifecycle, EngineVersion
-from fastclaw.podman.container import Shard
+from fastclaw.podman.container import Shard, SpawnShard, SpawnShards, end_monitors
 from fastclaw.podman.container_spec import (
     HOSTS,
     LABEL_NAMESPACE,
@@ -37,17 +37,13 @@ from fastclaw.podman.container_spec import (
     spawner_pids,
 )
 from fastclaw.podman.containers import Shards
-from fastclaw.podman.disk import disk_of, why_full
-from fastclaw.podman.monitors import end_monitors
 from fastclaw.podman.rest_lane.local_tree import end_tree
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rights import USER_FILES, Rights, settle_rights
-from fastclaw.podman.service.choice import engine_url, own_plan, own_state_dir
-from fastclaw.podman.service.dirs import default_run_dir
-from fastclaw.podman.service.facts import static_catatonit
+from fastclaw.podman.service.facts import engine_url, own_plan, own_state_dir, static_catatonit
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.podman.service.service import ManagedService
-from fastclaw.podman.spawn_container import SpawnShard, SpawnShards
+from fastclaw.podman.service.storage import default_run_dir, disk_of, why_full
 from fastclaw.processes.lane import Lane
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans

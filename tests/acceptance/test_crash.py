@@ -27,8 +27,8 @@ from fastclaw.linux.owner import start_time
 from fastclaw.linux.restart import revival_delay_s
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
-from fastclaw.podman.service.dirs import service_paths
 from fastclaw.podman.service.plan import ServicePlan, service_env, tool_argv
+from fastclaw.podman.service.storage import service_paths
 from fastclaw.runtime import InitializeParams
 from fastclaw.runtimes import podman
 from tests.engine_fixtures import unusable

@@ -13,8 +13,7 @@ from podman import PodmanClient
 
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import ExecFailed
-from fastclaw.podman.base_image import CHANGES, busybox_archive, programs_archive, static_busybox
-from fastclaw.podman.host_tools import host_programs
+from fastclaw.podman.base_image import CHANGES, busybox_archive, host_programs, programs_archive, static_busybox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -11,7 +11,7 @@ from rich.console import Console
 from fastclaw.cli import demo
 from fastclaw.cli.demo_round import Leftovers, Percentiles, Result
 from fastclaw.options import Options
-from fastclaw.podman.service.choice import why_no_engine
+from fastclaw.podman.service.facts import why_no_engine
 from tests.cli.programs import assert_one_line
 
 SMALL = ["--runtime", "local", "--workers", "3", "--lines", "2"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw.podman.monitors import end_monitors
+from fastclaw.podman.container import end_monitors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ import pytest
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.cgroups import Group
+from fastclaw.podman.container import PidsLimit
 from fastclaw.podman.container_spec import spawner_pids
-from fastclaw.podman.pids_limit import PidsLimit
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,9 +14,9 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.container import SpawnShard, SpawnShards
 from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.containers import Shards
-from fastclaw.podman.spawn_container import SpawnShard, SpawnShards
 from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner.binary import find_spawner
 from fastclaw.spawner.spawn_lane import SpawnLane

@@ -14,7 +14,10 @@ from msgspec import Struct
 from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.owner import identity, start_time
-from fastclaw.podman.service.dirs import (
+from fastclaw.podman.service.plan import ServicePaths, ServicePlan, service_env, standing_argv
+from fastclaw.podman.service.service import answers_ping
+from fastclaw.podman.service.service_process import end_service, reap, spawn_service, wait_readable
+from fastclaw.podman.service.storage import (
     ENGINE_DIR,
     SOCKET_NAME,
     engine_variables,
@@ -22,9 +25,6 @@ from fastclaw.podman.service.dirs import (
     private_directory,
     service_paths,
 )
-from fastclaw.podman.service.plan import ServicePaths, ServicePlan, service_env, standing_argv
-from fastclaw.podman.service.service import answers_ping
-from fastclaw.podman.service.service_process import end_service, reap, spawn_service, wait_readable
 
 LOCK_MS = limits.ENGINE_READY_MS + limits.ENGINE_STOP_MS
 """Somebody else may be bringing the same service up, and failing."""

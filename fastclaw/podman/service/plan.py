@@ -196,7 +196,7 @@ class JanitorOrder(Struct, frozen=True, kw_only=True):
 
 class ServicePaths(Struct, frozen=True, kw_only=True):
     """Where one service lives. `root`, `runroot` and `tmpdir` are unused with the host's storage; `reserve` is a file
-    beside the private one that can be given up (podman/disk.py)."""
+    beside the private one that can be given up (podman/service/storage.py)."""
 
     root: str
     runroot: str

@@ -17,7 +17,6 @@ from fastclaw.errors import StartFailed
 from fastclaw.linux.owner import this_process
 from fastclaw.podman.container_spec import LABEL_OWNER
 from fastclaw.podman.service import janitor_main
-from fastclaw.podman.service.dirs import engine_variables, service_dir, service_paths
 from fastclaw.podman.service.janitor import Standby
 from fastclaw.podman.service.plan import (
     JanitorOrder,
@@ -30,6 +29,7 @@ from fastclaw.podman.service.plan import (
     tool_argv,
 )
 from fastclaw.podman.service.service_process import end_service, is_readable, reap, spawn_service, wait_readable
+from fastclaw.podman.service.storage import engine_variables, service_dir, service_paths
 
 if TYPE_CHECKING:
     from fastclaw.linux.directories import HeldDirectory
@@ -47,7 +47,7 @@ class ManagedService:
         run_dir: where the socket goes (`dirs.default_run_dir`); its path must be short.
 
     Attributes:
-        reserve: room that can be given up (`podman/disk.py`), once it has been started.
+        reserve: room that can be given up (`podman/service/storage.py`), once it has been started.
     """
 
     def __init__(self, plan: ServicePlan, state_dir: Path, run_dir: Path) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from fastclaw import limits
+from fastclaw.options import Options
+from fastclaw.podman.service import facts
 from fastclaw.podman.service.facts import (
     cgroup_mode,
     container_controllers,
+    engine_url,
     file_system,
     find_program,
     hard_limit,
@@ -20,6 +23,7 @@ from fastclaw.podman.service.facts import (
     host_facts,
     is_static_elf,
     program_version,
+    why_no_engine,
     why_no_user_namespaces,
 )
 
@@ -193,3 +197,22 @@ def test_what_is_mounted_in_a_directory_is_not_the_directory_itself(tmp_path: Pa
     for point, is_below in ((tmp_path, False), (tmp_path / "a b", True), (tmp_path.parent, False)):
         assert has_mounts_below(tmp_path, line.format(str(point).replace(" ", "\\040"))) is is_below
     assert not has_mounts_below(tmp_path, line.format(f"{tmp_path}-other"))
+
+
+def test_the_named_engine_wins_over_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONTAINER_HOST", raising=False)
+    assert engine_url(Options()) is None
+    monkeypatch.setenv("CONTAINER_HOST", "")
+    assert engine_url(Options()) is None
+    monkeypatch.setenv("CONTAINER_HOST", "tcp://env:1")
+    assert engine_url(Options()) == "tcp://env:1"
+    assert engine_url(Options(url="unix:///x")) == "unix:///x"
+
+
+def test_without_podman_it_says_so_unless_an_engine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CONTAINER_HOST", "")
+    monkeypatch.setattr(facts, "SYSTEM_PATH", "")
+    monkeypatch.setattr(facts, "HELPER_DIRS", ())
+    assert "apt-get install podman" in (why_no_engine(Options()) or "")
+    assert why_no_engine(Options(url="unix:///x")) is None

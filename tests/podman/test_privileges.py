@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from fastclaw import limits
+from fastclaw.errors import InvalidParams
 from fastclaw.options import FIRST_ID, ID_RANGES
-from fastclaw.podman.user_namespace import Facts, Owner, mount_option, why_none
+from fastclaw.podman.privileges import DEFAULT, NUMBERS, Facts, Owner, mask, mount_option, read_capabilities, why_none
 
 FACTS = Facts(
     is_root=True,
@@ -98,3 +101,28 @@ def test_the_ranges_are_where_systemd_says_that_nobody_is() -> None:
     """UIDS-GIDS.md of systemd: 1879048192 to 2147352575 are unused."""
     assert FIRST_ID == 1_879_048_192
     assert FIRST_ID + ID_RANGES * limits.IDS <= 2_147_352_575
+
+
+def test_none_is_none_and_default_has_nothing_unusual() -> None:
+    assert read_capabilities("none") == ()
+    assert read_capabilities("default") == DEFAULT
+    assert len(DEFAULT) == 10
+
+
+@pytest.mark.parametrize("name", ["CHOWN", "CAP_CHOWN", "cap_chown", "chown"])
+def test_a_name_is_one_with_and_without_its_prefix(name: str) -> None:
+    assert read_capabilities([name, "CHOWN"]) == ("CAP_CHOWN",)
+
+
+@pytest.mark.parametrize("name", ["SYS_ADMIN", "CAP_NET_ADMIN", "SYS_PTRACE", "CAP_CAP_CHOWN", "", "CAP_"])
+def test_what_would_undo_the_sandbox_cannot_be_had(name: str) -> None:
+    with pytest.raises(InvalidParams, match="cannot be had; there are CHOWN, ") as refused:
+        read_capabilities(["CHOWN", name])
+    assert refused.value.reason == "unsupported"
+
+
+def test_their_numbers_are_the_kernels() -> None:
+    header = Path("/usr/include/linux/capability.h").read_text()
+    defined = dict(re.findall(r"^#define (CAP_\w+)\s+(\d+)$", header, re.MULTILINE))
+    assert {name: int(defined[name]) for name in NUMBERS} == NUMBERS
+    assert mask(["CAP_CHOWN", "CAP_SETFCAP"]) == 0x80000001

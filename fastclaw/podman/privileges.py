@@ -2,14 +2,16 @@
 
 And how a workspace is seen through it: the ids of its owner are those of the environment's user, both ways, and all
 others that the environment has are themselves, so that nothing inside writes what belongs to the host's root.
-Pure: `podman/id_ranges.py` takes a range, `podman/rights.py` gathers the facts.
+And which of root's capabilities(7) a command may have. Pure: `podman/rights.py` gathers the facts and takes a range.
 """
 
-from __future__ import annotations
+from collections.abc import Iterable
 
 from msgspec import Struct
 
 from fastclaw import limits
+from fastclaw.errors import InvalidParams
+from fastclaw.options import Capabilities
 
 IDMAPPED_LAYERS = (5, 19)
 """Since when an image's layers can be mapped without copying them (Linux 5.19, "ovl: support idmapped layers")."""
@@ -123,3 +125,52 @@ def _extents(first: int, owner: int, user: int) -> str:
             extents.append((start, start, stop - start))
         start = stop + 1
     return "#".join(f"{disk}-{host}-{count}" for disk, host, count in extents)
+
+
+NUMBERS = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_FOWNER": 3,
+    "CAP_FSETID": 4,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SETPCAP": 8,
+    "CAP_NET_BIND_SERVICE": 10,
+    "CAP_NET_RAW": 13,
+    "CAP_SYS_CHROOT": 18,
+    "CAP_MKNOD": 27,
+    "CAP_AUDIT_WRITE": 29,
+    "CAP_SETFCAP": 31,
+}
+"""linux/capability.h"""
+
+UNUSUAL = frozenset({"CAP_KILL", "CAP_NET_RAW", "CAP_MKNOD", "CAP_AUDIT_WRITE"})
+"""Only by name: packets of one's own making, device files, the host's audit log. And CAP_KILL, with which `kill -9 -1`
+ends the spawner's reapers, and so every process of the environment, where without it ends what is root's."""
+
+DEFAULT = tuple(name for name in NUMBERS if name not in UNUSUAL)
+
+PATH = "$.options.capabilities"
+
+
+def read_capabilities(wanted: Capabilities) -> tuple[str, ...]:
+    """The names that are meant, with their prefix, by number.
+
+    Raises:
+        InvalidParams: a name that is none, or none of those that may be had.
+    """
+    if wanted == "none":
+        return ()
+    if wanted == "default":
+        return DEFAULT
+    names = {f"CAP_{name.upper().removeprefix('CAP_')}" for name in wanted}
+    if unknown := sorted(names - NUMBERS.keys()):
+        there_are = ", ".join(name.removeprefix("CAP_") for name in NUMBERS)
+        raise InvalidParams(f"{PATH}: {unknown[0]} cannot be had; there are {there_are}", "unsupported", path=PATH)
+    return tuple(name for name in NUMBERS if name in names)
+
+
+def mask(names: Iterable[str]) -> int:
+    """A bit for each of them, as capget(2) has it in its first word."""
+    return sum(1 << NUMBERS[name] for name in names)
