@@ -69,7 +69,7 @@ async def _container(lifecycle: EngineLifecycle, number: int, stack: contextlib.
         name=f"fastclaw-{NAMESPACE}-{number}",
         namespace=NAMESPACE,
         owner=this_process().label,
-        shard=number,
+        number=number,
         init=InitPlan(catatonit=static_catatonit()),
     )
     container = await lifecycle.create_container(spec)

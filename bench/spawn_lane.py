@@ -11,9 +11,9 @@ from bench.execs import spread
 from fastclaw.linux.owner import this_process
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import static_busybox
-from fastclaw.podman.container import SpawnShard, SpawnShards
+from fastclaw.podman.container import SpawnerContainer
 from fastclaw.podman.container_spec import InitPlan, container_spec
-from fastclaw.podman.containers import Shards
+from fastclaw.podman.containers import SpawnerSlot
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner.binary import find_spawner
@@ -22,8 +22,6 @@ from fastclaw.spawner.spawn_lane import SpawnLane
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
-
-    from fastclaw.podman.container import Shard
 
 TRUE = ["true"]
 """Inside, by PATH: busybox, which is static."""
@@ -44,24 +42,23 @@ async def spawn_lane(url: str, directory: Path) -> AsyncIterator[SpawnLane]:
     engine = EngineLifecycle(url)
     path = str(directory / "bench.init")
 
-    def make(place: int, on_death: Callable[[], None]) -> Shard:
+    def make(on_death: Callable[[], None]) -> SpawnerContainer:
         spec = container_spec(
             image=DEFAULT_IMAGE,
             name=f"fastclaw-bench-spawn-{os.getpid()}",
             namespace="bench-spawn",
             owner=this_process().label,
-            shard=place,
             init=InitPlan(spawner=str(find_spawner()), socket=path),
             pids_limit=PIDS,
         )
-        return SpawnShard(engine, spec, on_death, path=path, user="0")
+        return SpawnerContainer(engine, spec, on_death, path=path, user="0")
 
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(engine.close)
-        shards = Shards(1, make)
-        stack.push_async_callback(shards.aclose)
-        await shards.start()
-        yield SpawnLane(SpawnShards(shards), can_set_user=True)
+        slot = SpawnerSlot(make)
+        stack.push_async_callback(slot.aclose)
+        await slot.start()
+        yield SpawnLane(slot, can_set_user=True)
 
 
 async def run(lane: SpawnLane, count: int, at_once: int) -> list[float]:

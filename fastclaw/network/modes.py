@@ -25,7 +25,6 @@ from fastclaw.network.egress.policy import Policy
 from fastclaw.network.egress.proxy import EgressProxy
 from fastclaw.network.egress.proxy_frames import EgressConfig, Injection, Upstream
 from fastclaw.network.egress.targets import HTTP_PORT
-from fastclaw.podman.container import SpawnShard
 from fastclaw.podman.container_spec import HOSTNAME, NO_NETWORK, OPEN_NETWORK
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from fastclaw.options import Inject, SecretSource
     from fastclaw.options import Network as Options
     from fastclaw.options import Upstream as UpstreamOptions
-    from fastclaw.podman.container import Shard
+    from fastclaw.podman.container import Container
     from fastclaw.podman.container_spec import ContainerNetwork
 
 logger = logging.getLogger(__name__)
@@ -71,10 +70,10 @@ class Network:
         """Say in `health` that another mode was asked for."""
         self._instead = {"asked": asked, "why": why}
 
-    async def attach(self, shard: Shard, init: int) -> None:
+    async def attach(self, container: Container, init: int) -> None:
         """As `container.Network` says."""
 
-    def detach(self, shard: Shard) -> None:
+    def detach(self, container: Container) -> None:
         """As `container.Network` says."""
 
     @property
@@ -96,18 +95,17 @@ class ProxyNetwork(Network):
         super().__init__("proxy", NO_NETWORK)
         self.env = proxy_variables(LOOPBACK)
         self._proxy = proxy
-        self._listeners: dict[Shard, int] = {}
+        self._listeners: dict[Container, int] = {}
 
-    async def attach(self, shard: Shard, init: int) -> None:
-        assert isinstance(shard, SpawnShard)  # who has no spawner gets a bridge
+    async def attach(self, container: Container, init: int) -> None:
         try:
-            listener, _ = await shard.spawner.listen_inside(network_limits.EGRESS_PROXY_PORT)
+            listener = await container.listen_inside(network_limits.EGRESS_PROXY_PORT)
         except ExecFailed as error:
             raise StartFailed(f"the egress proxy cannot listen inside: {error}", "network_failed") from error
-        self._listeners[shard] = self._proxy.listen("proxy", listener)
+        self._listeners[container] = self._proxy.listen("proxy", listener)
 
-    def detach(self, shard: Shard) -> None:
-        number = self._listeners.pop(shard, None)
+    def detach(self, container: Container) -> None:
+        number = self._listeners.pop(container, None)
         if number is not None:
             self._proxy.unlisten(number)
 
@@ -132,8 +130,8 @@ class BridgedNetwork(Network):
         for role, listener in bridge.listeners():
             proxy.listen(role, listener)
 
-    async def attach(self, shard: Shard, init: int) -> None:
-        await self._bridge.attach(shard.container, init)
+    async def attach(self, container: Container, init: int) -> None:
+        await self._bridge.attach(container.id, init)
 
     @property
     def trouble(self) -> str | None:

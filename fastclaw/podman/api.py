@@ -1,7 +1,7 @@
 """Images and containers of one engine, asked for from the event loop and done by podman-py in threads.
 
 Every call has a deadline, twice: the HTTP client's, so that no thread hangs for ever, and the loop's, so that the
-caller does not. Knows no shards, lanes or policies; `podman_client` turns what goes wrong into the product's errors.
+caller does not. Knows no lanes or policies; `podman_client` turns what goes wrong into the product's errors.
 """
 
 import asyncio

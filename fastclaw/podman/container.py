@@ -1,7 +1,8 @@
 """One container of an environment: created, started, connected, watched, killed, removed.
 
-Owns the container and the pidfd of its init. Where the engine is on this host, its death is noticed at once, elsewhere
-by the next exec. Knows nothing of what runs in it.
+`Container` owns the container and the pidfd of its init. Where the engine is on this host, its death is noticed at
+once, elsewhere by the next exec. `SpawnerContainer` is one whose init is our spawner, as on the spawn lane. Neither
+knows what runs in it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,31 +21,31 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of
-from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import spawner_pids
 from fastclaw.podman.privileges import mask
 from fastclaw.spawner import userdb
 from fastclaw.spawner.link import greet
-from fastclaw.spawner.spawn_lane import Home, Homes
+from fastclaw.spawner.spawn_lane import Home
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from fastclaw.linux.cgroups import Group
     from fastclaw.podman.api import EngineLifecycle
-    from fastclaw.podman.containers import Shards
     from fastclaw.spawner.frames import Identity
+    from fastclaw.spawner.link import Spawner
     from fastclaw.spawner.templates import Plans
 
+logger = logging.getLogger(__name__)
 
 _PROC = Path("/proc")
+_UCRED = struct.Struct("3i")
 
 
 class Network(Protocol):
     """What a container is connected to."""
 
-    async def attach(self, shard: Shard, init: int) -> None:
+    async def attach(self, container: Container, init: int) -> None:
         """Connect one that has just come up, before anything runs in it.
 
         Parameters:
@@ -55,28 +55,30 @@ class Network(Protocol):
             StartFailed: `network_failed`; the container is given up.
         """
 
-    def detach(self, shard: Shard) -> None:
+    def detach(self, container: Container) -> None:
         """It has ended, or is about to. Idempotent, also for one that was never attached."""
 
 
-class Shard:
-    """Parameters:
-    engine: the engine it lives in.
-    spec: SpecGenerator JSON, as from `container_spec.container_spec`.
-    init_processes: how many processes its init consists of.
-    on_death: called once, when it is noticed that the container has ended.
-    network: what it is connected to; None: to nothing that fastclaw has a part in.
+class Container:
+    """A container of an engine.
+
+    Parameters:
+        engine: the engine it lives in.
+        spec: SpecGenerator JSON, as from `container_spec.container_spec`.
+        init_processes: how many processes its init consists of.
+        on_death: called once, when it is noticed that the container has ended.
+        network: what it is connected to; None: to nothing that fastclaw has a part in.
 
     Attributes:
-        container: its full id; empty before `start`.
+        id: its full id; empty before `start`.
         is_local: its processes are this host's.
         alive: as far as is known.
         started_at: when it came up, on the loop's clock.
-        has_execs: the engine starts what runs in it, and monitors it.
-        memory: what becomes of its memory, where its processes are this host's.
+        memory: its memory and what was killed for want of it, where its processes are this host's.
     """
 
-    has_execs = True
+    _has_execs = True
+    """The engine starts what runs in it, and monitors it."""
 
     def __init__(
         self,
@@ -93,12 +95,17 @@ class Shard:
         self._on_death = on_death
         self._creation: asyncio.Task[str] | None = None
         self._pidfd: int | None = None
-        self.container = ""
+        self._commands = int(spec["resource_limits"]["pids"]["limit"])
+        self._pids = PidsLimit(None, "", self._commands)
+        self.id = ""
         self.is_local = False
         self.alive = False
         self.started_at = 0.0
         self.memory: MemoryWatch | None = None
-        self._pids: PidsLimit | None = None
+
+    def __repr__(self) -> str:
+        state = "up" if self.alive else "not up"
+        return f"<{type(self).__name__} {self._spec['name']} {self.id[:12] or 'not created'} {state}>"
 
     async def start(self) -> None:
         """Create and start it.
@@ -107,11 +114,12 @@ class Shard:
             StartFailed: with the engine's reason; `remove` takes back what is there.
         """
         self._creation = asyncio.get_running_loop().create_task(self._engine.create_container(self._spec))
-        self.container = await asyncio.shield(self._creation)
-        await self._engine.start_container(self.container)
-        state = await self._engine.inspect_container(self.container)
+        self.id = await asyncio.shield(self._creation)
+        await self._engine.start_container(self.id)
+        state = await self._engine.inspect_container(self.id)
         if state is None or not state.running or await self._has_ended(state.pid):
             raise StartFailed(f"the container ended at once; {self._why_ended()}")
+        self._pids = PidsLimit(group_of(state.pid, "pids"), self.id, self._commands)
         await self._came_up(state.pid)
         self.alive = True
         self.started_at = asyncio.get_running_loop().time()
@@ -135,16 +143,13 @@ class Shard:
             if (stat := proc.read_stat(init)) is not None and self._is_ours(init):
                 return stat.gone
             await asyncio.sleep(pause_ms / 1000)
-            state = await self._engine.inspect_container(self.container)
+            state = await self._engine.inspect_container(self.id)
             if state is None or not state.running:
                 return True
         return False
 
     async def _came_up(self, init: int) -> None:
         """What is to be done before it takes execs."""
-        await self._connect(init)
-
-    async def _connect(self, init: int) -> None:
         if self._network is not None:
             await self._network.attach(self, init)
 
@@ -163,34 +168,37 @@ class Shard:
         self.is_local = True
         self._pidfd = pidfd
         self.memory = MemoryWatch(group_of(init, "memory"))
-        self._pids = PidsLimit(group_of(init, "pids"), self.container, self._commands_pids)
         asyncio.get_running_loop().add_reader(pidfd, self.mark_dead)
 
     def _is_ours(self, init: int) -> bool:
         try:
-            return self.container in (_PROC / str(init) / "cgroup").read_text(encoding="utf-8")
+            return self.id in (_PROC / str(init) / "cgroup").read_text(encoding="utf-8")
         except OSError:
             return False
 
-    @property
-    def _commands_pids(self) -> int:
-        """Processes that its commands may have."""
-        return int(self._spec["resource_limits"]["pids"]["limit"])
+    async def listen_inside(self, port: int) -> socket.socket:
+        """A socket that listens on its loopback device.
+
+        Raises:
+            ExecFailed: it has no spawner that could; or that cannot.
+        """
+        raise ExecFailed("it has no spawner", "unsupported")
 
     def limits(self) -> dict[str, dict[str, int]]:
         """For `health`: each limit, and how often it was hit."""
         memory = {} if self.memory is None else {"memory": self.memory.health()}
-        pids = {} if self._pids is None else self._pids.health()
+        pids = self._pids.health()
         return {**memory, "pids": pids} if pids else memory
 
     def mark_dead(self) -> None:
         """The container has ended. Idempotent."""
-        self._forget()
+        self._close()
         if self.alive:
             self.alive = False
             self._on_death()
 
-    def _forget(self) -> None:
+    def _close(self) -> None:
+        """Let go of what is held of it here. Idempotent."""
         if self._network is not None:
             self._network.detach(self)
         if self._pidfd is not None:
@@ -203,7 +211,7 @@ class Shard:
     async def is_idle(self) -> bool:
         """Whether nothing but its init runs in it. A container that cannot be asked is taken for busy."""
         with suppress(FastclawError):
-            return await self._engine.count_processes(self.container) <= self._init_processes
+            return await self._engine.count_processes(self.id) <= self._init_processes
         return False
 
     async def kill(self) -> None:
@@ -212,45 +220,49 @@ class Shard:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         elif self.alive and not self.is_local:
-            await self._engine.remove_container(self.container)
+            await self._engine.remove_container(self.id)
 
     async def remove(self) -> None:
         """Remove it with all that runs in it. Idempotent, also after a failed `start`."""
-        self._forget()
+        self._close()
         self.alive = False
         await self._finish_creation()
-        if self.container:
-            await self._engine.remove_container(self.container)
-            if self.is_local and self.has_execs:
-                await asyncio.to_thread(end_monitors, [self.container])
+        if self.id:
+            await self._engine.remove_container(self.id)
+            if self.is_local and self._has_execs:
+                await asyncio.to_thread(end_monitors, [self.id])
 
     async def _finish_creation(self) -> None:
         """A start that was cancelled: let the engine say what it creates, so that it can be removed here and now."""
-        if self._creation is None or self.container:
+        if self._creation is None or self.id:
             return
         await asyncio.wait((self._creation,), timeout=limits.ABANDONED_START_MS / 1000)
         self._creation.cancel()  # too late: the engine's thread removes what still comes
         with suppress(FastclawError, asyncio.CancelledError):
-            self.container = await self._creation
+            self.id = await self._creation
 
 
-_UCRED = struct.Struct("3i")
+class SpawnerContainer(Container):
+    """A container whose init is our spawner.
 
+    Owns the socket that its spawner connects to, for as long as that takes: one connection, from the container's own
+    init process, and then the socket is gone.
 
-class SpawnShard(Shard, Home):
-    """Parameters:
-    engine, spec, on_death: as for `Shard`; the spec's init is the spawner.
-    path: where the spec has the spawner's socket on this host.
-    user: who its processes are by default, by name or number.
-    plans: templates that come up with it.
-    network: as for `Shard`.
-    collect_bytes: what all runs together may collect.
-    pids_limit: processes of its commands; what is ours comes on top of that.
-    capabilities: of its commands that are root.
-    root: who root inside is on this host.
+    Parameters:
+        engine, spec, on_death, network: as for `Container`; the spec's init is the spawner.
+        path: where the spec has the spawner's socket on this host.
+        user: who its processes are by default, by name or number.
+        plans: templates that come up with it.
+        collect_bytes: what all runs together may collect.
+        pids_limit: processes of its commands; what is ours comes on top of that.
+        capabilities: of its commands that are root.
+        root: who root inside is on this host.
+
+    Attributes:
+        home: where its processes are started, once it has come up.
     """
 
-    has_execs = False
+    _has_execs = False
 
     def __init__(
         self,
@@ -268,17 +280,14 @@ class SpawnShard(Shard, Home):
         root: int = 0,
     ) -> None:
         super().__init__(engine, spec, 1, on_death, network)
-        self.env = {}
-        self.identity = None
         self._path = path
         self._user = user
         self._plans = plans
         self._collect_bytes = collect_bytes
-        self._pids_limit = pids_limit
+        self._commands = pids_limit
         self._capabilities = mask(capabilities)
         self._root = root
-        self._user_files: list[bytes] = []
-        self._known_users: dict[str, Identity] = {}
+        self.home: ContainerHome | None = None
 
     async def start(self) -> None:
         """Create and start it, and let its spawner in.
@@ -286,48 +295,32 @@ class SpawnShard(Shard, Home):
         Raises:
             StartFailed: besides the engine's reasons: nothing connected in time, or something else than its init did.
         """
-        listener = _listen(self._path, self._root)
-        try:
-            self._listener = listener
+        with _listening(self._path, self._root) as self._listener:
             await super().start()
-        finally:
-            listener.close()
-            with suppress(FileNotFoundError):
-                os.unlink(self._path)
 
     def _why_ended(self) -> str:
         return "its spawner could not run or not connect; set options.lane to rest to do without"
 
     async def _came_up(self, init: int) -> None:
-        control = await self._accept(init)
-        pids = PidsLimit(group_of(init, "pids"), self.container, self._pids_limit)
-        self.spawner = await greet(
-            control,
+        spawner = await greet(
+            await self._accept(init),
             confine=True,
             reaper_uid=limits.REAPER_UID,
             collect_bytes=self._collect_bytes,
             capabilities=self._capabilities,
             on_end=self.mark_dead,
-            on_growth=pids.make_room,
+            on_growth=self._pids.make_room,
         )
-        self.env = self.spawner.hello.env
-        if self.spawner.hello.can_set_user:
+        self.home = ContainerHome(spawner)
+        if spawner.hello.can_set_user:
             try:
-                self.identity = await self.identify(self._user)
+                self.home.identity = await self.home.identify(self._user)
             except ExecFailed as error:
                 raise StartFailed(f"options.user or the image's user: {error}", "unknown_user") from error
-        await self._connect(init)
-        await self.start_templates(self._plans)
-        if not self.spawner.alive:
+        await super()._came_up(init)
+        await self.home.start_templates(self._plans)
+        if not spawner.alive:
             raise StartFailed("the container has ended while its templates came up")
-
-    @property
-    def _commands_pids(self) -> int:
-        return self._pids_limit
-
-    def _watch(self, init: int) -> None:
-        super()._watch(init)
-        self.spawner.memory = self.memory
 
     async def _accept(self, init: int) -> socket.socket:
         loop = asyncio.get_running_loop()
@@ -342,7 +335,42 @@ class SpawnShard(Shard, Home):
             raise StartFailed(f"process {peer} connected to the spawner's socket, and not the container's init {init}")
         return control
 
+    def _watch(self, init: int) -> None:
+        super()._watch(init)
+        if self.home is not None:
+            self.home.spawner.memory = self.memory
+
+    async def listen_inside(self, port: int) -> socket.socket:
+        """As for `Container`: its spawner listens."""
+        if self.home is None:
+            return await super().listen_inside(port)
+        listener, _ = await self.home.spawner.listen_inside(port)
+        return listener
+
+    def _close(self) -> None:
+        super()._close()
+        if self.home is not None:
+            if self.home.templates is not None:
+                self.home.templates.stop()
+            self.home.spawner.close()
+
+
+class ContainerHome(Home):
+    """The inside of a container, as a spawn lane starts processes there.
+
+    Parameters:
+        spawner: the container's init, which has been greeted.
+    """
+
+    def __init__(self, spawner: Spawner) -> None:
+        self.spawner = spawner
+        self.env = spawner.hello.env
+        self.identity = None
+        self._user_files: list[bytes] = []
+        self._known_users: dict[str, Identity] = {}
+
     async def identify(self, user: str) -> Identity | None:
+        """As `Home.identify`, by the container's own /etc/passwd and /etc/group as they are now."""
         if not self.spawner.hello.can_set_user:
             raise ExecFailed("this container's spawner may not change users", "permission_denied")
         files = [await self.spawner.read_file(path) for path in ("/etc/passwd", "/etc/group")]
@@ -353,38 +381,6 @@ class SpawnShard(Shard, Home):
         known = self._known_users
         identity = known[user] = await _resolved(user, *(data.decode("utf-8", "replace") for data in files))
         return identity
-
-    def _forget(self) -> None:
-        super()._forget()
-        if self.templates is not None:
-            self.templates.stop()
-        if hasattr(self, "spawner"):
-            self.spawner.close()
-
-
-class SpawnShards(Homes):
-    """The containers of a spawn lane, as its homes.
-
-    Parameters:
-        shards: made of `SpawnShard`s.
-    """
-
-    def __init__(self, shards: Shards) -> None:
-        self._shards = shards
-
-    def take(self, shard: int) -> Home:
-        home = self._shards.current(shard)
-        assert isinstance(home, SpawnShard)
-        return home
-
-    def all(self) -> Sequence[Home]:
-        return [shard for shard in self._shards.alive() if isinstance(shard, SpawnShard)]
-
-    def health(self) -> dict[str, object]:
-        homes = self.all()
-        counts = [home.spawner.counts() for home in homes]
-        templates = homes[0].templates_health() if homes else {}  # of the only place there is
-        return {name: sum(count[name] for count in counts) for name in ("reapers", "kept")} | templates
 
 
 async def _resolved(user: str, passwd: str, group: str) -> Identity:
@@ -403,28 +399,35 @@ async def _resolved(user: str, passwd: str, group: str) -> Identity:
         await asyncio.sleep(0)
 
 
-def _listen(path: str, owner: int) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    try:
-        os.fchmod(listener.fileno(), 0o600)  # before bind: the path is born with this mode
-        listener.bind(path)
-        if owner:
-            os.chown(path, owner, -1)
-        listener.listen(1)
-    except OSError as error:
-        listener.close()
-        raise StartFailed(f"cannot await the spawner at {path}: {error.strerror}", "io_error") from error
-    return listener
-
-
-logger = logging.getLogger(__name__)
+@contextmanager
+def _listening(path: str, owner: int) -> Iterator[socket.socket]:
+    """A socket of one user's that a spawner is awaited at; afterwards it is gone."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as listener:
+        try:
+            os.fchmod(listener.fileno(), 0o600)  # before bind: the path is born with this mode
+            listener.bind(path)
+            if owner:
+                os.chown(path, owner, -1)
+            listener.listen(1)
+        except OSError as error:
+            raise StartFailed(f"cannot await the spawner at {path}: {error.strerror}", "io_error") from error
+        try:
+            yield listener
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 class PidsLimit:
-    """Parameters:
-    group: where the pids controller has the container's init; None: nowhere that is seen from here.
-    container: its id, which is in the name of its own groups: a limit further up is somebody else's.
-    commands: what the commands may have.
+    """The pids limit of a container, raised by what is ours in it: the user's limit is for the commands alone.
+
+    It is raised as reapers are added, and not for all that there could ever be: a fork bomb takes whatever is free.
+    Where the cgroup cannot be written to, what is ours counts among the commands' from some number of processes on.
+
+    Parameters:
+        group: where the pids controller has the container's init; None: nowhere that is seen from here.
+        container: its id, which is in the name of its own groups: a limit further up is somebody else's.
+        commands: what the commands may have.
     """
 
     def __init__(self, group: Group | None, container: str, commands: int) -> None:
@@ -454,6 +457,9 @@ class PidsLimit:
 def end_monitors(containers: Collection[str]) -> int:
     """End what monitors execs of these containers, which have been removed; return how many there were.
 
+    An engine of somebody else's keeps them, two conmon for each exec, until `exit_command_delay` is over, five minutes
+    by default, although nobody asks them any more.
+
     Parameters:
         containers: their full ids.
     """
@@ -473,7 +479,8 @@ def _ended(pid: int, containers: Collection[str]) -> bool:
 
 
 def _is_monitor(pid: int, containers: Collection[str]) -> bool:
-    """Of an exec: the container's own monitor has the container's id for its `-u` as well, and ends with it."""
+    """Of an exec, by the command line of conmon(8): the container's own monitor has the container's id for its `-u` as
+    well, and ends with it."""
     words = _command(pid)
     if os.path.basename(words[0]) != "conmon":
         return False

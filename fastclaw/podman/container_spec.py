@@ -13,7 +13,7 @@ from fastclaw import limits
 
 LABEL_NAMESPACE = "io.fastclaw.namespace"
 LABEL_OWNER = "io.fastclaw.owner"
-LABEL_SHARD = "io.fastclaw.shard"
+LABEL_NUMBER = "io.fastclaw.shard"
 
 INIT_TARGET = "/run/fastclaw-init"
 SOCKET_TARGET = "/run/fastclaw-init.sock"
@@ -96,8 +96,8 @@ def container_spec(
     name: str,
     namespace: str,
     owner: str,
-    shard: int,
     init: InitPlan,
+    number: int = 0,
     env: Mapping[str, str] | None = None,
     workspace: Workspace | None = None,
     workspace_option: str | None = None,
@@ -119,7 +119,7 @@ def container_spec(
 
     Parameters:
         owner: from `Owner.label`.
-        shard: 0-based number among the containers of one environment.
+        number: 0-based, among the containers of one environment.
         pids_limit: processes and threads of all commands together.
         workspace_option: of the mount of a directory (`user_namespace.mount_option`).
         own_pids: what the container has besides (`spawner_pids`).
@@ -138,7 +138,7 @@ def container_spec(
         "name": name,
         "hostname": HOSTNAME,
         "manage_password": False,  # else a user without an entry gets one, and with it a group of its own
-        "labels": container_labels(namespace, owner, shard),
+        "labels": container_labels(namespace, owner, number),
         "env": dict(env or {}),
         **_chosen(user="0" if init.spawner else user, oci_runtime=oci_runtime),
         **_lifecycle(init),
@@ -157,9 +157,9 @@ def spawner_pids(reapers: int) -> int:
     return 1 + 2 * reapers
 
 
-def container_labels(namespace: str, owner: str, shard: int) -> dict[str, str]:
+def container_labels(namespace: str, owner: str, number: int) -> dict[str, str]:
     """What a container is found by again."""
-    return {LABEL_NAMESPACE: namespace, LABEL_OWNER: owner, LABEL_SHARD: str(shard)}
+    return {LABEL_NAMESPACE: namespace, LABEL_OWNER: owner, LABEL_NUMBER: str(number)}
 
 
 def _chosen(**fields: str | None) -> dict[str, str]:

@@ -1,48 +1,224 @@
-"""The containers of an environment: a fixed number of places, each with the container that takes the next exec.
+"""The containers of an environment: one on the spawn lane, a number of them on the REST lane.
 
-    place ── container in use ── worn or dead ──> successor takes over
-                                 │
-                                 └─ drains until its last process has ended, then is removed
+    slot ── container in use ── dead, or worn ──> successor takes over
+                                │
+                                └─ on the REST lane it drains until its last process has ended; then it is removed
 
-Owns every container and every task it starts. When a container is followed is `restart`'s rule; how one
-comes up and goes is `Shard`'s.
+A `Slot` owns the containers that it makes and every task it starts. When a container is worn is `restart.Rotation`'s
+rule; how one comes up and goes is `container.Container`'s.
 """
+
+from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError
 from fastclaw.linux.restart import Rotation, revival_delay_s
-from fastclaw.podman.container import Shard
-from fastclaw.processes.lane import Memory
+from fastclaw.podman.container import Container, SpawnerContainer
+from fastclaw.spawner.spawn_lane import Home, Homes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+
+    from fastclaw.processes.lane import Memory
 
 logger = logging.getLogger(__name__)
 
+C = TypeVar("C", bound=Container)
 
 _COUNTED = ("hits", "oom_kills")
+
+
+class Slot(Generic[C]):
+    """The container that takes execs, followed by another when it dies: ever later if they do not last.
+
+    Parameters:
+        make: a container, not started yet, and told whom to tell of its death.
+
+    Attributes:
+        container: the one in use, dead or alive; None before `start`.
+        failures: containers in a row that did not last, or did not come up.
+        replacing: brings a successor up.
+    """
+
+    def __init__(self, make: Callable[[Callable[[], None]], C]) -> None:
+        self._make = make
+        self._all: set[C] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self.container: C | None = None
+        self.failures = 0
+        self.replacing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.container!r} of {len(self._all)}, {self.failures} failures>"
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def usable(self) -> C | None:
+        """The container in use, if it is up."""
+        return self.container if self.container is not None and self.container.alive else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the container in use is this host's."""
+        return self.container is not None and self.container.is_local
+
+    def counts(self) -> dict[str, int]:
+        """For `health`: places, containers that take execs, containers in all."""
+        return {"places": 1, "usable": int(self.usable is not None), "containers": len(self._all)}
+
+    def limits(self) -> dict[str, dict[str, int]]:
+        """For `health`: the limits of the container in use, and how often they were hit."""
+        return {} if self.usable is None else self.usable.limits()
+
+    # --- up and down ---
+
+    async def start(self) -> None:
+        """Bring the first container up.
+
+        Raises:
+            StartFailed: it did not come up; nothing is left of it.
+        """
+        container = self._make(lambda: self._died(container))
+        self._all.add(container)
+        try:
+            await container.start()
+        except BaseException:
+            await self._remove(container)
+            raise
+        previous, self.container = self.container, container
+        if previous is not None:
+            self._own(self._retire(previous))
+
+    async def kill(self) -> None:
+        """End everything in every container at once, and replace none. If one resists, the error is raised then."""
+        self._closed = True
+        await _gather_all(container.kill() for container in self._all)
+
+    async def aclose(self) -> None:
+        """Remove every container. Idempotent. If one resists, the error is raised then."""
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        containers = list(self._all)
+        self._all.clear()
+        await _gather_all(container.remove() for container in containers)
+
+    # --- execs ---
+
+    def current(self) -> C:
+        """The container for the next exec.
+
+        Raises:
+            ExecFailed: `container_gone`: it died and its successor is not there yet.
+        """
+        if self.usable is None:
+            raise _gone()
+        return self.usable
+
+    # --- succession ---
+
+    def _died(self, container: C) -> None:
+        if self.container is not container or self._closed:
+            return
+        logger.warning("container %s is gone; replacing it", container.id[:12])
+        lived_s = self._loop.time() - container.started_at
+        self.failures = 0 if lived_s * 1000 >= limits.REVIVE_PROVEN_MS else self.failures + 1
+        self._replace()
+
+    def _replace(self) -> None:
+        if self.replacing is None and not self._closed:
+            self.replacing = self._own(self._succeed())
+
+    async def _succeed(self) -> None:
+        try:
+            if self.usable is None:
+                await asyncio.sleep(revival_delay_s(self.failures))
+            while not self._closed:
+                try:
+                    await self.start()
+                    return
+                except FastclawError as error:
+                    self.failures += 1
+                    pause = revival_delay_s(self.failures)
+                    # As text: a record that somebody keeps must not keep the error's frames and their descriptors.
+                    logger.warning("no new container (%s); trying again in %g s", str(error), pause)
+                    await asyncio.sleep(pause)
+        finally:
+            self.replacing = None
+
+    async def _retire(self, container: C) -> None:
+        """Remove a container that has a successor."""
+        await self._remove(container)
+
+    async def _remove(self, container: C) -> None:
+        try:
+            await container.remove()
+        except FastclawError as error:
+            # Its labels say whose it is: the next initialize of the namespace removes it.
+            logger.warning("container %s was not removed: %s", container.id[:12], str(error))
+        self._all.discard(container)
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+class SpawnerSlot(Slot[SpawnerContainer], Homes):
+    """The container of a spawn lane, as where its processes are started."""
+
+    @property
+    def _home(self) -> Home | None:
+        return None if self.usable is None else self.usable.home
+
+    def take(self, shard: int) -> Home:
+        """As `Homes.take`."""
+        if (home := self._home) is None:
+            raise _gone()
+        return home
+
+    def all(self) -> Sequence[Home]:
+        """As `Homes.all`."""
+        return [] if (home := self._home) is None else [home]
+
+    def health(self) -> dict[str, object]:
+        """As `Homes.health`."""
+        if (home := self._home) is None:
+            return {"reapers": 0, "kept": 0}
+        counts = home.spawner.counts()
+        return {"reapers": counts["reapers"], "kept": counts["kept"], **home.templates_health()}
 
 
 class Lease:
     """One exec's claim on a container."""
 
-    __slots__ = ("_rotation", "_shard")
+    __slots__ = ("_container", "_rotation")
 
-    def __init__(self, shard: Shard, rotation: Rotation) -> None:
-        self._shard = shard
+    def __init__(self, container: Container, rotation: Rotation) -> None:
+        self._container = container
         self._rotation = rotation
 
     @property
     def container(self) -> str:
         """Its full id."""
-        return self._shard.container
+        return self._container.id
 
     @property
     def memory(self) -> Memory | None:
         """What becomes of its memory, where that is to be seen."""
-        return self._shard.memory
+        return self._container.memory
 
     def give_back(self) -> None:
         """The exec is over, or did not come about. Called once."""
@@ -50,187 +226,109 @@ class Lease:
 
     def lost(self) -> None:
         """The engine says that the container no longer runs: how it is noticed on another host."""
-        self._shard.mark_dead()
+        self._container.mark_dead()
 
 
-class Place:
-    """One place and who holds it."""
+class RotatingSlot(Slot[Container]):
+    """A slot of the REST lane, which counts the execs of each of its containers.
 
-    __slots__ = ("failures", "index", "replacing", "shard")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.shard: Shard | None = None
-        self.replacing: asyncio.Task[None] | None = None
-        self.failures = 0
-
-
-class Shards:
-    """Parameters:
-    count: places.
-    make: a shard for a place, not started yet, and told whom to tell of its death.
-    wears: a container is followed by a fresh one once it has served its number of execs. Not where it is the only one:
-        whoever has files in it finds them again.
+    Parameters:
+        make: as for `Slot`.
+        wears: a container is followed by a fresh one once it has served its number of execs.
     """
 
-    def __init__(self, count: int, make: Callable[[int, Callable[[], None]], Shard], *, wears: bool = False) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[Callable[[], None]], Container], *, wears: bool) -> None:
+        super().__init__(make)
         self._wears = wears
-        self._places = [Place(index) for index in range(count)]
-        self._rotations: dict[Shard, Rotation] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
-        self._loop = asyncio.get_running_loop()
+        self._rotations: dict[Container, Rotation] = {}
+
+    def take(self) -> Lease:
+        """A claim on the container for the next exec.
+
+        Raises:
+            ExecFailed: `container_gone`: it died and its successor is not there yet.
+        """
+        container = self.current()
+        rotation = self._rotations.setdefault(container, Rotation())
+        rotation.take()
+        if self._wears and rotation.is_worn:
+            self._replace()
+        return Lease(container, rotation)
+
+    async def _retire(self, container: Container) -> None:
+        """Wait until no process needs it, daemons that a command left included, then remove it."""
+        rotation = self._rotations.pop(container, Rotation())
+        # The engine sends no event when a container falls idle.
+        while container.alive and not (rotation.is_drained and await container.is_idle()):  # noqa: ASYNC110
+            await asyncio.sleep(limits.DRAIN_LOOK_MS / 1000)
+        await super()._retire(container)
+
+
+class Containers:
+    """The containers of the REST lane.
+
+    Parameters:
+        count: slots.
+        make: a container for a slot, not started yet, and told whom to tell of its death.
+        wears: as for `RotatingSlot`. Not where there is one slot: who has files in its container finds them again.
+    """
+
+    def __init__(
+        self, count: int, make: Callable[[int, Callable[[], None]], Container], *, wears: bool = False
+    ) -> None:
+        self.slots = [RotatingSlot(partial(make, index), wears=wears) for index in range(count)]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.slots)
 
     @property
     def is_local(self) -> bool:
         """Whether every container in use is this host's."""
-        return all(place.shard is not None and place.shard.is_local for place in self._places)
+        return all(slot.is_local for slot in self.slots)
 
     def counts(self) -> dict[str, int]:
-        """For `health`: places, containers that take execs, containers in all."""
-        return {"places": len(self._places), "usable": len(self.alive()), "containers": len(self._rotations)}
+        """As `Slot.counts`, of all slots together."""
+        counts = [slot.counts() for slot in self.slots]
+        return {name: sum(count[name] for count in counts) for name in counts[0]}
 
     def limits(self) -> dict[str, dict[str, int]]:
-        """For `health`: the limits of each container in use, their peak, and how often they were hit in all of them."""
+        """As `Slot.limits`: of each limit its peak in any container, and how often it was hit in all of them."""
         together: dict[str, dict[str, int]] = {}
-        for shard in self.alive():
-            for name, numbers in shard.limits().items():
+        for slot in self.slots:
+            for name, numbers in slot.limits().items():
                 total = together.setdefault(name, {})
                 for word, number in numbers.items():
                     before = total.get(word, 0)
                     total[word] = before + number if word in _COUNTED else max(before, number)
         return together
 
-    # --- up and down ---
-
     async def start(self) -> None:
-        """Fill every place, all at once.
+        """Fill every slot, all at once.
 
         Raises:
             StartFailed: one of them did not come up; `aclose` takes the others down.
         """
-        _raise_first(await asyncio.gather(*(self._fill(place) for place in self._places), return_exceptions=True))
+        await _gather_all(slot.start() for slot in self.slots)
 
     async def kill(self) -> None:
-        """End everything in every container at once, even if one resists; the first error is raised then."""
-        self._closed = True
-        _raise_first(await asyncio.gather(*(shard.kill() for shard in self._rotations), return_exceptions=True))
+        """As `Slot.kill`."""
+        await _gather_all(slot.kill() for slot in self.slots)
 
     async def aclose(self) -> None:
-        """Remove every container, even if one resists; the first error is raised then."""
-        self._closed = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        shards = list(self._rotations)
-        self._rotations.clear()
-        _raise_first(await asyncio.gather(*(shard.remove() for shard in shards), return_exceptions=True))
-
-    async def _fill(self, place: Place) -> None:
-        """Bring a container up and give it the place; what it replaces drains."""
-        shard = self._make(place.index, lambda: self._died(place, shard))
-        self._rotations[shard] = Rotation()
-        try:
-            await shard.start()
-        except BaseException:
-            await self._remove(shard)
-            raise
-        previous, place.shard = place.shard, shard
-        if previous is not None:
-            self._own(self._drain(previous))
-
-    # --- execs ---
-
-    def current(self, index: int) -> Shard:
-        """The container in use at a place, for who does not wear it out.
-
-        Raises:
-            ExecFailed: `container_gone`: it died and its successor is not there yet.
-        """
-        shard = self._places[index % len(self._places)].shard
-        if shard is None or not shard.alive:
-            raise ExecFailed("the container is gone and its successor is not up yet; try again", "container_gone")
-        return shard
-
-    def alive(self) -> list[Shard]:
-        """The containers in use that are up."""
-        return [place.shard for place in self._places if place.shard is not None and place.shard.alive]
+        """As `Slot.aclose`."""
+        await _gather_all(slot.aclose() for slot in self.slots)
 
     def take(self, index: int) -> Lease:
-        """The container for the next exec at a place.
-
-        Raises:
-            ExecFailed: `container_gone`: it died and its successor is not there yet.
-        """
-        place = self._places[index % len(self._places)]
-        shard = self.current(index)
-        rotation = self._rotations[shard]
-        rotation.take()
-        if self._wears and rotation.is_worn:
-            self._replace(place)
-        return Lease(shard, rotation)
-
-    # --- rotation ---
-
-    def _died(self, place: Place, shard: Shard) -> None:
-        if place.shard is not shard or self._closed:
-            return
-        logger.warning("container %s is gone; replacing it", shard.container[:12])
-        lived_s = self._loop.time() - shard.started_at
-        place.failures = 0 if lived_s * 1000 >= limits.REVIVE_PROVEN_MS else place.failures + 1
-        self._replace(place)
-
-    def _replace(self, place: Place) -> None:
-        if place.replacing is None and not self._closed:
-            place.replacing = self._own(self._succeed(place))
-
-    async def _succeed(self, place: Place) -> None:
-        try:
-            if place.shard is not None and not place.shard.alive:
-                await asyncio.sleep(revival_delay_s(place.failures))
-            while not self._closed:
-                try:
-                    await self._fill(place)
-                    return
-                except FastclawError as error:
-                    place.failures += 1
-                    pause = revival_delay_s(place.failures)
-                    # As text: a record that somebody keeps must not keep the error's frames and their descriptors.
-                    logger.warning("no new container (%s); trying again in %g s", str(error), pause)
-                    await asyncio.sleep(pause)
-        finally:
-            place.replacing = None
-
-    async def _drain(self, shard: Shard) -> None:
-        """Wait until no process needs it, daemons that a command left included, then remove it."""
-        while await self._is_needed(shard):  # noqa: ASYNC110 - the engine sends no event when a container falls idle
-            await asyncio.sleep(limits.DRAIN_LOOK_MS / 1000)
-        await self._remove(shard)
-
-    async def _is_needed(self, shard: Shard) -> bool:
-        return shard.alive and not (self._rotations[shard].is_drained and await shard.is_idle())
-
-    async def _remove(self, shard: Shard) -> None:
-        try:
-            await shard.remove()
-        except FastclawError as error:
-            # Its labels say whose it is: the next initialize of the namespace removes it.
-            logger.warning("container %s was not removed: %s", shard.container[:12], str(error))
-        self._rotations.pop(shard, None)
-
-    def _own(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        """As `RotatingSlot.take`, of a slot."""
+        return self.slots[index % len(self.slots)].take()
 
 
-def _raise_first(results: Iterable[object]) -> None:
-    for result in results:
+def _gone() -> ExecFailed:
+    return ExecFailed("the container is gone and its successor is not up yet; try again", "container_gone")
+
+
+async def _gather_all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all of it to the end, even if some of it fails; then raise the first error."""
+    for result in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result

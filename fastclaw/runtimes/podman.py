@@ -4,15 +4,16 @@ Owns the order in which engine, image and containers come up, and what a dead ow
 started is the lane's affair, how the engine is asked is `podman/`'s.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import itertools
 import logging
 import os
 import secrets
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -24,7 +25,7 @@ from fastclaw.network.bridge.bridge import BridgeNetwork, remove_abandoned_netwo
 from fastclaw.network.modes import Network, beside, open_network, overruled
 from fastclaw.options import Options, no_templates
 from fastclaw.podman.api import EngineLifecycle, EngineVersion
-from fastclaw.podman.container import Shard, SpawnShard, SpawnShards, end_monitors
+from fastclaw.podman.container import Container, SpawnerContainer, end_monitors
 from fastclaw.podman.container_spec import (
     HOSTS,
     LABEL_NAMESPACE,
@@ -36,7 +37,7 @@ from fastclaw.podman.container_spec import (
     container_spec,
     spawner_pids,
 )
-from fastclaw.podman.containers import Shards
+from fastclaw.podman.containers import Containers, SpawnerSlot
 from fastclaw.podman.rest_lane.local_tree import end_tree
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rights import USER_FILES, Rights, settle_rights
@@ -44,11 +45,15 @@ from fastclaw.podman.service.facts import engine_url, own_plan, own_state_dir, s
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.podman.service.service import ManagedService
 from fastclaw.podman.service.storage import default_run_dir, disk_of, why_full
-from fastclaw.processes.lane import Lane
-from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
 from fastclaw.spawner.binary import find_spawner, why_no_spawner
 from fastclaw.spawner.spawn_lane import SpawnLane
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastclaw.processes.lane import Lane
+    from fastclaw.processes.sockets import SocketDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -71,19 +76,29 @@ def why_not_spawn(url: str) -> str | None:
     return why_no_spawner()
 
 
+class _Up(NamedTuple):
+    """What has been brought up, as `health` tells of it."""
+
+    lane: Lane
+    containers: SpawnerSlot | Containers
+    network: Network
+
+
 class ContainerRuntime(ManagedRuntime):
-    """Runs commands in containers, spread over `options.containers` of them."""
+    """Runs commands in a container, or on the REST lane spread over `options.containers` of them."""
 
     name = "podman"
 
     def __init__(self) -> None:
         super().__init__()
-        self._shards: Shards | None = None
         self._engine: dict[str, Any] = {}
         self._service: ManagedService | None = None
-        self._network: Network | None = None
-        self._why_not_spawn: str | None = None
         self._rights = Rights()
+        self._why_not_spawn: str | None = None
+        self._up: _Up | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._machine.state.value} {self._up and self._up.containers!r}>"
 
     async def _bring_up(
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
@@ -100,32 +115,28 @@ class ContainerRuntime(ManagedRuntime):
     async def _bring_up_in_time(
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
     ) -> Environment:
-        url = engine_url(options) or await self._own_engine(options, setup)
-        reserve = None if self._service is None else self._service.reserve
-        engine = EngineLifecycle(url, options.engine_timeout_ms / 1000, reserve)
-        setup.push_async_callback(engine.close)
-        version = await engine.version()
-        self._engine = {"managed": engine_url(options) is None, **msgspec.structs.asdict(version)}
+        engine, version = await self._open_engine(options, setup)
         await asyncio.gather(remove_abandoned(engine, namespace), remove_abandoned_networks())
-        image = options.image or DEFAULT_IMAGE
-        await engine.ensure_image(image, options.pull)
-        token = secrets.token_hex(4)
-        template = Template(namespace, options, image, token)
-        await self._settle_rights(url, engine, version, template, setup)
-        if url.startswith("unix:"):
-            template.hosts = _write_hosts(sockets, self._rights)
-        await _make_volume(engine, template, setup)
-        lane = await self._lane(url, engine, template, sockets, setup)
-        assert self._shards is not None
-        assert self._network is not None
-        most = limits.MAX_STARTING_SPAWN if lane.name == "spawn" else limits.MAX_STARTING_REST
-        starting = options.max_starting or most
-        directory = await engine.image_directory(image)
-        warnings = [*self._warnings(lane), *overruled(options.network)]
+        plan = ContainerPlan(namespace, options, engine)
+        await engine.ensure_image(plan.image, options.pull)
+        await self._settle_rights(plan, version, setup)
+        if plan.is_here:
+            plan.hosts = _write_hosts(sockets, plan.rights)
+        await _make_volume(plan, setup)
+        self._up = up = await self._lane(plan, sockets, setup)
+        most = limits.MAX_STARTING_SPAWN if up.lane.name == "spawn" else limits.MAX_STARTING_REST
+        warnings = [*self._warnings(up.lane), *overruled(options.network)]
         for warning in warnings:
             logger.warning("%s", warning)
-        variables = beside(self._network.env, options.env)
-        return Environment(lane, variables, template.working_dir, len(self._shards), starting, directory, warnings)
+        return Environment(
+            up.lane,
+            beside(up.network.env, options.env),
+            plan.working_dir,
+            len(up.containers),
+            options.max_starting or most,
+            await engine.image_directory(plan.image),
+            warnings,
+        )
 
     def _warnings(self, lane: Lane) -> list[str]:
         found = [] if self._rights.note is None else [self._rights.note]
@@ -137,191 +148,179 @@ class ContainerRuntime(ManagedRuntime):
             found.append(MONITORS_STAY)
         return found
 
+    async def _open_engine(
+        self, options: Options, setup: contextlib.AsyncExitStack
+    ) -> tuple[EngineLifecycle, EngineVersion]:
+        """The engine that the user named, or one of our own."""
+        url, reserve = engine_url(options), None
+        is_managed = url is None
+        if url is None:
+            self._service = service = ManagedService(own_plan(options), own_state_dir(options), default_run_dir())
+            setup.push_async_callback(service.stop)
+            await service.start()
+            url, reserve = service.url, service.reserve
+        engine = EngineLifecycle(url, options.engine_timeout_ms / 1000, reserve)
+        setup.push_async_callback(engine.close)
+        version = await engine.version()
+        self._engine = {"managed": is_managed, **msgspec.structs.asdict(version)}
+        return engine, version
+
     async def _settle_rights(
-        self,
-        url: str,
-        engine: EngineLifecycle,
-        version: EngineVersion,
-        template: "Template",
-        setup: contextlib.AsyncExitStack,
+        self, plan: ContainerPlan, version: EngineVersion, setup: contextlib.AsyncExitStack
     ) -> None:
-        options = template.options
-        template.user = options.user or await engine.image_user(template.image) or "0"
-        self._rights = template.rights = await settle_rights(
+        options, engine = plan.options, plan.engine
+        plan.user = options.user or await engine.image_user(plan.image) or "0"
+        self._rights = plan.rights = await settle_rights(
             options,
-            is_here=url.startswith("unix:"),
-            has_spawner=options.lane != "rest" and why_not_spawn(url) is None,
+            is_here=plan.is_here,
+            has_spawner=options.lane != "rest" and why_not_spawn(engine.url) is None,
             version=version,
-            user=template.user,
-            read_files=lambda: engine.image_files(template.probe(), USER_FILES),
+            user=plan.user,
+            read_files=lambda: engine.image_files(plan.probe(), USER_FILES),
             setup=setup,
         )
 
-    async def _lane(
-        self,
-        url: str,
-        engine: EngineLifecycle,
-        template: "Template",
-        sockets: SocketDirectory,
-        setup: contextlib.AsyncExitStack,
-    ) -> Lane:
+    async def _lane(self, plan: ContainerPlan, sockets: SocketDirectory, setup: contextlib.AsyncExitStack) -> _Up:
         """The lane that the options name; `auto` is spawn, and REST where that cannot be had."""
-        wanted = "spawn" if template.options.templates else template.options.lane
-        self._why_not_spawn = None if wanted == "rest" else why_not_spawn(url)
-        if self._why_not_spawn is not None and template.options.templates:
+        wanted = "spawn" if plan.options.templates else plan.options.lane
+        self._why_not_spawn = None if wanted == "rest" else why_not_spawn(plan.engine.url)
+        if self._why_not_spawn is not None and plan.options.templates:
             raise no_templates(f"the REST lane ({self._why_not_spawn})")
         if self._why_not_spawn is not None and wanted == "spawn":
             raise StartFailed(f"no spawn lane: {self._why_not_spawn}", "unsupported")
         if wanted != "rest" and self._why_not_spawn is None:
             async with contextlib.AsyncExitStack() as attempt:
-                network = await self._connect(url, template, sockets, attempt, has_spawner=True)
+                network = await _connect(plan, sockets, attempt, has_spawner=True)
                 try:
-                    lane = await self._spawn_lane(engine, template, sockets, network, attempt)
+                    up = await _spawn_lane(plan, network, sockets, attempt)
                 except StartFailed as error:
                     if wanted == "spawn":
                         raise
                     self._why_not_spawn = str(error)
                 else:
                     setup.push_async_callback(attempt.pop_all().aclose)
-                    return lane
-        network = await self._connect(url, template, sockets, setup, has_spawner=False)
-        return await self._rest_lane(url, engine, template, network, setup)
-
-    async def _spawn_lane(
-        self,
-        engine: EngineLifecycle,
-        template: "Template",
-        sockets: SocketDirectory,
-        network: Network,
-        setup: contextlib.AsyncExitStack,
-    ) -> Lane:
-        binary = find_spawner()
-        if binary is None:
-            raise StartFailed(why_no_spawner() or "no spawner", "unsupported")
-        warm = plans(template.options, template.working_dir, python_path=PYTHON_TARGET)
-        module = str(TEMPLATE_MODULE) if warm is not None else None
-
-        def make(place: int, on_death: Callable[[], None]) -> Shard:
-            name = template.next_name()
-            path = f"{sockets.path}/{name[-8:]}.init"
-            init = InitPlan(spawner=str(binary), socket=path, template_module=module)
-            spec = template.spec(name, place, init, network.spec)
-            return SpawnShard(
-                engine,
-                spec,
-                on_death,
-                path=path,
-                user=template.user,
-                plans=warm,
-                network=network,
-                collect_bytes=template.options.run_output_bytes,
-                pids_limit=template.options.pids_limit,
-                capabilities=template.rights.capabilities,
-                root=template.rights.ids or 0,
-            )
-
-        shards = await self._start_shards(Shards(1, make), setup)
-        home = SpawnShards(shards)
-        return SpawnLane(home, can_set_user=all(one.spawner.hello.can_set_user for one in home.all()))
-
-    async def _rest_lane(
-        self,
-        url: str,
-        engine: EngineLifecycle,
-        template: "Template",
-        network: Network,
-        setup: contextlib.AsyncExitStack,
-    ) -> Lane:
-        init = InitPlan(catatonit=static_catatonit() if url.startswith("unix:") else None)
-
-        def make(place: int, on_death: Callable[[], None]) -> Shard:
-            spec = template.spec(template.next_name(), place, init, network.spec)
-            return Shard(engine, spec, init.processes, on_death, network)
-
-        options = template.options
-        shards = await self._start_shards(Shards(options.containers, make, wears=options.containers > 1), setup)
-        lane = RestLane(
-            url,
-            shards,
-            local=shards.is_local,
-            end_tree=end_tree,
-            timeout_ms=options.engine_timeout_ms,
-            run_output_bytes=options.run_output_bytes,
-            reopens=template.rights.ids is None,
-        )
-        setup.push_async_callback(lane.aclose)
-        return lane
-
-    async def _connect(
-        self,
-        url: str,
-        template: "Template",
-        sockets: SocketDirectory,
-        setup: contextlib.AsyncExitStack,
-        *,
-        has_spawner: bool,
-    ) -> Network:
-        """What the containers are connected to; it is there before the first of them, and goes after the last."""
-        self._network = await open_network(
-            template.options.network,
-            has_spawner=has_spawner,
-            bridge=lambda: BridgeNetwork(sockets.path),
-            setup=setup,
-            engine=url,
-        )
-        return self._network
-
-    async def _start_shards(self, shards: Shards, setup: contextlib.AsyncExitStack) -> Shards:
-        try:
-            await shards.start()
-        except BaseException:
-            await asyncio.shield(shards.aclose())
-            raise
-        setup.push_async_callback(shards.aclose)
-        self._shards = shards
-        return shards
-
-    async def _own_engine(self, options: Options, setup: contextlib.AsyncExitStack) -> str:
-        self._service = service = ManagedService(own_plan(options), own_state_dir(options), default_run_dir())
-        setup.push_async_callback(service.stop)
-        await service.start()
-        return service.url
+                    return up
+        return await _rest_lane(plan, await _connect(plan, sockets, setup, has_spawner=False), setup)
 
     def _trouble(self) -> str | None:
-        counts = self._shards.counts() if self._shards else {"places": 0, "usable": 0}
+        if self._up is None:
+            return None
+        counts = self._up.containers.counts()
         missing = counts["places"] - counts["usable"]
         if missing:
             return f"{missing} of {counts['places']} containers are gone; they are being replaced"
         if self._service is not None and self._service.trouble is not None:
             return self._service.trouble
-        return why_full(self._disk()) or (self._network.trouble if self._network else None)
+        return why_full(self._disk()) or self._up.network.trouble
 
     def _disk(self) -> dict[str, Any] | None:
         """Of the storage, where that is on this host."""
-        here = self._shards is not None and self._shards.is_local
+        here = self._up is not None and self._up.containers.is_local
         return disk_of(Path(self._engine["storage"])) if here and self._engine["storage"] else None
 
     def _details(self) -> dict[str, Any]:
+        if self._up is None:
+            return {}
         reason = {"why_not_spawn": self._why_not_spawn} if self._why_not_spawn else {}
+        disk = self._disk()
         return {
             **reason,
             "engine": self._engine,
             "rights": self._rights.health(),
-            "containers": self._shards.counts() if self._shards else {},
-            "limits": self._shards.limits() if self._shards else {},
-            "network": self._network.health() if self._network else {},
-            **({"disk": disk} if (disk := self._disk()) is not None else {}),
+            "containers": self._up.containers.counts(),
+            "limits": self._up.containers.limits(),
+            "network": self._up.network.health(),
+            **({} if disk is None else {"disk": disk}),
         }
 
 
-async def _make_volume(engine: EngineLifecycle, template: "Template", setup: contextlib.AsyncExitStack) -> None:
+async def _connect(
+    plan: ContainerPlan, sockets: SocketDirectory, setup: contextlib.AsyncExitStack, *, has_spawner: bool
+) -> Network:
+    """What the containers are connected to; it is there before the first of them, and goes after the last."""
+    return await open_network(
+        plan.options.network,
+        has_spawner=has_spawner,
+        bridge=lambda: BridgeNetwork(sockets.path),
+        setup=setup,
+        engine=plan.engine.url,
+    )
+
+
+async def _spawn_lane(
+    plan: ContainerPlan, network: Network, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
+) -> _Up:
+    binary = find_spawner()
+    if binary is None:
+        raise StartFailed(why_no_spawner() or "no spawner", "unsupported")
+    options = plan.options
+    warm = plans(options, plan.working_dir, python_path=PYTHON_TARGET)
+    module = str(TEMPLATE_MODULE) if warm is not None else None
+
+    def make(on_death: Callable[[], None]) -> SpawnerContainer:
+        name = plan.next_name()
+        path = f"{sockets.path}/{name[-8:]}.init"
+        init = InitPlan(spawner=str(binary), socket=path, template_module=module)
+        return SpawnerContainer(
+            plan.engine,
+            plan.spec(name, 0, init, network.spec),
+            on_death,
+            path=path,
+            user=plan.user,
+            plans=warm,
+            network=network,
+            collect_bytes=options.run_output_bytes,
+            pids_limit=options.pids_limit,
+            capabilities=plan.rights.capabilities,
+            root=plan.rights.ids or 0,
+        )
+
+    slot = SpawnerSlot(make)
+    await _start(slot, setup)
+    lane = SpawnLane(slot, can_set_user=all(home.spawner.hello.can_set_user for home in slot.all()))
+    return _Up(lane, slot, network)
+
+
+async def _rest_lane(plan: ContainerPlan, network: Network, setup: contextlib.AsyncExitStack) -> _Up:
+    options = plan.options
+    init = InitPlan(catatonit=static_catatonit() if plan.is_here else None)
+
+    def make(number: int, on_death: Callable[[], None]) -> Container:
+        spec = plan.spec(plan.next_name(), number, init, network.spec)
+        return Container(plan.engine, spec, init.processes, on_death, network)
+
+    containers = Containers(options.containers, make, wears=options.containers > 1)
+    await _start(containers, setup)
+    lane = RestLane(
+        plan.engine.url,
+        containers,
+        local=containers.is_local,
+        end_tree=end_tree,
+        timeout_ms=options.engine_timeout_ms,
+        run_output_bytes=options.run_output_bytes,
+        reopens=plan.rights.ids is None,
+    )
+    setup.push_async_callback(lane.aclose)
+    return _Up(lane, containers, network)
+
+
+async def _start(containers: SpawnerSlot | Containers, setup: contextlib.AsyncExitStack) -> None:
+    try:
+        await containers.start()
+    except BaseException:
+        await asyncio.shield(containers.aclose())
+        raise
+    setup.push_async_callback(containers.aclose)
+
+
+async def _make_volume(plan: ContainerPlan, setup: contextlib.AsyncExitStack) -> None:
     """The workspace, where it is no directory of the user's: it goes with the environment."""
-    if template.workspace is None or template.workspace[0].startswith("/"):
+    if plan.workspace is None or plan.workspace[0].startswith("/"):
         return
-    name, _ = template.workspace
-    setup.push_async_callback(engine.remove_volume, name)
-    labels = {LABEL_NAMESPACE: template.namespace, LABEL_OWNER: this_process().label}
-    await engine.create_volume(name, labels, template.rights.volume_owner)
+    name, _ = plan.workspace
+    setup.push_async_callback(plan.engine.remove_volume, name)
+    labels = {LABEL_NAMESPACE: plan.namespace, LABEL_OWNER: this_process().label}
+    await plan.engine.create_volume(name, labels, plan.rights.volume_owner)
 
 
 def _write_hosts(sockets: SocketDirectory, rights: Rights) -> str:
@@ -334,15 +333,26 @@ def _write_hosts(sockets: SocketDirectory, rights: Rights) -> str:
     return str(path)
 
 
-class Template:
-    """What all containers of an environment have in common; each gets a name of its own."""
+class ContainerPlan:
+    """What all containers of an environment have in common; each gets a name of its own.
 
-    def __init__(self, namespace: str, options: Options, image: str, token: str) -> None:
-        self.options, self.image, self.namespace = options, image, namespace
+    Attributes:
+        user: the default user, by name or number.
+        hosts: a file of this host in the place of their hosts(5); None leaves that to the engine.
+    """
+
+    def __init__(self, namespace: str, options: Options, engine: EngineLifecycle) -> None:
+        self.namespace, self.options, self.engine = namespace, options, engine
+        self.image = options.image or DEFAULT_IMAGE
         self.user, self.rights = "0", Rights()
         self.hosts: str | None = None
-        self._token = token
+        self._token = secrets.token_hex(4)
         self._numbers = itertools.count()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the engine is on this host, as far as its URL tells."""
+        return self.engine.url.startswith("unix:")
 
     @property
     def workspace(self) -> Workspace | None:
@@ -356,20 +366,17 @@ class Template:
         return self.workspace[1] if self.workspace else None
 
     def next_name(self) -> str:
+        """A name for one more container."""
         return f"fastclaw-{self.namespace}-{self._token}-{next(self._numbers)}"
 
     def probe(self) -> dict[str, Any]:
-        """Of a container that never runs."""
+        """The body of the create call for a container that never runs."""
+        label = this_process().label
         return container_spec(
-            image=self.image,
-            name=self.next_name(),
-            namespace=self.namespace,
-            owner=this_process().label,
-            shard=0,
-            init=InitPlan(),
+            image=self.image, name=self.next_name(), namespace=self.namespace, owner=label, init=InitPlan()
         )
 
-    def spec(self, name: str, place: int, init: InitPlan, network: ContainerNetwork) -> dict[str, Any]:
+    def spec(self, name: str, number: int, init: InitPlan, network: ContainerNetwork) -> dict[str, Any]:
         """The body of the create call."""
         options = self.options
         return container_spec(
@@ -377,8 +384,8 @@ class Template:
             name=name,
             namespace=self.namespace,
             owner=this_process().label,
-            shard=place,
             init=init,
+            number=number,
             workspace=self.workspace,
             workspace_option=self.rights.workspace_option,
             network=network,

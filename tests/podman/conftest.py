@@ -1,7 +1,23 @@
-"""What the engine tests import by this name; the fixtures are those of tests/engine_fixtures.py and, for the REST
-lane, of rest_rig.py."""
+"""What the engine tests share; more fixtures are in tests/engine_fixtures.py and, for the REST lane, in rest_rig.py."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
 
 from tests.engine_fixtures import EngineService, unusable
+from tests.podman.fleet import Fleet
 from tests.podman.rest_rig import any_lane, lane, rest_engine
 
 __all__ = ["EngineService", "any_lane", "lane", "rest_engine", "unusable"]
+
+
+@pytest.fixture
+async def fleet(engine_service: EngineService, short_dir: Path) -> AsyncIterator[Fleet]:
+    """Afterwards the engine must have none of its containers left, and nobody may await a spawner."""
+    one = Fleet(engine_service, short_dir)
+    yield one
+    assert await one.containers() == set()
+    await one.engine.close()
+    assert os.listdir(short_dir) == []

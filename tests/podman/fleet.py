@@ -1,4 +1,4 @@
-"""Containers for tests of shards, and what the engine has of them."""
+"""Containers for tests, and what the engine has of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastclaw import limits
 from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container import Shard
+from fastclaw.podman.container import Container, SpawnerContainer
 from fastclaw.podman.container_spec import LABEL_NAMESPACE, InitPlan, container_spec
+from fastclaw.spawner.binary import find_spawner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from tests.engine_fixtures import EngineService
 
@@ -38,30 +40,52 @@ class Engine(EngineLifecycle):
         await super().start_container(container)
 
 
+class Deaths:
+    """Counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = asyncio.Event()
+
+    def __call__(self) -> None:
+        self.count += 1
+        self.first.set()
+
+
 class Fleet:
-    """Makes shards in a namespace of its own.
+    """Makes containers in a namespace of its own.
+
+    Parameters:
+        directory: where spawners are awaited.
 
     Attributes:
-        override: goes into the spec of every shard made from now on.
+        deaths: of containers with a spawner, and of those that are told it.
+        override: goes into the spec of every container made from now on.
     """
 
-    def __init__(self, service: EngineService) -> None:
+    def __init__(self, service: EngineService, directory: Path) -> None:
         self.engine = Engine(service.url)
+        self.directory = directory
+        self.deaths = Deaths()
         self.override: dict[str, Any] = {}
         self._image = service.image
         self._namespace = f"fleet-{next(_numbers)}"
 
-    def make(self, place: int, on_death: Callable[[], None]) -> Shard:
-        """As `Shards` wants it."""
-        spec = container_spec(
-            image=self._image,
-            name=f"{self._namespace}-{next(_numbers)}",
-            namespace=self._namespace,
-            owner="o",
-            shard=place,
-            init=InitPlan(),
-        )
-        return Shard(self.engine, spec | self.override, InitPlan().processes, on_death)
+    def _spec(self, number: int, init: InitPlan) -> dict[str, Any]:
+        name, space = f"{self._namespace}-{next(_numbers)}", self._namespace
+        spec = container_spec(image=self._image, name=name, namespace=space, owner="o", init=init, number=number)
+        return spec | self.override
+
+    def make(self, number: int = 0, on_death: Callable[[], None] | None = None) -> Container:
+        """As `Containers` wants it."""
+        init = InitPlan()
+        return Container(self.engine, self._spec(number, init), init.processes, on_death or self.deaths)
+
+    def make_spawner(self, user: str = "0", on_death: Callable[[], None] | None = None) -> SpawnerContainer:
+        """One with a spawner."""
+        path = str(self.directory / f"{next(_numbers)}.init")
+        spec = self._spec(0, InitPlan(spawner=str(find_spawner()), socket=path))
+        return SpawnerContainer(self.engine, spec, on_death or self.deaths, path=path, user=user)
 
     async def containers(self) -> set[str]:
         """Ids of all containers of this fleet, in any state."""

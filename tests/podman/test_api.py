@@ -40,14 +40,14 @@ def silent(short_dir: Path) -> Iterator[str]:
         yield f"unix://{short_dir}/e.sock"
 
 
-def spec(engine: EngineService, shard: int = 0, **changes: Any) -> dict[str, Any]:
+def spec(engine: EngineService, number: int = 0, **changes: Any) -> dict[str, Any]:
     """A container of these tests."""
     given = {
         "image": engine.image,
-        "name": f"lifecycle-{shard}",
+        "name": f"lifecycle-{number}",
         "namespace": "lifecycle",
         "owner": "o",
-        "shard": shard,
+        "number": number,
         "init": InitPlan(),
     }
     return container_spec(**{**given, **changes})
@@ -86,13 +86,13 @@ async def test_a_container_from_create_to_remove(lifecycle: EngineLifecycle, eng
 
 
 @needs_podman
-async def test_shards_at_once(lifecycle: EngineLifecycle, engine_service: EngineService) -> None:
-    async def one(shard: int) -> str:
-        created = await lifecycle.create_container(spec(engine_service, shard))
+async def test_several_at_once(lifecycle: EngineLifecycle, engine_service: EngineService) -> None:
+    async def one(number: int) -> str:
+        created = await lifecycle.create_container(spec(engine_service, number))
         await lifecycle.start_container(created)
         return created
 
-    created = await asyncio.gather(*(one(shard) for shard in range(4)))
+    created = await asyncio.gather(*(one(number) for number in range(4)))
     listed = await lifecycle.list_containers({"io.fastclaw.namespace": "lifecycle"})
     assert {container.id for container in listed} == set(created)
     await asyncio.gather(*(lifecycle.remove_container(container) for container in created))

@@ -30,7 +30,7 @@ def spec(**changes: Any) -> dict[str, Any]:
         "name": "n",
         "namespace": "ns",
         "owner": OWNER.label,
-        "shard": 2,
+        "number": 2,
         "init": InitPlan(),
     }
     return container_spec(**{**given_, **changes})

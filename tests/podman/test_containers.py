@@ -14,19 +14,19 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux.restart import revival_delay_s
-from fastclaw.podman.container import Shard
-from fastclaw.podman.containers import Shards
+from fastclaw.podman.container import Container
+from fastclaw.podman.containers import Containers, SpawnerSlot
 from fastclaw.podman.rest_lane.local_tree import end_tree
 from fastclaw.podman.rest_lane.rest import RestLane
-from tests.podman.fleet import PATIENCE_S, Fleet
+from tests.podman.fleet import PATIENCE_S
 from tests.podman.rest_rig import complete, drop, grace, spec
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from fastclaw.podman.rest_lane.rest_process import RestProcess
-    from tests.engine_fixtures import EngineService
+    from tests.podman.fleet import Fleet
 
 pytestmark = pytest.mark.podman
 
@@ -34,23 +34,27 @@ DAEMON = "setsid sleep 1000 </dev/null >/dev/null 2>&1 &"
 
 
 class Yard:
-    """Shards that are up, and a lane over them.
+    """Containers of the REST lane that are up, and a lane over them.
 
     Attributes:
         looks: what each look at a draining container found.
     """
 
-    def __init__(self, fleet: Fleet, url: str, places: int) -> None:
+    def __init__(self, fleet: Fleet, places: int) -> None:
         self.fleet = fleet
-        self.shards = Shards(places, fleet.make, wears=True)
-        self.lane = RestLane(url, self.shards, local=True, end_tree=end_tree)
+        self.containers = Containers(places, fleet.make, wears=True)
+        self.lane = RestLane(fleet.engine.url, self.containers, local=True, end_tree=end_tree)
         self.looks: list[bool] = []
 
     def container(self, place: int = 0) -> str:
         """That takes the next exec."""
-        shard = self.shards._places[place].shard
-        assert shard is not None
-        return shard.container
+        container = self.containers.slots[place].container
+        assert container is not None
+        return container.id
+
+    def usable(self) -> int:
+        """How many take execs."""
+        return self.containers.counts()["usable"]
 
     async def start(self, *cmd: str, place: int = 0) -> RestProcess:
         """A process whose streams nobody wants."""
@@ -93,30 +97,28 @@ def places() -> int:
 
 
 @pytest.fixture
-async def yard(engine_service: EngineService, places: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Yard]:
+async def yard(fleet: Fleet, places: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Yard]:
     """Up; afterwards the engine must have no container of it."""
-    one = Yard(Fleet(engine_service), engine_service.url, places)
-    look = Shard.is_idle
+    one = Yard(fleet, places)
+    look = Container.is_idle
 
-    async def noted(shard: Shard) -> bool:
-        one.looks.append(await look(shard))
+    async def noted(container: Container) -> bool:
+        one.looks.append(await look(container))
         return one.looks[-1]
 
-    monkeypatch.setattr(Shard, "is_idle", noted)
-    await one.shards.start()
+    monkeypatch.setattr(Container, "is_idle", noted)
+    await one.containers.start()
     yield one
     await one.lane.aclose()
-    await one.shards.aclose()
-    assert await one.fleet.containers() == set()
-    await one.fleet.engine.close()
+    await one.containers.aclose()
 
 
 @pytest.mark.parametrize("places", [2])
 async def test_each_place_has_a_container_of_its_own(yard: Yard) -> None:
-    assert len(yard.shards) == 2
-    assert yard.shards.is_local
-    assert yard.shards.counts() == {"places": 2, "usable": 2, "containers": 2}
-    first, second, third = (yard.shards.take(index) for index in range(3))
+    assert len(yard.containers) == 2
+    assert yard.containers.is_local
+    assert yard.containers.counts() == {"places": 2, "usable": 2, "containers": 2}
+    first, second, third = (yard.containers.take(index) for index in range(3))
     assert {first.container, second.container} == await yard.fleet.containers()
     assert third.container == first.container
     for lease in (first, second, third):
@@ -128,7 +130,7 @@ async def test_a_worn_container_is_followed_and_removed(yard: Yard) -> None:
     await yard.wear()
     await yard.fleet.only(yard.container())
     assert yard.container() != old
-    await until(lambda: yard.shards.counts() == {"places": 1, "usable": 1, "containers": 1})
+    await until(lambda: yard.containers.counts() == {"places": 1, "usable": 1, "containers": 1})
     assert await yard.run("echo", "on") == b"on\n"
 
 
@@ -141,7 +143,7 @@ async def test_a_worn_container_stays_while_a_process_lives_in_it(yard: Yard) ->
     old = yard.container()
     live = await yard.start("sleep", "1000")
     await yard.wear(execs=2)
-    assert yard.shards.counts()["containers"] == 2
+    assert yard.containers.counts()["containers"] == 2
     assert await yard.fleet.containers() == {old, yard.container()}
     assert not live.exited.done()
     await live.end_tree(grace())
@@ -182,7 +184,7 @@ async def test_a_container_killed_from_outside_is_noticed_and_replaced(
     live = await yard.start("sleep", "1000")
     began = time.monotonic()
     dead = await yard.kill_from_outside()
-    await until(lambda: yard.shards.counts()["usable"] == 0)
+    await until(lambda: yard.usable() == 0)
     assert time.monotonic() - began < 2
     with pytest.raises(ExecFailed) as caught:
         await yard.run("true")
@@ -190,7 +192,7 @@ async def test_a_container_killed_from_outside_is_noticed_and_replaced(
     status = await asyncio.wait_for(live.exited, PATIENCE_S)
     assert (status.reason, status.exit_code) == ("container_gone", None)
     await live.aclose()
-    await until(lambda: yard.shards.counts()["usable"] == 1)
+    await until(lambda: yard.usable() == 1)
     assert yard.container() != dead
     assert await yard.run("echo", "again") == b"again\n"
     await yard.fleet.only(yard.container())
@@ -201,7 +203,7 @@ async def test_the_other_places_go_on(yard: Yard) -> None:
     untouched = yard.container(1)
     await yard.kill_from_outside(0)
     assert await yard.run("echo", "here", place=1) == b"here\n"
-    await until(lambda: yard.shards.counts()["usable"] == 2)
+    await until(lambda: yard.usable() == 2)
     assert yard.container(1) == untouched
 
 
@@ -229,21 +231,21 @@ async def test_pauses_grow_while_successors_fail(
         await yard.kill_from_outside()
         await until(lambda: len(pauses()) >= 4)
     assert pauses()[:4] == [0.08, 0.16, 0.16, 0.16]
-    assert yard.shards.counts()["usable"] == 0
+    assert yard.usable() == 0
     yard.fleet.override = {}
-    await until(lambda: yard.shards.counts()["usable"] == 1)
+    await until(lambda: yard.usable() == 1)
     await yard.fleet.only(yard.container())
 
 
 async def test_the_first_failure_counts_from_the_last_that_lasted(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = yard.shards._places[0]
+    slot = yard.containers.slots[0]
     await yard.kill_from_outside()
-    await until(lambda: place.failures == 1 and yard.shards.counts()["usable"] == 1)
+    await until(lambda: slot.failures == 1 and yard.usable() == 1)
     await yard.kill_from_outside()
-    await until(lambda: place.failures == 2 and yard.shards.counts()["usable"] == 1)
+    await until(lambda: slot.failures == 2 and yard.usable() == 1)
     monkeypatch.setattr(limits, "REVIVE_PROVEN_MS", 0)
     await yard.kill_from_outside()
-    await until(lambda: place.failures == 0 and yard.shards.counts()["usable"] == 1)
+    await until(lambda: slot.failures == 0 and yard.usable() == 1)
 
 
 async def test_the_pause_before_a_revival_is_the_one_announced(
@@ -264,24 +266,24 @@ async def test_closing_in_the_middle_of_a_replacement_leaves_nothing(yard: Yard,
     reached.clear()
     await yard.kill_from_outside()
     await asyncio.wait_for(reached.wait(), PATIENCE_S)
-    await yard.shards.aclose()
+    await yard.containers.aclose()
     assert await yard.fleet.containers() == set()
-    assert yard.shards._tasks == set()
+    assert yard.containers.slots[0]._tasks == set()
 
 
 async def test_closing_while_a_replacement_waits_leaves_nothing(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "REVIVE_FIRST_MS", 60_000)
     monkeypatch.setattr(limits, "REVIVE_LAST_MS", 60_000)
     await yard.kill_from_outside()
-    await until(lambda: yard.shards._places[0].replacing is not None)
-    await asyncio.wait_for(yard.shards.aclose(), PATIENCE_S)
+    await until(lambda: yard.containers.slots[0].replacing is not None)
+    await asyncio.wait_for(yard.containers.aclose(), PATIENCE_S)
     assert await yard.fleet.containers() == set()
 
 
 async def test_closing_while_a_worn_container_drains_leaves_nothing(yard: Yard) -> None:
     live = await yard.start("sleep", "1000")
     await yard.wear(execs=2)
-    await yard.shards.aclose()
+    await yard.containers.aclose()
     assert await yard.fleet.containers() == set()
     assert (await asyncio.wait_for(live.exited, PATIENCE_S)).reason == "container_gone"
     await live.aclose()
@@ -290,26 +292,42 @@ async def test_closing_while_a_worn_container_drains_leaves_nothing(yard: Yard) 
 @pytest.mark.parametrize("places", [2])
 async def test_kill_ends_all_and_follows_none(yard: Yard) -> None:
     live = [await yard.start("sleep", "1000", place=place) for place in range(2)]
-    await yard.shards.kill()
+    await yard.containers.kill()
     for process in live:
         await asyncio.wait_for(process.exited, PATIENCE_S)
         await process.aclose()
-    await until(lambda: yard.shards.counts()["usable"] == 0)
-    assert all(place.replacing is None for place in yard.shards._places)
+    await until(lambda: yard.usable() == 0)
+    assert all(slot.replacing is None for slot in yard.containers.slots)
 
 
-async def test_one_place_that_cannot_be_filled_fails_the_start(engine_service: EngineService) -> None:
-    fleet = Fleet(engine_service)
+async def test_one_place_that_cannot_be_filled_fails_the_start(fleet: Fleet) -> None:
+    def make(number: int, on_death: Callable[[], None]) -> Container:
+        fleet.override = {"image": "localhost/none:latest"} if number == 1 else {}
+        return fleet.make(number, on_death)
 
-    def make(place: int, on_death: object) -> Shard:
-        fleet.override = {"image": "localhost/none:latest"} if place == 1 else {}
-        return fleet.make(place, on_death)  # type: ignore[arg-type]  # passed on as it came
-
-    shards = Shards(2, make)
+    containers = Containers(2, make)
     with pytest.raises(StartFailed) as caught:
-        await shards.start()
+        await containers.start()
     assert caught.value.reason == "image_not_found"
-    assert shards.counts()["usable"] == 1
-    await shards.aclose()
-    assert await fleet.containers() == set()
-    await fleet.engine.close()
+    assert containers.counts()["usable"] == 1
+    await containers.aclose()
+
+
+async def test_the_one_of_a_spawn_lane_is_its_home_and_is_replaced(fleet: Fleet) -> None:
+    slot = SpawnerSlot(lambda on_death: fleet.make_spawner(on_death=on_death))
+    await slot.start()
+    (home,) = slot.all()
+    assert slot.take(0) is slot.take(17) is home
+    assert slot.health() == {"reapers": limits.SPAWN_SPARE_REAPERS, "kept": 0}
+    assert slot.counts() == {"places": 1, "usable": 1, "containers": 1}
+    assert repr(slot) == f"<SpawnerSlot {slot.container!r} of 1, 0 failures>"
+    assert slot.container is not None
+    os.kill(await fleet.init_of(slot.container.id), signal.SIGKILL)
+    await until(lambda: slot.usable is None)
+    assert (slot.all(), slot.health()) == ([], {"reapers": 0, "kept": 0})
+    with pytest.raises(ExecFailed, match="its successor is not up yet"):
+        slot.take(0)
+    await until(lambda: slot.usable is not None)
+    assert slot.take(0) is not home
+    await slot.aclose()
+    await slot.aclose()

@@ -21,9 +21,7 @@ NAMESPACE = {"io.fastclaw.namespace": "image-files"}
 
 
 def spec(image: str) -> dict[str, Any]:
-    return container_spec(
-        image=image, name="image-files", namespace="image-files", owner="nobody", shard=0, init=InitPlan()
-    )
+    return container_spec(image=image, name="image-files", namespace="image-files", owner="nobody", init=InitPlan())
 
 
 async def test_files_are_read_and_what_is_none_is_empty(engine_service: EngineService) -> None:

@@ -44,7 +44,6 @@ class Box:
             "name": "sandbox",
             "namespace": "sandbox",
             "owner": "o",
-            "shard": 0,
             "init": InitPlan(),
         }
         spec = container_spec(**{**given, **arguments}) | (override or {})

@@ -322,7 +322,7 @@ async def test_only_what_a_dead_owner_left_is_removed(engine_service: EngineServ
 
 
 def left_behind(image: str, name: str, owner: str, namespace: str) -> dict[str, Any]:
-    return container_spec(image=image, name=f"left-{name}", namespace=namespace, owner=owner, shard=0, init=InitPlan())
+    return container_spec(image=image, name=f"left-{name}", namespace=namespace, owner=owner, init=InitPlan())
 
 
 @pytest.mark.parametrize(

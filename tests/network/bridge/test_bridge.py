@@ -82,7 +82,7 @@ async def main() -> None:
     engine = EngineLifecycle(service.url)
     await engine.ensure_image(DEFAULT_IMAGE)
     container = await engine.create_container(container_spec(
-        image=DEFAULT_IMAGE, name="left", namespace="left", owner=this_process().label, shard=0, init=InitPlan(),
+        image=DEFAULT_IMAGE, name="left", namespace="left", owner=this_process().label, init=InitPlan(),
         network=network.spec,
     ))
     await engine.start_container(container)
@@ -119,7 +119,6 @@ class Box:
             name=f"{NAMESPACE}-{os.getpid()}",
             namespace=NAMESPACE,
             owner="o",
-            shard=0,
             init=InitPlan(),
             network=network.spec,
         )

@@ -145,7 +145,7 @@ async def test_several_services_share_one_storage(engine_plan: ServicePlan, shor
         first, second, third = (EngineLifecycle(service.url) for service in services)
         await first.ensure_image(DEFAULT_IMAGE)
         assert await second.has_image(DEFAULT_IMAGE)
-        spec = container_spec(image=DEFAULT_IMAGE, name="shared", namespace="n", owner="o", shard=0, init=InitPlan())
+        spec = container_spec(image=DEFAULT_IMAGE, name="shared", namespace="n", owner="o", init=InitPlan())
         created = await second.create_container(spec)
         await second.start_container(created)
         await services[1].stop()
