@@ -53,10 +53,10 @@ async def running_engine() -> AsyncIterator[Engine]:
     with _directory() as directory:
         service = ManagedService(plan_service(host_facts(directory)), directory / "state", directory / "run")
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(service.stop)
+            stack.push_async_callback(service.aclose)
             await service.start()
             lifecycle = EngineLifecycle(service.url)
-            stack.push_async_callback(lifecycle.close)
+            stack.push_async_callback(lifecycle.aclose)
             await lifecycle.ensure_image(DEFAULT_IMAGE)
             containers = [await _container(lifecycle, number, stack) for number in range(CONTAINERS)]
             version = await lifecycle.version()

@@ -54,7 +54,7 @@ async def spawn_lane(url: str, directory: Path) -> AsyncIterator[SpawnLane]:
         return SpawnerContainer(engine, spec, on_death, path=path, user="0")
 
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(engine.close)
+        stack.push_async_callback(engine.aclose)
         slot = SpawnerSlot(make)
         stack.push_async_callback(slot.aclose)
         await slot.start()

@@ -95,7 +95,7 @@ def engine_service(engine_plan: ServicePlan) -> Iterator[EngineService]:
         except StartFailed as error:
             unusable(str(error))
         finally:
-            loop.run(service.stop)
+            loop.run(service.aclose)
             loop.close()
 
 

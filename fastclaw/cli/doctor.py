@@ -121,12 +121,12 @@ async def _ask_engine(named: str | None, facts: HostFacts) -> tuple[str | None, 
         try:
             return None, await engine.version()
         finally:
-            await engine.close()
+            await engine.aclose()
     except FastclawError as error:
         return str(error), None
     finally:
         if service is not None:
-            await service.stop()
+            await service.aclose()
 
 
 def _parts(version: EngineVersion | None) -> dict[str, str]:

@@ -61,7 +61,7 @@ async def _make_image(url: str | None, reference: str) -> None:
         await service.start()
         await _import_image(service.url, reference)
     finally:
-        await service.stop()
+        await service.aclose()
 
 
 async def _import_image(url: str, reference: str) -> None:
@@ -69,7 +69,7 @@ async def _import_image(url: str, reference: str) -> None:
     try:
         await lifecycle.make_image(reference)
     finally:
-        await lifecycle.close()
+        await lifecycle.aclose()
 
 
 def _plan() -> ServicePlan:

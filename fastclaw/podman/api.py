@@ -6,10 +6,8 @@ caller does not. Knows no lanes or policies; `podman_client` turns what goes wro
 
 import asyncio
 import errno
-import io
 import logging
 import os
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +26,7 @@ from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.podman.base_image import default_archive, make_image
 from fastclaw.podman.podman_client import (
+    ContainerState,
     Created,
     Info,
     Inspected,
@@ -39,6 +38,7 @@ from fastclaw.podman.podman_client import (
     make_client,
     mapped_errors,
 )
+from fastclaw.podman.rest_lane.program_files import first_entry
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, FALLBACK_IMAGE
 from fastclaw.podman.service.storage import give_up_reserve, has_room, keep_reserve
 
@@ -63,30 +63,8 @@ class EngineVersion(Struct, frozen=True, kw_only=True):
     cgroup_version: str
 
 
-class ContainerInfo(Struct, frozen=True, kw_only=True):
-    """One line of the engine's list."""
-
-    id: str
-    labels: dict[str, str]
-    state: str
-
-
-class VolumeInfo(Struct, frozen=True, kw_only=True):
-    """One line of the engine's list of volumes."""
-
-    name: str
-    labels: dict[str, str]
-
-
-class ContainerState(Struct, frozen=True, kw_only=True):
-    """A container now. `pid` is that of its init in the engine's PID namespace, 0 when it does not run."""
-
-    pid: int
-    running: bool
-
-
 class EngineLifecycle:
-    """The slow side of the engine.
+    """An engine, asked for images, containers and volumes.
 
     Parameters:
         url: `unix:///…` or `tcp://host:port`.
@@ -173,12 +151,15 @@ class EngineLifecycle:
         return (await self._inspect_image(reference)).config.working_dir or "/"
 
     async def image_files(self, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-        """The texts of small files in an image, empty for those that are not there.
+        """The texts of small files in an image, by way of a container that never runs.
+
+        Empty for what is not there, and for what is no file; links are followed inside the image.
 
         Parameters:
-            spec: SpecGenerator JSON of a container of the image; it is made, never started, and removed.
+            spec: SpecGenerator JSON of a container of the image.
+            paths: absolute.
         """
-        return await self._run(lambda client: read_image_files(client, spec, paths))
+        return await self._run(lambda client: _image_files(client, spec, paths))
 
     async def _inspect_image(self, reference: str) -> InspectedImage:
         path = f"/images/{quote_plus(reference)}/json"
@@ -248,11 +229,10 @@ class EngineLifecycle:
         yield
         keep_reserve(reserve)
 
-    async def list_containers(self, labels: Mapping[str, str]) -> list[ContainerInfo]:
+    async def list_containers(self, labels: Mapping[str, str]) -> list[Listed]:
         """All containers, in any state, that carry every one of these labels."""
         params = {"all": "true", "filters": _label_filter(labels)}
-        found = await self._run(lambda client: answer(client.get("/containers/json", params=params), list[Listed]))
-        return [ContainerInfo(id=one.id, labels=one.labels or {}, state=one.state) for one in found]
+        return await self._run(lambda client: answer(client.get("/containers/json", params=params), list[Listed]))
 
     async def inspect_container(self, container: str) -> ContainerState | None:
         """How a container is now, or None where there is none."""
@@ -272,11 +252,10 @@ class EngineLifecycle:
         """Remove a volume with what is in it; one that is gone is fine."""
         await self._run(lambda client: _remove_volume(client, name))
 
-    async def list_volumes(self, labels: Mapping[str, str]) -> list[VolumeInfo]:
+    async def list_volumes(self, labels: Mapping[str, str]) -> list[ListedVolume]:
         """All volumes that carry every one of these labels."""
         params = {"filters": _label_filter(labels)}
-        found = await self._run(lambda client: answer(client.get("/volumes/json", params=params), list[ListedVolume]))
-        return [VolumeInfo(name=one.name, labels=one.labels or {}) for one in found]
+        return await self._run(lambda client: answer(client.get("/volumes/json", params=params), list[ListedVolume]))
 
     async def count_processes(self, container: str) -> int:
         """How many processes run in a container, its init included.
@@ -288,8 +267,8 @@ class EngineLifecycle:
         top = await self._run(lambda client: answer(client.get(path, params={"stream": "false"}), Top))
         return len(top.processes)
 
-    async def close(self) -> None:
-        """Give back connections and threads. A thread that still waits for the engine ends with its own deadline."""
+    async def aclose(self) -> None:
+        """Close connections and threads. Idempotent. A thread that waits for the engine ends with its own deadline."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._clients_lock:
             for client in self._clients:
@@ -411,7 +390,7 @@ def _inspect(client: APIClient, container: str) -> ContainerState | None:
         if _exists(client, f"/containers/{container}/exists"):
             raise
         return None
-    return ContainerState(pid=state.pid, running=state.running)
+    return state
 
 
 def _label_filter(labels: Mapping[str, str]) -> str:
@@ -456,24 +435,15 @@ def _version(info: Info) -> EngineVersion:
     )
 
 
-def read_image_files(client: APIClient, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-    """Their texts, empty for what is not there or no file; links are followed inside the image.
-
-    Parameters:
-        spec: SpecGenerator JSON of a container of the image.
-        paths: absolute.
-
-    Raises:
-        podman.errors.APIError: the engine refused.
-    """
+def _image_files(client: APIClient, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
     container = answer(client.post("/containers/create", data=msgspec.json.encode(spec), headers=JSON), Created).id
     try:
-        return [_read(client, container, path) for path in paths]
+        return [_text_of(client, container, path) for path in paths]
     finally:
         client.delete(f"/containers/{container}", params={"force": "true", "v": "true"}).raise_for_status()
 
 
-def _read(client: APIClient, container: str, path: str) -> str:
+def _text_of(client: APIClient, container: str, path: str) -> str:
     response = client.get(f"/containers/{container}/archive", params={"path": path}, stream=True)
     try:
         if response.status_code == 404:
@@ -482,8 +452,4 @@ def _read(client: APIClient, container: str, path: str) -> str:
         archive: bytes = response.raw.read(limits.SPAWN_FILE_BYTES)
     finally:
         response.close()
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        member = files.next()
-    if member is None or not member.isfile():
-        return ""
-    return archive[member.offset_data :][: member.size].decode("utf-8", "replace")
+    return first_entry(archive).head.decode("utf-8", "replace")

@@ -29,19 +29,26 @@ class Created(Struct, rename="pascal"):
     id: str
 
 
-class Listed(Struct, rename="pascal"):
+class _Labelled(Struct, rename="pascal", kw_only=True):
+    given: dict[str, str] | None = field(name="Labels", default=None)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Podman leaves them out, or says null, where there are none."""
+        return self.given or {}
+
+
+class Listed(_Labelled, rename="pascal", kw_only=True):
     """One entry of `GET /containers/json`."""
 
     id: str
     state: str
-    labels: dict[str, str] | None = None
 
 
-class ListedVolume(Struct, rename="pascal"):
+class ListedVolume(_Labelled, rename="pascal", kw_only=True):
     """One entry of `GET /volumes/json`."""
 
     name: str
-    labels: dict[str, str] | None = None
 
 
 class Top(Struct, rename="pascal"):
@@ -50,7 +57,9 @@ class Top(Struct, rename="pascal"):
     processes: list[list[str]]
 
 
-class _State(Struct, rename="pascal"):
+class ContainerState(Struct, rename="pascal"):
+    """A container now. `pid` is that of its init in the engine's PID namespace, 0 when it does not run."""
+
     pid: int
     running: bool
 
@@ -58,7 +67,7 @@ class _State(Struct, rename="pascal"):
 class Inspected(Struct, rename="pascal"):
     """Answer to `GET /containers/{name}/json`."""
 
-    state: _State
+    state: ContainerState
     oci_runtime: str = field(name="OCIRuntime", default="")
 
 

@@ -9,7 +9,7 @@ import fcntl
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
@@ -119,7 +119,7 @@ async def settle_rights(
     ids = None
     if why_none is None:
         taken = take_id_range(ID_LOCKS, options.id_ranges.first, options.id_ranges.count)
-        setup.callback(taken.release)
+        setup.callback(os.close, taken.lock)
         ids = taken.first
     return Rights(capabilities=read_capabilities(wanted), ids=ids, why_no_ids=why_none, user=who, owner=owner)
 
@@ -202,27 +202,26 @@ async def _identify(user: str, read_files: Callable[[], Awaitable[list[str]]]) -
     return Owner(uid=found.uid, gid=found.gid)
 
 
-class IdRange:
-    """One that is taken, until `release`.
+class IdRange(NamedTuple):
+    """A range of this host's user and group ids, which one environment has until its lock is closed.
 
-    Attributes:
+    The lock goes with the process that holds it, however that ends. Nothing is written to subuid(5), which is for users
+    other than root.
+
+    Parameters:
         first: the host's id of root inside.
+        lock: descriptor of a locked file.
     """
 
-    def __init__(self, first: int, lock: int) -> None:
-        self.first = first
-        self._lock = lock
-
-    def release(self) -> None:
-        """Nobody has it any more."""
-        os.close(self._lock)
+    first: int
+    lock: int
 
 
 def take_id_range(directory: Path, first: int, count: int) -> IdRange:
-    """Take a range that nobody has.
+    """A range that nobody has; the caller closes its lock.
 
     Parameters:
-        directory: where the locks are, the same for everybody on this host.
+        directory: where the locks are, a file for each range: the same for everybody on this host.
         first: of the first range; `count` of them lie behind each other.
 
     Raises:
@@ -234,13 +233,11 @@ def take_id_range(directory: Path, first: int, count: int) -> IdRange:
             lock = os.open(directory / str(start), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-            except BaseException:
-                os.close(lock)
-                raise
-            else:
                 return IdRange(start, lock)
+            except OSError as error:
+                os.close(lock)
+                if not isinstance(error, BlockingIOError):
+                    raise
     except OSError as error:
         raise StartFailed(f"no range of ids can be locked in {directory}: {error.strerror}", "io_error") from error
     raise StartFailed(

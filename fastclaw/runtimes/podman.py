@@ -156,11 +156,11 @@ class ContainerRuntime(ManagedRuntime):
         is_managed = url is None
         if url is None:
             self._service = service = ManagedService(own_plan(options), own_state_dir(options), default_run_dir())
-            setup.push_async_callback(service.stop)
+            setup.push_async_callback(service.aclose)
             await service.start()
             url, reserve = service.url, service.reserve
         engine = EngineLifecycle(url, options.engine_timeout_ms / 1000, reserve)
-        setup.push_async_callback(engine.close)
+        setup.push_async_callback(engine.aclose)
         version = await engine.version()
         self._engine = {"managed": is_managed, **msgspec.structs.asdict(version)}
         return engine, version

@@ -185,7 +185,7 @@ async def served(
     try:
         assert await engine.list_containers({LABEL_NAMESPACE: namespace}) == []
     finally:
-        await engine.close()
+        await engine.aclose()
     assert tables(client.pid) == []
     assert interfaces(ours) == []
 

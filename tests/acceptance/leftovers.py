@@ -80,4 +80,4 @@ async def nothing_left(sockets: set[Path], namespace: str, url: str | None) -> N
     if url is not None:
         engine = EngineLifecycle(url)
         assert await engine.list_containers({LABEL_NAMESPACE: namespace}) == []
-        await engine.close()
+        await engine.aclose()

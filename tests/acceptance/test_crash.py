@@ -383,7 +383,7 @@ async def test_killed_on_an_engine_that_a_url_names(home: Home, engine_service: 
             assert left.id not in {one.id for one in await engine.list_containers({LABEL_NAMESPACE: NAMESPACE})}
         assert await engine.list_containers({LABEL_NAMESPACE: NAMESPACE}) == []
     finally:
-        await engine.close()
+        await engine.aclose()
     assert home.directories() == []
 
 
@@ -450,7 +450,7 @@ async def engine(engine_service: EngineService) -> AsyncIterator[EngineLifecycle
         yield engine
         assert await engine.list_containers({LABEL_NAMESPACE: NAMESPACE}) == []
     finally:
-        await engine.close()
+        await engine.aclose()
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ async def containers(url: str) -> list[str]:
     try:
         return [found.id for found in await engine.list_containers({LABEL_NAMESPACE: NAMESPACE})]
     finally:
-        await engine.close()
+        await engine.aclose()
 
 
 async def shell(runtime: RuntimeClient, script: str, **request: Any) -> RemoteProcess:
@@ -250,7 +250,7 @@ async def test_all_containers_share_the_workspace(engine_service: EngineService)
                 assert (await reader.communicate())[0] == b"/work\n"
     engine = EngineLifecycle(engine_service.url)
     assert await engine.list_volumes({LABEL_NAMESPACE: NAMESPACE}) == []
-    await engine.close()
+    await engine.aclose()
 
 
 async def test_an_open_network_works_or_says_what_it_needs(engine_service: EngineService) -> None:

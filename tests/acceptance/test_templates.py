@@ -135,7 +135,7 @@ async def inits(url: str) -> list[int]:
         found = await engine.list_containers({LABEL_NAMESPACE: "templates"})
         states = [await engine.inspect_container(one.id) for one in found]
     finally:
-        await engine.close()
+        await engine.aclose()
     return [state.pid for state in states if state is not None]
 
 

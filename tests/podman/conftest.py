@@ -19,5 +19,5 @@ async def fleet(engine_service: EngineService, short_dir: Path) -> AsyncIterator
     one = Fleet(engine_service, short_dir)
     yield one
     assert await one.containers() == set()
-    await one.engine.close()
+    await one.engine.aclose()
     assert os.listdir(short_dir) == []

@@ -14,6 +14,7 @@ from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.owner import start_time
 from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.base_image import GROUP, PASSWD
 from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.service import facts
 from tests.podman.conftest import EngineService
@@ -28,7 +29,7 @@ async def lifecycle(engine_service: EngineService) -> AsyncIterator[EngineLifecy
     yield one
     for container in await one.list_containers({"io.fastclaw.namespace": "lifecycle"}):
         await one.remove_container(container.id)
-    await one.close()
+    await one.aclose()
 
 
 @pytest.fixture
@@ -61,6 +62,20 @@ async def test_version(lifecycle: EngineLifecycle, engine_service: EngineService
     assert version.oci_runtime == engine_service.plan.oci_runtime
     assert "version" in version.oci_runtime_version
     assert version.rootless is (os.geteuid() != 0)
+    assert version.cgroup_version in ("v1", "v2")
+    assert version.storage_driver == (engine_service.plan.storage_driver or version.storage_driver)
+    assert version.storage.startswith(str(engine_service.state_dir))
+
+
+@needs_podman
+async def test_files_of_an_image_are_read_without_running_it(
+    lifecycle: EngineLifecycle, engine_service: EngineService
+) -> None:
+    paths = ["/etc/passwd", "/etc/group", "/etc", "/no/such"]
+    assert await lifecycle.image_files(spec(engine_service), paths) == [PASSWD, GROUP, "", ""]
+    with pytest.raises(StartFailed):
+        await lifecycle.image_files(spec(engine_service, image="localhost/no-such-image"), paths)
+    assert await lifecycle.list_containers({"io.fastclaw.namespace": "lifecycle"}) == []
 
 
 @needs_podman
@@ -164,7 +179,7 @@ async def test_a_container_nobody_waits_for_is_removed(
         gate.open.set()
         while await lifecycle.inspect_container(created.id) is not None:
             assert task.done()
-    await gated.close()
+    await gated.aclose()
     server.close()
 
 
@@ -219,7 +234,7 @@ async def test_what_takes_long_is_told(
     lifecycle = EngineLifecycle(silent, timeout_s=0.2)
     with pytest.raises(StartFailed):
         await lifecycle.make_image("localhost/x:1")
-    await lifecycle.close()
+    await lifecycle.aclose()
     told = [record.getMessage() for record in caplog.records]
     assert len(told) >= 2
     assert all(text.startswith("making the image localhost/x:1: ") for text in told)
@@ -229,7 +244,7 @@ async def test_no_engine_at_all(short_dir: Path) -> None:
     lifecycle = EngineLifecycle(f"unix://{short_dir}/none.sock")
     with pytest.raises(StartFailed, match=r"no engine answers at unix:.*No such file") as caught:
         await lifecycle.version()
-    await lifecycle.close()
+    await lifecycle.aclose()
     assert (caught.value.reason, caught.value.retryable) == ("engine_unavailable", True)
 
 
@@ -240,7 +255,7 @@ async def test_an_engine_that_never_answers(silent: str) -> None:
         await lifecycle.create_container({})
     assert caught.value.reason == "engine_timeout"
     assert asyncio.get_running_loop().time() - started < 5
-    await lifecycle.close()
+    await lifecycle.aclose()
     for thread in threading.enumerate():
         if thread.name.startswith("fastclaw-engine"):
             thread.join(5)
@@ -252,7 +267,7 @@ async def test_more_hanging_calls_than_threads(silent: str) -> None:
     lifecycle = EngineLifecycle(silent, timeout_s=0.2)
     calls = [lifecycle.version() for _ in range(3 * limits.LIFECYCLE_THREADS)]
     results = await asyncio.gather(*calls, return_exceptions=True)
-    await lifecycle.close()
+    await lifecycle.aclose()
     assert {result.reason for result in results if isinstance(result, StartFailed)} == {"engine_timeout"}
     assert all(isinstance(result, StartFailed) for result in results)
 
@@ -268,7 +283,7 @@ async def test_an_engine_that_talks_nonsense(short_dir: Path) -> None:
     lifecycle = EngineLifecycle(f"unix://{short_dir}/e.sock", timeout_s=5)
     with pytest.raises(StartFailed, match="no sense") as caught:
         await lifecycle.version()
-    await lifecycle.close()
+    await lifecycle.aclose()
     server.close()
     assert caught.value.reason == "engine_error"
 
@@ -282,5 +297,5 @@ async def test_nothing_reaches_stdout(
     nowhere = EngineLifecycle(f"unix://{short_dir}/none.sock")
     with pytest.raises(StartFailed):
         await nowhere.version()
-    await nowhere.close()
+    await nowhere.aclose()
     assert capfd.readouterr().out == ""

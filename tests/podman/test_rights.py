@@ -133,7 +133,7 @@ def take(tmp_path: Path) -> Iterator[Callable[[], IdRange]]:
 
     yield one
     for each in taken:
-        each.release()
+        os.close(each.lock)
 
 
 def test_no_two_have_the_same_and_the_last_is_refused(take: Callable[[], IdRange]) -> None:
@@ -146,7 +146,7 @@ def test_no_two_have_the_same_and_the_last_is_refused(take: Callable[[], IdRange
 def test_one_that_is_given_back_is_taken_again(take: Callable[[], IdRange], tmp_path: Path) -> None:
     first = take_id_range(tmp_path / "ids", FIRST, 3)
     assert take().first == FIRST + limits.IDS
-    first.release()
+    os.close(first.lock)
     assert take().first == FIRST
 
 

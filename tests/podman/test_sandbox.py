@@ -100,7 +100,7 @@ async def box(engine_service: EngineService) -> AsyncIterator[Box]:
         one = Box(lifecycle, client, engine_service)
         yield one
     await lifecycle.remove_container("sandbox")
-    await lifecycle.close()
+    await lifecycle.aclose()
 
 
 @pytest.fixture

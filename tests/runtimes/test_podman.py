@@ -41,7 +41,7 @@ async def engine_of(service: EngineService) -> AsyncIterator[EngineLifecycle]:
     try:
         yield engine
     finally:
-        await engine.close()
+        await engine.aclose()
 
 
 async def containers(engine: EngineLifecycle) -> set[str]:
@@ -183,7 +183,7 @@ async def test_an_environment_is_one_file_system_on_the_rest_lane_and_leaves_no_
             assert len(monitors(short_dir)) >= 5
         assert monitors(short_dir) == []
     finally:
-        await engine.stop()
+        await engine.aclose()
 
 
 def monitors(directory: Path) -> list[str]:

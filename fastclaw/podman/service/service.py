@@ -1,6 +1,6 @@
 """A private Podman service that lives as long as its owner: started, proven ready, stopped, gone.
 
-    idle ── start() ──> running ── stop() ──> idle        (a failed start() is stopped before it raises)
+    idle ── start() ──> running ── aclose() ──> idle        (a start() that fails closes it before it raises)
 
 The service ends with fastclaw even when fastclaw is killed outright (see `process.py` on threads), and a janitor then
 removes the containers. Knows nothing of images and containers.
@@ -101,11 +101,11 @@ class ManagedService:
                 await self._standby.ready()
             self._url = f"unix://{paths.socket}"
         except BaseException:
-            await self.stop()
+            await self.aclose()
             raise
 
-    async def stop(self) -> None:
-        """End the service and remove its directory. Safe at any time, any number of times."""
+    async def aclose(self) -> None:
+        """End the service and remove its directory. Idempotent, also before `start`."""
         process, self._process, self._url = self._process, None, None
         standby, self._standby = self._standby, None
         own_dir, self._own_dir = self._own_dir, None

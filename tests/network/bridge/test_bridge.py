@@ -147,7 +147,7 @@ async def box(engine_service: EngineService) -> AsyncIterator[Box]:
     one = Box(engine, engine_service.image)
     yield one
     await one.remove()
-    await engine.close()
+    await engine.aclose()
 
 
 @pytest.mark.podman

@@ -56,7 +56,7 @@ async def round_trip(plan: ServicePlan, base: Path) -> tuple[int, Path]:
     pid, socket = service.pid, service.url.removeprefix("unix://")
     assert pid is not None
     assert await answers_ping(socket)
-    await service.stop()
+    await service.aclose()
     return pid, Path(socket)
 
 
@@ -83,7 +83,7 @@ async def test_the_service_is_tuned(engine_plan: ServicePlan, short_dir: Path) -
         with PodmanClient(base_url=service.url) as client:
             info = await asyncio.to_thread(client.info)
     finally:
-        await service.stop()
+        await service.aclose()
     assert info["host"]["eventLogger"] == "none"
     assert info["host"]["ociRuntime"]["name"] == engine_plan.oci_runtime
     assert info["store"]["graphRoot"].startswith(str(short_dir / "s"))
@@ -130,10 +130,10 @@ async def test_a_loud_service_does_not_block_and_only_the_tail_is_kept(
 
 async def test_stopping_twice_or_before_the_start_is_fine(engine_plan: ServicePlan, short_dir: Path) -> None:
     service = ManagedService(engine_plan, short_dir / "s", short_dir / "r")
-    await service.stop()
+    await service.aclose()
     await service.start()
-    await service.stop()
-    await service.stop()
+    await service.aclose()
+    await service.aclose()
     with pytest.raises(RuntimeError, match="not running"):
         _ = service.url
 
@@ -148,16 +148,16 @@ async def test_several_services_share_one_storage(engine_plan: ServicePlan, shor
         spec = container_spec(image=DEFAULT_IMAGE, name="shared", namespace="n", owner="o", init=InitPlan())
         created = await second.create_container(spec)
         await second.start_container(created)
-        await services[1].stop()
+        await services[1].aclose()
         [found] = await third.list_containers({"io.fastclaw.namespace": "n"})
         assert (found.id, found.state) == (created, "running")
         await third.remove_container(created)
         assert await first.list_containers({}) == []
         for lifecycle in (first, second, third):
-            await lifecycle.close()
+            await lifecycle.aclose()
     finally:
         for service in services:
-            await service.stop()
+            await service.aclose()
 
 
 @pytest.fixture(params=["setpriv", "python"])
@@ -204,7 +204,7 @@ async def test_without_a_python_there_is_no_janitor(engine_plan: ServicePlan, sh
     service = ManagedService(plan, short_dir / "s", short_dir / "r")
     await service.start()
     assert children() - before == {service.pid}
-    await service.stop()
+    await service.aclose()
 
 
 async def test_a_janitor_that_cannot_be_had_fails_the_start(engine_plan: ServicePlan, short_dir: Path) -> None:
