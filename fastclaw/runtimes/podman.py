@@ -97,9 +97,6 @@ class ContainerRuntime(ManagedRuntime):
         self._why_not_spawn: str | None = None
         self._up: _Up | None = None
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._machine.state.value} {self._up and self._up.containers!r}>"
-
     async def _bring_up(
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
     ) -> Environment:
