@@ -308,7 +308,7 @@ TUNNEL_SPARE_PIPES = 16
 TUNNEL_BURST = 8
 """Steps of one direction before it gives the loop back: a full pipe is two, and a millisecond; others wait so long."""
 
-TUNNEL_EVENTS = 256
+POLLER_EVENTS = 256
 """Sockets dealt with in one turn of the loop: some milliseconds when all are busy."""
 
 TUNNEL_STREAM_BYTES = 8 * MIB

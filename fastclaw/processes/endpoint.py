@@ -26,7 +26,7 @@ from fastclaw.linux.splice import Move, is_holding
 from fastclaw.processes.sockets import Listener, drop_input, is_trusted_peer, turn_away
 
 if TYPE_CHECKING:
-    from fastclaw.linux.poller import Watcher
+    from fastclaw.linux.poller import Poller
     from fastclaw.linux.splice import Move
     from fastclaw.runtime import OnDisconnect
 
@@ -114,7 +114,7 @@ class Endpoint:
         listener: Listener,
         output_fd: int,
         input_fd: int | None,
-        watcher: Watcher,
+        watcher: Poller,
         on_disconnect: OnDisconnect,
     ) -> None:
         self._owner = owner

@@ -262,7 +262,7 @@ class LaneProcess(ABC):
         Parameters:
             owner: is told what becomes of them.
             sockets: `sockets.ProcessSockets`, listening; taken over, unless this fails.
-            watcher: `poller.Watcher`, for them.
+            watcher: `poller.Poller`, for them.
 
         Raises:
             OSError: there is not enough of something.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, RuntimeSdkError
-from fastclaw.linux.poller import Watcher
+from fastclaw.linux.poller import Poller
 from fastclaw.params import (
     check_exec,
     check_offered,
@@ -98,7 +98,7 @@ class ProcessPool:
         self._working_dir = working_dir
         self._base_dir = base_dir
         self._loop = asyncio.get_running_loop()
-        self._watcher = Watcher()
+        self._watcher = Poller()
         self.table = ProcessTable(options)
         self._admission = Admission(shards, max_starting, max_live, options.queue_limit)
         self._starts = StartQueue(self._admission, options.queue_timeout_ms / 1000)

@@ -20,7 +20,7 @@ from fastclaw.processes.lane import Collected, ExitStatus, Grace, LaneProcess, O
 from fastclaw.processes.run_output import OutputStore
 
 if TYPE_CHECKING:
-    from fastclaw.linux.poller import Watcher
+    from fastclaw.linux.poller import Poller
     from fastclaw.processes.lane import Collection, Owner, Streams
     from fastclaw.processes.sockets import ProcessSockets
     from fastclaw.runtime import OnDisconnect
@@ -81,7 +81,7 @@ class LocalStreams:
     __slots__ = ("_is_open", "_looked_at", "_loop", "_outlets", "_owner", "drained")
 
     def __init__(
-        self, owner: Owner, sockets: ProcessSockets, pipes: Pipes, watcher: Watcher, on_disconnect: OnDisconnect
+        self, owner: Owner, sockets: ProcessSockets, pipes: Pipes, watcher: Poller, on_disconnect: OnDisconnect
     ) -> None:
         self._owner = owner
         self._loop = watcher.loop
@@ -180,7 +180,7 @@ class PipedProcess(LaneProcess):
     def _pipes(self) -> Pipes:
         return Pipes(self.stdin_fd, self.stdout_fd, self.stderr_fd)
 
-    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Watcher, on_disconnect: OnDisconnect) -> Streams:
+    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> Streams:
         return LocalStreams(owner, sockets, self._pipes(), watcher, on_disconnect)
 
     def close_streams(self) -> None:

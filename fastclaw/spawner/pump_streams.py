@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from fastclaw.linux.poller import Watcher
+    from fastclaw.linux.poller import Poller
     from fastclaw.processes.lane import Owner
     from fastclaw.processes.sockets import Listener, ProcessSockets
     from fastclaw.runtime import OnDisconnect
@@ -65,7 +65,7 @@ class SpawnStreams:
     )
 
     def __init__(
-        self, pump: Pump, owner: Owner, sockets: ProcessSockets, watcher: Watcher, on_disconnect: OnDisconnect
+        self, pump: Pump, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
     ) -> None:
         self._pump: Pump | None = pump
         self._owner: Owner | None = owner

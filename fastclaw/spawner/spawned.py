@@ -19,7 +19,7 @@ from fastclaw.spawner.pump_streams import SpawnStreams
 if TYPE_CHECKING:
     from fastclaw.linux.cgroups import OomKills
     from fastclaw.linux.executable import Finding
-    from fastclaw.linux.poller import Watcher
+    from fastclaw.linux.poller import Poller
     from fastclaw.processes.lane import Collection, Memory, Owner, StartSpec, Streams
     from fastclaw.processes.sockets import ProcessSockets
     from fastclaw.runtime import OnDisconnect
@@ -108,7 +108,7 @@ class SpawnProcess(LaneProcess):
         self._asked_level = 0
         self._mark = 0 if spawner.memory is None else spawner.memory.mark()
 
-    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Watcher, on_disconnect: OnDisconnect) -> Streams:
+    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> Streams:
         self._streams = SpawnStreams(self, owner, sockets, watcher, on_disconnect)
         return self._streams
 

@@ -8,7 +8,7 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fastclaw.linux.poller import Watcher
+from fastclaw.linux.poller import Poller
 from fastclaw.processes.endpoint import Endpoint
 from fastclaw.processes.sockets import SocketDirectory
 from tests.waiting import until
@@ -138,7 +138,7 @@ class Rig:
         self.changes = 0
         self.then: Callable[[], None] = lambda: None
         self.drained = 0
-        self.watcher = Watcher()
+        self.watcher = Poller()
         self._sockets = directory.open("p")
         self.listener = self._sockets.stdio
         self.path = self.listener.path

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw import limits
-from fastclaw.linux.poller import Watcher
+from fastclaw.linux.poller import Poller
 from fastclaw.processes.lane import Collected, Collection, ExitStatus, Grace
 from fastclaw.processes.relayed_streams import Collector, LocalStreams, OutputBudget, PipedProcess
 from fastclaw.processes.sockets import ProcessSockets, SocketDirectory
@@ -64,7 +64,7 @@ class Scene:
         self.told: list[str] = []
         self.changes = 0
         self.directory = SocketDirectory()
-        self.watcher = Watcher()
+        self.watcher = Poller()
         self.sockets: ProcessSockets = self.directory.open("p")
         self.program = Program(has_stdin=has_stdin)
         streams = self.program.serve(self, self.sockets, self.watcher, on_disconnect)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from fastclaw.errors import ExecFailed, FastclawError
-from fastclaw.linux.poller import Watcher
+from fastclaw.linux.poller import Poller
 from fastclaw.processes import pool as pool_module
 from fastclaw.processes import sockets
 from fastclaw.processes.admission import Admission
@@ -81,19 +81,17 @@ def at_the_serving(error: BaseException) -> Patch:
 
 def at_the_watching(number: int) -> Patch:
     """The kernel refuses to watch the first or second listener (fs.epoll.max_user_watches)."""
-    real = Watcher.watch_listener
+    real = Poller.watch_listener
 
     def apply(patch: pytest.MonkeyPatch, lane: ScriptedLane) -> None:
         seen = itertools.count()
 
-        def watch(self: Watcher, fd: int, callback: Callable[[], None]) -> None:
+        def watch(self: Poller, fd: int, callback: Callable[[], None]) -> None:
             if next(seen) == number:
-                self._callbacks[fd] = callback
-                self._listeners.add(fd)
                 raise full()
             real(self, fd, callback)
 
-        patch.setattr(Watcher, "watch_listener", watch)
+        patch.setattr(Poller, "watch_listener", watch)
 
     return apply
 

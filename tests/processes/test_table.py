@@ -24,7 +24,7 @@ from tests.waiting import turns, until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fastclaw.linux.poller import Watcher
+    from fastclaw.linux.poller import Poller
     from fastclaw.processes.lane import Owner
     from fastclaw.processes.pool import ProcessPool
     from fastclaw.processes.process import Process
@@ -339,7 +339,7 @@ class Answering(ScriptedProcess):
         if self.stdin_fd is not None:
             os.close(self.stdin_fd)
 
-    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Watcher, on_disconnect: OnDisconnect) -> Streams:
+    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> Streams:
         self.streams = SpawnStreams(self, owner, sockets, watcher, on_disconnect)
         return self.streams
 

@@ -16,7 +16,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.linux.poller import Watcher
+from fastclaw.linux.poller import Poller
 from fastclaw.processes.lane import Grace
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.spawner import frames, pump_streams
@@ -115,7 +115,7 @@ class FakePump:
 class Scene:
     """Streams of a process that a fake pump has."""
 
-    def __init__(self, sockets: ProcessSockets, watcher: Watcher, on_disconnect: OnDisconnect) -> None:
+    def __init__(self, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> None:
         self.sockets, self.watcher = sockets, watcher
         self.owner, self.pump = Owner(), FakePump()
         self.streams = SpawnStreams(self.pump, self.owner, sockets, watcher, on_disconnect)
@@ -154,7 +154,7 @@ async def read(client: socket.socket) -> bytes:
 
 @asynccontextmanager
 async def a_scene(short_dir: Path, on_disconnect: OnDisconnect = "eof") -> AsyncIterator[Scene]:
-    directory, watcher = SocketDirectory(short_dir), Watcher()
+    directory, watcher = SocketDirectory(short_dir), Poller()
     scene = Scene(directory.open("p"), watcher, on_disconnect)
     try:
         yield scene
@@ -474,7 +474,7 @@ async def test_closed_when_its_pump_is_free_it_is_told_nothing(short_dir: Path) 
 class Served:
     """A process with streams as the pool gives it some."""
 
-    def __init__(self, process: SpawnProcess, directory: SocketDirectory, watcher: Watcher, how: OnDisconnect) -> None:
+    def __init__(self, process: SpawnProcess, directory: SocketDirectory, watcher: Poller, how: OnDisconnect) -> None:
         self.process, self.owner = process, Owner()
         self.sockets = directory.open("p")
         served = process.serve(self.owner, self.sockets, watcher, how)
@@ -512,7 +512,7 @@ class Stage:
 
     def __init__(self, lane: SpawnLane, short_dir: Path) -> None:
         self._lane, self._short_dir = lane, short_dir
-        self._watcher = Watcher()
+        self._watcher = Poller()
         self._served: list[tuple[Served, SocketDirectory]] = []
 
     async def start(self, *cmd: str, on_disconnect: OnDisconnect = "eof", **more: object) -> Served:

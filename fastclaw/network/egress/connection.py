@@ -73,12 +73,12 @@ class Connection(Session):
             self._tunnel = asked
             await self._loop.sock_sendall(self._near, ESTABLISHED)
             return await self._converse(self._client.unread)
-        self._patience.off()
+        self._idle.off()
         far, address, _ = await self._gate.connect(asked)
         if address is None and not isinstance(asked.host, str):
             address = asked.host
         try:
-            self._patience.moved()
+            self._idle.moved()
             words = self._client.unread
             self._client = None  # no HTTP from here on
             await self._loop.sock_sendall(self._near, ESTABLISHED)
@@ -119,29 +119,29 @@ class Connection(Session):
             if is_request:
                 self.asked = self._tunnel = self.asked._replace(address=address)
                 return await self._converse(words, far)
-        self._patience.moved()
+        self._idle.moved()
         return Joined(far, words)
 
     async def _unless_first(self, far: socket.socket) -> bytes:
         """What the client says, or nothing where the server is quicker."""
-        if await self._waiting.first(self._near, far) is not self._near:
+        if await self._reader.first(self._near, far) is not self._near:
             return b""
-        return await self._waiting.receive(self._near)
+        return await self._reader.receive(self._near)
 
     async def _negotiate(self, far: socket.socket, words: bytes) -> bytes:
         """Pass on a question whether TLS may begin, and return what the client says after the answer to it."""
         while words and any(ask.startswith(words[: len(ask)]) for ask in _SSL_REQUESTS):
             if words in _SSL_REQUESTS:
                 await self._pass_on(far, words)
-                answer = await self._waiting.receive(far)
+                answer = await self._reader.receive(far)
                 self._gate.meter.received(len(answer))
                 await self._loop.sock_sendall(self._near, answer)
-                words = await self._waiting.receive(self._near)
+                words = await self._reader.receive(self._near)
                 if answer[:1] == _MAY_USE_TLS and words and not may_be_tls(words):
                     raise Rejected("bad_request", "what follows PostgreSQL's SSLRequest is no TLS")
             elif len(words) > len(_SSL_REQUESTS[0]):
                 raise Rejected("bad_request", "PostgreSQL's SSLRequest is followed by more before its answer")
-            elif more := await self._waiting.receive(self._near):
+            elif more := await self._reader.receive(self._near):
                 words += more
             else:
                 break

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from fastclaw.network.egress.enforcement import Asked, Gate
     from fastclaw.network.egress.fields import Fields, Injections
     from fastclaw.network.egress.http_peer import Client
+    from fastclaw.network.egress.socket_io import IdleTimeout, SocketReader
     from fastclaw.network.egress.targets import Target
-    from fastclaw.network.egress.waiting import Patience, Waiting
 
 _SWITCHING = 101
 _REPEATABLE = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
@@ -56,7 +56,7 @@ class Site(NamedTuple):
     gate: Gate
     injections: Injections
     rules: bytes
-    waiting: Waiting
+    reader: SocketReader
     idle_s: float
 
     @property
@@ -69,10 +69,10 @@ class Forwarder:
     client: whose requests they are; stays its owner's.
     """
 
-    def __init__(self, client: Client, site: Site, patience: Patience) -> None:
+    def __init__(self, client: Client, site: Site, idle: IdleTimeout) -> None:
         self._client = client
         self._site = site
-        self._patience = patience
+        self._idle = idle
         self._upstream: Upstream | None = None
         self._serves: tuple[str | Address, int] | None = None
         self._injected: Fields = []
@@ -86,7 +86,7 @@ class Forwarder:
 
     def adopt(self, dialled: Dialled, asked: Asked) -> None:
         """Use a connection that was made for `asked`; takes it over."""
-        self._upstream = Upstream(dialled.socket, self._patience, self._site.waiting, self._site.gate.meter)
+        self._upstream = Upstream(dialled.socket, self._idle, self._site.reader, self._site.gate.meter)
         self._serves = None if dialled.address is None else (asked.host, asked.port)
         self._is_proxy = dialled.is_proxy
 
@@ -119,12 +119,12 @@ class Forwarder:
 
     async def _reach(self, asked: Asked) -> Upstream:
         """A connection to the server: the one that stands, if it is still one that may be."""
-        self._patience.off()
+        self._idle.off()
         whom = (asked.host, asked.port)
         if self._upstream is None or whom != self._serves or not await self._may_serve(self._upstream, asked):
             self.close()
             self.adopt(await self._site.gate.connect(asked), asked)
-        self._patience.moved()
+        self._idle.moved()
         assert self._upstream is not None
         return self._upstream
 

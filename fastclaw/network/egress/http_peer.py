@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,10 @@ from fastclaw.network.egress.targets import Rejected
 if TYPE_CHECKING:
     from fastclaw.network.egress.addresses import Address
     from fastclaw.network.egress.policy import Refused
+    from fastclaw.network.egress.socket_io import IdleTimeout, SocketReader
     from fastclaw.network.egress.tunnel import Meter
-    from fastclaw.network.egress.waiting import Patience, Waiting
 
 SPENT = "the sandbox has used up its bytes (options.network.max_bytes)"
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s (socket(7))
 
 
 class UpstreamFailed(Rejected):
@@ -34,21 +31,14 @@ class UpstreamFailed(Rejected):
         super().__init__("unreachable", text)
 
 
-def reset(sock: socket.socket) -> None:
-    """Close so that what was told so far is not taken for all there was to be."""
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    sock.close()
-
-
 class _Peer:
     """Owns its socket, non-blocking, unless somebody takes it over."""
 
-    def __init__(self, sock: socket.socket, http: h11.Connection, patience: Patience, waiting: Waiting) -> None:
+    def __init__(self, sock: socket.socket, http: h11.Connection, idle: IdleTimeout, reader: SocketReader) -> None:
         self.sock = sock
         self.http = http
-        self._patience = patience
-        self._waiting = waiting
+        self._idle = idle
+        self._reader = reader
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -59,15 +49,15 @@ class _Peer:
     async def _event(self) -> Any:
         while (event := self.http.next_event()) is h11.NEED_DATA:
             self.http.receive_data(await self._receive())
-            self._patience.moved()
+            self._idle.moved()
         return event
 
     async def _receive(self) -> bytes:
-        return await self._waiting.receive(self.sock)
+        return await self._reader.receive(self.sock)
 
     async def _send(self, data: bytes) -> None:
         await self._loop.sock_sendall(self.sock, data)
-        self._patience.moved()
+        self._idle.moved()
 
 
 class Client(_Peer):
@@ -78,8 +68,8 @@ class Client(_Peer):
         early: what was read of it before.
     """
 
-    def __init__(self, sock: socket.socket, patience: Patience, waiting: Waiting, early: bytes = b"") -> None:
-        super().__init__(sock, h11.Connection(h11.SERVER, network_limits.EGRESS_HEAD_BYTES), patience, waiting)
+    def __init__(self, sock: socket.socket, idle: IdleTimeout, reader: SocketReader, early: bytes = b"") -> None:
+        super().__init__(sock, h11.Connection(h11.SERVER, network_limits.EGRESS_HEAD_BYTES), idle, reader)
         self._pending = bytearray(early)
         self._method = b""
         self._has_asked = False
@@ -108,7 +98,7 @@ class Client(_Peer):
                     raise Rejected("bad_request", "the connection was closed in the middle of a request's head")
                 return None
             if not pending and self._has_asked:  # the first request has its deadline from the start
-                self._patience.only(network_limits.EGRESS_HEAD_MS / 1000)
+                self._idle.within(network_limits.EGRESS_HEAD_MS / 1000)
             pending += data
         self.http.receive_data(bytes(pending))
         pending.clear()
@@ -170,8 +160,8 @@ class Upstream(_Peer):
         has_spoken: something of the answer came.
     """
 
-    def __init__(self, sock: socket.socket, patience: Patience, waiting: Waiting, meter: Meter) -> None:
-        super().__init__(sock, h11.Connection(h11.CLIENT, network_limits.EGRESS_HEAD_BYTES), patience, waiting)
+    def __init__(self, sock: socket.socket, idle: IdleTimeout, reader: SocketReader, meter: Meter) -> None:
+        super().__init__(sock, h11.Connection(h11.CLIENT, network_limits.EGRESS_HEAD_BYTES), idle, reader)
         self._meter = meter
         self.has_served = self.has_spoken = False
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.linux import splice
 from fastclaw.network.egress.batching import Batching
-from fastclaw.network.egress.readiness import Readiness
+
+if TYPE_CHECKING:
+    from fastclaw.linux.poller import Poller
 
 
 class Pipe:
@@ -37,12 +40,13 @@ class PipePool:
     """Lends pipes.
 
     Parameters:
+        poller: stays its owner's.
         most: pipes lent at a time; further borrowers get none.
     """
 
-    def __init__(self, most: int = limits.TUNNEL_PIPES) -> None:
-        self.readiness = Readiness()
-        self.batching = Batching(self.readiness.loop)
+    def __init__(self, poller: Poller, most: int = limits.TUNNEL_PIPES) -> None:
+        self.poller = poller
+        self.batching = Batching(poller.loop)
         self.buffer = memoryview(bytearray(limits.TUNNEL_BUFFER_BYTES))
         self.lent = 0
         self._most = most if splice.kind() == "splice" else 0
@@ -72,7 +76,6 @@ class PipePool:
 
     def close(self) -> None:
         """Close what is not lent: tunnels end before."""
-        self.readiness.close()
         self.batching.close()
         while self._spare:
             self._spare.pop().close()

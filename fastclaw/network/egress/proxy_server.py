@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from fastclaw import limits, network_limits
+from fastclaw.linux.poller import Poller
 from fastclaw.network.egress.connection import Connection
 from fastclaw.network.egress.dns_server import Names
 from fastclaw.network.egress.enforcement import Gate
@@ -24,9 +25,9 @@ from fastclaw.network.egress.forward import Site
 from fastclaw.network.egress.heads import refusal
 from fastclaw.network.egress.pipes import PipePool
 from fastclaw.network.egress.policy import Refused
+from fastclaw.network.egress.socket_io import SocketReader, close_gently
 from fastclaw.network.egress.transparent import Transparent
 from fastclaw.network.egress.tunnel import Tunnel
-from fastclaw.network.egress.waiting import Waiting, part
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -81,10 +82,11 @@ class Server:
         self._subnet = None if config.subnet is None else ip_network(config.subnet)
         injections = Injections(config.inject)
         self.gate = Gate(config, counters, on_trouble, lookup)
-        self._waiting = Waiting()
-        self._site = Site(self.gate, injections, _rules(config), self._waiting, config.idle_timeout_ms / 1000)
+        self._poller = Poller()
+        self._reader = SocketReader(self._poller)
+        self._site = Site(self.gate, injections, _rules(config), self._reader, config.idle_timeout_ms / 1000)
         self._names = Names(self.gate, self.is_inside)
-        self._pipes = PipePool()
+        self._pipes = PipePool(self._poller)
         self._places: dict[int, _Place] = {}
         self._tasks: set[Task[Any]] = set()
         self._addresses: set[str] = set()
@@ -140,7 +142,7 @@ class Server:
         await self._names.aclose()
         await self.gate.aclose()
         self._pipes.close()
-        self._waiting.close()
+        self._poller.close()
 
     # --- taking in ---
 
@@ -213,7 +215,7 @@ class Server:
     def _turn_away(self, place: _Place, near: socket.socket, why: Coroutine[Any, Any, Refused]) -> None:
         if self._leaving < network_limits.EGRESS_LEAVING:
             self._leaving += 1
-            self._own(place, _see_out(near, self._waiting, why), partial(self._on_seen_out, near))
+            self._own(place, _see_out(near, self._reader, why), partial(self._on_seen_out, near))
         else:
             why.close()
             near.close()
@@ -232,12 +234,12 @@ class Server:
                 self._own(place, self.gate.refuse(asked, "idle_timeout", self._site.idle_text), _nothing)
 
 
-async def _see_out(near: socket.socket, waiting: Waiting, why: Coroutine[Any, Any, Refused]) -> None:
+async def _see_out(near: socket.socket, reader: SocketReader, why: Coroutine[Any, Any, Refused]) -> None:
     """Tell a client that is not served why, whatever it may have asked for."""
     refused = await why
     with suppress(OSError):  # it is gone
         near.send(refusal(refused, has_body=True))
-        await part(near, waiting)
+        await close_gently(near, reader)
 
 
 def _rules(config: EgressConfig) -> bytes:

@@ -16,10 +16,10 @@ from fastclaw.network.egress import tls
 from fastclaw.network.egress.dial import Dialled
 from fastclaw.network.egress.forward import Forwarder, Joined, Site
 from fastclaw.network.egress.heads import is_request
-from fastclaw.network.egress.http_peer import SPENT, Client, reset
+from fastclaw.network.egress.http_peer import SPENT, Client
 from fastclaw.network.egress.policy import Refused
+from fastclaw.network.egress.socket_io import IdleTimeout, close_gently, reset_on_close
 from fastclaw.network.egress.targets import Rejected, check
-from fastclaw.network.egress.waiting import Patience, part
 
 if TYPE_CHECKING:
     import socket
@@ -37,12 +37,12 @@ class Session(ABC):
     near: accepted, non-blocking; closed by `run` unless the client is to be joined with a server.
     """
 
-    _patience: Patience
+    _idle: IdleTimeout
 
     def __init__(self, near: socket.socket, site: Site) -> None:
         self._near = near
         self._gate = site.gate
-        self._waiting = site.waiting
+        self._reader = site.reader
         self._site = site
         self._loop = asyncio.get_running_loop()
         self.asked: Asked | None = None
@@ -60,7 +60,7 @@ class Session(ABC):
         try:
             joined = await self._guarded()
             if joined is None:
-                await part(self._near, self._waiting)
+                await close_gently(self._near, self._reader)
         except (OSError, TimeoutError):
             pass  # the client is gone, or does not read what it is told
         finally:
@@ -71,7 +71,7 @@ class Session(ABC):
     async def _guarded(self) -> Joined | None:
         try:
             async with asyncio.timeout(network_limits.EGRESS_HEAD_MS / 1000) as alarm:
-                self._patience = Patience(alarm, self._site.idle_s)
+                self._idle = IdleTimeout(alarm, self._site.idle_s)
                 return await self._serve()
         except Refused as refused:
             await self._tell(refused)
@@ -92,8 +92,8 @@ class Session(ABC):
             early: what was read before.
             far: to the server that was asked for last, where there is a connection already; taken over.
         """
-        self._client = client = Client(self._near, self._patience, self._waiting, early)
-        forwarder = Forwarder(client, self._site, self._patience)
+        self._client = client = Client(self._near, self._idle, self._reader, early)
+        forwarder = Forwarder(client, self._site, self._idle)
         if far is not None and self.asked is not None:
             forwarder.adopt(Dialled(far, self.asked.address), self.asked)
         try:
@@ -125,13 +125,13 @@ class Session(ABC):
             Rejected: it looks like TLS and cannot be read as a greeting, or ends in its middle.
         """
         if tls.may_be_tls(words):
-            self._patience.only(network_limits.EGRESS_HEAD_MS / 1000)
+            self._idle.within(network_limits.EGRESS_HEAD_MS / 1000)
         try:
             while tls.may_be_tls(words):
                 self._is_tls = True
                 if (hello := tls.sniff(words)) is not None:
                     return hello, words
-                if not (more := await self._waiting.receive(self._near)):
+                if not (more := await self._reader.receive(self._near)):
                     raise ProtocolError("the connection was closed in the middle of a TLS ClientHello")
                 words += more
         except ProtocolError as error:
@@ -152,11 +152,11 @@ class Session(ABC):
         Raises:
             Rejected: it cannot be told.
         """
-        self._patience.only(network_limits.EGRESS_HEAD_MS / 1000)
+        self._idle.within(network_limits.EGRESS_HEAD_MS / 1000)
         while (found := is_request(words)) is None:
             if len(words) > network_limits.EGRESS_HEAD_BYTES:
                 raise Rejected("bad_request", "the first line has no end")
-            if not (more := await self._waiting.receive(self._near)):
+            if not (more := await self._reader.receive(self._near)):
                 return False, words
             words += more
         return found, words
@@ -171,17 +171,17 @@ class Session(ABC):
             words: the greeting and what came behind it.
         """
         self._has_greeted = True
-        self._patience.moved()
+        self._idle.moved()
         await self._pass_on(far, words[: hello.size])
         words, said = await self._hear_server(far, words[hello.size :])
         if not tls.asks_again(said):
             return Joined(far, words, said)
         self._gate.meter.received(len(said))
         await self._loop.sock_sendall(self._near, said)
-        self._patience.only(network_limits.EGRESS_HEAD_MS / 1000)
+        self._idle.within(network_limits.EGRESS_HEAD_MS / 1000)
         try:
             while (again := tls.sniff_again(words)) is None:
-                if not (more := await self._waiting.receive(self._near)):
+                if not (more := await self._reader.receive(self._near)):
                     raise ProtocolError("the connection was closed before the second TLS ClientHello")
                 words += more
         except ProtocolError as error:
@@ -198,17 +198,17 @@ class Session(ABC):
         """
         said, heard = b"", [far, self._near]
         while tls.asks_again(said) is None:
-            if await self._waiting.first(*heard) is far:
-                if not (more := await self._waiting.receive(far)):
+            if await self._reader.first(*heard) is far:
+                if not (more := await self._reader.receive(far)):
                     break
                 said += more
                 continue
-            more = await self._waiting.receive(self._near)
+            more = await self._reader.receive(self._near)
             words += more
             if not more or len(words) > network_limits.TLS_EARLY_BYTES:
                 heard = [far]
             if not more:  # it has left, most likely
-                self._patience.only(network_limits.EGRESS_HEAD_MS / 1000)
+                self._idle.within(network_limits.EGRESS_HEAD_MS / 1000)
         return words, said
 
     async def _pass_on(self, far: socket.socket, data: bytes) -> None:
@@ -224,7 +224,8 @@ class Session(ABC):
             elif self._client is not None and self._client.is_unanswered:
                 await self._client.refuse(refused)
             else:
-                reset(self._near)
+                reset_on_close(self._near)
+                self._near.close()
 
     async def _give_up(self) -> None:
         """Nothing moved for too long. Who has not begun to ask gets no answer."""

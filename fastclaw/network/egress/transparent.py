@@ -52,12 +52,12 @@ class Transparent(Session):
     _port: int
 
     async def _serve(self) -> Joined | None:
-        words = await self._waiting.receive(self._near)
+        words = await self._reader.receive(self._near)
         if not words:
             return None
         destination = original_destination(self._near)
         if destination is None:
-            self._client = Client(self._near, self._patience, self._waiting)
+            self._client = Client(self._near, self._idle, self._reader)
             raise Rejected("bad_target", "this port is for connections that the firewall turns to it")
         self._address, self._port = destination
         is_listed = self._gate.policy.lists(*destination)
@@ -68,7 +68,7 @@ class Transparent(Session):
             is_request, words = await self._is_request(words)
             if not is_request:  # neither: an address that a rule lists needs no name
                 self.asked = Asked("transparent", self._address, self._port, None, self._address)
-                self._patience.off()
+                self._idle.off()
                 return Joined((await self._gate.connect(self.asked)).socket, words)
         return await self._converse(words)
 
@@ -78,7 +78,7 @@ class Transparent(Session):
         except BadHost as error:
             raise Rejected("name_mismatch", f"the TLS server name is none: {error}") from error
         self.asked = Asked("transparent", host, self._port, None, self._address)
-        self._patience.off()
+        self._idle.off()
         far = (await self._gate.connect(self.asked)).socket
         try:
             return await self._join_tls(far, hello, words)

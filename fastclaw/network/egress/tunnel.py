@@ -13,19 +13,19 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 from typing import TYPE_CHECKING, Protocol
 
 from fastclaw import limits
-from fastclaw.network.egress.readiness import BROKEN, ENDED, READABLE, WRITABLE, Readiness
+from fastclaw.linux.poller import BROKEN, EDGES, EDGES_BOTH_WAYS, ENDED, READABLE, WRITABLE
+from fastclaw.network.egress.socket_io import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastclaw.linux.poller import Poller
     from fastclaw.network.egress.pipes import Pipe, PipePool
 
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s (socket(7))
 _NOTHING = memoryview(b"")
 
 
@@ -50,14 +50,14 @@ class _End:
     """
 
     __slots__ = (
-        "_readiness", "_watches_writing", "fd", "has_ended", "has_hung_up", "is_cut", "is_gone", "is_readable",
+        "_poller", "_watches_writing", "fd", "has_ended", "has_hung_up", "is_cut", "is_gone", "is_readable",
         "is_writable", "socket",
     )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, readiness: Readiness) -> None:
+    def __init__(self, sock: socket.socket, poller: Poller) -> None:
         self.socket = sock
         self.fd = sock.fileno()
-        self._readiness = readiness
+        self._poller = poller
         self._watches_writing = False
         self.is_readable = False
         self.is_writable = True
@@ -79,7 +79,7 @@ class _End:
         self.is_writable = False
         if not self._watches_writing:
             self._watches_writing = True
-            self._readiness.watch_writing(self.fd)
+            self._poller.change(self.fd, EDGES_BOTH_WAYS)
 
     def refused_write(self) -> None:
         """A write failed; what can still be read of it is worth reading, and an event says so."""
@@ -92,7 +92,7 @@ class _End:
 
     def close(self) -> None:
         """Close it."""
-        self._readiness.forget(self.fd)
+        self._poller.forget(self.fd)
         self.socket.close()
 
 
@@ -261,7 +261,7 @@ class Tunnel:
         on_end: called exactly once, when both are closed; never from within `start`.
     """
 
-    __slots__ = ("_far", "_near", "_on_end", "_readiness", "_to_far", "_to_near", "last_moved")
+    __slots__ = ("_far", "_near", "_on_end", "_poller", "_to_far", "_to_near", "last_moved")
 
     def __init__(
         self,
@@ -271,13 +271,13 @@ class Tunnel:
         meter: Meter,
         on_end: Callable[[Tunnel], None],
     ) -> None:
-        self._readiness = pipes.readiness
-        self._near = _End(near, self._readiness)
-        self._far = _End(far, self._readiness)
+        self._poller = pipes.poller
+        self._near = _End(near, self._poller)
+        self._far = _End(far, self._poller)
         self._to_far = _Way(self._near, self._far, pipes, meter.sent)
         self._to_near = _Way(self._far, self._near, pipes, meter.received)
         self._on_end: Callable[[Tunnel], None] | None = on_end
-        self.last_moved = self._readiness.loop.time()
+        self.last_moved = self._poller.loop.time()
         """When something last happened, in seconds of the loop's clock."""
 
     def start(self, *, to_far: bytes = b"", to_near: bytes = b"") -> None:
@@ -289,13 +289,13 @@ class Tunnel:
         self._to_far.hold(to_far)
         self._to_near.hold(to_near)
         try:
-            self._readiness.watch(self._near.fd, self._on_near)
-            self._readiness.watch(self._far.fd, self._on_far)
+            self._poller.watch(self._near.fd, EDGES, self._on_near)
+            self._poller.watch(self._far.fd, EDGES, self._on_far)
         except OSError:  # no memory for it
-            self._readiness.again(self.close)
+            self._poller.again(self.close)
             return
         if to_far or to_near:
-            self._readiness.again(self._run)
+            self._poller.again(self._run)
 
     def close(self) -> None:
         """Cut both directions, if they have not ended yet. Idempotent."""
@@ -310,7 +310,7 @@ class Tunnel:
         self._run()
 
     def _run(self) -> None:
-        self.last_moved = self._readiness.loop.time()
+        self.last_moved = self._poller.loop.time()
         has_more = self._to_far.pump()
         has_more = self._to_near.pump() or has_more
         if self._near.is_gone:
@@ -322,7 +322,7 @@ class Tunnel:
         elif self._to_far.is_over and self._to_near.is_over:
             self._end(is_cut=self._near.is_cut or self._far.is_cut)
         elif has_more:
-            self._readiness.again(self._run)
+            self._poller.again(self._run)
 
     def _end(self, *, is_cut: bool) -> None:
         on_end, self._on_end = self._on_end, None
@@ -332,7 +332,6 @@ class Tunnel:
         self._to_near.finish()
         for end in (self._near, self._far):
             if is_cut:
-                with contextlib.suppress(OSError):
-                    end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                reset_on_close(end.socket)
             end.close()
         on_end(self)

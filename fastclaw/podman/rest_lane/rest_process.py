@@ -32,7 +32,7 @@ from fastclaw.processes.relayed_streams import Collector, PipedProcess
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from fastclaw.linux.poller import Watcher
+    from fastclaw.linux.poller import Poller
     from fastclaw.podman.rest_lane.attached import Attached
     from fastclaw.podman.rest_lane.start_proof import Started
     from fastclaw.processes.lane import Collected, Collection, Ooms, Owner, Streams
@@ -135,7 +135,7 @@ class RestProcess(PipedProcess):
         if ended and self._pidfd < 0:
             self._learn()
 
-    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Watcher, on_disconnect: OnDisconnect) -> Streams:
+    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> Streams:
         """As `LaneProcess`."""
         self._owner = owner
         return super().serve(owner, sockets, watcher, on_disconnect)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import limits
+from fastclaw.linux.poller import EDGES
 from fastclaw.network.egress.batching import Batching
-from fastclaw.network.egress.readiness import Readiness
 from tests.waiting import turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from fastclaw.linux.poller import Poller
 
 
 class Source:
@@ -98,29 +100,25 @@ async def test_to_join_twice_is_to_join_once(batching: Batching, source: Source)
     assert source.streak == before // 2
 
 
-async def test_less_than_a_batch_is_told_all_the_same(batching: Batching, source: Source) -> None:
-    readiness = Readiness()
+async def test_less_than_a_batch_is_told_all_the_same(poller: Poller, batching: Batching, source: Source) -> None:
     told = asyncio.Event()
-    readiness.watch(source.socket.fileno(), lambda events: told.set())
+    poller.watch(source.socket.fileno(), EDGES, lambda events: told.set())
     batching.join(source)
     source.peer.send(b"the rest")
     await turns(5)
     assert not told.is_set() or source.wakes_for == 1
     async with asyncio.timeout(5):
         await told.wait()
-    readiness.close()
 
 
-async def test_an_end_is_told_at_once(batching: Batching, source: Source) -> None:
-    readiness = Readiness()
+async def test_an_end_is_told_at_once(poller: Poller, batching: Batching, source: Source) -> None:
     told = asyncio.Event()
-    readiness.watch(source.socket.fileno(), lambda events: told.set())
+    poller.watch(source.socket.fileno(), EDGES, lambda events: told.set())
     batching.join(source)
     source.peer.send(b"the rest")
     source.peer.shutdown(socket.SHUT_WR)
     await turns(5)
     assert told.is_set()
-    readiness.close()
 
 
 async def test_one_that_was_closed_is_forgotten(batching: Batching, source: Source) -> None:

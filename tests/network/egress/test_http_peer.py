@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import h11
 import pytest
 
-from fastclaw.network.egress.http_peer import Client, Upstream, UpstreamFailed, reset
+from fastclaw.linux.poller import Poller
+from fastclaw.network.egress.http_peer import Client, Upstream, UpstreamFailed
 from fastclaw.network.egress.policy import Refused
+from fastclaw.network.egress.socket_io import IdleTimeout, SocketReader
 from fastclaw.network.egress.targets import Rejected
-from fastclaw.network.egress.waiting import Patience, Waiting
 from tests.network.egress.rig import listening, request
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ class Budget:
 @asynccontextmanager
 async def a_client(early: bytes = b"") -> AsyncIterator[tuple[Client, socket.socket]]:
     ours, theirs = socket.socketpair()
-    with ours, theirs, closing(Waiting()) as waiting:
+    with ours, theirs, closing(Poller()) as poller:
         ours.setblocking(False)
         async with asyncio.timeout(20) as alarm:
-            yield Client(ours, Patience(alarm, 20), waiting, early), theirs
+            yield Client(ours, IdleTimeout(alarm, 20), SocketReader(poller), early), theirs
 
 
 @asynccontextmanager
@@ -58,9 +59,9 @@ async def an_upstream(budget: Budget | None = None) -> AsyncIterator[tuple[Upstr
     with listening() as listener, socket.create_connection(listener.getsockname()) as ours:
         theirs, _ = listener.accept()
         ours.setblocking(False)
-        with theirs, closing(Waiting()) as waiting:
+        with theirs, closing(Poller()) as poller:
             async with asyncio.timeout(20) as alarm:
-                yield Upstream(ours, Patience(alarm, 20), waiting, budget or Budget()), theirs
+                yield Upstream(ours, IdleTimeout(alarm, 20), SocketReader(poller), budget or Budget()), theirs
 
 
 async def ask(upstream: Upstream) -> None:
@@ -135,13 +136,6 @@ async def test_a_refusal_fits_the_request(method: str, body: bytes) -> None:
         await client.request()
         await client.refuse(Refused("too_fast", "no"))
         assert theirs.recv(1000).partition(b"\r\n\r\n")[2] == body
-
-
-async def test_a_reset_does_not_look_like_an_end() -> None:
-    with listening() as listener, socket.create_connection(listener.getsockname()) as theirs:
-        reset(listener.accept()[0])
-        with pytest.raises(ConnectionResetError):
-            theirs.recv(1)
 
 
 # --- a server ---

@@ -17,10 +17,12 @@ from tests.balance import descriptors_left, open_descriptors
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from fastclaw.linux.poller import Poller
+
 
 @pytest.fixture
-async def pool() -> AsyncIterator[PipePool]:
-    made = PipePool()
+async def pool(poller: Poller) -> AsyncIterator[PipePool]:
+    made = PipePool(poller)
     yield made
     made.close()
 
@@ -59,8 +61,8 @@ async def test_nobody_gets_the_bytes_of_another(pool: PipePool) -> None:
     pool.give_back(other)
 
 
-async def test_there_are_so_many_and_no_more() -> None:
-    pool = PipePool(2)
+async def test_there_are_so_many_and_no_more(poller: Poller) -> None:
+    pool = PipePool(poller, 2)
     first, second = lend(pool), lend(pool)
     assert pool.borrow() is None
     pool.give_back(first)
@@ -88,8 +90,8 @@ async def test_without_descriptors_there_is_none_until_there_are(pool: PipePool)
     pool.give_back(lend(pool))
 
 
-async def test_where_splice_is_refused_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_splice_is_refused_there_are_none(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splice, "kind", lambda: "copy")
-    pool = PipePool()
+    pool = PipePool(poller)
     assert pool.borrow() is None
     pool.close()

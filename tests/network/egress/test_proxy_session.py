@@ -11,13 +11,14 @@ import h11
 import pytest
 
 from fastclaw import network_limits
+from fastclaw.linux.poller import Poller
 from fastclaw.network.egress.counters import Counters
 from fastclaw.network.egress.enforcement import Asked, Gate
 from fastclaw.network.egress.fields import Injections
 from fastclaw.network.egress.forward import Forwarder, Joined, Site
 from fastclaw.network.egress.proxy_session import TLS_DENIED, Session
+from fastclaw.network.egress.socket_io import SocketReader
 from fastclaw.network.egress.targets import Rejected
-from fastclaw.network.egress.waiting import Waiting
 from tests.network.egress.rig import config, request
 from tests.network.egress.test_connection import client_hello
 
@@ -32,7 +33,7 @@ class Script(Session):
 
     async def _serve(self) -> Joined | None:
         if self._near.recv(1, socket.MSG_PEEK) == b"\x16":
-            hello, words = await self._hello(await self._waiting.receive(self._near), is_listed=False)
+            hello, words = await self._hello(await self._reader.receive(self._near), is_listed=False)
             assert hello is not None
             raise Rejected("no_name", f"{hello.name} {len(words)}")
         return await self._converse()
@@ -54,7 +55,7 @@ class Script(Session):
                 raise ConnectionResetError
             case b"/silent":
                 self.asked = Asked("http", "a.test", 80)
-                self._patience.moved()
+                self._idle.moved()
                 await asyncio.Event().wait()
         return None
 
@@ -86,12 +87,12 @@ class Stage:
 @asynccontextmanager
 async def a_stage(idle_s: float = 20) -> AsyncIterator[Stage]:
     counters = Counters.create()
-    gate, waiting = Gate(config(), counters, print), Waiting()
+    gate, poller = Gate(config(), counters, print), Poller()
     try:
-        yield Stage(counters, Site(gate, Injections([]), b"", waiting, idle_s))
+        yield Stage(counters, Site(gate, Injections([]), b"", SocketReader(poller), idle_s))
     finally:
         await gate.aclose()
-        waiting.close()
+        poller.close()
         counters.close()
 
 

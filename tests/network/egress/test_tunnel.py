@@ -23,10 +23,12 @@ from tests.waiting import turns
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from fastclaw.linux.poller import Poller
+
 
 @pytest.fixture(params=["splice", "copy"])
-async def pool(request: pytest.FixtureRequest) -> AsyncIterator[PipePool]:
-    made = PipePool() if request.param == "splice" else PipePool(0)
+async def pool(request: pytest.FixtureRequest, poller: Poller) -> AsyncIterator[PipePool]:
+    made = PipePool(poller) if request.param == "splice" else PipePool(poller, 0)
     yield made
     assert made.lent == 0
     made.close()
@@ -94,8 +96,8 @@ async def test_a_bulk_transfer_is_whole(pool: PipePool) -> None:
     rig.close()
 
 
-async def test_the_rest_of_a_stream_arrives_while_its_sender_stays() -> None:
-    pool = PipePool()
+async def test_the_rest_of_a_stream_arrives_while_its_sender_stays(poller: Poller) -> None:
+    pool = PipePool(poller)
     rig = Rig("tcp", pool)
     rig.tunnel.start()
     seen = set()
@@ -323,8 +325,8 @@ async def test_closed_before_its_start_it_ends_once(pool: PipePool) -> None:
     rig.close()
 
 
-async def test_without_descriptors_for_pipes_it_copies(kind: Kind) -> None:
-    pool = PipePool()
+async def test_without_descriptors_for_pipes_it_copies(kind: Kind, poller: Poller) -> None:
+    pool = PipePool(poller)
     rig = Rig(kind, pool)
     rig.tunnel.start()
     data = random.Random(3).randbytes(4 * MIB)
@@ -339,8 +341,8 @@ async def test_without_descriptors_for_pipes_it_copies(kind: Kind) -> None:
     pool.close()
 
 
-async def test_pipes_are_bounded_and_all_slow_readers_get_everything() -> None:
-    pool = PipePool(3)
+async def test_pipes_are_bounded_and_all_slow_readers_get_everything(poller: Poller) -> None:
+    pool = PipePool(poller, 3)
     rigs = [Rig("unix", pool) for _ in range(8)]
     taken = []
     for rig in rigs:
@@ -367,8 +369,8 @@ async def test_little_needs_no_pipe_and_an_idle_one_holds_two_descriptors(rig: R
     assert len(open_descriptors()) == before
 
 
-async def test_after_bulk_little_goes_without_a_pipe_again(kind: Kind) -> None:
-    pool = PipePool()
+async def test_after_bulk_little_goes_without_a_pipe_again(kind: Kind, poller: Poller) -> None:
+    pool = PipePool(poller)
     rig = Rig(kind, pool)
     rig.tunnel.start()
     borrowed = count_borrowing(pool)
@@ -448,7 +450,7 @@ async def test_what_the_kernel_refuses_to_watch_ends(pool: PipePool, monkeypatch
     def refuse(*_: object) -> None:
         raise OSError(28, "no watch left")
 
-    monkeypatch.setattr(pool.readiness, "watch", refuse)
+    monkeypatch.setattr(pool.poller, "watch", refuse)
     rig.tunnel.start()
     assert rig.ends == 0
     await rig.has_ended()

@@ -15,7 +15,7 @@ from podman import PodmanClient
 
 from fastclaw.errors import ExecFailed
 from fastclaw.linux import pidfd
-from fastclaw.linux.poller import Watcher
+from fastclaw.linux.poller import Poller
 from fastclaw.podman.rest_lane import rest_process
 from fastclaw.podman.rest_lane.attached import Attached
 from fastclaw.podman.rest_lane.local_tree import end_tree
@@ -285,7 +285,7 @@ async def test_an_engine_that_sleeps_when_the_tree_is_gone_is_not_waited_for(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rest_process, "PUMP_LOOK_MS", LOOK_MS)
-    owner, directory, watcher = Told(), SocketDirectory(), Watcher()
+    owner, directory, watcher = Told(), SocketDirectory(), Poller()
     with subprocess.Popen(["sleep", "100"]) as child:  # noqa: ASYNC220 - a fork takes no time worth waiting for
         async with stand_in(short_dir, answering(), held(child.pid)) as (process, engine):
             sockets = directory.open("p")
