@@ -4,8 +4,9 @@ Layouts and numbers as of rtnetlink(7), netlink(7) and the kernel's include/uapi
 integers are in the host's byte order. Each message that changes something asks for an acknowledgement.
 """
 
+import errno
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from fastclaw.errors import ProtocolError
 
@@ -17,7 +18,7 @@ _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _ERRNO = struct.Struct("=i")
 
 _ERROR = 2
-_NEW_LINK, _DEL_LINK, _GET_LINK, _NEW_ADDRESS, _NEW_ROUTE = 16, 17, 18, 20, 24
+_NEW_LINK, _DEL_LINK, _GET_LINK, _NEW_ADDRESS, _NEW_ROUTE, _GET_ROUTE = 16, 17, 18, 20, 24, 26
 _REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 
 _UP = 1
@@ -30,8 +31,11 @@ _PORT_ISOLATED = 33
 _OPERATIONAL = 6  # IF_OPER_UP (RFC 2863, ifOperStatus)
 
 _AF_UNSPEC, _AF_INET = 0, 2
+_FAMILY = {4: _AF_INET, 6: 10}
 _LOCAL, _IFA_ADDRESS, _BROADCAST = 2, 1, 4
-_GATEWAY = 5
+_DESTINATION, _GATEWAY = 1, 5
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES)
+"""No route; and an unreachable, a blackhole and a prohibit route (ip-route(8))."""
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _UNICAST = 254, 4, 0, 1
 
 
@@ -96,6 +100,39 @@ def default_route(gateway: IPv4Address) -> bytes:
     return _message(_NEW_ROUTE, _CREATE | _REPLACE, route + _attribute(_GATEWAY, gateway.packed))
 
 
+def get_route(address: IPv4Address | IPv6Address, sequence: int) -> bytes:
+    """Ask which way packets to an address would go; `is_routed_away` reads the answer. It sends nothing.
+
+    Parameters:
+        sequence: 32 bits that the answer has too (`sequence_of`).
+    """
+    route = _ROUTE.pack(_FAMILY[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    return _message(_GET_ROUTE, 0, route + _attribute(_DESTINATION, address.packed), acknowledge=False, number=sequence)
+
+
+def sequence_of(frame: bytes) -> int:
+    """Which message an answer is for.
+
+    Raises:
+        ProtocolError: it is no answer.
+    """
+    _parse(frame)
+    return int(_HEADER.unpack_from(frame)[3])
+
+
+def is_routed_away(frame: bytes) -> bool:
+    """Whether packets would leave this host for one other, or have no way: what the answer to `get_route` says. False:
+    they would be delivered here, or to several (a broadcast), or it says neither.
+
+    Raises:
+        ProtocolError: it is no answer.
+    """
+    kind, body = _parse(frame)
+    if kind == _ERROR and len(body) >= _ERRNO.size:  # connecting would fail just so
+        return -_ERRNO.unpack_from(body)[0] in _NO_WAY
+    return kind == _NEW_ROUTE and len(body) >= _ROUTE.size and _ROUTE.unpack_from(body)[7] == _UNICAST
+
+
 def parse_ack(frame: bytes) -> int:
     """What the kernel made of a message: 0, or an errno.
 
@@ -130,7 +167,7 @@ def is_operational(frame: bytes) -> bool:
     return False
 
 
-_SENSELESS = "the kernel's answer about a network interface makes no sense"
+_SENSELESS = "the kernel's answer about a network interface or route makes no sense"
 
 
 def _parse(frame: bytes) -> tuple[int, bytes]:
@@ -141,9 +178,9 @@ def _parse(frame: bytes) -> tuple[int, bytes]:
     return kind, frame[_HEADER.size : length]
 
 
-def _message(kind: int, flags: int, body: bytes, *, acknowledge: bool = True) -> bytes:
+def _message(kind: int, flags: int, body: bytes, *, acknowledge: bool = True, number: int = 0) -> bytes:
     flags |= _REQUEST | (_ACK if acknowledge else 0)
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, number, 0) + body
 
 
 def _link(index: int = 0, *, flags: int = 0) -> bytes:

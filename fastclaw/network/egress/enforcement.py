@@ -14,7 +14,7 @@ from fastclaw import network_limits
 from fastclaw.network.egress.addresses import HOST_ADDRESSES, HOST_NAMES, is_special, parse_host, show
 from fastclaw.network.egress.audit_log import Decision, Journal
 from fastclaw.network.egress.dial import Dialled, dial
-from fastclaw.network.egress.local_addresses import OwnAddresses
+from fastclaw.network.egress.local_addresses import LocalAddresses
 from fastclaw.network.egress.policy import ANY_PORT, Policy, Refused
 from fastclaw.network.egress.quota import Quota
 from fastclaw.network.egress.resolver import Resolver
@@ -111,7 +111,7 @@ class Gate:
 
     Raises:
         InvalidParams: a rule is none.
-        OSError: the kernel gives no socket to ask for own addresses.
+        OSError: the kernel gives no socket to ask for local addresses.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Gate:
         self._answered: OrderedDict[tuple[str, Address], float] = OrderedDict()  # its end in loop time; soonest first
         self._crowd: dict[Reason, int] = {}
         self._telling: asyncio.Task[None] | None = None
-        self._own = OwnAddresses()
+        self._local = LocalAddresses()
         self._resolver = Resolver(self._timeout_s, lookup)
         log = config.log
         self._journal = None if log is None else Journal(log, config.log_max_bytes, counters, on_trouble)
@@ -148,7 +148,7 @@ class Gate:
             await asyncio.wait((telling,))
         if self._journal is not None:
             await self._journal.aclose()
-        self._own.close()
+        self._local.close()
 
     # --- connections of clients ---
 
@@ -279,7 +279,7 @@ class Gate:
 
     def _outwards(self, admitted: _Admitted) -> _Admitted:
         """What a rule lists as a special address is this side of the proxy outside, the host's loopback among it."""
-        if self.upstream is None or any(is_special(one) or self._own.has(one) for one in admitted.addresses):
+        if self.upstream is None or any(is_special(one) or self._local.has(one) for one in admitted.addresses):
             return admitted
         return admitted._replace(upstream=self.upstream)
 
@@ -319,7 +319,7 @@ class Gate:
             Refused: it lets none; with what it says of the first.
         """
         judge = self.policy.judge_address
-        judged = [(address, judge(host, address, port, is_own=self._own.has(address))) for address in found]
+        judged = [(address, judge(host, address, port, is_local=self._local.has(address))) for address in found]
         passed = [(address, verdict) for address, verdict in judged if verdict.reason is None]
         _, first = (passed or judged)[0]
         _pass(first)

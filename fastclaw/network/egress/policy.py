@@ -136,18 +136,18 @@ class Policy:
             port: or `ANY_PORT`.
         """
         if not isinstance(host, str):
-            return self.judge_address(host, host, port, is_own=False)
+            return self.judge_address(host, host, port, is_local=False)
         return _verdict(*_decide(self._deny.of_name(host), self._allowing_name(host), port), _where(host, port))
 
-    def judge_address(self, host: str | Address, address: Address, port: int, *, is_own: bool) -> Verdict:
+    def judge_address(self, host: str | Address, address: Address, port: int, *, is_local: bool) -> Verdict:
         """Whether one address of a target may be connected to: it is listed, or it is public and the target is allowed.
 
         Parameters:
             host: the name that has this address, or the address.
             port: or `ANY_PORT`.
-            is_own: it is one of this host's own.
+            is_local: it is one of this host's own.
         """
-        kind = special_kind(address) or ("this host's own" if is_own else None)
+        kind = special_kind(address) or ("this host's own" if is_local else None)
         denying, allowing = self._denying(address), self._allowing(address, is_closed=kind is not None)
         where = _where(host, port)
         if isinstance(host, str):

@@ -17,18 +17,18 @@ from fastclaw.network.egress.policy import ANY_PORT, REASONS, STATUS, Policy, Re
 PUBLIC = ip_address("8.8.8.8")
 
 
-def judge(policy: Policy, host: str, port: int = 443, *, is_own: bool = False) -> str | None:
+def judge(policy: Policy, host: str, port: int = 443, *, is_local: bool = False) -> str | None:
     """The reason against a target as a client writes it; None: it is allowed."""
     target = parse_host(host)
     if not isinstance(target, str):
-        assert policy.judge_host(target, port) == policy.judge_address(target, target, port, is_own=False)
-        return policy.judge_address(target, target, port, is_own=is_own).reason
+        assert policy.judge_host(target, port) == policy.judge_address(target, target, port, is_local=False)
+        return policy.judge_address(target, target, port, is_local=is_local).reason
     return policy.judge_host(target, port).reason
 
 
-def judge_answer(policy: Policy, host: str, address: str, port: int = 443, *, is_own: bool = False) -> str | None:
+def judge_answer(policy: Policy, host: str, address: str, port: int = 443, *, is_local: bool = False) -> str | None:
     """The reason against an address that a name has."""
-    return policy.judge_address(host, ip_address(address), port, is_own=is_own).reason
+    return policy.judge_address(host, ip_address(address), port, is_local=is_local).reason
 
 
 # --- plain cases ---
@@ -130,7 +130,7 @@ def test_what_a_rule_lists_may_be_reached(rule: str, address: str) -> None:
     policy = Policy(["a.example", rule])
     assert judge(policy, address) is None
     assert judge_answer(policy, "a.example", address) is None
-    assert policy.judge_address("a.example", ip_address(address), 443, is_own=True).rule == rule
+    assert policy.judge_address("a.example", ip_address(address), 443, is_local=True).rule == rule
     assert policy.lists(ip_address(address), 443)
     assert not policy.lists(ip_address(address), 8080)
     assert judge(policy, address, 8080) == "special_address"
@@ -138,11 +138,11 @@ def test_what_a_rule_lists_may_be_reached(rule: str, address: str) -> None:
 
 def test_the_hosts_own_addresses_must_be_listed_themselves() -> None:
     policy = Policy(["*", "a.example", "8.8.8.0/24", "9.9.9.9"])
-    assert judge(policy, "8.8.8.8", is_own=True) == "special_address"
-    assert judge_answer(policy, "a.example", "8.8.8.8", is_own=True) == "special_address"
-    assert judge(policy, "9.9.9.9", is_own=True) is None
-    assert judge_answer(policy, "a.example", "9.9.9.9", is_own=True) is None
-    verdict = policy.judge_address("a.example", PUBLIC, 443, is_own=True)
+    assert judge(policy, "8.8.8.8", is_local=True) == "special_address"
+    assert judge_answer(policy, "a.example", "8.8.8.8", is_local=True) == "special_address"
+    assert judge(policy, "9.9.9.9", is_local=True) is None
+    assert judge_answer(policy, "a.example", "9.9.9.9", is_local=True) is None
+    verdict = policy.judge_address("a.example", PUBLIC, 443, is_local=True)
     assert "a.example:443 (8.8.8.8) is this host's own" in verdict.text
 
 
@@ -235,13 +235,13 @@ def fits(rule: str, host: str | Address, port: int, *, deny: bool = False, close
     return not isinstance(host, str) and host in ip_network(host_text)
 
 
-def naive(allow: list[str], deny: list[str], asked: list[str | Address], port: int, *, is_own: bool) -> str | None:
+def naive(allow: list[str], deny: list[str], asked: list[str | Address], port: int, *, is_local: bool) -> str | None:
     """The same decision rule by rule. Asked is a name, an address, or both."""
     within = [inner for host in asked if not isinstance(host, str) and (inner := embedded_v4(host))]
     if any(fits(rule, host, port, deny=True) for rule in deny for host in [*asked, *within]):
         return "denied"
     addresses = [plain(host) for host in asked if not isinstance(host, str)]
-    closed = any(is_own or is_special(address) for address in addresses)
+    closed = any(is_local or is_special(address) for address in addresses)
     hosts = addresses if closed else [*addresses, *(host for host in asked if isinstance(host, str))]
     if any(fits(rule, host, port, closed=closed) for rule in allow for host in hosts):
         return None
@@ -250,29 +250,29 @@ def naive(allow: list[str], deny: list[str], asked: list[str | Address], port: i
 
 @given(rule_lists, rule_lists, targets, st.sampled_from(ASKED))
 def test_a_target_against_the_model(allow: list[str], deny: list[str], host: str | Address, port: int) -> None:
-    assert Policy(allow, deny).judge_host(host, port).reason == naive(allow, deny, [host], port, is_own=False)
+    assert Policy(allow, deny).judge_host(host, port).reason == naive(allow, deny, [host], port, is_local=False)
 
 
 @given(
     rule_lists, rule_lists, st.sampled_from(NAMES), st.sampled_from(ADDRESSES), st.sampled_from(ASKED), st.booleans()
 )
 def test_an_answer_against_the_model(
-    allow: list[str], deny: list[str], name: str, address: Address, port: int, is_own: bool
+    allow: list[str], deny: list[str], name: str, address: Address, port: int, is_local: bool
 ) -> None:
     policy = Policy(allow, deny)
-    expected = naive(allow, deny, [name, address], port, is_own=is_own)
-    assert policy.judge_address(name, address, port, is_own=is_own).reason == expected
-    alone = naive(allow, deny, [address], port, is_own=is_own)
-    assert policy.judge_address(address, address, port, is_own=is_own).reason == alone
+    expected = naive(allow, deny, [name, address], port, is_local=is_local)
+    assert policy.judge_address(name, address, port, is_local=is_local).reason == expected
+    alone = naive(allow, deny, [address], port, is_local=is_local)
+    assert policy.judge_address(address, address, port, is_local=is_local).reason == alone
 
 
 @given(rule_lists, targets, st.sampled_from(ADDRESSES), st.sampled_from(ASKED), st.booleans())
-def test_deny_wins(rules: list[str], host: str | Address, address: Address, port: int, is_own: bool) -> None:
+def test_deny_wins(rules: list[str], host: str | Address, address: Address, port: int, is_local: bool) -> None:
     """What is allowed and denied by the same words is never allowed."""
     policy = Policy(rules, rules)
     own = host if not isinstance(host, str) else address
     assert policy.judge_host(host, port).reason is not None
-    assert policy.judge_address(host, own, port, is_own=is_own).reason is not None
+    assert policy.judge_address(host, own, port, is_local=is_local).reason is not None
     assert not isinstance(host, str) or policy.knows_name(host).reason is not None
     assert not policy.allows_plain_http(host)
 
@@ -295,12 +295,13 @@ def test_the_order_of_rules_does_not_matter(
 ) -> None:
     one, other = (Policy(*rules) for rules in zip(allow, deny, strict=True))
     assert one.judge_host(host, port) == other.judge_host(host, port)
-    assert one.judge_address(host, PUBLIC, port, is_own=False) == other.judge_address(host, PUBLIC, port, is_own=False)
+    judged = [policy.judge_address(host, PUBLIC, port, is_local=False) for policy in (one, other)]
+    assert judged[0] == judged[1]
 
 
 @given(rule_lists, rule_lists, targets, st.sampled_from(ADDRESSES), st.booleans())
 def test_any_port_is_one_of_all(
-    allow: list[str], deny: list[str], host: str | Address, address: Address, is_own: bool
+    allow: list[str], deny: list[str], host: str | Address, address: Address, is_local: bool
 ) -> None:
     policy = Policy(allow, deny)
     open_ports = [port for port in ASKED if policy.judge_host(host, port).reason is None]
@@ -309,14 +310,14 @@ def test_any_port_is_one_of_all(
     if isinstance(host, str):
         assert policy.knows_name(host) == policy.judge_host(host, ANY_PORT)
     address = address if isinstance(host, str) else host
-    reasons = [policy.judge_address(host, address, port, is_own=is_own).reason for port in ASKED]
-    assert (policy.judge_address(host, address, ANY_PORT, is_own=is_own).reason is None) == (None in reasons)
+    reasons = [policy.judge_address(host, address, port, is_local=is_local).reason for port in ASKED]
+    assert (policy.judge_address(host, address, ANY_PORT, is_local=is_local).reason is None) == (None in reasons)
 
 
 @given(rule_lists, targets, st.sampled_from(ADDRESSES), st.sampled_from([*ASKED, ANY_PORT]))
 def test_texts_are_one_line(rules: list[str], host: str | Address, address: Address, port: int) -> None:
     policy = Policy(rules, rules[:1])
-    for verdict in (policy.judge_host(host, port), policy.judge_address(host, address, port, is_own=True)):
+    for verdict in (policy.judge_host(host, port), policy.judge_address(host, address, port, is_local=True)):
         assert verdict.text.isascii()
         assert verdict.text.isprintable()
         assert (verdict.rule is not None) == (verdict.reason in (None, "denied"))
@@ -327,7 +328,7 @@ def test_texts_are_one_line(rules: list[str], host: str | Address, address: Addr
 def test_who_asks_for_the_hosts_loopback_is_told_the_way_that_there_is(address: str) -> None:
     """A rule for the address itself is refused (`refuse_oneself`)."""
     for policy in (Policy([]), Policy(["*:*"])):
-        told = policy.judge_address(ip_address(address), ip_address(address), 8123, is_own=True)
+        told = policy.judge_address(ip_address(address), ip_address(address), 8123, is_local=True)
         assert told.reason == "special_address"
         assert "host.fastclaw.internal" in told.text
 
@@ -364,7 +365,7 @@ def test_what_is_without_effect_allows_nothing(
     without = {rule for rule, _ in policy.overruled()}
     rest = Policy([rule for rule in allow if rule not in without], deny)
     assert (policy.judge_host(host, port).reason is None) == (rest.judge_host(host, port).reason is None)
-    one, other = (rules.judge_address(host, address, port, is_own=False).reason for rules in (policy, rest))
+    one, other = (rules.judge_address(host, address, port, is_local=False).reason for rules in (policy, rest))
     assert (one is None) == (other is None)
 
 
