@@ -17,7 +17,7 @@ from bench.processes import cpu_seconds, resident_kb
 from fastclaw import network_limits
 from fastclaw.linux import proc
 from fastclaw.network.egress import proxy_frames as frames
-from fastclaw.network.egress.counters import Counters
+from fastclaw.network.egress.accounting import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

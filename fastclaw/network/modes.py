@@ -19,12 +19,12 @@ from urllib.parse import unquote, urlsplit
 
 from fastclaw import network_limits
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
+from fastclaw.network.egress.accounting import Journal
 from fastclaw.network.egress.addresses import parse_host
-from fastclaw.network.egress.audit_log import Journal
+from fastclaw.network.egress.http_messages import HTTP_PORT
 from fastclaw.network.egress.policy import Policy
 from fastclaw.network.egress.proxy import EgressProxy
 from fastclaw.network.egress.proxy_frames import EgressConfig, Injection, Upstream
-from fastclaw.network.egress.targets import HTTP_PORT
 from fastclaw.podman.container_spec import HOSTNAME, NO_NETWORK, OPEN_NETWORK
 
 if TYPE_CHECKING:

@@ -9,6 +9,12 @@ made here.
 Why not a network of Podman's own (measured, 4.3.1 with netavark 1.4): it keeps a container's namespace mounted in the
 engine's mount namespace, so that every other engine on the same storage, and the janitor, fails to list its
 containers; it turns on net.ipv4.ip_forward for the whole host; and without iptables it does not start at all.
+
+---
+
+The program nft(8): transactions go in, names of tables come out. Blocking, each call with a deadline.
+
+Knows no rules (network/bridge/firewall.py) and whose they are.
 """
 
 import asyncio
@@ -16,6 +22,7 @@ import logging
 import os
 import secrets
 import socket
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
@@ -23,8 +30,8 @@ from typing import get_args
 from fastclaw import network_limits
 from fastclaw.errors import FastclawError, StartFailed
 from fastclaw.linux.owner import is_dead, this_process
-from fastclaw.network.bridge import firewall, links, netns, nft
-from fastclaw.network.bridge.firewall import Bridge, BridgeFacts, Ports
+from fastclaw.network.bridge import firewall, links
+from fastclaw.network.bridge.firewall import Bridge, BridgeFacts, Ports, parse_tables
 from fastclaw.network.egress.proxy_frames import Role
 from fastclaw.podman.container_spec import ContainerNetwork
 from fastclaw.podman.service.facts import find_program
@@ -65,7 +72,7 @@ class BridgeNetwork:
         reason = firewall.why_no_bridge(BridgeFacts(is_root=os.geteuid() == 0, nft=self._nft))
         if reason is not None:
             raise StartFailed(reason, "network_failed")
-        self._working = asyncio.ensure_future(netns.in_own_thread(self._make))
+        self._working = asyncio.ensure_future(links.in_own_thread(self._make))
         try:
             await asyncio.shield(self._working)
         except BaseException:
@@ -91,7 +98,7 @@ class BridgeNetwork:
             raise StartFailed("the environment's network is gone", "network_failed")
         bridge, first_host = self._bridge, self._next_host
         self._next_host = firewall.next_host(first_host)
-        await netns.in_own_thread(lambda: links.connect(bridge, container, init, first_host))
+        await links.in_own_thread(lambda: links.connect(bridge, container, init, first_host))
 
     async def aclose(self) -> None:
         """Remove everything, the containers' connections too. Idempotent; what fails is left to the next start."""
@@ -99,7 +106,7 @@ class BridgeNetwork:
             await asyncio.wait((self._working,))  # it has deadlines of its own, and must not make what we remove
         bridge, self._bridge = self._bridge, None
         if bridge is not None:
-            self._working = asyncio.ensure_future(netns.in_own_thread(lambda: self._unmake(bridge)))
+            self._working = asyncio.ensure_future(links.in_own_thread(lambda: self._unmake(bridge)))
             await asyncio.shield(self._working)
 
     def _make(self) -> None:
@@ -122,7 +129,7 @@ class BridgeNetwork:
         with ExitStack() as undo:
             undo.callback(self._close_listeners)
             ports = self._listen(bridge)
-            nft.apply(
+            apply_rules(
                 self._nft or "", firewall.ruleset(firewall.table_name(this_process(), bridge.token), bridge, ports)
             )
             undo.callback(self._unmake, bridge)
@@ -165,7 +172,7 @@ async def why_no_bridge() -> str | None:
     facts = BridgeFacts(is_root=os.geteuid() == 0, nft=find_program("nft"))
     if (reason := firewall.why_no_bridge(facts)) is not None:
         return reason
-    refused = await netns.in_own_thread(lambda: _refusal(facts.nft or ""))
+    refused = await links.in_own_thread(lambda: _refusal(facts.nft or ""))
     return firewall.why_no_bridge(BridgeFacts(is_root=facts.is_root, nft=facts.nft, refused=refused))
 
 
@@ -173,7 +180,7 @@ async def remove_abandoned_networks() -> None:
     """Remove the networks of every fastclaw that was killed on this host."""
     program = find_program("nft")
     if program is not None and os.geteuid() == 0:
-        await netns.in_own_thread(lambda: _remove_abandoned(program))
+        await links.in_own_thread(lambda: _remove_abandoned(program))
 
 
 def remove(program: str, tables: dict[str, str]) -> None:
@@ -186,13 +193,13 @@ def remove(program: str, tables: dict[str, str]) -> None:
         OSError, StartFailed: not all could be removed.
     """
     for token in tables.values():
-        netns.remove_interfaces(f"fc{token}")
-    nft.apply(program, firewall.without_tables(tables))
+        links.remove_interfaces(f"fc{token}")
+    apply_rules(program, firewall.without_tables(tables))
 
 
 def _remove_abandoned(program: str) -> None:
     try:
-        found = {name: parsed for name in nft.tables(program) if (parsed := firewall.parse_table(name)) is not None}
+        found = {name: parsed for name in our_tables(program) if (parsed := firewall.parse_table(name)) is not None}
         dead = {name: token for name, (owner, token) in found.items() if is_dead(owner)}
         if dead:
             logger.info("removing %d networks that a dead owner left", len(dead))
@@ -205,10 +212,10 @@ def _refusal(program: str) -> str | None:
     """In a thread that ends afterwards."""
     ports = Ports(proxy=1, transparent=2, dns_udp=3, dns_tcp=4)
     try:
-        netns.enter_new()
-        nft.apply(program, firewall.ruleset(firewall.table_name(this_process(), _EXAMPLE.token), _EXAMPLE, ports))
+        links.enter_new()
+        apply_rules(program, firewall.ruleset(firewall.table_name(this_process(), _EXAMPLE.token), _EXAMPLE, ports))
         links.make_bridge(_EXAMPLE)
-        inside = netns.open_netns("thread-self")
+        inside = links.open_netns("thread-self")
         try:
             links.plug(_EXAMPLE, inside, firewall.FIRST_HOST)
         finally:
@@ -231,3 +238,45 @@ def _bind(listener: socket.socket, role: Role, address: str) -> None:
     listener.bind((address, 0))
     if role != "dns_udp":
         listener.listen(network_limits.BRIDGE_BACKLOG)
+
+
+def apply_rules(program: str, text: str) -> None:
+    """Carry out a transaction: all of it or nothing.
+
+    Parameters:
+        program: path of nft.
+        text: in nft's language.
+
+    Raises:
+        StartFailed: `network_failed`, with what nft says.
+    """
+    _run([program, "-f", "-"], text)
+
+
+def our_tables(program: str) -> list[str]:
+    """Names of our tables in this network namespace.
+
+    Raises:
+        StartFailed: `network_failed`, with what nft says.
+    """
+    return parse_tables(_run([program, "list", "tables"], ""))
+
+
+def _run(argv: list[str], text: str) -> str:
+    try:
+        done = subprocess.run(
+            argv, input=text, capture_output=True, text=True, timeout=network_limits.NFT_MS / 1000, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StartFailed(f"nft does not answer within {network_limits.NFT_MS} ms", "network_failed") from error
+    except OSError as error:
+        raise StartFailed(f"cannot run {argv[0]}: {error.strerror}", "network_failed") from error
+    if done.returncode != 0:
+        raise StartFailed(f"nft: {_first_line(done.stderr)}", "network_failed")
+    return done.stdout
+
+
+def _first_line(text: str) -> str:
+    """nft says what is wrong, and below it where: `Error: Could not process rule: Operation not permitted`."""
+    lines = text.strip().splitlines()
+    return lines[0].removeprefix("Error: ") if lines else "it gives no reason"

@@ -16,11 +16,10 @@ from fastclaw import limits, network_limits
 from fastclaw.errors import ProtocolError
 from fastclaw.network.egress import dns
 from fastclaw.network.egress.addresses import BadHost, parse_host
+from fastclaw.network.egress.dialing import Missing
 from fastclaw.network.egress.dns import Rcode
 from fastclaw.network.egress.enforcement import Asked
-from fastclaw.network.egress.policy import Refused
-from fastclaw.network.egress.quota import Quota
-from fastclaw.network.egress.resolver import Missing
+from fastclaw.network.egress.policy import Quota, Refused
 
 if TYPE_CHECKING:
     import socket

@@ -11,23 +11,19 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fastclaw import network_limits
+from fastclaw.network.egress.accounting import Decision, Journal
 from fastclaw.network.egress.addresses import HOST_ADDRESSES, HOST_NAMES, is_special, parse_host, show
-from fastclaw.network.egress.audit_log import Decision, Journal
-from fastclaw.network.egress.dial import Dialled, dial
-from fastclaw.network.egress.local_addresses import LocalAddresses
-from fastclaw.network.egress.policy import ANY_PORT, Policy, Refused
-from fastclaw.network.egress.quota import Quota
-from fastclaw.network.egress.resolver import Resolver
-from fastclaw.network.egress.upstream import NAMED, open_tunnel
+from fastclaw.network.egress.dialing import NAMED, Dialled, LocalAddresses, Resolver, dial, open_tunnel
+from fastclaw.network.egress.policy import ANY_PORT, Policy, Quota, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from fastclaw.network.egress.accounting import Counters
     from fastclaw.network.egress.addresses import Address
-    from fastclaw.network.egress.counters import Counters
+    from fastclaw.network.egress.dialing import Lookup
     from fastclaw.network.egress.policy import Reason, Verdict
     from fastclaw.network.egress.proxy_frames import EgressConfig, Upstream
-    from fastclaw.network.egress.resolver import Lookup
 
 _FAILURES = frozenset({"unresolved", "unreachable", "connect_timeout", "idle_timeout"})
 """What was allowed and could not be done. Every other reason is a refusal."""

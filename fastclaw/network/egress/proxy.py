@@ -19,7 +19,7 @@ from fastclaw.linux.helper import Child
 from fastclaw.linux.packets import Outbox, close_all
 from fastclaw.linux.restart import revival_delay_s
 from fastclaw.network.egress import proxy_frames as frames
-from fastclaw.network.egress.counters import Counters
+from fastclaw.network.egress.accounting import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,7 +24,7 @@ from fastclaw.errors import ExecFailed
 from fastclaw.linux import loop
 from fastclaw.linux.packets import Outbox, close_all
 from fastclaw.network.egress import proxy_frames as frames
-from fastclaw.network.egress.counters import Counters
+from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.proxy_server import Server
 
 if TYPE_CHECKING:

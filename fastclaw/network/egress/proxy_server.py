@@ -17,28 +17,25 @@ import msgspec
 
 from fastclaw import limits, network_limits
 from fastclaw.linux.poller import Poller
-from fastclaw.network.egress.connection import Connection
 from fastclaw.network.egress.dns_server import Names
 from fastclaw.network.egress.enforcement import Gate
-from fastclaw.network.egress.fields import Injections
 from fastclaw.network.egress.forward import Site
-from fastclaw.network.egress.heads import refusal
-from fastclaw.network.egress.pipes import PipePool
+from fastclaw.network.egress.http_messages import Injections, refusal
 from fastclaw.network.egress.policy import Refused
+from fastclaw.network.egress.sessions import Connection, Transparent
 from fastclaw.network.egress.socket_io import SocketReader, close_gently
-from fastclaw.network.egress.transparent import Transparent
-from fastclaw.network.egress.tunnel import Tunnel
+from fastclaw.network.egress.tunnel import PipePool, Tunnel
 
 if TYPE_CHECKING:
     from asyncio import Task
     from collections.abc import Callable, Coroutine
 
-    from fastclaw.network.egress.counters import Counters
+    from fastclaw.network.egress.accounting import Counters
+    from fastclaw.network.egress.dialing import Lookup
     from fastclaw.network.egress.enforcement import Asked
     from fastclaw.network.egress.forward import Joined
     from fastclaw.network.egress.proxy_frames import EgressConfig, Role
-    from fastclaw.network.egress.proxy_session import Session
-    from fastclaw.network.egress.resolver import Lookup
+    from fastclaw.network.egress.sessions import Session
 
 Done = TypeVar("Done")
 

@@ -2,28 +2,37 @@
 
 Little is copied through one buffer that all tunnels share; what proves to be bulk is spliced through a borrowed pipe,
 without coming to this process at all (splice(2)). Bytes are taken from a socket only when the other one has taken all
-that was taken before: that is the backpressure, and the bound of what a tunnel holds.
+that was taken before: that is the backpressure, and the bound of what a tunnel holds. An idle tunnel has no pipe; where
+all are lent, bytes are copied, which always works.
 
 A half-close is passed on once everything before it has been. What breaks off is not made to look like an end: the
 other side is reset then (RFC 9293, 3.5), after it got what was still readable.
+
+Streams wake this process for a quarter of a megabyte, and not for each segment, since each wake-up costs the sender,
+whom the kernel has do it, as much as this process. But of less than a batch the kernel says nothing then (SO_RCVLOWAT,
+socket(7)), so a timer looks at every stream; where nothing has moved since it looked before, what came is told at once,
+and so is every byte until it has proved to be a stream again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from typing import TYPE_CHECKING, Protocol
 
 from fastclaw import limits
+from fastclaw.linux import splice
 from fastclaw.linux.poller import BROKEN, EDGES, EDGES_BOTH_WAYS, ENDED, READABLE, WRITABLE
 from fastclaw.network.egress.socket_io import reset_on_close
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from fastclaw.linux.poller import Poller
-    from fastclaw.network.egress.pipes import Pipe, PipePool
+
 
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _NOTHING = memoryview(b"")
@@ -335,3 +344,123 @@ class Tunnel:
                 reset_on_close(end.socket)
             end.close()
         on_end(self)
+
+
+class Pipe:
+    """Both ends of a pipe, and how many bytes wait in it: its borrower keeps `held` right."""
+
+    __slots__ = ("held", "read_end", "write_end")
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.held = 0
+        with contextlib.suppress(OSError):  # the user's pipe quota is used up (fs.pipe-user-pages-soft)
+            fcntl.fcntl(self.read_end, fcntl.F_SETPIPE_SZ, limits.TUNNEL_PIPE_BYTES)
+
+    def close(self) -> None:
+        """Close both ends, with what is in them."""
+        os.close(self.read_end)
+        os.close(self.write_end)
+
+
+class PipePool:
+    """Lends pipes.
+
+    Parameters:
+        poller: stays its owner's.
+        most: pipes lent at a time; further borrowers get none.
+    """
+
+    def __init__(self, poller: Poller, most: int = limits.TUNNEL_PIPES) -> None:
+        self.poller = poller
+        self.batching = Batching(poller.loop)
+        self.buffer = memoryview(bytearray(limits.TUNNEL_BUFFER_BYTES))
+        self.lent = 0
+        self._most = most if splice.kind() == "splice" else 0
+        self._spare: list[Pipe] = []
+
+    def borrow(self) -> Pipe | None:
+        """An empty pipe; None when all are lent, no descriptor is left for one, or splice is refused."""
+        if self.lent >= self._most:
+            return None
+        if self._spare:
+            pipe = self._spare.pop()
+        else:
+            try:
+                pipe = Pipe()
+            except OSError:  # EMFILE, ENFILE, ENOMEM
+                return None
+        self.lent += 1
+        return pipe
+
+    def give_back(self, pipe: Pipe) -> None:
+        """Whoever borrowed it has no more use for it. What is in it is thrown away."""
+        self.lent -= 1
+        if pipe.held or len(self._spare) >= limits.TUNNEL_SPARE_PIPES:
+            pipe.close()
+        else:
+            self._spare.append(pipe)
+
+    def close(self) -> None:
+        """Close what is not lent: tunnels end before."""
+        self.batching.close()
+        while self._spare:
+            self._spare.pop().close()
+
+
+class Stream(Protocol):
+    """What has moved much without a pause.
+
+    Attributes:
+        socket: where it comes from.
+        streak: bytes since its last pause; halved when nothing moves for a moment.
+    """
+
+    socket: socket.socket
+    streak: int
+
+
+class Batching:
+    """Parameters:
+    loop: of the timer, which only runs while there are streams.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._streaks: dict[Stream, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, stream: Stream) -> None:
+        """Have a stream's bytes come in batches, until it pauses. Idempotent."""
+        if stream not in self._streaks:
+            self._streaks[stream] = stream.streak = min(stream.streak, limits.TUNNEL_STREAM_BYTES)
+            _wake_for(stream, limits.TUNNEL_BATCH_BYTES)
+            if self._timer is None:
+                self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._timer = self._loop.call_later(limits.TUNNEL_BATCH_MS / 1000, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        for stream, before in list(self._streaks.items()):
+            if stream.streak == before:
+                del self._streaks[stream]
+                stream.streak //= 2
+                _wake_for(stream, 1)
+            else:
+                self._streaks[stream] = stream.streak
+        if self._streaks:
+            self._set_timer()
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._streaks.clear()
+
+
+def _wake_for(stream: Stream, count: int) -> None:
+    with contextlib.suppress(OSError):  # it is closed
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)

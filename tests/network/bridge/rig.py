@@ -14,9 +14,8 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from fastclaw.network.bridge import links, netns
-from fastclaw.network.bridge.bridge import BridgeNetwork, why_no_bridge
-from fastclaw.network.bridge.nft import tables
+from fastclaw.network.bridge import links
+from fastclaw.network.bridge.bridge import BridgeNetwork, our_tables, why_no_bridge
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def _why_not() -> str | None:
 def left_of(interface: str) -> list[str]:
     """Interfaces, routes, rules and sockets of a network."""
     token = interface.removeprefix("fc")
-    found = [*tables("nft"), *ip("-o", "link").splitlines(), *ip("route").splitlines()]
+    found = [*our_tables("nft"), *ip("-o", "link").splitlines(), *ip("route").splitlines()]
     return [line for line in found if token in line]
 
 
@@ -101,7 +100,7 @@ class Started:
 
     def open_walls(self) -> None:
         """Take the firewall away: what comes through then is what it held back before."""
-        [table] = [name for name in tables("nft") if name.endswith(self.bridge.token)]
+        [table] = [name for name in our_tables("nft") if name.endswith(self.bridge.token)]
         nft(f"delete table inet {table}")
 
 
@@ -128,10 +127,10 @@ class Room:
 
     async def run(self, call: Callable[[], T]) -> T:
         """The result of a blocking call inside."""
-        return await netns.in_own_thread(lambda: self._inside(call))
+        return await links.in_own_thread(lambda: self._inside(call))
 
     def _inside(self, call: Callable[[], T]) -> T:
-        netns.enter(self._fd)
+        links.enter(self._fd)
         return call()
 
     async def address(self) -> str:
@@ -158,18 +157,18 @@ class Room:
 @asynccontextmanager
 async def room(network: Started) -> AsyncIterator[Room]:
     """One more container, as far as the network can tell."""
-    fd = await netns.in_own_thread(_new_netns)
+    fd = await links.in_own_thread(_new_netns)
     try:
-        await netns.in_own_thread(lambda: links.plug(network.bridge, fd, 2))
+        await links.in_own_thread(lambda: links.plug(network.bridge, fd, 2))
         yield Room(fd)
     finally:
         os.close(fd)
 
 
 def _new_netns() -> int:
-    netns.enter_new()
+    links.enter_new()
     ip("link", "set", "lo", "up")
-    return netns.open_netns("thread-self")
+    return links.open_netns("thread-self")
 
 
 def connected(targets: Iterable[tuple[str, int]], seconds: float) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Networks that come and go, with real containers on them. What their walls hold back is in test_bridge_walls.py."""
+"""Networks that come and go, with real containers on them; and nft(8). What they hold back is in test_walls.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import socket
+import stat
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -20,10 +21,17 @@ from fastclaw.errors import StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.owner import Owner, this_process
 from fastclaw.network.bridge import bridge as bridge_module
-from fastclaw.network.bridge import firewall, links, netns, nft
-from fastclaw.network.bridge.bridge import BridgeNetwork, remove_abandoned_networks, why_no_bridge
+from fastclaw.network.bridge import firewall, links
+from fastclaw.network.bridge.bridge import (
+    BridgeNetwork,
+    apply_rules,
+    our_tables,
+    remove_abandoned_networks,
+    why_no_bridge,
+)
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import InitPlan, container_spec
+from fastclaw.podman.service.facts import find_program
 from tests.network.bridge.rig import (
     OUTSIDE,
     PATIENCE_S,
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
     from fastclaw.network.egress.proxy_frames import Role
     from tests.engine_fixtures import EngineService
     from tests.network.bridge.rig import Started
+
 
 NAMESPACE = "bridge-tests"
 
@@ -164,7 +173,7 @@ async def test_a_container_reaches_the_proxy_and_whatever_it_asks_for_is_turned_
     for script, role, target in asked:
         with blackholed():
             asking = asyncio.ensure_future(box.run(script))
-            with await netns.in_own_thread(partial(accepted, network.listeners[role])) as connection:
+            with await links.in_own_thread(partial(accepted, network.listeners[role])) as connection:
                 assert connection.recv(100) == b"hello\n"
                 assert target is None or original_destination(connection) == target
                 connection.sendall(b"there\n")
@@ -196,7 +205,7 @@ async def test_ending_twice_or_before_the_start_is_fine(tmp_path: Path) -> None:
     network = BridgeNetwork(tmp_path)
     await network.aclose()
     await network.start()
-    assert netns.interfaces(network.interface) == [network.interface]
+    assert links.interfaces(network.interface) == [network.interface]
     await asyncio.gather(network.aclose(), network.aclose())
     await network.aclose()
     assert left_of(network.interface) == []
@@ -212,7 +221,7 @@ async def test_what_nobody_asked_for_is_closed(tmp_path: Path) -> None:
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
-    before = nft.tables("nft")
+    before = our_tables("nft")
     network = BridgeNetwork(tmp_path)
     starting = asyncio.ensure_future(network.start())
     await asyncio.sleep(0)
@@ -220,7 +229,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert [
-        name for name in nft.tables("nft") if name.startswith(this_process().table_prefix) and name not in before
+        name for name in our_tables("nft") if name.startswith(this_process().table_prefix) and name not in before
     ] == []
     assert not os.listdir(tmp_path)
 
@@ -251,7 +260,7 @@ async def test_a_subnet_that_somebody_has_is_not_taken(
         monkeypatch.setattr(links, "is_taken", lambda bridge: next(looks, None) is None and really(bridge))
     async with started(tmp_path) as network:
         assert network.network.subnet == str(firewall.subnet_at(taken + 1))
-        assert len([name for name in nft.tables("nft") if name.startswith(this_process().table_prefix)]) == 1
+        assert len([name for name in our_tables("nft") if name.startswith(this_process().table_prefix)]) == 1
 
 
 async def test_no_subnet_is_free(taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,13 +323,13 @@ async def test_what_a_killed_owner_left_goes_with_the_next_start(network: Starte
         await remove_abandoned_networks()
         assert len(left_of(interface)) == 3  # table, interface, route
         kill()
-    nft.apply("nft", f"add table inet {elsewhere}\n")
+    apply_rules("nft", f"add table inet {elsewhere}\n")
     try:
         await remove_abandoned_networks()
         assert left_of(interface) == []
-        assert elsewhere in nft.tables("nft")
+        assert elsewhere in our_tables("nft")
     finally:
-        nft.apply("nft", f"delete table inet {elsewhere}\n")
+        apply_rules("nft", f"delete table inet {elsewhere}\n")
     assert len(left_of(network.bridge.interface)) == 3
 
 
@@ -333,3 +342,58 @@ async def test_the_janitor_of_a_private_engine_removes_networks_too(
         assert len(left_of(interface)) == 4  # table, both interfaces, route
         kill()
     await until(lambda: not left_of(interface) and proc.read_stat(int(pid)) is None)  # the janitor is no child of ours
+
+
+TABLE = "fastclaw_1_2_3_0123abcd"
+
+
+def stand_in(directory: Path, script: str) -> str:
+    path = directory / "nft"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+async def test_a_transaction_is_carried_out_whole_or_not_at_all() -> None:
+    need_bridge()
+    program = find_program("nft")
+    assert program is not None
+
+    def try_it() -> None:
+        links.enter_new()
+        apply_rules(program, f"add table inet {TABLE}\nadd table inet somebodys\n")
+        assert our_tables(program) == [TABLE]
+        with pytest.raises(StartFailed, match=r"nft: .*No such file or directory") as caught:
+            apply_rules(program, f"delete table inet {TABLE}\ndelete table inet nobodys\n")
+        assert caught.value.reason == "network_failed"
+        assert "\n" not in str(caught.value)
+        assert our_tables(program) == [TABLE]
+        apply_rules(program, f"delete table inet {TABLE}\n")
+        assert our_tables(program) == []
+
+    await links.in_own_thread(try_it)
+
+
+def test_one_that_is_not_there() -> None:
+    with pytest.raises(StartFailed, match="cannot run /nonexistent/nft: No such file") as caught:
+        our_tables("/nonexistent/nft")
+    assert caught.value.reason == "network_failed"
+
+
+def test_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_limits, "NFT_MS", 50)
+    with pytest.raises(StartFailed, match="does not answer within 50 ms"):
+        our_tables(stand_in(tmp_path, "exec sleep 60"))
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("echo 'Error: Operation not permitted' >&2; echo '   ^^^' >&2; exit 1", "nft: Operation not permitted"),
+        ("exit 1", "nft: it gives no reason"),
+    ],
+)
+def test_one_that_refuses(tmp_path: Path, script: str, says: str) -> None:
+    with pytest.raises(StartFailed) as caught:
+        apply_rules(stand_in(tmp_path, f"cat > {os.devnull}; {script}"), "x")
+    assert str(caught.value) == f"start failed: {says}"

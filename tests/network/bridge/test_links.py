@@ -1,16 +1,23 @@
-"""A bridge and what is plugged into it, as the kernel sees them."""
+"""Namespaces, interfaces and a bridge with what is connected to it, as the kernel sees them."""
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
+import socket
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw.errors import StartFailed
-from fastclaw.network.bridge import firewall, links, netns
+from fastclaw import network_limits
+from fastclaw.errors import ProtocolError, StartFailed
+from fastclaw.linux import netlink as rtnetlink
+from fastclaw.network.bridge import firewall, links
 from fastclaw.network.bridge.firewall import Bridge
+from fastclaw.network.bridge.links import Netlink
 from tests.network.bridge.rig import ip, need_bridge, room, started
 from tests.waiting import until
 
@@ -38,8 +45,8 @@ def setting(family: str, interface: str, name: str) -> str:
 
 
 def new_netns() -> int:
-    netns.enter_new()
-    return netns.open_netns("thread-self")
+    links.enter_new()
+    return links.open_netns("thread-self")
 
 
 async def test_the_bridge(network: Started) -> None:
@@ -68,7 +75,7 @@ async def test_each_has_an_address_of_its_own_until_it_is_gone(network: Started)
             assert [await one.address() for one in (first, second)] == [
                 str(network.bridge.subnet[number]) for number in (2, 3)
             ]
-        await until(lambda: network.bridge.veth(3) not in netns.interfaces("fc"))  # the kernel does it by and by
+        await until(lambda: network.bridge.veth(3) not in links.interfaces("fc"))  # the kernel does it by and by
         async with room(network) as third:
             assert await third.address() == str(network.bridge.subnet[3])
 
@@ -88,9 +95,9 @@ def connect(network: Started, container: str, pid: int) -> None:
 @pytest.mark.parametrize(("pid", "says"), [(2**22 + 1, "No such file"), (os.getpid(), "not on this host")])
 async def test_a_number_that_is_not_the_containers_is_left_alone(network: Started, pid: int, says: str) -> None:
     with pytest.raises(StartFailed, match=says) as caught:
-        await netns.in_own_thread(lambda: connect(network, "c0ffee" * 10, pid))
+        await links.in_own_thread(lambda: connect(network, "c0ffee" * 10, pid))
     assert caught.value.reason == "network_failed"
-    assert netns.interfaces(network.bridge.interface) == [network.bridge.interface]
+    assert links.interfaces(network.bridge.interface) == [network.bridge.interface]
 
 
 def own_cgroup() -> str:
@@ -102,7 +109,7 @@ async def test_this_hosts_own_network_is_left_alone(network: Started) -> None:
     ours = own_cgroup()
     routes = ip("route", "show", "default")
     with pytest.raises(StartFailed, match="this host's network"):
-        await netns.in_own_thread(lambda: connect(network, ours, os.getpid()))
+        await links.in_own_thread(lambda: connect(network, ours, os.getpid()))
     assert ip("route", "show", "default") == routes
 
 
@@ -113,9 +120,112 @@ async def test_a_subnet_that_is_on_another_interface(network: Started) -> None:
 
 async def test_a_bridge_that_went_meanwhile(network: Started) -> None:
     gone = Bridge(token="00000000", subnet=network.bridge.subnet)
-    fd = await netns.in_own_thread(new_netns)
+    fd = await links.in_own_thread(new_netns)
     try:
         with pytest.raises(OSError, match=r"no interface|No such device"):
-            await netns.in_own_thread(lambda: links.plug(gone, fd, 2))
+            await links.in_own_thread(lambda: links.plug(gone, fd, 2))
     finally:
         os.close(fd)
+
+
+async def test_a_thread_of_its_own_enters_and_nobody_else_does() -> None:
+    fd = await links.in_own_thread(new_netns)
+    try:
+        assert not links.is_own_netns(fd)
+
+        def inside() -> tuple[bool, list[str], str]:
+            links.enter(fd)
+            return links.is_own_netns(fd), [name for _, name in socket.if_nameindex()], threading.current_thread().name
+
+        own, names, thread = await links.in_own_thread(inside)
+        assert own
+        assert "lo" in names
+        assert "eth0" not in names
+        assert thread not in [one.name for one in threading.enumerate()]
+        assert not links.is_own_netns(fd)
+    finally:
+        os.close(fd)
+
+
+async def test_what_a_thread_raises_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        await links.in_own_thread(lambda: 1 // 0)
+
+
+async def test_a_call_goes_on_when_nobody_waits_for_it() -> None:
+    go, done = threading.Event(), threading.Event()
+
+    def call() -> None:
+        go.wait(10)
+        done.set()
+
+    waiting = asyncio.ensure_future(links.in_own_thread(call))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    go.set()
+    assert await asyncio.to_thread(done.wait, 10)
+
+
+def test_a_descriptor_of_something_else_is_not_entered(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="Invalid argument"):
+            links.enter(fd)
+    finally:
+        os.close(fd)
+
+
+def test_a_process_that_is_gone_has_no_namespace() -> None:
+    with pytest.raises(OSError, match="No such"):
+        links.open_netns(2**22 + 1)
+
+
+async def test_interfaces_are_made_and_removed() -> None:
+    def try_it() -> None:
+        links.enter_new()
+        with Netlink() as netlink:
+            for name in ("fctest0", "fctest1", "other"):
+                netlink.request(rtnetlink.new_bridge(name, b"\x02\xfc\0\0\0\1"))
+            with pytest.raises(FileExistsError):
+                netlink.request(rtnetlink.new_bridge("other", b"\x02\xfc\0\0\0\1"))
+            with pytest.raises(OSError, match=os.strerror(errno.ENODEV)):
+                netlink.request(rtnetlink.del_link(9_999))
+        assert sorted(links.interfaces("fctest")) == ["fctest0", "fctest1"]
+        links.remove_interfaces("fctest")
+        assert links.interfaces("fctest") == []
+        assert links.interfaces("other") == ["other"]
+
+    await links.in_own_thread(try_it)
+
+
+async def test_an_interface_that_does_not_come_up_is_not_awaited_for_ever() -> None:
+    def try_it() -> None:
+        links.enter_new()
+        with Netlink() as netlink:
+            netlink.request(rtnetlink.new_bridge("fctest0", b"\x02\xfc\0\0\0\1"))
+            with pytest.raises(TimeoutError):
+                netlink.await_operational("fctest0", 5)
+            with pytest.raises(ProtocolError):
+                netlink.await_operational("fctest1", 5)
+
+    await links.in_own_thread(try_it)
+
+
+async def test_a_kernel_that_says_nothing_is_not_awaited_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_limits, "NETLINK_MS", 10)
+    with Netlink() as netlink, pytest.raises(TimeoutError):
+        netlink._socket.recv(1)
+
+
+async def test_settings_are_those_of_the_threads_namespace() -> None:
+    def try_it() -> str:
+        links.enter_new()
+        links.configure("ipv4", "lo", "arp_ignore", 3)
+        links.configure("ipv4", "nothing", "arp_ignore", 3)
+        return links._SYSCTL.joinpath("ipv4/conf/lo/arp_ignore").read_text().strip()
+
+    before = links._SYSCTL.joinpath("ipv4/conf/lo/arp_ignore").read_text()
+    assert await links.in_own_thread(try_it) == "3"
+    assert links._SYSCTL.joinpath("ipv4/conf/lo/arp_ignore").read_text() == before

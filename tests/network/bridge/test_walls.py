@@ -16,7 +16,7 @@ import pytest
 
 from fastclaw import network_limits
 from fastclaw.errors import StartFailed
-from fastclaw.network.bridge import links, netns
+from fastclaw.network.bridge import links
 from tests.network.bridge.rig import (
     OUTSIDE,
     PATIENCE_S,
@@ -107,7 +107,7 @@ async def test_http_and_tls_are_turned_to_us_wherever_they_were_going(
     with blackholed():
         asking = asyncio.ensure_future(inside.run(ask))
         await asyncio.sleep(0)
-        with await netns.in_own_thread(lambda: accepted(network.listeners["transparent"])) as connection:
+        with await links.in_own_thread(lambda: accepted(network.listeners["transparent"])) as connection:
             assert original_destination(connection) == (OUTSIDE, port)
             assert connection.recv(5) == b"hello"
             connection.sendall(b"there")
@@ -139,7 +139,7 @@ async def test_an_answer_comes_from_where_the_question_went(network: Started, in
         listener.sendto(b"!", peer)
 
     asking = asyncio.ensure_future(inside.run(ask))
-    await netns.in_own_thread(answer)
+    await links.in_own_thread(answer)
     assert await asking == (b"!", f"{network.gateway}:53")
 
 
@@ -213,10 +213,10 @@ async def test_two_networks_do_not_see_each_other(network: Started, inside: Room
             port = listener.getsockname()[1]
             assert await inside.gets_to((address, port), (address, 80)) == []
             assert (
-                await netns.in_own_thread(lambda: connected([(address, port)], SOON_S)) == []
+                await links.in_own_thread(lambda: connected([(address, port)], SOON_S)) == []
             )  # not even from this host
             other.open_walls()
-            assert await netns.in_own_thread(lambda: connected([(address, port)], PATIENCE_S)) != []
+            assert await links.in_own_thread(lambda: connected([(address, port)], PATIENCE_S)) != []
             assert await inside.gets_to((address, port)) == []
 
 
@@ -228,7 +228,7 @@ async def test_two_containers_of_one_network_do_not_see_each_other(network: Star
             port = listener.getsockname()[1]
             network.open_walls()
             assert await inside.gets_to((address, port)) == []
-            for name in netns.interfaces(network.network.interface + "v"):
+            for name in links.interfaces(network.network.interface + "v"):
                 ip("link", "set", "dev", name, "type", "bridge_slave", "isolated", "off")
             await inside.forget_neighbours()
             assert await inside.reaches((address, port)) != []
@@ -256,14 +256,14 @@ async def test_ipv6_is_off_and_would_not_help(network: Started, inside: Room) ->
 def _switch_on(interface: str) -> None:
     """Link-local addresses, without the second that the kernel takes to see whether they are somebody else's."""
     for name, value in (("accept_dad", 0), ("disable_ipv6", 0)):
-        netns.configure("ipv6", interface, name, value)
+        links.configure("ipv6", interface, name, value)
 
 
 async def test_the_hosts_own_processes_do_not_reach_the_listeners(network: Started) -> None:
     targets = [(network.gateway, network.port("proxy")), (network.gateway, network.port("dns_tcp"))]
-    assert await netns.in_own_thread(lambda: connected(targets, SOON_S)) == []
+    assert await links.in_own_thread(lambda: connected(targets, SOON_S)) == []
     network.open_walls()
-    assert len(await netns.in_own_thread(lambda: connected(targets, PATIENCE_S))) == 2
+    assert len(await links.in_own_thread(lambda: connected(targets, PATIENCE_S))) == 2
 
 
 async def test_what_other_tables_say_does_not_open_ours(

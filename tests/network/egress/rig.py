@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h11
 
-from fastclaw.network.egress.counters import Counters
+from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.proxy_frames import EgressConfig, Injection
 from fastclaw.network.egress.proxy_server import Server
 
@@ -63,6 +64,25 @@ async def lookup(name: str) -> Sequence[Address]:
         return [ip_address(places[name])]
     except KeyError:
         raise OSError("no such name") from None
+
+
+def client_hello(name: str | None) -> bytes:
+    """What a real TLS client says first."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()
+
+
+UNREADABLE = [
+    b"\x16\x03\x01\x00\x05\x02\x00\x00\x01\x00",
+    b"\x15\x03\x01\x00\x02\x01\x00" + client_hello("evil.test"),
+    b"\x14\x03\x01\x00\x01\x01" + client_hello("evil.test"),
+]
+LENGTH_FIRST = b"\x16\x01\x00\x00" + bytes(0x112)
+"""A message with its length of 278 in front, little-endian, as MongoDB's are."""
 
 
 class Answer(NamedTuple):

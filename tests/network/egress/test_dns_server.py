@@ -20,19 +20,27 @@ from tests.network.egress.dns_rig import (
     ANY,
     AXFR,
     FORMERR,
+    HERE,
     HTTPS,
     NOERROR,
     NXDOMAIN,
     REFUSED,
     SERVFAIL,
     TXT,
+    WAIT_S,
+    ZONE,
     A,
+    Served,
+    a_client,
+    bound,
+    hear,
     opt,
     query,
     read,
+    say,
+    serving,
     wire_name,
 )
-from tests.network.egress.names_rig import HERE, WAIT_S, ZONE, Served, a_client, bound, hear, say, serving
 from tests.waiting import until
 
 if TYPE_CHECKING:

@@ -17,12 +17,11 @@ import pytest
 
 from fastclaw import network_limits
 from fastclaw.errors import InvalidParams
-from fastclaw.network.egress.audit_log import Decision
-from fastclaw.network.egress.counters import Counters
-from fastclaw.network.egress.dial import Dialled
+from fastclaw.network.egress.accounting import Counters, Decision
+from fastclaw.network.egress.dialing import Dialled
 from fastclaw.network.egress.enforcement import Asked, Gate
 from fastclaw.network.egress.policy import ANY_PORT, Refused
-from tests.network.egress.gate_rig import (
+from tests.network.egress.enforcer_rig import (
     CONFIG,
     ONE,
     OTHER,
@@ -158,7 +157,7 @@ import asyncio, socket, subprocess, sys
 from ipaddress import ip_address
 import msgspec
 from fastclaw.network.egress.policy import Refused
-from fastclaw.network.egress.counters import Counters
+from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.enforcement import Asked, Gate
 from fastclaw.network.egress.proxy_frames import EgressConfig
 

@@ -18,7 +18,7 @@ import pytest
 from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
 from fastclaw.network.egress import proxy_frames as frames
-from fastclaw.network.egress.counters import Counters
+from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.proxy_main import EgressWorker, ToFastclaw, describe, read_whole
 from tests.balance import descriptors_left, open_descriptors
 from tests.network.egress.rig import HERE, PATIENCE_S, Client, config, listening, request

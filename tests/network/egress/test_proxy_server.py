@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import limits, network_limits
-from fastclaw.network.egress.counters import Counters
+from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.proxy_frames import Injection
 from fastclaw.network.egress.proxy_server import Server
 from tests.balance import descriptors_left
@@ -164,7 +164,7 @@ async def test_a_bug_in_one_session_is_written_down_and_the_others_go_on(
     async with a_proxy() as rig:
         with monkeypatch.context() as patched:
             logging.getLogger("fastclaw").handlers.clear()  # the rig's own, for which this would be a failure
-            patched.setattr("fastclaw.network.egress.proxy_session.check", lambda request: 1 / 0)
+            patched.setattr("fastclaw.network.egress.sessions.check", lambda request: 1 / 0)
             client = await rig.connect()
             await client.say(request(f"GET {rig.url}/ HTTP/1.1\nHost: x"))
             assert await client.rest() == b""

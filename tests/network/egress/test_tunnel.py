@@ -15,7 +15,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.linux import splice
-from fastclaw.network.egress.pipes import PipePool
+from fastclaw.network.egress.tunnel import PipePool
 from tests.balance import descriptors_left, open_descriptors
 from tests.network.egress.tunnel_rig import MIB, Kind, Rig, at_end, count_borrowing, fill, pour, receive, reset, send
 from tests.waiting import turns

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from fastclaw.network.egress.pipes import Pipe, PipePool
+    from fastclaw.network.egress.tunnel import Pipe, PipePool
 
 Kind = Literal["tcp", "unix"]
 MIB = limits.MIB

@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import json
 import socket
-import ssl
 import time
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from fastclaw import network_limits
 from fastclaw.network.egress.enforcement import Asked
 from fastclaw.network.egress.policy import Policy, Refused
-from tests.network.egress.rig import HERE, Rig, a_proxy, request
+from tests.network.egress.rig import HERE, LENGTH_FIRST, UNREADABLE, Rig, a_proxy, client_hello, request
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -29,16 +28,6 @@ if TYPE_CHECKING:
 SSH = b"SSH-2.0-server\r\n"
 POST = b"POST http://h/ HTTP/1.1\r\nHost: h\r\n"
 LONG = "x" * (network_limits.EGRESS_HEAD_BYTES + 1)
-
-
-def client_hello(name: str | None) -> bytes:
-    """What a real TLS client says first."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    with pytest.raises(ssl.SSLWantReadError):
-        context.wrap_bio(incoming, outgoing, server_hostname=name).do_handshake()
-    return outgoing.read()
 
 
 # --- tunnels ---
@@ -176,15 +165,6 @@ async def test_tls_for_another_server_is_refused(target: str, name: str, reason:
         assert rig.origin.seen == []
 
 
-UNREADABLE = [
-    b"\x16\x03\x01\x00\x05\x02\x00\x00\x01\x00",
-    b"\x15\x03\x01\x00\x02\x01\x00" + client_hello("evil.test"),
-    b"\x14\x03\x01\x00\x01\x01" + client_hello("evil.test"),
-]
-LENGTH_FIRST = b"\x16\x01\x00\x00" + bytes(0x112)
-"""A message with its length of 278 in front, little-endian, as MongoDB's are."""
-
-
 @pytest.mark.parametrize("words", [*UNREADABLE, LENGTH_FIRST, b"hello", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
 async def test_an_address_that_a_rule_lists_hears_whatever_is_said(words: bytes) -> None:
     """mandiant/flare-fakenet-ng#57: what looks like TLS in its first byte is not refused for being none."""
@@ -283,7 +263,7 @@ async def test_tls_after_an_ssl_request_names_its_server(answer: bytes, then: by
 
 
 async def test_a_denied_name_is_refused_in_a_tunnel_too() -> None:
-    """Where the address is listed; where it is not, in test_transparent.py."""
+    """Where the address is listed; where it is not, in test_sessions_transparent.py."""
     async with a_proxy(["127.0.0.1:*"], deny=["denied.test"]) as rig:
         client = await rig.tunnel()
         assert (await client.ask("GET /a HTTP/1.1\nHost: whoever.test")).status == 200

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import network_limits
-from fastclaw.network.egress import resolver as module
+from fastclaw.network.egress import dialing as module
+from fastclaw.network.egress.dialing import Resolver
 from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.proxy import _environment
-from fastclaw.network.egress.resolver import Resolver
 from tests.balance import balanced
 from tests.waiting import turns
 
@@ -67,7 +67,7 @@ async def test_the_hosts_own_resolver_is_asked() -> None:
 SEARCHED = """
 import socket, subprocess, sys, threading
 from pathlib import Path
-from fastclaw.network.egress.resolver import _getaddrinfo
+from fastclaw.network.egress.dialing import _getaddrinfo
 Path("resolv.conf").write_text("nameserver 127.0.0.1\\nsearch captured.test\\noptions ndots:5\\n")
 subprocess.run(["mount", "--bind", "resolv.conf", "/etc/resolv.conf"], check=True)
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

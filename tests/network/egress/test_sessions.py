@@ -12,15 +12,13 @@ import pytest
 
 from fastclaw import network_limits
 from fastclaw.linux.poller import Poller
-from fastclaw.network.egress.counters import Counters
+from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.enforcement import Asked, Gate
-from fastclaw.network.egress.fields import Injections
 from fastclaw.network.egress.forward import Forwarder, Joined, Site
-from fastclaw.network.egress.proxy_session import TLS_DENIED, Session
+from fastclaw.network.egress.http_messages import Injections, Rejected
+from fastclaw.network.egress.sessions import TLS_DENIED, Session
 from fastclaw.network.egress.socket_io import SocketReader
-from fastclaw.network.egress.targets import Rejected
-from tests.network.egress.rig import config, request
-from tests.network.egress.test_connection import client_hello
+from tests.network.egress.rig import client_hello, config, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.network.egress.proxy_frames import Upstream
-from tests.network.egress.rig import HERE, a_proxy, request
-from tests.network.egress.test_connection import client_hello
+from tests.network.egress.rig import HERE, a_proxy, client_hello, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

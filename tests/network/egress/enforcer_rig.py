@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from fastclaw import limits
-from fastclaw.network.egress.counters import Counters
+from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.enforcement import Asked, Gate
 from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.proxy_frames import EgressConfig

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw.network.egress.counters import Counters
+from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.proxy_server import Server
-from fastclaw.network.egress.transparent import original_destination
+from fastclaw.network.egress.sessions import original_destination
 from tests.network.egress.namespaces import CLIENT, HOST, PORT, SERVER, SERVER_V6, Namespaces, namespaces
-from tests.network.egress.rig import Client, Origin, Rig, config, request
-from tests.network.egress.test_connection import LENGTH_FIRST, UNREADABLE, client_hello
+from tests.network.egress.rig import LENGTH_FIRST, UNREADABLE, Client, Origin, Rig, client_hello, config, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
