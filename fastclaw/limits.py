@@ -637,7 +637,7 @@ STDIN_SERVER_PAUSE_MS = 1_000
 STDIN_SERVER_EXIT_MS = STDIN_KILLED_MS + 4_000
 """A server whose socket was closed kills its helpers and ends: thousands of them take some 100 ms."""
 
-# --- What a template may say (spawner/template_frames.py) ------------------------------------------------------
+# --- What a template may say (spawner/frames.py) ------------------------------------------------------
 
 MAX_ERRNO = 4_095
 """The largest error number that the kernel's calls can return (include/linux/err.h)."""

@@ -12,7 +12,7 @@ A template must have no threads: fork(2) copies one, and locks that another hold
 It should hold no open files either: a worker has them closed, below objects that do not know. What else a worker has in
 common with its template: the hash seed, objects that exist already, and memory until it is written to.
 
-How it is spoken with is in spawner/template_frames.py. It forks twice, so that a worker is not its own child but falls
+How it is spoken with is in spawner/frames.py. It forks twice, so that a worker is not its own child but falls
 to fastclaw's reaper (spawner.c), which reaps it and answers for it; a worker waits for that before it does anything.
 """
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from fastclaw import limits, template
-from fastclaw.spawner import template_frames as frames
+from fastclaw.spawner import frames
 from tests.balance import children
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Worker:
         self._go = go
 
     def go(self) -> None:
-        os.write(self._go, frames.GO)
+        os.write(self._go, frames.TEMPLATE_GO)
         os.close(self._go)
 
     def drop(self) -> None:
@@ -81,18 +81,20 @@ class Driver:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(PATIENCE_S)
         with theirs:
-            variables = {**ENV, **(env or {}), frames.FD_VARIABLE: str(theirs.fileno())}
+            variables = {**ENV, **(env or {}), frames.TEMPLATE_FD_VARIABLE: str(theirs.fileno())}
             self.process = subprocess.Popen(cmd, pass_fds=[theirs.fileno()], env=variables, stderr=subprocess.PIPE)
         self.id = 0
 
-    def hear(self) -> frames.Ready | frames.Forked | frames.Failed:
-        return frames.parse(self.control.recv(template.FRAME_BYTES))
+    def hear(self) -> frames.TemplateReady | frames.WorkerForked | frames.WorkerFailed:
+        return frames.parse_template(self.control.recv(template.FRAME_BYTES))
 
-    def ask(self, *argv: str, stdin: bool = True, **more: Any) -> tuple[frames.Forked | frames.Failed, Worker]:
+    def ask(
+        self, *argv: str, stdin: bool = True, **more: Any
+    ) -> tuple[frames.WorkerForked | frames.WorkerFailed, Worker]:
         self.id += 1
         pipes = [os.pipe() for _ in range(4)]
         (waits, go), (into, stdin_end), (out, out_end), (err, err_end) = pipes
-        request = frames.request(self.id, argv, {**ENV, **more.pop("env", {})}, **more)
+        request = frames.template_request(self.id, argv, {**ENV, **more.pop("env", {})}, **more)
         fds = [waits, *([into] if stdin else []), out_end, err_end]
         if len(request) > limits.SPAWN_FRAME_BYTES:  # as a pump hands it on
             file = os.memfd_create("test")
@@ -104,22 +106,22 @@ class Driver:
         for fd in {*fds, into}:
             os.close(fd)
         told = self.hear()
-        assert not isinstance(told, frames.Ready)
+        assert not isinstance(told, frames.TemplateReady)
         return told, Worker(getattr(told, "pid", 0), go, stdin_end, out, err)
 
     def run(self, *argv: str, given: bytes = b"", **more: Any) -> Ended:
         told, worker = self.ask(*argv, **more)
-        assert isinstance(told, frames.Forked), told
+        assert isinstance(told, frames.WorkerForked), told
         worker.go()
         return worker.finish(given)
 
-    def fail(self, *argv: str, **more: Any) -> frames.Failed:
+    def fail(self, *argv: str, **more: Any) -> frames.WorkerFailed:
         others = children()
         told, worker = self.ask(*argv, **more)
         worker.drop()
         os.close(worker.stdin)
         assert read_all(worker.out, worker.err) == [b"", b""]
-        assert isinstance(told, frames.Failed)
+        assert isinstance(told, frames.WorkerFailed)
         for fallen in children() - others:
             os.waitpid(fallen, 0)
         return told
@@ -135,7 +137,7 @@ class Driver:
 def driven(*cmd: str, env: dict[str, str] | None = None) -> Iterator[Driver]:
     driver = Driver(*(cmd or COMMAND), env=env)
     try:
-        assert driver.hear() == frames.Ready()
+        assert driver.hear() == frames.TemplateReady()
         yield driver
     finally:
         assert driver.close() == (0, b"")
@@ -195,7 +197,7 @@ def test_all_three_streams(python: Driver) -> None:
 
 def test_without_stdin_it_reads_nothing(python: Driver) -> None:
     told, worker = python.ask("python", "-c", "import sys; print(repr(sys.stdin.read()))", stdin=False)
-    assert isinstance(told, frames.Forked)
+    assert isinstance(told, frames.WorkerForked)
     worker.go()
     os.close(worker.stdin)
     assert read_all(worker.out, worker.err) == [b"''\n", b""]
@@ -324,13 +326,13 @@ def test_bytes_that_are_no_utf8_and_long_requests(python: Driver) -> None:
     [({"cwd": "/no/such"}, "cwd", 2), ({"cwd": "/etc/passwd"}, "cwd", 20), ({"rlimits": [(7, 2**40)]}, "limits", 1)],
 )
 def test_what_cannot_be_had_is_told_before_it_starts(python: Driver, more: Any, step: str, errno: int) -> None:
-    assert python.fail("python", "-c", "print(1)", **more) == frames.Failed(python.id, errno, step)
+    assert python.fail("python", "-c", "print(1)", **more) == frames.WorkerFailed(python.id, errno, step)
     assert python.run("python", "-c", "print(1)").out == b"1\n"
 
 
 def test_it_does_nothing_before_it_may_and_goes_if_nobody_wants_it(python: Driver) -> None:
     told, worker = python.ask("python", "-c", "print(1)")
-    assert isinstance(told, frames.Forked)
+    assert isinstance(told, frames.WorkerForked)
     assert select.select([worker.out], [], [], 0.05)[0] == []
     assert sorted(map(int, os.listdir(f"/proc/{worker.pid}/fd")))[:3] == [0, 1, 2]
     assert len(os.listdir(f"/proc/{worker.pid}/fd")) == 4

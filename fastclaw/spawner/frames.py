@@ -9,19 +9,30 @@ Two SOCK_SEQPACKET sockets, one frame a packet, native byte order and alignment 
               which has none of its own)
 
 Descriptors travel with the frame (SCM_RIGHTS, unix(7)). Bytes in, values out; nothing here knows a socket.
+
+A template has a SOCK_SEQPACKET socket of its own, its descriptor 3. Its pump has the other end (spawner/c/clients.c),
+since a template could send descriptors of pipes that it has locked. One JSON object a packet (fastclaw/template.py):
+
+    to it    {"id", "argv", "env", "cwd", "limits": [[resource, value], …]} with the worker's descriptors: `go` to read
+             one byte from, stdin where it has one, stdout, stderr; a longer one as a file after them: {"spilled"}
+    from it  {"ready": true} once; for each request {"forked": id, "pid"} or {"failed": id, "errno", "step"}
+
+The template forks twice, so that the worker becomes its reaper's child. The worker waits for the byte; EOF instead
+means that it is not wanted. The pid is as seen inside. JSON escapes what is no UTF-8, as os.fsdecode has it.
 """
 
 from __future__ import annotations
 
+import json
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.linux.executable import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fastclaw.processes.lane import Collection
 
@@ -257,7 +268,7 @@ def worker(
 
     Parameters:
         place: of its template.
-        request: the template's own frame (`template_frames`).
+        request: the template's own frame (`template_request`).
         flags: any of NULL_STDIN, MERGE and HOLD.
     """
     flags |= FLAG_WORKER
@@ -301,3 +312,88 @@ def kept_bytes(collection: Collection) -> tuple[int, int]:
     if collection.keep == "ends":
         return limit - limit // 2, limit
     return limit if collection.keep == "head" else 0, limit
+
+
+# --- templates ---
+
+TEMPLATE_FD = 3
+TEMPLATE_FD_VARIABLE = "FASTCLAW_TEMPLATE_FD"
+TEMPLATE_GO = b"g"
+_QUOTED = 80
+"""Characters of nonsense that an error quotes."""
+
+
+class TemplateReady(NamedTuple):
+    """A template's frame: it can be asked for workers."""
+
+
+class WorkerForked(NamedTuple):
+    """A template's frame: a worker that waits for its adoption, then for its byte."""
+
+    id: int
+    pid: int
+
+
+class WorkerFailed(NamedTuple):
+    """A template's frame: the fork did not work. `step` names what failed."""
+
+    id: int
+    errno: int
+    step: str
+
+
+def template_request(
+    id: int,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    cwd: str | None = None,
+    rlimits: Sequence[tuple[int, int]] = (),
+) -> bytes:
+    """A template's request to fork one worker.
+
+    Raises:
+        ExecFailed: `too_long`.
+        ValueError: a NUL inside, or a lone surrogate that no file name has.
+    """
+    strings([*argv, *env, *env.values(), *(() if cwd is None else (cwd,))])
+    told = {"id": id, "argv": list(argv), "env": dict(env), "cwd": cwd, "limits": list(rlimits)}
+    data = json.dumps(told).encode("ascii")
+    if len(data) > limits.TEMPLATE_REQUEST_BYTES:
+        raise ExecFailed("arguments and environment are longer than the kernel takes", "too_long")
+    return data
+
+
+def parse_template(frame: bytes) -> TemplateReady | WorkerForked | WorkerFailed:
+    """What a template says.
+
+    Raises:
+        ProtocolError: something else.
+    """
+    try:
+        told = json.loads(frame)
+    except (ValueError, RecursionError):
+        told = None
+    if isinstance(told, dict):
+        if told.get("ready") is True:
+            return TemplateReady()
+        if "forked" in told:
+            return WorkerForked(_number(told, "forked"), _number(told, "pid"))
+        if "failed" in told:
+            return WorkerFailed(_number(told, "failed"), _number(told, "errno", limits.MAX_ERRNO), _step(told))
+    raise ProtocolError(f"a template said {frame[:_QUOTED]!r}, which means nothing")
+
+
+def _number(told: dict[str, Any], name: str, most: int = NO_USER) -> int:
+    value = told.get(name)
+    if type(value) is int and 0 < value <= most:
+        return value
+    raise ProtocolError(f"a template said {repr(value)[:_QUOTED]} where {name} is a number up to {most}")
+
+
+def _step(told: dict[str, Any]) -> str:
+    """Words for a message: JSON may escape lone surrogates, which no answer can hold."""
+    value = told.get("step")
+    if type(value) is str and len(value) <= limits.TEMPLATE_STEP_CHARS and value.isprintable():
+        return value
+    raise ProtocolError(f"a template said {repr(value)[:_QUOTED]} where step names what did not work")

@@ -19,9 +19,7 @@ from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFaile
 from fastclaw.linux.restart import revival_delay_s
 from fastclaw.linux.rlimits import rlimits
 from fastclaw.processes.lane import Collection, Grace, StartSpec
-from fastclaw.spawner import frames as spawner_frames
-from fastclaw.spawner import refusals
-from fastclaw.spawner import template_frames as frames
+from fastclaw.spawner import frames, refusals
 from fastclaw.spawner.spawned import SpawnProcess
 
 if TYPE_CHECKING:
@@ -42,9 +40,9 @@ class Place(Protocol):
 
     spawner: Spawner
     env: dict[str, str]
-    identity: spawner_frames.Identity | None
+    identity: frames.Identity | None
 
-    async def identify(self, user: str) -> spawner_frames.Identity | None:
+    async def identify(self, user: str) -> frames.Identity | None:
         """Who `user` is inside."""
 
 
@@ -102,7 +100,7 @@ class ForkedProcess(SpawnProcess):
     def on_started(self) -> None:
         if self._go is not None and not self.started.done():
             with suppress(OSError):  # it was killed: its exit follows
-                self._go.send(frames.GO)
+                self._go.send(frames.TEMPLATE_GO)
         self._close_go()
         super().on_started()
 
@@ -115,7 +113,7 @@ class ForkedProcess(SpawnProcess):
     def _finish(self) -> None:
         """Its pump collects until it hears that the worker has ended."""
         if self.collected is not None:
-            self.order(spawner_frames.FINISH)
+            self.order(frames.FINISH)
 
     def on_refused(self, step: int, errno: int, found: Finding | None = None) -> None:
         self._close_go()
@@ -205,7 +203,7 @@ class Output:
 class _NotForked(Exception):
     """A template's answer that there is no worker."""
 
-    def __init__(self, told: frames.Failed) -> None:
+    def __init__(self, told: frames.WorkerFailed) -> None:
         super().__init__(told)
         self.told = told
 
@@ -220,7 +218,7 @@ class Life:
         is_open: it has begun and not ended.
     """
 
-    def __init__(self, name: str, spawner: Spawner, identity: spawner_frames.Identity | None) -> None:
+    def __init__(self, name: str, spawner: Spawner, identity: frames.Identity | None) -> None:
         self.name, self.spawner, self.identity = name, spawner, identity
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = self._loop.create_future()
@@ -238,12 +236,12 @@ class Life:
             ValueError: an argument or variable that no process can have.
         """
         id = self.spawner.next_id()
-        request = spawner_frames.start(
+        request = frames.start(
             id,
-            spawner_frames.strings(plan.cmd),
-            spawner_frames.strings(f"{name}={value}" for name, value in env.items()),
+            frames.strings(plan.cmd),
+            frames.strings(f"{name}={value}" for name, value in env.items()),
             directory=working_dir,
-            flags=spawner_frames.FLAG_NULL_STDIN | spawner_frames.FLAG_TEMPLATE,
+            flags=frames.FLAG_NULL_STDIN | frames.FLAG_TEMPLATE,
             identity=self.identity,
         )
         spec = StartSpec(process_id=self.name, cmd=plan.cmd, working_dir=working_dir, stdin=False, user=plan.user)
@@ -293,14 +291,14 @@ class Life:
         Raises:
             ExecFailed: `template_gone`, `overloaded`, or what did not work for this worker.
         """
-        if not self.is_open or self.process.place == spawner_frames.NOWHERE:
+        if not self.is_open or self.process.place == frames.NOWHERE:
             os.close(theirs)
             raise gone(self.name)
         asked: asyncio.Future[int] = self._loop.create_future()
         self._asked[process.id] = asked
         process.started.add_done_callback(lambda started: _hand_on(started, asked))
         try:
-            frame = spawner_frames.worker(
+            frame = frames.worker(
                 process.id,
                 self.process.place,
                 request,
@@ -326,15 +324,15 @@ class Life:
             self._end_soon(ENDED)
             return
         try:
-            told = frames.parse(frame)
+            told = frames.parse_template(frame)
         except ProtocolError as error:
             self.close(_words(error))
             return
-        if isinstance(told, frames.Ready):
+        if isinstance(told, frames.TemplateReady):
             if self._by_frame:
                 self._be_ready()
         elif (asked := self._asked.get(told.id)) is not None and not asked.done():
-            if isinstance(told, frames.Forked):
+            if isinstance(told, frames.WorkerForked):
                 asked.set_result(told.pid)
             else:
                 asked.set_exception(_NotForked(told))
@@ -434,9 +432,9 @@ class Program:
         life.begin(self._plan, self._own_env(identity), self._plan.working_dir or self._plans.working_dir)
         return life
 
-    def _own_env(self, identity: spawner_frames.Identity | None) -> dict[str, str]:
+    def _own_env(self, identity: frames.Identity | None) -> dict[str, str]:
         env = {**common_env(self._plans.base_env, self._place.env, identity), **self._plan.env}
-        env[frames.FD_VARIABLE] = str(frames.CONTROL_FD)
+        env[frames.TEMPLATE_FD_VARIABLE] = str(frames.TEMPLATE_FD)
         if self._plans.python_path is not None:
             env["PYTHONPATH"] = ":".join(filter(None, (self._plans.python_path, env.get("PYTHONPATH"))))
         return env
@@ -471,7 +469,7 @@ class Program:
             await life.spawner.make_room()
         id = life.spawner.next_id()
         try:
-            request = frames.request(
+            request = frames.template_request(
                 id, spec.cmd, self._worker_env(spec, life), cwd=spec.working_dir, rlimits=rlimits(spec.limits)
             )
         except ValueError as error:
@@ -552,9 +550,7 @@ class Templates:
         await asyncio.gather(*(program.aclose() for program in self._programs.values()))
 
 
-def common_env(
-    base: Mapping[str, str], home: Mapping[str, str], identity: spawner_frames.Identity | None
-) -> dict[str, str]:
+def common_env(base: Mapping[str, str], home: Mapping[str, str], identity: frames.Identity | None) -> dict[str, str]:
     """What every process of one user has: the home's own variables, HOME, the environment's."""
     return {**home, **({} if identity is None else {"HOME": identity.home}), **base}
 
@@ -564,8 +560,8 @@ def gone(name: str) -> ExecFailed:
     return ExecFailed(f"{name} is not up; it is being started again", "template_gone")
 
 
-def _not_forked(told: frames.Failed, name: str, spec: StartSpec) -> ExecFailed:
-    step = {"cwd": spawner_frames.STEP_DIRECTORY, "limits": spawner_frames.STEP_LIMIT}.get(told.step)
+def _not_forked(told: frames.WorkerFailed, name: str, spec: StartSpec) -> ExecFailed:
+    step = {"cwd": frames.STEP_DIRECTORY, "limits": frames.STEP_LIMIT}.get(told.step)
     if step is not None:
         return refusals.step_refused(step, told.errno, spec)
     refused = refusals.resources_refused(OSError(told.errno, os.strerror(told.errno)))
@@ -576,12 +572,12 @@ def _not_forked(told: frames.Failed, name: str, spec: StartSpec) -> ExecFailed:
 
 def flags_of(spec: StartSpec, *, has_stdin: bool) -> int:
     """How its streams are to be, and what becomes of those that it leaves."""
-    flags = 0 if has_stdin else spawner_frames.FLAG_NULL_STDIN
+    flags = 0 if has_stdin else frames.FLAG_NULL_STDIN
     if spec.merge_stderr:
-        flags |= spawner_frames.FLAG_MERGE
+        flags |= frames.FLAG_MERGE
     if spec.orphans == "kill":
-        flags |= spawner_frames.FLAG_END_ORPHANS
-    return flags | spawner_frames.FLAG_HOLD if spec.holds_stdin else flags
+        flags |= frames.FLAG_END_ORPHANS
+    return flags | frames.FLAG_HOLD if spec.holds_stdin else flags
 
 
 def _go() -> tuple[socket.socket, socket.socket]:
