@@ -22,6 +22,14 @@ def test_each_test_that_the_docs_name_is_there() -> None:
     assert [file for file in sorted(files) if not (ROOT / file).is_file()] == []
 
 
+def test_each_class_that_the_pages_of_the_design_name_is_there() -> None:
+    code = "".join(file.read_text() for file in (ROOT / "fastclaw").rglob("*.py"))
+    for page in ("architecture.md", "ends.md"):
+        named = set(re.findall(r"`([A-Z][a-z]+[A-Z]\w*)\b", (ROOT / "docs" / page).read_text()))
+        assert len(named) > 5
+        assert [name for name in sorted(named) if f"class {name}" not in code] == []
+
+
 async def test_the_example_runtime_serves_a_supervisor() -> None:
     async with RuntimeClient.spawn(EXAMPLE, namespace="docs") as runtime:
         assert runtime.welcome is not None
