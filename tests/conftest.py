@@ -95,7 +95,7 @@ BOTH_LOOPS = (
     "tests/server/test_stdio",
     "tests/server/test_workers",
     "tests/podman/rest_lane/test_stdin",
-    "tests/podman/rest_lane/test_unix_http",
+    "tests/podman/rest_lane/test_http_client",
 )
 """Where descriptors are watched, the loop itself matters: these tests run on asyncio's and on uvloop."""
 

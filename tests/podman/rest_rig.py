@@ -18,9 +18,9 @@ from podman import PodmanClient
 from fastclaw.linux import proc
 from fastclaw.podman.rest_lane.attach_frames import STDERR, STDOUT
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls
+from fastclaw.podman.rest_lane.http_client import HttpClient
 from fastclaw.podman.rest_lane.local_tree import end_tree
 from fastclaw.podman.rest_lane.rest import RestLane
-from fastclaw.podman.rest_lane.unix_http import HttpPool
 from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace, StartSpec
 from tests.podman.fixed_containers import FixedContainers
@@ -251,8 +251,8 @@ class FakeEngine:
         self.asked: list[Request] = []
         self._serve = serve
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pool = HttpPool(self.url)
-        self.calls = ExecCalls(self._pool, FAKE_TIMEOUT_MS)
+        self._http = HttpClient(self.url)
+        self.calls = ExecCalls(self._http, FAKE_TIMEOUT_MS)
         self.lane = RestLane(
             self.url, FixedContainers(["c"]), local=False, end_tree=end_tree, timeout_ms=FAKE_TIMEOUT_MS
         )
@@ -278,7 +278,7 @@ class FakeEngine:
     async def end(self) -> None:
         """Close everything."""
         await self.lane.aclose()
-        self._pool.close()
+        self._http.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

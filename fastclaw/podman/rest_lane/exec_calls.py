@@ -15,7 +15,7 @@ import orjson
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.limits import PROGRAM_ARCHIVE_BYTES
 from fastclaw.podman.rest_lane import engine_errors
-from fastclaw.podman.rest_lane.unix_http import HttpPool, Response, Upgraded
+from fastclaw.podman.rest_lane.http_client import HttpClient, Response, Upgraded
 
 if TYPE_CHECKING:
     from fastclaw.processes.lane import StartSpec
@@ -93,10 +93,10 @@ class ExecCalls:
         timeout_ms: deadline of each call.
     """
 
-    __slots__ = ("_pool", "_timeout_ms")
+    __slots__ = ("_client", "_timeout_ms")
 
-    def __init__(self, pool: HttpPool, timeout_ms: int) -> None:
-        self._pool = pool
+    def __init__(self, client: HttpClient, timeout_ms: int) -> None:
+        self._client = client
         self._timeout_ms = timeout_ms
 
     async def create(self, container_id: str, body: bytes) -> str:
@@ -117,7 +117,7 @@ class ExecCalls:
             ExecFailed: as `create`, and `unknown_user`.
         """
         try:
-            answer = await self._pool.upgrade("POST", f"{API}/exec/{session}/start", _START_BODY, self._timeout_ms)
+            answer = await self._client.upgrade("POST", f"{API}/exec/{session}/start", _START_BODY, self._timeout_ms)
         except (OSError, ProtocolError) as error:
             _translate(error, self._timeout_ms)
         if isinstance(answer, Response):
@@ -157,19 +157,16 @@ class ExecCalls:
             ExecFailed: as `create`.
         """
         query = f"{API}/containers/{container_id}/archive?path={quote(path, safe='')}"
-        try:
-            answer = await self._pool.beginning(query, PROGRAM_ARCHIVE_BYTES, self._timeout_ms)
-        except (OSError, ProtocolError) as error:
-            _translate(error, self._timeout_ms)
+        answer = await self._call("GET", query, None, enough=PROGRAM_ARCHIVE_BYTES)
         if answer.status == 404:
             return None
         if answer.status != 200:
             _refuse(answer)
         return answer.body
 
-    async def _call(self, method: str, path: str, body: bytes | None) -> Response:
+    async def _call(self, method: str, path: str, body: bytes | None, *, enough: int | None = None) -> Response:
         try:
-            return await self._pool.request(method, path, body, self._timeout_ms)
+            return await self._client.request(method, path, body, self._timeout_ms, enough=enough)
         except (OSError, ProtocolError) as error:
             _translate(error, self._timeout_ms)
 

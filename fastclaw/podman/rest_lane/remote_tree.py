@@ -17,7 +17,7 @@ from fastclaw.podman.rest_lane.exec_calls import ExecCalls, create_body
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, Grace, StartSpec
 
 if TYPE_CHECKING:
-    from fastclaw.podman.rest_lane.unix_http import Upgraded
+    from fastclaw.podman.rest_lane.http_client import Upgraded
 
 _SCRIPT = r"""
 find_all() {

@@ -27,12 +27,12 @@ from fastclaw.limits import (
 )
 from fastclaw.podman.rest_lane.attached import Attached
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls, SessionGone, create_body
+from fastclaw.podman.rest_lane.http_client import HttpClient, Upgraded
 from fastclaw.podman.rest_lane.program_files import explained, first_entry
 from fastclaw.podman.rest_lane.remote_tree import RemoteTree
 from fastclaw.podman.rest_lane.rest_process import EndTree, RestProcess
 from fastclaw.podman.rest_lane.start_proof import Started, prove
 from fastclaw.podman.rest_lane.stdin_helpers import StdinHelpers
-from fastclaw.podman.rest_lane.unix_http import HttpPool, Upgraded
 from fastclaw.podman.service.service_process import is_readable
 from fastclaw.processes.lane import Collection, Grace, Lane, LaneProcess, Memory, StartSpec, ooms_from_now
 from fastclaw.processes.relayed_streams import OutputBudget
@@ -101,8 +101,8 @@ class RestLane(Lane):
     ) -> None:
         offered = {"user": True, "kill_tree": True, "reopen_stdio": reopens, "signal": local}
         self.capabilities = [name for name, is_offered in offered.items() if is_offered]
-        self._pool = HttpPool(url)
-        self._calls = ExecCalls(self._pool, timeout_ms)
+        self._http = HttpClient(url)
+        self._calls = ExecCalls(self._http, timeout_ms)
         self._containers = containers
         self._local = local
         self._end_local_tree = end_tree
@@ -171,14 +171,14 @@ class RestLane(Lane):
         """As `Lane.health`."""
         return {
             "name": self.name,
-            "idle_connections": self._pool.idle(),
+            "idle_connections": self._http.idle(),
             "local": self._local,
         }
 
     async def aclose(self) -> None:
         """Close the kept connections, end the helpers. Processes keep theirs until their own `aclose`, which comes
         before."""
-        self._pool.close()
+        self._http.close()
         await self._stdin_helpers.aclose()
 
 

@@ -14,7 +14,7 @@ from podman import PodmanClient
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.limits import MAX_HTTP_BODY_BYTES
 from fastclaw.podman.rest_lane.exec_calls import API, DETACH_KEYS, ExecCalls, ExecState, SessionGone, create_body
-from fastclaw.podman.rest_lane.unix_http import HttpPool
+from fastclaw.podman.rest_lane.http_client import HttpClient
 from fastclaw.processes.lane import StartSpec
 from tests.podman.rest_rig import (
     FAKE_TIMEOUT_MS,
@@ -176,7 +176,7 @@ async def test_a_connection_that_ends_without_an_answer(short_dir: Path, step: s
 
 @pytest.mark.parametrize("step", CALLS)
 async def test_no_engine_at_all(short_dir: Path, step: str) -> None:
-    pool = HttpPool(f"unix://{short_dir}/none.sock")
+    pool = HttpClient(f"unix://{short_dir}/none.sock")
     with pytest.raises(ExecFailed, match="No such file or directory") as caught:
         await CALLS[step](ExecCalls(pool, FAKE_TIMEOUT_MS))
     pool.close()
@@ -236,7 +236,7 @@ async def test_a_session_that_was_forgotten_is_no_failure_of_the_engine(short_di
 @pytest.fixture
 def calls(rest_engine: Engine) -> Iterator[ExecCalls]:
     """On the shared service."""
-    pool = HttpPool(rest_engine.url)
+    pool = HttpClient(rest_engine.url)
     yield ExecCalls(pool, 10_000)
     pool.close()
 

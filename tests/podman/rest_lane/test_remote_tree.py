@@ -15,8 +15,8 @@ from podman import PodmanClient
 from fastclaw.errors import ExecFailed
 from fastclaw.podman.rest_lane import remote_tree
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls
+from fastclaw.podman.rest_lane.http_client import HttpClient, Upgraded
 from fastclaw.podman.rest_lane.remote_tree import RemoteTree
-from fastclaw.podman.rest_lane.unix_http import HttpPool, Upgraded
 from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
 from tests.podman.rest_rig import (
@@ -82,7 +82,7 @@ def other_spec(env: dict[str, str]) -> StartSpec:
 
 @pytest.mark.podman
 async def test_nothing_to_end_is_no_failure(rest_engine: Engine) -> None:
-    pool = HttpPool(rest_engine.url)
+    pool = HttpClient(rest_engine.url)
     container = next(iter(rest_engine.containers.values()))
     tree = RemoteTree(ExecCalls(pool, 10_000), container)
     await tree(f"nobody-{os.getpid()}", None, grace(), deadline_s=2)
@@ -91,7 +91,7 @@ async def test_nothing_to_end_is_no_failure(rest_engine: Engine) -> None:
 
 @pytest.mark.podman
 async def test_an_image_without_a_shell_is_not_supported(engine_service: EngineService) -> None:
-    pool = HttpPool(engine_service.url)
+    pool = HttpClient(engine_service.url)
     with PodmanClient(base_url=engine_service.url) as client:
         changes: dict[str, Any] = {"command": ["/bin/sleep", "1000"], "env": {"PATH": "/nowhere"}}
         container = await asyncio.to_thread(make_container, client, engine_service.image, **changes)
