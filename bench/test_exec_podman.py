@@ -12,7 +12,6 @@ from bench.engine import CONTAINERS, Engine, engine_or_skip
 from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli, posix_spawn
 from bench.ratios import Ratios, compare
 from fastclaw.client import RuntimeClient
-from fastclaw.podman.rest_lane.local_tree import end_tree
 from fastclaw.podman.rest_lane.rest import RestLane
 from tests.podman.fixed_containers import FixedContainers
 
@@ -56,7 +55,7 @@ def client(runner: asyncio.Runner, engine: Engine) -> Iterator[RuntimeClient]:
 @pytest.fixture
 def lane(runner: asyncio.Runner, engine: Engine) -> Iterator[RestLane]:
     async def make() -> RestLane:
-        return RestLane(engine.url, FixedContainers(engine.containers), local=True, end_tree=end_tree)
+        return RestLane(engine.url, FixedContainers(engine.containers), local=True)
 
     lane = runner.run(make())
     yield lane

@@ -2,7 +2,7 @@
 
 Owns two outside facts. Linux 6.15 keeps the wait status behind the pidfd once the process was reaped
 (PIDFD_GET_INFO with PIDFD_INFO_EXIT, include/uapi/linux/pidfd.h). Before the reap, and on any kernel, a zombie shows it
-as field 52 of proc_pid_stat(5) to those who may trace it. It does not know of engines or trees.
+in /proc to those who may trace it. It does not know of engines or trees.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import signal
 import struct
 from contextlib import suppress
 
+from fastclaw.linux.proc import zombie_status
+
 _INFO = struct.Struct("<Q52xi")
 _PIDFD_INFO_EXIT = 1 << 3
 _PIDFD_GET_INFO = (3 << 30) | (_INFO.size << 16) | (0xFF << 8) | 11  # _IOWR(PIDFS_IOCTL_MAGIC, 11, 64 bytes)
-_EXIT_CODE_FIELD = 49  # counted from the state, which follows the parenthesis
 
 
 def open_pidfd(pid: int) -> int | None:
@@ -70,27 +71,8 @@ def _kept_status(pidfd: int) -> int | None:
 def _zombie_status(pidfd: int, pid: int) -> int | None:
     """What /proc says before the reap. The number is ours for sure if the pidfd can still be signalled afterwards."""
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            fields = file.read(4096).rpartition(b")")[2].split()
+        status = zombie_status(pid)
         signal.pidfd_send_signal(pidfd, 0)
     except OSError:
         return None
-    if not fields or fields[0] != b"Z":
-        return None
-    status = int(fields[_EXIT_CODE_FIELD])
-    # To who may not trace the process the kernel shows 0 (proc_pid_stat(5)), which is no exit code then.
-    return status if status or os.geteuid() == 0 else None
-
-
-def has_variable(pid: int, entry: bytes) -> bool:
-    """Whether the process started (execve) with `NAME=value` in its environment. False where it is gone.
-
-    True, too, where it cannot be looked at, for want of rights or descriptors: then there is nothing to wait for.
-    """
-    try:
-        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            return entry in file.read().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    except OSError:
-        return True
+    return status

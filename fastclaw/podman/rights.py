@@ -15,10 +15,11 @@ from msgspec import Struct
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
+from fastclaw.linux import proc
 from fastclaw.options import Options
 from fastclaw.podman import privileges
 from fastclaw.podman.privileges import Facts, Owner, read_capabilities
-from fastclaw.podman.service.facts import file_system, has_mounts_below, mount_table
+from fastclaw.podman.service.facts import has_mounts_below
 from fastclaw.podman.service.storage import private_directory
 from fastclaw.spawner import userdb
 
@@ -180,8 +181,8 @@ def _user_namespaces() -> int:
 def _mounts(source: str | None) -> dict[str, Any]:
     if source is None:
         return {}
-    path, mountinfo = Path(source), mount_table()
-    return {"file_system": file_system(path, mountinfo), "has_mounts": has_mounts_below(path, mountinfo)}
+    path, mounted = Path(source), proc.mounts()
+    return {"file_system": proc.file_system(path, mounted), "has_mounts": has_mounts_below(path, mounted)}
 
 
 def _highest_number(user: str) -> int:

@@ -38,7 +38,6 @@ from fastclaw.podman.container_spec import (
     spawner_pids,
 )
 from fastclaw.podman.containers import Containers, SpawnerSlot
-from fastclaw.podman.rest_lane.local_tree import end_tree
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rights import USER_FILES, Rights, settle_rights
 from fastclaw.podman.service.facts import engine_url, own_plan, own_state_dir, static_catatonit
@@ -292,7 +291,6 @@ async def _rest_lane(plan: ContainerPlan, network: Network, setup: contextlib.As
         plan.engine.url,
         containers,
         local=containers.is_local,
-        end_tree=end_tree,
         timeout_ms=options.engine_timeout_ms,
         run_output_bytes=options.run_output_bytes,
         reopens=plan.rights.ids is None,

@@ -118,3 +118,66 @@ def test_a_rootless_engines_pause_process_is_known_by_its_name(words: list[str],
         assert proc.is_podman_pause(process.pid) is is_pause
         process.communicate(b"\n")
     assert not proc.is_podman_pause(process.pid)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [(b"KEY=a b", True), (b"KEY=a", False), (b"EY=a b", False), (b"KEY", False), (b"X=KEY=c", True), (b"KEY=c", False)],
+)
+def test_a_variable_counts_as_a_whole(entry: bytes, expected: bool) -> None:
+    env = {"A": "x" * 100_000, "X": "KEY=c", "KEY": "a b"}
+    with subprocess.Popen(["/bin/cat"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()  # it runs: during execve the environment is empty for a moment
+        found = proc.has_variable(process.pid, entry)
+        process.kill()
+    assert found is expected
+
+
+def test_what_has_ended_has_no_variables() -> None:
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not proc.has_variable(process.pid, f"PATH={os.environ['PATH']}".encode())
+    assert not proc.has_variable(process.pid, b"A=1")
+
+
+SECRETIVE = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from fastclaw.linux.proc import has_variable
+if os.geteuid() == 0:
+    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+sys.exit(0 if has_variable(1, b"NO=SUCH") else 1)
+"""
+
+
+def test_what_may_not_be_looked_at_counts_as_found() -> None:
+    """An ordinary user looks at PID 1. The interpreter drops its rights after it has read what it needs."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(proc.__file__)))
+    assert subprocess.run([sys.executable, "-c", SECRETIVE, root], check=False, timeout=20).returncode == 0
+
+
+MOUNTS = b"""\
+1 0 8:1 / / rw - ext4 /dev/vda rw
+2 1 0:1 / /run rw shared:5 master:1 - tmpfs tmpfs rw
+3 1 0:2 / /run/with\\040space rw - overlay overlay rw
+4 1 0:3 / /home rw - nfs4 host:/home rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "ext4"),
+        ("/running", "ext4"),
+        ("/run", "tmpfs"),
+        ("/run/x/y", "tmpfs"),
+        ("/run/with space/x", "overlay"),
+        ("/home/someone", "nfs4"),
+    ],
+)
+def test_file_system_of_the_longest_mount_point(path: str, kind: str) -> None:
+    assert proc.file_system(path, proc.parse_mounts(MOUNTS)) == kind

@@ -19,7 +19,6 @@ from fastclaw.linux import proc
 from fastclaw.podman.rest_lane.attach_frames import STDERR, STDOUT
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls
 from fastclaw.podman.rest_lane.http_client import HttpClient
-from fastclaw.podman.rest_lane.local_tree import end_tree
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace, StartSpec
@@ -134,9 +133,7 @@ class Engine:
 
     def lane(self, runtime: str = RUNTIME, *, local: bool = True) -> RestLane:
         """A lane over one container."""
-        return RestLane(
-            self.url, FixedContainers([self.containers[runtime]]), local=local, end_tree=end_tree, timeout_ms=30_000
-        )
+        return RestLane(self.url, FixedContainers([self.containers[runtime]]), local=local, timeout_ms=30_000)
 
 
 @pytest.fixture(scope="session")
@@ -253,9 +250,7 @@ class FakeEngine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._http = HttpClient(self.url)
         self.calls = ExecCalls(self._http, FAKE_TIMEOUT_MS)
-        self.lane = RestLane(
-            self.url, FixedContainers(["c"]), local=False, end_tree=end_tree, timeout_ms=FAKE_TIMEOUT_MS
-        )
+        self.lane = RestLane(self.url, FixedContainers(["c"]), local=False, timeout_ms=FAKE_TIMEOUT_MS)
 
     def steps(self) -> list[str]:
         """What was asked, in words."""

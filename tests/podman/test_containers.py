@@ -16,8 +16,8 @@ from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux.restart import revival_delay_s
 from fastclaw.podman.container import Container
 from fastclaw.podman.containers import Containers, SpawnerSlot
-from fastclaw.podman.rest_lane.local_tree import end_tree
 from fastclaw.podman.rest_lane.rest import RestLane
+from fastclaw.podman.rest_lane.trees import end_tree
 from tests.podman.fleet import PATIENCE_S
 from tests.podman.rest_rig import complete, drop, grace, spec
 from tests.waiting import until
@@ -43,7 +43,7 @@ class Yard:
     def __init__(self, fleet: Fleet, places: int) -> None:
         self.fleet = fleet
         self.containers = Containers(places, fleet.make, wears=True)
-        self.lane = RestLane(fleet.engine.url, self.containers, local=True, end_tree=end_tree)
+        self.lane = RestLane(fleet.engine.url, self.containers, local=True)
         self.looks: list[bool] = []
 
     def container(self, place: int = 0) -> str:

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import structs
@@ -29,10 +30,10 @@ from fastclaw.podman.rest_lane.attached import Attached
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls, SessionGone, create_body
 from fastclaw.podman.rest_lane.http_client import HttpClient, Upgraded
 from fastclaw.podman.rest_lane.program_files import explained, first_entry
-from fastclaw.podman.rest_lane.remote_tree import RemoteTree
-from fastclaw.podman.rest_lane.rest_process import EndTree, RestProcess
+from fastclaw.podman.rest_lane.rest_process import RestProcess
 from fastclaw.podman.rest_lane.start_proof import Started, prove
 from fastclaw.podman.rest_lane.stdin_helpers import StdinHelpers
+from fastclaw.podman.rest_lane.trees import EndTree, end_remote_tree, end_tree
 from fastclaw.podman.service.service_process import is_readable
 from fastclaw.processes.lane import Collection, Grace, Lane, LaneProcess, Memory, StartSpec, ooms_from_now
 from fastclaw.processes.relayed_streams import OutputBudget
@@ -77,8 +78,6 @@ class RestLane(Lane):
         url: `unix:///path` or `tcp://host:port` of the engine's API.
         containers: where execs go.
         local: the engine's processes are this host's, and this process may signal them.
-        end_tree: ends what carries a marker; `local_tree.end_tree` . Used only where `local`;
-            elsewhere a second exec does it.
         timeout_ms: deadline of each engine call.
         run_output_bytes: what all runs may hold together.
 
@@ -94,7 +93,6 @@ class RestLane(Lane):
         containers: Containers,
         *,
         local: bool,
-        end_tree: EndTree,
         timeout_ms: int = ENGINE_TIMEOUT_MS,
         run_output_bytes: int = RUN_OUTPUT_BYTES,
         reopens: bool = True,
@@ -105,7 +103,6 @@ class RestLane(Lane):
         self._calls = ExecCalls(self._http, timeout_ms)
         self._containers = containers
         self._local = local
-        self._end_local_tree = end_tree
         self._timeout_ms = timeout_ms
         self._budget = OutputBudget(run_output_bytes)
         self._stdin_helpers = StdinHelpers()
@@ -157,7 +154,7 @@ class RestLane(Lane):
             raise
 
     def _tree_ender(self, container: str) -> EndTree:
-        return self._end_local_tree if self._local else RemoteTree(self._calls, container)
+        return end_tree if self._local else partial(end_remote_tree, self._calls, container)
 
     async def end_all(self, processes: list[LaneProcess], grace: Grace) -> None:
         """As `Lane.end_all`. On another host one exec per tree would take too long: there the containers are ended."""
@@ -317,7 +314,7 @@ class _Launch:
         carries the marker and ends with its container."""
         now = Grace(ends_at=asyncio.get_running_loop().time())
         with suppress(ExecFailed):
-            await self._end_tree(self._spec.process_id, None, now, deadline_s=ABANDONED_KILL_MS / 1000)
+            await self._end_tree(self._spec.process_id, None, now, ABANDONED_KILL_MS / 1000)
 
 
 def _has_ended(started: Started) -> bool:

@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from fastclaw.errors import ExecFailed
 from fastclaw.limits import ENGINE_DRAIN_MS, EXIT_POLL_MS, EXIT_SETTLE_MS, GONE_LOOKS_MS, PUMP_LOOK_MS, TREE_DEADLINE_MS
@@ -30,11 +30,12 @@ from fastclaw.processes.lane import KILLED_CODE, ExitStatus, Grace
 from fastclaw.processes.relayed_streams import Collector, PipedProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from fastclaw.linux.poller import Poller
     from fastclaw.podman.rest_lane.attached import Attached
     from fastclaw.podman.rest_lane.start_proof import Started
+    from fastclaw.podman.rest_lane.trees import EndTree
     from fastclaw.processes.lane import Collected, Collection, Ooms, Owner, Streams
     from fastclaw.processes.relayed_streams import OutputBudget
     from fastclaw.processes.sockets import ProcessSockets
@@ -42,12 +43,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-
-class EndTree(Protocol):
-    """Ends every process that carries a marker, as `local_tree.end_tree` does on this host."""
-
-    def __call__(self, marker: str, root_pid: int | None, grace: Grace, *, deadline_s: float) -> Awaitable[object]: ...
 
 
 def _nothing() -> None:
@@ -160,7 +155,7 @@ class RestProcess(PipedProcess):
     async def _end_orphans(self) -> None:
         now = Grace(ends_at=0.0)
         try:
-            await self._end_tree(self._marker, None, now, deadline_s=TREE_DEADLINE_MS / 1000)
+            await self._end_tree(self._marker, None, now, TREE_DEADLINE_MS / 1000)
         except ExecFailed as error:
             logger.warning("what process %s left running could not be ended: %s", self._marker, error)
 
@@ -182,7 +177,7 @@ class RestProcess(PipedProcess):
         """As `LaneProcess`."""
         self._ended_by_us = True
         root = self._pid if self._is_alive() else None
-        await self._end_tree(self._marker, root, grace, deadline_s=TREE_DEADLINE_MS / 1000)
+        await self._end_tree(self._marker, root, grace, TREE_DEADLINE_MS / 1000)
         self._look_later(-1)
 
     def _look_later(self, reads: int) -> None:

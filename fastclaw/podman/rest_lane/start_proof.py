@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.limits import EXECVE_POLL_MS, EXECVE_PROOF_MS, HTTP_READ_BYTES, OCI_ERROR_BYTES
-from fastclaw.linux.pidfd import has_variable, open_pidfd, wait_status
+from fastclaw.linux.pidfd import open_pidfd, wait_status
+from fastclaw.linux.proc import has_variable
 from fastclaw.podman.rest_lane import engine_errors
 from fastclaw.podman.rest_lane.attach_frames import STDERR, STDOUT, Demultiplexer
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE

@@ -18,6 +18,7 @@ from typing import Literal
 from fastclaw import limits
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.linux.directories import shared_runtime_directory
+from fastclaw.linux.proc import Mount, file_system, is_below, mounts
 from fastclaw.options import Options
 from fastclaw.podman.service.plan import CgroupMode, HostFacts, ServicePlan, plan_service, why_not_url
 from fastclaw.podman.service.storage import default_state_dir
@@ -173,7 +174,7 @@ def hard_limit(which: int, ceiling: int) -> int:
 
 def storage_driver(state_dir: Path) -> Literal["overlay", "vfs"] | None:
     """The driver that works on the state directory's file system; None leaves it to Podman (fuse-overlayfs)."""
-    kind = file_system(state_dir, mount_table())
+    kind = file_system(state_dir, mounts())
     if kind not in OVERLAY_BAD_LOWER:
         return "overlay" if os.geteuid() == 0 else None
     return None if find_program("fuse-overlayfs") else "vfs"
@@ -185,46 +186,16 @@ def runs_programs(state_dir: Path) -> bool:
     return not os.statvfs(existing).f_flag & os.ST_NOEXEC
 
 
-def mount_table() -> str:
-    """What is mounted where this process is; a mount point may be of any bytes (proc(5), mountinfo)."""
-    return os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
-
-
-def file_system(path: Path, mountinfo: str) -> str:
-    """Type of the file system that holds `path` (proc(5), mountinfo: mount point is field 5, type follows the dash)."""
-    wanted = os.path.realpath(path)
-    best, kind = "", ""
-    for fields in _mounts(mountinfo):
-        point = _unescape(fields[4])
-        if len(point) >= len(best) and _contains(point, wanted):
-            best, kind = point, fields[fields.index("-") + 1]
-    return kind
-
-
-def has_mounts_below(path: Path, mountinfo: str) -> bool:
+def has_mounts_below(path: Path, mounted: list[Mount]) -> bool:
     """Whether something else is mounted somewhere in a directory."""
     wanted = os.path.realpath(path)
-    points = [_unescape(fields[4]) for fields in _mounts(mountinfo)]
-    return any(point != wanted and _contains(wanted, point) for point in points)
-
-
-def _mounts(mountinfo: str) -> list[list[str]]:
-    """The fields of each line; all of Python's other line ends and white space may be part of a name."""
-    return [line.split(" ") for line in mountinfo.split("\n") if line]
+    return any(mount.point != wanted and is_below(mount.point, wanted) for mount in mounted)
 
 
 def _program_headers(header: bytes) -> tuple[int, int, int]:
     """e_phoff, e_phentsize and e_phnum of a 64-bit ELF header."""
     offset = int.from_bytes(header[32:40], "little")
     return offset, int.from_bytes(header[54:56], "little"), int.from_bytes(header[56:58], "little")
-
-
-def _contains(point: str, path: str) -> bool:
-    return path == point or path.startswith(point.rstrip("/") + "/")
-
-
-def _unescape(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
 
 
 def _util_linux_setpriv() -> str | None:

@@ -18,7 +18,6 @@ from fastclaw.linux import pidfd
 from fastclaw.linux.poller import Poller
 from fastclaw.podman.rest_lane import rest_process
 from fastclaw.podman.rest_lane.attached import Attached
-from fastclaw.podman.rest_lane.local_tree import end_tree
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rest_lane.rest_process import RestProcess
 from fastclaw.podman.rest_lane.start_proof import Started
@@ -153,7 +152,7 @@ async def test_an_engine_elsewhere_lets_no_signal_through(rest_engine: Engine) -
 async def test_a_container_that_dies_takes_its_processes_along(engine_service: EngineService) -> None:
     with PodmanClient(base_url=engine_service.url) as client:
         container = await asyncio.to_thread(make_container, client, engine_service.image, RUNTIME)
-        lane = RestLane(engine_service.url, FixedContainers([container]), local=True, end_tree=end_tree)
+        lane = RestLane(engine_service.url, FixedContainers([container]), local=True)
         process = await lane.start(spec("sleep", "100"), 0)
         await asyncio.to_thread(remove_container, client, container)
         assert (await complete(process))[2] == ExitStatus(reason="container_gone")
@@ -339,7 +338,7 @@ async def stand_in(
 
 
 def _assemble(engine: FakeEngine, ours: socket.socket, started: Started) -> RestProcess:
-    async def kill(marker: str, root_pid: int | None, grace: Grace, *, deadline_s: float) -> None:
+    async def kill(marker: str, root_pid: int | None, grace: Grace, deadline_s: float) -> None:
         assert root_pid is not None
         os.kill(root_pid, signal.SIGKILL)
 
