@@ -13,7 +13,7 @@ from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli,
 from bench.ratios import Ratios, compare
 from fastclaw.client import RuntimeClient
 from fastclaw.podman.rest_lane.rest import RestLane
-from tests.podman.fixed_containers import FixedContainers
+from tests.podman.rest_lane.fixed_containers import FixedContainers
 
 if TYPE_CHECKING:
     import asyncio

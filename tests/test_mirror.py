@@ -19,7 +19,6 @@ SUBJECTS = {
     "client/test_run.py": "one call through all layers, over real runtimes",
     "conformance/test_broken*.py": "all checks, against a runtime that breaks promises",
     "network/bridge/test_walls.py": "the firewall's rules, against real packets",
-    "podman/test_rest_*.py": "the REST lane on a real engine",
     "podman/test_sandbox.py": "what a container is, seen from inside",
     "processes/test_lingering.py": "bounds on what has ended, over real pumps",
     "processes/test_run.py": "one call through all modules of the folder",

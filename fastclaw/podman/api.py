@@ -38,7 +38,7 @@ from fastclaw.podman.podman_client import (
     make_client,
     mapped_errors,
 )
-from fastclaw.podman.rest_lane.program_files import first_entry
+from fastclaw.podman.rest_lane.exec_calls import first_entry
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, FALLBACK_IMAGE
 from fastclaw.podman.service.storage import give_up_reserve, has_room, keep_reserve
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine_fixtures import EngineService, unusable
 from tests.podman.fleet import Fleet
-from tests.podman.rest_rig import any_lane, lane, rest_engine
+from tests.podman.rest_lane.rest_rig import any_lane, lane, rest_engine
 
 __all__ = ["EngineService", "any_lane", "lane", "rest_engine", "unusable"]
 

@@ -1,23 +1,50 @@
-"""The three calls of one exec: create, start, inspect, with every failure turned into `ExecFailed`.
+"""The three calls of one exec (create, start, inspect), and confirmation that the command runs, or why it does not.
 
 Owns the paths and bodies of Podman's libpod API for execs, and the one seam where OSError, TimeoutError and broken HTTP
-become the contract's words. It does not know what a stream carries or what a session is good for.
+become the contract's words. It does not know of pipes, relays or exit records.
+
+Podman's header of a hijacked start proves nothing; what does:
+
+- inspect names a pid: the OCI runtime's checks have passed. Inspect waits for the container's lock, so it answers once
+  the start is through.
+- on this host, the pid carries the exec's marker in its environment: execve has happened.
+- stdout came, or stderr that is no engine text.
+
+Where the command has ended before any of this was seen, its whole output is read (it has ended: the bytes are there)
+and judged by `engine_errors`. What was read is handed on, so nothing is lost.
+
+Where a start is refused for a file, the engine is asked for the beginning of that file and of those it needs as an
+archive (what `podman cp` does), so a path is resolved inside, and nothing of the container's is opened here; on the
+spawn lane program.c does that. It does not know of users: of rights it sees the mode only.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+import asyncio
+import errno
+import os
+import posixpath
+import select
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
 
 import msgspec
 import orjson
 
+from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError
-from fastclaw.limits import PROGRAM_ARCHIVE_BYTES
+from fastclaw.linux.executable import Finding, interpreter_of, loader_of, why_refused
+from fastclaw.linux.pidfd import open_pidfd, wait_status
+from fastclaw.linux.proc import has_variable
 from fastclaw.podman.rest_lane import engine_errors
+from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Demultiplexer
 from fastclaw.podman.rest_lane.http_client import HttpClient, Response, Upgraded
+from fastclaw.processes.lane import PROCESS_ID_VARIABLE
 
 if TYPE_CHECKING:
+    import socket
+
     from fastclaw.processes.lane import StartSpec
 
 T = TypeVar("T")
@@ -157,7 +184,7 @@ class ExecCalls:
             ExecFailed: as `create`.
         """
         query = f"{API}/containers/{container_id}/archive?path={quote(path, safe='')}"
-        answer = await self._call("GET", query, None, enough=PROGRAM_ARCHIVE_BYTES)
+        answer = await self._call("GET", query, None, enough=limits.PROGRAM_ARCHIVE_BYTES)
         if answer.status == 404:
             return None
         if answer.status != 200:
@@ -189,3 +216,237 @@ def _translate(error: OSError | ProtocolError, timeout_ms: int) -> NoReturn:
     if isinstance(error, TimeoutError):
         raise ExecFailed(f"the engine did not answer within {timeout_ms} ms", "engine_timeout") from error
     raise ExecFailed(f"the engine cannot be reached: {error.strerror or error}", "engine_unavailable") from error
+
+
+# --- does it run? ---
+
+
+class Started(NamedTuple):
+    """A command that ran.
+
+    Parameters:
+        pid, pidfd: the command on this host, as long as it can be held; pidfd is None elsewhere.
+        head: raw bytes of the stream read so far.
+        exit_code: where it is known already.
+        ended: it is over, as far as can be told.
+    """
+
+    pid: int
+    pidfd: int | None
+    head: bytes
+    exit_code: int | None
+    ended: bool
+
+
+class _Head:
+    """The beginning of a stream, read until it says enough."""
+
+    __slots__ = ("_demultiplexer", "ended", "raw", "stderr", "stdout_seen")
+
+    def __init__(self) -> None:
+        self._demultiplexer = Demultiplexer()
+        self.raw = b""
+        self.stderr = b""
+        self.stdout_seen = False
+        self.ended = False
+
+    def feed(self, data: bytes) -> None:
+        self.raw += data
+        for stream, payload in self._demultiplexer.feed(memoryview(data)):
+            self.stdout_seen = self.stdout_seen or stream == STDOUT
+            if stream == STDERR:
+                self.stderr += payload
+
+    @property
+    def says_enough(self) -> bool:
+        """No engine text can come of this any more."""
+        return self.ended or self.stdout_seen or not engine_errors.may_be_failure(self.stderr)
+
+
+async def prove(
+    calls: ExecCalls, session: str, sock: socket.socket, head: bytes, spec: StartSpec, *, local: bool, timeout_ms: int
+) -> Started:
+    """Wait until the command is known to run or to have run.
+
+    Parameters:
+        sock, head: the hijacked connection and what was read of it; stays the caller's.
+        local: the engine's pids are this host's.
+        timeout_ms: for the wait on the stream of a command that has ended.
+
+    Raises:
+        ExecFailed: it never ran, with the reason; or the engine failed; or `io_error`, where there is no descriptor for
+            a pidfd. No pidfd is left open.
+        SessionGone: as `ExecCalls.inspect`.
+    """
+    state = await calls.inspect(session)
+    had_pid = state.running and state.pid > 0
+    if had_pid and not local:
+        return Started(0, None, head, None, ended=False)
+    pidfd = _hold(state.pid) if had_pid else None
+    try:
+        if pidfd is not None and await _became_command(state.pid, pidfd, spec):
+            return Started(state.pid, pidfd, head, None, ended=False)
+        exit_code, raw = await _judge_ended(calls, session, sock, head, spec, had_pid=had_pid, timeout_ms=timeout_ms)
+    except BaseException:
+        if pidfd is not None:
+            os.close(pidfd)
+        raise
+    return Started(state.pid, pidfd, raw, exit_code, ended=True)
+
+
+def _hold(pid: int) -> int | None:
+    try:
+        return open_pidfd(pid)
+    except OSError as error:
+        raise ExecFailed(f"no pidfd for the process: {error.strerror}", "io_error") from error
+
+
+async def _became_command(pid: int, pidfd: int, spec: StartSpec) -> bool:
+    """Whether execve has happened; False where the process ended before that was seen."""
+    loop = asyncio.get_running_loop()
+    entry = f"{PROCESS_ID_VARIABLE}={spec.process_id}".encode()
+    give_up = loop.time() + limits.EXECVE_PROOF_MS / 1000
+    while not has_variable(pid, entry):
+        if _is_over(pidfd):
+            status = wait_status(pidfd, pid)
+            return status is not None and not engine_errors.may_be_failed_execve(status)
+        if loop.time() > give_up:
+            return True
+        await asyncio.sleep(limits.EXECVE_POLL_MS / 1000)
+    return True
+
+
+async def _judge_ended(
+    calls: ExecCalls,
+    session: str,
+    sock: socket.socket,
+    leftover: bytes,
+    spec: StartSpec,
+    *,
+    had_pid: bool,
+    timeout_ms: int,
+) -> tuple[int | None, bytes]:
+    """The exit code, where it was asked for, and the stream so far."""
+    head = await _read_head(sock, leftover, timeout_ms)
+    if head.stdout_seen or not head.stderr or not engine_errors.may_be_failure(head.stderr):
+        return None, head.raw
+    exit_code = (await calls.inspect(session)).exit_code
+    failure = engine_errors.start_failure(spec.cmd[0], exit_code, head.stdout_seen, head.stderr, had_pid=had_pid)
+    if failure is not None:
+        raise ExecFailed(failure.message, failure.reason)
+    return exit_code if head.ended else None, head.raw
+
+
+async def _read_head(sock: socket.socket, leftover: bytes, timeout_ms: int) -> _Head:
+    loop = asyncio.get_running_loop()
+    head = _Head()
+    try:
+        head.feed(leftover)
+        async with asyncio.timeout(timeout_ms / 1000):
+            while not head.says_enough and len(head.raw) < limits.OCI_ERROR_BYTES:
+                data = await loop.sock_recv(sock, limits.HTTP_READ_BYTES)
+                head.ended = not data
+                head.feed(data)
+    except TimeoutError as error:
+        raise ExecFailed("the engine does not end the stream of a command that ended", "engine_timeout") from error
+    except OSError:
+        head.ended = True
+    except ProtocolError as error:
+        raise ExecFailed(f"the engine's stream makes no sense: {error}", "engine_error") from error
+    return head
+
+
+def _is_over(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+# --- which file is in the way ---
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_BLOCK = 512
+_OF_THE_FILE = ("not_found", "permission_denied", "not_executable")
+
+
+class Seen(NamedTuple):
+    """One file: an errno for which it cannot be executed, or 0, and its first bytes."""
+
+    error: int
+    head: bytes
+
+
+def first_entry(archive: bytes) -> Seen:
+    """What the first file of a tar archive is (tar(5)), behind headers that only say more of it."""
+    while archive[156:157] in b"xgLK" and len(archive) >= _BLOCK:
+        size = _octal(archive[124:136])
+        archive = archive[_BLOCK + -(-size // _BLOCK) * _BLOCK :]
+    kind = archive[156:157]
+    if kind == b"5":
+        return Seen(errno.EISDIR, b"")
+    if kind not in (b"0", b"\0") or not archive[0]:
+        return Seen(errno.ENXIO, b"")  # a device or a FIFO; an archive without a file begins with zeros
+    error = 0 if _octal(archive[100:108]) & 0o111 else errno.EACCES
+    return Seen(error, archive[_BLOCK : _BLOCK + _octal(archive[124:136])])
+
+
+def _octal(digits: bytes) -> int:
+    text = digits.strip(b" \0")
+    return int(text, 8) if text.isdigit() and not set(text) & set(b"89") else 0
+
+
+class _Looks:
+    """A bounded number of looks at files of one container."""
+
+    def __init__(self, calls: ExecCalls, container: str) -> None:
+        self._calls, self._container = calls, container
+        self._left = limits.PROGRAM_LOOKS
+
+    async def at(self, path: str) -> Seen:
+        self._left -= 1
+        if self._left < 0 or not posixpath.isabs(path):
+            raise ExecFailed("not looked at")
+        archive = await self._calls.beginning_of(self._container, path)
+        return Seen(errno.ENOENT, b"") if archive is None else first_entry(archive)
+
+
+async def explained(refused: ExecFailed, calls: ExecCalls, container: str, spec: StartSpec) -> ExecFailed:
+    """The same refusal, with what is in the way where that is seen; as it is in any other case."""
+    if refused.reason not in _OF_THE_FILE:
+        return refused
+    is_format = refused.reason == "not_executable"
+    words = None
+    with suppress(ExecFailed, TimeoutError):
+        async with asyncio.timeout(limits.PROGRAM_LOOK_MS / 1000):
+            found = await _find_out(_Looks(calls, container), spec, is_format)
+            words = why_refused(found, is_format=is_format)
+    return refused if words is None else ExecFailed(f"{spec.cmd[0]!r}: {words}", refused.reason)
+
+
+async def _find_out(looks: _Looks, spec: StartSpec, is_format: bool) -> Finding:
+    name, seen = await _program(looks, spec)
+    found = Finding(0, False, seen.error, name, seen.head)
+    while not found.error and found.depth < limits.PROGRAM_DEPTH:
+        following = interpreter_of(found.head)
+        is_loader = following is None
+        if is_loader and not found.is_loader and not is_format:  # else it is for another machine, and so is its loader
+            following = loader_of(found.head)
+        if following is None:
+            break
+        seen = await looks.at(following)
+        found = Finding(found.depth + 1, is_loader, seen.error, following, seen.head)
+    return found
+
+
+async def _program(looks: _Looks, spec: StartSpec) -> tuple[str, Seen]:
+    """As execvp(3) finds it, whatever it is."""
+    command, directory = spec.cmd[0], spec.working_dir or ""
+    if "/" in command:
+        path = posixpath.join(directory, command)
+        return path, await looks.at(path)
+    for entry in spec.variables.get("PATH", _PATH).split(":"):
+        path = posixpath.join(directory, entry, command)
+        seen = await looks.at(path)
+        if seen.error != errno.ENOENT:
+            return path, seen
+    return command, Seen(errno.ENOENT, b"")

@@ -26,13 +26,19 @@ from fastclaw.limits import (
     MAX_ARGS_BYTES,
     RUN_OUTPUT_BYTES,
 )
-from fastclaw.podman.rest_lane.attached import Attached
-from fastclaw.podman.rest_lane.exec_calls import ExecCalls, SessionGone, create_body
+from fastclaw.podman.rest_lane.demux import Attached
+from fastclaw.podman.rest_lane.exec_calls import (
+    ExecCalls,
+    SessionGone,
+    Started,
+    create_body,
+    explained,
+    first_entry,
+    prove,
+)
 from fastclaw.podman.rest_lane.http_client import HttpClient, Upgraded
-from fastclaw.podman.rest_lane.program_files import explained, first_entry
 from fastclaw.podman.rest_lane.rest_process import RestProcess
-from fastclaw.podman.rest_lane.start_proof import Started, prove
-from fastclaw.podman.rest_lane.stdin_helpers import StdinHelpers
+from fastclaw.podman.rest_lane.stdin import StdinHelpers
 from fastclaw.podman.rest_lane.trees import EndTree, end_remote_tree, end_tree
 from fastclaw.podman.service.service_process import is_readable
 from fastclaw.processes.lane import Collection, Grace, Lane, LaneProcess, Memory, StartSpec, ooms_from_now
@@ -40,7 +46,7 @@ from fastclaw.processes.relayed_streams import OutputBudget
 from fastclaw.spawner import userdb
 
 if TYPE_CHECKING:
-    from fastclaw.podman.rest_lane.stdin_helpers import Input
+    from fastclaw.podman.rest_lane.stdin import Input
 
 
 class Lease(Protocol):

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastclaw.linux.poller import Poller
-    from fastclaw.podman.rest_lane.attached import Attached
-    from fastclaw.podman.rest_lane.start_proof import Started
+    from fastclaw.podman.rest_lane.demux import Attached
+    from fastclaw.podman.rest_lane.exec_calls import Started
     from fastclaw.podman.rest_lane.trees import EndTree
     from fastclaw.processes.lane import Collected, Collection, Ooms, Owner, Streams
     from fastclaw.processes.relayed_streams import OutputBudget

@@ -28,7 +28,7 @@ from weakref import WeakKeyDictionary
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, IoError, ProtocolError
 from fastclaw.linux import proc
-from fastclaw.podman.rest_lane.attach_frames import STDOUT, Demultiplexer
+from fastclaw.podman.rest_lane.demux import STDOUT, Demultiplexer
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls, create_body
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, Grace, StartSpec
 

@@ -1,5 +1,5 @@
-"""The verdict on real texts. Taken from Podman 4.3.1 with crun 1.8.1 and runc 1.1.5; test_start_proof.py in
-tests/engine makes them anew with the engine that is here."""
+"""The verdict on real texts. Taken from Podman 4.3.1 with crun 1.8.1 and runc 1.1.5;
+test_exec_calls_confirmation.py makes them anew with the engine that is here."""
 
 import json
 

@@ -16,7 +16,7 @@ from fastclaw.limits import MAX_HTTP_BODY_BYTES
 from fastclaw.podman.rest_lane.exec_calls import API, DETACH_KEYS, ExecCalls, ExecState, SessionGone, create_body
 from fastclaw.podman.rest_lane.http_client import HttpClient
 from fastclaw.processes.lane import StartSpec
-from tests.podman.rest_rig import (
+from tests.podman.rest_lane.rest_rig import (
     FAKE_TIMEOUT_MS,
     NO_CONTAINER,
     NO_SESSION,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from fastclaw.podman.rest_lane.rest import RestLane
     from tests.podman.conftest import EngineService
-    from tests.podman.rest_rig import Engine
+    from tests.podman.rest_lane.rest_rig import Engine
 
 CALLS: dict[str, Callable[[ExecCalls], Awaitable[object]]] = {
     "create": lambda calls: calls.create("c", b"{}"),

@@ -1,6 +1,6 @@
 """The REST lane on a real Podman, with every OCI runtime that is here; and on engines that misbehave.
 
-What one of its parts promises is tested with that part: test_start_proof.py, test_rest_process.py, test_remote_tree.py.
+What one of its parts promises is tested with that part.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pytest
 
 from fastclaw.errors import ExecFailed
 from fastclaw.podman.rest_lane import rest
-from fastclaw.podman.rest_lane.stdin_helpers import StdinHelpers
+from fastclaw.podman.rest_lane.stdin import StdinHelpers
 from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import ExitStatus
-from tests.podman.rest_rig import (
+from tests.podman.rest_lane.rest_rig import (
     NO_CONTAINER,
     SESSION,
     UPGRADED,

@@ -17,15 +17,15 @@ from fastclaw.errors import ExecFailed
 from fastclaw.linux import pidfd
 from fastclaw.linux.poller import Poller
 from fastclaw.podman.rest_lane import rest_process
-from fastclaw.podman.rest_lane.attached import Attached
+from fastclaw.podman.rest_lane.demux import Attached
+from fastclaw.podman.rest_lane.exec_calls import Started
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rest_lane.rest_process import RestProcess
-from fastclaw.podman.rest_lane.start_proof import Started
 from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import ExitStatus, Grace, ooms_from_now
 from fastclaw.processes.sockets import SocketDirectory
-from tests.podman.fixed_containers import FixedContainers
-from tests.podman.rest_rig import (
+from tests.podman.rest_lane.fixed_containers import FixedContainers
+from tests.podman.rest_lane.rest_rig import (
     NO_CONTAINER,
     NO_SESSION,
     RUNTIME,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.podman.conftest import EngineService
-    from tests.podman.rest_rig import Engine, Serve
+    from tests.podman.rest_lane.rest_rig import Engine, Serve
 
 
 LOOK_MS = 200

@@ -28,7 +28,7 @@ from fastclaw.podman.rest_lane.trees import ProcessTable, end_remote_tree, end_t
 from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
 from tests.balance import balanced, descriptors_left
-from tests.podman.rest_rig import (
+from tests.podman.rest_lane.rest_rig import (
     NO_CONTAINER,
     SESSION,
     UPGRADED,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from fastclaw.processes.lane import StartSpec
     from tests.podman.conftest import EngineService
-    from tests.podman.rest_rig import Engine
+    from tests.podman.rest_lane.rest_rig import Engine
 
 
 # --- Which processes belong to a tree: the ties one by one, then laws over any process table ----------

@@ -16,13 +16,13 @@ import pytest
 from podman import PodmanClient
 
 from fastclaw.linux import proc
-from fastclaw.podman.rest_lane.attach_frames import STDERR, STDOUT
+from fastclaw.podman.rest_lane.demux import STDERR, STDOUT
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls
 from fastclaw.podman.rest_lane.http_client import HttpClient
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace, StartSpec
-from tests.podman.fixed_containers import FixedContainers
+from tests.podman.rest_lane.fixed_containers import FixedContainers
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
-"""Input for pipes that belong to strangers, through helper processes: fastclaw's own never touches such a pipe.
+"""Input for a command's own stdin pipe, through helper processes: fastclaw itself never touches such a pipe.
 
-The caller writes into a pipe of ours; a helper, forked for this one pipe by `stdin_server.py`, copies it into the
-stranger's (foreign_stdin.py says why). When the helper ends, since nobody reads there any more, ours breaks too: the
-writer sees EPIPE. The server is started with the first one that is needed, and replaced if it dies; helpers that it had
-go on until their writers close.
+The caller writes into a pipe of ours; a helper, forked for this one pipe by `stdin_main.py` (which says why), copies it
+into the command's. When the helper ends, since nothing reads there any more, ours breaks too: the writer sees EPIPE.
+The server is started with the first helper that is needed, and replaced if it dies; helpers that it had go on until
+their writers close.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class StdinHelpers:
 
 
 class _Server:
-    """The process of `stdin_server.py`.
+    """The process of `stdin_main.py`.
 
     Raises:
         OSError: it cannot be started.

@@ -17,7 +17,7 @@ import pytest
 from fastclaw.linux import proc
 from fastclaw.podman.service.service_process import wait_readable
 from tests.balance import open_descriptors
-from tests.podman.rest_rig import complete, drop, grace, marked, spec
+from tests.podman.rest_lane.rest_rig import complete, drop, grace, marked, spec
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from fastclaw.podman.rest_lane.rest import RestLane
     from fastclaw.podman.rest_lane.rest_process import RestProcess
-    from fastclaw.podman.rest_lane.stdin_helpers import Input
-    from tests.podman.rest_rig import Engine
+    from fastclaw.podman.rest_lane.stdin import Input
+    from tests.podman.rest_lane.rest_rig import Engine
 
 pytestmark = pytest.mark.podman
 

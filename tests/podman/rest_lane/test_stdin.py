@@ -1,4 +1,4 @@
-"""Input into strangers' pipes through helpers, on real processes: what arrives, what ends, and who never waits."""
+"""Input into pipes of other processes, on real ones: what arrives, what ends, and what never waits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.linux import proc
-from fastclaw.podman.rest_lane.stdin_helpers import Input, StdinHelpers
+from fastclaw.podman.rest_lane.stdin import Input, StdinHelpers
 from tests.balance import balanced, open_descriptors
 from tests.waiting import until
 
@@ -313,7 +313,7 @@ async def test_where_no_server_can_be_started_there_is_no_way_in(monkeypatch: py
 OWNS_HELPERS = """
 import asyncio, subprocess
 from fastclaw.linux import proc as procfs
-from fastclaw.podman.rest_lane.stdin_helpers import StdinHelpers
+from fastclaw.podman.rest_lane.stdin import StdinHelpers
 
 async def main():
     helpers = StdinHelpers()

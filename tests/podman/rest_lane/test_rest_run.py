@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw.podman.rest_lane.attach_frames import STDERR, STDOUT
-from fastclaw.podman.rest_lane.attached import Attached
+from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Attached
 from fastclaw.processes.lane import Collected, Collection
 from fastclaw.processes.relayed_streams import Collector
-from tests.podman.rest_rig import complete, frame, grace, marked, spec
+from tests.podman.rest_lane.rest_rig import complete, frame, grace, marked, spec
 
 if TYPE_CHECKING:
     from fastclaw.podman.rest_lane.rest import RestLane
