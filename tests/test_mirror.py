@@ -16,7 +16,7 @@ WITHOUT_TESTS = {
 
 SUBJECTS = {
     "acceptance/test_*.py": "the whole, as a supervisor and a hostile process see it",
-    "client/test_run.py": "one call through all layers, over real runtimes",
+    "client/test_real_runtimes.py": "processes and runs through all layers, over real runtimes",
     "conformance/test_broken*.py": "all checks, against a runtime that breaks promises",
     "network/bridge/test_walls.py": "the firewall's rules, against real packets",
     "podman/test_sandbox.py": "what a container is, seen from inside",

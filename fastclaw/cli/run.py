@@ -17,7 +17,7 @@ from fastclaw.cli.commands import NOT_STARTED
 from fastclaw.cli.passthrough import feed_stdin, leave_stdin_alone, own_streams, pass_on
 from fastclaw.cli.terminal import follow_size, own_size, raw
 from fastclaw.client import RemoteProcess, RuntimeClient
-from fastclaw.client.exit_words import Ending
+from fastclaw.client.remote_process import Ending
 from fastclaw.errors import ExecFailed
 from fastclaw.linux import loop
 from fastclaw.linux.own_limits import heeded

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 
 from fastclaw import limits
-from fastclaw.client.channel import Channel
+from fastclaw.client.remote_process import Channel
 from fastclaw.conformance.left import LEFT_BYTES, writes_on
 from fastclaw.conformance.outside import bearers, seen, soon
 from fastclaw.conformance.registry import proves

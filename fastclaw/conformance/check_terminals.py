@@ -3,7 +3,7 @@
 import asyncio
 
 from fastclaw import limits
-from fastclaw.client.channel import Channel
+from fastclaw.client.remote_process import Channel
 from fastclaw.conformance.check_wire import INVALID_PARAMS
 from fastclaw.conformance.registry import proves
 from fastclaw.conformance.rig import Rig, drain, expect

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastclaw import limits
-from fastclaw.client.channel import Channel
 from fastclaw.client.child import Stderr
+from fastclaw.client.remote_process import Channel
 from fastclaw.conformance.vocabulary import Vocabulary
 from fastclaw.conformance.wire import Broken, NotOffered, Wire
 

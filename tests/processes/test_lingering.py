@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw import limits
-from fastclaw.client.channel import Channel
+from fastclaw.client.remote_process import Channel
 from fastclaw.errors import InvalidState
 from fastclaw.runtime import ExecRequest, ExecResult, InitializeParams
 from fastclaw.runtimes.local import LocalRuntime

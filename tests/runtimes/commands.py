@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastclaw.client.channel import Channel
+from fastclaw.client.remote_process import Channel
 from fastclaw.runtime import ExecRequest
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pytest
 from msgspec import structs
 
 from fastclaw import limits
-from fastclaw.client.channel import Channel
+from fastclaw.client.remote_process import Channel
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.linux.owner import this_process
 from fastclaw.podman.api import EngineLifecycle
