@@ -16,7 +16,7 @@ from msgspec import Struct, field
 
 from fastclaw.cli.histogram import Histogram
 from fastclaw.client import RemoteProcess, RuntimeClient
-from fastclaw.conformance.outside import bearers, existing
+from fastclaw.conformance.rig import bearers, existing
 from fastclaw.errors import IoError
 from fastclaw.linux import proc
 

@@ -1,17 +1,18 @@
-"""Checks of how a process starts, and of why it does not."""
+"""Checks of how a process starts, why it does not, how it is killed, and what is told of it."""
 
 import asyncio
+import signal
+import time
 import uuid
+from typing import Any
 
 from fastclaw import limits
-from fastclaw.conformance.check_wire import INVALID_PARAMS
-from fastclaw.conformance.left import leaves, must_be_seen, outlives
-from fastclaw.conformance.outside import bearers, seen, soon
-from fastclaw.conformance.registry import proves
-from fastclaw.conformance.rig import Rig, data_of, drain, expect, refused
-from fastclaw.conformance.wire import NotOffered
+from fastclaw.conformance.check_lifecycle import begin_family
+from fastclaw.conformance.rig import Process, Rig, Session, bearers, drain, must_be_seen, read_exactly, seen, soon
+from fastclaw.conformance.runner import proves
+from fastclaw.conformance.vocabulary import leaves, outlives
+from fastclaw.conformance.wire import EXEC_FAILED, INVALID_PARAMS, INVALID_STATE, NotOffered, data_of, expect, refused
 
-EXEC_FAILED = -32000
 MISSING = "no-such-thing-here"
 MANY = 32
 TURNS = 100
@@ -20,7 +21,7 @@ OUTLIVED_MS, OUTLIVES_S = 1_000, 2
 
 
 @proves("X-RESULT")
-async def result(rig: Rig) -> None:
+async def _result(rig: Rig) -> None:
     session = await rig.shared()
     processes = [await session.exec(rig.words.true) for _ in range(5)]
     names = {name for process in processes for name in (process.id, process.stdio_addr, process.stderr_addr)}
@@ -28,7 +29,7 @@ async def result(rig: Rig) -> None:
 
 
 @proves("X-LISTEN")
-async def listening(rig: Rig) -> None:
+async def _listening(rig: Rig) -> None:
     session = await rig.shared()
     for _ in range(5):
         process = await session.exec(rig.words.true)
@@ -37,14 +38,14 @@ async def listening(rig: Rig) -> None:
 
 
 @proves("X-MISSING")
-async def missing_binary(rig: Rig) -> None:
+async def _missing_binary(rig: Rig) -> None:
     session = await rig.shared()
     for name in (MISSING, f"/bin/{MISSING}"):
         await session.error("exec", {"cmd": [name]}, EXEC_FAILED, "not_found")
 
 
 @proves("X-NOT-A-PROGRAM")
-async def directory_as_binary(rig: Rig) -> None:
+async def _directory_as_binary(rig: Rig) -> None:
     await (await rig.shared()).error("exec", {"cmd": [_directory(rig)]}, EXEC_FAILED)
 
 
@@ -55,7 +56,7 @@ def _directory(rig: Rig) -> str:
 
 
 @proves("X-DIR")
-async def working_dir(rig: Rig) -> None:
+async def _working_dir(rig: Rig) -> None:
     session = await rig.shared()
     out, _ = await (await session.exec(rig.words.pwd, working_dir="/")).outputs()
     expect(out == b"/\n", f"in working_dir / pwd said {out!r}")
@@ -66,7 +67,7 @@ async def working_dir(rig: Rig) -> None:
 
 
 @proves("X-DIR-RELATIVE")
-async def relative_working_dir(rig: Rig) -> None:
+async def _relative_working_dir(rig: Rig) -> None:
     session = await rig.shared()
     default, _ = await (await session.exec(rig.words.pwd)).outputs()
     # However deep the default one is: above / there is only / (path_resolution(7)).
@@ -78,18 +79,18 @@ async def relative_working_dir(rig: Rig) -> None:
 
 
 @proves("X-DIR-MISSING")
-async def missing_working_dir(rig: Rig) -> None:
+async def _missing_working_dir(rig: Rig) -> None:
     params = {"cmd": rig.words.true, "working_dir": f"{_directory(rig)}/{MISSING}"}
     await (await rig.shared()).error("exec", params, EXEC_FAILED, "bad_working_dir")
 
 
 @proves("X-USER")
-async def unknown_user(rig: Rig) -> None:
+async def _unknown_user(rig: Rig) -> None:
     await (await rig.shared()).error("exec", {"cmd": rig.words.true, "user": MISSING}, EXEC_FAILED, "unknown_user")
 
 
 @proves("X-EMPTY")
-async def empty_cmd(rig: Rig) -> None:
+async def _empty_cmd(rig: Rig) -> None:
     session = await rig.shared()
     for cmd in ([], [""]):
         told = str(data_of(await session.error("exec", {"cmd": cmd}, INVALID_PARAMS)).get("path"))
@@ -97,7 +98,7 @@ async def empty_cmd(rig: Rig) -> None:
 
 
 @proves("X-NUL")
-async def nul(rig: Rig) -> None:
+async def _nul(rig: Rig) -> None:
     session = await rig.shared()
     for name, params in (
         ("$.cmd", {"cmd": ["a\0b"]}),
@@ -111,7 +112,7 @@ async def nul(rig: Rig) -> None:
 
 
 @proves("X-BIG")
-async def big_value(rig: Rig) -> None:
+async def _big_value(rig: Rig) -> None:
     session = await rig.shared()
     value = "x" * limits.MIB
     answer = await session.wire.request("exec", {"cmd": rig.words.true, "env": {"BIG": value}})
@@ -123,7 +124,7 @@ async def big_value(rig: Rig) -> None:
 
 
 @proves("X-ENV")
-async def environment(rig: Rig) -> None:
+async def _environment(rig: Rig) -> None:
     env = {**rig.options.get("env", {}), "CHECK_A": "options", "CHECK_B": "options"}
     async with rig.started(env=env) as session:
         expected = {"CHECK_A": "options", **session.welcome.get("env", {}), "CHECK_B": "request"}
@@ -134,7 +135,7 @@ async def environment(rig: Rig) -> None:
 
 
 @proves("X-OWN-127")
-async def own_127(rig: Rig) -> None:
+async def _own_127(rig: Rig) -> None:
     session = await rig.shared()
     for code in (126, 127):
         process = await session.exec(rig.words.exit(code))
@@ -143,14 +144,14 @@ async def own_127(rig: Rig) -> None:
 
 
 @proves("X-NO-STDIN")
-async def no_stdin(rig: Rig) -> None:
+async def _no_stdin(rig: Rig) -> None:
     process = await (await rig.shared()).exec(rig.words.cat, stdin=False)
     async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
         expect(await drain(await process.stdio()) == b"", "cat wrote something")
 
 
 @proves("X-KEY")
-async def idempotency(rig: Rig) -> None:
+async def _idempotency(rig: Rig) -> None:
     session = await rig.shared()
     cmd, key = rig.words.echo("once"), rig.namespace()
     posted = [session.wire.post("exec", {"cmd": cmd, "key": key}) for _ in range(3)]
@@ -162,7 +163,7 @@ async def idempotency(rig: Rig) -> None:
 
 
 @proves("X-TIMEOUT")
-async def timeout(rig: Rig) -> None:
+async def _timeout(rig: Rig) -> None:
     process = await (await rig.shared()).exec(rig.words.sleep(300), timeout_ms=200)
     stdio = await process.stdio()
     async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
@@ -172,7 +173,7 @@ async def timeout(rig: Rig) -> None:
 
 
 @proves("X-TIMEOUT")
-async def timeout_of_what_has_ended(rig: Rig) -> None:
+async def _timeout_of_what_has_ended(rig: Rig) -> None:
     session, token = await rig.shared(), uuid.uuid4().hex
     await must_be_seen(rig, session)
     await session.exec(rig.shell(outlives(token, OUTLIVES_S)), timeout_ms=OUTLIVED_MS)
@@ -180,7 +181,7 @@ async def timeout_of_what_has_ended(rig: Rig) -> None:
 
 
 @proves("X-MERGE")
-async def merged(rig: Rig) -> None:
+async def _merged(rig: Rig) -> None:
     process = await (await rig.shared()).exec(rig.words.stderr("to stderr"), merge_stderr=True)
     stdio, stderr = await process.stdio(), await process.stderr()
     async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
@@ -189,7 +190,7 @@ async def merged(rig: Rig) -> None:
 
 
 @proves("X-MERGE")
-async def merged_in_order(rig: Rig) -> None:
+async def _merged_in_order(rig: Rig) -> None:
     session = await rig.shared()
     session.needs("separate_eof")
     script = f"i=0; while [ $i -lt {TURNS} ]; do echo out; echo err >&2; i=$((i+1)); done; read line"
@@ -203,7 +204,7 @@ async def merged_in_order(rig: Rig) -> None:
 
 
 @proves("X-ORPHANS")
-async def no_orphans(rig: Rig) -> None:
+async def _no_orphans(rig: Rig) -> None:
     session, token = await rig.shared(), uuid.uuid4().hex
     session.needs("kill_tree")
     process = await session.exec(rig.shell(f"{leaves(token)}read line"), orphans="kill")
@@ -214,7 +215,7 @@ async def no_orphans(rig: Rig) -> None:
 
 
 @proves("T-LIMITS")
-async def resource_limits(rig: Rig) -> None:
+async def _resource_limits(rig: Rig) -> None:
     session = await rig.shared()
     script = "ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc"
     out, _ = await (await session.exec(rig.shell(script), limits={"nofile": 77, "core": 0})).outputs()
@@ -225,7 +226,7 @@ async def resource_limits(rig: Rig) -> None:
 
 
 @proves("T-LIMITS-NAME")
-async def unknown_limit(rig: Rig) -> None:
+async def _unknown_limit(rig: Rig) -> None:
     params = {"cmd": rig.words.true, "limits": {"nofiles": 100}}
     told = data_of(await (await rig.shared()).error("exec", params, INVALID_PARAMS))
     expect(str(told.get("path")).startswith("$.limits"), f"data.path is {told.get('path')!r}")
@@ -233,7 +234,283 @@ async def unknown_limit(rig: Rig) -> None:
 
 
 @proves("T-TEMPLATE-NAME")
-async def unknown_template(rig: Rig) -> None:
+async def _unknown_template(rig: Rig) -> None:
     params = {"cmd": rig.words.true, "template": rig.namespace()}
     told = data_of(await (await rig.shared()).error("exec", params, INVALID_PARAMS))
     expect(told.get("path") == "$.template", f"data.path is {told.get('path')!r}")
+
+
+# --- Kill ---
+
+
+GRACE_MS = 300
+LONG_GRACE_MS = 20_000
+STUBBORN = 'trap "" TERM; echo ready; while :; do sleep 1; done'
+TIDY = 'trap "echo bye; exit 7" TERM; echo ready; while :; do sleep 300 & wait; done'
+
+
+async def ready(rig: Rig, session: Session, script: str) -> Process:
+    """Start a script and wait for its first word."""
+    process = await session.exec(rig.shell(script))
+    await read_exactly(await process.stdio(), len("ready\n"))
+    return process
+
+
+@proves("K-KILL")
+async def _kill(rig: Rig) -> None:
+    process = await (await rig.shared()).exec(rig.words.sleep(300))
+    stdio, stderr = await process.stdio(), await process.stderr()
+    expect(await process.kill() == {}, "kill did not answer {}")
+    async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+        expect((await drain(stdio), await drain(stderr)) == (b"", b""), "bytes came from nowhere")
+
+
+@proves("K-TERM")
+async def _term_first(rig: Rig) -> None:
+    session = await rig.shared()
+    process = await session.exec(rig.shell(TIDY))
+    stdio = await process.stdio()
+    await read_exactly(stdio, len("ready\n"))
+    begun = time.monotonic()
+    await process.kill(grace_ms=LONG_GRACE_MS)
+    took_ms = (time.monotonic() - begun) * 1000
+    expect(await drain(stdio) == b"bye\n", "the process could not tidy up")
+    expect(took_ms < LONG_GRACE_MS, "kill waited for the end of the grace time, though the process had ended")
+
+
+@proves("K-HARD")
+async def _hard(rig: Rig) -> None:
+    session = await rig.shared()
+    for grace_ms in (GRACE_MS, 0):
+        process = await ready(rig, session, STUBBORN)
+        begun = time.monotonic()
+        await process.kill(grace_ms=grace_ms)
+        took_ms = (time.monotonic() - begun) * 1000
+        # Half of it: loops round their timers.
+        expect(grace_ms / 2 <= took_ms < grace_ms + limits.CHECK_SOON_MS, f"grace {grace_ms} ms, took {took_ms:.0f} ms")
+
+
+@proves("K-TREE")
+async def _tree(rig: Rig) -> None:
+    session, token = await rig.shared(), uuid.uuid4().hex
+    process = await begin_family(rig, session, token)
+    await process.kill(grace_ms=GRACE_MS)
+    expect(not bearers(token), f"processes are left: {bearers(token)}")
+
+
+@proves("K-ORPHANS")
+async def _orphans(rig: Rig) -> None:
+    session, token = await rig.shared(), uuid.uuid4().hex
+    process = await ready(rig, session, f"setsid sh -c 'sleep 300; : {token}' & echo ready")
+    await seen(token)
+    await process.wait(timeout_ms=limits.CHECK_SOON_MS)
+    expect(await process.kill() == {}, "kill did not answer {}")
+    expect(not bearers(token), f"orphans are left: {bearers(token)}")
+
+
+@proves("K-ENDED")
+async def _ended(rig: Rig) -> None:
+    process = await (await rig.shared()).exec(rig.words.echo("ended"))
+    await process.outputs()
+    for _ in range(2):
+        expect(await process.kill() == {}, "kill did not answer {}")
+
+
+@proves("K-UNKNOWN")
+async def _unknown(rig: Rig) -> None:
+    session = await rig.shared()
+    offered = {"kill", "wait", "signal"} & {"kill", *session.welcome.get("capabilities", [])}
+    for method in sorted(offered):
+        params = {"process_id": "no such process", **({"signal": 15} if method == "signal" else {})}
+        await session.error(method, params, INVALID_STATE, "unknown_process")
+
+
+# --- Records, the list, signals ---
+
+
+REASONS = ("exited", "signaled", "killed", "timeout", "oom", "container_gone", "unknown")
+BLOCKING_BYTES = 4 * limits.MIB
+"""More than there is room for on the way, with any engine."""
+USAGE = ("user_us", "system_us", "max_rss_kb")
+_BUSY_BYTES = 8 * limits.MIB
+"""What a command writes so that it takes CPU time that can be told from none."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+async def _exit(rig: Rig, session: Session, code: int) -> dict[str, Any]:
+    return await (await session.exec(rig.words.exit(code))).wait()
+
+
+@proves("R-CODE")
+async def _exit_codes(rig: Rig) -> None:
+    session = await rig.shared()
+    for code in (0, 1, 42, 128, 137, 143, 255):
+        record = await _exit(rig, session, code)
+        told = (record.get("state"), record.get("exit_code"), record.get("signal"), record.get("reason"))
+        expect(told == ("exited", code, None, "exited"), f"exit {code} gave {record}")
+
+
+@proves("R-SIGNAL")
+async def _signaled(rig: Rig) -> None:
+    session = await rig.shared()
+    for signum in (signal.SIGKILL, signal.SIGTERM):
+        process = await session.exec(rig.shell(f"kill -{signum.name[3:]} $$"))
+        record = await process.wait()
+        told = (record.get("exit_code"), record.get("signal"), record.get("reason"))
+        expect(told == (None, int(signum), "signaled"), f"{signum.name} gave {record}")
+
+
+@proves("R-KILLED")
+async def _killed(rig: Rig) -> None:
+    process = await (await rig.shared()).exec(rig.words.sleep(300))
+    await process.kill()
+    record = await process.wait()
+    expect((record.get("state"), record.get("reason")) == ("exited", "killed"), f"after kill: {record}")
+
+
+@proves("R-KILLED")
+async def _killed_and_tidy(rig: Rig) -> None:
+    process = await ready(rig, await rig.shared(), TIDY)
+    await process.kill(grace_ms=limits.CHECK_SOON_MS)
+    record = await process.wait()
+    expect((record.get("exit_code"), record.get("reason")) == (7, "killed"), f"after kill: {record}")
+
+
+@proves("R-RUNNING")
+async def _running(rig: Rig) -> None:
+    process = await (await rig.shared()).exec(rig.words.sleep(300))
+    for timeout_ms in (0, 100):
+        record = await process.wait(timeout_ms=timeout_ms)
+        expect((record.get("process_id"), record.get("state")) == (process.id, "running"), f"wait gave {record}")
+
+
+@proves("R-AGAIN")
+async def _again(rig: Rig) -> None:
+    session = await rig.shared()
+    process = await session.exec(rig.words.exit(3))
+    posted = [session.wire.post("wait", {"process_id": process.id}) for _ in range(10)]
+    records = [(await session.wire.answer(request_id)).get("result", {}) for request_id in posted]
+    records.append(await process.wait())
+    await process.outputs()
+    records.append(await process.wait())
+    told = {(record.get("state"), record.get("exit_code"), record.get("reason")) for record in records}
+    expect(told == {("exited", 3, "exited")}, f"the waits gave {records}")
+
+
+@proves("R-SHAPE")
+async def _shape(rig: Rig) -> None:
+    has_shape(await _exit(rig, await rig.shared(), 0))
+
+
+def has_shape(record: dict[str, Any]) -> None:
+    """Raise `Broken` where a field of the exit record is not there, or not of its kind."""
+    missing = {"process_id", "state", "exit_code", "signal", "reason", "timings", "usage"} - set(record)
+    expect(not missing, f"the record lacks {sorted(missing)}")
+    expect(record["reason"] in REASONS, f"reason is {record['reason']!r}")
+    timings = record["timings"]
+    expect(isinstance(timings, dict) and all(map(_is_number, timings.values())), f"timings are {timings}")
+    expect(record["usage"] is None or isinstance(record["usage"], dict), f"usage is {record['usage']}")
+
+
+@proves("R-USAGE")
+async def _usage(rig: Rig) -> None:
+    session = await rig.shared()
+    told = []
+    for command in (rig.words.true, rig.words.out(_BUSY_BYTES)):
+        process = await session.exec(command)
+        await process.outputs()
+        usage = (await process.wait()).get("usage") or {}
+        expect(all(_is_number(usage.get(name)) for name in USAGE), f"usage of {command} is {usage}")
+        told.append(usage)
+    idle, busy = (usage["user_us"] + usage["system_us"] for usage in told)
+    expect(busy > idle, f"a command that does nothing takes {idle} us of CPU, and one that writes a lot {busy}")
+    expect(all(usage["max_rss_kb"] > 0 for usage in told), f"max_rss_kb is {[usage['max_rss_kb'] for usage in told]}")
+
+
+@proves("T-LIST")
+async def _listing(rig: Rig) -> None:
+    session = await rig.shared()
+    live, ended = await session.exec(rig.words.sleep(300)), await session.exec(rig.words.exit(3))
+    await ended.outputs()
+    await session.result("wait", {"process_id": ended.id})
+    rows = {row["process_id"]: row for row in (await session.result("list"))["processes"]}
+    expect(rows.get(live.id, {}).get("state") == "running", f"the live one is {rows.get(live.id)}")
+    row = rows.get(ended.id, {})
+    expect((row.get("state"), row.get("cmd")) == ("exited", rig.words.exit(3)), f"the ended one is {row}")
+    expect(abs(time.time() - row.get("started_at", 0)) < limits.CHECK_MS / 1000, f"started_at is {row}")
+
+
+@proves("T-LIST-PAGES")
+async def _pages(rig: Rig) -> None:
+    session = await rig.shared()
+    started = [(await session.exec(rig.words.sleep(300))).id for _ in range(4)]
+    seen: list[str] = []
+    params: dict[str, Any] = {"limit": 3}
+    while True:
+        page = await session.result("list", params)
+        ids = [row["process_id"] for row in page["processes"]]
+        expect(0 < len(ids) <= 3, f"a page of at most 3 shows {ids}")
+        seen += ids
+        if "next" not in page:
+            break
+        params = {"limit": 3, "after": page["next"]}
+        expect(len(seen) < limits.KEEP_EXITED, "the pages have no end")
+    expect(len(set(seen)) == len(seen), f"some are on two pages: {seen}")
+    expect(set(started) <= set(seen), f"{started} are not all on the pages: {seen}")
+
+
+@proves("T-LIST-CUT")
+async def _long_commands(rig: Rig) -> None:
+    session = await rig.shared()
+    cmd = [*rig.words.true, *(str(number) * 20_000 for number in range(6))]
+    process = await session.exec(cmd)
+    rows = {row["process_id"]: row for row in (await session.result("list"))["processes"]}
+    row = rows.get(process.id, {})
+    shown = row.get("cmd", [])
+    expect(
+        sum(map(len, shown)) < 20_000 and row.get("cmd_truncated") is True, f"its cmd is shown as {len(shown)} words"
+    )
+    expect(bool(shown) and "\0".join(cmd).startswith("\0".join(shown)), "what is shown is not its beginning")
+
+
+@proves("T-LIST-BLOCKED")
+async def _blocked_outputs(rig: Rig) -> None:
+    session = await rig.shared()
+    process = await session.exec(rig.words.out(BLOCKING_BYTES))
+
+    async def blocked() -> object:
+        rows = {row["process_id"]: row for row in (await session.result("list"))["processes"]}
+        return rows[process.id].get("blocked")
+
+    async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+        while (seen := await blocked()) is None:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(limits.CHECK_POLL_MS / 1000)
+    expect(seen == ["stdout"], f"of an output that nobody reads, list says {seen}")
+    out, _ = await process.outputs()
+    expect(len(out) == BLOCKING_BYTES, f"{len(out)} bytes came")
+    expect(await blocked() is None, "what has been read is still called blocked")
+
+
+@proves("T-SIGNAL")
+async def _signals(rig: Rig) -> None:
+    session = await rig.shared()
+    for signum in (int(signal.SIGTERM), "KILL", "SIGTERM"):
+        process = await session.exec(rig.words.sleep(300))
+        answer = await session.result("signal", {"process_id": process.id, "signal": signum})
+        expect(answer == {}, f"signal answered {answer}")
+        await process.outputs()
+
+
+@proves("T-SIGNAL-GROUP")
+async def _group_signals(rig: Rig) -> None:
+    session = await rig.shared()
+    process = await session.exec(rig.shell("trap : INT; sh -c 'echo ready; exec sleep 300'; echo ended $?"))
+    stdio = await process.stdio()
+    await read_exactly(stdio, len("ready\n"))
+    await session.result("signal", {"process_id": process.id, "signal": "INT", "group": True})
+    async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+        said = await drain(stdio)
+    expect(said == b"ended 130\n", f"the shell goes on with {said!r}")

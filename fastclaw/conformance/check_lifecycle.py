@@ -1,17 +1,321 @@
-"""Checks of initialize, health, shutdown and every other way to end."""
+"""Checks of the wire, of errors, and of initialize, health, shutdown and every other way to end."""
 
 import signal
 import uuid
+from collections import Counter
 from typing import Any
 
-from fastclaw import limits
-from fastclaw.conformance.check_wire import INVALID_PARAMS
-from fastclaw.conformance.outside import bearers, existing, soon
-from fastclaw.conformance.registry import proves
-from fastclaw.conformance.rig import Process, Rig, Session, data_of, expect, read_exactly, refused
-from fastclaw.conformance.wire import Broken, NotOffered
+import orjson
 
-INVALID_STATE = -32002
+from fastclaw import limits
+from fastclaw.conformance.rig import Process, Rig, Session, bearers, existing, read_exactly, soon
+from fastclaw.conformance.runner import proves
+from fastclaw.conformance.wire import (
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    INVALID_STATE,
+    METHOD_NOT_FOUND,
+    PARSE_ERROR,
+    Broken,
+    NotOffered,
+    Wire,
+    data_of,
+    expect,
+    refused,
+)
+from fastclaw.errors import BY_CODE
+
+# --- The wire ---
+
+
+NOT_JSON = (b"{", b"nonsense", b'{"jsonrpc":"2.0","id":1,"method":"health"', b"{'id': 1}", b"\x00", b'"\xff"')
+NO_REQUESTS: tuple[Any, ...] = (
+    1,
+    "health",
+    None,
+    True,
+    {},
+    {"id": 1, "method": "health"},
+    {"jsonrpc": "1.0", "id": 1, "method": "health"},
+    {"jsonrpc": "2.0", "id": 1},
+    {"jsonrpc": "2.0", "id": 1, "method": 7},
+)
+GOOD_IDS: tuple[int | str, ...] = (
+    *(0, 1, -1, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1),
+    *("", "1", "a b", "ключ-🦀", "\u0000\n\\\"", "x" * 256),
+)  # fmt: skip
+BAD_IDS: tuple[Any, ...] = (None, 1.5, True, False, [], [1], {}, {"id": 1}, "x" * 257)
+QUOTED = "\x01" * (limits.MAX_LINE_BYTES // 7)
+"""A name that fills a line; quoted twice, it would fill two."""
+BURST = 10_000
+
+
+def _health(request_id: Any, **params: Any) -> bytes:
+    return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "method": "health", "params": params})
+
+
+async def _goes_on(session: Session) -> None:
+    others = await session.wire.rest()
+    expect(not others, f"one answer too many: {str(others[:1])[:200]}")
+
+
+async def _refused_alone(wire: Wire, line: bytes, code: int, ids: tuple[Any, ...] = (None,)) -> None:
+    """The line gets one error of this code under one of these ids."""
+    wire.send(line + b"\n")
+    answer = await wire.next()
+    expect(isinstance(answer, dict), f"expected one error, got {str(answer)[:200]}")
+    refused(answer, code)
+    expect(answer["id"] in ids, f"the error has the id {answer['id']!r}")
+
+
+@proves("W-LINE")
+async def _lines(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        session.wire.send(b"\n\r\n" + _health(1) + b"\r\n\n\n" + _health(2) + b"\n")
+        for request_id in (1, 2):
+            expect("result" in await session.wire.answer(request_id), "health failed")
+        await _goes_on(session)
+
+
+@proves("W-PIECES")
+async def _pieces(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        for byte in _health(1) + b"\n":
+            session.wire.send(bytes([byte]))
+        await session.wire.answer(1)
+        await _goes_on(session)
+
+
+@proves("W-UTF8")
+async def _utf8(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        session.wire.send('{"jsonrpc":"2.0","id":"ключ-🦀","method":"health"}\n'.encode())
+        await session.wire.answer("ключ-🦀")
+        await _refused_alone(session.wire, b'{"jsonrpc":"2.0","id":"\xff\xfe","method":"health"}', PARSE_ERROR)
+        await _goes_on(session)
+
+
+@proves("W-LINE-MAX")
+async def _longest_line(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        room = limits.MAX_LINE_BYTES - len(_health("long", pad=""))
+        session.wire.send(_health("long", pad="x" * room) + b"\n")
+        expect("result" in await session.wire.answer("long"), "the line was refused")
+
+
+@proves("W-LINE-OVER")
+async def _line_over_the_limit(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        await _refused_alone(session.wire, _health("over", pad="x" * (33 * limits.MIB)), INVALID_REQUEST)
+        await _goes_on(session)
+
+
+@proves("W-PARSE")
+async def _not_json(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        for line in NOT_JSON:
+            await _refused_alone(session.wire, line, PARSE_ERROR)
+        await _goes_on(session)
+
+
+@proves("W-INVALID")
+async def _no_request(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        for document in NO_REQUESTS:
+            await _refused_alone(session.wire, orjson.dumps(document), INVALID_REQUEST, (None, 1))
+        await _goes_on(session)
+
+
+@proves("W-ID-ECHO")
+async def _ids_come_back(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        for request_id in GOOD_IDS:
+            session.wire.post("health", id=request_id)
+        for request_id in GOOD_IDS:
+            expect("result" in await session.wire.answer(request_id), f"the id {request_id!r} was refused")
+        await _goes_on(session)
+
+
+@proves("W-ID-BAD")
+async def _bad_ids(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        for request_id in BAD_IDS:
+            await _refused_alone(session.wire, _health(request_id), INVALID_REQUEST)
+        await _goes_on(session)
+
+
+@proves("W-ID-DUP")
+async def _duplicate_ids(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        session.wire.send((_health("twin") + b"\n") * 2)
+        for _ in range(2):
+            await session.wire.answer("twin")
+        await _goes_on(session)
+
+
+@proves("W-ANSWER-MAX")
+async def _long_quotes(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        await session.error(QUOTED, None, METHOD_NOT_FOUND)
+        await _goes_on(session)
+
+
+@proves("W-BURST")
+async def _burst(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        session.wire.send(b"".join(_health(number) + b"\n" for number in range(BURST)))
+        answers = Counter(answer["id"] for answer in await session.wire.collect(BURST))
+        expect(answers == Counter(range(BURST)), "an id was answered twice or not at all")
+        await _goes_on(session)
+
+
+@proves("W-NOTIFY")
+async def _notification(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        for line in (
+            b'{"jsonrpc":"2.0","method":"health"}',
+            b'{"jsonrpc":"2.0","method":"no_such_method"}',
+            b'{"jsonrpc":"2.0","method":"exec","params":{"cmd":5}}',
+        ):
+            session.wire.send(line + b"\n")
+        await _goes_on(session)
+        await _goes_on(session)
+
+
+@proves("W-PIPELINE")
+async def _pipelined(rig: Rig) -> None:
+    session = await rig.shared()
+    process = await session.exec(rig.words.sleep(300))
+    waiting = session.wire.post("wait", {"process_id": process.id})
+    others = await session.wire.rest()
+    expect(not others, f"wait was answered for a process that runs: {others}")
+    await process.kill(grace_ms=0)
+    expect("result" in await session.wire.answer(waiting), "the wait failed")
+
+
+@proves("W-BATCH")
+async def _batch(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        session.wire.send(
+            b'[{"jsonrpc":"2.0","id":1,"method":"health"},{"jsonrpc":"2.0","method":"health"},7,'
+            b'{"jsonrpc":"2.0","id":"b","method":"no_such_method"}]\n'
+        )
+        answers = await session.wire.next()
+        expect(isinstance(answers, list), f"the answer is no batch: {str(answers)[:200]}")
+        told = {(answer["id"], answer.get("error", {}).get("code")) for answer in answers}
+        wanted = {(1, None), (None, INVALID_REQUEST), ("b", METHOD_NOT_FOUND)}
+        expect(len(answers) == len(wanted) and told == wanted, f"the batch was answered with {answers}")
+        await _goes_on(session)
+
+
+@proves("W-BATCH-BAD")
+async def _bad_batches(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        await _refused_alone(session.wire, b"[]", INVALID_REQUEST)
+        many = b"[" + b",".join([_health(1)] * (limits.MAX_BATCH_ITEMS + 1)) + b"]"
+        await _refused_alone(session.wire, many, INVALID_REQUEST)
+        await _goes_on(session)
+
+
+@proves("W-BATCH-QUIET")
+async def _batch_of_notifications(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        session.wire.send(b'[{"jsonrpc":"2.0","method":"health"},{"jsonrpc":"2.0","method":"health"}]\n')
+        await _goes_on(session)
+        await _goes_on(session)
+
+
+@proves("W-METHOD")
+async def _unknown_method(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        for method in ("no_such_method", "", "Health", "rpc.discover"):
+            await session.error(method, None, METHOD_NOT_FOUND)
+
+
+@proves("W-PARAMS")
+async def _wrong_shapes(rig: Rig) -> None:
+    session = await rig.shared()
+    for method, params, path in (
+        ("exec", {}, "$.cmd"),
+        ("exec", {"cmd": "true"}, "$.cmd"),
+        ("exec", {"cmd": [1]}, "$.cmd[0]"),
+        ("exec", {"cmd": ["true"], "working_dir": 7}, "$.working_dir"),
+        ("exec", {"cmd": ["true"], "env": {"A": 1}}, "$.env"),
+        ("kill", {}, "$.process_id"),
+        ("kill", {"process_id": 7}, "$.process_id"),
+    ):
+        told = data_of(await session.error(method, params, INVALID_PARAMS)).get("path")
+        expect(isinstance(told, str) and told.startswith(path), f"data.path of {method} {params} is {told!r}")
+
+
+@proves("W-PARAMS-NONE")
+async def _no_params(rig: Rig) -> None:
+    async with rig.fresh() as session:
+        await session.result("health")
+        session.wire.send(b'{"jsonrpc":"2.0","id":"null","method":"health","params":null}\n')
+        expect("result" in await session.wire.answer("null"), "params null was refused")
+        told = data_of(await session.error("health", [1], INVALID_PARAMS)).get("path")
+        expect(told == "$", f"data.path is {told!r}")
+
+
+@proves("W-PARAMS-MORE")
+async def _unknown_keys(rig: Rig) -> None:
+    session = await rig.shared()
+    await session.result("health", {"no_such_key": 1})
+    await session.exec(rig.words.true, no_such_key={"deep": [1]})
+
+
+@proves("W-STDOUT")
+async def _pure_stdout(rig: Rig) -> None:
+    async with rig.started() as session:
+        process = await session.exec(rig.words.echo("loud"))
+        await process.outputs()
+        await (await session.exec(rig.words.stderr("louder"))).outputs()
+        await session.wire.request("exec", {"cmd": ["/no/such/program"]})
+        await session.result("shutdown")
+        others = await session.wire.finished()
+        expect(not others and not session.wire.foul, f"stdout also carried {others or session.wire.foul}")
+
+
+# --- Errors ---
+
+
+async def _samples(session: Session) -> list[dict[str, Any]]:
+    """One error of each kind that any runtime can be brought to."""
+    calls: list[tuple[str, Any]] = [
+        ("no_such_method", None),
+        ("exec", {"cmd": 5}),
+        ("exec", {"cmd": ["/no/such/program"]}),
+        ("kill", {"process_id": "no such process"}),
+    ]
+    errors = [(await session.wire.request(method, params)).get("error") for method, params in calls]
+    session.wire.send(b"not json\n")
+    errors.append((await session.wire.answer(None)).get("error"))
+    expect(all(isinstance(error, dict) for error in errors), f"a call that must fail did not: {errors}")
+    return [error for error in errors if error is not None]
+
+
+@proves("E-DATA")
+async def _data_of_errors(rig: Rig) -> None:
+    for error in await _samples(await rig.shared()):
+        data, known = data_of(error), BY_CODE.get(error.get("code", 0))
+        expect(known is not None and data.get("kind") == known.kind, f"`kind` does not fit the code: {error}")
+        expect(isinstance(data.get("reason"), str) and bool(data["reason"]), f"no `reason`: {error}")
+        expect(data.get("fault") in ("caller", "engine", "runtime"), f"no `fault`: {error}")
+        expect(isinstance(data.get("retryable"), bool), f"no `retryable`: {error}")
+
+
+@proves("E-WORDS")
+async def _words_of_errors(rig: Rig) -> None:
+    for error in await _samples(await rig.shared()):
+        known = BY_CODE.get(error.get("code", 0))
+        prefix = known.prefix if known else ""
+        expect(str(error.get("message")).startswith(prefix), f"the message does not begin with {prefix!r}: {error}")
+
+
+# --- Initialize, health, shutdown ---
+
+
 BOUNDS = ("max_processes", "max_starting", "queue_limit", "queue_timeout_ms")
 END_MS = limits.CLIENT_SHUTDOWN_MS
 UNDER_WAY = 100
@@ -25,14 +329,14 @@ async def _ends_well(session: Session) -> None:
 
 
 @proves("L-BEFORE")
-async def before_initialize(rig: Rig) -> None:
+async def _before_initialize(rig: Rig) -> None:
     async with rig.fresh() as session:
         await session.error("exec", {"cmd": ["true"]}, INVALID_STATE, "not_initialized")
         await session.error("kill", {"process_id": "x"}, INVALID_STATE, "not_initialized")
 
 
 @proves("L-BEFORE-HEALTH")
-async def health_before_initialize(rig: Rig) -> None:
+async def _health_before_initialize(rig: Rig) -> None:
     async with rig.fresh() as session:
         health = await session.result("health")
         expect(health.get("status") == "unhealthy", f"health is {health}")
@@ -40,14 +344,14 @@ async def health_before_initialize(rig: Rig) -> None:
 
 
 @proves("L-BEFORE-STOP")
-async def shutdown_before_initialize(rig: Rig) -> None:
+async def _shutdown_before_initialize(rig: Rig) -> None:
     async with rig.fresh() as session:
         expect(await session.result("shutdown") == {}, "shutdown did not answer {}")
         await _ends_well(session)
 
 
 @proves("L-INIT")
-async def initialize(rig: Rig) -> None:
+async def _initialize(rig: Rig) -> None:
     async with rig.started() as session:
         _is_welcome(session.welcome)
 
@@ -71,14 +375,14 @@ def _has_optional_members(welcome: dict[str, Any]) -> None:
 
 
 @proves("L-TWICE")
-async def initialize_twice(rig: Rig) -> None:
+async def _initialize_twice(rig: Rig) -> None:
     session = await rig.shared()
     await session.error("initialize", {"namespace": rig.namespace()}, INVALID_STATE, "already_initialized")
     expect("status" in await session.result("health"), "health failed afterwards")
 
 
 @proves("L-NAMESPACE")
-async def namespaces(rig: Rig) -> None:
+async def _namespaces(rig: Rig) -> None:
     async with rig.fresh() as session:
         for params in ({}, {"namespace": ""}, {"namespace": 7}, {"namespace": "../up"}, {"namespace": "x" * 1000}):
             await session.error("initialize", params, INVALID_PARAMS)
@@ -86,7 +390,7 @@ async def namespaces(rig: Rig) -> None:
 
 
 @proves("L-OPTION")
-async def unknown_option(rig: Rig) -> None:
+async def _unknown_option(rig: Rig) -> None:
     async with rig.fresh() as session:
         params = {"namespace": rig.namespace(), "options": {**rig.options, "max_proceses": 7}}
         data = data_of(await session.error("initialize", params, INVALID_PARAMS))
@@ -95,7 +399,7 @@ async def unknown_option(rig: Rig) -> None:
 
 
 @proves("L-HEALTH")
-async def health(rig: Rig) -> None:
+async def _lifecycle_health(rig: Rig) -> None:
     told = await (await rig.shared()).result("health")
     expect(told.get("status") in ("healthy", "degraded", "unhealthy"), f"status is {told.get('status')!r}")
     missing = [name for name in BOUNDS if not _has_key(told.get("details"), name)]
@@ -107,7 +411,7 @@ def _has_key(value: Any, name: str) -> bool:
 
 
 @proves("L-STOP")
-async def shutdown(rig: Rig) -> None:
+async def _shutdown(rig: Rig) -> None:
     for method in ("shutdown", "stop"):
         async with rig.started() as session:
             await session.exec(rig.words.sleep(300))
@@ -116,7 +420,7 @@ async def shutdown(rig: Rig) -> None:
 
 
 @proves("L-EOF")
-async def eof(rig: Rig) -> None:
+async def _eof(rig: Rig) -> None:
     async with rig.fresh() as session:
         session.wire.close_stdin()
         await _ends_well(session)
@@ -130,7 +434,7 @@ async def eof(rig: Rig) -> None:
 
 
 @proves("L-TERM")
-async def signals(rig: Rig) -> None:
+async def _signals(rig: Rig) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         async with rig.started() as session:
             await session.exec(rig.words.sleep(300))
@@ -139,7 +443,7 @@ async def signals(rig: Rig) -> None:
 
 
 @proves("L-CLOSING")
-async def during_shutdown(rig: Rig) -> None:
+async def _during_shutdown(rig: Rig) -> None:
     stubborn = rig.shell('trap "" TERM; echo ready; while :; do sleep 1; done')
     async with rig.started() as session:
         stdio = await (await session.exec(stubborn)).stdio()
@@ -170,7 +474,7 @@ async def begin_family(rig: Rig, session: Session, token: str) -> Process:
 
 
 @proves("L-NOTHING-LEFT")
-async def nothing_left(rig: Rig) -> None:
+async def _nothing_left(rig: Rig) -> None:
     token = uuid.uuid4().hex
     async with rig.started() as session:
         process = await begin_family(rig, session, token)
@@ -182,7 +486,7 @@ async def nothing_left(rig: Rig) -> None:
 
 
 @proves("L-KILLED")
-async def killed_outright(rig: Rig) -> None:
+async def _killed_outright(rig: Rig) -> None:
     token, namespace = uuid.uuid4().hex, rig.namespace()
     async with rig.started(namespace) as session:
         await begin_family(rig, session, token)

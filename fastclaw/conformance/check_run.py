@@ -1,18 +1,18 @@
-"""Checks of `run`: its answer, its params, its input, and every byte of its output."""
+"""Checks of `run`: its answer, its params, its input, every byte of its output, and how it ends."""
 
 import asyncio
 import base64
 import hashlib
 import time
+import uuid
 from typing import Any
 
 from fastclaw import limits
-from fastclaw.conformance.check_exec import EXEC_FAILED, MISSING
-from fastclaw.conformance.check_records import has_shape
-from fastclaw.conformance.check_wire import INVALID_PARAMS
-from fastclaw.conformance.registry import proves
-from fastclaw.conformance.rig import Rig, Session, data_of, expect
-from fastclaw.conformance.run_results import ending, given, outputs
+from fastclaw.conformance.check_exec import MISSING, OUTLIVED_MS, OUTLIVES_S, has_shape
+from fastclaw.conformance.rig import Rig, Session, bearers, must_be_seen, seen, soon
+from fastclaw.conformance.runner import proves
+from fastclaw.conformance.vocabulary import LEFT_BYTES, becomes, leaves, outlives, writes_on
+from fastclaw.conformance.wire import EXEC_FAILED, INVALID_PARAMS, Broken, data_of, ending, expect, given, outputs
 
 DEFAULT_LIMIT = limits.MIB
 HIGHEST_LIMIT = 16 * limits.MIB
@@ -39,7 +39,7 @@ def encoded(data: bytes) -> str:
 
 
 @proves("RUN-RESULT")
-async def result(rig: Rig) -> None:
+async def _result(rig: Rig) -> None:
     session = await rig.shared()
     for cmd, code, wanted in (
         (rig.words.true, 0, (b"", b"")),
@@ -55,7 +55,7 @@ async def result(rig: Rig) -> None:
 
 
 @proves("RUN-RESULT")
-async def not_before_the_end(rig: Rig) -> None:
+async def _not_before_the_end(rig: Rig) -> None:
     session, begun = await rig.shared(), time.monotonic()
     await session.run(rig.words.sleep(1))
     # Half of it: loops round their timers.
@@ -63,13 +63,13 @@ async def not_before_the_end(rig: Rig) -> None:
 
 
 @proves("RUN-RESULT")
-async def silent_before_the_end(rig: Rig) -> None:
+async def _silent_before_the_end(rig: Rig) -> None:
     ran = await (await rig.shared()).run(rig.shell("exec >&- 2>&-; sleep 1; exit 3"))
     expect(ending(ran) == ("exited", 3, "exited"), f"a command that closed its streams ended with {ending(ran)}")
 
 
 @proves("RUN-EXEC")
-async def shared_params(rig: Rig) -> None:
+async def _shared_params(rig: Rig) -> None:
     session = await rig.shared()
     out, _ = outputs(await session.run(rig.words.printenv("CHECK_A"), env={"CHECK_A": "request"}))
     expect(out == b"request\n", f"a variable of the request is {out!r}")
@@ -78,7 +78,7 @@ async def shared_params(rig: Rig) -> None:
 
 
 @proves("RUN-EXEC")
-async def shared_errors(rig: Rig) -> None:
+async def _shared_errors(rig: Rig) -> None:
     session = await rig.shared()
     await session.error("run", {"cmd": [MISSING]}, EXEC_FAILED, "not_found")
     if rig.words.directory is not None:
@@ -95,7 +95,7 @@ async def _names(session: Session, name: str, params: dict[str, Any]) -> None:
 
 
 @proves("RUN-BOUNDS")
-async def bounds(rig: Rig) -> None:
+async def _bounds(rig: Rig) -> None:
     session = await rig.shared()
     for name, params in (
         ("$.output_limit", {"output_limit": HIGHEST_LIMIT + 1}),
@@ -115,7 +115,7 @@ async def bounds(rig: Rig) -> None:
 
 
 @proves("RUN-OUTPUT")
-async def every_byte(rig: Rig) -> None:
+async def _every_byte(rig: Rig) -> None:
     session = await rig.shared()
     for count in (0, 1, 65_536, DEFAULT_LIMIT):
         await _is_whole(rig, session, count)
@@ -129,7 +129,7 @@ async def _is_whole(rig: Rig, session: Session, count: int, **params: Any) -> No
 
 
 @proves("RUN-OUTPUT")
-async def without_patience(rig: Rig) -> None:
+async def _without_patience(rig: Rig) -> None:
     """`drain_ms` is for what is left behind: a command's own output is whole without it."""
     session = await rig.shared()
     for _ in range(10):
@@ -137,14 +137,14 @@ async def without_patience(rig: Rig) -> None:
 
 
 @proves("RUN-OUTPUT")
-async def both_streams(rig: Rig) -> None:
+async def _both_streams(rig: Rig) -> None:
     script = f"head -c {BOTH_BYTES} /dev/zero >&2; head -c {BOTH_BYTES} /dev/zero"
     out, err = outputs(await (await rig.shared()).run(rig.shell(script)))
     expect((len(out), len(err)) == (BOTH_BYTES, BOTH_BYTES), f"{len(out)} and {len(err)} bytes of {BOTH_BYTES} each")
 
 
 @proves("RUN-OUTPUT")
-async def at_once(rig: Rig) -> None:
+async def _at_once(rig: Rig) -> None:
     session = await rig.shared()
     texts = [f"{number} {TEXT}" * (50 * number) for number in range(AT_ONCE)]
     posted = [session.wire.post("run", {"cmd": rig.words.cat, "input": text}) for text in texts]
@@ -154,7 +154,7 @@ async def at_once(rig: Rig) -> None:
 
 
 @proves("RUN-BINARY")
-async def binary(rig: Rig) -> None:
+async def _binary(rig: Rig) -> None:
     session = await rig.shared()
     for data in (BINARY, b"\xff", "é".encode()[:1], b"caf\xc3", b"\xed\xa0\x80"):
         ran = await session.run(rig.words.cat, input_base64=encoded(data))
@@ -164,7 +164,7 @@ async def binary(rig: Rig) -> None:
 
 
 @proves("RUN-BINARY")
-async def text(rig: Rig) -> None:
+async def _text(rig: Rig) -> None:
     session = await rig.shared()
     for said in (TEXT, "\0", "\ufeff\uffff", '"\\\n\x7f', "\U0010ffff"):
         ran = await session.run(rig.words.cat, input=said)
@@ -173,20 +173,20 @@ async def text(rig: Rig) -> None:
 
 
 @proves("RUN-BINARY")
-async def one_stream_of_each_kind(rig: Rig) -> None:
+async def _one_stream_of_each_kind(rig: Rig) -> None:
     ran = await (await rig.shared()).run(rig.shell("printf '\\377'; echo text >&2"))
     expect(outputs(ran) == (b"\xff", b"text\n"), f"the streams are {given(ran, 'stdout')!r}, {given(ran, 'stderr')!r}")
     expect((ran.get("stdout"), ran.get("stderr")) == (None, "text\n"), "the text of a binary stream is not null")
 
 
 @proves("RUN-MERGE")
-async def merged(rig: Rig) -> None:
+async def _merged(rig: Rig) -> None:
     out, err = outputs(await (await rig.shared()).run(rig.words.stderr("to stderr"), merge_stderr=True))
     expect((out.rstrip(b"\n"), err) == (b"to stderr", b""), f"stdout is {out!r}, stderr {err!r}")
 
 
 @proves("RUN-MERGE")
-async def merged_in_order(rig: Rig) -> None:
+async def _merged_in_order(rig: Rig) -> None:
     session = await rig.shared()
     session.needs("separate_eof")
     script = f"i=0; while [ $i -lt {TURNS} ]; do echo out; echo err >&2; i=$((i+1)); done"
@@ -198,7 +198,7 @@ async def merged_in_order(rig: Rig) -> None:
 
 
 @proves("RUN-INPUT")
-async def input_to_its_end(rig: Rig) -> None:
+async def _input_to_its_end(rig: Rig) -> None:
     session = await rig.shared()
     for said in ("", TEXT, TEXT * 50_000):
         out, _ = outputs(await session.run(rig.words.cat, input=said))
@@ -206,14 +206,14 @@ async def input_to_its_end(rig: Rig) -> None:
 
 
 @proves("RUN-INPUT")
-async def input_both_ways(rig: Rig) -> None:
+async def _input_both_ways(rig: Rig) -> None:
     data = BINARY * (LARGE // len(BINARY))
     ran = await (await rig.shared()).run(rig.words.cat, input_base64=encoded(data), output_limit=LARGE)
     expect(same(outputs(ran)[0], data), f"{len(given(ran, 'stdout'))} bytes of {LARGE} came back, or other ones")
 
 
 @proves("RUN-INPUT")
-async def input_not_read(rig: Rig) -> None:
+async def _input_not_read(rig: Rig) -> None:
     session = await rig.shared()
     for _ in range(10):
         ran = await session.run(rig.words.echo("said"), input="x" * limits.MIB)
@@ -222,7 +222,164 @@ async def input_not_read(rig: Rig) -> None:
 
 
 @proves("RUN-NO-INPUT")
-async def no_input(rig: Rig) -> None:
+async def _no_input(rig: Rig) -> None:
     async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
         out, err = outputs(await (await rig.shared()).run(rig.words.cat))
     expect((out, err) == (b"", b""), f"without input cat gave {out!r} and {err!r}")
+
+
+# --- Ends ---
+
+
+PATIENCE_MS = 20_000
+TIMEOUT_MS = 300
+
+WAITING = 3
+
+
+@proves("RUN-DRAIN")
+async def _left_behind(rig: Rig) -> None:
+    session = await rig.shared()
+    for params in ({}, {"drain_ms": 0}, {"merge_stderr": True}):
+        ran = await session.run(rig.shell("sleep 300 & echo up"), limits.CHECK_SOON_MS, **params)
+        expect(outputs(ran) == (b"up\n", b""), f"with {params} stdout is {ran['stdout']!r}")
+        expect(ending(ran) == ("exited", 0, "exited"), f"the command ended with {ending(ran)}")
+
+
+@proves("RUN-DRAIN")
+async def _not_before_it_is_drained(rig: Rig) -> None:
+    session, begun = await rig.shared(), time.monotonic()
+    session.needs("separate_eof")
+    ran = await session.run(rig.shell("(sleep 1; echo late) & echo up"), drain_ms=PATIENCE_MS)
+    took_ms = (time.monotonic() - begun) * 1000
+    expect(outputs(ran) == (b"up\nlate\n", b""), f"stdout is {ran['stdout']!r}")
+    expect(took_ms < PATIENCE_MS, f"the streams were at their end, and the answer took {took_ms:.0f} ms")
+
+
+@proves("RUN-DRAIN")
+async def _what_the_command_wrote_itself(rig: Rig) -> None:
+    """A bound on the waiting, not on what is there at the exit."""
+    script = f"sleep 300 & head -c {LEFT_BYTES} /dev/zero"
+    out, _ = outputs(await (await rig.shared()).run(rig.shell(script), limits.CHECK_SOON_MS))
+    expect(len(out) == LEFT_BYTES, f"{len(out)} bytes of {LEFT_BYTES} are given")
+
+
+@proves("RUN-ORPHANS")
+async def _orphans(rig: Rig) -> None:
+    session, token = await rig.shared(), uuid.uuid4().hex
+    session.needs("kill_tree")
+    await must_be_seen(rig, session)
+    ran = await session.run(rig.shell(outlives(token)))
+    await soon("what was left behind lives", lambda: bool(bearers(token)))
+    kill = {"process_id": ran["process_id"], "grace_ms": 0}
+    expect(await session.result("kill", kill) == {}, "kill did not answer {}")
+    expect(not bearers(token), f"orphans are left after kill: {bearers(token)}")
+    token = uuid.uuid4().hex
+    await session.run(rig.shell(leaves(token)), orphans="kill")
+    await soon("the orphan has ended with its command", lambda: not bearers(token))
+
+
+@proves("RUN-LATE-WRITER")
+async def _late_writer(rig: Rig) -> None:
+    session, witness, done = await rig.shared(), uuid.uuid4().hex, uuid.uuid4().hex
+    session.needs("run")
+    ran = await session.run(rig.shell(writes_on(witness, done, after_s=1)), drain_ms=0)
+    expect(outputs(ran) == (b"up\n", b""), f"stdout has {len(outputs(ran)[0])} bytes")
+    await seen(witness)
+    await soon("what was left behind has written everything and lives", lambda: bool(bearers(done)))
+
+
+@proves("RUN-KEY")
+async def _joins(rig: Rig) -> None:
+    session, key = await rig.shared(), rig.namespace()
+    slow, said = _slow(rig)
+    posted = [session.wire.post("run", {"cmd": slow, "key": key}) for _ in range(WAITING)]
+    answers = [await session.ran(request_id) for request_id in posted]
+    expect(len({ran["process_id"] for ran in answers}) == 1, "runs with one key are several processes")
+    expect(all(outputs(ran) == (said, b"") for ran in answers), f"they gave {[ran.get('stdout') for ran in answers]}")
+    later = await session.run(slow, limits.CHECK_SOON_MS, key=key)
+    expect(later["process_id"] == answers[0]["process_id"], "the key ran again")
+    expect(ending(later) == ("exited", 0, "exited"), f"the record that is kept says {ending(later)}")
+    expect(
+        (later.get("stdout"), later.get("stderr")) == (None, None), f"its output is {later.get('stdout')!r}, not null"
+    )
+
+
+def _slow(rig: Rig) -> tuple[list[str], bytes]:
+    """A command that takes a second, and what it says where this vocabulary can make it speak."""
+    return (rig.shell("sleep 1; echo once"), b"once\n") if rig.words.shell else (rig.words.sleep(1), b"")
+
+
+@proves("RUN-KEY")
+async def _key_of_another(rig: Rig) -> None:
+    session, key = await rig.shared(), rig.namespace()
+    await session.run(rig.words.true, key=key)
+    for other in ({"cmd": rig.words.echo("other")}, {"cmd": rig.words.true, "input": "other"}):
+        told = data_of(await session.error("run", {**other, "key": key}, INVALID_PARAMS)).get("path")
+        expect(told == "$.key", f"for another request with the same key data.path is {told!r}")
+
+
+@proves("RUN-TIMEOUT")
+async def _timeout(rig: Rig) -> None:
+    ran = await (await rig.shared()).run(rig.words.sleep(300), limits.CHECK_SOON_MS, timeout_ms=TIMEOUT_MS)
+    expect((ran.get("state"), ran.get("reason")) == ("exited", "timeout"), f"after its time: {ending(ran)}")
+
+
+@proves("RUN-TIMEOUT")
+async def _timeout_of_a_tree(rig: Rig) -> None:
+    session, token = await rig.shared(), uuid.uuid4().hex
+    ran = await session.run(rig.shell(f"{leaves(token)}echo begun; sleep 300"), timeout_ms=limits.CHECK_SOON_MS // 4)
+    expect(ran.get("reason") == "timeout", f"after its time: {ending(ran)}")
+    expect(outputs(ran) == (b"begun\n", b""), f"stdout is {ran.get('stdout')!r}")
+    if "kill_tree" in session.welcome.get("capabilities", []):
+        await soon("nothing of the tree is left", lambda: not bearers(token))
+
+
+@proves("RUN-TIMEOUT")
+async def _timeout_of_what_has_ended(rig: Rig) -> None:
+    session, token = await rig.shared(), uuid.uuid4().hex
+    await must_be_seen(rig, session)
+    await session.run(rig.shell(outlives(token, OUTLIVES_S)), timeout_ms=OUTLIVED_MS)
+    await soon("what was left behind outlives the timeout", lambda: bool(bearers(token)))
+
+
+@proves("RUN-KILL")
+async def _killed(rig: Rig) -> None:
+    session = await rig.shared()
+    session.needs("list")
+    await _is_killed(session, rig.words.sleep(300), b"")
+
+
+@proves("RUN-KILL")
+async def _killed_after_a_word(rig: Rig) -> None:
+    session, token = await rig.shared(), uuid.uuid4().hex
+    session.needs("list")
+    await _is_killed(session, rig.shell(f"echo begun; {becomes(token)}"), b"begun\n", token)
+
+
+async def _is_killed(session: Session, cmd: list[str], said: bytes, token: str = "") -> None:
+    """It is, by the id under which it is listed; where there is a token, once it has that."""
+    request_id = session.wire.post("run", {"cmd": cmd})
+    process_id = await _listed(session, cmd)
+    if token:
+        await seen(token)
+    answer = await session.result("kill", {"process_id": process_id})
+    expect(answer == {}, f"kill answered {answer}")
+    ran = await session.ran(request_id, limits.CHECK_SOON_MS)
+    expect((ran["process_id"], ran.get("reason")) == (process_id, "killed"), f"after kill: {ending(ran)}")
+    expect(outputs(ran) == (said, b""), f"stdout is {ran.get('stdout')!r}")
+
+
+async def _listed(session: Session, cmd: list[str]) -> str:
+    """The id under which the live process of this command is listed.
+
+    Raises:
+        Broken: it is not.
+    """
+    deadline = time.monotonic() + limits.CHECK_SOON_MS / 1000
+    while time.monotonic() < deadline:
+        for row in (await session.result("list"))["processes"]:
+            if (row["cmd"], row["state"]) == (cmd, "running"):
+                return str(row["process_id"])
+        await asyncio.sleep(limits.CHECK_POLL_MS / 1000)
+    raise Broken("`list` does not show a run that lives")

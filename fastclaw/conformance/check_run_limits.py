@@ -1,16 +1,29 @@
-"""Checks of `run` where there is more output than it may give."""
+"""Checks of `run` where there is more output than it may give, and of `cancel`."""
 
 import uuid
 from typing import Any
 
+import orjson
+
 from fastclaw import limits
-from fastclaw.conformance.check_exec import EXEC_FAILED
 from fastclaw.conformance.check_run import DEFAULT_LIMIT, HIGHEST_LIMIT, TEXT, encoded, same
-from fastclaw.conformance.left import leaves
-from fastclaw.conformance.outside import bearers, soon
-from fastclaw.conformance.registry import proves
-from fastclaw.conformance.rig import Rig, data_of, expect
-from fastclaw.conformance.run_results import around_gap, dropped, ending, given, has_no_gap, outputs
+from fastclaw.conformance.rig import Process, Rig, Session, bearers, read_exactly, seen, soon
+from fastclaw.conformance.runner import proves
+from fastclaw.conformance.vocabulary import leaves
+from fastclaw.conformance.wire import (
+    CANCELLED,
+    EXEC_FAILED,
+    INVALID_PARAMS,
+    around_gap,
+    data_of,
+    dropped,
+    ending,
+    expect,
+    given,
+    has_no_gap,
+    outputs,
+    refused,
+)
 
 MORE = 1_000
 """Bytes over the default limit: of a command that writes, more than one character and less than one read."""
@@ -50,7 +63,7 @@ def _ends(ran: dict[str, Any], written: bytes, limit: int) -> None:
 
 
 @proves("RUN-LIMIT-ENDS")
-async def ends(rig: Rig) -> None:
+async def _run_limit_ends(rig: Rig) -> None:
     session, total = await rig.shared(), DEFAULT_LIMIT + MORE
     ran = await session.run(rig.words.out(total))
     _ends(ran, rig.words.written(total), DEFAULT_LIMIT)
@@ -59,7 +72,7 @@ async def ends(rig: Rig) -> None:
 
 
 @proves("RUN-LIMIT-ENDS")
-async def ends_at_characters(rig: Rig) -> None:
+async def _ends_at_characters(rig: Rig) -> None:
     session = await rig.shared()
     for limit in LIMITS[2:]:
         ran = await session.run(rig.words.cat, input=CHARACTERS, output_limit=limit, keep="ends")
@@ -68,7 +81,7 @@ async def ends_at_characters(rig: Rig) -> None:
 
 
 @proves("RUN-LIMIT-ENDS")
-async def each_stream_by_itself(rig: Rig) -> None:
+async def _each_stream_by_itself(rig: Rig) -> None:
     session = await rig.shared()
     ran = await session.run(rig.words.stderr("x" * 100), output_limit=10)
     expect(dropped(ran, "stdout") == 0, f"`dropped` is {ran['dropped']}, where nothing was written to stdout")
@@ -78,12 +91,12 @@ async def each_stream_by_itself(rig: Rig) -> None:
 
 
 @proves("RUN-LIMIT-HEAD")
-async def head(rig: Rig) -> None:
+async def _head(rig: Rig) -> None:
     await _one_end(rig, "head")
 
 
 @proves("RUN-LIMIT-TAIL")
-async def tail(rig: Rig) -> None:
+async def _tail(rig: Rig) -> None:
     await _one_end(rig, "tail")
 
 
@@ -108,7 +121,7 @@ def _is_end(ran: dict[str, Any], keep: str, written: bytes, limit: int) -> None:
 
 
 @proves("RUN-LIMIT-KILL")
-async def kill(rig: Rig) -> None:
+async def _kill(rig: Rig) -> None:
     session = await rig.shared()
     for keep in ("head", "ends"):
         ran = await session.run(rig.words.out(FLOOD), output_limit=SMALL, on_limit="kill", keep=keep)
@@ -119,7 +132,7 @@ async def kill(rig: Rig) -> None:
 
 
 @proves("RUN-LIMIT-KILL")
-async def no_kill_within_the_limit(rig: Rig) -> None:
+async def _no_kill_within_the_limit(rig: Rig) -> None:
     session = await rig.shared()
     ran = await session.run(rig.words.out(SMALL), output_limit=SMALL, on_limit="kill")
     expect(ending(ran) == ("exited", 0, "exited"), f"a stream of exactly its limit: {ending(ran)}")
@@ -127,7 +140,7 @@ async def no_kill_within_the_limit(rig: Rig) -> None:
 
 
 @proves("RUN-LIMIT-KILL")
-async def the_tree_of_a_kill(rig: Rig) -> None:
+async def _the_tree_of_a_kill(rig: Rig) -> None:
     session, token = await rig.shared(), uuid.uuid4().hex
     ran = await session.run(rig.shell(leaves(token) + "yes | cat"), output_limit=SMALL, on_limit="kill")
     expect(ran.get("reason") == "killed", f"over its limit: {ending(ran)}")
@@ -136,7 +149,7 @@ async def the_tree_of_a_kill(rig: Rig) -> None:
 
 
 @proves("RUN-OVERLOADED")
-async def overloaded(rig: Rig) -> None:
+async def _overloaded(rig: Rig) -> None:
     async with rig.with_options(run_output_bytes=ROOM) as session:
         other = session.wire.post("run", {"cmd": rig.words.sleep(1)})
         error = await session.error(
@@ -150,7 +163,7 @@ async def overloaded(rig: Rig) -> None:
 
 
 @proves("RUN-LINE")
-async def longest_answer(rig: Rig) -> None:
+async def _longest_answer(rig: Rig) -> None:
     # Each of these bytes takes six in JSON.
     data = bytes(HIGHEST_LIMIT)
     for keep in ("ends", "head", "tail"):
@@ -160,3 +173,168 @@ async def longest_answer(rig: Rig) -> None:
         _counts(ran, "stdout", len(data))
         expect(len(given(ran, "stdout")) >= LEAST_OF_A_LINE, f"only {len(given(ran, 'stdout'))} bytes are given")
         expect(dropped(ran, "stdout") > 0, "more bytes are given than a line holds")
+
+
+# --- Cancel ---
+
+
+ROUNDS = 20
+ENOUGH = 3
+"""Execs that were taken back."""
+
+IN_FRONT = 8
+"""Execs ahead of the one that is cancelled: something to do for a runtime that has begun to read."""
+
+SECONDS = 300
+
+
+async def _taken_back(session: Session, request_id: Any) -> None:
+    """The request's answer is the error of a cancelled one."""
+    error = refused(await session.wire.answer(request_id, limits.CHECK_SOON_MS), CANCELLED, "cancelled")
+    expect(data_of(error).get("kind") == "cancelled", f"its `kind` is not `cancelled`: {error}")
+
+
+async def _cancel(session: Session, request_id: Any) -> None:
+    answer = await session.result("cancel", {"id": request_id})
+    expect(answer == {}, f"cancel answered {answer}")
+
+
+@proves("C-RUN")
+async def _run(rig: Rig) -> None:
+    session = await rig.shared()
+    session.needs("run")
+    for number in range(5):
+        cmd = rig.words.sleep(SECONDS + number)
+        request_id = session.wire.post("run", {"cmd": cmd})
+        if number:
+            # The first one is cancelled before it can have begun.
+            await session.result("health")
+        await _cancel(session, request_id)
+        await _taken_back(session, request_id)
+        await session.none_runs(cmd)
+
+
+@proves("C-RUN")
+async def _run_with_its_tree(rig: Rig) -> None:
+    session, token = await rig.shared(), uuid.uuid4().hex
+    session.needs("run")
+    session.needs("kill_tree")
+    one = f"sleep {SECONDS}; : {token}"
+    request_id = session.wire.post("run", {"cmd": rig.shell(f"setsid sh -c '{one}' & (sh -c '{one}' &); {one}")})
+    await seen(token)
+    await _cancel(session, request_id)
+    await _taken_back(session, request_id)
+    expect(not bearers(token), f"processes are left: {bearers(token)}")
+
+
+@proves("C-EXEC")
+async def _exec(rig: Rig) -> None:
+    """A runtime that answers each exec before it reads on has nothing to take back, and breaks nothing."""
+    session, token = await rig.shared(), uuid.uuid4().hex
+    script = f"sleep {SECONDS}; : {token}"
+    cmd = rig.shell(script) if rig.words.shell else rig.words.sleep(SECONDS * 10)
+    caught = 0
+    for _ in range(ROUNDS):
+        caught += await _is_caught(rig, session, cmd)
+        if caught == ENOUGH:
+            break
+    await session.none_runs(cmd)
+    expect(not bearers(token), f"processes are left: {bearers(token)}")
+
+
+async def _is_caught(rig: Rig, session: Session, cmd: list[str]) -> bool:
+    """Whether the exec was taken back; else it was answered before its cancel was, and lives until it is killed."""
+    wire = session.wire
+    for _ in range(IN_FRONT):
+        wire.post("exec", {"cmd": rig.words.true})
+    begun = wire.post("exec", {"cmd": cmd})
+    cancel = wire.post("cancel", {"id": begun})
+    first = await wire.take(lambda answer: answer["id"] in (begun, cancel), limits.CHECK_ANSWER_MS, "an answer")
+    second = await wire.answer(begun if first["id"] == cancel else cancel)
+    of_exec, of_cancel = (first, second) if first["id"] == begun else (second, first)
+    expect(of_cancel.get("result") == {}, f"cancel answered {of_cancel}")
+    for request_id in range(begun - IN_FRONT, begun):
+        await wire.answer(request_id)
+    if "error" in of_exec:
+        refused(of_exec, CANCELLED, "cancelled")
+        return True
+    expect(first is of_exec, "an exec that was cancelled was answered all the same, later")
+    answer = await session.result("kill", {"process_id": of_exec["result"]["process_id"], "grace_ms": 0})
+    expect(answer == {}, f"kill of an exec that had been answered gave {answer}")
+    return False
+
+
+@proves("C-WAIT")
+async def _wait(rig: Rig) -> None:
+    session = await rig.shared()
+    session.needs("wait")
+    process = await session.exec(rig.words.cat)
+    waits = [session.wire.post("wait", {"process_id": process.id}) for _ in range(2)]
+    await _cancel(session, waits[0])
+    await _taken_back(session, waits[0])
+    await _lives(process)
+    await process.kill()
+    record = (await session.wire.answer(waits[1])).get("result", {})
+    expect(record.get("state") == "exited", f"the other wait gave {record}")
+
+
+async def _lives(process: Process) -> None:
+    """A `cat` that answers."""
+    stdio = await process.stdio()
+    await stdio.write(b"alive")
+    got = await read_exactly(stdio, len(b"alive"))
+    expect(got == b"alive", f"the process does not live: it gave {got!r}")
+
+
+@proves("C-NOTIFY")
+async def _notification(rig: Rig) -> None:
+    session = await rig.shared()
+    session.needs("run")
+    cmd = rig.words.sleep(SECONDS * 2)
+    request_id = session.wire.post("run", {"cmd": cmd})
+    session.wire.send(orjson.dumps({"jsonrpc": "2.0", "method": "cancel", "params": {"id": request_id}}) + b"\n")
+    await _taken_back(session, request_id)
+    await session.none_runs(cmd)
+    others = await session.wire.rest()
+    expect(not others, f"a notification was answered: {others}")
+
+
+@proves("C-UNKNOWN")
+async def _unknown(rig: Rig) -> None:
+    session = await rig.shared()
+    for request_id in ("no such request", 2**40, -1):
+        await _cancel(session, request_id)
+    told = data_of(await session.error("cancel", {}, INVALID_PARAMS)).get("path")
+    expect(told == "$.id", f"without an id data.path is {told!r}")
+
+
+@proves("C-UNKNOWN")
+async def _answered(rig: Rig) -> None:
+    session = await rig.shared()
+    request_id = session.wire.post("exec", {"cmd": rig.words.cat})
+    process = await session.began(request_id)
+    await _cancel(session, request_id)
+    await _lives(process)
+
+
+@proves("C-UNKNOWN")
+async def _another_type(rig: Rig) -> None:
+    session = await rig.shared()
+    session.needs("run")
+    request_id = session.wire.post("run", {"cmd": rig.words.sleep(1)})
+    await _cancel(session, str(request_id))
+    ran = await session.ran(request_id)
+    expect(ending(ran) == ("exited", 0, "exited"), f"a run of another id ended with {ending(ran)}")
+
+
+@proves("C-DUPLICATE")
+async def _duplicate(rig: Rig) -> None:
+    session, request_id = await rig.shared(), uuid.uuid4().hex
+    session.needs("run")
+    for _ in range(2):
+        session.wire.post("run", {"cmd": rig.words.sleep(1)}, id=request_id)
+    told = data_of(await session.error("cancel", {"id": request_id}, INVALID_PARAMS)).get("path")
+    expect(told == "$.id", f"data.path is {told!r}")
+    for _ in range(2):
+        ran = await session.ran(request_id)
+        expect(ending(ran) == ("exited", 0, "exited"), f"one of the two ended with {ending(ran)}")

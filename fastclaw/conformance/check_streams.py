@@ -1,11 +1,22 @@
-"""Checks of a process's two sockets while one client uses them."""
+"""Checks of a process's two sockets: their bytes, their clients, their files, and terminals on them."""
 
 import asyncio
 import hashlib
+import os
+import stat
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from fastclaw import limits
-from fastclaw.conformance.registry import proves
-from fastclaw.conformance.rig import Rig, drain, expect, read_exactly
+from fastclaw.client.remote_process import Channel
+from fastclaw.conformance.rig import Process, Rig, Session, bearers, drain, existing, read_exactly, seen, soon
+from fastclaw.conformance.runner import proves
+from fastclaw.conformance.vocabulary import LEFT_BYTES, writes_on
+from fastclaw.conformance.wire import INVALID_PARAMS, Broken, NotOffered, expect
+from fastclaw.errors import IoError
 
 LARGE = 8 * limits.MIB
 """More than every buffer on the way together."""
@@ -21,7 +32,7 @@ def _pattern(count: int) -> bytes:
 
 
 @proves("P-ECHO")
-async def echo(rig: Rig) -> None:
+async def _echo(rig: Rig) -> None:
     stdio = await (await (await rig.shared()).exec(rig.words.cat)).stdio()
     for line in (b"first\n", b"\x00\xff second\n"):
         await stdio.write(line)
@@ -30,7 +41,7 @@ async def echo(rig: Rig) -> None:
 
 
 @proves("P-STDERR")
-async def separate(rig: Rig) -> None:
+async def _separate(rig: Rig) -> None:
     session = await rig.shared()
     out, err = await (await session.exec(rig.words.stderr("to stderr"))).outputs()
     expect((out, err.rstrip(b"\n")) == (b"", b"to stderr"), f"stdout {out!r}, stderr {err!r}")
@@ -39,7 +50,7 @@ async def separate(rig: Rig) -> None:
 
 
 @proves("P-EARLY")
-async def early_output(rig: Rig) -> None:
+async def _early_output(rig: Rig) -> None:
     session = await rig.shared()
     processes = [await session.exec(rig.words.echo(f"early {number}")) for number in range(5)]
     # By now the first ones have ended: each exec took a round trip.
@@ -50,7 +61,7 @@ async def early_output(rig: Rig) -> None:
 
 
 @proves("P-LOSSLESS")
-async def lossless(rig: Rig) -> None:
+async def _lossless(rig: Rig) -> None:
     session = await rig.shared()
     for count in (0, 1, 65_536, LARGE + 1):
         out, _ = await (await session.exec(rig.words.out(count))).outputs()
@@ -58,7 +69,7 @@ async def lossless(rig: Rig) -> None:
 
 
 @proves("P-BOTH-WAYS")
-async def both_ways(rig: Rig) -> None:
+async def _both_ways(rig: Rig) -> None:
     data = _pattern(LARGE)
     out, err = await (await (await rig.shared()).exec(rig.words.cat)).outputs(data)
     expect(_same(out, data), f"{len(out)} bytes of {len(data)} came back, or other ones")
@@ -66,20 +77,20 @@ async def both_ways(rig: Rig) -> None:
 
 
 @proves("P-HALF-CLOSE")
-async def half_close(rig: Rig) -> None:
+async def _half_close(rig: Rig) -> None:
     out, _ = await (await (await rig.shared()).exec(rig.words.cat)).outputs(b"to the end")
     expect(out == b"to the end", f"cat gave {out!r}")
 
 
 @proves("P-HALF-CLOSE")
-async def output_after_half_close(rig: Rig) -> None:
+async def _output_after_half_close(rig: Rig) -> None:
     script = f"cat >/dev/null; head -c {limits.MIB} /dev/zero; echo end"
     out, _ = await (await (await rig.shared()).exec(rig.shell(script))).outputs(b"x")
     expect(_same(out, bytes(limits.MIB) + b"end\n"), f"{len(out)} bytes came after EOF on stdin")
 
 
 @proves("P-EOF")
-async def eof(rig: Rig) -> None:
+async def _eof(rig: Rig) -> None:
     process = await (await rig.shared()).exec(rig.words.true)
     async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
         out, err = await drain(await process.stdio()), await drain(await process.stderr())
@@ -87,7 +98,7 @@ async def eof(rig: Rig) -> None:
 
 
 @proves("P-EOF-OWN")
-async def own_eof(rig: Rig) -> None:
+async def _own_eof(rig: Rig) -> None:
     process = await (await rig.shared()).exec(rig.shell("echo out; exec >&-; read line; echo $line >&2"))
     stdio, stderr = await process.stdio(), await process.stderr()
     async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
@@ -97,7 +108,7 @@ async def own_eof(rig: Rig) -> None:
 
 
 @proves("P-SLOW")
-async def slow_reader(rig: Rig) -> None:
+async def _slow_reader(rig: Rig) -> None:
     session = await rig.shared()
     slow = await session.exec(rig.words.out(LARGE))
     stdio = await slow.stdio()
@@ -107,7 +118,323 @@ async def slow_reader(rig: Rig) -> None:
 
 
 @proves("P-REOPEN")
-async def reopen(rig: Rig) -> None:
+async def _reopen(rig: Rig) -> None:
     script = "echo out >/dev/stdout; echo err >/dev/stderr; cat </dev/stdin"
     out, err = await (await (await rig.shared()).exec(rig.shell(script))).outputs(b"in\n")
     expect((out, err) == (b"out\nin\n", b"err\n"), f"stdout {out!r}, stderr {err!r}")
+
+
+# --- Clients that come second, leave, or come back ---
+
+
+LINGER_MS = 200
+LONG_LINGER_MS = 600_000
+
+
+async def _returned(process: Process, greeted: Callable[[Channel], Awaitable[bytes]]) -> bytes:
+    """What the first connection that is not turned away greets us with: the runtime may still see the last one."""
+    deadline = time.monotonic() + limits.CHECK_SOON_MS / 1000
+    while time.monotonic() < deadline:
+        try:
+            if got := await greeted(await process.stdio()):
+                return got
+        except IoError:
+            # Turned away while we wrote.
+            pass
+        process.leave()
+        await asyncio.sleep(limits.CHECK_POLL_MS / 1000)
+    raise Broken("who came back got nothing")
+
+
+@proves("P-SECOND")
+async def _second_client(rig: Rig) -> None:
+    process = await (await rig.shared()).exec(rig.words.cat)
+    stdio, _ = await process.stdio(), await process.stderr()
+    await stdio.write(b"mine")
+    await read_exactly(stdio, len(b"mine"))
+    for connect in (process.stdio, process.stderr):
+        async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+            expect(await (await connect()).read() == b"", "a second client was served")
+    await stdio.write(b"still mine")
+    got = await read_exactly(stdio, len(b"still mine"))
+    expect(got == b"still mine", f"the first client then got {got!r}")
+
+
+@proves("P-RETURN")
+async def _comes_back(rig: Rig) -> None:
+    process = await (await rig.shared()).exec(rig.words.out(LARGE))
+    first = await (await process.stdio()).read()
+    process.leave()
+    second = await _returned(process, drain)
+    expect(len(first) + len(second) <= LARGE, "more bytes than there were")
+    expect(rig.words.written(LARGE).endswith(second), "other bytes than there were")
+
+
+@proves("P-RETURN")
+async def _comes_back_for_later_output(rig: Rig) -> None:
+    process = await (await rig.shared()).exec(rig.shell("echo begin; cat >/dev/null; echo later"))
+    await read_exactly(await process.stdio(), len("begin\n"))
+    process.leave()
+    got = await _returned(process, drain)
+    expect(got == b"later\n", f"who came back got {got!r}")
+
+
+@proves("P-DRAIN")
+async def _drained_without_a_client(rig: Rig) -> None:
+    async with rig.with_options(linger_ms=LINGER_MS) as session:
+        await _is_drained(rig, session)
+
+
+@proves("P-DRAIN")
+async def _drained_after_a_client(rig: Rig) -> None:
+    async with rig.with_options(linger_ms=LINGER_MS) as session:
+        witness, done = uuid.uuid4().hex, uuid.uuid4().hex
+        process = await session.exec(rig.shell(f"{writes_on(witness, done, after_s=1)}; cat >/dev/null"))
+        await read_exactly(await process.stdio(), len(b"up\n"))
+        process.leave()
+        await seen(witness)
+        await soon("what was left behind has written everything and lives", lambda: bool(bearers(done)))
+
+
+@proves("P-DRAIN")
+async def _drained_where_too_many_linger(rig: Rig) -> None:
+    async with rig.with_options(linger_ms=LONG_LINGER_MS, max_lingering=0) as session:
+        await _is_drained(rig, session)
+
+
+async def _is_drained(rig: Rig, session: Session) -> None:
+    witness, done = uuid.uuid4().hex, uuid.uuid4().hex
+    await session.exec(rig.shell(writes_on(witness, done)))
+    await seen(witness)
+    await soon("what was left behind has written everything and lives", lambda: bool(bearers(done)))
+
+
+@proves("P-DRAIN")
+async def _not_drained_before(rig: Rig) -> None:
+    async with rig.with_options(linger_ms=LONG_LINGER_MS) as session:
+        process = await session.exec(rig.shell(writes_on(uuid.uuid4().hex, uuid.uuid4().hex)))
+        session.needs("wait")
+        await process.wait()
+        out, err = await process.outputs()
+        got = (len(out), len(err))
+        expect(got == (len(b"up\n") + LEFT_BYTES, LEFT_BYTES), f"who came after the exit got {got} bytes")
+
+
+@proves("P-READING")
+async def _reads_on(rig: Rig) -> None:
+    for options in ({"linger_ms": LINGER_MS}, {"linger_ms": LONG_LINGER_MS, "max_lingering": 0}):
+        async with rig.with_options(**options) as session:
+            # Not before its client is there.
+            script = "read line; (sleep 1; echo later; sleep 1; echo last) & echo up"
+            out, _ = await (await session.exec(rig.shell(script))).outputs(b"go\n")
+            expect(out == b"up\nlater\nlast\n", f"who reads all the time got {out!r} with {options}")
+
+
+@proves("P-GONE-EOF")
+async def _gone_is_eof(rig: Rig) -> None:
+    session = await rig.shared()
+    session.needs("wait")
+    process = await session.exec(rig.words.cat)
+    stdio = await process.stdio()
+    await stdio.write(b"x")
+    await read_exactly(stdio, 1)
+    process.leave()
+    record = await process.wait(timeout_ms=limits.CHECK_SOON_MS)
+    expect(record.get("exit_code") == 0, f"cat without its client: {record}")
+
+
+@proves("P-GONE-HOLD")
+async def _hold(rig: Rig) -> None:
+    async def speak(channel: Channel) -> bytes:
+        await channel.write(b"back")
+        return await read_exactly(channel, len(b"back"))
+
+    process = await (await rig.shared()).exec(rig.words.cat, on_disconnect="hold")
+    await speak(await process.stdio())
+    process.leave()
+    got = await _returned(process, speak)
+    expect(got == b"back", f"who came back got {got!r}")
+
+
+@proves("P-GONE-KILL")
+async def _kill(rig: Rig) -> None:
+    session = await rig.shared()
+    session.needs("wait")
+    process = await session.exec(rig.words.sleep(300), on_disconnect="kill")
+    await process.stdio()
+    await process.stderr()
+    process.leave()
+    record = await process.wait(timeout_ms=limits.CHECK_SOON_MS)
+    expect((record.get("state"), record.get("reason")) == ("exited", "killed"), f"without its client: {record}")
+
+
+# --- The sockets as files ---
+
+
+_STRANGER = """
+import ctypes, os, socket, sys
+os.setresuid(-1, 65534, 0)
+ctypes.CDLL(None).setfsuid(0)
+peer = socket.socket(socket.AF_UNIX)
+peer.settimeout(float(sys.argv[2]))
+peer.connect(sys.argv[1])
+try:
+    print("turned away" if peer.recv(1) == b"" else "served")
+except ConnectionResetError:
+    print("turned away")
+except TimeoutError:
+    print("left connected")
+"""
+"""Another user by SO_PEERCRED (unix(7): the effective user at connect), with root's rights on files (setfsuid(2))."""
+
+
+def _paths(process: Process) -> tuple[Path, Path]:
+    return Path(process.stdio_addr), Path(process.stderr_addr)
+
+
+@proves("S-MODE")
+async def _modes(rig: Rig) -> None:
+    for path in _paths(await (await rig.shared()).exec(rig.words.sleep(300))):
+        here, parent = path.stat(), path.parent.stat()
+        expect(stat.S_ISSOCK(here.st_mode), f"{path} is no socket")
+        expect(stat.S_IMODE(here.st_mode) == 0o600, f"{path} has mode {stat.S_IMODE(here.st_mode):o}")
+        expect(stat.S_IMODE(parent.st_mode) == 0o700, f"{path.parent} has mode {stat.S_IMODE(parent.st_mode):o}")
+        expect(here.st_uid == parent.st_uid == os.geteuid(), f"{path} belongs to another user")
+
+
+@proves("S-PATH")
+async def _socket_paths(rig: Rig) -> None:
+    async with rig.started("n" * limits.MAX_NAMESPACE_BYTES) as session:
+        for path in _paths(await session.exec(rig.words.sleep(300))):
+            expect(path.is_absolute(), f"{path} is not absolute")
+            expect(len(os.fsencode(path)) <= limits.SOCKET_PATH_BYTES, f"{path} has {len(os.fsencode(path))} bytes")
+
+
+@proves("S-PEER")
+async def _strangers(rig: Rig) -> None:
+    if os.geteuid() != 0:
+        raise NotOffered("only root can appear as another user")
+    process = await (await rig.shared()).exec(rig.words.sleep(300))
+    for path in _paths(process):
+        said = await _stranger(path)
+        expect(said == "turned away", f"another user's connection to {path}: {said}")
+
+
+async def _stranger(path: Path) -> str:
+    patience = str(limits.CHECK_SOON_MS / 1000)
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _STRANGER, str(path), patience, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await child.communicate()
+    return said.decode().strip() or f"the probe ended with code {child.returncode}"
+
+
+@proves("S-UNLINK")
+async def _unlinked_when_read(rig: Rig) -> None:
+    process = await (await rig.shared()).exec(rig.words.echo("read me"))
+    await process.outputs()
+    await soon("both sockets are unlinked", lambda: not existing(map(str, _paths(process))))
+
+
+@proves("S-LINGER")
+async def _unlinked_unread(rig: Rig) -> None:
+    async with rig.with_options(linger_ms=LINGER_MS) as session:
+        process = await session.exec(rig.words.echo("nobody reads this"))
+        await soon("both sockets are unlinked", lambda: not existing(map(str, _paths(process))))
+
+
+# --- Terminals ---
+
+
+ALL_THREE = "test -t 0 && test -t 1 && test -t 2 && echo all"
+WINDOW = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 1 & wait; done"
+SHORT = 1_000
+"""Fits into what the kernel keeps of a terminal's output."""
+
+
+async def _read_until(channel: Channel, wanted: bytes) -> bytes:
+    """What comes until `wanted` has come, or the end."""
+    got = b""
+    async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+        while wanted not in got and (chunk := await channel.read()):
+            got += chunk
+    return got
+
+
+def _shown(written: bytes) -> bytes:
+    """How a terminal shows it (ONLCR, termios(3))."""
+    return written.replace(b"\n", b"\r\n")
+
+
+@proves("T-TTY")
+async def _terminal(rig: Rig) -> None:
+    script = f"stty -echo; {ALL_THREE}; echo err >&2; echo own >/dev/tty; read line; echo got $line"
+    process = await (await rig.shared()).exec(rig.shell(script), tty=True)
+    stdio, stderr = await process.stdio(), await process.stderr()
+    async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+        expect(await drain(stderr) == b"", "bytes came on stderr")
+    out = await _read_until(stdio, b"own\r\n")
+    await stdio.write(b"word\n")
+    out += await drain(stdio)
+    expect(out == _shown(b"all\nerr\nown\ngot word\n"), f"on the terminal came {out!r}")
+
+
+@proves("T-TTY")
+async def _own_terminal(rig: Rig) -> None:
+    session = await rig.shared()
+    names = []
+    for _ in range(2):
+        stdio = await (await session.exec(rig.shell("tty; exec sleep 300"), tty=True)).stdio()
+        names.append(await _read_until(stdio, b"\n"))
+    expect(len(set(names)) == 2 and all(name.startswith(b"/dev/") for name in names), f"two processes are on {names}")
+
+
+@proves("T-TTY-EOF")
+async def _end_of_input(rig: Rig) -> None:
+    session = await rig.shared()
+    for data in (b"", b"a line\n", b"half a line"):
+        out, _ = await (await session.exec(rig.shell("cat; echo after"), tty=True)).outputs(data)
+        expect(out.endswith(b"after\r\n"), f"after {data!r} and a half-close came {out!r}")
+        expect(data.strip() in out, f"of {data!r} came {out!r}")
+
+
+@proves("T-TTY-LOSSLESS")
+async def _terminal_lossless(rig: Rig) -> None:
+    session = await rig.shared()
+    processes = [await session.exec(rig.words.out(SHORT), tty=True) for _ in range(10)]
+    # By now the first ones have ended: each exec took a round trip.
+    await session.result("health")
+    wanted = _shown(rig.words.written(SHORT))
+    for number, process in enumerate(processes):
+        out = await drain(await process.stdio())
+        expect(out == wanted, f"of {len(wanted)} bytes process {number} gave {len(out)}, or other ones")
+    out, _ = await (await session.exec(rig.words.out(limits.MIB), tty=True)).outputs()
+    wanted = _shown(rig.words.written(limits.MIB))
+    expect(out == wanted, f"of {len(wanted)} bytes {len(out)} arrived, or other ones")
+
+
+@proves("T-TTY-SIZE")
+async def _size(rig: Rig) -> None:
+    session = await rig.shared()
+    for params, wanted in (({}, b"24 80\r\n"), ({"tty_size": [50, 132]}, b"50 132\r\n")):
+        out = await drain(await (await session.exec(rig.shell("stty size"), tty=True, **params)).stdio())
+        expect(out == wanted, f"with {params} stty size said {out!r}")
+    process = await session.exec(rig.shell(WINDOW), tty=True)
+    stdio = await process.stdio()
+    await _read_until(stdio, b"ready\r\n")
+    answer = await session.result("resize", {"process_id": process.id, "rows": 33, "columns": 77})
+    expect(answer == {}, f"resize answered {answer}")
+    out = await _read_until(stdio, b"\n")
+    expect(out == b"33 77\r\n", f"after SIGWINCH stty size said {out!r}")
+
+
+@proves("T-TTY-NONE")
+async def _nothing_to_resize(rig: Rig) -> None:
+    session = await rig.shared()
+    process = await session.exec(rig.words.sleep(300))
+    window = {"rows": 24, "columns": 80}
+    await session.error("resize", {"process_id": process.id, **window}, INVALID_PARAMS, "no_tty")
+    ended = await session.exec(rig.words.true, tty=True)
+    await drain(await ended.stdio())
+    answer = await session.result("resize", {"process_id": ended.id, **window})
+    expect(answer == {}, f"resize of an ended process answered {answer}")

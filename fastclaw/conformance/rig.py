@@ -1,4 +1,4 @@
-"""What checks stand on: sessions with the runtime, and processes with their sockets.
+"""What checks stand on: sessions with the runtime, processes with their sockets, and what is seen from outside.
 
 Owns the sessions of one run. Knows no promise.
 """
@@ -7,15 +7,17 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastclaw import limits
 from fastclaw.client.child import Stderr
 from fastclaw.client.remote_process import Channel
 from fastclaw.conformance.vocabulary import Vocabulary
-from fastclaw.conformance.wire import Broken, NotOffered, Wire
+from fastclaw.conformance.wire import Broken, NotOffered, Wire, expect, refused
 
 
 class Process:
@@ -300,32 +302,6 @@ class Rig:
         return self.words.shell(script)
 
 
-def expect(holds: bool, seen: str) -> None:
-    """Raise `Broken(seen)` unless it holds."""
-    if not holds:
-        raise Broken(seen)
-
-
-def refused(answer: dict[str, Any], code: int, reason: str | None = None) -> dict[str, Any]:
-    """The error of an answer that must be one.
-
-    Raises:
-        Broken: it is none, or another one.
-    """
-    error = answer.get("error")
-    if not isinstance(error, dict):
-        raise Broken(f"expected the error {code}, got {answer.get('result')!r}")
-    expect(error.get("code") == code, f"expected the error {code}, got {error}")
-    expect(reason is None or data_of(error).get("reason") == reason, f"expected the reason {reason!r}, got {error}")
-    return error
-
-
-def data_of(error: dict[str, Any]) -> dict[str, Any]:
-    """`error.data`, or an empty object where it is none."""
-    data = error.get("data")
-    return data if isinstance(data, dict) else {}
-
-
 async def drain(channel: Channel) -> bytes:
     """Everything up to EOF."""
     chunks = []
@@ -345,3 +321,60 @@ async def read_exactly(channel: Channel, count: int) -> bytes:
 async def _pour(channel: Channel, data: bytes) -> None:
     await channel.write(data)
     channel.write_eof()
+
+
+# --- What is seen from outside the protocol: paths and /proc ---
+
+
+async def soon(what: str, holds: Callable[[], bool], timeout_ms: int = limits.CHECK_SOON_MS) -> None:
+    """Look until it holds; for what sends no event.
+
+    Raises:
+        Broken: not within `timeout_ms`.
+    """
+    deadline = time.monotonic() + timeout_ms / 1000
+    while not holds():
+        if time.monotonic() > deadline:
+            raise Broken(f"{what}: not within {timeout_ms} ms")
+        await asyncio.sleep(limits.CHECK_POLL_MS / 1000)
+
+
+def bearers(token: str) -> list[int]:
+    """Processes of this host, those in containers included, that have `token` in their command line."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _bears(entry, token)]
+
+
+async def seen(token: str) -> None:
+    """Look until a process with `token` is there.
+
+    Raises:
+        NotOffered: it is not, and so nothing can be said of its end.
+    """
+    try:
+        await soon("the process is seen", lambda: bool(bearers(token)))
+    except Broken as error:
+        raise NotOffered("the processes cannot be seen from this host") from error
+
+
+def _bears(entry: Path, token: str) -> bool:
+    try:
+        return token.encode() in (entry / "cmdline").read_bytes()
+    except OSError:
+        # It ended while we looked.
+        return False
+
+
+def existing(paths: Iterable[str]) -> list[str]:
+    """Those of the paths that are there."""
+    return [path for path in paths if Path(path).exists()]
+
+
+async def must_be_seen(rig: Rig, session: Session) -> None:
+    """Before a check says that something has ended too soon.
+
+    Raises:
+        NotOffered: not even what certainly lives can be seen from this host.
+    """
+    token = uuid.uuid4().hex
+    await session.exec(rig.shell(f"sleep 300; : {token}"))
+    await seen(token)

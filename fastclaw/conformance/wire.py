@@ -1,9 +1,11 @@
-"""The checker's own end of the wire: sends any bytes, keeps every answer and the exchange.
+"""The checker's end of the wire: sends any bytes, keeps every answer and the exchange, and unpacks answers.
 
 Owns one runtime's child process during a check. Does not use the client's call table: that one hides what breaks rules.
 """
 
 import asyncio
+import base64
+import binascii
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +17,9 @@ from fastclaw.client.child import Child, Stderr
 from fastclaw.errors import FastclawError
 from fastclaw.server.framing import LineFramer, Oversized
 
+PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS = -32700, -32600, -32601, -32602
+EXEC_FAILED, INVALID_STATE, CANCELLED = -32000, -32002, -32800
+
 
 class Broken(Exception):
     """A promise does not hold; the text says what was seen instead."""
@@ -22,6 +27,32 @@ class Broken(Exception):
 
 class NotOffered(Exception):
     """A promise that this runtime, vocabulary or machine cannot be asked for; the text says why."""
+
+
+def expect(holds: bool, seen: str) -> None:
+    """Raise `Broken(seen)` unless it holds."""
+    if not holds:
+        raise Broken(seen)
+
+
+def refused(answer: dict[str, Any], code: int, reason: str | None = None) -> dict[str, Any]:
+    """The error of an answer that must be one.
+
+    Raises:
+        Broken: it is none, or another one.
+    """
+    error = answer.get("error")
+    if not isinstance(error, dict):
+        raise Broken(f"expected the error {code}, got {answer.get('result')!r}")
+    expect(error.get("code") == code, f"expected the error {code}, got {error}")
+    expect(reason is None or data_of(error).get("reason") == reason, f"expected the reason {reason!r}, got {error}")
+    return error
+
+
+def data_of(error: dict[str, Any]) -> dict[str, Any]:
+    """`error.data`, or an empty object where it is none."""
+    data = error.get("data")
+    return data if isinstance(data, dict) else {}
 
 
 class Wire:
@@ -215,3 +246,83 @@ def _clip(data: bytes) -> str:
     shown = data[: limits.CHECK_ENTRY_CHARS].decode(errors="backslashreplace").rstrip("\n")
     more = len(data) - limits.CHECK_ENTRY_CHARS
     return shown + (f" … ({more} bytes more)" if more > 0 else "")
+
+
+# --- What an answer of run gives ---
+
+
+STREAMS = ("stdout", "stderr")
+
+
+def given(ran: dict[str, Any], stream: str) -> bytes:
+    """The bytes that are given of a stream.
+
+    Raises:
+        Broken: they come neither as text nor as base64, or as both.
+    """
+    text, encoded = ran.get(stream), ran.get(f"{stream}_base64")
+    if isinstance(text, str) and encoded is None:
+        return text.encode("utf-8", "surrogatepass")
+    expect(text is None and isinstance(encoded, str), f"{stream} comes as {type(text)} and {type(encoded)}")
+    try:
+        data = base64.b64decode(str(encoded), validate=True)
+    except binascii.Error as error:
+        raise Broken(f"{stream}_base64 is no base64: {error}") from error
+    expect(not _is_text(data), f"{stream} is text, and comes as base64")
+    return data
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def outputs(ran: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Both streams of a run that lost nothing.
+
+    Raises:
+        Broken: something is said to be missing.
+    """
+    expect(ran.get("dropped") == {"stdout": 0, "stderr": 0}, f"`dropped` is {ran.get('dropped')}")
+    expect(not ran.get("gap_at"), f"`gap_at` is {ran.get('gap_at')} where nothing is missing")
+    expect(not ran.get("incomplete"), "the answer is `incomplete`")
+    return given(ran, "stdout"), given(ran, "stderr")
+
+
+def dropped(ran: dict[str, Any], stream: str) -> int:
+    """How many bytes of a stream are said to be missing.
+
+    Raises:
+        Broken: nothing is said, or no number.
+    """
+    told = ran.get("dropped")
+    number = told.get(stream) if isinstance(told, dict) else None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise Broken(f"`dropped` is {told!r}")
+    return number
+
+
+def around_gap(ran: dict[str, Any], stream: str) -> tuple[bytes, bytes]:
+    """What is given before the gap, and after it.
+
+    Raises:
+        Broken: `gap_at` is no place in what is given.
+    """
+    got, told = given(ran, stream), ran.get("gap_at")
+    at = told.get(stream) if isinstance(told, dict) else None
+    if not isinstance(at, int) or not 0 <= at <= len(got):
+        raise Broken(f"`gap_at` is {told!r}, of {len(got)} bytes of {stream}")
+    return got[:at], got[at:]
+
+
+def has_no_gap(ran: dict[str, Any], stream: str) -> None:
+    """Raise `Broken` where a middle is said to be missing."""
+    expect(stream not in (ran.get("gap_at") or {}), f"`gap_at` is {ran.get('gap_at')} where no middle is missing")
+
+
+def ending(ran: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """State, exit code and reason."""
+    return ran.get("state"), ran.get("exit_code"), ran.get("reason")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastclaw.conformance import BY_ID, PROMISES
 from fastclaw.conformance.promises import to_markdown
-from fastclaw.conformance.registry import CHECKS
+from fastclaw.conformance.runner import CHECKS
 from fastclaw.errors import REASONS
 
 ROOT = Path(__file__).parents[2]

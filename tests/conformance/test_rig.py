@@ -1,19 +1,28 @@
-"""Sessions and processes that checks stand on: scripted runtimes where one must misbehave, else the real one."""
+"""Sessions and processes that checks stand on, and what is seen from outside: scripted runtimes where one must
+misbehave, else the real one."""
 
+import os
+import socket
+import subprocess
 import sys
+import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastclaw import limits
 from fastclaw.conformance import MEMORY, POSIX, Vocabulary
-from fastclaw.conformance.rig import Rig, data_of, drain, expect, read_exactly, refused
-from fastclaw.conformance.wire import Broken, NotOffered
+from fastclaw.conformance import rig as rig_module
+from fastclaw.conformance.rig import Rig, bearers, drain, existing, must_be_seen, read_exactly, soon
+from fastclaw.conformance.wire import Broken, NotOffered, data_of, expect, refused
 from tests.client.fakes import POLITE, fake
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "memory", "--log-level", "error"]
+SERVE_LOCAL = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "local", "--log-level", "error"]
 ERROR = {"code": -32000, "message": "exec failed: no", "data": {"reason": "not_found"}}
 
 
@@ -203,3 +212,66 @@ async def test_between_checks_processes_are_ended() -> None:
         with pytest.raises(Exception, match="closed"):
             await stdio.read()
         assert await process.kill() == {}
+
+
+# --- What is seen from outside ---
+
+
+async def test_what_holds_is_not_waited_for() -> None:
+    await soon("now", lambda: True, 0)
+
+
+async def test_what_comes_to_hold_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CHECK_POLL_MS", 1)
+    looks = iter([False, False, True])
+    await soon("at the third look", lambda: next(looks))
+    assert list(looks) == []
+
+
+async def test_what_never_holds_is_broken_and_named() -> None:
+    begun = time.monotonic()
+    with pytest.raises(Broken, match="the moon falls: not within 30 ms"):
+        await soon("the moon falls", lambda: False, 30)
+    assert time.monotonic() - begun >= 0.030
+
+
+def test_bearers_are_the_processes_with_the_token_in_their_command_line() -> None:
+    token = uuid.uuid4().hex
+    assert bearers(token) == []
+    argv = [sys.executable, "-S", "-c", "print('up', flush=True); input()", token]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as bearer:
+        assert bearer.stdout is not None
+        assert bearer.stdout.readline() == b"up\n"  # before that, the kernel may not have its command line yet
+        assert bearers(token) == [bearer.pid]
+        bearer.kill()
+        os.waitid(os.P_PID, bearer.pid, os.WEXITED | os.WNOWAIT)
+        assert bearers(token) == []
+
+
+def test_existing_paths_in_their_order(tmp_path: Path) -> None:
+    path, listening = tmp_path / "file", tmp_path / "socket"
+    path.touch()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(listening))
+    assert existing([str(listening), str(tmp_path / "missing"), str(path)]) == [str(listening), str(path)]
+
+
+async def test_where_processes_can_be_seen_a_check_goes_on() -> None:
+    async with a_rig(SERVE_LOCAL, POSIX) as rig, rig.started() as session:
+        await must_be_seen(rig, session)
+
+
+async def test_where_they_cannot_be_seen_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hidden(token: str) -> None:
+        raise NotOffered("the processes cannot be seen from this host")
+
+    monkeypatch.setattr(rig_module, "seen", hidden)
+    async with a_rig(SERVE_LOCAL, POSIX) as rig, rig.started() as session:
+        with pytest.raises(NotOffered):
+            await must_be_seen(rig, session)
+
+
+async def test_without_a_shell_nothing_can_be_left() -> None:
+    async with a_rig(SERVE, MEMORY) as rig, rig.started() as session:
+        with pytest.raises(NotOffered, match="no shell"):
+            await must_be_seen(rig, session)

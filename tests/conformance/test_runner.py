@@ -1,17 +1,87 @@
-"""The whole contract over the runtimes of this package.
+"""What a report says, and the whole contract over the runtimes of this package.
 
 Each runtime is checked once per run; each promise is a test of its own. What a test cites, that runtime keeps; all
 else it does not offer, and it breaks nothing.
 """
 
 import asyncio
+import json
 import os
 import sys
 from typing import Any
 
 import pytest
 
-from fastclaw.conformance import BY_ID, MEMORY, POSIX, Report, Vocabulary, check
+from fastclaw.conformance import BY_ID, MEMORY, POSIX, Finding, Report, Vocabulary, check, runner
+from fastclaw.conformance.rig import Rig
+from fastclaw.conformance.runner import Entry, proves
+
+REPORT = Report(
+    command=["serve"],
+    vocabulary="posix",
+    capabilities=["wait"],
+    findings=[
+        Finding(promise=BY_ID["W-LINE"], verdict="kept"),
+        Finding(promise=BY_ID["W-PARSE"], verdict="broken", detail="it fell over", exchange=["-> {", "<- (gone)"]),
+        Finding(promise=BY_ID["X-KEY"], verdict="not offered", detail="no capability"),
+    ],
+)
+
+
+def test_text() -> None:
+    lines = REPORT.to_text().splitlines()
+    assert lines[0] == "wire:"
+    assert lines[1].startswith("  ok   W-LINE ")
+    assert lines[2].startswith("  FAIL W-PARSE ")
+    assert [line.strip() for line in lines[3:6]] == ["broken: it fell over", "-> {", "<- (gone)"]
+    assert lines[6] == "exec:"
+    assert lines[8].strip() == "not offered: no capability"
+    assert lines[-1] == "1 kept, 1 broken, 1 not offered"
+
+
+def test_json() -> None:
+    told = json.loads(REPORT.to_json())
+    assert told["ok"] is False
+    assert told["findings"][1]["promise"]["id"] == "W-PARSE"
+    assert told["findings"][1]["exchange"] == ["-> {", "<- (gone)"]
+
+
+def test_lookup() -> None:
+    assert not REPORT.ok
+    assert REPORT["X-KEY"].verdict == "not offered"
+    with pytest.raises(KeyError):
+        REPORT["W-BATCH"]
+
+
+# --- The table of checks ---
+
+
+async def first(rig: Rig) -> None:
+    """A check."""
+
+
+async def second(rig: Rig) -> None:
+    """Another one."""
+
+
+def test_a_promise_may_have_several_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "CHECKS", [])
+    assert proves("W-LINE")(first) is first
+    assert proves("W-LINE")(second) is second
+    assert [Entry("W-LINE", first), Entry("W-LINE", second)] == runner.CHECKS
+
+
+def test_a_check_for_no_promise_is_refused() -> None:
+    with pytest.raises(AssertionError, match="X-NO-SUCH-PROMISE"):
+        proves("X-NO-SUCH-PROMISE")
+
+
+def test_no_check_is_registered_twice() -> None:
+    assert len({entry.run for entry in runner.CHECKS}) == len(runner.CHECKS)
+
+
+# --- The runtimes of this package ---
+
 
 pytestmark = pytest.mark.timeout(600)
 AT_ONCE = 4
