@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fastclaw import conformance, limits
-from fastclaw.cli.choices import setting
+from fastclaw.cli.commands import setting
 from fastclaw.conformance import BY_ID, VOCABULARIES
 from fastclaw.linux import loop
 

@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import Any
 
 import click
+import msgspec
 
 from fastclaw import __version__
-from fastclaw.cli.help import COMMANDS, OPTIONS, help_text, missing_text
+from fastclaw.cli.main import COMMANDS, OPTIONS, help_text, missing_text
 from fastclaw.errors import FastclawError, InvalidParams
 from fastclaw.linux.own_limits import await_children
 
@@ -110,3 +111,14 @@ def run_command() -> None:
 def _hint(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     return f" Try: {context.command_path} --help" if context is not None else ""
+
+
+def setting(entry: str) -> tuple[str, Any]:
+    """A `--option NAME=JSON` as name and value; what is no JSON is taken as a string."""
+    name, equals, text = entry.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{entry!r} has no '='; write NAME=JSON", param_hint="--option")
+    try:
+        return name, msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return name, text

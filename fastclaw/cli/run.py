@@ -1,27 +1,37 @@
-"""`fastclaw run`: one command in a sandbox, its streams and exit code passed through."""
+"""`fastclaw run`: one command in a sandbox, its exit code and this terminal's streams passed through, with backpressure
+in every direction."""
+
+from __future__ import annotations
 
 import asyncio
 import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, Self
+import termios
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from tty import setraw
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 from msgspec import UNSET
 
-from fastclaw.cli.choices import runtime_options
-from fastclaw.cli.commands import NOT_STARTED
-from fastclaw.cli.passthrough import feed_stdin, leave_stdin_alone, own_streams, pass_on
-from fastclaw.cli.terminal import follow_size, own_size, raw
-from fastclaw.client import RemoteProcess, RuntimeClient
+from fastclaw.cli.commands import NOT_STARTED, setting
+from fastclaw.client import RuntimeClient
 from fastclaw.client.remote_process import Ending
-from fastclaw.errors import ExecFailed
+from fastclaw.errors import ExecFailed, FastclawError, IoError
 from fastclaw.linux import loop
 from fastclaw.linux.own_limits import heeded
-from fastclaw.runtime import ExitRecord
+from fastclaw.options import RUNTIMES, Options
+from fastclaw.params import convert
+from fastclaw.server.stdio import ByteSink, ByteSource, OwnedDescriptor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from fastclaw.client import RemoteProcess
+    from fastclaw.runtime import ExitRecord
+
 
 _SHELL_CODES = {"not_found": 127, "permission_denied": 126, "not_executable": 126, "file_busy": 126}
 """What a shell would return for a command that does not start; podman exec does the same."""
@@ -31,7 +41,17 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@runtime_options
+@click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
+@click.option("--image", metavar="REFERENCE", help="Image of the containers; a small one of what is here by default.")
+@click.option("--url", metavar="URL", help="Engine to use; a private one by default.")
+@click.option(
+    "--option",
+    "-o",
+    "extra",
+    multiple=True,
+    metavar="NAME=JSON",
+    help="Any other option of initialize; may be repeated.",
+)
 @click.option(
     "--allow",
     multiple=True,
@@ -54,7 +74,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--tty", "-t", is_flag=True, help="Give the command a terminal, of this one's size where this is one.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
-    options: dict[str, Any],
+    runtime: str,
+    image: str | None,
+    url: str | None,
+    extra: tuple[str, ...],
     allow: tuple[str, ...],
     env: tuple[str, ...],
     workdir: str | None,
@@ -65,6 +88,7 @@ def run(
     command: tuple[str, ...],
 ) -> None:
     """Run COMMAND in a fresh environment, with this terminal's stdin, stdout and stderr."""
+    options = _options(runtime, image, url, extra)
     variables = dict(_pair(entry) for entry in env)
     extensions: dict[str, Any] = {"working_dir": workdir, "user": user, "timeout_ms": timeout}
     if tty:
@@ -77,6 +101,14 @@ def run(
     if allow:
         options = {**options, "network": _allowing(options.get("network", {}), allow)}
     sys.exit(loop.run(_run(list(command), options, variables, request)))
+
+
+def _options(runtime: str, image: str | None, url: str | None, extra: tuple[str, ...]) -> dict[str, Any]:
+    """The `options` of initialize, refused here where they are wrong, before anything starts."""
+    named = {"runtime": runtime, "image": image, "url": url}
+    options = {name: value for name, value in named.items() if value is not None} | dict(map(setting, extra))
+    convert(options, Options, "options")
+    return options
 
 
 def _allowing(network: dict[str, Any], allow: tuple[str, ...]) -> dict[str, Any]:
@@ -99,7 +131,7 @@ def _pair(entry: str) -> tuple[str, str]:
 async def _run(command: list[str], options: dict[str, Any], env: dict[str, str], request: dict[str, Any]) -> int:
     serve = [sys.executable, "-m", "fastclaw", "serve", "--log-level", "warning"]
     namespace = f"run-{os.getpid()}"
-    with _Ending() as ending:
+    with _Interrupt() as ending:
         try:
             async with RuntimeClient.spawn(serve, namespace=namespace, options=options) as runtime:
                 return await _run_in(runtime, ending, command, env, request)
@@ -110,7 +142,7 @@ async def _run(command: list[str], options: dict[str, Any], env: dict[str, str],
 
 
 async def _run_in(
-    runtime: RuntimeClient, ending: "_Ending", command: list[str], env: dict[str, str], request: dict[str, Any]
+    runtime: RuntimeClient, ending: _Interrupt, command: list[str], env: dict[str, str], request: dict[str, Any]
 ) -> int:
     try:
         process = await runtime.exec(command, env=env, **request)
@@ -128,7 +160,7 @@ async def _run_in(
 
 
 @contextmanager
-def _terminal(ending: "_Ending") -> Iterator[None]:
+def _terminal(ending: _Interrupt) -> Iterator[None]:
     """The command has this terminal meanwhile: no signal ends us without giving it back."""
     running, signals = asyncio.get_running_loop(), heeded([signal.SIGQUIT])
     for signum in signals:
@@ -141,7 +173,7 @@ def _terminal(ending: "_Ending") -> Iterator[None]:
             running.remove_signal_handler(signum)
 
 
-async def _attend(process: RemoteProcess, ending: "_Ending", request: dict[str, Any]) -> None:
+async def _attend(process: RemoteProcess, ending: _Interrupt, request: dict[str, Any]) -> None:
     """Pass the streams through until both outputs have ended, or the command has and its last output is through."""
     await process.connect()
     end = Ending(process.wait)
@@ -159,7 +191,7 @@ async def _attend(process: RemoteProcess, ending: "_Ending", request: dict[str, 
                     task.cancel()
 
 
-class _Ending:
+class _Interrupt:
     """Ends what is under way before its own end: for a signal to us, or because nobody reads our output any more.
 
     Before the command runs, the start is given up; while it runs, the first time asks its tree to end and the second
@@ -222,3 +254,115 @@ def _exit_code(record: ExitRecord) -> int:
         click.echo(f"fastclaw: how the command ended is not known ({record.reason})", err=True)
         return NOT_STARTED
     return record.exit_code
+
+
+# --- Our own streams ---
+
+
+def leave_stdin_alone() -> None:
+    """Have fd 0 stand for nothing, as under ssh -n: nobody here reads what was there, nor changes a flag of it."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+
+@contextmanager
+def own_streams() -> Iterator[tuple[int, int, int]]:
+    """Non-blocking descriptors for our stdin, stdout and stderr."""
+    with ExitStack() as release:  # in reverse: where all are one socket, only the first saw its flag untouched
+        streams = OwnedDescriptor.input(0), OwnedDescriptor.output(1), OwnedDescriptor.output(2)
+        for owned in streams:
+            release.callback(owned.release)
+        yield streams[0].fd, streams[1].fd, streams[2].fd
+
+
+async def feed_stdin(process: RemoteProcess, fd: int) -> None:
+    """Send what `fd` gives to the process until its end, then end the process's stdin. Cancel it when the process has
+    ended."""
+    chunks: asyncio.Queue[bytes] = asyncio.Queue(1)
+    source = ByteSource(fd, lambda data: _take(source, chunks, data), lambda: chunks.put_nowait(b""))
+    try:
+        source.resume()
+        while chunk := await chunks.get():
+            await process.write(chunk)
+            source.resume()
+        await process.write_eof()
+    except IoError:
+        pass  # the process reads no more: nothing to pass on
+    finally:
+        source.close()
+
+
+def _take(source: ByteSource, chunks: asyncio.Queue[bytes], data: bytes) -> None:
+    source.pause()  # one chunk at a time: what the process does not take stays where it comes from
+    chunks.put_nowait(data)
+
+
+async def pass_on(read: Callable[[], Awaitable[bytes]], fd: int, on_left: Callable[[OSError], None]) -> None:
+    """Write what `read` gives to `fd` until its end.
+
+    Parameters:
+        on_left: called once when nothing can be written to `fd` any more, with why; what still comes is dropped.
+    """
+    sink = ByteSink(fd, lambda is_high: None, on_left)
+    try:
+        while chunk := await read():
+            sink.write(bytes(chunk))
+            await sink.drain()
+    finally:
+        sink.close()
+
+
+# --- Our own terminal ---
+
+
+Size = tuple[int, int]
+"""Rows and columns."""
+
+
+def own_size() -> Size | None:
+    """Of whichever of stdin, stdout and stderr is a terminal that knows its size."""
+    for fd in (0, 1, 2):
+        with suppress(OSError):
+            columns, rows = os.get_terminal_size(fd)
+            if rows and columns:
+                return rows, columns
+    return None
+
+
+@contextmanager
+def raw(fd: int) -> Iterator[None]:
+    """Have every byte passed on as it is typed, signals' too, until the block is left, however. Nothing where `fd` is
+    no terminal."""
+    if not os.isatty(fd):
+        yield
+        return
+    before = termios.tcgetattr(fd)
+    try:
+        setraw(fd, termios.TCSANOW)
+        yield
+    finally:
+        with suppress(termios.error):  # it was hung up
+            termios.tcsetattr(fd, termios.TCSANOW, before)
+
+
+async def follow_size(process: RemoteProcess, told: Size | None) -> None:
+    """Have a process's terminal take the size of ours, again and again. Cancel it when the process has ended.
+
+    Parameters:
+        told: the size that it was started with.
+    """
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGWINCH, changed.set)
+    try:
+        while True:
+            size = own_size()
+            if size is not None and size != told:
+                await process.resize(*size)
+                told = size
+            await changed.wait()
+            changed.clear()
+    except FastclawError:
+        pass  # it ended, or the runtime did, which others notice
+    finally:
+        loop.remove_signal_handler(signal.SIGWINCH)

@@ -1,18 +1,62 @@
-"""`fastclaw serve`: the runtime as a supervisor starts it."""
+"""`fastclaw serve`: the runtime as a supervisor starts it. Its log is one line per event on stderr, as text or JSON; a
+traceback is one line too."""
 
 import functools
 import gc
-from typing import Literal
+import logging
+import sys
+from typing import Any, Literal
 
 import click
+import orjson
 
 from fastclaw import limits
-from fastclaw.cli import log
 from fastclaw.linux import loop
 from fastclaw.options import RUNTIMES
 from fastclaw.runtimes.choose import choose_runtime
 from fastclaw.server import stdio
 from fastclaw.server.harness import RuntimeHarness
+
+Format = Literal["text", "json"]
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace("\n", " | ")
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": record.created,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(_printable(entry), default=str).decode()
+
+
+def _printable(entry: dict[str, Any]) -> dict[str, Any]:
+    """Bytes of a path that are no UTF-8 are lone surrogates in a str, for which JSON has no form."""
+    return {
+        name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in entry.items()
+    }
+
+
+def configure_log(form: Format, level: str = "INFO") -> None:
+    """Send all logging of this process to stderr.
+
+    Parameters:
+        form: `text` for people, `json` for machines.
+        level: a level's name, as in logging.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    text = _TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_JsonFormatter() if form == "json" else text)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 def collect_less_often() -> None:
@@ -31,7 +75,7 @@ def collect_less_often() -> None:
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 def serve(runtime: str, log_format: Literal["text", "json"], log_level: str) -> None:
     """Serve a runtime over stdin and stdout, as JSON-RPC, until shutdown or end of input."""
-    log.configure(log_format, log_level)
+    configure_log(log_format, log_level)
     stdio.require_standard_descriptors()
     collect_less_often()
     loop.run(RuntimeHarness(functools.partial(choose_runtime, default=runtime)).serve())

@@ -10,8 +10,8 @@ import sys
 import click
 import pytest
 
-from fastclaw.cli.commands import cli, complete_standard_descriptors
-from fastclaw.cli.help import COMMANDS
+from fastclaw.cli.commands import cli, complete_standard_descriptors, setting
+from fastclaw.cli.main import COMMANDS
 from fastclaw.errors import StartFailed
 from tests.cli.programs import DEADLINE_S, FASTCLAW, Call, assert_one_line, fastclaw
 
@@ -155,3 +155,18 @@ def test_closed_descriptors_become_nothing() -> None:
         "print(*(os.readlink(f'/proc/self/fd/{fd}') for fd in (0, 2)))"
     )
     assert fastclaw(script, command=[sys.executable, "-c"]).stdout == b"/dev/null /dev/null\n"
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("a=1", ("a", 1)),
+        ('a={"b": [true, null]}', ("a", {"b": [True, None]})),
+        ('a="1"', ("a", "1")),
+        ("a=never", ("a", "never")),
+        ("a=", ("a", "")),
+        ("a=b=c", ("a", "b=c")),
+    ],
+)
+def test_a_setting_is_json_or_else_text(entry: str, expected: tuple[str, object]) -> None:
+    assert setting(entry) == expected

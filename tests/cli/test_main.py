@@ -1,4 +1,4 @@
-"""What is answered before anything is loaded, and what that costs."""
+"""What is answered before anything is loaded, what that costs, and the table of commands as text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import __version__
-from fastclaw.cli.help import help_text
+from fastclaw.cli.main import COMMANDS, OPTIONS, help_text
 from tests.cli.programs import DEADLINE_S, FASTCLAW, assert_one_line, fastclaw
 
 if TYPE_CHECKING:
     from tests.cli.programs import Call
+
 
 SCRIPT = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "fastclaw")]
 """As it is installed, but for its first line."""
@@ -71,7 +72,7 @@ def test_they_load_nothing(arguments: list[str]) -> None:
     loaded = loaded_by(repr(arguments))
     assert loaded.isdisjoint({"re", "typing", "click", "asyncio", "podman", "rich", "uvloop", "importlib.metadata"})
     ours = {name for name in loaded if name.partition(".")[0] == "fastclaw"}
-    assert ours == {"fastclaw", "fastclaw.cli", "fastclaw.cli.main", "fastclaw.cli.help"}
+    assert ours == {"fastclaw", "fastclaw.cli", "fastclaw.cli.main"}
 
 
 @pytest.mark.parametrize("arguments", [["serve", "--runtime=local"], ["run", "--help"], ["check", "--help"]])
@@ -104,3 +105,11 @@ def test_output_that_nobody_reads_or_nobody_can_write_is_no_traceback(command: l
     closed = ["sh", "-c", '"$@" >&-', "sh", *command, "--version"]
     done = subprocess.run(closed, capture_output=True, timeout=DEADLINE_S, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_everything_is_in_it_and_fits_a_terminal() -> None:
+    lines = help_text().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    for name, text in (COMMANDS | OPTIONS).items():
+        [line] = [line for line in lines if line.strip().startswith(f"{name} ")]
+        assert line.endswith(f"  {text}")

@@ -1,42 +1,31 @@
-"""`fastclaw serve` on the command line."""
+"""`fastclaw serve` on the command line, and its log: one line per event, whatever is in it."""
 
-import subprocess
-import sys
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 
-from tests.cli.programs import FASTCLAW_WITHOUT_PODMAN, without_podman
+from fastclaw.cli.serve import configure_log
+from tests.cli.programs import FASTCLAW_WITHOUT_PODMAN, assert_one_line, fastclaw, without_podman
 from tests.served import Served
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fastclaw", "serve", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-
-
 def test_nothing_to_read_is_a_clean_end() -> None:
-    done = run("--runtime", "memory")
-    assert (done.returncode, done.stdout) == (0, "")
+    done = fastclaw("serve", "--runtime", "memory")
+    assert (done.returncode, done.stdout) == (0, b"")
 
 
 @pytest.mark.parametrize("arguments", [("--runtime", "vm"), ("--log-format", "xml"), ("--nonsense",)])
 def test_wrong_arguments_say_what_is_wrong(arguments: tuple[str, ...]) -> None:
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert arguments[0] in done.stderr
-    assert "Traceback" not in done.stderr
+    done = fastclaw("serve", *arguments)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert arguments[0] in assert_one_line(done.stderr)
 
 
 def test_help() -> None:
-    assert "--runtime" in run("--help").stdout
+    assert b"--runtime" in fastclaw("serve", "--help").stdout
 
 
 def test_auto_without_podman_is_local_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +38,55 @@ def test_auto_without_podman_is_local_with_a_warning(tmp_path: Path, monkeypatch
     log = (tmp_path / "log").read_text()
     assert "podman is not installed" in log
     assert "isolates nothing" in log
+
+
+# --- The log ---
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()  # or force=True would close pytest's own
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def fail() -> None:
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError:
+        logging.getLogger("x").exception("went\nwrong")
+
+
+def test_text_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_log("text")
+    fail()
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "went | wrong" in text
+    assert "ValueError: first | second" in text
+
+
+def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_log("json")
+    fail()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    entry = orjson.loads(err)
+    assert (entry["level"], entry["logger"], entry["message"]) == ("error", "x", "went\nwrong")
+    assert "ValueError" in entry["traceback"]
+
+
+def test_json_survives_a_path_that_is_no_utf8(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_log("json")
+    logging.getLogger("x").warning("no file %s", "a\udc80")
+    assert orjson.loads(capsys.readouterr().err)["message"] == "no file a\\udc80"
+
+
+def test_the_level_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_log("text", "error")
+    logging.getLogger("x").warning("quiet")
+    assert capsys.readouterr().err == ""

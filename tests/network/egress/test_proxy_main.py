@@ -282,7 +282,7 @@ def test_a_bug_is_told_for_the_log_with_its_kind_only() -> None:
     assert SECRET not in report.text
 
 
-HEAVY = {"podman", "click", "rich", "requests", "hdrh", "orjson", "aiofiles", "fastclaw.runtime"}
+HEAVY = {"podman", "click", "rich", "requests", "orjson", "aiofiles", "fastclaw.runtime"}
 
 
 def test_it_loads_nothing_that_it_does_not_need() -> None:
