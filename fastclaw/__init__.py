@@ -8,34 +8,8 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # that of `typing` costs more than all of this
 if TYPE_CHECKING:
-    from fastclaw.errors import (
-        ExecFailed,
-        FastclawError,
-        InternalError,
-        InvalidParams,
-        InvalidRequest,
-        InvalidState,
-        IoError,
-        MethodNotFound,
-        ParseError,
-        ProtocolError,
-        RequestCancelled,
-        RuntimeSdkError,
-        StartFailed,
-    )
-    from fastclaw.runtime import (
-        ExecRequest,
-        ExecResult,
-        ExitRecord,
-        HealthStatus,
-        InitializeParams,
-        InitializeResult,
-        ProcessInfo,
-        ProcessRuntime,
-        RunRequest,
-        RunResult,
-        Runtime,
-    )
+    from fastclaw.errors import *
+    from fastclaw.runtime import *
     from fastclaw.server.harness import RuntimeHarness
 
 __all__ = [
