@@ -135,6 +135,7 @@ class RuntimeClient:
         self._stderr = stderr
         self._child: Child | None = None
         self._calls: Calls | None = None
+        self._extra_shutdown_ms = 0
         self.welcome: Welcome | None = None
 
     @classmethod
@@ -229,7 +230,9 @@ class RuntimeClient:
         Raises:
             StartFailed, InvalidParams, InvalidState.
         """
-        params = {"namespace": namespace, "options": options or {}}
+        params: dict[str, Any] = {"namespace": namespace, "options": options or {}}
+        told_ms = params["options"].get("shutdown_timeout_ms")
+        self._extra_shutdown_ms = max(0, told_ms - limits.SHUTDOWN_TIMEOUT_MS) if isinstance(told_ms, int) else 0
         answer = await self.call("initialize", params, limits.CLIENT_INITIALIZE_MS / 1000)
         self.welcome = _shaped(answer, Welcome, "initialize")
         return self.welcome
@@ -362,9 +365,10 @@ class RuntimeClient:
         """End every process and take the environment down; the runtime exits after its answer.
 
         Raises:
-            IoError: the runtime is gone, or took longer than `limits.CLIENT_SHUTDOWN_MS`.
+            IoError: the runtime is gone, or took longer than `limits.CLIENT_SHUTDOWN_MS` and as much as
+                `options.shutdown_timeout_ms` is over its default.
         """
-        await self.call("shutdown", None, limits.CLIENT_SHUTDOWN_MS / 1000)
+        await self.call("shutdown", None, (limits.CLIENT_SHUTDOWN_MS + self._extra_shutdown_ms) / 1000)
 
     def close_stdin(self) -> None:
         """End the runtime's input, which is another way to say `shutdown`; `exited` tells when it is through."""

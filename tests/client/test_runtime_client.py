@@ -278,6 +278,23 @@ async def test_a_runtime_that_does_not_answer_shutdown_goes_at_eof(monkeypatch: 
     assert _gone(pid)
 
 
+async def test_a_longer_shutdown_timeout_of_the_runtime_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It got EOF, TERM and KILL in the middle of a shutdown for which it had been given the time."""
+    monkeypatch.setattr(limits, "CLIENT_SHUTDOWN_MS", 50)
+    script = """
+for request in requests():
+    if request["method"] == "shutdown":
+        time.sleep(0.3)
+    answer(request, {})
+"""
+    options = {"shutdown_timeout_ms": limits.SHUTDOWN_TIMEOUT_MS + 20_000}
+    async with RuntimeClient.spawn(fake(script), namespace="x", options=options) as rt:
+        await rt.shutdown()
+    async with RuntimeClient.spawn(fake(script), namespace="x") as rt:
+        with pytest.raises(IoError, match=r"no answer to shutdown within 0\.05 s"):
+            await rt.shutdown()
+
+
 async def test_leaving_while_calls_wait_fails_them() -> None:
     script = """
 for request in requests():
