@@ -200,7 +200,7 @@ def _open(host: HostFacts, netavark: str | None) -> Finding:
         return Finding(subject="network", level="ok", text=f"mode open works, with {have}")
     return Finding(
         subject="network",
-        level="ok",
+        level="warning",
         text=f"mode open fails: no {' and no '.join(missing)}",
         advice=f"apt-get install {' '.join(missing)}",
     )
