@@ -214,8 +214,8 @@ def leftovers(token: str, paths: list[str]) -> Leftovers:
     marked = {row.pid for row in proc.scan(MARKER) if row.marker == token}
     return Leftovers(
         processes=len([pid for pid in marked.union(bearers(token)) if not proc.is_podman_pause(pid)]),
-        sockets=len(existing(paths)),
-        directories=len(existing({str(Path(path).parent) for path in paths})),
+        sockets=len(existing(map(Path, paths))),
+        directories=len(existing({Path(path).parent for path in paths})),
     )
 
 

@@ -25,6 +25,18 @@ class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
     advice: str | None = None
 
 
+def _ok(subject: str, text: str) -> Finding:
+    return Finding(subject=subject, level="ok", text=text)
+
+
+def _warning(subject: str, text: str, advice: str | None = None) -> Finding:
+    return Finding(subject=subject, level="warning", text=text, advice=advice)
+
+
+def _problem(subject: str, text: str, advice: str | None = None) -> Finding:
+    return Finding(subject=subject, level="problem", text=text, advice=advice)
+
+
 class UserFacts(Struct, frozen=True, kw_only=True):
     """What stands between users and the engine's user namespaces.
 
@@ -65,30 +77,16 @@ def engine_findings(host: HostFacts, unusable: str | None, versions: Mapping[str
         versions: what it says it is made of, by the names of `EngineVersion`'s fields.
     """
     if unusable is not None:
-        return [
-            Finding(subject="engine", level="problem", text=unusable, advice=_INSTALL if host.podman is None else None)
-        ]
+        return [_problem("engine", unusable, _INSTALL if host.podman is None else None)]
     parts = versions or {}
     conmon = _number(parts.get("conmon", "")) or host.conmon_version
-    findings = [Finding(subject="engine", level="ok", text=_parts(parts))]
+    findings = [_ok("engine", _parts(parts))]
     if conmon in BROKEN_CONMON:
-        findings.append(
-            Finding(
-                subject="conmon",
-                level="problem",
-                text=f"{conmon} never ends an exec whose child keeps a pipe (conmon #632)",
-                advice="install conmon 2.2.1 or later",
-            )
-        )
+        text = f"{conmon} never ends an exec whose child keeps a pipe (conmon #632)"
+        findings.append(_problem("conmon", text, "install conmon 2.2.1 or later"))
     if host.catatonit is None:
-        findings.append(
-            Finding(
-                subject="init",
-                level="warning",
-                text="no static catatonit: on the REST lane, images without /bin/sh cannot be used",
-                advice="apt-get install catatonit",
-            )
-        )
+        text = "no static catatonit: on the REST lane, images without /bin/sh cannot be used"
+        findings.append(_warning("init", text, "apt-get install catatonit"))
     return findings
 
 
@@ -101,13 +99,9 @@ def spawner_finding(missing: str | None, size: int, lists_children: bool) -> Fin
         lists_children: the kernel has /proc/PID/task/TID/children (CONFIG_PROC_CHILDREN, proc_pid_task(5)).
     """
     if missing is None and lists_children:
-        return Finding(subject="spawner", level="ok", text=f"{round(size / limits.KIB)} KB, for the spawn lane")
-    return Finding(
-        subject="spawner",
-        level="warning",
-        text=f"{missing or 'this kernel has no CONFIG_PROC_CHILDREN'}: no spawn lane and no local runtime, REST only",
-        advice="pip install --force-reinstall fastclaw" if missing else None,
-    )
+        return _ok("spawner", f"{round(size / limits.KIB)} KB, for the spawn lane")
+    text = f"{missing or 'this kernel has no CONFIG_PROC_CHILDREN'}: no spawn lane and no local runtime, REST only"
+    return _warning("spawner", text, "pip install --force-reinstall fastclaw" if missing else None)
 
 
 def image_finding(source: str | None, why_none: str | None) -> Finding:
@@ -118,9 +112,9 @@ def image_finding(source: str | None, why_none: str | None) -> Finding:
         why_none: why there is nothing, in one line.
     """
     if source is not None:
-        return Finding(subject="image", level="ok", text=f"the default one is made of {source}")
+        return _ok("image", f"the default one is made of {source}")
     text = f"{(why_none or '').partition(';')[0]}: it would have to be pulled"
-    return Finding(subject="image", level="warning", text=text, advice="apt-get install busybox-static")
+    return _warning("image", text, "apt-get install busybox-static")
 
 
 def controllers_finding(controllers: frozenset[str], is_root: bool) -> Finding:
@@ -131,37 +125,29 @@ def controllers_finding(controllers: frozenset[str], is_root: bool) -> Finding:
     """
     missing = sorted({"memory", "pids"} - controllers)
     if not missing:
-        return Finding(subject="limits", level="ok", text="cgroups limit processes and memory of containers")
-    return Finding(
-        subject="limits",
-        level="warning",
-        text=f"no cgroup controller {' and no '.join(missing)}: what limits containers is not in force, and crun may "
-        "refuse to start any",
-        advice=None if is_root else "cgroup v2 and a session of systemd: loginctl enable-linger, then log in anew",
+        return _ok("limits", "cgroups limit processes and memory of containers")
+    what = f"no cgroup controller {' and no '.join(missing)}"
+    advice = None if is_root else "cgroup v2 and a session of systemd: loginctl enable-linger, then log in anew"
+    return _warning(
+        "limits", f"{what}: what limits containers is not in force, and crun may refuse to start any", advice
     )
 
 
 def user_findings(facts: UserFacts) -> list[Finding]:
     """Whose root inside is, and whether an ordinary user can have containers at all."""
     if facts.is_root:
-        text = f"root inside has no capabilities and no user namespace: {facts.why_none}"
-        fine = "containers have user namespaces of their own: root inside is nobody here"
-        level: Level = "ok" if facts.why_none is None else "warning"
-        return [Finding(subject="users", level=level, text=text if facts.why_none else fine)]
+        if facts.why_none is None:
+            return [_ok("users", "containers have user namespaces of their own: root inside is nobody here")]
+        return [_warning("users", f"root inside has no capabilities and no user namespace: {facts.why_none}")]
     findings = []
     if facts.forbidden is not None:
         text = f"only root may make user namespaces ({facts.forbidden})"
-        findings.append(Finding(subject="users", level="problem", text=text, advice=f"sysctl -w {facts.forbidden}"))
+        findings.append(_problem("users", text, f"sysctl -w {facts.forbidden}"))
     if not facts.has_ids:
-        findings.append(
-            Finding(
-                subject="users",
-                level="warning",
-                text="no subordinate ids in /etc/subuid and /etc/subgid: only root can run inside",
-                advice="usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER; podman system migrate",
-            )
-        )
-    return findings or [Finding(subject="users", level="ok", text="a rootless engine: root inside is you")]
+        text = "no subordinate ids in /etc/subuid and /etc/subgid: only root can run inside"
+        advice = "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER; podman system migrate"
+        findings.append(_warning("users", text, advice))
+    return findings or [_ok("users", "a rootless engine: root inside is you")]
 
 
 def network_findings(
@@ -179,11 +165,10 @@ def network_findings(
 
 def _egress(spawner: str | None, bridge: str | None) -> Finding:
     if spawner is None and bridge is None:
-        return Finding(subject="network", level="ok", text="modes proxy (the default), bridge and none work")
+        return _ok("network", "modes proxy (the default), bridge and none work")
     works = ["proxy"] * (spawner is None) + ["bridge"] * (bridge is None) + ["none"]
     reasons = [f"proxy: {spawner}"] * (spawner is not None) + [f"bridge: {bridge}"] * (bridge is not None)
-    text = f"of the modes only {' and '.join(works)} can be had ({'; '.join(reasons)})"
-    return Finding(subject="network", level="warning", text=text)
+    return _warning("network", f"of the modes only {' and '.join(works)} can be had ({'; '.join(reasons)})")
 
 
 def _open(host: HostFacts, netavark: str | None) -> Finding:
@@ -197,12 +182,9 @@ def _open(host: HostFacts, netavark: str | None) -> Finding:
     missing = [name for path, name in wanted if path is None]
     if not missing:
         have = " and ".join((path or "").rpartition("/")[2] for path, _ in wanted)
-        return Finding(subject="network", level="ok", text=f"mode open works, with {have}")
-    return Finding(
-        subject="network",
-        level="warning",
-        text=f"mode open fails: no {' and no '.join(missing)}",
-        advice=f"apt-get install {' '.join(missing)}",
+        return _ok("network", f"mode open works, with {have}")
+    return _warning(
+        "network", f"mode open fails: no {' and no '.join(missing)}", f"apt-get install {' '.join(missing)}"
     )
 
 
@@ -218,9 +200,9 @@ def disk_finding(path: str, free_bytes: int, size: int, full: str | None) -> Fin
         path: of the state directory.
         full: why the disk counts as full, in one line; None where it does not.
     """
-    text = full or f"{free_bytes // limits.MIB} of {size // limits.MIB} MiB are free at {path}"
-    advice = "remove files there, or set XDG_STATE_HOME to a directory on another disk" if full else None
-    return Finding(subject="disk", level="problem" if full else "ok", text=text, advice=advice)
+    if full is None:
+        return _ok("disk", f"{free_bytes // limits.MIB} of {size // limits.MIB} MiB are free at {path}")
+    return _problem("disk", full, "remove files there, or set XDG_STATE_HOME to a directory on another disk")
 
 
 _INSTALL = "apt-get install podman crun netavark uidmap busybox-static"
@@ -228,40 +210,29 @@ _INSTALL = "apt-get install podman crun netavark uidmap busybox-static"
 
 def capacity_finding(room: Capacity) -> Finding:
     """How many processes fit, and which limit binds first."""
-    enough = room.processes >= limits.MAX_PROCESSES
-    return Finding(
-        subject="capacity",
-        level="ok" if enough else "warning",
-        text=f"{room.processes} processes at a time; {room.binds} binds first",
-        advice=None if enough else f"raise {room.binds} to hold {limits.MAX_PROCESSES}",
-    )
+    text = f"{room.processes} processes at a time; {room.binds} binds first"
+    if room.processes >= limits.MAX_PROCESSES:
+        return _ok("capacity", text)
+    return _warning("capacity", text, f"raise {room.binds} to hold {limits.MAX_PROCESSES}")
 
 
 def quota_findings(quotas: Quotas) -> list[Finding]:
     """Kernel quotas, measured against what a full runtime takes."""
-    checks = (
-        ("keyrings", quotas.keys, limits.WANTED_KEYS, f"sysctl {quotas.keys_setting}"),
-        ("inotify", quotas.inotify_instances, limits.WANTED_INOTIFY, "sysctl fs.inotify.max_user_instances"),
-    )
-    return [_quota(*check) for check in checks if check[1] is not None] + _pipe_quota(quotas.pipe_pages)
-
-
-def _quota(subject: str, has: int | None, wants: int, setting: str) -> Finding:
-    enough = has is not None and has >= wants
-    return Finding(
-        subject=subject,
-        level="ok" if enough else "warning",
-        text=f"{setting.partition(' ')[2]} is {has}",
-        advice=None if enough else f"{setting}={wants}",
-    )
-
-
-def _pipe_quota(pages: int | None) -> list[Finding]:
-    if not pages:
-        return []
-    streams = pages * limits.PAGE_BYTES // limits.BULK_PIPE_BYTES
-    text = f"{streams} streams at a time may have a large pipe (fs.pipe-user-pages-soft is {pages}; root is exempt)"
-    return [Finding(subject="pipes", level="ok", text=text)]
+    findings = []
+    for subject, has, wants, setting in (
+        ("keyrings", quotas.keys, limits.WANTED_KEYS, quotas.keys_setting),
+        ("inotify", quotas.inotify_instances, limits.WANTED_INOTIFY, "fs.inotify.max_user_instances"),
+    ):
+        text = f"{setting} is {has}"
+        if has is not None:
+            findings.append(
+                _ok(subject, text) if has >= wants else _warning(subject, text, f"sysctl {setting}={wants}")
+            )
+    if pages := quotas.pipe_pages:
+        streams = pages * limits.PAGE_BYTES // limits.BULK_PIPE_BYTES
+        text = f"{streams} streams at a time may have a large pipe (fs.pipe-user-pages-soft is {pages}; root is exempt)"
+        findings.append(_ok("pipes", text))
+    return findings
 
 
 def _parts(versions: Mapping[str, str]) -> str:

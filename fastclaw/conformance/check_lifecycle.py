@@ -1,14 +1,16 @@
 """Checks of the wire, of errors, and of initialize, health, shutdown and every other way to end."""
 
+import functools
 import signal
 import uuid
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
 
 from fastclaw import limits
-from fastclaw.conformance.rig import Process, Rig, Session, bearers, existing, read_exactly, soon
+from fastclaw.conformance.rig import Process, Rig, Session, bearers, existing, none_bears, seen, soon
 from fastclaw.conformance.runner import proves
 from fastclaw.conformance.wire import (
     INVALID_PARAMS,
@@ -17,7 +19,6 @@ from fastclaw.conformance.wire import (
     METHOD_NOT_FOUND,
     PARSE_ERROR,
     Broken,
-    NotOffered,
     Wire,
     data_of,
     expect,
@@ -59,6 +60,20 @@ async def _goes_on(session: Session) -> None:
     expect(not others, f"one answer too many: {str(others[:1])[:200]}")
 
 
+def _on_the_wire(promise_id: str) -> Callable[[Callable[[Session], Awaitable[None]]], object]:
+    """As `proves`, for a check that has a session of its own, after which no answer may be left over."""
+
+    def register(check: Callable[[Session], Awaitable[None]]) -> object:
+        @functools.wraps(check)
+        async def run(_: Rig, session: Session) -> None:
+            await check(session)
+            await _goes_on(session)
+
+        return proves(promise_id, alone=True)(run)
+
+    return register
+
+
 async def _refused_alone(wire: Wire, line: bytes, code: int, ids: tuple[Any, ...] = (None,)) -> None:
     """The line gets one error of this code under one of these ids."""
     wire.send(line + b"\n")
@@ -68,123 +83,97 @@ async def _refused_alone(wire: Wire, line: bytes, code: int, ids: tuple[Any, ...
     expect(answer["id"] in ids, f"the error has the id {answer['id']!r}")
 
 
-@proves("W-LINE")
-async def _lines(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        session.wire.send(b"\n\r\n" + _health(1) + b"\r\n\n\n" + _health(2) + b"\n")
-        for request_id in (1, 2):
-            expect("result" in await session.wire.answer(request_id), "health failed")
-        await _goes_on(session)
+@_on_the_wire("W-LINE")
+async def _lines(session: Session) -> None:
+    session.wire.send(b"\n\r\n" + _health(1) + b"\r\n\n\n" + _health(2) + b"\n")
+    for request_id in (1, 2):
+        expect("result" in await session.wire.answer(request_id), "health failed")
 
 
-@proves("W-PIECES")
-async def _pieces(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        for byte in _health(1) + b"\n":
-            session.wire.send(bytes([byte]))
-        await session.wire.answer(1)
-        await _goes_on(session)
+@_on_the_wire("W-PIECES")
+async def _pieces(session: Session) -> None:
+    for byte in _health(1) + b"\n":
+        session.wire.send(bytes([byte]))
+    await session.wire.answer(1)
 
 
-@proves("W-UTF8")
-async def _utf8(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        session.wire.send('{"jsonrpc":"2.0","id":"ключ-🦀","method":"health"}\n'.encode())
-        await session.wire.answer("ключ-🦀")
-        await _refused_alone(session.wire, b'{"jsonrpc":"2.0","id":"\xff\xfe","method":"health"}', PARSE_ERROR)
-        await _goes_on(session)
+@_on_the_wire("W-UTF8")
+async def _utf8(session: Session) -> None:
+    session.wire.send('{"jsonrpc":"2.0","id":"ключ-🦀","method":"health"}\n'.encode())
+    await session.wire.answer("ключ-🦀")
+    await _refused_alone(session.wire, b'{"jsonrpc":"2.0","id":"\xff\xfe","method":"health"}', PARSE_ERROR)
 
 
-@proves("W-LINE-MAX")
-async def _longest_line(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        room = limits.MAX_LINE_BYTES - len(_health("long", pad=""))
-        session.wire.send(_health("long", pad="x" * room) + b"\n")
-        expect("result" in await session.wire.answer("long"), "the line was refused")
+@proves("W-LINE-MAX", alone=True)
+async def _longest_line(rig: Rig, session: Session) -> None:
+    room = limits.MAX_LINE_BYTES - len(_health("long", pad=""))
+    session.wire.send(_health("long", pad="x" * room) + b"\n")
+    expect("result" in await session.wire.answer("long"), "the line was refused")
 
 
-@proves("W-LINE-OVER")
-async def _line_over_the_limit(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        await _refused_alone(session.wire, _health("over", pad="x" * (33 * limits.MIB)), INVALID_REQUEST)
-        await _goes_on(session)
+@_on_the_wire("W-LINE-OVER")
+async def _line_over_the_limit(session: Session) -> None:
+    await _refused_alone(session.wire, _health("over", pad="x" * (33 * limits.MIB)), INVALID_REQUEST)
 
 
-@proves("W-PARSE")
-async def _not_json(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        for line in NOT_JSON:
-            await _refused_alone(session.wire, line, PARSE_ERROR)
-        await _goes_on(session)
+@_on_the_wire("W-PARSE")
+async def _not_json(session: Session) -> None:
+    for line in NOT_JSON:
+        await _refused_alone(session.wire, line, PARSE_ERROR)
 
 
-@proves("W-INVALID")
-async def _no_request(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        for document in NO_REQUESTS:
-            await _refused_alone(session.wire, orjson.dumps(document), INVALID_REQUEST, (None, 1))
-        await _goes_on(session)
+@_on_the_wire("W-INVALID")
+async def _no_request(session: Session) -> None:
+    for document in NO_REQUESTS:
+        await _refused_alone(session.wire, orjson.dumps(document), INVALID_REQUEST, (None, 1))
 
 
-@proves("W-ID-ECHO")
-async def _ids_come_back(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        for request_id in GOOD_IDS:
-            session.wire.post("health", id=request_id)
-        for request_id in GOOD_IDS:
-            expect("result" in await session.wire.answer(request_id), f"the id {request_id!r} was refused")
-        await _goes_on(session)
+@_on_the_wire("W-ID-ECHO")
+async def _ids_come_back(session: Session) -> None:
+    for request_id in GOOD_IDS:
+        session.wire.post("health", id=request_id)
+    for request_id in GOOD_IDS:
+        expect("result" in await session.wire.answer(request_id), f"the id {request_id!r} was refused")
 
 
-@proves("W-ID-BAD")
-async def _bad_ids(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        for request_id in BAD_IDS:
-            await _refused_alone(session.wire, _health(request_id), INVALID_REQUEST)
-        await _goes_on(session)
+@_on_the_wire("W-ID-BAD")
+async def _bad_ids(session: Session) -> None:
+    for request_id in BAD_IDS:
+        await _refused_alone(session.wire, _health(request_id), INVALID_REQUEST)
 
 
-@proves("W-ID-DUP")
-async def _duplicate_ids(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        session.wire.send((_health("twin") + b"\n") * 2)
-        for _ in range(2):
-            await session.wire.answer("twin")
-        await _goes_on(session)
+@_on_the_wire("W-ID-DUP")
+async def _duplicate_ids(session: Session) -> None:
+    session.wire.send((_health("twin") + b"\n") * 2)
+    for _ in range(2):
+        await session.wire.answer("twin")
 
 
-@proves("W-ANSWER-MAX")
-async def _long_quotes(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        await session.error(QUOTED, None, METHOD_NOT_FOUND)
-        await _goes_on(session)
+@_on_the_wire("W-ANSWER-MAX")
+async def _long_quotes(session: Session) -> None:
+    await session.error(QUOTED, None, METHOD_NOT_FOUND)
 
 
-@proves("W-BURST")
-async def _burst(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        session.wire.send(b"".join(_health(number) + b"\n" for number in range(BURST)))
-        answers = Counter(answer["id"] for answer in await session.wire.collect(BURST))
-        expect(answers == Counter(range(BURST)), "an id was answered twice or not at all")
-        await _goes_on(session)
+@_on_the_wire("W-BURST")
+async def _burst(session: Session) -> None:
+    session.wire.send(b"".join(_health(number) + b"\n" for number in range(BURST)))
+    answers = Counter(answer["id"] for answer in await session.wire.collect(BURST))
+    expect(answers == Counter(range(BURST)), "an id was answered twice or not at all")
 
 
-@proves("W-NOTIFY")
-async def _notification(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        for line in (
-            b'{"jsonrpc":"2.0","method":"health"}',
-            b'{"jsonrpc":"2.0","method":"no_such_method"}',
-            b'{"jsonrpc":"2.0","method":"exec","params":{"cmd":5}}',
-        ):
-            session.wire.send(line + b"\n")
-        await _goes_on(session)
-        await _goes_on(session)
+@_on_the_wire("W-NOTIFY")
+async def _notification(session: Session) -> None:
+    for line in (
+        b'{"jsonrpc":"2.0","method":"health"}',
+        b'{"jsonrpc":"2.0","method":"no_such_method"}',
+        b'{"jsonrpc":"2.0","method":"exec","params":{"cmd":5}}',
+    ):
+        session.wire.send(line + b"\n")
+    await _goes_on(session)
 
 
 @proves("W-PIPELINE")
-async def _pipelined(rig: Rig) -> None:
-    session = await rig.shared()
+async def _pipelined(rig: Rig, session: Session) -> None:
     process = await session.exec(rig.words.sleep(300))
     waiting = session.wire.post("wait", {"process_id": process.id})
     others = await session.wire.rest()
@@ -193,48 +182,40 @@ async def _pipelined(rig: Rig) -> None:
     expect("result" in await session.wire.answer(waiting), "the wait failed")
 
 
-@proves("W-BATCH")
-async def _batch(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        session.wire.send(
-            b'[{"jsonrpc":"2.0","id":1,"method":"health"},{"jsonrpc":"2.0","method":"health"},7,'
-            b'{"jsonrpc":"2.0","id":"b","method":"no_such_method"}]\n'
-        )
-        answers = await session.wire.next()
-        expect(isinstance(answers, list), f"the answer is no batch: {str(answers)[:200]}")
-        told = {(answer["id"], answer.get("error", {}).get("code")) for answer in answers}
-        wanted = {(1, None), (None, INVALID_REQUEST), ("b", METHOD_NOT_FOUND)}
-        expect(len(answers) == len(wanted) and told == wanted, f"the batch was answered with {answers}")
-        await _goes_on(session)
+@_on_the_wire("W-BATCH")
+async def _batch(session: Session) -> None:
+    session.wire.send(
+        b'[{"jsonrpc":"2.0","id":1,"method":"health"},{"jsonrpc":"2.0","method":"health"},7,'
+        b'{"jsonrpc":"2.0","id":"b","method":"no_such_method"}]\n'
+    )
+    answers = await session.wire.next()
+    expect(isinstance(answers, list), f"the answer is no batch: {str(answers)[:200]}")
+    told = {(answer["id"], answer.get("error", {}).get("code")) for answer in answers}
+    wanted = {(1, None), (None, INVALID_REQUEST), ("b", METHOD_NOT_FOUND)}
+    expect(len(answers) == len(wanted) and told == wanted, f"the batch was answered with {answers}")
 
 
-@proves("W-BATCH-BAD")
-async def _bad_batches(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        await _refused_alone(session.wire, b"[]", INVALID_REQUEST)
-        many = b"[" + b",".join([_health(1)] * (limits.MAX_BATCH_ITEMS + 1)) + b"]"
-        await _refused_alone(session.wire, many, INVALID_REQUEST)
-        await _goes_on(session)
+@_on_the_wire("W-BATCH-BAD")
+async def _bad_batches(session: Session) -> None:
+    await _refused_alone(session.wire, b"[]", INVALID_REQUEST)
+    many = b"[" + b",".join([_health(1)] * (limits.MAX_BATCH_ITEMS + 1)) + b"]"
+    await _refused_alone(session.wire, many, INVALID_REQUEST)
 
 
-@proves("W-BATCH-QUIET")
-async def _batch_of_notifications(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        session.wire.send(b'[{"jsonrpc":"2.0","method":"health"},{"jsonrpc":"2.0","method":"health"}]\n')
-        await _goes_on(session)
-        await _goes_on(session)
+@_on_the_wire("W-BATCH-QUIET")
+async def _batch_of_notifications(session: Session) -> None:
+    session.wire.send(b'[{"jsonrpc":"2.0","method":"health"},{"jsonrpc":"2.0","method":"health"}]\n')
+    await _goes_on(session)
 
 
-@proves("W-METHOD")
-async def _unknown_method(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        for method in ("no_such_method", "", "Health", "rpc.discover"):
-            await session.error(method, None, METHOD_NOT_FOUND)
+@proves("W-METHOD", alone=True)
+async def _unknown_method(rig: Rig, session: Session) -> None:
+    for method in ("no_such_method", "", "Health", "rpc.discover"):
+        await session.error(method, None, METHOD_NOT_FOUND)
 
 
 @proves("W-PARAMS")
-async def _wrong_shapes(rig: Rig) -> None:
-    session = await rig.shared()
+async def _wrong_shapes(rig: Rig, session: Session) -> None:
     for method, params, path in (
         ("exec", {}, "$.cmd"),
         ("exec", {"cmd": "true"}, "$.cmd"),
@@ -244,33 +225,29 @@ async def _wrong_shapes(rig: Rig) -> None:
         ("kill", {}, "$.process_id"),
         ("kill", {"process_id": 7}, "$.process_id"),
     ):
-        told = data_of(await session.error(method, params, INVALID_PARAMS)).get("path")
-        expect(isinstance(told, str) and told.startswith(path), f"data.path of {method} {params} is {told!r}")
+        await session.rejects(method, params, path)
 
 
-@proves("W-PARAMS-NONE")
-async def _no_params(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        await session.result("health")
-        session.wire.send(b'{"jsonrpc":"2.0","id":"null","method":"health","params":null}\n')
-        expect("result" in await session.wire.answer("null"), "params null was refused")
-        told = data_of(await session.error("health", [1], INVALID_PARAMS)).get("path")
-        expect(told == "$", f"data.path is {told!r}")
+@proves("W-PARAMS-NONE", alone=True)
+async def _no_params(rig: Rig, session: Session) -> None:
+    await session.result("health")
+    session.wire.send(b'{"jsonrpc":"2.0","id":"null","method":"health","params":null}\n')
+    expect("result" in await session.wire.answer("null"), "params null was refused")
+    told = data_of(await session.error("health", [1], INVALID_PARAMS)).get("path")
+    expect(told == "$", f"data.path is {told!r}")
 
 
 @proves("W-PARAMS-MORE")
-async def _unknown_keys(rig: Rig) -> None:
-    session = await rig.shared()
+async def _unknown_keys(rig: Rig, session: Session) -> None:
     await session.result("health", {"no_such_key": 1})
     await session.exec(rig.words.true, no_such_key={"deep": [1]})
 
 
 @proves("W-STDOUT")
-async def _pure_stdout(rig: Rig) -> None:
+async def _pure_stdout(rig: Rig, common: Session) -> None:
     async with rig.started() as session:
-        process = await session.exec(rig.words.echo("loud"))
-        await process.outputs()
-        await (await session.exec(rig.words.stderr("louder"))).outputs()
+        await session.outputs(rig.words.echo("loud"))
+        await session.outputs(rig.words.stderr("louder"))
         await session.wire.request("exec", {"cmd": ["/no/such/program"]})
         await session.result("shutdown")
         others = await session.wire.finished()
@@ -296,8 +273,8 @@ async def _samples(session: Session) -> list[dict[str, Any]]:
 
 
 @proves("E-DATA")
-async def _data_of_errors(rig: Rig) -> None:
-    for error in await _samples(await rig.shared()):
+async def _data_of_errors(rig: Rig, session: Session) -> None:
+    for error in await _samples(session):
         data, known = data_of(error), BY_CODE.get(error.get("code", 0))
         expect(known is not None and data.get("kind") == known.kind, f"`kind` does not fit the code: {error}")
         expect(isinstance(data.get("reason"), str) and bool(data["reason"]), f"no `reason`: {error}")
@@ -306,8 +283,8 @@ async def _data_of_errors(rig: Rig) -> None:
 
 
 @proves("E-WORDS")
-async def _words_of_errors(rig: Rig) -> None:
-    for error in await _samples(await rig.shared()):
+async def _words_of_errors(rig: Rig, session: Session) -> None:
+    for error in await _samples(session):
         known = BY_CODE.get(error.get("code", 0))
         prefix = known.prefix if known else ""
         expect(str(error.get("message")).startswith(prefix), f"the message does not begin with {prefix!r}: {error}")
@@ -328,30 +305,27 @@ async def _ends_well(session: Session) -> None:
     expect(code == 0, f"the runtime ended with code {code}")
 
 
-@proves("L-BEFORE")
-async def _before_initialize(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        await session.error("exec", {"cmd": ["true"]}, INVALID_STATE, "not_initialized")
-        await session.error("kill", {"process_id": "x"}, INVALID_STATE, "not_initialized")
+@proves("L-BEFORE", alone=True)
+async def _before_initialize(rig: Rig, session: Session) -> None:
+    await session.error("exec", {"cmd": ["true"]}, INVALID_STATE, "not_initialized")
+    await session.error("kill", {"process_id": "x"}, INVALID_STATE, "not_initialized")
 
 
-@proves("L-BEFORE-HEALTH")
-async def _health_before_initialize(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        health = await session.result("health")
-        expect(health.get("status") == "unhealthy", f"health is {health}")
-        expect("not initialized" in str(health.get("message")), f"health is {health}")
+@proves("L-BEFORE-HEALTH", alone=True)
+async def _health_before_initialize(rig: Rig, session: Session) -> None:
+    health = await session.result("health")
+    expect(health.get("status") == "unhealthy", f"health is {health}")
+    expect("not initialized" in str(health.get("message")), f"health is {health}")
 
 
-@proves("L-BEFORE-STOP")
-async def _shutdown_before_initialize(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        expect(await session.result("shutdown") == {}, "shutdown did not answer {}")
-        await _ends_well(session)
+@proves("L-BEFORE-STOP", alone=True)
+async def _shutdown_before_initialize(rig: Rig, session: Session) -> None:
+    expect(await session.result("shutdown") == {}, "shutdown did not answer {}")
+    await _ends_well(session)
 
 
 @proves("L-INIT")
-async def _initialize(rig: Rig) -> None:
+async def _initialize(rig: Rig, common: Session) -> None:
     async with rig.started() as session:
         _is_welcome(session.welcome)
 
@@ -362,10 +336,6 @@ def _is_welcome(welcome: dict[str, Any]) -> None:
     expect(named, f"`server` is {server!r}")
     listed = isinstance(capabilities, list) and all(isinstance(name, str) for name in capabilities)
     expect(listed, f"`capabilities` is {capabilities!r}")
-    _has_optional_members(welcome)
-
-
-def _has_optional_members(welcome: dict[str, Any]) -> None:
     env, root = welcome.get("env", {"A": "b"}), welcome.get("workspace_root", "/")
     strings = isinstance(env, dict) and all(isinstance(value, str) for value in env.values())
     expect(strings and bool(env), f"`env` is {env!r}; an empty one is left out")
@@ -375,32 +345,28 @@ def _has_optional_members(welcome: dict[str, Any]) -> None:
 
 
 @proves("L-TWICE")
-async def _initialize_twice(rig: Rig) -> None:
-    session = await rig.shared()
+async def _initialize_twice(rig: Rig, session: Session) -> None:
     await session.error("initialize", {"namespace": rig.namespace()}, INVALID_STATE, "already_initialized")
     expect("status" in await session.result("health"), "health failed afterwards")
 
 
-@proves("L-NAMESPACE")
-async def _namespaces(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        for params in ({}, {"namespace": ""}, {"namespace": 7}, {"namespace": "../up"}, {"namespace": "x" * 1000}):
-            await session.error("initialize", params, INVALID_PARAMS)
-        await session.initialize(rig.namespace(), rig.options)
+@proves("L-NAMESPACE", alone=True)
+async def _namespaces(rig: Rig, session: Session) -> None:
+    for params in ({}, {"namespace": ""}, {"namespace": 7}, {"namespace": "../up"}, {"namespace": "x" * 1000}):
+        await session.error("initialize", params, INVALID_PARAMS)
+    await session.initialize(rig.namespace(), rig.options)
 
 
-@proves("L-OPTION")
-async def _unknown_option(rig: Rig) -> None:
-    async with rig.fresh() as session:
-        params = {"namespace": rig.namespace(), "options": {**rig.options, "max_proceses": 7}}
-        data = data_of(await session.error("initialize", params, INVALID_PARAMS))
-        expect(data.get("path") == "$.options.max_proceses", f"data.path is {data.get('path')!r}")
-        expect(data.get("nearest") == "max_processes", f"data.nearest is {data.get('nearest')!r}")
+@proves("L-OPTION", alone=True)
+async def _unknown_option(rig: Rig, session: Session) -> None:
+    params = {"namespace": rig.namespace(), "options": {**rig.options, "max_proceses": 7}}
+    data = await session.rejects("initialize", params, "$.options.max_proceses")
+    expect(data.get("nearest") == "max_processes", f"data.nearest is {data.get('nearest')!r}")
 
 
 @proves("L-HEALTH")
-async def _lifecycle_health(rig: Rig) -> None:
-    told = await (await rig.shared()).result("health")
+async def _lifecycle_health(rig: Rig, session: Session) -> None:
+    told = await session.result("health")
     expect(told.get("status") in ("healthy", "degraded", "unhealthy"), f"status is {told.get('status')!r}")
     missing = [name for name in BOUNDS if not _has_key(told.get("details"), name)]
     expect(not missing, f"`details` does not show {', '.join(missing)}: {told}")
@@ -411,7 +377,7 @@ def _has_key(value: Any, name: str) -> bool:
 
 
 @proves("L-STOP")
-async def _shutdown(rig: Rig) -> None:
+async def _shutdown(rig: Rig, common: Session) -> None:
     for method in ("shutdown", "stop"):
         async with rig.started() as session:
             await session.exec(rig.words.sleep(300))
@@ -420,7 +386,7 @@ async def _shutdown(rig: Rig) -> None:
 
 
 @proves("L-EOF")
-async def _eof(rig: Rig) -> None:
+async def _eof(rig: Rig, common: Session) -> None:
     async with rig.fresh() as session:
         session.wire.close_stdin()
         await _ends_well(session)
@@ -430,11 +396,11 @@ async def _eof(rig: Rig) -> None:
             session.wire.post("exec", {"cmd": rig.words.sleep(300)})
         session.wire.close_stdin()
         await _ends_well(session)
-        expect(not existing([process.stdio_addr]), "a socket is left")
+        expect(not existing(process.paths), "sockets are left")
 
 
 @proves("L-TERM")
-async def _signals(rig: Rig) -> None:
+async def _signals(rig: Rig, common: Session) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         async with rig.started() as session:
             await session.exec(rig.words.sleep(300))
@@ -443,11 +409,10 @@ async def _signals(rig: Rig) -> None:
 
 
 @proves("L-CLOSING")
-async def _during_shutdown(rig: Rig) -> None:
+async def _during_shutdown(rig: Rig, common: Session) -> None:
     stubborn = rig.shell('trap "" TERM; echo ready; while :; do sleep 1; done')
     async with rig.started() as session:
-        stdio = await (await session.exec(stubborn)).stdio()
-        await read_exactly(stdio, len("ready"))
+        await session.ready(stubborn)
         ending = session.wire.post("shutdown")
         late = session.wire.post("exec", {"cmd": rig.words.true})
         expect("result" in await session.wire.request("health"), "health was refused during shutdown")
@@ -464,29 +429,25 @@ def _family(token: str) -> str:
 
 async def begin_family(rig: Rig, session: Session, token: str) -> Process:
     """Start a process tree that can be seen from outside, if anything can."""
-    process = await session.exec(rig.shell(_family(token)))
-    await read_exactly(await process.stdio(), len("ready"))
-    try:
-        await soon("the tree is seen", lambda: len(bearers(token)) >= len(("shell", "session", "orphan")))
-    except Broken as error:
-        raise NotOffered("the processes cannot be seen from this host") from error
+    process, _ = await session.ready(rig.shell(_family(token)))
+    await seen(token, len(("shell", "session", "orphan")))
     return process
 
 
 @proves("L-NOTHING-LEFT")
-async def _nothing_left(rig: Rig) -> None:
+async def _nothing_left(rig: Rig, common: Session) -> None:
     token = uuid.uuid4().hex
     async with rig.started() as session:
         process = await begin_family(rig, session, token)
         await session.result("shutdown")
         await _ends_well(session)
-        expect(not bearers(token), f"processes are left: {bearers(token)}")
-        left = existing([process.stdio_addr, process.stderr_addr])
+        none_bears(token)
+        left = existing(process.paths)
         expect(not left, f"sockets are left: {left}")
 
 
 @proves("L-KILLED")
-async def _killed_outright(rig: Rig) -> None:
+async def _killed_outright(rig: Rig, common: Session) -> None:
     token, namespace = uuid.uuid4().hex, rig.namespace()
     async with rig.started(namespace) as session:
         await begin_family(rig, session, token)
@@ -496,4 +457,4 @@ async def _killed_outright(rig: Rig) -> None:
         await soon("everything ended", lambda: not bearers(token), DIES_WITHIN_MS)
     except Broken:
         async with rig.started(namespace):
-            expect(not bearers(token), f"processes are left: {bearers(token)}")
+            none_bears(token)

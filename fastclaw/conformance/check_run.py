@@ -2,17 +2,16 @@
 
 import asyncio
 import base64
-import hashlib
 import time
 import uuid
 from typing import Any
 
 from fastclaw import limits
 from fastclaw.conformance.check_exec import MISSING, OUTLIVED_MS, OUTLIVES_S, has_shape
-from fastclaw.conformance.rig import Rig, Session, bearers, must_be_seen, seen, soon
+from fastclaw.conformance.rig import Rig, Session, bearers, has_written, must_be_seen, none_bears, same, seen, soon
 from fastclaw.conformance.runner import proves
 from fastclaw.conformance.vocabulary import LEFT_BYTES, becomes, leaves, outlives, writes_on
-from fastclaw.conformance.wire import EXEC_FAILED, INVALID_PARAMS, Broken, data_of, ending, expect, given, outputs
+from fastclaw.conformance.wire import EXEC_FAILED, ending, expect, given, outputs
 
 DEFAULT_LIMIT = limits.MIB
 HIGHEST_LIMIT = 16 * limits.MIB
@@ -28,19 +27,13 @@ BINARY = bytes(range(256))
 TEXT = "ключ-🦀\u0001\n"
 
 
-def same(got: bytes, wanted: bytes) -> bool:
-    """Whether they are equal, without a comparison that pytest or a report would print."""
-    return len(got) == len(wanted) and hashlib.sha256(got).digest() == hashlib.sha256(wanted).digest()
-
-
 def encoded(data: bytes) -> str:
     """For `input_base64`."""
     return base64.b64encode(data).decode()
 
 
 @proves("RUN-RESULT")
-async def _result(rig: Rig) -> None:
-    session = await rig.shared()
+async def _result(rig: Rig, session: Session) -> None:
     for cmd, code, wanted in (
         (rig.words.true, 0, (b"", b"")),
         (rig.words.exit(42), 42, (b"", b"")),
@@ -55,22 +48,21 @@ async def _result(rig: Rig) -> None:
 
 
 @proves("RUN-RESULT")
-async def _not_before_the_end(rig: Rig) -> None:
-    session, begun = await rig.shared(), time.monotonic()
+async def _not_before_the_end(rig: Rig, session: Session) -> None:
+    begun = time.monotonic()
     await session.run(rig.words.sleep(1))
     # Half of it: loops round their timers.
     expect(time.monotonic() - begun > 0.5, "a command that takes a second was answered at once")
 
 
 @proves("RUN-RESULT")
-async def _silent_before_the_end(rig: Rig) -> None:
-    ran = await (await rig.shared()).run(rig.shell("exec >&- 2>&-; sleep 1; exit 3"))
+async def _silent_before_the_end(rig: Rig, session: Session) -> None:
+    ran = await session.run(rig.shell("exec >&- 2>&-; sleep 1; exit 3"))
     expect(ending(ran) == ("exited", 3, "exited"), f"a command that closed its streams ended with {ending(ran)}")
 
 
 @proves("RUN-EXEC")
-async def _shared_params(rig: Rig) -> None:
-    session = await rig.shared()
+async def _shared_params(rig: Rig, session: Session) -> None:
     out, _ = outputs(await session.run(rig.words.printenv("CHECK_A"), env={"CHECK_A": "request"}))
     expect(out == b"request\n", f"a variable of the request is {out!r}")
     out, _ = outputs(await session.run(rig.words.pwd, working_dir="/"))
@@ -78,25 +70,17 @@ async def _shared_params(rig: Rig) -> None:
 
 
 @proves("RUN-EXEC")
-async def _shared_errors(rig: Rig) -> None:
-    session = await rig.shared()
+async def _shared_errors(rig: Rig, session: Session) -> None:
     await session.error("run", {"cmd": [MISSING]}, EXEC_FAILED, "not_found")
     if rig.words.directory is not None:
         params = {"cmd": rig.words.true, "working_dir": f"{rig.words.directory}/{MISSING}"}
         await session.error("run", params, EXEC_FAILED, "bad_working_dir")
     for name, wrong in (("$.cmd", {"cmd": []}), ("$.cmd", {"cmd": ["a\0b"]}), ("$.env", {"env": {"A": "a\0b"}})):
-        await _names(session, name, {"cmd": rig.words.true, **wrong})
-
-
-async def _names(session: Session, name: str, params: dict[str, Any]) -> None:
-    """The call fails, and says that this field is wrong."""
-    told = str(data_of(await session.error("run", params, INVALID_PARAMS)).get("path"))
-    expect(told.startswith(name), f"data.path is {told!r}, not {name!r}")
+        await session.rejects("run", {"cmd": rig.words.true, **wrong}, name)
 
 
 @proves("RUN-BOUNDS")
-async def _bounds(rig: Rig) -> None:
-    session = await rig.shared()
+async def _bounds(rig: Rig, session: Session) -> None:
     for name, params in (
         ("$.output_limit", {"output_limit": HIGHEST_LIMIT + 1}),
         ("$.output_limit", {"output_limit": -1}),
@@ -108,15 +92,14 @@ async def _bounds(rig: Rig) -> None:
         ("$.input_base64", {"input_base64": "no base64!"}),
         ("$.input_base64", {"input_base64": "YQ"}),
     ):
-        await _names(session, name, {"cmd": rig.words.true, **params})
+        await session.rejects("run", {"cmd": rig.words.true, **params}, name)
 
 
 # --- Output ---
 
 
 @proves("RUN-OUTPUT")
-async def _every_byte(rig: Rig) -> None:
-    session = await rig.shared()
+async def _every_byte(rig: Rig, session: Session) -> None:
     for count in (0, 1, 65_536, DEFAULT_LIMIT):
         await _is_whole(rig, session, count)
     await _is_whole(rig, session, HIGHEST_LIMIT, output_limit=HIGHEST_LIMIT)
@@ -129,23 +112,21 @@ async def _is_whole(rig: Rig, session: Session, count: int, **params: Any) -> No
 
 
 @proves("RUN-OUTPUT")
-async def _without_patience(rig: Rig) -> None:
+async def _without_patience(rig: Rig, session: Session) -> None:
     """`drain_ms` is for what is left behind: a command's own output is whole without it."""
-    session = await rig.shared()
     for _ in range(10):
         await _is_whole(rig, session, DEFAULT_LIMIT, drain_ms=0)
 
 
 @proves("RUN-OUTPUT")
-async def _both_streams(rig: Rig) -> None:
+async def _both_streams(rig: Rig, session: Session) -> None:
     script = f"head -c {BOTH_BYTES} /dev/zero >&2; head -c {BOTH_BYTES} /dev/zero"
-    out, err = outputs(await (await rig.shared()).run(rig.shell(script)))
+    out, err = outputs(await session.run(rig.shell(script)))
     expect((len(out), len(err)) == (BOTH_BYTES, BOTH_BYTES), f"{len(out)} and {len(err)} bytes of {BOTH_BYTES} each")
 
 
 @proves("RUN-OUTPUT")
-async def _at_once(rig: Rig) -> None:
-    session = await rig.shared()
+async def _at_once(rig: Rig, session: Session) -> None:
     texts = [f"{number} {TEXT}" * (50 * number) for number in range(AT_ONCE)]
     posted = [session.wire.post("run", {"cmd": rig.words.cat, "input": text}) for text in texts]
     for request_id, text in zip(posted, texts, strict=True):
@@ -154,8 +135,7 @@ async def _at_once(rig: Rig) -> None:
 
 
 @proves("RUN-BINARY")
-async def _binary(rig: Rig) -> None:
-    session = await rig.shared()
+async def _binary(rig: Rig, session: Session) -> None:
     for data in (BINARY, b"\xff", "é".encode()[:1], b"caf\xc3", b"\xed\xa0\x80"):
         ran = await session.run(rig.words.cat, input_base64=encoded(data))
         out, err = outputs(ran)
@@ -164,8 +144,7 @@ async def _binary(rig: Rig) -> None:
 
 
 @proves("RUN-BINARY")
-async def _text(rig: Rig) -> None:
-    session = await rig.shared()
+async def _text(rig: Rig, session: Session) -> None:
     for said in (TEXT, "\0", "\ufeff\uffff", '"\\\n\x7f', "\U0010ffff"):
         ran = await session.run(rig.words.cat, input=said)
         expect(ran.get("stdout") == said, f"cat gave {ran.get('stdout')!r} for {said!r}")
@@ -173,21 +152,20 @@ async def _text(rig: Rig) -> None:
 
 
 @proves("RUN-BINARY")
-async def _one_stream_of_each_kind(rig: Rig) -> None:
-    ran = await (await rig.shared()).run(rig.shell("printf '\\377'; echo text >&2"))
+async def _one_stream_of_each_kind(rig: Rig, session: Session) -> None:
+    ran = await session.run(rig.shell("printf '\\377'; echo text >&2"))
     expect(outputs(ran) == (b"\xff", b"text\n"), f"the streams are {given(ran, 'stdout')!r}, {given(ran, 'stderr')!r}")
     expect((ran.get("stdout"), ran.get("stderr")) == (None, "text\n"), "the text of a binary stream is not null")
 
 
 @proves("RUN-MERGE")
-async def _merged(rig: Rig) -> None:
-    out, err = outputs(await (await rig.shared()).run(rig.words.stderr("to stderr"), merge_stderr=True))
+async def _merged(rig: Rig, session: Session) -> None:
+    out, err = outputs(await session.run(rig.words.stderr("to stderr"), merge_stderr=True))
     expect((out.rstrip(b"\n"), err) == (b"to stderr", b""), f"stdout is {out!r}, stderr {err!r}")
 
 
 @proves("RUN-MERGE")
-async def _merged_in_order(rig: Rig) -> None:
-    session = await rig.shared()
+async def _merged_in_order(rig: Rig, session: Session) -> None:
     session.needs("separate_eof")
     script = f"i=0; while [ $i -lt {TURNS} ]; do echo out; echo err >&2; i=$((i+1)); done"
     out, err = outputs(await session.run(rig.shell(script), merge_stderr=True))
@@ -198,23 +176,21 @@ async def _merged_in_order(rig: Rig) -> None:
 
 
 @proves("RUN-INPUT")
-async def _input_to_its_end(rig: Rig) -> None:
-    session = await rig.shared()
+async def _input_to_its_end(rig: Rig, session: Session) -> None:
     for said in ("", TEXT, TEXT * 50_000):
         out, _ = outputs(await session.run(rig.words.cat, input=said))
         expect(same(out, said.encode()), f"{len(out)} bytes of {len(said.encode())} came back, or other ones")
 
 
 @proves("RUN-INPUT")
-async def _input_both_ways(rig: Rig) -> None:
+async def _input_both_ways(rig: Rig, session: Session) -> None:
     data = BINARY * (LARGE // len(BINARY))
-    ran = await (await rig.shared()).run(rig.words.cat, input_base64=encoded(data), output_limit=LARGE)
+    ran = await session.run(rig.words.cat, input_base64=encoded(data), output_limit=LARGE)
     expect(same(outputs(ran)[0], data), f"{len(given(ran, 'stdout'))} bytes of {LARGE} came back, or other ones")
 
 
 @proves("RUN-INPUT")
-async def _input_not_read(rig: Rig) -> None:
-    session = await rig.shared()
+async def _input_not_read(rig: Rig, session: Session) -> None:
     for _ in range(10):
         ran = await session.run(rig.words.echo("said"), input="x" * limits.MIB)
         expect(ending(ran) == ("exited", 0, "exited"), f"a command that reads no input ended with {ending(ran)}")
@@ -222,9 +198,9 @@ async def _input_not_read(rig: Rig) -> None:
 
 
 @proves("RUN-NO-INPUT")
-async def _no_input(rig: Rig) -> None:
+async def _no_input(rig: Rig, session: Session) -> None:
     async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
-        out, err = outputs(await (await rig.shared()).run(rig.words.cat))
+        out, err = outputs(await session.run(rig.words.cat))
     expect((out, err) == (b"", b""), f"without input cat gave {out!r} and {err!r}")
 
 
@@ -238,8 +214,7 @@ WAITING = 3
 
 
 @proves("RUN-DRAIN")
-async def _left_behind(rig: Rig) -> None:
-    session = await rig.shared()
+async def _left_behind(rig: Rig, session: Session) -> None:
     for params in ({}, {"drain_ms": 0}, {"merge_stderr": True}):
         ran = await session.run(rig.shell("sleep 300 & echo up"), limits.CHECK_SOON_MS, **params)
         expect(outputs(ran) == (b"up\n", b""), f"with {params} stdout is {ran['stdout']!r}")
@@ -247,8 +222,8 @@ async def _left_behind(rig: Rig) -> None:
 
 
 @proves("RUN-DRAIN")
-async def _not_before_it_is_drained(rig: Rig) -> None:
-    session, begun = await rig.shared(), time.monotonic()
+async def _not_before_it_is_drained(rig: Rig, session: Session) -> None:
+    begun = time.monotonic()
     session.needs("separate_eof")
     ran = await session.run(rig.shell("(sleep 1; echo late) & echo up"), drain_ms=PATIENCE_MS)
     took_ms = (time.monotonic() - begun) * 1000
@@ -257,41 +232,40 @@ async def _not_before_it_is_drained(rig: Rig) -> None:
 
 
 @proves("RUN-DRAIN")
-async def _what_the_command_wrote_itself(rig: Rig) -> None:
+async def _what_the_command_wrote_itself(rig: Rig, session: Session) -> None:
     """A bound on the waiting, not on what is there at the exit."""
     script = f"sleep 300 & head -c {LEFT_BYTES} /dev/zero"
-    out, _ = outputs(await (await rig.shared()).run(rig.shell(script), limits.CHECK_SOON_MS))
+    out, _ = outputs(await session.run(rig.shell(script), limits.CHECK_SOON_MS))
     expect(len(out) == LEFT_BYTES, f"{len(out)} bytes of {LEFT_BYTES} are given")
 
 
 @proves("RUN-ORPHANS")
-async def _orphans(rig: Rig) -> None:
-    session, token = await rig.shared(), uuid.uuid4().hex
+async def _orphans(rig: Rig, session: Session) -> None:
+    token = uuid.uuid4().hex
     session.needs("kill_tree")
     await must_be_seen(rig, session)
     ran = await session.run(rig.shell(outlives(token)))
     await soon("what was left behind lives", lambda: bool(bearers(token)))
     kill = {"process_id": ran["process_id"], "grace_ms": 0}
     expect(await session.result("kill", kill) == {}, "kill did not answer {}")
-    expect(not bearers(token), f"orphans are left after kill: {bearers(token)}")
+    none_bears(token)
     token = uuid.uuid4().hex
     await session.run(rig.shell(leaves(token)), orphans="kill")
     await soon("the orphan has ended with its command", lambda: not bearers(token))
 
 
 @proves("RUN-LATE-WRITER")
-async def _late_writer(rig: Rig) -> None:
-    session, witness, done = await rig.shared(), uuid.uuid4().hex, uuid.uuid4().hex
+async def _late_writer(rig: Rig, session: Session) -> None:
+    witness, done = uuid.uuid4().hex, uuid.uuid4().hex
     session.needs("run")
     ran = await session.run(rig.shell(writes_on(witness, done, after_s=1)), drain_ms=0)
     expect(outputs(ran) == (b"up\n", b""), f"stdout has {len(outputs(ran)[0])} bytes")
-    await seen(witness)
-    await soon("what was left behind has written everything and lives", lambda: bool(bearers(done)))
+    await has_written(witness, done)
 
 
 @proves("RUN-KEY")
-async def _joins(rig: Rig) -> None:
-    session, key = await rig.shared(), rig.namespace()
+async def _joins(rig: Rig, session: Session) -> None:
+    key = rig.namespace()
     slow, said = _slow(rig)
     posted = [session.wire.post("run", {"cmd": slow, "key": key}) for _ in range(WAITING)]
     answers = [await session.ran(request_id) for request_id in posted]
@@ -311,48 +285,46 @@ def _slow(rig: Rig) -> tuple[list[str], bytes]:
 
 
 @proves("RUN-KEY")
-async def _key_of_another(rig: Rig) -> None:
-    session, key = await rig.shared(), rig.namespace()
+async def _key_of_another(rig: Rig, session: Session) -> None:
+    key = rig.namespace()
     await session.run(rig.words.true, key=key)
     for other in ({"cmd": rig.words.echo("other")}, {"cmd": rig.words.true, "input": "other"}):
-        told = data_of(await session.error("run", {**other, "key": key}, INVALID_PARAMS)).get("path")
-        expect(told == "$.key", f"for another request with the same key data.path is {told!r}")
+        await session.rejects("run", {**other, "key": key}, "$.key")
 
 
 @proves("RUN-TIMEOUT")
-async def _timeout(rig: Rig) -> None:
-    ran = await (await rig.shared()).run(rig.words.sleep(300), limits.CHECK_SOON_MS, timeout_ms=TIMEOUT_MS)
+async def _timeout(rig: Rig, session: Session) -> None:
+    ran = await session.run(rig.words.sleep(300), limits.CHECK_SOON_MS, timeout_ms=TIMEOUT_MS)
     expect((ran.get("state"), ran.get("reason")) == ("exited", "timeout"), f"after its time: {ending(ran)}")
 
 
 @proves("RUN-TIMEOUT")
-async def _timeout_of_a_tree(rig: Rig) -> None:
-    session, token = await rig.shared(), uuid.uuid4().hex
+async def _timeout_of_a_tree(rig: Rig, session: Session) -> None:
+    token = uuid.uuid4().hex
     ran = await session.run(rig.shell(f"{leaves(token)}echo begun; sleep 300"), timeout_ms=limits.CHECK_SOON_MS // 4)
     expect(ran.get("reason") == "timeout", f"after its time: {ending(ran)}")
     expect(outputs(ran) == (b"begun\n", b""), f"stdout is {ran.get('stdout')!r}")
-    if "kill_tree" in session.welcome.get("capabilities", []):
+    if session.offers("kill_tree"):
         await soon("nothing of the tree is left", lambda: not bearers(token))
 
 
 @proves("RUN-TIMEOUT")
-async def _timeout_of_what_has_ended(rig: Rig) -> None:
-    session, token = await rig.shared(), uuid.uuid4().hex
+async def _timeout_of_what_has_ended(rig: Rig, session: Session) -> None:
+    token = uuid.uuid4().hex
     await must_be_seen(rig, session)
     await session.run(rig.shell(outlives(token, OUTLIVES_S)), timeout_ms=OUTLIVED_MS)
     await soon("what was left behind outlives the timeout", lambda: bool(bearers(token)))
 
 
 @proves("RUN-KILL")
-async def _killed(rig: Rig) -> None:
-    session = await rig.shared()
+async def _killed(rig: Rig, session: Session) -> None:
     session.needs("list")
     await _is_killed(session, rig.words.sleep(300), b"")
 
 
 @proves("RUN-KILL")
-async def _killed_after_a_word(rig: Rig) -> None:
-    session, token = await rig.shared(), uuid.uuid4().hex
+async def _killed_after_a_word(rig: Rig, session: Session) -> None:
+    token = uuid.uuid4().hex
     session.needs("list")
     await _is_killed(session, rig.shell(f"echo begun; {becomes(token)}"), b"begun\n", token)
 
@@ -360,26 +332,14 @@ async def _killed_after_a_word(rig: Rig) -> None:
 async def _is_killed(session: Session, cmd: list[str], said: bytes, token: str = "") -> None:
     """It is, by the id under which it is listed; where there is a token, once it has that."""
     request_id = session.wire.post("run", {"cmd": cmd})
-    process_id = await _listed(session, cmd)
+    deadline = time.monotonic() + limits.CHECK_SOON_MS / 1000
+    while not (listed := await session.running(cmd)):
+        expect(time.monotonic() < deadline, "`list` does not show a run that lives")
+        await asyncio.sleep(limits.CHECK_POLL_MS / 1000)
     if token:
         await seen(token)
-    answer = await session.result("kill", {"process_id": process_id})
+    answer = await session.result("kill", {"process_id": listed[0]})
     expect(answer == {}, f"kill answered {answer}")
     ran = await session.ran(request_id, limits.CHECK_SOON_MS)
-    expect((ran["process_id"], ran.get("reason")) == (process_id, "killed"), f"after kill: {ending(ran)}")
+    expect((ran["process_id"], ran.get("reason")) == (listed[0], "killed"), f"after kill: {ending(ran)}")
     expect(outputs(ran) == (said, b""), f"stdout is {ran.get('stdout')!r}")
-
-
-async def _listed(session: Session, cmd: list[str]) -> str:
-    """The id under which the live process of this command is listed.
-
-    Raises:
-        Broken: it is not.
-    """
-    deadline = time.monotonic() + limits.CHECK_SOON_MS / 1000
-    while time.monotonic() < deadline:
-        for row in (await session.result("list"))["processes"]:
-            if (row["cmd"], row["state"]) == (cmd, "running"):
-                return str(row["process_id"])
-        await asyncio.sleep(limits.CHECK_POLL_MS / 1000)
-    raise Broken("`list` does not show a run that lives")

@@ -6,21 +6,19 @@ from typing import Any
 import orjson
 
 from fastclaw import limits
-from fastclaw.conformance.check_run import DEFAULT_LIMIT, HIGHEST_LIMIT, TEXT, encoded, same
-from fastclaw.conformance.rig import Process, Rig, Session, bearers, read_exactly, seen, soon
+from fastclaw.conformance.check_run import DEFAULT_LIMIT, HIGHEST_LIMIT, TEXT, encoded
+from fastclaw.conformance.rig import Process, Rig, Session, bearers, echoed, none_bears, same, seen, soon
 from fastclaw.conformance.runner import proves
 from fastclaw.conformance.vocabulary import leaves
 from fastclaw.conformance.wire import (
     CANCELLED,
     EXEC_FAILED,
-    INVALID_PARAMS,
     around_gap,
     data_of,
     dropped,
     ending,
     expect,
     given,
-    has_no_gap,
     outputs,
     refused,
 )
@@ -63,8 +61,8 @@ def _ends(ran: dict[str, Any], written: bytes, limit: int) -> None:
 
 
 @proves("RUN-LIMIT-ENDS")
-async def _run_limit_ends(rig: Rig) -> None:
-    session, total = await rig.shared(), DEFAULT_LIMIT + MORE
+async def _run_limit_ends(rig: Rig, session: Session) -> None:
+    total = DEFAULT_LIMIT + MORE
     ran = await session.run(rig.words.out(total))
     _ends(ran, rig.words.written(total), DEFAULT_LIMIT)
     expect(dropped(ran, "stdout") == MORE, f"{dropped(ran, 'stdout')} bytes were dropped, where {MORE} were too many")
@@ -72,8 +70,7 @@ async def _run_limit_ends(rig: Rig) -> None:
 
 
 @proves("RUN-LIMIT-ENDS")
-async def _ends_at_characters(rig: Rig) -> None:
-    session = await rig.shared()
+async def _ends_at_characters(rig: Rig, session: Session) -> None:
     for limit in LIMITS[2:]:
         ran = await session.run(rig.words.cat, input=CHARACTERS, output_limit=limit, keep="ends")
         expect(isinstance(ran.get("stdout"), str), f"with a limit of {limit} a text came as base64")
@@ -81,8 +78,7 @@ async def _ends_at_characters(rig: Rig) -> None:
 
 
 @proves("RUN-LIMIT-ENDS")
-async def _each_stream_by_itself(rig: Rig) -> None:
-    session = await rig.shared()
+async def _each_stream_by_itself(rig: Rig, session: Session) -> None:
     ran = await session.run(rig.words.stderr("x" * 100), output_limit=10)
     expect(dropped(ran, "stdout") == 0, f"`dropped` is {ran['dropped']}, where nothing was written to stdout")
     expect(dropped(ran, "stderr") in (90, 91), f"`dropped` is {ran['dropped']}, where stderr has 90 bytes too many")
@@ -91,17 +87,17 @@ async def _each_stream_by_itself(rig: Rig) -> None:
 
 
 @proves("RUN-LIMIT-HEAD")
-async def _head(rig: Rig) -> None:
-    await _one_end(rig, "head")
+async def _head(rig: Rig, session: Session) -> None:
+    await _one_end(rig, session, "head")
 
 
 @proves("RUN-LIMIT-TAIL")
-async def _tail(rig: Rig) -> None:
-    await _one_end(rig, "tail")
+async def _tail(rig: Rig, session: Session) -> None:
+    await _one_end(rig, session, "tail")
 
 
-async def _one_end(rig: Rig, keep: str) -> None:
-    session, total = await rig.shared(), DEFAULT_LIMIT + MORE
+async def _one_end(rig: Rig, session: Session, keep: str) -> None:
+    total = DEFAULT_LIMIT + MORE
     ran = await session.run(rig.words.out(total), keep=keep)
     _is_end(ran, keep, rig.words.written(total), DEFAULT_LIMIT)
     expect(dropped(ran, "stdout") == MORE, f"{dropped(ran, 'stdout')} bytes were dropped, where {MORE} were too many")
@@ -113,7 +109,7 @@ async def _one_end(rig: Rig, keep: str) -> None:
 
 def _is_end(ran: dict[str, Any], keep: str, written: bytes, limit: int) -> None:
     _counts(ran, "stdout", len(written))
-    has_no_gap(ran, "stdout")
+    expect("stdout" not in (ran.get("gap_at") or {}), f"`gap_at` is {ran.get('gap_at')} where no middle is missing")
     got = given(ran, "stdout")
     fits = written.startswith(got) if keep == "head" else written.endswith(got)
     expect(fits, f"what is given is not the {keep} of the stream")
@@ -121,8 +117,7 @@ def _is_end(ran: dict[str, Any], keep: str, written: bytes, limit: int) -> None:
 
 
 @proves("RUN-LIMIT-KILL")
-async def _kill(rig: Rig) -> None:
-    session = await rig.shared()
+async def _kill(rig: Rig, session: Session) -> None:
     for keep in ("head", "ends"):
         ran = await session.run(rig.words.out(FLOOD), output_limit=SMALL, on_limit="kill", keep=keep)
         got, missing = given(ran, "stdout"), dropped(ran, "stdout")
@@ -132,29 +127,27 @@ async def _kill(rig: Rig) -> None:
 
 
 @proves("RUN-LIMIT-KILL")
-async def _no_kill_within_the_limit(rig: Rig) -> None:
-    session = await rig.shared()
+async def _no_kill_within_the_limit(rig: Rig, session: Session) -> None:
     ran = await session.run(rig.words.out(SMALL), output_limit=SMALL, on_limit="kill")
     expect(ending(ran) == ("exited", 0, "exited"), f"a stream of exactly its limit: {ending(ran)}")
     expect(same(outputs(ran)[0], rig.words.written(SMALL)), "bytes are missing")
 
 
 @proves("RUN-LIMIT-KILL")
-async def _the_tree_of_a_kill(rig: Rig) -> None:
-    session, token = await rig.shared(), uuid.uuid4().hex
+async def _the_tree_of_a_kill(rig: Rig, session: Session) -> None:
+    token = uuid.uuid4().hex
     ran = await session.run(rig.shell(leaves(token) + "yes | cat"), output_limit=SMALL, on_limit="kill")
     expect(ran.get("reason") == "killed", f"over its limit: {ending(ran)}")
-    if "kill_tree" in session.welcome.get("capabilities", []):
+    if session.offers("kill_tree"):
         await soon("nothing of the tree is left", lambda: not bearers(token))
 
 
 @proves("RUN-OVERLOADED")
-async def _overloaded(rig: Rig) -> None:
+async def _overloaded(rig: Rig, common: Session) -> None:
     async with rig.with_options(run_output_bytes=ROOM) as session:
         other = session.wire.post("run", {"cmd": rig.words.sleep(1)})
-        error = await session.error(
-            "run", {"cmd": rig.words.out(4 * ROOM), "output_limit": 4 * ROOM}, EXEC_FAILED, "overloaded"
-        )
+        params = {"cmd": rig.words.out(4 * ROOM), "output_limit": 4 * ROOM}
+        error = await session.error("run", params, EXEC_FAILED, "overloaded")
         expect(data_of(error).get("retryable") is True, f"it is not `retryable`: {error}")
         await session.none_runs(rig.words.out(4 * ROOM))
         expect(ending(await session.ran(other)) == ("exited", 0, "exited"), "another run did not go on")
@@ -163,13 +156,11 @@ async def _overloaded(rig: Rig) -> None:
 
 
 @proves("RUN-LINE")
-async def _longest_answer(rig: Rig) -> None:
+async def _longest_answer(rig: Rig, session: Session) -> None:
     # Each of these bytes takes six in JSON.
     data = bytes(HIGHEST_LIMIT)
     for keep in ("ends", "head", "tail"):
-        ran = await (await rig.shared()).run(
-            rig.words.cat, input_base64=encoded(data), output_limit=HIGHEST_LIMIT, keep=keep
-        )
+        ran = await session.run(rig.words.cat, input_base64=encoded(data), output_limit=HIGHEST_LIMIT, keep=keep)
         _counts(ran, "stdout", len(data))
         expect(len(given(ran, "stdout")) >= LEAST_OF_A_LINE, f"only {len(given(ran, 'stdout'))} bytes are given")
         expect(dropped(ran, "stdout") > 0, "more bytes are given than a line holds")
@@ -200,14 +191,12 @@ async def _cancel(session: Session, request_id: Any) -> None:
 
 
 @proves("C-RUN")
-async def _run(rig: Rig) -> None:
-    session = await rig.shared()
+async def _run(rig: Rig, session: Session) -> None:
     session.needs("run")
     for number in range(5):
         cmd = rig.words.sleep(SECONDS + number)
         request_id = session.wire.post("run", {"cmd": cmd})
-        if number:
-            # The first one is cancelled before it can have begun.
+        if number:  # the first one is cancelled before it can have begun
             await session.result("health")
         await _cancel(session, request_id)
         await _taken_back(session, request_id)
@@ -215,8 +204,8 @@ async def _run(rig: Rig) -> None:
 
 
 @proves("C-RUN")
-async def _run_with_its_tree(rig: Rig) -> None:
-    session, token = await rig.shared(), uuid.uuid4().hex
+async def _run_with_its_tree(rig: Rig, session: Session) -> None:
+    token = uuid.uuid4().hex
     session.needs("run")
     session.needs("kill_tree")
     one = f"sleep {SECONDS}; : {token}"
@@ -224,22 +213,20 @@ async def _run_with_its_tree(rig: Rig) -> None:
     await seen(token)
     await _cancel(session, request_id)
     await _taken_back(session, request_id)
-    expect(not bearers(token), f"processes are left: {bearers(token)}")
+    none_bears(token)
 
 
 @proves("C-EXEC")
-async def _exec(rig: Rig) -> None:
+async def _exec(rig: Rig, session: Session) -> None:
     """A runtime that answers each exec before it reads on has nothing to take back, and breaks nothing."""
-    session, token = await rig.shared(), uuid.uuid4().hex
+    token = uuid.uuid4().hex
     script = f"sleep {SECONDS}; : {token}"
     cmd = rig.shell(script) if rig.words.shell else rig.words.sleep(SECONDS * 10)
     caught = 0
     for _ in range(ROUNDS):
-        caught += await _is_caught(rig, session, cmd)
-        if caught == ENOUGH:
-            break
+        caught += caught < ENOUGH and await _is_caught(rig, session, cmd)
     await session.none_runs(cmd)
-    expect(not bearers(token), f"processes are left: {bearers(token)}")
+    none_bears(token)
 
 
 async def _is_caught(rig: Rig, session: Session, cmd: list[str]) -> bool:
@@ -265,8 +252,7 @@ async def _is_caught(rig: Rig, session: Session, cmd: list[str]) -> bool:
 
 
 @proves("C-WAIT")
-async def _wait(rig: Rig) -> None:
-    session = await rig.shared()
+async def _wait(rig: Rig, session: Session) -> None:
     session.needs("wait")
     process = await session.exec(rig.words.cat)
     waits = [session.wire.post("wait", {"process_id": process.id}) for _ in range(2)]
@@ -280,15 +266,12 @@ async def _wait(rig: Rig) -> None:
 
 async def _lives(process: Process) -> None:
     """A `cat` that answers."""
-    stdio = await process.stdio()
-    await stdio.write(b"alive")
-    got = await read_exactly(stdio, len(b"alive"))
+    got = await echoed(await process.stdio(), b"alive")
     expect(got == b"alive", f"the process does not live: it gave {got!r}")
 
 
 @proves("C-NOTIFY")
-async def _notification(rig: Rig) -> None:
-    session = await rig.shared()
+async def _notification(rig: Rig, session: Session) -> None:
     session.needs("run")
     cmd = rig.words.sleep(SECONDS * 2)
     request_id = session.wire.post("run", {"cmd": cmd})
@@ -300,17 +283,14 @@ async def _notification(rig: Rig) -> None:
 
 
 @proves("C-UNKNOWN")
-async def _unknown(rig: Rig) -> None:
-    session = await rig.shared()
+async def _unknown(rig: Rig, session: Session) -> None:
     for request_id in ("no such request", 2**40, -1):
         await _cancel(session, request_id)
-    told = data_of(await session.error("cancel", {}, INVALID_PARAMS)).get("path")
-    expect(told == "$.id", f"without an id data.path is {told!r}")
+    await session.rejects("cancel", {}, "$.id")
 
 
 @proves("C-UNKNOWN")
-async def _answered(rig: Rig) -> None:
-    session = await rig.shared()
+async def _answered(rig: Rig, session: Session) -> None:
     request_id = session.wire.post("exec", {"cmd": rig.words.cat})
     process = await session.began(request_id)
     await _cancel(session, request_id)
@@ -318,8 +298,7 @@ async def _answered(rig: Rig) -> None:
 
 
 @proves("C-UNKNOWN")
-async def _another_type(rig: Rig) -> None:
-    session = await rig.shared()
+async def _another_type(rig: Rig, session: Session) -> None:
     session.needs("run")
     request_id = session.wire.post("run", {"cmd": rig.words.sleep(1)})
     await _cancel(session, str(request_id))
@@ -328,13 +307,12 @@ async def _another_type(rig: Rig) -> None:
 
 
 @proves("C-DUPLICATE")
-async def _duplicate(rig: Rig) -> None:
-    session, request_id = await rig.shared(), uuid.uuid4().hex
+async def _duplicate(rig: Rig, session: Session) -> None:
+    request_id = uuid.uuid4().hex
     session.needs("run")
     for _ in range(2):
         session.wire.post("run", {"cmd": rig.words.sleep(1)}, id=request_id)
-    told = data_of(await session.error("cancel", {"id": request_id}, INVALID_PARAMS)).get("path")
-    expect(told == "$.id", f"data.path is {told!r}")
+    await session.rejects("cancel", {"id": request_id}, "$.id")
     for _ in range(2):
         ran = await session.ran(request_id)
         expect(ending(ran) == ("exited", 0, "exited"), f"one of the two ended with {ending(ran)}")

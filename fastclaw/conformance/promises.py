@@ -3,30 +3,7 @@
 Owns ids and wording; docs/contract.md shows this table. Knows no way to check anything.
 """
 
-from typing import Literal
-
 from msgspec import Struct
-
-Capability = Literal[
-    "wait",
-    "list",
-    "signal",
-    "timeout_ms",
-    "on_disconnect",
-    "key",
-    "user",
-    "kill_tree",
-    "usage",
-    "separate_eof",
-    "signal_number",
-    "reopen_stdio",
-    "limits",
-    "tty",
-    "template",
-    "run",
-    "cancel",
-]
-"""What a runtime may report in `capabilities` of its answer to `initialize`."""
 
 
 class Promise(Struct, frozen=True):
@@ -42,17 +19,12 @@ class Promise(Struct, frozen=True):
     id: str
     section: str
     text: str
-    needs: Capability | None = None
-
-    @property
-    def required(self) -> bool:
-        """Whether every runtime makes it."""
-        return self.needs is None
+    needs: str | None = None
 
 
 _TEXTS = {
     "wire": {
-        "W-LINE": ("A message is a line that ends with LF; one CR before it is dropped, blank lines are skipped."),
+        "W-LINE": "A message is a line that ends with LF; one CR before it is dropped, blank lines are skipped.",
         "W-PIECES": "A line that arrives one byte at a time is one request.",
         "W-UTF8": "Text goes through as UTF-8, unchanged; bytes that are no UTF-8 are a parse error.",
         "W-LINE-MAX": "A line of 32 MiB is a request like any other.",
@@ -61,19 +33,19 @@ _TEXTS = {
         ),
         "W-PARSE": "A line that is not JSON gets -32700 with a null id, and the connection goes on.",
         "W-INVALID": "JSON that is no JSON-RPC 2.0 request gets -32600, and the connection goes on.",
-        "W-ID-ECHO": ("Integers (64 bits, signed or unsigned) and strings are ids, and come back exactly as sent."),
-        "W-ID-BAD": ("An id of any other JSON type, or of over 256 characters, gets -32600 with a null id."),
+        "W-ID-ECHO": "Integers (64 bits, signed or unsigned) and strings are ids, and come back exactly as sent.",
+        "W-ID-BAD": "An id of any other JSON type, or of over 256 characters, gets -32600 with a null id.",
         "W-ID-DUP": "Two requests with the same id are two requests: each is answered once.",
         "W-ANSWER-MAX": "No answer is longer than a line: what an error quotes is cut.",
         "W-BURST": "10 000 requests in one write get exactly one answer each.",
         "W-NOTIFY": "A notification gets no answer.",
         "W-PIPELINE": "Requests are answered as they finish, in any order: one that waits holds up no other.",
-        "W-BATCH": ("A batch is answered as a batch: one line, one answer for each request with an id or error in it."),
+        "W-BATCH": "A batch is answered as a batch: one line, one answer for each request with an id or error in it.",
         "W-BATCH-BAD": "An empty batch and one of over 10 000 items get a single -32600.",
         "W-BATCH-QUIET": "A batch of notifications only gets no answer.",
         "W-METHOD": "An unknown method gets -32601.",
         "W-PARAMS": "Params of the wrong shape get -32602, and `data.path` names the field.",
-        "W-PARAMS-NONE": ("Params may be left out or null where nothing is required; an array is -32602 at `$`."),
+        "W-PARAMS-NONE": "Params may be left out or null where nothing is required; an array is -32602 at `$`.",
         "W-PARAMS-MORE": "Unknown keys in params are ignored.",
         "W-STDOUT": "stdout carries nothing but the protocol.",
     },
@@ -93,7 +65,7 @@ _TEXTS = {
         ),
         "L-TWICE": "A second `initialize` is `invalid_state` with reason `already_initialized`.",
         "L-NAMESPACE": "`initialize` without a usable namespace is -32602, and may be tried again.",
-        "L-OPTION": ("An unknown option is -32602; `data.path` names it and `data.nearest` the nearest known one."),
+        "L-OPTION": "An unknown option is -32602; `data.path` names it and `data.nearest` the nearest known one.",
         "L-HEALTH": "`health` answers one of its three words, and `details` shows the bounds in force.",
         "L-STOP": "`shutdown` (or its alias `stop`) answers `{}` and then the process exits 0.",
         "L-EOF": "EOF on stdin is a shutdown and ends with exit code 0, in the middle of work too.",
@@ -110,7 +82,7 @@ _TEXTS = {
     "exec": {
         "X-RESULT": "`exec` answers a fresh `process_id` and the paths of two sockets.",
         "X-LISTEN": "Both sockets listen before the answer is sent.",
-        "X-MISSING": ("A missing binary is `exec_failed` with reason `not_found`, not an exit code found later."),
+        "X-MISSING": "A missing binary is `exec_failed` with reason `not_found`, not an exit code found later.",
         "X-NOT-A-PROGRAM": "A directory as binary is `exec_failed`.",
         "X-DIR": "The process runs in `working_dir`; without one in `workspace_root`, where there is one.",
         "X-DIR-RELATIVE": "A relative `working_dir` starts from where the process would run without one.",
@@ -138,8 +110,8 @@ _TEXTS = {
     "streams": {
         "P-ECHO": "What the client sends on stdio is stdin, what it receives is stdout.",
         "P-STDERR": "stderr arrives on its own socket and nowhere else.",
-        "P-EARLY": ("Output written before anyone connects is not lost, not even that of a process that ended."),
-        "P-LOSSLESS": ("Every byte arrives in order, once, also with a late reader and an exit during the write."),
+        "P-EARLY": "Output written before anyone connects is not lost, not even that of a process that ended.",
+        "P-LOSSLESS": "Every byte arrives in order, once, also with a late reader and an exit during the write.",
         "P-BOTH-WAYS": "8 MiB go in and come out through `cat` at the same time, unchanged.",
         "P-HALF-CLOSE": "The client's half-close is EOF on stdin; output flows on.",
         "P-EOF": "Both streams reach EOF when the process has ended; a silent one brings EOF and no bytes.",
@@ -165,7 +137,7 @@ _TEXTS = {
         "S-MODE": "The sockets have mode 0600 in a directory of mode 0700, both of the runtime's own user.",
         "S-PATH": "Socket paths are absolute and within 107 bytes.",
         "S-PEER": "A peer of another user is turned away even where it can reach the socket.",
-        "S-UNLINK": ("Both sockets are unlinked once the process ended and a client read both streams to the end."),
+        "S-UNLINK": "Both sockets are unlinked once the process ended and a client read both streams to the end.",
         "S-LINGER": "Sockets nobody reads are unlinked `options.linger_ms` after the exit.",
     },
     "kill": {
@@ -179,11 +151,11 @@ _TEXTS = {
     },
     "records": {
         "R-CODE": "The exit code is exact: 0 to 255.",
-        "R-SIGNAL": ("Where a signal ended it, `exit_code` is null, `signal` its number and `reason` `signaled`."),
+        "R-SIGNAL": "Where a signal ended it, `exit_code` is null, `signal` its number and `reason` `signaled`.",
         "R-KILLED": "`reason` is `killed` whenever `kill` ended it, even if it exited by itself after TERM.",
         "R-RUNNING": '`wait` that runs into its `timeout_ms` answers `state: "running"`.',
         "R-AGAIN": "The record is kept: any number of waits, at once or later, get the same.",
-        "R-SHAPE": ("The record has every field of the contract; `timings` are integers, `usage` an object or null."),
+        "R-SHAPE": "The record has every field of the contract; `timings` are integers, `usage` an object or null.",
         "R-USAGE": "`usage` tells CPU time and memory of an ended process.",
     },
     "run": {
@@ -256,7 +228,7 @@ _TEXTS = {
         "C-DUPLICATE": "`cancel` of an id that two requests hold is -32602 at `$.id`, and both go on.",
     },
     "extras": {
-        "T-LIST": ("`list` shows live processes and ended ones whose record is kept, with state, cmd and start."),
+        "T-LIST": "`list` shows live processes and ended ones whose record is kept, with state, cmd and start.",
         "T-LIST-PAGES": (
             "`list` with `limit` shows at most so many, and `next` where there are more, with which as `after` it goes "
             "on; a process that is there all the while is on exactly one page."
@@ -286,47 +258,29 @@ _TEXTS = {
     },
 }
 
-_NEEDS: dict[str, Capability] = {
-    "W-PIPELINE": "wait",
-    "X-USER": "user",
-    "X-OWN-127": "wait",
-    "X-KEY": "key",
-    "X-TIMEOUT": "timeout_ms",
-    "X-MERGE": "run",
-    "X-ORPHANS": "run",
-    "P-EOF-OWN": "separate_eof",
-    "P-DRAIN": "separate_eof",
-    "P-READING": "separate_eof",
-    "P-REOPEN": "reopen_stdio",
-    "P-GONE-HOLD": "on_disconnect",
-    "P-GONE-KILL": "on_disconnect",
-    "K-TREE": "kill_tree",
-    "K-ORPHANS": "kill_tree",
-    "R-CODE": "wait",
-    "R-SIGNAL": "signal_number",
-    "R-KILLED": "wait",
-    "R-RUNNING": "wait",
-    "R-AGAIN": "wait",
-    "R-SHAPE": "wait",
-    "R-USAGE": "usage",
-    **dict.fromkeys(_TEXTS["run"], "run"),
-    "RUN-LATE-WRITER": "separate_eof",
-    **dict.fromkeys(_TEXTS["cancel"], "cancel"),
-    "T-LIST": "list",
-    "T-LIST-PAGES": "list",
-    "T-LIST-CUT": "list",
-    "T-LIST-BLOCKED": "list",
-    "T-SIGNAL": "signal",
-    "T-SIGNAL-GROUP": "signal",
-    "T-LIMITS": "limits",
-    "T-LIMITS-NAME": "limits",
-    "T-TTY": "tty",
-    "T-TTY-EOF": "tty",
-    "T-TTY-LOSSLESS": "tty",
-    "T-TTY-SIZE": "tty",
-    "T-TTY-NONE": "tty",
-    "T-TEMPLATE-NAME": "template",
+_MADE_WITH: dict[str, tuple[str, ...]] = {
+    "run": ("X-MERGE", "X-ORPHANS", *_TEXTS["run"]),
+    "wait": ("W-PIPELINE", "X-OWN-127", "R-CODE", "R-KILLED", "R-RUNNING", "R-AGAIN", "R-SHAPE"),
+    "user": ("X-USER",),
+    "key": ("X-KEY",),
+    "timeout_ms": ("X-TIMEOUT",),
+    "separate_eof": ("P-EOF-OWN", "P-DRAIN", "P-READING", "RUN-LATE-WRITER"),
+    "reopen_stdio": ("P-REOPEN",),
+    "on_disconnect": ("P-GONE-HOLD", "P-GONE-KILL"),
+    "kill_tree": ("K-TREE", "K-ORPHANS"),
+    "signal_number": ("R-SIGNAL",),
+    "usage": ("R-USAGE",),
+    "cancel": tuple(_TEXTS["cancel"]),
+    "list": ("T-LIST", "T-LIST-PAGES", "T-LIST-CUT", "T-LIST-BLOCKED"),
+    "signal": ("T-SIGNAL", "T-SIGNAL-GROUP"),
+    "limits": ("T-LIMITS", "T-LIMITS-NAME"),
+    "tty": ("T-TTY", "T-TTY-EOF", "T-TTY-LOSSLESS", "T-TTY-SIZE", "T-TTY-NONE"),
+    "template": ("T-TEMPLATE-NAME",),
 }
+"""What a runtime may report in `capabilities` of its answer to `initialize`, and the promises that it makes then; one
+that is there twice belongs to the later capability."""
+
+_NEEDS = {promise_id: capability for capability, ids in _MADE_WITH.items() for promise_id in ids}
 
 PROMISES: tuple[Promise, ...] = tuple(
     Promise(promise_id, section, text, _NEEDS.get(promise_id))

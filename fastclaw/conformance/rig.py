@@ -4,12 +4,13 @@ Owns the sessions of one run. Knows no promise.
 """
 
 import asyncio
+import hashlib
 import itertools
 import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,21 @@ from fastclaw import limits
 from fastclaw.client.child import Stderr
 from fastclaw.client.remote_process import Channel
 from fastclaw.conformance.vocabulary import Vocabulary
-from fastclaw.conformance.wire import Broken, NotOffered, Wire, expect, refused
+from fastclaw.conformance.wire import INVALID_PARAMS, Broken, NotOffered, Wire, data_of, expect, refused
 
 
 class Process:
-    """A process in the runtime under check, and the checker's connections to it."""
+    """A process in the runtime under check, and the checker's connections to it.
+
+    Parameters:
+        answer: of the exec that started it.
+    """
 
     def __init__(self, session: "Session", answer: dict[str, Any]) -> None:
-        expect(
-            all(
-                isinstance(answer.get(key), str) and answer[key] for key in ("process_id", "stdio_addr", "stderr_addr")
-            ),
-            f"exec answered {answer}",
-        )
-        self.id: str = answer["process_id"]
-        self.stdio_addr: str = answer["stdio_addr"]
-        self.stderr_addr: str = answer["stderr_addr"]
+        told = [answer.get(key) for key in ("process_id", "stdio_addr", "stderr_addr")]
+        expect(all(isinstance(value, str) and value for value in told), f"exec answered {answer}")
+        self.id, self.stdio_addr, self.stderr_addr = map(str, told)
+        self.paths = (Path(self.stdio_addr), Path(self.stderr_addr))
         self._session = session
         self._channels: list[Channel] = []
 
@@ -66,15 +66,15 @@ class Process:
         """The runtime's answer to `kill`."""
         return await self._session.result("kill", {"process_id": self.id, **params})
 
-    def leave(self) -> None:
-        """Close every connection."""
+    def close(self) -> None:
+        """Close every connection; the process lives on."""
         for channel in self._channels:
             channel.close()
         self._channels.clear()
 
 
 class Session:
-    """One runtime child; its answers unpacked."""
+    """One runtime child, its answers unpacked. An answer of another kind than asked for, or none, is `Broken`."""
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
@@ -82,21 +82,21 @@ class Session:
         self._processes: list[Process] = []
         self._ran: list[str] = []
 
+    def offers(self, capability: str) -> bool:
+        """Whether the runtime reports it."""
+        return capability in self.welcome.get("capabilities", [])
+
     def needs(self, capability: str) -> None:
         """For a check that stands on more than the capability of its promise.
 
         Raises:
             NotOffered: the runtime does not report it.
         """
-        if capability not in self.welcome.get("capabilities", []):
+        if not self.offers(capability):
             raise NotOffered(f"cannot be seen without {capability!r}")
 
     async def initialize(self, namespace: str, options: dict[str, Any]) -> None:
-        """Bring the environment up.
-
-        Raises:
-            Broken: the runtime refuses.
-        """
+        """Bring the environment up."""
         request_id = self.wire.post("initialize", {"namespace": namespace, "options": options})
         answer = await self.wire.answer(request_id, limits.CLIENT_INITIALIZE_MS)
         if "error" in answer:
@@ -106,60 +106,59 @@ class Session:
         self.welcome = answer["result"]
 
     async def result(self, method: str, params: Any = None) -> Any:
-        """What a call answers.
-
-        Raises:
-            Broken: it is an error.
-        """
+        """What a call answers."""
         answer = await self.wire.request(method, params)
         expect("result" in answer, f"{method} answered {answer.get('error')}")
         return answer["result"]
 
     async def error(self, method: str, params: Any, code: int, reason: str | None = None) -> dict[str, Any]:
-        """The error of a call that must fail in this way.
-
-        Raises:
-            Broken: it does not.
-        """
+        """The error of a call that must fail in this way."""
         return refused(await self.wire.request(method, params), code, reason)
 
-    async def exec(self, cmd: list[str], **params: Any) -> Process:
-        """Start a process.
+    async def rejects(self, method: str, params: Any, path: str) -> dict[str, Any]:
+        """`error.data` of a call whose params are wrong; its `path` must be this one, or lead on from it."""
+        data = data_of(await self.error(method, params, INVALID_PARAMS))
+        named = str(data.get("path"))
+        expect(named == path or named.startswith((f"{path}.", f"{path}[")), f"data.path is {named!r}, not {path!r}")
+        return data
 
-        Raises:
-            Broken: the runtime refuses.
-        """
+    async def exec(self, cmd: list[str], **params: Any) -> Process:
+        """Start a process."""
         return await self.began(self.wire.post("exec", {"cmd": cmd, **params}))
 
     async def began(self, request_id: Any) -> Process:
-        """The process of an `exec` that was posted.
-
-        Raises:
-            Broken: the runtime refuses.
-        """
+        """The process of an `exec` that was posted."""
         answer = await self.wire.answer(request_id)
         expect(isinstance(answer.get("result"), dict), f"exec answered {answer.get('error', answer)}")
         process = Process(self, answer["result"])
         self._processes.append(process)
         return process
 
+    async def ready(self, cmd: list[str]) -> tuple[Process, Channel]:
+        """Start a command and wait until it says `ready`; the process, and the connection on which it said so."""
+        process = await self.exec(cmd)
+        stdio = await process.stdio()
+        await read_exactly(stdio, len("ready\n"))
+        return process, stdio
+
+    async def record(self, cmd: list[str], **params: Any) -> dict[str, Any]:
+        """How a command ends."""
+        return await (await self.exec(cmd, **params)).wait()
+
+    async def outputs(self, cmd: list[str], **params: Any) -> tuple[bytes, bytes]:
+        """What a process without input writes to stdout and stderr."""
+        return await (await self.exec(cmd, **params)).outputs()
+
     async def run(self, cmd: list[str], timeout_ms: int | None = None, /, **params: Any) -> dict[str, Any]:
         """What `run` answers.
 
         Parameters:
             timeout_ms: within which it must; None is `limits.CHECK_ANSWER_MS`.
-
-        Raises:
-            Broken: it is an error, or does not come.
         """
         return await self.ran(self.wire.post("run", {"cmd": cmd, **params}), timeout_ms)
 
     async def ran(self, request_id: Any, timeout_ms: int | None = None) -> dict[str, Any]:
-        """What a `run` that was posted answers; what it left running ends with the check.
-
-        Raises:
-            Broken: it is an error, or does not come.
-        """
+        """What a `run` that was posted answers; what it left running ends with the check."""
         answer = await self.wire.answer(request_id, timeout_ms)
         result = answer.get("result")
         if not isinstance(result, dict) or not isinstance(result.get("process_id"), str):
@@ -167,23 +166,26 @@ class Session:
         self._ran.append(result["process_id"])
         return result
 
-    async def none_runs(self, cmd: list[str]) -> None:
-        """Where the runtime can list, see that it lists no live process of this command.
+    async def listed(self) -> dict[str, dict[str, Any]]:
+        """The rows of `list` by process."""
+        return {row["process_id"]: row for row in (await self.result("list"))["processes"]}
 
-        Raises:
-            Broken: it does.
-        """
-        if "list" in self.welcome.get("capabilities", []):
-            rows = (await self.result("list"))["processes"]
-            left = [row for row in rows if row["cmd"] == cmd and row["state"] == "running"]
-            expect(not left, f"still there: {left}")
+    async def running(self, cmd: list[str]) -> list[str]:
+        """The live processes of this command that are listed."""
+        rows = (await self.listed()).values()
+        return [row["process_id"] for row in rows if (row["cmd"], row["state"]) == (cmd, "running")]
+
+    async def none_runs(self, cmd: list[str]) -> None:
+        """Where the runtime can list, see that it lists no live process of this command."""
+        left = await self.running(cmd) if self.offers("list") else []
+        expect(not left, f"still there: {left}")
 
     async def tidy(self) -> None:
         """Leave every process's sockets and end what still runs."""
         processes, self._processes = self._processes, []
         ids, self._ran = [*(process.id for process in processes), *self._ran], []
         for process in processes:
-            process.leave()
+            process.close()
         if not self.wire.lost:
             for request_id in [self.wire.post("kill", {"process_id": name, "grace_ms": 0}) for name in ids]:
                 await self.wire.answer(request_id)
@@ -191,7 +193,7 @@ class Session:
     async def aclose(self) -> None:
         """End the session and its runtime."""
         for process in self._processes:
-            process.leave()
+            process.close()
         await self.wire.aclose()
 
 
@@ -209,6 +211,7 @@ class Rig:
         self.options = options
         self._stderr = stderr
         self._shared: Session | None = None
+        self._ends_shared = AsyncExitStack()
         self._open: list[Wire] = []
 
     def namespace(self) -> str:
@@ -224,7 +227,7 @@ class Rig:
         """The common initialized session, started anew where a check has ended it."""
         if self._shared is None or self._shared.wire.lost:
             await self.aclose()
-            self._shared = await self._start(self.namespace(), {})
+            self._shared = await self._ends_shared.enter_async_context(self.started())
         return self._shared
 
     async def between_checks(self) -> None:
@@ -264,7 +267,7 @@ class Rig:
         """A session of the check's own with options that the runtime may not have.
 
         Raises:
-            NotOffered: it has one of them not.
+            NotOffered: it does not have one of them.
         """
         async with self.fresh() as session:
             try:
@@ -275,21 +278,10 @@ class Rig:
                 raise
             yield session
 
-    async def _start(self, namespace: str, options: dict[str, Any]) -> Session:
-        session = Session(await Wire.start(self._command, self._stderr))
-        self._open.append(session.wire)
-        try:
-            await session.initialize(namespace, {**self.options, **options})
-        except BaseException:
-            await session.aclose()
-            raise
-        return session
-
     async def aclose(self) -> None:
         """End the shared session."""
-        session, self._shared = self._shared, None
-        if session is not None:
-            await session.aclose()
+        self._shared = None
+        await self._ends_shared.aclose()
 
     def shell(self, script: str) -> list[str]:
         """argv that runs a shell script.
@@ -310,12 +302,29 @@ async def drain(channel: Channel) -> bytes:
     return b"".join(chunks)
 
 
+async def drain_soon(*channels: Channel) -> list[bytes]:
+    """Everything up to EOF of one channel after the other, all within `limits.CHECK_SOON_MS`."""
+    async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
+        return [await drain(channel) for channel in channels]
+
+
 async def read_exactly(channel: Channel, count: int) -> bytes:
     """`count` bytes, or fewer where EOF comes first."""
     got = b""
     while len(got) < count and (chunk := await channel.read(count - len(got))):
         got += chunk
     return got
+
+
+async def echoed(channel: Channel, data: bytes) -> bytes:
+    """What comes for `data`, at most as much."""
+    await channel.write(data)
+    return await read_exactly(channel, len(data))
+
+
+def same(got: bytes, wanted: bytes) -> bool:
+    """Whether they are equal, without a comparison that pytest or a report would print."""
+    return len(got) == len(wanted) and hashlib.sha256(got).digest() == hashlib.sha256(wanted).digest()
 
 
 async def _pour(channel: Channel, data: bytes) -> None:
@@ -344,29 +353,39 @@ def bearers(token: str) -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _bears(entry, token)]
 
 
-async def seen(token: str) -> None:
-    """Look until a process with `token` is there.
+def _bears(entry: Path, token: str) -> bool:
+    try:
+        return token.encode() in (entry / "cmdline").read_bytes()
+    except OSError:  # it ended meanwhile
+        return False
+
+
+def none_bears(token: str) -> None:
+    """Raise `Broken` where a process with `token` is left."""
+    left = bearers(token)
+    expect(not left, f"processes are left: {left}")
+
+
+async def seen(token: str, count: int = 1) -> None:
+    """Look until so many processes with `token` are there.
 
     Raises:
-        NotOffered: it is not, and so nothing can be said of its end.
+        NotOffered: they are not, and so nothing can be said of their end.
     """
     try:
-        await soon("the process is seen", lambda: bool(bearers(token)))
+        await soon("they are seen", lambda: len(bearers(token)) >= count)
     except Broken as error:
         raise NotOffered("the processes cannot be seen from this host") from error
 
 
-def _bears(entry: Path, token: str) -> bool:
-    try:
-        return token.encode() in (entry / "cmdline").read_bytes()
-    except OSError:
-        # It ended while we looked.
-        return False
+async def has_written(witness: str, done: str) -> None:
+    """After `writes_on` with these two: wait until all that was left behind is written.
 
-
-def existing(paths: Iterable[str]) -> list[str]:
-    """Those of the paths that are there."""
-    return [path for path in paths if Path(path).exists()]
+    Raises:
+        Broken: it is not, or the writer has ended meanwhile.
+    """
+    await seen(witness)
+    await soon("what was left behind has written everything and lives", lambda: bool(bearers(done)))
 
 
 async def must_be_seen(rig: Rig, session: Session) -> None:
@@ -378,3 +397,8 @@ async def must_be_seen(rig: Rig, session: Session) -> None:
     token = uuid.uuid4().hex
     await session.exec(rig.shell(f"sleep 300; : {token}"))
     await seen(token)
+
+
+def existing(paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that are there."""
+    return [path for path in paths if path.exists()]

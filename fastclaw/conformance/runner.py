@@ -4,6 +4,7 @@ Owns the order, how many at once, the verdicts and their rendering. Checks regis
 """
 
 import asyncio
+import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
@@ -14,30 +15,36 @@ from msgspec import Struct
 from fastclaw import limits
 from fastclaw.client.child import Stderr
 from fastclaw.conformance.promises import BY_ID, PROMISES, Promise
-from fastclaw.conformance.rig import Rig
+from fastclaw.conformance.rig import Rig, Session
 from fastclaw.conformance.vocabulary import Vocabulary
 from fastclaw.conformance.wire import Broken, NotOffered
 from fastclaw.errors import FastclawError
 
-Check = Callable[[Rig], Awaitable[None]]
+Check = Callable[[Rig, Session], Awaitable[None]]
+"""Returns where the promise holds, raises `Broken` or `NotOffered` where not."""
+
+CHECKS: dict[str, list[Callable[[Rig], Awaitable[None]]]] = {}
+"""By the promise that they prove."""
 
 
-class Entry(Struct, frozen=True):
-    """One check. It returns where the promise holds, and raises `Broken` or `NotOffered` where not."""
+def proves(promise_id: str, *, alone: bool = False) -> Callable[[Check], Check]:
+    """Register a check. A promise with several checks is kept where none of them breaks.
 
-    promise_id: str
-    run: Check
-
-
-CHECKS: list[Entry] = []
-
-
-def proves(promise_id: str) -> Callable[[Check], Check]:
-    """Register a check. A promise with several checks is kept where none of them breaks."""
+    Parameters:
+        alone: the check's session is its own and not initialized, instead of the common one.
+    """
     assert promise_id in BY_ID, promise_id
 
     def register(check: Check) -> Check:
-        CHECKS.append(Entry(promise_id, check))
+        @functools.wraps(check)
+        async def run(rig: Rig) -> None:
+            if not alone:
+                await check(rig, await rig.shared())
+                return
+            async with rig.fresh() as session:
+                await check(rig, session)
+
+        CHECKS.setdefault(promise_id, []).append(run)
         return check
 
     return register
@@ -113,11 +120,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> bytes:
         """The report as one JSON object."""
-        return msgspec.json.encode({"ok": self.ok, **self._members()})
-
-    def _members(self) -> dict[str, Any]:
-        members: dict[str, Any] = msgspec.to_builtins(self)
-        return members
+        return msgspec.json.encode({"ok": self.ok, **msgspec.to_builtins(self)})
 
 
 def _lines(finding: Finding) -> list[str]:
@@ -181,17 +184,17 @@ async def _judge(rig: Rig, promise: Promise, capabilities: list[str]) -> Finding
     if promise.needs is not None and promise.needs not in capabilities:
         detail = f"the runtime does not report the capability {promise.needs!r}"
         return Finding(promise=promise, verdict="not offered", detail=detail)
-    findings = [await _attempt(rig, promise, entry.run) for entry in CHECKS if entry.promise_id == promise.id]
+    findings = [await _attempt(rig, promise, check) for check in CHECKS[promise.id]]
     order = ("broken", "kept", "not offered")
     return min(findings, key=lambda finding: order.index(finding.verdict))
 
 
-async def _attempt(rig: Rig, promise: Promise, run: Check) -> Finding:
+async def _attempt(rig: Rig, promise: Promise, check: Callable[[Rig], Awaitable[None]]) -> Finding:
     await rig.between_checks()
     bound = asyncio.timeout(limits.CHECK_MS / 1000)
     try:
         async with bound:
-            await run(rig)
+            await check(rig)
     except NotOffered as reason:
         return Finding(promise=promise, verdict="not offered", detail=str(reason))
     except Exception as seen:

@@ -248,18 +248,11 @@ def _clip(data: bytes) -> str:
     return shown + (f" … ({more} bytes more)" if more > 0 else "")
 
 
-# --- What an answer of run gives ---
-
-
-STREAMS = ("stdout", "stderr")
+# --- What an answer of run gives. Each of these raises `Broken` where it is of another shape. ---
 
 
 def given(ran: dict[str, Any], stream: str) -> bytes:
-    """The bytes that are given of a stream.
-
-    Raises:
-        Broken: they come neither as text nor as base64, or as both.
-    """
+    """The bytes that are given of a stream."""
     text, encoded = ran.get(stream), ran.get(f"{stream}_base64")
     if isinstance(text, str) and encoded is None:
         return text.encode("utf-8", "surrogatepass")
@@ -281,11 +274,7 @@ def _is_text(data: bytes) -> bool:
 
 
 def outputs(ran: dict[str, Any]) -> tuple[bytes, bytes]:
-    """Both streams of a run that lost nothing.
-
-    Raises:
-        Broken: something is said to be missing.
-    """
+    """Both streams of a run that lost nothing."""
     expect(ran.get("dropped") == {"stdout": 0, "stderr": 0}, f"`dropped` is {ran.get('dropped')}")
     expect(not ran.get("gap_at"), f"`gap_at` is {ran.get('gap_at')} where nothing is missing")
     expect(not ran.get("incomplete"), "the answer is `incomplete`")
@@ -293,11 +282,7 @@ def outputs(ran: dict[str, Any]) -> tuple[bytes, bytes]:
 
 
 def dropped(ran: dict[str, Any], stream: str) -> int:
-    """How many bytes of a stream are said to be missing.
-
-    Raises:
-        Broken: nothing is said, or no number.
-    """
+    """How many bytes of a stream are said to be missing."""
     told = ran.get("dropped")
     number = told.get(stream) if isinstance(told, dict) else None
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
@@ -306,21 +291,12 @@ def dropped(ran: dict[str, Any], stream: str) -> int:
 
 
 def around_gap(ran: dict[str, Any], stream: str) -> tuple[bytes, bytes]:
-    """What is given before the gap, and after it.
-
-    Raises:
-        Broken: `gap_at` is no place in what is given.
-    """
+    """What is given before the gap, and after it."""
     got, told = given(ran, stream), ran.get("gap_at")
     at = told.get(stream) if isinstance(told, dict) else None
     if not isinstance(at, int) or not 0 <= at <= len(got):
         raise Broken(f"`gap_at` is {told!r}, of {len(got)} bytes of {stream}")
     return got[:at], got[at:]
-
-
-def has_no_gap(ran: dict[str, Any], stream: str) -> None:
-    """Raise `Broken` where a middle is said to be missing."""
-    expect(stream not in (ran.get("gap_at") or {}), f"`gap_at` is {ran.get('gap_at')} where no middle is missing")
 
 
 def ending(ran: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -253,7 +253,7 @@ def test_existing_paths_in_their_order(tmp_path: Path) -> None:
     path.touch()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(listening))
-    assert existing([str(listening), str(tmp_path / "missing"), str(path)]) == [str(listening), str(path)]
+    assert existing([listening, tmp_path / "missing", path]) == [listening, path]
 
 
 async def test_where_processes_can_be_seen_a_check_goes_on() -> None:

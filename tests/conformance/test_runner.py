@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from fastclaw.conformance import BY_ID, MEMORY, POSIX, Finding, Report, Vocabulary, check, runner
-from fastclaw.conformance.rig import Rig
-from fastclaw.conformance.runner import Entry, proves
+from fastclaw.conformance.rig import Rig, Session
+from fastclaw.conformance.runner import proves
 
 REPORT = Report(
     command=["serve"],
@@ -56,28 +56,19 @@ def test_lookup() -> None:
 # --- The table of checks ---
 
 
-async def first(rig: Rig) -> None:
+async def holds(rig: Rig, session: Session) -> None:
     """A check."""
 
 
-async def second(rig: Rig) -> None:
-    """Another one."""
-
-
 def test_a_promise_may_have_several_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "CHECKS", [])
-    assert proves("W-LINE")(first) is first
-    assert proves("W-LINE")(second) is second
-    assert [Entry("W-LINE", first), Entry("W-LINE", second)] == runner.CHECKS
+    monkeypatch.setattr(runner, "CHECKS", {})
+    assert proves("W-LINE")(holds) is proves("W-LINE", alone=True)(holds) is holds
+    assert [check.__name__ for check in runner.CHECKS["W-LINE"]] == ["holds", "holds"]
 
 
 def test_a_check_for_no_promise_is_refused() -> None:
     with pytest.raises(AssertionError, match="X-NO-SUCH-PROMISE"):
         proves("X-NO-SUCH-PROMISE")
-
-
-def test_no_check_is_registered_twice() -> None:
-    assert len({entry.run for entry in runner.CHECKS}) == len(runner.CHECKS)
 
 
 # --- The runtimes of this package ---

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw import limits
-from fastclaw.conformance.wire import STREAMS, Broken, Wire, around_gap, dropped, ending, given, has_no_gap, outputs
+from fastclaw.conformance.wire import Broken, Wire, around_gap, dropped, ending, given, outputs
 from fastclaw.errors import IoError
 from tests.client.fakes import POLITE, fake
 
@@ -172,6 +172,9 @@ async def test_the_exchange_is_short() -> None:
 # --- Answers of run ---
 
 
+STREAMS = ("stdout", "stderr")
+
+
 def an_answer(**fields: Any) -> dict[str, Any]:
     whole = {
         "state": "exited", "exit_code": 0, "reason": "exited", "stdout": "", "stderr": "",
@@ -249,16 +252,6 @@ def test_both_sides_of_a_gap(at: int) -> None:
 def test_a_gap_is_somewhere_in_what_is_given(told: Any) -> None:
     with pytest.raises(Broken, match="`gap_at` is"):
         around_gap(an_answer(stdout="abcd", gap_at=told), "stdout")
-
-
-@pytest.mark.parametrize("told", [{}, {"gap_at": None}, {"gap_at": {}}, {"gap_at": {"stderr": 1}}])
-def test_no_gap(told: dict[str, Any]) -> None:
-    has_no_gap(an_answer(**told), "stdout")
-
-
-def test_a_gap_where_none_is() -> None:
-    with pytest.raises(Broken, match="no middle is missing"):
-        has_no_gap(an_answer(gap_at={"stdout": 0}), "stdout")
 
 
 def test_how_it_ended() -> None:
