@@ -18,7 +18,7 @@ from msgspec import UNSET
 
 from fastclaw.cli.commands import NOT_STARTED, setting
 from fastclaw.client import RuntimeClient
-from fastclaw.client.remote_process import Ending
+from fastclaw.client.remote_process import StreamEnds
 from fastclaw.errors import ExecFailed, FastclawError, IoError
 from fastclaw.linux import loop
 from fastclaw.linux.own_limits import heeded
@@ -176,16 +176,16 @@ def _terminal(ending: _Interrupt) -> Iterator[None]:
 async def _attend(process: RemoteProcess, ending: _Interrupt, request: dict[str, Any]) -> None:
     """Pass the streams through until both outputs have ended, or the command has and its last output is through."""
     await process.connect()
-    end = Ending(process.wait)
+    ends = StreamEnds(process.wait)
     with own_streams() as (stdin, stdout, stderr):
         async with asyncio.TaskGroup() as group:
             with ending.of(process, group):
-                aside = [group.create_task(feed_stdin(process, stdin)), group.create_task(end.watch())]
+                aside = [group.create_task(feed_stdin(process, stdin)), group.create_task(ends.watch())]
                 if request.get("tty"):
                     aside.append(group.create_task(follow_size(process, request.get("tty_size"))))
                 await asyncio.gather(
-                    pass_on(end.of(process.stdout_read), stdout, ending.cut_off),
-                    pass_on(end.of(process.stderr_read), stderr, ending.cut_off),
+                    pass_on(ends.of(process.stdout_read), stdout, ending.cut_off),
+                    pass_on(ends.of(process.stderr_read), stderr, ending.cut_off),
                 )
                 for task in aside:
                     task.cancel()

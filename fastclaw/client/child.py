@@ -106,7 +106,7 @@ class Child:
             finally:  # cancelled in the middle, uvloop would close a number that is the file's to close
                 await asyncio.wait([connecting])
         except BaseException:
-            await self.end()
+            await self.aclose()
             raise
 
     def _hold(self, process: "subprocess.Popen[bytes]") -> None:
@@ -208,7 +208,7 @@ class Child:
             return False
         return True
 
-    async def end(self) -> int | None:
+    async def aclose(self) -> int | None:
         """Bring it to its end, with EOF, then TERM, then KILL; give every descriptor back.
 
         Returns:

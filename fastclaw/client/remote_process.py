@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fastclaw import limits
@@ -22,13 +21,12 @@ if TYPE_CHECKING:
 class Channel:
     """A connected stream socket."""
 
-    __slots__ = ("_closed", "_loop", "_reader", "_socket", "_writer")
+    __slots__ = ("_closed", "_loop", "_socket", "_waiters")
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._loop = asyncio.get_running_loop()
-        self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
+        self._waiters: dict[str, asyncio.Future[None]] = {}
         self._closed = False
 
     @classmethod
@@ -61,7 +59,7 @@ class Channel:
             try:
                 return self._socket.recv(size)
             except BlockingIOError:
-                await self._readable()
+                await self._wait("reads", self._loop.add_reader, self._loop.remove_reader)
             except ConnectionResetError:
                 # The kernel reports this after the last byte: the other side left input unread. The next read is EOF.
                 continue
@@ -80,7 +78,7 @@ class Channel:
             try:
                 rest = rest[self._socket.send(rest) :]
             except BlockingIOError:
-                await self._writable()
+                await self._wait("writes to", self._loop.add_writer, self._loop.remove_writer)
             except OSError as error:
                 raise IoError(f"the process no longer reads its stdin: {error}", errno=error.errno) from error
 
@@ -97,13 +95,12 @@ class Channel:
             raise IoError(f"the process's stdin cannot be closed: {error}") from error
 
     def close(self) -> None:
-        """Leave. Whoever waits in `read` or `write` gets an `IoError`."""
+        """Leave. A task that waits in `read` or `write` gets an `IoError`."""
         if self._closed:
             return
         self._closed = True
-        for waiter in (self._reader, self._writer):
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+        for waiter in self._waiters.values():
+            _wake(waiter)
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
@@ -112,31 +109,18 @@ class Channel:
         if self._closed:
             raise IoError("the connection to the process is closed")
 
-    async def _readable(self) -> None:
-        if self._reader is not None:
-            raise InvalidState("another task reads this stream already", "unsupported")
-        self._reader = self._loop.create_future()
-        self._loop.add_reader(self._socket.fileno(), _wake, self._reader)
+    async def _wait(self, does: str, watch: Callable[..., object], unwatch: Callable[[int], object]) -> None:
+        """Until the socket is ready for what the task does."""
+        if does in self._waiters:
+            raise InvalidState(f"another task {does} this stream already", "unsupported")
+        waiter = self._waiters[does] = self._loop.create_future()
+        watch(self._socket.fileno(), _wake, waiter)
         try:
-            await self._reader
+            await waiter
         finally:
-            self._reader = None
-            self._forget(self._loop.remove_reader)
-
-    async def _writable(self) -> None:
-        if self._writer is not None:
-            raise InvalidState("another task writes to this stream already", "unsupported")
-        self._writer = self._loop.create_future()
-        self._loop.add_writer(self._socket.fileno(), _wake, self._writer)
-        try:
-            await self._writer
-        finally:
-            self._writer = None
-            self._forget(self._loop.remove_writer)
-
-    def _forget(self, remove: Callable[[int], bool]) -> None:
-        if not self._closed:
-            remove(self._socket.fileno())
+            del self._waiters[does]
+            if not self._closed:
+                unwatch(self._socket.fileno())
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -157,7 +141,7 @@ async def _connect(unconnected: socket.socket, path: str) -> None:
 Read = Callable[[], Awaitable[bytes]]
 
 
-class Drained:
+class DrainedStream:
     """One stream, which is at its end too when its time is over.
 
     From the exit on, waiting for output counts, and may take the drain's time in all. What its reader does with what it
@@ -204,7 +188,7 @@ class Drained:
         return data
 
 
-class Ending:
+class StreamEnds:
     """When reading a process's streams is over: at their ends, or a while after the exit.
 
     Parameters:
@@ -215,12 +199,12 @@ class Ending:
     def __init__(self, wait: Callable[[int | None], Awaitable[object]], drain_ms: int = limits.DRAIN_MS) -> None:
         self._wait = wait
         self._drain_s = drain_ms / 1000
-        self._streams: list[Drained] = []
+        self._streams: list[DrainedStream] = []
         self._is_known = False
 
     def of(self, read: Read) -> Read:
         """The same stream, which is at its end too when its time is over."""
-        stream = Drained(read, self._drain_s)
+        stream = DrainedStream(read, self._drain_s)
         self._streams.append(stream)
         return stream.read
 
@@ -264,11 +248,11 @@ class RemoteProcess:
         stdio_addr, stderr_addr: paths of its two sockets.
     """
 
-    def __init__(self, owner: "RuntimeClient", started: ExecResult) -> None:
+    def __init__(self, client: "RuntimeClient", started: ExecResult) -> None:
         self.id = started.process_id
         self.stdio_addr = started.stdio_addr
         self.stderr_addr = started.stderr_addr
-        self._owner = owner
+        self._client = client
         self._stdio: Channel | None = None
         self._stderr: Channel | None = None
 
@@ -278,9 +262,7 @@ class RemoteProcess:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def connect(self) -> None:
@@ -340,7 +322,7 @@ class RemoteProcess:
     async def _read(self, channel: Channel, size: int) -> bytes:
         data = await channel.read(size)
         if not data and size:
-            await Ending(self.wait).confirm()
+            await StreamEnds(self.wait).confirm()
         return data
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -358,16 +340,16 @@ class RemoteProcess:
             IoError: a socket is gone, or the runtime is: what came is not all, then.
         """
         stdio, stderr = await self._connected()
-        ending = Ending(self.wait, drain_ms)
+        ends = StreamEnds(self.wait, drain_ms)
         try:
             async with asyncio.TaskGroup() as group:
-                watching = group.create_task(ending.watch())
+                watching = group.create_task(ends.watch())
                 pouring = group.create_task(_pour(stdio, input or b""))
-                errors = group.create_task(_drain(ending.of(stderr.read)))
-                output = await _drain(ending.of(stdio.read))
+                errors = group.create_task(_drain(ends.of(stderr.read)))
+                output = await _drain(ends.of(stdio.read))
                 await errors
-                await ending.confirm()
-                await ending.first(pouring, watching)
+                await ends.confirm()
+                await ends.first(pouring, watching)
                 watching.cancel()
                 pouring.cancel()
         except BaseExceptionGroup as failures:
@@ -375,33 +357,20 @@ class RemoteProcess:
         return output, errors.result()
 
     async def wait(self, timeout_ms: int | None = None) -> ExitRecord:
-        """How it ended; with `state` "running" where it has not within `timeout_ms` milliseconds.
-
-        Raises:
-            InvalidState: the runtime no longer knows it.
-            MethodNotFound: the runtime does not offer `wait`.
-        """
-        return await self._owner.wait(self.id, timeout_ms)
+        """How it ended, as `RuntimeClient.wait`."""
+        return await self._client.wait(self.id, timeout_ms)
 
     async def kill(self, grace_ms: int | None = None) -> None:
-        """End its whole tree; back when nothing is left.
-
-        Parameters:
-            grace_ms: milliseconds from TERM to KILL; None is the runtime's default, 0 KILL at once.
-        """
-        await self._owner.kill(self.id, grace_ms)
+        """End its whole tree, as `RuntimeClient.kill`."""
+        await self._client.kill(self.id, grace_ms)
 
     async def signal(self, signal: int | str, *, group: bool = False) -> None:
-        """Send it a signal, by number or name.
-
-        Parameters:
-            group: to its whole process group, so also to what it runs: what Ctrl-C does.
-        """
-        await self._owner.signal(self.id, signal, group=group)
+        """Send it a signal, as `RuntimeClient.signal`."""
+        await self._client.signal(self.id, signal, group=group)
 
     async def resize(self, rows: int, columns: int) -> None:
-        """Give its terminal another size; it must have been started with `tty`."""
-        await self._owner.resize(self.id, rows, columns)
+        """Give its terminal another size, as `RuntimeClient.resize`."""
+        await self._client.resize(self.id, rows, columns)
 
     async def aclose(self) -> None:
         """Leave its sockets. What that means for the process is its `on_disconnect`."""

@@ -7,7 +7,6 @@ import base64
 import binascii
 import logging
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -39,13 +38,13 @@ class Ran(Struct, frozen=True, kw_only=True):
     reason: ExitReason | None
     timings: dict[str, int]
     usage: dict[str, int] | None
-    oom_kills: int
-    memory: dict[str, int]
+    oom_kills: int = 0
+    memory: dict[str, int] = msgspec.field(default_factory=dict)
     stdout: bytes
     stderr: bytes
     dropped: dict[str, int]
-    gap_at: dict[str, int]
-    incomplete: bool
+    gap_at: dict[str, int] = msgspec.field(default_factory=dict)
+    incomplete: bool = False
 
 
 def ran_of(result: RunResult) -> Ran:
@@ -54,21 +53,10 @@ def ran_of(result: RunResult) -> Ran:
     Raises:
         ProtocolError: its base64 is none.
     """
-    return Ran(
-        process_id=result.process_id,
-        exit_code=result.exit_code,
-        signal=result.signal,
-        reason=result.reason,
-        timings=result.timings,
-        usage=result.usage,
-        oom_kills=0 if result.oom_kills is UNSET else result.oom_kills,
-        memory={} if result.memory is UNSET else result.memory,
-        stdout=_bytes(result.stdout, result.stdout_base64),
-        stderr=_bytes(result.stderr, result.stderr_base64),
-        dropped=result.dropped,
-        gap_at={} if result.gap_at is UNSET else result.gap_at,
-        incomplete=result.incomplete is True,
-    )
+    told = {name: getattr(result, name) for name in Ran.__struct_fields__}
+    told["stdout"] = _bytes(result.stdout, result.stdout_base64)
+    told["stderr"] = _bytes(result.stderr, result.stderr_base64)
+    return Ran(**{name: value for name, value in told.items() if value is not UNSET})
 
 
 def _bytes(text: str | None, encoded: str | UnsetType) -> bytes:
@@ -167,14 +155,17 @@ class RuntimeClient:
             try:
                 await self.initialize(self._namespace, self._options)
             except BaseException:
-                await child.end()
+                await child.aclose()
                 raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    def __repr__(self) -> str:
+        if self._child is None:
+            return f"<RuntimeClient of {self._command[0]}, not entered>"
+        return f"<RuntimeClient pid={self._child.pid} {'ended' if self._child.has_ended else 'running'}>"
 
     async def aclose(self) -> None:
         """End the runtime: `shutdown`, then EOF, then TERM, then KILL, each with its deadline."""
@@ -184,7 +175,7 @@ class RuntimeClient:
             if not self._child.has_ended:
                 await self._try_shutdown()
         finally:
-            await self._child.end()
+            await self._child.aclose()
 
     async def _try_shutdown(self) -> None:
         try:

@@ -193,7 +193,7 @@ class Wire:
 
     async def aclose(self) -> None:
         """End the runtime, the hard way where it does not go by itself."""
-        await self._child.end()
+        await self._child.aclose()
 
     # --- What the child tells ---
 

@@ -51,7 +51,7 @@ async def child(heard: Heard) -> AsyncIterator[Child]:
     """Ended at the end; what it leaves is weighed by tests/conftest.py."""
     one = Child(heard.on_data, heard.lost.set_result)
     yield one
-    await one.end()
+    await one.aclose()
 
 
 async def test_bytes_both_ways_and_eof(child: Child, heard: Heard) -> None:
@@ -71,7 +71,7 @@ async def test_a_program_that_is_not_there(child: Child) -> None:
     with pytest.raises(IoError, match="nonesuch"):
         await child.start(["nonesuch"])
     assert child.code is None
-    assert await child.end() is None
+    assert await child.aclose() is None
 
 
 @pytest.mark.parametrize("turns", range(7))
@@ -120,7 +120,7 @@ async def test_where_the_kernel_does_not_tell_no_exit_code_is_made_up(child: Chi
     error = (await asyncio.wait_for(heard.lost, 5))()
     assert "not known" in str(error)
     assert (error.reason, error.data["exit_code"]) == ("runtime_exited", None)
-    assert (child.has_ended, child.code, await child.end()) == (True, None, None)
+    assert (child.has_ended, child.code, await child.aclose()) == (True, None, None)
 
 
 async def test_a_closed_stdout_is_a_loss_while_it_runs(
@@ -147,13 +147,13 @@ async def test_the_end_escalates(
     script = f"import signal, sys; {deaf}print('up', flush=True)\n{loop}"
     await child.start([sys.executable, "-c", script])
     await heard.until(b"up")
-    assert await child.end() == expected
+    assert await child.aclose() == expected
 
 
 async def test_a_cancelled_end_still_ends_it(child: Child, heard: Heard) -> None:
     await child.start([sys.executable, "-c", "print('up', flush=True)\nwhile True: __import__('time').sleep(1000)"])
     await heard.until(b"up")
-    ending = asyncio.create_task(child.end())
+    ending = asyncio.create_task(child.aclose())
     await asyncio.sleep(0)
     ending.cancel()
     with pytest.raises(asyncio.CancelledError):

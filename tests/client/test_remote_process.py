@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import limits
-from fastclaw.client.remote_process import Channel, Drained, Ending
+from fastclaw.client.remote_process import Channel, DrainedStream, StreamEnds
 from fastclaw.errors import InvalidState, IoError, MethodNotFound
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ async def rest_of(read: Callable[[], Awaitable[bytes]]) -> bytes:
 
 async def test_before_the_exit_nothing_but_its_end_ends_it() -> None:
     source = Source(b"a")
-    reading = asyncio.ensure_future(rest_of(Drained(source.read, 0.0).read))
+    reading = asyncio.ensure_future(rest_of(DrainedStream(source.read, 0.0).read))
     await asyncio.sleep(0.05)
     assert not reading.done()
     source.give(b"b", b"")
@@ -187,7 +187,7 @@ async def test_before_the_exit_nothing_but_its_end_ends_it() -> None:
 async def test_after_the_exit_it_ends_when_the_time_is_over() -> None:
     for is_reading in (False, True):
         source = Source()
-        stream = Drained(source.read, 0.05)
+        stream = DrainedStream(source.read, 0.05)
         reading = asyncio.ensure_future(rest_of(stream.read))
         if is_reading:
             await asyncio.sleep(0.01)
@@ -198,7 +198,7 @@ async def test_after_the_exit_it_ends_when_the_time_is_over() -> None:
 
 async def test_a_slow_reader_gets_all_that_was_there() -> None:
     source = Source(*[b"x"] * 20)
-    stream = Drained(source.read, 0.02)
+    stream = DrainedStream(source.read, 0.02)
     stream.on_exit()
     got = b""
     while chunk := await stream.read():
@@ -209,7 +209,7 @@ async def test_a_slow_reader_gets_all_that_was_there() -> None:
 
 async def test_somebody_who_writes_now_and_then_does_not_hold_it_open() -> None:
     source = Source()
-    stream = Drained(source.read, 0.1)
+    stream = DrainedStream(source.read, 0.1)
     stream.on_exit()
 
     async def write() -> None:
@@ -227,7 +227,7 @@ async def test_somebody_who_writes_without_a_pause_does_neither() -> None:
         async def read(self) -> bytes:
             return bytes(64 * limits.KIB)
 
-    stream = Drained(Flood().read, PATIENCE_S)
+    stream = DrainedStream(Flood().read, PATIENCE_S)
     stream.on_exit()
     assert len(await rest_of(stream.read)) == limits.CLIENT_DRAIN_BYTES
 
@@ -238,7 +238,7 @@ async def test_the_exit_ends_all_streams() -> None:
     async def wait(timeout_ms: int | None) -> object:
         return await exited.wait()
 
-    ending = Ending(wait, drain_ms=10)
+    ending = StreamEnds(wait, drain_ms=10)
     readings = [asyncio.ensure_future(rest_of(ending.of(Source().read))) for _ in range(2)]
     watching = asyncio.ensure_future(ending.watch())
     await asyncio.sleep(0.03)
@@ -253,7 +253,7 @@ async def test_a_runtime_that_cannot_tell_is_alive_all_the_same() -> None:
     async def wait(timeout_ms: int | None) -> object:
         raise MethodNotFound("no wait")
 
-    ending = Ending(wait, drain_ms=0)
+    ending = StreamEnds(wait, drain_ms=0)
     reading = asyncio.ensure_future(rest_of(ending.of(Source().read)))
     await ending.watch()
     await ending.confirm()
@@ -266,6 +266,6 @@ async def test_a_runtime_that_is_gone_is_no_end_of_a_stream() -> None:
     async def wait(timeout_ms: int | None) -> object:
         raise IoError("gone", "runtime_exited")
 
-    for call in (Ending(wait).watch, Ending(wait).confirm):
+    for call in (StreamEnds(wait).watch, StreamEnds(wait).confirm):
         with pytest.raises(IoError):
             await call()
