@@ -16,8 +16,8 @@ from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.containers import SpawnerSlot
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.processes.lane import StartSpec
-from fastclaw.spawner.binary import find_spawner
 from fastclaw.spawner.spawn_lane import SpawnLane
+from fastclaw.spawner.spawner_host import find_spawner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -31,7 +31,7 @@ FLAGS = [
 
 
 class SpawnerHook(BuildHookInterface[Any]):
-    """Puts the binaries where spawner/binary.py looks for them, and into the wheel."""
+    """Puts the binaries where spawner/spawner_host.py looks for them, and into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it packs a wheel or makes an editable install."""

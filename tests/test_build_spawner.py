@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import pytest
 
 from fastclaw import limits
-from fastclaw.spawner.binary import ARCHITECTURES
+from fastclaw.spawner.spawner_host import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
 MACHINES = {"x86_64": 62, "aarch64": 183}

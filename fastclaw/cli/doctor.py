@@ -45,7 +45,7 @@ from fastclaw.podman.service.plan import HostFacts, plan_service
 from fastclaw.podman.service.service import ManagedService
 from fastclaw.podman.service.storage import default_run_dir, default_state_dir, disk_of, why_full
 from fastclaw.processes.admission import capacity
-from fastclaw.spawner.binary import find_spawner, why_no_spawner
+from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 _LEVEL_WIDTH = max(map(len, _COLOURS))

@@ -17,7 +17,8 @@ from fastclaw.processes.lane import Collection, ExitStatus, Grace, Lane, LanePro
 from fastclaw.processes.relayed_streams import Collector, OutputBudget, PipedProcess
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
 from fastclaw.runtimes.memory_programs import BUILT_IN, Program
-from fastclaw.spawner import refusals, users
+from fastclaw.spawner import users
+from fastclaw.spawner.spawn_process import resources_refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -243,7 +244,7 @@ def _pipe(opened: ExitStack) -> tuple[int, int]:
     try:
         ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise refusals.resources_refused(error) from error
+        raise resources_refused(error) from error
     for fd in ends:
         opened.callback(os.close, fd)
     return ends

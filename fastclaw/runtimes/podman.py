@@ -45,8 +45,8 @@ from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.podman.service.service import ManagedService
 from fastclaw.podman.service.storage import default_run_dir, disk_of, why_full
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
-from fastclaw.spawner.binary import find_spawner, why_no_spawner
 from fastclaw.spawner.spawn_lane import SpawnLane
+from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 
 if TYPE_CHECKING:
     from collections.abc import Callable

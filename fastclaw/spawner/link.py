@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError, StartFailed
 from fastclaw.linux.packets import Outbox, close_all
-from fastclaw.spawner import ending, frames, refusals
+from fastclaw.spawner import frames
+from fastclaw.spawner.spawn_process import end_tree, resources_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from fastclaw.processes.lane import Grace, Memory
-    from fastclaw.spawner.spawned import SpawnProcess
+    from fastclaw.spawner.spawn_process import SpawnProcess
 
 _ALL = 0
 """In an END: everything."""
@@ -216,7 +217,7 @@ class Spawner:
                 "the environment maps no user id but root's; map some, or set options.lane to rest", "unsupported"
             )
         if answer.errno and not answer.value:
-            raise refusals.resources_refused(OSError(answer.errno, os.strerror(answer.errno)))
+            raise resources_refused(OSError(answer.errno, os.strerror(answer.errno)))
 
     def _retire(self) -> None:
         """One that nobody has needed for long is sent home; a burst's worth stays."""
@@ -321,7 +322,7 @@ class Spawner:
             self._kept[id].started.cancel()
         if self._trees:
             self._empty = asyncio.Event()
-            await ending.end(lambda level: self.end(_ALL, level), self._empty, grace)
+            await end_tree(lambda level: self.end(_ALL, level), self._empty, grace)
 
     def _order(self, frame: bytes) -> None:
         """Every end of a process may depend on it, so it has no bound of its own but that of the live processes."""
@@ -367,7 +368,7 @@ class Spawner:
         try:
             fd = os.memfd_create("fastclaw-file", os.MFD_CLOEXEC)
         except OSError as error:
-            raise refusals.resources_refused(error) from error
+            raise resources_refused(error) from error
         tail = os.fsencode(path) + b"\0"
         try:
             await self._ask(self._requests, lambda id: frames.control(frames.READ, id, tail=tail), [os.dup(fd)])
@@ -548,7 +549,7 @@ def with_files(fds: Sequence[int], files: Sequence[bytes]) -> list[int]:
             os.lseek(file, 0, os.SEEK_SET)
     except OSError as error:
         close_all(opened)
-        raise refusals.resources_refused(error) from error
+        raise resources_refused(error) from error
     return opened
 
 

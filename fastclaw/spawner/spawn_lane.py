@@ -14,8 +14,8 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.rlimits import rlimits
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, Collection, Grace, Lane, LaneProcess, StartSpec
-from fastclaw.spawner import frames, refusals
-from fastclaw.spawner.spawned import SpawnProcess
+from fastclaw.spawner import frames
+from fastclaw.spawner.spawn_process import SpawnProcess, text_refused
 from fastclaw.spawner.templates import Plans, Templates, common_env, flags_of, gone
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class SpawnLane(Lane):
                 collection=collection,
             )
         except ValueError as error:
-            raise refusals.text_refused(command, error) from error
+            raise text_refused(command, error) from error
 
     async def end_all(self, processes: list[LaneProcess], grace: Grace) -> None:
         """End everything that is kept, and what commands that ended before have left.

@@ -19,13 +19,18 @@ from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFaile
 from fastclaw.linux.restart import revival_delay_s
 from fastclaw.linux.rlimits import rlimits
 from fastclaw.processes.lane import Collection, Grace, StartSpec
-from fastclaw.spawner import frames, refusals
-from fastclaw.spawner.spawned import SpawnProcess
+from fastclaw.spawner import frames
+from fastclaw.spawner.spawn_process import (
+    ForkedProcess,
+    TemplateProcess,
+    resources_refused,
+    step_refused,
+    text_refused,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from fastclaw.linux.executable import Finding
     from fastclaw.options import Template
     from fastclaw.spawner.link import Spawner
 
@@ -74,84 +79,6 @@ class Plans:
         self.working_dir, self.user = working_dir, user
         self.ready_s, self.python_path = ready_s, python_path
         self.proven = False
-
-
-class ForkedProcess(SpawnProcess):
-    """A worker. It waits for its byte, which it gets once its end is sure to be seen.
-
-    Its tree is kept by its template's reaper; a reaper of its own has nothing but the pump for its streams.
-
-    Parameters:
-        go: the worker has the other end; taken over. Closed without a byte, the worker ends.
-        template: the process whose reaper it has.
-    """
-
-    __slots__ = ("_go", "_template")
-
-    is_worker = True
-
-    def __init__(
-        self, id: int, spec: StartSpec, collection: Collection | None, go: socket.socket, template: SpawnProcess
-    ) -> None:
-        super().__init__(template.spawner, id, spec, collection)
-        self._go: socket.socket | None = go
-        self._template = template
-
-    def on_started(self) -> None:
-        if self._go is not None and not self.started.done():
-            with suppress(OSError):  # it was killed: its exit follows
-                self._go.send(frames.TEMPLATE_GO)
-        self._close_go()
-        super().on_started()
-
-    def on_exited(self, wait_status: int, user_us: int, system_us: int, max_rss_kb: int) -> None:
-        if self.exited.done():
-            return  # the end of its streams' collection, which knows nothing of it
-        super().on_exited(wait_status, user_us, system_us, max_rss_kb)
-        self._finish()
-
-    def _finish(self) -> None:
-        """Its pump collects until it hears that the worker has ended."""
-        if self.collected is not None:
-            self.order(frames.FINISH)
-
-    def on_refused(self, step: int, errno: int, found: Finding | None = None) -> None:
-        self._close_go()
-        super().on_refused(step, errno, found)
-        self._finish()
-
-    def on_lost(self, why: str) -> None:
-        self._close_go()
-        super().on_lost(why)
-        self._finish()
-
-    def signal(self, signum: int, *, group: bool = False) -> None:
-        if not self.exited.done():
-            self.spawner.signal(self.id, signum, self._template.place, self._template.id, group=group)
-
-    def _order_end(self, level: int) -> None:
-        self._close_go()
-        self.spawner.end(self.id, level, self._template.place, self._template.id)
-
-    def _close_go(self) -> None:
-        if self._go is not None:
-            self._go.close()
-            self._go = None
-
-
-class TemplateProcess(SpawnProcess):
-    """A template: what it says on its descriptor 3 reaches us through its pump.
-
-    Attributes:
-        hear: takes each frame; an empty one is the end.
-    """
-
-    __slots__ = ("hear",)
-
-    hear: Callable[[bytes], None]
-
-    def on_said(self, data: bytes) -> None:
-        self.hear(data)
 
 
 class Output:
@@ -473,7 +400,7 @@ class Program:
                 id, spec.cmd, self._worker_env(spec, life), cwd=spec.working_dir, rlimits=rlimits(spec.limits)
             )
         except ValueError as error:
-            raise refusals.text_refused(spec.cmd[0], error) from error
+            raise text_refused(spec.cmd[0], error) from error
         go, theirs = _go()
         process = ForkedProcess(id, spec, collection, go, life.process)
         flags = flags_of(spec, has_stdin=spec.stdin if collection is None else True)
@@ -563,8 +490,8 @@ def gone(name: str) -> ExecFailed:
 def _not_forked(told: frames.WorkerFailed, name: str, spec: StartSpec) -> ExecFailed:
     step = {"cwd": frames.STEP_DIRECTORY, "limits": frames.STEP_LIMIT}.get(told.step)
     if step is not None:
-        return refusals.step_refused(step, told.errno, spec)
-    refused = refusals.resources_refused(OSError(told.errno, os.strerror(told.errno)))
+        return step_refused(step, told.errno, spec)
+    refused = resources_refused(OSError(told.errno, os.strerror(told.errno)))
     if refused.reason == "overloaded":
         return refused
     return ExecFailed(f"{name} cannot fork ({told.step}): {os.strerror(told.errno)}", "template_failed")
@@ -590,7 +517,7 @@ def _go() -> tuple[socket.socket, socket.socket]:
     try:
         go, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:
-        raise refusals.resources_refused(error) from error
+        raise resources_refused(error) from error
     go.shutdown(socket.SHUT_RD)
     go.setblocking(False)
     return go, theirs
@@ -600,7 +527,7 @@ def _output(name: str, on_line: Callable[[], None] | None = None) -> tuple[Outpu
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:
-        raise refusals.resources_refused(error) from error
+        raise resources_refused(error) from error
     ours.shutdown(socket.SHUT_WR)
     return Output(ours, name, on_line), theirs
 

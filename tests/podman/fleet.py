@@ -10,7 +10,7 @@ from fastclaw import limits
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container import Container, SpawnerContainer
 from fastclaw.podman.container_spec import LABEL_NAMESPACE, InitPlan, container_spec
-from fastclaw.spawner.binary import find_spawner
+from fastclaw.spawner.spawner_host import find_spawner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastclaw import limits
 from fastclaw.linux.packets import close_all
 from fastclaw.spawner import frames
-from fastclaw.spawner.binary import find_spawner
 from fastclaw.spawner.link import Spawner, greet
+from fastclaw.spawner.spawner_host import find_spawner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

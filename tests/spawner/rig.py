@@ -17,7 +17,7 @@ from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import ExitStatus, Grace, LaneProcess, StartSpec
 from fastclaw.processes.relayed_streams import PipedProcess
 from fastclaw.spawner.spawn_lane import SpawnLane
-from fastclaw.spawner.spawned import SpawnProcess
+from fastclaw.spawner.spawn_process import SpawnProcess
 from fastclaw.spawner.spawner_host import HostHome
 from tests.balance import balanced
 from tests.waiting import until

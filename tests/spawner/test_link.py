@@ -18,7 +18,7 @@ from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.processes.lane import Collection, Grace, StartSpec
 from fastclaw.spawner import frames
 from fastclaw.spawner.link import greet
-from fastclaw.spawner.spawned import SpawnProcess
+from fastclaw.spawner.spawn_process import SpawnProcess
 from tests.balance import balanced, open_descriptors
 from tests.spawner.fake_spawner import FakeSpawner, Welcome, greeted, nothing, outputs
 

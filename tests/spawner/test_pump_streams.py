@@ -21,7 +21,7 @@ from fastclaw.processes.lane import Grace
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.spawner import frames, pump_streams
 from fastclaw.spawner.pump_streams import SpawnStreams
-from fastclaw.spawner.spawned import SpawnProcess
+from fastclaw.spawner.spawn_process import SpawnProcess
 from tests.balance import open_descriptors
 from tests.spawner.fake_spawner import busy_reapers_of, pump_of
 from tests.spawner.locks import HOLD_S

@@ -18,7 +18,7 @@ from tests.spawner.start_frames import Read, read
 if TYPE_CHECKING:
     from fastclaw.spawner.frames import Start
     from fastclaw.spawner.link import Spawner
-    from fastclaw.spawner.spawned import SpawnProcess
+    from fastclaw.spawner.spawn_process import SpawnProcess
 
 ROOT = Identity(0, 0, [], "/root")
 

@@ -17,7 +17,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.spawner import frames
-from fastclaw.spawner.binary import find_spawner
+from fastclaw.spawner.spawner_host import find_spawner
 from tests.spawner.fake_spawner import (
     BareHost,
     a_bare_host,

@@ -6,10 +6,11 @@ import asyncio
 import json
 import os
 import platform
+import re
 import resource
 import signal
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
@@ -17,16 +18,13 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.processes.lane import Collection, ExitStatus, Grace, StartSpec
-from fastclaw.spawner import binary, spawner_host
-from fastclaw.spawner.spawner_host import HostHome
+from fastclaw.spawner import spawner_host
+from fastclaw.spawner.spawner_host import ARCHITECTURES, HostHome, find_spawner, path_for, why_no_spawner
 from tests import odd_programs
 from tests.balance import balanced, descriptors_left, open_descriptors
 from tests.spawner.fake_spawner import commands_of, descendants_of, pumps_of
 from tests.spawner.rig import STDIO, Client, a_home, a_lane, needs_root, run, settled, spec, start, start_spec
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 async def test_all_three_streams_and_the_exit_code() -> None:
@@ -323,7 +321,7 @@ async def test_users(user: str, ids: str | None) -> None:
 async def test_without_a_spawner_for_this_machine_it_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binary, "BINARIES", tmp_path)
+    monkeypatch.setattr(spawner_host, "BINARIES", tmp_path)
     home = HostHome()
     with pytest.raises(StartFailed, match="was not built with this package") as refused:
         await home.start()
@@ -337,8 +335,8 @@ async def test_without_a_spawner_for_this_machine_it_does_not_start(
 async def test_a_spawner_that_is_none_does_not_start(
     program: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binary, "BINARIES", tmp_path)
-    path = binary.path_for(platform.machine())
+    monkeypatch.setattr(spawner_host, "BINARIES", tmp_path)
+    path = path_for(platform.machine())
     path.write_bytes(program)
     path.chmod(0o755)
     async with balanced():
@@ -348,10 +346,10 @@ async def test_a_spawner_that_is_none_does_not_start(
 
 
 async def test_one_that_says_nothing_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binary, "BINARIES", tmp_path)
+    monkeypatch.setattr(spawner_host, "BINARIES", tmp_path)
     monkeypatch.setattr(limits, "SPAWN_HELLO_MS", 20)
     monkeypatch.setattr(limits, "SPAWN_EXIT_MS", 20)
-    path = binary.path_for(platform.machine())
+    path = path_for(platform.machine())
     path.write_text("#!/bin/sh\nexec sleep 1000\n")
     path.chmod(0o755)
     async with balanced():
@@ -393,3 +391,61 @@ async def test_a_spawner_that_dies_again_and_again_is_followed_later_and_later(m
         await until(lambda: len(failures) >= 4 and home.spawner.alive)
         assert failures[3] == 0
         assert (await run(lane, "echo", "on"))[1] == b"on\n"
+
+
+# --- the binary ---
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder instead of the package's."""
+    monkeypatch.setattr(spawner_host, "BINARIES", tmp_path)
+    return tmp_path
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: name)
+
+
+def test_the_one_for_this_machine_is_there() -> None:
+    found = find_spawner()
+    assert found == path_for(platform.machine())
+    assert os.access(found, os.X_OK)
+    assert why_no_spawner() is None
+
+
+def test_the_source_has_system_calls_for_each_architecture_and_no_other() -> None:
+    sources = sorted((Path(spawner_host.__file__).parent / "c").glob("*.[ch]"))
+    named = [re.findall(r"defined\(__(\w+)__\)", source.read_text()) for source in sources]
+    assert {name for names in named for name in names} == set(ARCHITECTURES)
+    calls = next(source.read_text() for source in sources if source.name == "spawner.h")
+    assert tuple(re.findall(r"if defined\(__(\w+)__\)", calls)) == ARCHITECTURES
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_architecture_has_its_own(name: str, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, name)
+    for architecture in ARCHITECTURES:
+        path_for(architecture).touch(mode=0o755)
+    assert find_spawner() == built / f"spawner-{name}"
+    assert why_no_spawner() is None
+
+
+@pytest.mark.parametrize("mode", [None, 0o644])
+def test_a_package_without_it_says_how_to_get_it(
+    mode: int | None, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, "aarch64")
+    if mode is not None:
+        path_for("aarch64").touch(mode=mode)
+    assert find_spawner() is None
+    assert why_no_spawner() == (
+        "spawner-aarch64 was not built with this package; "
+        "install it again: make install, or pip install --force-reinstall fastclaw"
+    )
+
+
+def test_another_machine_is_told_what_there_is(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, "riscv64")
+    assert find_spawner() is None
+    assert why_no_spawner() == "the spawner knows x86_64 and aarch64, and this machine is riscv64"

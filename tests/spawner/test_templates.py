@@ -27,7 +27,7 @@ from fastclaw.options import Template
 from fastclaw.processes.lane import Collected, Collection, Grace, StartSpec
 from fastclaw.spawner import frames
 from fastclaw.spawner.spawn_lane import SpawnLane
-from fastclaw.spawner.spawned import SpawnProcess
+from fastclaw.spawner.spawn_process import SpawnProcess
 from fastclaw.spawner.spawner_host import HostHome
 from fastclaw.spawner.templates import Plans
 from tests.balance import balanced, descriptors_left, open_descriptors
@@ -754,7 +754,7 @@ def test_descriptors_that_a_template_sends_are_closed_and_what_is_too_long_ends_
         assert said[:2] == [b"x", b"x" * 5]
         assert len(os.listdir(f"/proc/{pump}/fd")) < 50
         host.start(8, "true")
-        assert host.events(frames.EXITED)[-1][:2] == (frames.EXITED, 8)
+        assert host.over(8)[0][:2] == (frames.EXITED, 8)
 
 
 @pytest.mark.parametrize("size", [10, limits.SPAWN_FRAME_BYTES, limits.TEMPLATE_REQUEST_BYTES])

@@ -1,50 +1,38 @@
-"""A process that a spawner's reaper keeps and whose streams its pump moves: what becomes of it, and how it is ended.
+"""A process that a spawner's reaper keeps and whose streams its pump moves: how it starts, ends, and is ended.
 
-Knows its spawner and its own id there; nothing of records or containers.
+Also a template and a template's worker, which are such processes. Knows its spawner and its id there; nothing of
+records or containers. Errno becomes `ExecFailed` here and nowhere else; sources: execve(2), chdir(2), clone(2),
+pipe(2), setrlimit(2), pty(7).
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+from contextlib import suppress
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
+from fastclaw import limits
 from fastclaw.errors import ExecFailed
+from fastclaw.linux.executable import why_refused
 from fastclaw.processes.lane import KILLED_CODE, SIGKILLED, Collected, ExitStatus, Grace, LaneProcess, Output
 from fastclaw.processes.run_output import cut
-from fastclaw.spawner import ending, frames, refusals
+from fastclaw.spawner import frames
 from fastclaw.spawner.pump_streams import SpawnStreams
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
     from fastclaw.linux.cgroups import OomKills
     from fastclaw.linux.executable import Finding
     from fastclaw.linux.poller import Poller
-    from fastclaw.processes.lane import Collection, Memory, Owner, StartSpec, Streams
+    from fastclaw.processes.lane import Collection, Owner, StartSpec, Streams
     from fastclaw.processes.sockets import ProcessSockets
     from fastclaw.runtime import OnDisconnect
-
-
-class Orders(Protocol):
-    """What a spawner can be told about a process. `template`: whose worker it is, if it is one.
-
-    Attributes:
-        memory: of the environment, where its limit is to be seen.
-    """
-
-    memory: Memory | None
-
-    def signal(self, id: int, signum: int, place: int, template: int = 0, *, group: bool = False) -> None:
-        """To the command itself, or to its process group."""
-
-    def end(self, id: int, level: int, place: int = frames.NOWHERE, template: int = 0) -> None:
-        """TERM or KILL to its tree."""
-
-    def attach(self, id: int, place: int, which: int, fd: int) -> None:
-        """A client's socket, for its pump."""
-
-    def order(self, op: int, id: int, a: int = 0, b: int = 0, place: int = frames.NOWHERE) -> None:
-        """Anything else."""
+    from fastclaw.spawner.link import Spawner
 
 
 class SpawnProcess(LaneProcess):
@@ -84,7 +72,7 @@ class SpawnProcess(LaneProcess):
 
     def __init__(
         self,
-        spawner: Orders,
+        spawner: Spawner,
         id: int,
         spec: StartSpec,
         collection: Collection | None = None,
@@ -132,7 +120,7 @@ class SpawnProcess(LaneProcess):
         """It never ran. `found`: what was seen of its file."""
         spec = self._spec
         if spec is not None:
-            self.on_dropped(refusals.step_refused(step, errno, spec, found))
+            self.on_dropped(step_refused(step, errno, spec, found))
         else:
             self.is_free = True
             self.on_gone()
@@ -285,7 +273,7 @@ class SpawnProcess(LaneProcess):
             self.started.cancel()
         if self._gone is None:
             self._gone = asyncio.Event()
-        await ending.end(self._ask_end, self._gone, grace)
+        await end_tree(self._ask_end, self._gone, grace)
 
     def _ask_end(self, level: int) -> None:
         self._asked_level = level
@@ -324,3 +312,179 @@ def _unrolled(data: bytes, total: int, head: int) -> Output:
         return Output(data[:head] if total > len(data) else data, b"", total)
     turn = head + (total - head) % ring
     return Output(data[:head], data[turn:] + data[head:turn], total)
+
+
+class ForkedProcess(SpawnProcess):
+    """A worker. It waits for its byte, which it gets once its end is sure to be seen.
+
+    Its tree is kept by its template's reaper; a reaper of its own has nothing but the pump for its streams.
+
+    Parameters:
+        go: the worker has the other end; taken over. Closed without a byte, the worker ends.
+        template: the process whose reaper it has.
+    """
+
+    __slots__ = ("_go", "_template")
+
+    is_worker = True
+
+    def __init__(
+        self, id: int, spec: StartSpec, collection: Collection | None, go: socket.socket, template: SpawnProcess
+    ) -> None:
+        super().__init__(template.spawner, id, spec, collection)
+        self._go: socket.socket | None = go
+        self._template = template
+
+    def on_started(self) -> None:
+        if self._go is not None and not self.started.done():
+            with suppress(OSError):  # it was killed: its exit follows
+                self._go.send(frames.TEMPLATE_GO)
+        self._close_go()
+        super().on_started()
+
+    def on_exited(self, wait_status: int, user_us: int, system_us: int, max_rss_kb: int) -> None:
+        if self.exited.done():
+            return  # the end of its streams' collection, which knows nothing of it
+        super().on_exited(wait_status, user_us, system_us, max_rss_kb)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Its pump collects until it hears that the worker has ended."""
+        if self.collected is not None:
+            self.order(frames.FINISH)
+
+    def on_refused(self, step: int, errno: int, found: Finding | None = None) -> None:
+        self._close_go()
+        super().on_refused(step, errno, found)
+        self._finish()
+
+    def on_lost(self, why: str) -> None:
+        self._close_go()
+        super().on_lost(why)
+        self._finish()
+
+    def signal(self, signum: int, *, group: bool = False) -> None:
+        if not self.exited.done():
+            self.spawner.signal(self.id, signum, self._template.place, self._template.id, group=group)
+
+    def _order_end(self, level: int) -> None:
+        self._close_go()
+        self.spawner.end(self.id, level, self._template.place, self._template.id)
+
+    def _close_go(self) -> None:
+        if self._go is not None:
+            self._go.close()
+            self._go = None
+
+
+class TemplateProcess(SpawnProcess):
+    """A template: what it says on its descriptor 3 reaches us through its pump.
+
+    Attributes:
+        hear: takes each frame; an empty one is the end.
+    """
+
+    __slots__ = ("hear",)
+
+    hear: Callable[[bytes], None]
+
+    def on_said(self, data: bytes) -> None:
+        self.hear(data)
+
+
+# --- ending a tree ---
+
+
+async def end_tree(order: Callable[[int], None], gone: asyncio.Event, grace: Grace) -> None:
+    """TERM, a grace, KILL, and proof of the end: for one tree, or for all that a spawner keeps.
+
+    Parameters:
+        order: has a spawner send TERM or KILL to all that is meant.
+        gone: set when a spawner has said that nothing is left.
+
+    Raises:
+        ExecFailed: `engine_timeout`: something sits in an uninterruptible call.
+    """
+    loop = asyncio.get_running_loop()
+    if loop.time() < grace.ends_at:
+        order(frames.LEVEL_TERM)
+        while not gone.is_set() and (left := grace.ends_at - loop.time()) > 0:
+            await _set_within(gone, min(left, limits.GRACE_LOOK_MS / 1000))
+    if not gone.is_set():
+        order(frames.LEVEL_KILL)
+        await _set_within(gone, limits.TREE_DEADLINE_MS / 1000)
+    if not gone.is_set():
+        raise ExecFailed(f"the process tree did not end within {limits.TREE_DEADLINE_MS} ms", "engine_timeout")
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
+# --- what the kernel refuses, in the words of the contract ---
+
+_OVERLOADED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC}
+_BY_ERRNO = {
+    errno.ENOENT: "not_found",
+    errno.ENOTDIR: "not_found",
+    errno.ELOOP: "not_found",
+    errno.EACCES: "permission_denied",
+    errno.EPERM: "permission_denied",
+    errno.ENOEXEC: "not_executable",
+    errno.EINVAL: "not_executable",
+    errno.ELIBBAD: "not_executable",
+    errno.EISDIR: "not_executable",
+    errno.ETXTBSY: "file_busy",
+    errno.E2BIG: "too_long",
+    errno.ENAMETOOLONG: "too_long",
+    **dict.fromkeys(_OVERLOADED, "overloaded"),
+}
+
+_OF_THE_FILE = {"not_found", "permission_denied", "not_executable"}
+"""Reasons for which its file is to blame, or one that it needs."""
+
+
+def step_refused(step: int, number: int, spec: StartSpec, found: Finding | None = None) -> ExecFailed:
+    """What a spawner said of a start: the step that failed, and why.
+
+    Parameters:
+        step: one of `frames`'s STEPs.
+        spec: what was to be started.
+        found: what was seen of its file.
+    """
+    words = os.strerror(number)
+    if step == frames.STEP_EXEC:
+        reason = _BY_ERRNO.get(number, "io_error")
+        if reason in _OF_THE_FILE and found is not None:
+            words = why_refused(found, is_format=reason == "not_executable") or words
+        return ExecFailed(f"{spec.cmd[0]!r}: {words}", reason)
+    if number in _OVERLOADED:
+        return resources_refused(OSError(number, words))
+    if step == frames.STEP_ADOPT:
+        return ExecFailed(f"the worker ended before template {spec.template!r} had handed it over", "template_gone")
+    if step == frames.STEP_DIRECTORY:
+        return ExecFailed(f"working directory {spec.working_dir!r}: {words}", "bad_working_dir")
+    if step == frames.STEP_USER and number == errno.EINVAL:  # setuid(2)
+        return ExecFailed(f"user {spec.user!r}: the environment's user namespace has no such id", "unknown_user")
+    what = {
+        frames.STEP_TTY: "no pseudo-terminal",
+        frames.STEP_LIMIT: f"limits {spec.limits}",
+        frames.STEP_USER: f"user {spec.user!r}",
+    }.get(step, "the process")
+    if step == frames.STEP_LIMIT and number == errno.EPERM:
+        words += "; a process here may lower its hard limits and not raise them"
+    return ExecFailed(f"{what}: {words}", "permission_denied" if number == errno.EPERM else "io_error")
+
+
+def resources_refused(error: OSError) -> ExecFailed:
+    """No pipes or no process are to be had."""
+    reason = "overloaded" if error.errno in _OVERLOADED else "io_error"
+    words = os.strerror(error.errno) if error.errno else str(error)
+    return ExecFailed(f"there is no room for one more process: {words}", reason)
+
+
+def text_refused(command: str, error: ValueError) -> ExecFailed:
+    """An argument or variable that no process can be given: a NUL inside, or no valid text."""
+    return ExecFailed(f"{command!r}: {error}", "invalid_params")

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.cgroups import OomKills
+from fastclaw.linux.executable import Finding
 from fastclaw.processes.lane import Collection, ExitStatus, Grace, Output, StartSpec
 from fastclaw.spawner import frames
-from fastclaw.spawner.spawned import SpawnProcess
+from fastclaw.spawner.spawn_process import SpawnProcess, end_tree, resources_refused, step_refused, text_refused
 from tests.balance import open_descriptors
 from tests.spawner.fake_spawner import outputs
 
@@ -54,14 +56,17 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 async def process(recorder: Recorder) -> SpawnProcess:
-    made = SpawnProcess(recorder, 7, SPEC)
+    made = a_process(recorder)
     made.place = PLACE
     return made
 
 
+def a_process(recorder: Recorder, collection: Collection | None = None) -> SpawnProcess:
+    return SpawnProcess(recorder, 7, SPEC, collection)  # type: ignore[arg-type]  # it has what is used
+
+
 async def a_run(recorder: Recorder, **wanted: object) -> SpawnProcess:
-    collection = Collection(**wanted)  # type: ignore[arg-type]  # shorthand
-    return SpawnProcess(recorder, 7, SPEC, collection)
+    return a_process(recorder, Collection(**wanted))  # type: ignore[arg-type]  # shorthand
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,7 @@ async def test_only_who_was_killed_itself_is_the_victim(
 ) -> None:
     """vm0-ai/vm0#20599, kubernetes/kubernetes#19825: out of memory looks like any other 137."""
     recorder.memory = Shortage(kills)
-    process = SpawnProcess(recorder, 7, SPEC)
+    process = a_process(recorder)
     process.on_exited(wait_status, 1, 2, 3)
     status = process.exited.result()
     assert (status.reason, status.ooms) == (reason, OomKills(kills, {"limit_bytes": 64}) if kills else None)
@@ -344,3 +349,160 @@ async def test_a_run_that_never_ran_fails_where_its_output_is_waited_for(recorde
         with pytest.raises(ExecFailed) as raised:
             await future
         assert raised.value.reason == reasons[how]
+
+
+# --- ending a tree ---
+
+
+class Tree:
+    """Something that ends with the order that it heeds."""
+
+    def __init__(self, heeds: int) -> None:
+        self.gone = asyncio.Event()
+        self.orders: list[int] = []
+        self._heeds = heeds
+
+    def order(self, level: int) -> None:
+        self.orders.append(level)
+        if level == self._heeds:
+            self.gone.set()
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def test_who_heeds_term_is_not_killed() -> None:
+    tree = Tree(frames.LEVEL_TERM)
+    await end_tree(tree.order, tree.gone, Grace(now() + 60))
+    assert tree.orders == [frames.LEVEL_TERM]
+
+
+async def test_who_does_not_is_killed_once_the_grace_is_over() -> None:
+    tree, grace = Tree(frames.LEVEL_KILL), Grace(now() + 0.05)
+    await end_tree(tree.order, tree.gone, grace)
+    assert tree.orders == [frames.LEVEL_TERM, frames.LEVEL_KILL]
+    assert now() >= grace.ends_at
+
+
+async def test_without_a_grace_it_is_killed_at_once() -> None:
+    tree = Tree(frames.LEVEL_KILL)
+    await end_tree(tree.order, tree.gone, Grace(0.0))
+    assert tree.orders == [frames.LEVEL_KILL]
+
+
+async def test_a_grace_can_be_cut_short_while_it_runs() -> None:
+    tree, grace = Tree(frames.LEVEL_KILL), Grace(now() + 3600)
+    running = asyncio.create_task(end_tree(tree.order, tree.gone, grace))
+    await asyncio.sleep(0)
+    grace.ends_at = 0.0
+    async with asyncio.timeout(10):
+        await running
+    assert tree.orders == [frames.LEVEL_TERM, frames.LEVEL_KILL]
+
+
+async def test_what_does_not_end_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TREE_DEADLINE_MS", 20)
+    tree = Tree(0)
+    with pytest.raises(ExecFailed) as raised:
+        await end_tree(tree.order, tree.gone, Grace(0.0))
+    assert raised.value.reason == "engine_timeout"
+
+
+# --- refusals ---
+
+REFUSED = StartSpec(
+    process_id="p",
+    cmd=["/bin/prog", "-x"],
+    working_dir="/work",
+    user="me",
+    limits={"nofile": 9},
+    tty=(24, 80),
+    template="warm",
+)
+STEPS = {number for name, number in vars(frames).items() if name.startswith("STEP_")}
+OVERLOADED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOENT, "not_found"),
+        (errno.ENOTDIR, "not_found"),
+        (errno.ELOOP, "not_found"),
+        (errno.EACCES, "permission_denied"),
+        (errno.EPERM, "permission_denied"),
+        (errno.ENOEXEC, "not_executable"),
+        (errno.EINVAL, "not_executable"),
+        (errno.ELIBBAD, "not_executable"),
+        (errno.EISDIR, "not_executable"),
+        (errno.ETXTBSY, "file_busy"),
+        (errno.E2BIG, "too_long"),
+        (errno.ENAMETOOLONG, "too_long"),
+        (errno.ENOMEM, "overloaded"),
+        (errno.EAGAIN, "overloaded"),
+        (errno.EMFILE, "overloaded"),
+        (errno.ENFILE, "overloaded"),
+        (errno.EIO, "io_error"),
+    ],
+)
+def test_execve(number: int, reason: str) -> None:
+    refused = step_refused(frames.STEP_EXEC, number, REFUSED)
+    assert refused.reason == reason
+    assert refused.retryable == (reason in ("overloaded", "file_busy"))
+    assert str(refused) == f"exec failed: '/bin/prog': {os.strerror(number)}"
+
+
+def test_what_was_found_is_said_in_place_of_the_kernel_s_word_and_only_where_it_is_about_files() -> None:
+    found = Finding(1, False, errno.ENOENT, "/no/such/sh", b"")
+    refused = step_refused(frames.STEP_EXEC, errno.ENOENT, REFUSED, found)
+    assert str(refused) == "exec failed: '/bin/prog': its interpreter '/no/such/sh' does not exist here"
+    for number in (errno.ETXTBSY, errno.E2BIG, errno.ENOMEM):
+        assert str(step_refused(frames.STEP_EXEC, number, REFUSED, found)).endswith(os.strerror(number))
+
+
+@pytest.mark.parametrize("number", OVERLOADED)
+@pytest.mark.parametrize("step", sorted(STEPS - {frames.STEP_EXEC}))
+def test_what_will_pass_may_be_tried_again_whatever_the_step(step: int, number: int) -> None:
+    refused = step_refused(step, number, REFUSED)
+    assert (refused.reason, refused.retryable) == ("overloaded", True)
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "reason", "words"),
+    [
+        (frames.STEP_DIRECTORY, errno.ENOENT, "bad_working_dir", "working directory '/work': No such file"),
+        (frames.STEP_DIRECTORY, errno.EACCES, "bad_working_dir", "working directory '/work': Permission denied"),
+        (frames.STEP_TTY, errno.ENOENT, "io_error", "no pseudo-terminal: No such file"),
+        (frames.STEP_LIMIT, errno.EPERM, "permission_denied", "limits {'nofile': 9}: Operation not permitted"),
+        (frames.STEP_LIMIT, errno.EINVAL, "io_error", "limits {'nofile': 9}: Invalid argument"),
+        (frames.STEP_USER, errno.EPERM, "permission_denied", "user 'me': Operation not permitted"),
+        (frames.STEP_USER, errno.EINVAL, "unknown_user", "user 'me': the environment's user namespace has no such id"),
+        (frames.STEP_PROCESS, errno.ENOSYS, "io_error", "the process: Function not implemented"),
+        (frames.STEP_REQUEST, errno.EBADF, "io_error", "the process: Bad file descriptor"),
+        (frames.STEP_ADOPT, errno.ESRCH, "template_gone", "the worker ended before template 'warm'"),
+        (999, errno.EIO, "io_error", "the process: Input/output error"),
+    ],
+)
+def test_the_other_steps(step: int, number: int, reason: str, words: str) -> None:
+    refused = step_refused(step, number, REFUSED)
+    assert (refused.reason, refused.retryable) == (reason, reason == "template_gone")
+    assert str(refused).startswith(f"exec failed: {words}")
+
+
+def test_an_errno_that_nobody_knows_still_has_words() -> None:
+    assert step_refused(frames.STEP_EXEC, 9_999, REFUSED).reason == "io_error"
+
+
+def test_no_room() -> None:
+    full = resources_refused(OSError(errno.EMFILE, "x"))
+    assert (full.reason, full.retryable) == ("overloaded", True)
+    assert "one more process: Too many open files" in str(full)
+    other = resources_refused(OSError("no number"))
+    assert (other.reason, str(other)) == ("io_error", "exec failed: there is no room for one more process: no number")
+
+
+def test_a_text_that_cannot_be_passed_is_the_callers() -> None:
+    refused = text_refused("true", ValueError("embedded null byte"))
+    assert (refused.reason, refused.fault) == ("invalid_params", "caller")
+    assert str(refused) == "exec failed: 'true': embedded null byte"
