@@ -23,7 +23,7 @@ from fastclaw.linux import proc
 from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of
 from fastclaw.podman.container_spec import spawner_pids
 from fastclaw.podman.privileges import mask
-from fastclaw.spawner import userdb
+from fastclaw.spawner import users
 from fastclaw.spawner.link import greet
 from fastclaw.spawner.spawn_lane import Home
 
@@ -389,7 +389,7 @@ async def _resolved(user: str, passwd: str, group: str) -> Identity:
     Raises:
         ExecFailed: `unknown_user`, `permission_denied`.
     """
-    steps = userdb.resolving(user, passwd, group)
+    steps = users.resolving(user, passwd, group)
     while True:
         try:
             next(steps)

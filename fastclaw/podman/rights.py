@@ -21,7 +21,7 @@ from fastclaw.podman import privileges
 from fastclaw.podman.privileges import Facts, Owner, read_capabilities
 from fastclaw.podman.service.facts import has_mounts_below
 from fastclaw.podman.service.storage import private_directory
-from fastclaw.spawner import userdb
+from fastclaw.spawner import users
 
 if TYPE_CHECKING:
     import contextlib
@@ -187,7 +187,7 @@ def _mounts(source: str | None) -> dict[str, Any]:
 
 def _highest_number(user: str) -> int:
     """Of those in `uid`, `uid:gid` and names; without looking into the image no other is known."""
-    return max(userdb.id_number(word) or 0 for word in user.split(":"))
+    return max(users.id_number(word) or 0 for word in user.split(":"))
 
 
 async def _identify(user: str, read_files: Callable[[], Awaitable[list[str]]]) -> Owner:
@@ -197,7 +197,7 @@ async def _identify(user: str, read_files: Callable[[], Awaitable[list[str]]]) -
         return Owner(uid=0, gid=0)
     texts = ["", ""] if colon and uid.isdecimal() and gid.isdecimal() else await read_files()
     try:
-        found = userdb.resolve(user, *texts)
+        found = users.resolve(user, *texts)
     except ExecFailed as error:
         raise StartFailed(f"options.user or the image's user: {error}", error.reason) from error
     return Owner(uid=found.uid, gid=found.gid)

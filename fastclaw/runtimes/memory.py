@@ -17,8 +17,8 @@ from fastclaw.processes.lane import Collection, ExitStatus, Grace, Lane, LanePro
 from fastclaw.processes.relayed_streams import Collector, OutputBudget, PipedProcess
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
 from fastclaw.runtimes.memory_programs import BUILT_IN, Program
-from fastclaw.spawner import users
 from fastclaw.spawner.spawn_process import resources_refused
+from fastclaw.spawner.spawner_host import resolve_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -83,7 +83,7 @@ class MemoryLane(Lane):
         program = self._find(spec.cmd[0])
         cwd = self._directory(spec.working_dir)
         if spec.user is not None:
-            users.resolve(spec.user)
+            resolve_user(spec.user)
         process = MemoryProcess(spec, program, cwd)
         self._live += 1
         process.exited.add_done_callback(self._ended)

@@ -7,15 +7,17 @@ session of its own. If we are killed, the spawner sees its socket close and ends
 from __future__ import annotations
 
 import asyncio
+import grp
 import logging
 import os
 import platform
+import pwd
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastclaw import limits
-from fastclaw.errors import StartFailed
+from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux.helper import Child
 from fastclaw.linux.restart import revival_delay_s
 from fastclaw.spawner import frames, users
@@ -140,7 +142,7 @@ class HostHome(Home, Homes):
                 logger.warning("no spawner (%s); trying again", str(error))
 
     async def identify(self, user: str) -> frames.Identity | None:
-        return users.resolve(user)
+        return resolve_user(user)
 
     @property
     def pid(self) -> int:
@@ -178,3 +180,43 @@ class HostHome(Home, Homes):
         if self._child is not None:
             await self._child.wait_ended(limits.SPAWN_EXIT_MS / 1000)
             self._child = None
+
+
+# --- this host's users ---
+
+
+def resolve_user(user: str) -> frames.Identity | None:
+    """The identity of `name`, `uid`, `name:group` or `uid:gid` on this host; None where that is who we are already.
+
+    Raises:
+        ExecFailed: `unknown_user`; `permission_denied` where we may not become that user.
+    """
+    name, group = users.split(user)
+    wanted = _listed(name)
+    if group is not None:
+        wanted = wanted._replace(gid=_gid(group), groups=[])
+    if os.geteuid() == 0:
+        return wanted
+    if (wanted.uid, wanted.gid) == (os.geteuid(), os.getegid()):
+        return None
+    raise ExecFailed(f"only root can start processes as user {user!r}", "permission_denied")
+
+
+def _listed(name: str) -> frames.Identity:
+    number = users.id_number(name)
+    try:
+        entry = pwd.getpwnam(name) if number is None else pwd.getpwuid(number)
+    except (KeyError, ValueError) as error:
+        if number is None:
+            raise users.unknown(name, "on this host") from error
+        return frames.Identity(number, 0, [])
+    groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+    return frames.Identity(entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
+
+
+def _gid(name: str) -> int:
+    number = users.id_number(name)
+    try:
+        return grp.getgrnam(name).gr_gid if number is None else number
+    except (KeyError, ValueError) as error:
+        raise users.unknown(name, "on this host") from error

@@ -43,7 +43,7 @@ from fastclaw.podman.rest_lane.trees import EndTree, end_remote_tree, end_tree
 from fastclaw.podman.service.service_process import is_readable
 from fastclaw.processes.lane import Collection, Grace, Lane, LaneProcess, Memory, StartSpec, ooms_from_now
 from fastclaw.processes.relayed_streams import OutputBudget
-from fastclaw.spawner import userdb
+from fastclaw.spawner import users
 
 if TYPE_CHECKING:
     from fastclaw.podman.rest_lane.stdin import Input
@@ -146,7 +146,7 @@ class RestLane(Lane):
         archive = await self._calls.beginning_of(container, "/etc/passwd")
         passwd = b"" if archive is None else first_entry(archive).head
         with suppress(ExecFailed):
-            home = userdb.resolve(name, passwd.decode("utf-8", "replace"), "").home
+            home = users.resolve(name, passwd.decode("utf-8", "replace"), "").home
             return structs.replace(spec, base_env={"HOME": home, **spec.base_env})
         return spec
 
