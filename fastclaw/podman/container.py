@@ -25,7 +25,7 @@ from fastclaw.podman.container_spec import spawner_pids
 from fastclaw.podman.privileges import mask
 from fastclaw.spawner import users
 from fastclaw.spawner.link import greet
-from fastclaw.spawner.spawn_lane import Home
+from fastclaw.spawner.spawner_host import SpawnerHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -259,7 +259,7 @@ class SpawnerContainer(Container):
         root: who root inside is on this host.
 
     Attributes:
-        home: where its processes are started, once it has come up.
+        host: where its processes are started, once it has come up.
     """
 
     _has_execs = False
@@ -287,7 +287,7 @@ class SpawnerContainer(Container):
         self._commands = pids_limit
         self._capabilities = mask(capabilities)
         self._root = root
-        self.home: ContainerHome | None = None
+        self.host: ContainerHost | None = None
 
     async def start(self) -> None:
         """Create and start it, and let its spawner in.
@@ -311,14 +311,14 @@ class SpawnerContainer(Container):
             on_end=self.mark_dead,
             on_growth=self._pids.make_room,
         )
-        self.home = ContainerHome(spawner)
+        self.host = ContainerHost(spawner)
         if spawner.hello.can_set_user:
             try:
-                self.home.identity = await self.home.identify(self._user)
+                self.host.identity = await self.host.identify(self._user)
             except ExecFailed as error:
                 raise StartFailed(f"options.user or the image's user: {error}", "unknown_user") from error
         await super()._came_up(init)
-        await self.home.start_templates(self._plans)
+        await self.host.start_templates(self._plans)
         if not spawner.alive:
             raise StartFailed("the container has ended while its templates came up")
 
@@ -337,25 +337,25 @@ class SpawnerContainer(Container):
 
     def _watch(self, init: int) -> None:
         super()._watch(init)
-        if self.home is not None:
-            self.home.spawner.memory = self.memory
+        if self.host is not None:
+            self.host.spawner.memory = self.memory
 
     async def listen_inside(self, port: int) -> socket.socket:
         """As for `Container`: its spawner listens."""
-        if self.home is None:
+        if self.host is None:
             return await super().listen_inside(port)
-        listener, _ = await self.home.spawner.listen_inside(port)
+        listener, _ = await self.host.spawner.listen_inside(port)
         return listener
 
     def _close(self) -> None:
         super()._close()
-        if self.home is not None:
-            if self.home.templates is not None:
-                self.home.templates.stop()
-            self.home.spawner.close()
+        if self.host is not None:
+            if self.host.templates is not None:
+                self.host.templates.cancel()
+            self.host.spawner.close()
 
 
-class ContainerHome(Home):
+class ContainerHost(SpawnerHost):
     """The inside of a container, as a spawn lane starts processes there.
 
     Parameters:
@@ -370,7 +370,7 @@ class ContainerHome(Home):
         self._known_users: dict[str, Identity] = {}
 
     async def identify(self, user: str) -> Identity | None:
-        """As `Home.identify`, by the container's own /etc/passwd and /etc/group as they are now."""
+        """As `SpawnerHost.identify`, by the container's own /etc/passwd and /etc/group as they are now."""
         if not self.spawner.hello.can_set_user:
             raise ExecFailed("this container's spawner may not change users", "permission_denied")
         files = [await self.spawner.read_file(path) for path in ("/etc/passwd", "/etc/group")]

@@ -19,10 +19,10 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError
 from fastclaw.linux.restart import Rotation, revival_delay_s
 from fastclaw.podman.container import Container, SpawnerContainer
-from fastclaw.spawner.spawn_lane import Home, Homes
+from fastclaw.spawner.spawner_host import HostSlot, SpawnerHost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable
 
     from fastclaw.processes.lane import Memory
 
@@ -176,29 +176,23 @@ class Slot(Generic[C]):
         return task
 
 
-class SpawnerSlot(Slot[SpawnerContainer], Homes):
+class SpawnerSlot(Slot[SpawnerContainer], HostSlot):
     """The container of a spawn lane, as where its processes are started."""
 
     @property
-    def _home(self) -> Home | None:
-        return None if self.usable is None else self.usable.home
+    def host(self) -> SpawnerHost | None:
+        """As `HostSlot.host`."""
+        return None if self.usable is None else self.usable.host
 
-    def take(self, shard: int) -> Home:
-        """As `Homes.take`."""
-        if (home := self._home) is None:
+    def take(self) -> SpawnerHost:
+        """As `HostSlot.take`."""
+        if (host := self.host) is None:
             raise _gone()
-        return home
-
-    def all(self) -> Sequence[Home]:
-        """As `Homes.all`."""
-        return [] if (home := self._home) is None else [home]
+        return host
 
     def health(self) -> dict[str, object]:
-        """As `Homes.health`."""
-        if (home := self._home) is None:
-            return {"reapers": 0, "kept": 0}
-        counts = home.spawner.counts()
-        return {"reapers": counts["reapers"], "kept": counts["kept"], **home.templates_health()}
+        """As `HostSlot.health`."""
+        return {"reapers": 0, "kept": 0} if (host := self.host) is None else host.health()
 
 
 class Lease:

@@ -12,7 +12,7 @@ from fastclaw.options import Network, Options
 from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
 from fastclaw.spawner.spawn_lane import SpawnLane
-from fastclaw.spawner.spawner_host import HostHome
+from fastclaw.spawner.spawner_host import LocalHost
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class LocalRuntime(ManagedRuntime):
 
     def __init__(self, warnings: Sequence[str] = ()) -> None:
         super().__init__(warnings)
-        self._home: HostHome | None = None
+        self._host: LocalHost | None = None
 
     async def _bring_up(
         self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
@@ -34,15 +34,15 @@ class LocalRuntime(ManagedRuntime):
         _refuse_limits(options)
         logger.warning("local runtime: %s", NO_ISOLATION)
         workspace = _workspace(options)
-        home = HostHome(plans(options, workspace, python_path=None), options.run_output_bytes)
-        setup.push_async_callback(home.aclose)
-        await home.start()
-        self._home = home
-        lane = SpawnLane(home, can_set_user=True)  # who may not become somebody is told so, whoever asks
+        host = LocalHost(plans(options, workspace, python_path=None), options.run_output_bytes)
+        setup.push_async_callback(host.aclose)
+        await host.start()
+        self._host = host
+        lane = SpawnLane(host, can_set_user=True)  # who may not become somebody is told so, whoever asks
         return Environment(lane, {}, workspace, 1, options.max_starting or limits.MAX_STARTING_SPAWN)
 
     def _trouble(self) -> str | None:
-        return None if self._home is None or self._home.all() else "the spawner has ended; another is being started"
+        return None if self._host is None or self._host.host else "the spawner has ended; another is being started"
 
     def _details(self) -> dict[str, Any]:
         return {"isolation": "none"}

@@ -273,7 +273,8 @@ async def _spawn_lane(
 
     slot = SpawnerSlot(make)
     await _start(slot, setup)
-    lane = SpawnLane(slot, can_set_user=all(home.spawner.hello.can_set_user for home in slot.all()))
+    host = slot.host
+    lane = SpawnLane(slot, can_set_user=host is None or host.spawner.hello.can_set_user)
     return _Up(lane, slot, network)
 
 

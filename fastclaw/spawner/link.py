@@ -167,27 +167,30 @@ class Spawner:
 
     @property
     def has_room(self) -> bool:
-        """Whether a reaper is idle. More are made ahead of need."""
-        spare = self._idle_reapers
-        if spare < limits.SPAWN_SPARE_REAPERS and self._growing is None and self.alive:
-            self._grow()
-        return spare > 0
+        """Whether a reaper is idle."""
+        return self._idle_reapers > 0
 
     @property
     def _idle_reapers(self) -> int:
-        """Those with their pumps: one that still has a client or unread output is not idle."""
+        """Reapers with idle pumps: a pump with a client or unread output is not idle."""
         return self._reapers - len(self._busy)
 
     async def make_room(self) -> None:
-        """Wait for an idle reaper.
+        """Wait for an idle reaper, and have more made ahead of need.
 
         Raises:
             ExecFailed: `overloaded`, no more processes fit; `container_gone`.
         """
+        self._keep_spare()
         while not self.has_room:
             if self._growing is None:
                 raise ExecFailed("the spawner has ended", "container_gone")
             await asyncio.shield(self._growing)
+            self._keep_spare()
+
+    def _keep_spare(self) -> None:
+        if self._idle_reapers < limits.SPAWN_SPARE_REAPERS and self._growing is None and self.alive:
+            self._grow()
 
     def _grow(self) -> None:
         self._growing = self._loop.create_task(self._add_reapers())
@@ -363,8 +366,7 @@ class Spawner:
         Raises:
             ExecFailed: `container_gone`; `engine_timeout`; `overloaded`, no descriptor is left.
         """
-        if not self.has_room:
-            await self.make_room()
+        await self.make_room()
         try:
             fd = os.memfd_create("fastclaw-file", os.MFD_CLOEXEC)
         except OSError as error:
@@ -449,7 +451,7 @@ class Spawner:
             os.close(fd)
         elif op == frames.LOST and not b:
             self._reapers -= 1
-            _ = self.has_room
+            self._keep_spare()
 
     def _heed_answer(self, id: int, errno: int, value: int, fd: int | None) -> None:
         answer = self._answers.get(id)

@@ -1,7 +1,8 @@
-"""The spawner on this host itself, without any isolation: what the `local` runtime starts processes with.
+"""Where a spawner runs: the interface of all such places, and this host itself, without any isolation.
 
-Owns the spawner's process. Its commands have our environment, directory, umask and resource limits; each leads a
-session of its own. If we are killed, the spawner sees its socket close and ends every tree it keeps, then itself.
+Owns this host's spawner process and knows its binary and its users. Commands have our environment, directory, umask
+and resource limits; each leads a session of its own. If we are killed, the spawner sees its socket close and ends every
+tree it keeps, then itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import platform
 import pwd
 import socket
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,46 +24,80 @@ from fastclaw.linux.helper import Child
 from fastclaw.linux.restart import revival_delay_s
 from fastclaw.spawner import frames, users
 from fastclaw.spawner.link import greet
-from fastclaw.spawner.spawn_lane import Home, Homes
+from fastclaw.spawner.templates import Templates
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from fastclaw.spawner.link import Spawner
     from fastclaw.spawner.templates import Plans
 
 logger = logging.getLogger(__name__)
 
 
-BINARIES = Path(__file__).parent / "bin"
+class SpawnerHost(ABC):
+    """A spawner that is up, and what must be known of its surroundings.
 
-ARCHITECTURES = ("x86_64", "aarch64")
-"""Those that spawner.c has system calls for, as uname(2) names them."""
+    Attributes:
+        spawner: takes the requests.
+        env: what every process gets before the request's own variables.
+        identity: who a process is that names no user; None leaves it who its spawner is.
+        templates: what may be forked, where there is anything.
+    """
+
+    spawner: Spawner
+    env: dict[str, str]
+    identity: frames.Identity | None
+    templates: Templates | None = None
+
+    async def start_templates(self, plans: Plans | None) -> None:
+        """Bring its templates up. The spawner is.
+
+        Raises:
+            StartFailed: see `Templates.start`.
+        """
+        if plans is not None:
+            self.templates = Templates(plans, self)
+            await self.templates.start()
+
+    def health(self) -> dict[str, object]:
+        """What `health` says of it."""
+        templates = {} if self.templates is None else {"templates": self.templates.health()}
+        return {**self.spawner.counts(), **templates}
+
+    @abstractmethod
+    async def identify(self, user: str) -> frames.Identity | None:
+        """Who `user` is inside: a name or a number, either with `:group`; None is who its spawner is.
+
+        Raises:
+            ExecFailed: `unknown_user`, `permission_denied`.
+        """
 
 
-def path_for(architecture: str) -> Path:
-    """Where the binary for an architecture belongs, whether it is there or not."""
-    return BINARIES / f"spawner-{architecture}"
+class HostSlot(ABC):
+    """The spawner host in use, which is followed by another when it dies.
+
+    Attributes:
+        host: the one in use; None while there is none.
+    """
+
+    @property
+    @abstractmethod
+    def host(self) -> SpawnerHost | None: ...
+
+    @abstractmethod
+    def take(self) -> SpawnerHost:
+        """The one for the next start.
+
+        Raises:
+            ExecFailed: `container_gone`, it is dead and its successor is not up yet.
+        """
+
+    @abstractmethod
+    def health(self) -> dict[str, object]:
+        """What `health` says of the one in use."""
 
 
-def find_spawner() -> Path | None:
-    """The binary for this machine, or None: `why_no_spawner` says why."""
-    path = path_for(platform.machine())
-    return path if os.access(path, os.X_OK) else None
-
-
-def why_no_spawner() -> str | None:
-    """Why there is no spawner for this machine, in one line; None where there is one."""
-    machine = platform.machine()
-    if machine not in ARCHITECTURES:
-        return f"the spawner knows {' and '.join(ARCHITECTURES)}, and this machine is {machine}"
-    if find_spawner() is None:
-        again = "install it again: make install, or pip install --force-reinstall fastclaw"
-        return f"{path_for(machine).name} was not built with this package; {again}"
-    return None
-
-
-class HostHome(Home, Homes):
-    """This host.
+class LocalHost(SpawnerHost, HostSlot):
+    """This host, with one spawner after the other.
 
     Parameters:
         plans: templates that come up with every spawner.
@@ -120,10 +156,10 @@ class HostHome(Home, Homes):
         self._started_at = asyncio.get_running_loop().time()
 
     def _on_end(self) -> None:
-        """Somebody killed it. What it kept is reported gone; the next one comes up, later and later if they die too."""
+        """It was killed. What it kept is reported gone; the next one comes up, at growing intervals if they die too."""
         logger.warning("the spawner has ended; starting another")
         if self._reviving is not None and not self._reviving.done():
-            return  # it was just being started, which goes on
+            return  # one is being started, which goes on
         loop = asyncio.get_running_loop()
         has_proved = (loop.time() - self._started_at) * 1000 >= limits.REVIVE_PROVEN_MS
         self._failures = 0 if has_proved else self._failures + 1
@@ -150,14 +186,15 @@ class HostHome(Home, Homes):
         assert self._child is not None
         return self._child.pid
 
-    def take(self, shard: int) -> Home:
+    @property
+    def host(self) -> SpawnerHost | None:
+        return self if self.spawner.alive else None
+
+    def take(self) -> SpawnerHost:
         return self
 
-    def all(self) -> Sequence[Home]:
-        return [self] if self.spawner.alive else []
-
     def health(self) -> dict[str, object]:
-        return {"isolation": "none", **self.spawner.counts(), **self.templates_health()}
+        return {"isolation": "none", **super().health()}
 
     async def aclose(self) -> None:
         """Close the spawner's socket; return when it has ended, and with it everything it kept. Idempotent."""
@@ -169,7 +206,7 @@ class HostHome(Home, Homes):
             self.spawner.close()
         await self._end_child()
 
-    # Both are forgotten at their end only: a revival that is cancelled in the middle of it leaves the rest to `aclose`.
+    # Both attributes are reset at the end only: a revival that is cancelled before leaves the rest to `aclose`.
 
     async def _close_templates(self) -> None:
         if self.templates is not None:
@@ -220,3 +257,33 @@ def _gid(name: str) -> int:
         return grp.getgrnam(name).gr_gid if number is None else number
     except (KeyError, ValueError) as error:
         raise users.unknown(name, "on this host") from error
+
+
+# --- the binary ---
+
+BINARIES = Path(__file__).parent / "bin"
+
+ARCHITECTURES = ("x86_64", "aarch64")
+"""Those that spawner.c has system calls for, as uname(2) names them."""
+
+
+def path_for(architecture: str) -> Path:
+    """Where the binary for an architecture belongs, whether it is there or not."""
+    return BINARIES / f"spawner-{architecture}"
+
+
+def find_spawner() -> Path | None:
+    """The binary for this machine, or None: `why_no_spawner` says why."""
+    path = path_for(platform.machine())
+    return path if os.access(path, os.X_OK) else None
+
+
+def why_no_spawner() -> str | None:
+    """Why there is no spawner for this machine, in one line; None where there is one."""
+    machine = platform.machine()
+    if machine not in ARCHITECTURES:
+        return f"the spawner knows {' and '.join(ARCHITECTURES)}, and this machine is {machine}"
+    if find_spawner() is None:
+        again = "install it again: make install, or pip install --force-reinstall fastclaw"
+        return f"{path_for(machine).name} was not built with this package; {again}"
+    return None

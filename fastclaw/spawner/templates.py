@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
@@ -33,22 +33,12 @@ if TYPE_CHECKING:
 
     from fastclaw.options import Template
     from fastclaw.spawner.link import Spawner
+    from fastclaw.spawner.spawner_host import SpawnerHost
 
 logger = logging.getLogger(__name__)
 
 
 ENDED = "it has ended, or closed its descriptor 3"
-
-
-class Place(Protocol):
-    """Where they run; `spawn_lane.Home`."""
-
-    spawner: Spawner
-    env: dict[str, str]
-    identity: frames.Identity | None
-
-    async def identify(self, user: str) -> frames.Identity | None:
-        """Who `user` is inside."""
 
 
 class Plans:
@@ -307,8 +297,8 @@ class Program:
         forks: workers that have been started.
     """
 
-    def __init__(self, name: str, plan: Template, plans: Plans, place: Place) -> None:
-        self._name, self._plan, self._plans, self._place = name, plan, plans, place
+    def __init__(self, name: str, plan: Template, plans: Plans, host: SpawnerHost) -> None:
+        self._name, self._plan, self._plans, self._host = name, plan, plans, host
         self._loop = asyncio.get_running_loop()
         self._life: Life | None = None
         self._supervision: asyncio.Task[None] | None = None
@@ -351,16 +341,15 @@ class Program:
         return life
 
     async def _begin(self) -> Life:
-        user, place = self._plan.user or self._plans.user, self._place
-        identity = place.identity if user is None else await place.identify(user)
-        if not place.spawner.has_room:
-            await place.spawner.make_room()
-        life = Life(f"template {self._name!r}", place.spawner, identity)
+        user, host = self._plan.user or self._plans.user, self._host
+        identity = host.identity if user is None else await host.identify(user)
+        await host.spawner.make_room()
+        life = Life(f"template {self._name!r}", host.spawner, identity)
         life.begin(self._plan, self._own_env(identity), self._plan.working_dir or self._plans.working_dir)
         return life
 
     def _own_env(self, identity: frames.Identity | None) -> dict[str, str]:
-        env = {**common_env(self._plans.base_env, self._place.env, identity), **self._plan.env}
+        env = {**common_env(self._plans.base_env, self._host.env, identity), **self._plan.env}
         env[frames.TEMPLATE_FD_VARIABLE] = str(frames.TEMPLATE_FD)
         if self._plans.python_path is not None:
             env["PYTHONPATH"] = ":".join(filter(None, (self._plans.python_path, env.get("PYTHONPATH"))))
@@ -392,8 +381,7 @@ class Program:
         life = self._life
         if life is None:
             raise gone(f"template {self._name!r}")
-        if not life.spawner.has_room:
-            await life.spawner.make_room()
+        await life.spawner.make_room()
         id = life.spawner.next_id()
         try:
             request = frames.template_request(
@@ -419,17 +407,17 @@ class Program:
         return process
 
     def _worker_env(self, spec: StartSpec, life: Life) -> dict[str, str]:
-        base = common_env(spec.base_env, self._place.env, life.identity)
+        base = common_env(spec.base_env, self._host.env, life.identity)
         return {**base, **self._plan.env, **spec.env, **spec.marker}
 
-    def stop(self) -> None:
-        """It is not started anew, and forks no more. Idempotent."""
+    def cancel(self) -> None:
+        """It is not started anew. Idempotent."""
         if self._supervision is not None:
             self._supervision.cancel()
 
     async def aclose(self) -> None:
         """Let go of it; it is killed. Idempotent."""
-        self.stop()
+        self.cancel()
         if self._supervision is not None:
             await asyncio.wait([self._supervision])
         if self._life is not None:
@@ -437,11 +425,11 @@ class Program:
 
 
 class Templates:
-    """All templates of one home, which is up."""
+    """All templates of a spawner host."""
 
-    def __init__(self, plans: Plans, place: Place) -> None:
+    def __init__(self, plans: Plans, host: SpawnerHost) -> None:
         self._plans = plans
-        self._programs = {name: Program(name, plan, plans, place) for name, plan in plans.templates.items()}
+        self._programs = {name: Program(name, plan, plans, host) for name, plan in plans.templates.items()}
 
     async def start(self) -> None:
         """Bring all of them up, at once.
@@ -467,10 +455,10 @@ class Templates:
         """By name."""
         return {name: program.health() for name, program in self._programs.items()}
 
-    def stop(self) -> None:
-        """None is started anew any more."""
+    def cancel(self) -> None:
+        """None is started anew any more. Idempotent."""
         for program in self._programs.values():
-            program.stop()
+            program.cancel()
 
     async def aclose(self) -> None:
         """Let go of all. Idempotent."""
@@ -478,7 +466,7 @@ class Templates:
 
 
 def common_env(base: Mapping[str, str], home: Mapping[str, str], identity: frames.Identity | None) -> dict[str, str]:
-    """What every process of one user has: the home's own variables, HOME, the environment's."""
+    """What every process of one user has: the host's own variables, HOME, the environment's."""
     return {**home, **({} if identity is None else {"HOME": identity.home}), **base}
 
 

@@ -242,8 +242,8 @@ async def test_up_run_and_down_with_a_spawner(fleet: Fleet) -> None:
     async with up(fleet) as container:
         assert container.alive
         assert container.is_local
-        assert container.home is not None
-        assert container.home.env["PATH"]
+        assert container.host is not None
+        assert container.host.env["PATH"]
         assert await run(container, "sh", "-c", "echo out; exit 3") == (3, "out\n")
     assert await fleet.engine.inspect_container(container.id) is None
     assert fleet.deaths.count == 0
@@ -273,8 +273,8 @@ async def test_an_unknown_user(fleet: Fleet) -> None:
             with pytest.raises(ExecFailed) as raised:
                 await run(container, "true", user=user)
             assert raised.value.reason == reason
-        assert container.home is not None
-        assert await container.home.identify("0") is await container.home.identify("0")
+        assert container.host is not None
+        assert await container.host.identify("0") is await container.host.identify("0")
         await run(container, "sh", "-c", "mkdir -p /etc; echo nobody-knows:x:77:78::/: >>/etc/passwd")
         assert (await run(container, "id", "-u", user="nobody-knows"))[1] == "77\n"
         await run(container, "sh", "-c", "sed -i s/:77:/:79:/ /etc/passwd")

@@ -313,21 +313,21 @@ async def test_one_place_that_cannot_be_filled_fails_the_start(fleet: Fleet) -> 
     await containers.aclose()
 
 
-async def test_the_one_of_a_spawn_lane_is_its_home_and_is_replaced(fleet: Fleet) -> None:
+async def test_the_one_of_a_spawn_lane_is_its_host_and_is_replaced(fleet: Fleet) -> None:
     slot = SpawnerSlot(lambda on_death: fleet.make_spawner(on_death=on_death))
     await slot.start()
-    (home,) = slot.all()
-    assert slot.take(0) is slot.take(17) is home
+    host = slot.host
+    assert slot.take() is host is not None
     assert slot.health() == {"reapers": limits.SPAWN_SPARE_REAPERS, "kept": 0}
     assert slot.counts() == {"places": 1, "usable": 1, "containers": 1}
     assert repr(slot) == f"<SpawnerSlot {slot.container!r} of 1, 0 failures>"
     assert slot.container is not None
     os.kill(await fleet.init_of(slot.container.id), signal.SIGKILL)
     await until(lambda: slot.usable is None)
-    assert (slot.all(), slot.health()) == ([], {"reapers": 0, "kept": 0})
+    assert (slot.host, slot.health()) == (None, {"reapers": 0, "kept": 0})
     with pytest.raises(ExecFailed, match="its successor is not up yet"):
-        slot.take(0)
+        slot.take()
     await until(lambda: slot.usable is not None)
-    assert slot.take(0) is not home
+    assert slot.take() is not host
     await slot.aclose()
     await slot.aclose()

@@ -18,7 +18,7 @@ from fastclaw.processes.lane import ExitStatus, Grace, LaneProcess, StartSpec
 from fastclaw.processes.relayed_streams import PipedProcess
 from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawn_process import SpawnProcess
-from fastclaw.spawner.spawner_host import HostHome
+from fastclaw.spawner.spawner_host import LocalHost
 from tests.balance import balanced
 from tests.waiting import until
 
@@ -33,10 +33,10 @@ STDIO, STDERR = 0, 1
 
 
 @asynccontextmanager
-async def a_home(collect_bytes: int = limits.RUN_OUTPUT_BYTES) -> AsyncIterator[tuple[HostHome, SpawnLane]]:
+async def a_home(collect_bytes: int = limits.RUN_OUTPUT_BYTES) -> AsyncIterator[tuple[LocalHost, SpawnLane]]:
     """A spawner of this host and its lane, which leave nothing behind."""
     async with balanced():
-        home = HostHome(collect_bytes=collect_bytes)
+        home = LocalHost(collect_bytes=collect_bytes)
         await home.start()
         try:
             yield home, SpawnLane(home, can_set_user=True)
@@ -167,7 +167,7 @@ async def run(lane: SpawnLane, *cmd: str, stdin: bytes = b"", **more: object) ->
     return await (await start(lane, *cmd, **more)).finish(stdin)
 
 
-async def settled(home: HostHome, kept: int = 0) -> None:
+async def settled(home: LocalHost, kept: int = 0) -> None:
     """Until no more than this is kept, of which nobody is told."""
     await until(lambda: home.spawner.counts()["kept"] <= kept)
 

@@ -299,11 +299,11 @@ async def test_closing_ends_all_that_runs() -> None:
 KILLED_OUTRIGHT = """
 import asyncio, signal, socket
 from fastclaw.processes.lane import StartSpec
-from fastclaw.spawner.spawner_host import HostHome
+from fastclaw.spawner.spawner_host import LocalHost
 from fastclaw.spawner.spawn_lane import SpawnLane
 
 async def main():
-    home = HostHome()
+    home = LocalHost()
     await home.start()
     lane = SpawnLane(home, can_set_user=True)
     script = "trap '' TERM; env -i setsid sleep 1000 & echo up; sleep 1000"

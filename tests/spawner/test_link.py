@@ -651,6 +651,7 @@ async def test_who_asks_for_room_in_the_turn_in_which_growth_has_ended_in_vain_h
             await seen.spawner.make_room()
 
         assert not seen.spawner.has_room
+        seen.spawner._keep_spare()
         asking = asyncio.ensure_future(asks_as_soon_as_it_is_over())
         await seen.fake.grant_growth(0)
         await seen.fake.grant_growth(1)
@@ -671,8 +672,8 @@ async def test_growth_without_an_answer_is_a_timeout(monkeypatch: pytest.MonkeyP
 async def test_growth_is_asked_for_once_and_ahead_of_need() -> None:
     async with watched() as seen:
         first = request(seen.spawner)
-        assert seen.spawner.has_room
-        assert seen.spawner.has_room
+        await seen.spawner.make_room()
+        await seen.spawner.make_room()
         op, id, wanted, *_ = await seen.fake.hear_order()
         assert (op, wanted) == (frames.GROW, limits.SPAWN_SPARE_REAPERS)
         with pytest.raises(BlockingIOError):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fastclaw.processes.sockets import Listener, ProcessSockets
     from fastclaw.runtime import OnDisconnect
     from fastclaw.spawner.spawn_lane import SpawnLane
-    from fastclaw.spawner.spawner_host import HostHome
+    from fastclaw.spawner.spawner_host import LocalHost
 
 STDIO, STDERR = pump_streams.STDIO, pump_streams.STDERR
 
@@ -498,7 +498,7 @@ class Served:
 
 
 @asynccontextmanager
-async def a_stage(short_dir: Path) -> AsyncIterator[tuple[HostHome, Stage]]:
+async def a_stage(short_dir: Path) -> AsyncIterator[tuple[LocalHost, Stage]]:
     async with a_home() as (home, lane):
         stage = Stage(lane, short_dir)
         try:

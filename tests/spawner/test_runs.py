@@ -534,8 +534,7 @@ async def test_two_thousand_short_ones() -> None:
 
 
 async def test_among_execs_and_files_they_are_all_told_apart() -> None:
-    async with a_lane() as lane:
-        home = lane._homes.take(0)
+    async with a_home() as (home, lane):
 
         async def a_start(number: int) -> None:
             process = await lane.start(spec("sh", "-c", f"exit {number}"), 0)

@@ -10,8 +10,8 @@ from fastclaw.errors import ExecFailed, InvalidParams
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, Collection, StartSpec
 from fastclaw.spawner import frames
 from fastclaw.spawner.frames import Identity, Strings
-from fastclaw.spawner.spawn_lane import Environments, Home, Homes, SpawnLane
-from fastclaw.spawner.spawner_host import HostHome
+from fastclaw.spawner.spawn_lane import Environments, SpawnLane
+from fastclaw.spawner.spawner_host import HostSlot, LocalHost, SpawnerHost
 from tests.balance import balanced
 from tests.spawner.start_frames import Read, read
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 ROOT = Identity(0, 0, [], "/root")
 
 
-class Place(Home):
-    """A home without a spawner: nothing is started."""
+class FakeHost(SpawnerHost, HostSlot):
+    """A host without a spawner: nothing is started."""
 
     spawner: Spawner
 
@@ -34,6 +34,13 @@ class Place(Home):
 
     async def identify(self, user: str) -> Identity | None:
         raise AssertionError(user)
+
+    @property
+    def host(self) -> SpawnerHost:
+        return self
+
+    def take(self) -> SpawnerHost:
+        return self
 
 
 def variables(strings: Strings) -> dict[str, str]:
@@ -47,8 +54,8 @@ def spec(**more: object) -> StartSpec:
 
 
 def test_the_last_of_four_wins_and_the_marker_is_always_there() -> None:
-    place, base = Place(A="home", B="home", HOME="/h"), {"B": "base", "C": "base"}
-    found = Environments().encode(spec(base_env=base, env={"C": "own", "D": "own"}), place, ROOT)
+    host, base = FakeHost(A="home", B="home", HOME="/h"), {"B": "base", "C": "base"}
+    found = Environments().encode(spec(base_env=base, env={"C": "own", "D": "own"}), host, ROOT)
     assert variables(found) == {
         "A": "home",
         "B": "base",
@@ -66,16 +73,16 @@ def test_the_last_of_four_wins_and_the_marker_is_always_there() -> None:
 def test_home_is_the_user_s_unless_somebody_says_otherwise(
     base: dict[str, str], env: dict[str, str], home: str
 ) -> None:
-    found = Environments().encode(spec(base_env=base, env=env), Place(HOME="/image"), ROOT)
+    found = Environments().encode(spec(base_env=base, env=env), FakeHost(HOME="/image"), ROOT)
     assert variables(found)["HOME"] == home
 
 
 def test_without_an_identity_home_is_left_alone() -> None:
-    assert variables(Environments().encode(spec(), Place(HOME="/h"), None))["HOME"] == "/h"
+    assert variables(Environments().encode(spec(), FakeHost(HOME="/h"), None))["HOME"] == "/h"
 
 
 def test_what_was_encoded_once_is_not_taken_for_somebody_else() -> None:
-    environments, first, second = Environments(), Place(A="1"), Place(A="2")
+    environments, first, second = Environments(), FakeHost(A="1"), FakeHost(A="2")
     base = {"B": "1"}
     assert variables(environments.encode(spec(base_env=base), first, None))["A"] == "1"
     assert variables(environments.encode(spec(base_env=base), second, None))["A"] == "2"
@@ -90,7 +97,7 @@ def test_what_was_encoded_once_is_not_taken_for_somebody_else() -> None:
 
 def test_a_value_that_no_process_can_have() -> None:
     with pytest.raises(ValueError, match="null"):
-        Environments().encode(spec(env={"A": "\0"}), Place(), None)
+        Environments().encode(spec(env={"A": "\0"}), FakeHost(), None)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +116,7 @@ async def test_what_cannot_be_asked_for_is_refused_and_leaves_nothing(
     is_run: bool, cmd: list[str], more: dict[str, object], reason: str
 ) -> None:
     async with balanced():
-        home = HostHome()
+        home = LocalHost()
         await home.start()
         lane = SpawnLane(home, can_set_user=True)
         wanted = StartSpec(process_id="p", cmd=cmd, **more)  # type: ignore[arg-type]  # shorthand
@@ -135,11 +142,13 @@ async def begin(lane: SpawnLane, spec: StartSpec, *, is_run: bool) -> None:
 class Catcher:
     """In a spawner's place: keeps the one request that it is given."""
 
-    has_room = True
     memory = None
 
     def __init__(self) -> None:
         self.seen: Read
+
+    async def make_room(self) -> None:
+        pass
 
     def next_id(self) -> int:
         return 7
@@ -149,27 +158,11 @@ class Catcher:
         self.seen = read(request)
 
 
-class Only(Homes):
-    """One home."""
-
-    def __init__(self, home: Home) -> None:
-        self._home = home
-
-    def take(self, shard: int) -> Home:
-        return self._home
-
-    def all(self) -> list[Home]:
-        return [self._home]
-
-    def health(self) -> dict[str, object]:
-        return {}
-
-
 async def caught(spec: StartSpec, collection: Collection | None = None) -> Read:
     """The request that a spec becomes."""
-    place, catcher = Place(A="1"), Catcher()
-    place.spawner = catcher  # type: ignore[assignment]  # it has what is used
-    lane = SpawnLane(Only(place), can_set_user=True)
+    host, catcher = FakeHost(A="1"), Catcher()
+    host.spawner = catcher  # type: ignore[assignment]  # it has what is used
+    lane = SpawnLane(host, can_set_user=True)
     await (lane.start(spec, 0) if collection is None else lane.run(spec, collection, 0))
     return catcher.seen
 
@@ -211,7 +204,7 @@ async def test_limits_go_along() -> None:
 
 async def test_who_may_not_change_users_does_not_offer_it() -> None:
     async with balanced():
-        home = HostHome()
+        home = LocalHost()
         await home.start()
         assert "user" in SpawnLane(home, can_set_user=True).capabilities
         assert "user" not in SpawnLane(home, can_set_user=False).capabilities

@@ -23,7 +23,7 @@ from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.processes.lane import Collection, ExitStatus, Grace, StartSpec
 from fastclaw.spawner import spawner_host
 from fastclaw.spawner.frames import Identity
-from fastclaw.spawner.spawner_host import ARCHITECTURES, HostHome, find_spawner, path_for, resolve_user, why_no_spawner
+from fastclaw.spawner.spawner_host import ARCHITECTURES, LocalHost, find_spawner, path_for, resolve_user, why_no_spawner
 from tests import odd_programs
 from tests.balance import balanced, descriptors_left, open_descriptors
 from tests.spawner.fake_spawner import commands_of, descendants_of, pumps_of
@@ -329,7 +329,7 @@ async def test_without_a_spawner_for_this_machine_it_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spawner_host, "BINARIES", tmp_path)
-    home = HostHome()
+    home = LocalHost()
     with pytest.raises(StartFailed, match="was not built with this package") as refused:
         await home.start()
     assert refused.value.reason == "unsupported"
@@ -348,7 +348,7 @@ async def test_a_spawner_that_is_none_does_not_start(
     path.chmod(0o755)
     async with balanced():
         with pytest.raises(StartFailed) as refused:
-            await HostHome().start()
+            await LocalHost().start()
     assert refused.value.reason == reason
 
 
@@ -361,7 +361,7 @@ async def test_one_that_says_nothing_is_killed(tmp_path: Path, monkeypatch: pyte
     path.chmod(0o755)
     async with balanced():
         with pytest.raises(StartFailed, match="said nothing"):
-            await HostHome().start()
+            await LocalHost().start()
 
 
 async def test_a_large_environment_of_ours_does_not_keep_it_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from fastclaw.processes.lane import Collected, Collection, Grace, StartSpec
 from fastclaw.spawner import frames
 from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawn_process import SpawnProcess
-from fastclaw.spawner.spawner_host import HostHome
+from fastclaw.spawner.spawner_host import LocalHost
 from fastclaw.spawner.templates import Plans
 from tests.balance import balanced, descriptors_left, open_descriptors
 from tests.spawner.fake_spawner import (
@@ -56,7 +56,7 @@ MODULE = Path(__file__).parent.parent.parent / "fastclaw" / "template.py"
 class Rig:
     """A lane on this host with its templates."""
 
-    def __init__(self, home: HostHome, lane: SpawnLane) -> None:
+    def __init__(self, home: LocalHost, lane: SpawnLane) -> None:
         self.home, self.lane = home, lane
 
     async def start(self, code: str, *argv: str, **more: Any) -> Running:
@@ -121,7 +121,7 @@ def spec(code: str, *argv: str, template: str = "py", **more: Any) -> StartSpec:
 async def a_rig(ready_s: float = READY_S, **templates: Template) -> AsyncIterator[Rig]:
     async with balanced():
         plans = Plans(templates or {"py": PYTHON}, base_env={"BASE": "b"}, working_dir=None, user=None, ready_s=ready_s)
-        home = HostHome(plans)
+        home = LocalHost(plans)
         try:
             await home.start()
             yield Rig(home, SpawnLane(home, can_set_user=True))
