@@ -4,7 +4,7 @@ Every safe default of the sandbox is here and nowhere else. Knows no engine, no 
 of Podman 4.3.1 (pkg/specgen/specgen.go); later versions still read them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -98,7 +98,6 @@ def container_spec(
     owner: str,
     init: InitPlan,
     number: int = 0,
-    env: Mapping[str, str] | None = None,
     workspace: Workspace | None = None,
     workspace_option: str | None = None,
     network: ContainerNetwork = NO_NETWORK,
@@ -108,8 +107,6 @@ def container_spec(
     shm_bytes: int = limits.SHM_BYTES,
     memory_bytes: int | None = None,
     disk_bytes: int | None = None,
-    nofile: int | None = None,
-    nproc: int | None = None,
     user: str | None = None,
     capabilities: Sequence[str] = (),
     ids: int | None = None,
@@ -126,7 +123,6 @@ def container_spec(
         memory_bytes, disk_bytes: None is no limit.
         hosts: a file of the engine's host in the place of the container's hosts(5), which its root may write to. None
             leaves that to the engine, as does its own network.
-        nofile, nproc: hard limits of the engine's host for every process in it; None leaves them to the engine.
         user: name or `uid[:gid]` for PID 1 and the default of every exec; None is the image's. A spawner is always
             the container's root and becomes somebody else for each process.
         capabilities: of commands that are root; a spawner keeps its own besides.
@@ -139,11 +135,11 @@ def container_spec(
         "hostname": HOSTNAME,
         "manage_password": False,  # else a user without an entry gets one, and with it a group of its own
         "labels": container_labels(namespace, owner, number),
-        "env": dict(env or {}),
+        "env": {},
         **_chosen(user="0" if init.spawner else user, oci_runtime=oci_runtime),
         **_lifecycle(init),
         **_confinement(init, capabilities),
-        **_resources(pids_limit + own_pids, memory_bytes, nofile, nproc),
+        **_resources(pids_limit + own_pids, memory_bytes),
         **_user_namespace(ids),
         **({} if disk_bytes is None else {"storage_opts": {"size": str(disk_bytes)}}),
         "shm_size": shm_bytes,
@@ -209,15 +205,9 @@ def _user_namespace(ids: int | None) -> dict[str, Any]:
     return {"userns": {"nsmode": "private"}, "idmappings": {"UIDMap": extent, "GIDMap": extent}}
 
 
-def _resources(pids_limit: int, memory_bytes: int | None, nofile: int | None, nproc: int | None) -> dict[str, Any]:
+def _resources(pids_limit: int, memory_bytes: int | None) -> dict[str, Any]:
     memory = {} if memory_bytes is None else {"memory": {"limit": memory_bytes}}
-    ulimits = {"nofile": nofile, "nproc": nproc}
-    return {
-        "resource_limits": {"pids": {"limit": pids_limit}, **memory},
-        "r_limits": [
-            {"type": kind, "soft": value, "hard": value} for kind, value in ulimits.items() if value is not None
-        ],
-    }
+    return {"resource_limits": {"pids": {"limit": pids_limit}, **memory}, "r_limits": []}
 
 
 def _places(

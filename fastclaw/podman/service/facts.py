@@ -18,6 +18,7 @@ from typing import Literal
 from fastclaw import limits
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.linux.directories import shared_runtime_directory
+from fastclaw.linux.executable import loader_of
 from fastclaw.linux.proc import Mount, file_system, is_below, mounts
 from fastclaw.options import Options
 from fastclaw.podman.service.plan import CgroupMode, HostFacts, ServicePlan, plan_service, why_not_url
@@ -38,7 +39,6 @@ PID_MAX = Path("/proc/sys/kernel/pid_max")
 """Podman 4.3.1 lowers its own RLIMIT_NPROC to it, so a container can have no more (found by experiment)."""
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
-PT_INTERP = 3
 OVERLAY_BAD_LOWER = frozenset({"overlay", "nfs", "nfs4", "9p", "fuse.sshfs"})
 """File systems that cannot be the upper layer of an overlay mount (kernel: Documentation/filesystems/overlayfs.rst)."""
 
@@ -112,18 +112,10 @@ def elf_loader(path: Path) -> str | None:
     Raises:
         ValueError: it is no 64-bit little-endian ELF file.
     """
-    with path.open("rb") as file:
-        header = file.read(64)
-        if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
-            raise ValueError(f"{path} is no ELF program")
-        offset, entry_bytes, entries = _program_headers(header)
-        file.seek(offset)
-        table = file.read(entry_bytes * entries)
-        for at in range(0, len(table), entry_bytes or 1):
-            if int.from_bytes(table[at : at + 4], "little") == PT_INTERP:
-                file.seek(int.from_bytes(table[at + 8 : at + 16], "little"))
-                return os.fsdecode(file.read(int.from_bytes(table[at + 32 : at + 40], "little")).rstrip(b"\0"))
-    return None
+    program = path.read_bytes()
+    if len(program) < 64 or program[:6] != b"\x7fELF\x02\x01":
+        raise ValueError(f"{path} is no ELF program")
+    return loader_of(program)
 
 
 def cgroup_mode(root: Path) -> CgroupMode:
@@ -190,12 +182,6 @@ def has_mounts_below(path: Path, mounted: list[Mount]) -> bool:
     """Whether something else is mounted somewhere in a directory."""
     wanted = os.path.realpath(path)
     return any(mount.point != wanted and is_below(mount.point, wanted) for mount in mounted)
-
-
-def _program_headers(header: bytes) -> tuple[int, int, int]:
-    """e_phoff, e_phentsize and e_phnum of a 64-bit ELF header."""
-    offset = int.from_bytes(header[32:40], "little")
-    return offset, int.from_bytes(header[54:56], "little"), int.from_bytes(header[56:58], "little")
 
 
 def _util_linux_setpriv() -> str | None:
