@@ -213,7 +213,7 @@ class EngineLifecycle:
                     return
                 if time.monotonic() > deadline:
                     response.raise_for_status()
-                time.sleep(limits.ENGINE_READY_POLL_MS / 1000)  # the engine tells nobody when it is done
+                time.sleep(limits.ENGINE_READY_POLL_MS / 1000)  # the engine sends no event when it is done
 
     @contextmanager
     def _room_for(self, stop: Callable[[], object]) -> Iterator[None]:
@@ -303,7 +303,7 @@ class EngineLifecycle:
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Say on the log that this goes on, where it takes long: nobody shall take it for hanging."""
+    """Say on the log that this goes on, where it takes long, so that it is not taken for hanging."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
 
@@ -320,7 +320,7 @@ def _told(what: str) -> Iterator[None]:
 
 
 class _Creation:
-    """One create call and the question who removes the container when nobody waits for it any more."""
+    """One create call, whose container is removed where the caller has given it up, by the thread or by the loop."""
 
     def __init__(self, spec: Mapping[str, Any], remove: Callable[[APIClient, str], None]) -> None:
         self._remove = remove
@@ -332,10 +332,10 @@ class _Creation:
         self._created: str | None = None
 
     def run(self, client: APIClient) -> str:
-        """In the thread: create; remove at once what nobody waits for."""
+        """In the thread: create; remove it at once where it has been given up."""
         response = client.post("/containers/create", data=self._body, headers=JSON)
         if self._name and _says_full(response):
-            self._remove(client, self._name)  # what is left of it would stay for ever, and nobody has its id
+            self._remove(client, self._name)  # what is left of it would stay for ever: its id is unknown
         created = answer(response, Created).id
         with self._lock:
             self._created = created
@@ -359,7 +359,7 @@ class _Creation:
             )
 
     def abandon(self) -> str | None:
-        """On the loop: nobody waits any more. Returns what was created before."""
+        """On the loop: give it up. Returns what was created before."""
         with self._lock:
             self._abandoned = True
             return self._created

@@ -384,7 +384,7 @@ class ContainerHost(SpawnerHost):
 
 
 async def _resolved(user: str, passwd: str, group: str) -> Identity:
-    """Step by step: everybody else has the loop in between.
+    """In steps, between which the loop goes on.
 
     Raises:
         ExecFailed: `unknown_user`, `permission_denied`.
@@ -426,7 +426,7 @@ class PidsLimit:
 
     Parameters:
         group: where the pids controller has the container's init; None: nowhere that is seen from here.
-        container: its id, which is in the name of its own groups: a limit further up is somebody else's.
+        container: its id, which is in the name of its own groups: a limit further up is not the container's.
         commands: what the commands may have.
     """
 
@@ -457,8 +457,8 @@ class PidsLimit:
 def end_monitors(containers: Collection[str]) -> int:
     """End what monitors execs of these containers, which have been removed; return how many there were.
 
-    An engine of somebody else's keeps them, two conmon for each exec, until `exit_command_delay` is over, five minutes
-    by default, although nobody asks them any more.
+    An engine that is not ours keeps them, two conmon for each exec, until `exit_command_delay` is over, five minutes by
+    default.
 
     Parameters:
         containers: their full ids.
@@ -467,7 +467,7 @@ def end_monitors(containers: Collection[str]) -> int:
 
 
 def _ended(pid: int, containers: Collection[str]) -> bool:
-    with suppress(OSError):  # it has ended by itself, or belongs to somebody else
+    with suppress(OSError):  # it has ended by itself, or belongs to another user
         pidfd = os.pidfd_open(pid)
         try:
             if _is_monitor(pid, containers):  # from the open on it cannot become another process

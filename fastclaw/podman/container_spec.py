@@ -124,7 +124,7 @@ def container_spec(
         hosts: a file of the engine's host in the place of the container's hosts(5), which its root may write to. None
             leaves that to the engine, as does its own network.
         user: name or `uid[:gid]` for PID 1 and the default of every exec; None is the image's. A spawner is always
-            the container's root and becomes somebody else for each process.
+            the container's root and takes on the user of each process.
         capabilities: of commands that are root; a spawner keeps its own besides.
         ids: the host's id of root inside, with the next `limits.IDS` behind it; None is no user namespace of its own.
         oci_runtime: None is the service's default.
@@ -177,7 +177,7 @@ def _lifecycle(init: InitPlan) -> dict[str, Any]:
 
 
 SPAWNER_CAPABILITIES = ["CAP_KILL", "CAP_SETGID", "CAP_SETUID"]
-"""What the spawner keeps for `user` and for signals to who has one; what it starts has those of
+"""What the spawner keeps, to become another user and to signal its processes; commands have those of
 `options.capabilities` (spawner/c/confine.c)."""
 
 

@@ -37,7 +37,7 @@ class Slot(Generic[C]):
     """The container that takes execs, followed by another when it dies: ever later if they do not last.
 
     Parameters:
-        make: a container, not started yet, and told whom to tell of its death.
+        make: makes a container, not started yet; gets the callback for its death.
 
     Attributes:
         container: the one in use, dead or alive; None before `start`.
@@ -151,7 +151,7 @@ class Slot(Generic[C]):
                 except FastclawError as error:
                     self.failures += 1
                     pause = revival_delay_s(self.failures)
-                    # As text: a record that somebody keeps must not keep the error's frames and their descriptors.
+                    # As text: a log record that is kept must not keep the error's frames and their descriptors.
                     logger.warning("no new container (%s); trying again in %g s", str(error), pause)
                     await asyncio.sleep(pause)
         finally:
@@ -263,8 +263,8 @@ class Containers:
 
     Parameters:
         count: slots.
-        make: a container for a slot, not started yet, and told whom to tell of its death.
-        wears: as for `RotatingSlot`. Not where there is one slot: who has files in its container finds them again.
+        make: makes a container for a slot, not started yet; gets the slot's number and the callback for its death.
+        wears: as for `RotatingSlot`. Not where there is one slot, whose container has the files of all execs.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Whether containers get a user namespace of their own: root inside is then nobody on the host (user_namespaces(7)).
+"""Whether containers get a user namespace of their own, whose root has no rights on the host (user_namespaces(7)).
 
 And how a workspace is seen through it: the ids of its owner are those of the environment's user, both ways, and all
 others that the environment has are themselves, so that nothing inside writes what belongs to the host's root.
@@ -23,8 +23,8 @@ MAPS_WORKSPACES = "crun"
 """Takes a mapping of one's own with a mount (crun(1), "idmap mount options"); runc 1.1.5 ignores it."""
 
 
-class Owner(Struct, frozen=True, kw_only=True):
-    """Who a directory belongs to, or who a user is."""
+class Ids(Struct, frozen=True, kw_only=True):
+    """A user and a group, by number."""
 
     uid: int
     gid: int
@@ -33,13 +33,13 @@ class Owner(Struct, frozen=True, kw_only=True):
         return f"{self.uid}:{self.gid}"
 
 
-class Facts(Struct, frozen=True, kw_only=True):
+class NamespaceFacts(Struct, frozen=True, kw_only=True):
     """What the rules need to know.
 
     Parameters:
         is_root: fastclaw is the host's root.
         is_here: the engine is on this host.
-        rootless: the engine has a user namespace already, and nobody else's ids.
+        rootless: the engine has a user namespace already, and no ids but its own.
         storage_driver, oci_runtime: the engine's; of the runtime the last part of its path.
         kernel: version and patch level.
         user_namespaces: how many there may be (/proc/sys/user/max_user_namespaces).
@@ -57,12 +57,12 @@ class Facts(Struct, frozen=True, kw_only=True):
     kernel: tuple[int, int]
     user_namespaces: int
     highest_id: int = 0
-    owner: Owner | None = None
+    owner: Ids | None = None
     file_system: str = ""
     has_mounts: bool = False
 
 
-def why_none(facts: Facts) -> str | None:
+def why_none(facts: NamespaceFacts) -> str | None:
     """Why there can be no user namespace, in one line; None where there can."""
     if facts.rootless:
         return "a rootless engine has one already, whose root is the engine's user"
@@ -78,7 +78,7 @@ def why_none(facts: Facts) -> str | None:
     return _why_no_workspace(facts)
 
 
-def _why_no_workspace(facts: Facts) -> str | None:
+def _why_no_workspace(facts: NamespaceFacts) -> str | None:
     if facts.owner is None:
         return None
     if 0 in (facts.owner.uid, facts.owner.gid):
@@ -96,7 +96,7 @@ def _why_no_workspace(facts: Facts) -> str | None:
     return None
 
 
-def mount_option(first: int, owner: Owner, user: Owner) -> str:
+def mount_option(first: int, owner: Ids, user: Ids) -> str:
     """The mount option that makes what the owner has the user's, and the other way round.
 
     Parameters:

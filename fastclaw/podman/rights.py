@@ -18,7 +18,7 @@ from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux import proc
 from fastclaw.options import Options
 from fastclaw.podman import privileges
-from fastclaw.podman.privileges import Facts, Owner, read_capabilities
+from fastclaw.podman.privileges import Ids, NamespaceFacts, read_capabilities
 from fastclaw.podman.service.facts import has_mounts_below
 from fastclaw.podman.service.storage import private_directory
 from fastclaw.spawner import users
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 ID_LOCKS = Path("/run/fastclaw/ids")
-"""The same for everybody who may take one: the host's root."""
+"""One directory for all environments of this host, made by its root."""
 
 USER_FILES = ("/etc/passwd", "/etc/group")
 
@@ -50,8 +50,8 @@ class Rights(Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...] = ()
     ids: int | None = None
     why_no_ids: str | None = None
-    user: Owner | None = None
-    owner: Owner | None = None
+    user: Ids | None = None
+    owner: Ids | None = None
 
     @property
     def workspace_option(self) -> str | None:
@@ -130,7 +130,7 @@ def why_no_user_namespace(version: EngineVersion, *, is_here: bool) -> str | Non
     return privileges.why_none(_facts(Options(), version, None, is_here=is_here))
 
 
-def _why_none(options: Options, facts: Facts, *, has_spawner: bool) -> str | None:
+def _why_none(options: Options, facts: NamespaceFacts, *, has_spawner: bool) -> str | None:
     if options.user_namespace == "host":
         return "options.user_namespace is host"
     if options.user_namespace == "auto" and not has_spawner:
@@ -141,23 +141,23 @@ def _why_none(options: Options, facts: Facts, *, has_spawner: bool) -> str | Non
     return why_none
 
 
-def _owner(options: Options) -> Owner | None:
+def _owner(options: Options) -> Ids | None:
     if options.workspace is None or options.workspace.source is None:
         return None
     try:
         found = os.stat(options.workspace.source)
     except OSError as error:
         raise StartFailed(f"the workspace {options.workspace.source}: {error.strerror}", "bad_mount") from error
-    return Owner(uid=found.st_uid, gid=found.st_gid)
+    return Ids(uid=found.st_uid, gid=found.st_gid)
 
 
 def _facts(
-    options: Options, version: EngineVersion, owner: Owner | None, *, is_here: bool, highest_id: int = 0
-) -> Facts:
+    options: Options, version: EngineVersion, owner: Ids | None, *, is_here: bool, highest_id: int = 0
+) -> NamespaceFacts:
     source = options.workspace.source if options.workspace else None
     runtime = options.oci_runtime or version.oci_runtime
     major, minor, *_ = platform.release().split(".")
-    return Facts(
+    return NamespaceFacts(
         is_root=os.geteuid() == 0,
         is_here=is_here,
         rootless=version.rootless,
@@ -190,17 +190,17 @@ def _highest_number(user: str) -> int:
     return max(users.id_number(word) or 0 for word in user.split(":"))
 
 
-async def _identify(user: str, read_files: Callable[[], Awaitable[list[str]]]) -> Owner:
+async def _identify(user: str, read_files: Callable[[], Awaitable[list[str]]]) -> Ids:
     """A user's numbers. Root and those that are all numbers are known without looking into the image."""
     uid, colon, gid = user.partition(":")
     if user in ("", "0", "root"):
-        return Owner(uid=0, gid=0)
+        return Ids(uid=0, gid=0)
     texts = ["", ""] if colon and uid.isdecimal() and gid.isdecimal() else await read_files()
     try:
         found = users.resolve(user, *texts)
     except ExecFailed as error:
         raise StartFailed(f"options.user or the image's user: {error}", error.reason) from error
-    return Owner(uid=found.uid, gid=found.gid)
+    return Ids(uid=found.uid, gid=found.gid)
 
 
 class IdRange(NamedTuple):
@@ -219,7 +219,7 @@ class IdRange(NamedTuple):
 
 
 def take_id_range(directory: Path, first: int, count: int) -> IdRange:
-    """A range that nobody has; the caller closes its lock.
+    """A range that is free; the caller closes its lock.
 
     Parameters:
         directory: where the locks are, a file for each range: the same for everybody on this host.

@@ -12,9 +12,18 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import InvalidParams
 from fastclaw.options import FIRST_ID, ID_RANGES
-from fastclaw.podman.privileges import DEFAULT, NUMBERS, Facts, Owner, mask, mount_option, read_capabilities, why_none
+from fastclaw.podman.privileges import (
+    DEFAULT,
+    NUMBERS,
+    Ids,
+    NamespaceFacts,
+    mask,
+    mount_option,
+    read_capabilities,
+    why_none,
+)
 
-FACTS = Facts(
+FACTS = NamespaceFacts(
     is_root=True,
     is_here=True,
     rootless=False,
@@ -22,7 +31,7 @@ FACTS = Facts(
     oci_runtime="crun",
     kernel=(5, 19),
     user_namespaces=1,
-    owner=Owner(uid=1000, gid=1000),
+    owner=Ids(uid=1000, gid=1000),
     file_system="ext4",
 )
 NO_WORKSPACE: dict[str, Any] = {"owner": None, "file_system": ""}
@@ -42,8 +51,8 @@ def test_where_everything_is_there_there_is_one() -> None:
         ({"highest_id": limits.IDS}, "group 65536 is beyond"),
         ({"storage_driver": "vfs"}, "copied"),
         ({"kernel": (5, 18)}, "Linux 5.19"),
-        ({"owner": Owner(uid=0, gid=1000)}, "belongs to 0:1000"),
-        ({"owner": Owner(uid=1000, gid=0)}, "belongs to 1000:0"),
+        ({"owner": Ids(uid=0, gid=1000)}, "belongs to 0:1000"),
+        ({"owner": Ids(uid=1000, gid=0)}, "belongs to 1000:0"),
         ({"oci_runtime": "runc"}, "crun can"),
         ({"file_system": "nfs4"}, "nfs4"),
         ({"has_mounts": True}, "mounted in the workspace"),
@@ -68,7 +77,7 @@ def extents(option: str, kind: str) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("user", [0, 1, 1000, limits.IDS - 1])
 def test_the_owners_files_are_the_users_and_every_other_id_is_itself(user: int) -> None:
-    option = mount_option(FIRST_ID, Owner(uid=1000, gid=50), Owner(uid=user, gid=0))
+    option = mount_option(FIRST_ID, Ids(uid=1000, gid=50), Ids(uid=user, gid=0))
     found = extents(option, "uids")
     assert (1000, FIRST_ID + user, 1) in found
     host = [number for _, start, count in found for number in range(start, start + count)]
@@ -81,7 +90,7 @@ def test_the_owners_files_are_the_users_and_every_other_id_is_itself(user: int) 
 @pytest.mark.parametrize("owner", [0, 3, 1000, limits.IDS - 1])
 def test_what_was_written_inside_may_be_a_workspace_itself(owner: int, user: int) -> None:
     """crun refused to start with one of an id of the range: it was on disk twice."""
-    found = extents(mount_option(FIRST_ID, Owner(uid=FIRST_ID + owner, gid=50), Owner(uid=user, gid=0)), "uids")
+    found = extents(mount_option(FIRST_ID, Ids(uid=FIRST_ID + owner, gid=50), Ids(uid=user, gid=0)), "uids")
     pairs = {disk + at: host + at for disk, host, count in found for at in range(count)}
     assert len(pairs) == sum(count for _, _, count in found)
     assert pairs.pop(FIRST_ID + owner) == FIRST_ID + user
@@ -93,7 +102,7 @@ def test_what_was_written_inside_may_be_a_workspace_itself(owner: int, user: int
 
 def test_nothing_inside_is_written_as_the_hosts_root() -> None:
     for user in (0, 1000):
-        option = mount_option(FIRST_ID, Owner(uid=1000, gid=1000), Owner(uid=user, gid=user))
+        option = mount_option(FIRST_ID, Ids(uid=1000, gid=1000), Ids(uid=user, gid=user))
         assert all(disk > 0 for kind in ("uids", "gids") for disk, _, _ in extents(option, kind))
 
 

@@ -17,7 +17,7 @@ from fastclaw.errors import StartFailed
 from fastclaw.options import FIRST_ID, Options
 from fastclaw.podman import rights
 from fastclaw.podman.api import EngineVersion
-from fastclaw.podman.privileges import DEFAULT, Owner
+from fastclaw.podman.privileges import DEFAULT, Ids
 from fastclaw.podman.rights import IdRange, Rights, settle_rights, take_id_range
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ async def test_without_a_namespace_root_has_nothing_unless_it_is_asked_for() -> 
 )
 async def test_whose_a_workspace_is_to_be(user: str, ids: tuple[int, int], tmp_path: Path) -> None:
     found = await settled(user=user, workspace={"target": "/work", "source": str(tmp_path)})
-    owner = Owner(uid=os.getuid(), gid=os.getgid())
-    assert (found.user, found.owner) == (Owner(uid=ids[0], gid=ids[1]), owner)
+    owner = Ids(uid=os.getuid(), gid=os.getgid())
+    assert (found.user, found.owner) == (Ids(uid=ids[0], gid=ids[1]), owner)
     assert found.workspace_option is None
     assert found.volume_owner == f"{ids[0]}:{ids[1]}"
     assert (found.note is None) == (ids[0] == owner.uid)

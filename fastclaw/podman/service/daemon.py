@@ -27,7 +27,7 @@ from fastclaw.podman.service.storage import (
 )
 
 LOCK_MS = limits.ENGINE_READY_MS + limits.ENGINE_STOP_MS
-"""Somebody else may be bringing the same service up, and failing."""
+"""Another process may be bringing the same service up, and failing."""
 
 
 class EngineStatus(Struct, frozen=True, kw_only=True):
@@ -150,7 +150,7 @@ async def _end_child(pid: int) -> None:
 
 
 async def _end(home: Path) -> None:
-    """End the recorded service, whoever started it, and forget it."""
+    """End the recorded service, of whatever command, and forget it."""
     pid = _recorded(home)
     if pid is not None:
         await _end_recorded(home, pid)

@@ -9,7 +9,7 @@ The service is let finish first. An owner that shuts down in order removes every
 which has nothing to do then.
 
 Runs as `python -I -S janitor.py`, so it knows the standard library only, and most of that only once it is needed: an
-idle one should be small. Keeps nobody's stdout or stderr open, and so has nobody to complain to.
+idle one should be small. Its stdout and stderr are /dev/null: errors are not reported.
 """
 
 import json
@@ -94,7 +94,7 @@ def _make_room(reserve: str, least: int) -> None:
 
 
 def _remove_networks(order: Order, nft: str) -> None:
-    """First the interfaces, then the rules that kept who is on them from everything else (network/bridge/bridge.py)."""
+    """First the interfaces, then the rules that confined them (network/bridge/bridge.py)."""
     tables = [word for word in _output(order, nft, "list", "tables") if word.startswith(order["tables"])]
     for table in tables:
         interface = f"fc{table.rpartition('_')[2]}"

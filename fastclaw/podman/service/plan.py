@@ -15,8 +15,8 @@ from fastclaw.answer_limits import DISK_RESERVE_BYTES
 from fastclaw.errors import StartFailed
 
 DEFAULT_IMAGE = "localhost/fastclaw-default:1"
-"""The image that fastclaw makes itself, of what is on this host: there need be no registry. The number is that of what
-is in it, so that nobody goes on with one that an older fastclaw has made."""
+"""The image that fastclaw makes itself, of what is on this host: there need be no registry. The number is that of its
+contents: one that an older fastclaw has made is not used."""
 
 FALLBACK_IMAGE = "busybox"
 """Pulled where there is nothing to make it of, from the registry that the engine has for short names."""
@@ -34,7 +34,7 @@ DROPPED_VARIABLES = frozenset(
     {"CONTAINER_HOST", "CONTAINER_CONNECTION", "CONTAINERS_CONF_OVERRIDE", "NOTIFY_SOCKET"}
     | {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}
 )
-"""They would turn the service into a client of another one, or make it take over somebody else's socket."""
+"""They would turn the service into a client of another one, or make it take over another service's socket."""
 
 DIRECTORY_VARIABLES = frozenset(
     {"HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "TMPDIR"}
@@ -75,7 +75,7 @@ GUARD = '[ "$PPID" = "$1" ] && cd "$2" || exit 1; shift 2; '
 """The death signal is asked for after the fork: a parent that died before it is noticed by its pid having changed."""
 
 RECORD = 'read -r line < "/proc/$$/stat" && printf "%s\\n" "$line" > "$1" && cd "$2" || exit 1; shift 2; '
-"""The service writes down who it is before it becomes Podman, so there is never one that nobody can find again."""
+"""The service writes its own /proc/PID/stat line before it becomes Podman, so that it can always be found again."""
 
 MOUNT_NAMESPACE = ["-m", "--propagation", "slave"]
 """unshare(1): what Podman mounts stays inside and goes with the last process there, however that ends; a service in the
@@ -85,7 +85,7 @@ HIDE_CGROUP2 = "umount /sys/fs/cgroup/unified || exit 1; "
 
 DEATH_SIGNAL = "TERM"
 """What the service gets when its owner dies. It ends what it is in the middle of (libpod/shutdown and
-pkg/api/server/server.go, 4.3.1) and then itself; killed, it would leave monitors of containers that nobody knows of."""
+pkg/api/server/server.go, 4.3.1) and then itself; killed, it would leave monitors of unrecorded containers."""
 
 AS_ROOT = "unset XDG_RUNTIME_DIR; "
 """Root's Podman calls a runtime without it, and then crun and runc keep their records in /run."""

@@ -64,7 +64,7 @@ def default_state_dir() -> Path:
 
 
 def _home() -> Path:
-    """$HOME, but for one that is somebody else's, as `sudo -E` leaves it to root, and some CI services to theirs."""
+    """$HOME, unless it is another user's: `sudo -E` leaves the caller's to root, as some CI services do."""
     home = from_environment("HOME")
     why = None if home is None or not os.path.exists(home) else why_unsafe(home)
     if why is not None:
@@ -160,11 +160,11 @@ def _check_layers_path(state_dir: Path, plan: ServicePlan) -> None:
 
 
 def private_directory(path: Path) -> None:
-    """Make a directory that only this user can enter and nobody else can replace, or check that it is one.
+    """Make a directory that only this user can enter or replace, or check that it is one.
 
     Raises:
-        StartFailed: it belongs to somebody else, or one on the way does; is open to others, is no directory, or cannot
-            be made.
+        StartFailed: it or one on the way belongs to another user; it is open to others, no directory, or cannot be
+            made.
     """
     try:
         why = make_private(path)
@@ -185,7 +185,7 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a lock file for a few file operations.
 
     Raises:
-        StartFailed: `engine_timeout`: somebody else holds it for longer than `limits.ENGINE_LOCK_MS`.
+        StartFailed: `engine_timeout`: another process holds it for longer than `limits.ENGINE_LOCK_MS`.
     """
     fd = lock_file(path, limits.ENGINE_LOCK_MS)
     try:
@@ -198,7 +198,7 @@ def lock_file(path: Path, timeout_ms: int) -> int:
     """Take a lock file and return the descriptor that holds it. Waits in small steps: flock(2) knows no deadline.
 
     Raises:
-        StartFailed: `engine_timeout`: somebody else holds it for longer.
+        StartFailed: `engine_timeout`: another process holds it for longer.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
