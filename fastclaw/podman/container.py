@@ -75,6 +75,7 @@ class Container:
         alive: as far as is known.
         started_at: when it came up, on the loop's clock.
         memory: its memory and what was killed for want of it, where its processes are this host's.
+        execs, live: on the REST lane: how many execs it has been given, and how many of them are not over.
     """
 
     _has_execs = True
@@ -102,6 +103,7 @@ class Container:
         self.alive = False
         self.started_at = 0.0
         self.memory: MemoryWatch | None = None
+        self.execs = self.live = 0
 
     def __repr__(self) -> str:
         state = "up" if self.alive else "not up"

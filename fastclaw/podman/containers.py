@@ -4,8 +4,8 @@
                                 │
                                 └─ on the REST lane it drains until its last process has ended; then it is removed
 
-A `Slot` owns the containers that it makes and every task it starts. When a container is worn is `restart.Rotation`'s
-rule; how one comes up and goes is `container.Container`'s.
+A `Slot` owns the containers that it makes and every task it starts. How one comes up and goes is
+`container.Container`'s affair.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError
-from fastclaw.linux.restart import Rotation, revival_delay_s
+from fastclaw.linux.restart import revival_delay_s
 from fastclaw.podman.container import Container, SpawnerContainer
 from fastclaw.spawner.spawner_host import HostSlot, SpawnerHost
 
@@ -198,11 +198,12 @@ class SpawnerSlot(Slot[SpawnerContainer], HostSlot):
 class Lease:
     """One exec's claim on a container."""
 
-    __slots__ = ("_container", "_rotation")
+    __slots__ = ("_container",)
 
-    def __init__(self, container: Container, rotation: Rotation) -> None:
+    def __init__(self, container: Container) -> None:
         self._container = container
-        self._rotation = rotation
+        container.execs += 1
+        container.live += 1
 
     @property
     def container(self) -> str:
@@ -216,7 +217,7 @@ class Lease:
 
     def give_back(self) -> None:
         """The exec is over, or did not come about. Called once."""
-        self._rotation.give_back()
+        self._container.live -= 1
 
     def lost(self) -> None:
         """The engine says that the container no longer runs: how it is noticed on another host."""
@@ -224,7 +225,10 @@ class Lease:
 
 
 class RotatingSlot(Slot[Container]):
-    """A slot of the REST lane, which counts the execs of each of its containers.
+    """A slot of the REST lane: its container is followed by a fresh one once it is worn, and drains.
+
+    An engine keeps every exec session in the container's record and rewrites it whole at each step of each exec (Podman
+    4.3.1: 26 starts/s on a fresh container, 12 on one with 1 100 sessions).
 
     Parameters:
         make: as for `Slot`.
@@ -234,7 +238,6 @@ class RotatingSlot(Slot[Container]):
     def __init__(self, make: Callable[[Callable[[], None]], Container], *, wears: bool) -> None:
         super().__init__(make)
         self._wears = wears
-        self._rotations: dict[Container, Rotation] = {}
 
     def take(self) -> Lease:
         """A claim on the container for the next exec.
@@ -242,18 +245,15 @@ class RotatingSlot(Slot[Container]):
         Raises:
             ExecFailed: `container_gone`: it died and its successor is not there yet.
         """
-        container = self.current()
-        rotation = self._rotations.setdefault(container, Rotation())
-        rotation.take()
-        if self._wears and rotation.is_worn:
+        lease = Lease(container := self.current())
+        if self._wears and container.execs >= limits.EXECS_PER_CONTAINER:
             self._replace()
-        return Lease(container, rotation)
+        return lease
 
     async def _retire(self, container: Container) -> None:
         """Wait until no process needs it, daemons that a command left included, then remove it."""
-        rotation = self._rotations.pop(container, Rotation())
         # The engine sends no event when a container falls idle.
-        while container.alive and not (rotation.is_drained and await container.is_idle()):  # noqa: ASYNC110
+        while container.alive and (container.live or not await container.is_idle()):  # noqa: ASYNC110
             await asyncio.sleep(limits.DRAIN_LOOK_MS / 1000)
         await super()._retire(container)
 

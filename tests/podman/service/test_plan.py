@@ -44,6 +44,10 @@ PATHS = ServicePaths(
 )
 
 
+STORAGE = ["--root=/s/root", "--runroot=/r/run", "--tmpdir=/r/tmp", "--storage-driver=overlay"]
+SERVE = ["system", "service", "--time=0", "unix:///r/p.sock"]
+
+
 def facts(**changes: Any) -> HostFacts:
     """FACTS with changes."""
     return msgspec.structs.replace(FACTS, **changes)
@@ -168,19 +172,11 @@ def test_bound_command_line() -> None:
     argv = bound_argv(plan_service(facts(cgroups="hybrid")), PATHS, 42)
     assert argv[:3] == ["/usr/bin/setpriv", "--pdeathsig", "TERM"]
     assert argv[3:8] == ["/usr/bin/unshare", "-m", "--propagation", "slave", "/bin/sh"]
-    assert argv[argv.index("fastclaw-engine") + 1 :] == [
-        "42",
-        "/r",
-        "/usr/bin/podman",
-        "--root=/s/root",
-        "--runroot=/r/run",
-        "--tmpdir=/r/tmp",
-        "--storage-driver=overlay",
-        "system",
-        "service",
-        "--time=0",
-        "unix:///r/p.sock",
-    ]
+    assert argv[argv.index("fastclaw-engine") + 1 :] == ["42", "/r", "/usr/bin/podman", *STORAGE, *SERVE]
+
+
+def test_podman_chooses_the_storage_driver_where_we_cannot() -> None:
+    assert tool_argv(plan_service(facts(storage_driver=None)), PATHS)[-3:] == STORAGE[:3]
 
 
 def test_bound_without_setpriv_uses_python() -> None:
@@ -197,14 +193,7 @@ def test_standing_command_line_has_no_death_signal() -> None:
 
 def test_host_storage_gets_no_storage_flags() -> None:
     argv = bound_argv(plan_service(FACTS, storage="host"), PATHS, 42)
-    assert argv[argv.index("42") + 1 :] == [
-        "/r",
-        "/usr/bin/podman",
-        "system",
-        "service",
-        "--time=0",
-        "unix:///r/p.sock",
-    ]
+    assert argv[argv.index("42") + 1 :] == ["/r", "/usr/bin/podman", *SERVE]
 
 
 @pytest.mark.parametrize(("cgroups", "hides"), [("v2", False), ("hybrid", True)])
@@ -212,13 +201,7 @@ def test_a_command_beside_the_service_has_its_storage_and_its_view_of_the_host(c
     argv = tool_argv(plan_service(facts(cgroups=cgroups)), PATHS)
     at = argv.index("fastclaw-engine") + 1
     assert ("umount" in argv[at - 2]) is hides
-    assert argv[at:] == [
-        "/usr/bin/podman",
-        "--root=/s/root",
-        "--runroot=/r/run",
-        "--tmpdir=/r/tmp",
-        "--storage-driver=overlay",
-    ]
+    assert argv[at:] == ["/usr/bin/podman", *STORAGE]
 
 
 def test_a_command_beside_the_service_runs_as_it_is_written() -> None:
@@ -233,11 +216,6 @@ def test_the_janitor_is_told_everything_at_its_start() -> None:
     argv = janitor_argv("/usr/bin/python3", "/lib/janitor.py", order)
     assert argv[:4] == ["/usr/bin/python3", "-I", "-S", "/lib/janitor.py"]
     assert msgspec.json.decode(argv[4]) == msgspec.to_builtins(order)
-
-
-def test_podman_chooses_the_storage_driver_where_we_cannot() -> None:
-    argv = bound_argv(plan_service(facts(storage_driver=None)), PATHS, 42)
-    assert not any(word.startswith("--storage-driver") for word in argv)
 
 
 def test_environment_names_the_settings_and_drops_redirections() -> None:

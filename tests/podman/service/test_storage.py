@@ -14,7 +14,7 @@ import pytest
 from fastclaw import answer_limits, limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.owner import boot_id
-from fastclaw.podman.service.plan import HostFacts, plan_service
+from fastclaw.podman.service.plan import HostFacts, ServicePaths, ServicePlan, plan_service
 from fastclaw.podman.service.storage import (
     default_run_dir,
     default_state_dir,
@@ -44,13 +44,18 @@ PLAN = plan_service(
 )
 
 
+def paths_in(base: Path, plan: ServicePlan = PLAN, state: str = "s", run: str = "r", own: str = "own") -> ServicePaths:
+    """Where a service lives below a directory of the test's."""
+    return service_paths(base / state, base / run, base / run / own, plan)
+
+
 def test_conmon_has_a_stand_in_that_can_run(tmp_path: Path) -> None:
-    paths = service_paths(tmp_path / "s", tmp_path / "r", tmp_path / "r" / "own", PLAN)
+    paths = paths_in(tmp_path)
     [shim] = tomllib.loads(Path(paths.conf).read_text())["engine"]["conmon_path"]
     assert Path(shim).read_text() == PLAN.conmon_shim
     assert os.access(shim, os.X_OK)
     plain = msgspec.structs.replace(PLAN, conmon_shim=None)
-    paths = service_paths(tmp_path / "s", tmp_path / "r", tmp_path / "r" / "own", plain)
+    paths = paths_in(tmp_path, plain)
     assert tomllib.loads(Path(paths.conf).read_text())["engine"]["conmon_path"] == ["/usr/bin/conmon"]
 
 
@@ -134,17 +139,6 @@ def test_an_engine_is_told_of_no_runtime_directory_that_is_not_ours(
         assert os.environ.items() - engine_variables().items() == {("XDG_RUNTIME_DIR", str(unusable))}
 
 
-def test_a_new_directory_is_private(tmp_path: Path) -> None:
-    private_directory(tmp_path / "a" / "b")
-    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
-
-
-def test_a_directory_that_others_can_write_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
-    with pytest.raises(StartFailed, match="only this user"):
-        private_directory(tmp_path)
-
-
 def test_a_link_is_no_private_directory(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -171,38 +165,33 @@ def test_a_state_directory_that_no_overlay_can_have_is_refused_by_name(name: str
     """Podman: "kernel does not support overlay fs", and nothing of the name of the home directory."""
     plan = msgspec.structs.replace(PLAN, storage_driver="overlay")
     with pytest.raises(StartFailed, match=r"no images in .*a.+b: .* overlay mount; set XDG_STATE_HOME"):
-        service_paths(tmp_path / name, tmp_path / "r", tmp_path / "own", plan)
+        paths_in(tmp_path, plan, state=name)
     for other in ({"storage_driver": "vfs"}, {"storage": "host"}):
-        service_paths(tmp_path / name, tmp_path / "r", tmp_path / "own", msgspec.structs.replace(plan, **other))
+        paths_in(tmp_path, msgspec.structs.replace(plan, **other), state=name)
 
 
 def test_settings_are_written_once_and_named_by_content(tmp_path: Path) -> None:
     other_plan = msgspec.structs.replace(PLAN, oci_runtime="runc")
-    first = service_paths(tmp_path / "s", tmp_path / "r", tmp_path / "r" / "own", PLAN)
-    again = service_paths(tmp_path / "s", tmp_path / "r", tmp_path / "r" / "again", PLAN)
-    other = service_paths(tmp_path / "s", tmp_path / "r", tmp_path / "r" / "own", other_plan)
+    first = paths_in(tmp_path)
+    again = paths_in(tmp_path, own="again")
+    other = paths_in(tmp_path, other_plan)
     assert first.conf == again.conf != other.conf
     assert 'runtime = "crun"' in Path(first.conf).read_text()
     assert 'runtime = "runc"' in Path(other.conf).read_text()
     assert first.socket != again.socket
     assert (first.root, first.runroot, first.tmpdir) == (again.root, again.runroot, again.tmpdir)
-
-
-def test_another_run_dir_means_another_storage(tmp_path: Path) -> None:
-    one = service_paths(tmp_path / "s", tmp_path / "r1", tmp_path / "r1" / "own", PLAN)
-    two = service_paths(tmp_path / "s", tmp_path / "r2", tmp_path / "r2" / "own", PLAN)
-    assert one.root != two.root
+    assert first.root != paths_in(tmp_path, run="r2").root, "another run directory means another storage"
 
 
 def test_what_ran_before_the_last_boot_is_forgotten(tmp_path: Path) -> None:
-    paths = service_paths(tmp_path / "s", tmp_path / "r", tmp_path / "r" / "own", PLAN)
+    paths = paths_in(tmp_path)
     alive = Path(paths.tmpdir) / "alive"
     alive.parent.mkdir()
     alive.touch()
-    service_paths(tmp_path / "s", tmp_path / "r", tmp_path / "r" / "own", PLAN)
+    paths_in(tmp_path)
     assert alive.exists()
     (alive.parent.parent / "boot").write_text("another boot")
-    service_paths(tmp_path / "s", tmp_path / "r", tmp_path / "r" / "own", PLAN)
+    paths_in(tmp_path)
     assert not alive.exists()
     assert (alive.parent.parent / "boot").read_text() == boot_id()
 
@@ -237,7 +226,7 @@ def test_a_state_directory_that_others_can_replace_is_refused(tmp_path: Path) ->
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(StartFailed, match=r"open can be written by everybody, so .*/s is not safe; choose another one"):
-        service_paths(tmp_path / "open" / "s", tmp_path / "r", tmp_path / "r" / "own", PLAN)
+        paths_in(tmp_path, state="open/s")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what belongs to somebody else")
