@@ -91,7 +91,7 @@ BOTH_LOOPS = (
     "tests/processes/test_collector",
     "tests/processes/test_endpoint",
     "tests/processes/test_relay",
-    "tests/processes/test_sockets",
+    "tests/processes/test_listeners",
     "tests/server/test_stdio",
     "tests/server/test_workers",
     "tests/podman/rest_lane/test_stdin",

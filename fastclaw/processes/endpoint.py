@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 from fastclaw import limits
 from fastclaw.linux import splice
 from fastclaw.linux.splice import Move, is_holding
-from fastclaw.processes.sockets import Listener, drop_input, is_trusted_peer, turn_away
+from fastclaw.processes.listeners import Listener, drop_input, is_trusted_peer, turn_away
 
 if TYPE_CHECKING:
     from fastclaw.linux.poller import Poller

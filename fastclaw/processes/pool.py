@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from fastclaw.options import Options
     from fastclaw.processes.lane import Collected
-    from fastclaw.processes.sockets import ProcessSockets, SocketDirectory
+    from fastclaw.processes.listeners import ProcessSockets, SocketDirectory
     from fastclaw.runtime import (
         ExecRequest,
         ExitReason,

@@ -22,7 +22,7 @@ from fastclaw.processes.run_output import OutputStore
 if TYPE_CHECKING:
     from fastclaw.linux.poller import Poller
     from fastclaw.processes.lane import Collection, Owner, Streams
-    from fastclaw.processes.sockets import ProcessSockets
+    from fastclaw.processes.listeners import ProcessSockets
     from fastclaw.runtime import OnDisconnect
 
 

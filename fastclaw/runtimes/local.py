@@ -9,7 +9,7 @@ from typing import Any
 from fastclaw import limits
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.options import Network, Options
-from fastclaw.processes.sockets import SocketDirectory
+from fastclaw.processes.listeners import SocketDirectory
 from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
 from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawner_host import LocalHost

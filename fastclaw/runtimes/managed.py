@@ -17,8 +17,8 @@ from fastclaw.linux.own_limits import host_limits, raise_file_limit
 from fastclaw.options import Options, no_templates
 from fastclaw.processes.admission import Capacity, capacity
 from fastclaw.processes.lane import Lane
+from fastclaw.processes.listeners import SocketDirectory
 from fastclaw.processes.pool import ProcessPool
-from fastclaw.processes.sockets import SocketDirectory
 from fastclaw.runtime import (
     ExecRequest,
     ExecResult,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from fastclaw.options import Options
-    from fastclaw.processes.sockets import SocketDirectory
+    from fastclaw.processes.listeners import SocketDirectory
 
 
 class MemoryRuntime(ManagedRuntime):

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastclaw.processes.lane import Lane
-    from fastclaw.processes.sockets import SocketDirectory
+    from fastclaw.processes.listeners import SocketDirectory
 
 logger = logging.getLogger(__name__)
 

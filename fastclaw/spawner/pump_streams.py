@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.processes.sockets import is_trusted_peer, turn_away
+from fastclaw.processes.listeners import is_trusted_peer, turn_away
 from fastclaw.spawner import frames
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fastclaw.linux.poller import Poller
     from fastclaw.processes.lane import Owner
-    from fastclaw.processes.sockets import Listener, ProcessSockets
+    from fastclaw.processes.listeners import Listener, ProcessSockets
     from fastclaw.runtime import OnDisconnect
 
 STDIO, STDERR = 0, 1

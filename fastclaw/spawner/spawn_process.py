@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastclaw.linux.executable import Finding
     from fastclaw.linux.poller import Poller
     from fastclaw.processes.lane import Collection, Owner, StartSpec, Streams
-    from fastclaw.processes.sockets import ProcessSockets
+    from fastclaw.processes.listeners import ProcessSockets
     from fastclaw.runtime import OnDisconnect
     from fastclaw.spawner.link import Spawner
 

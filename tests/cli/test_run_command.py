@@ -23,7 +23,7 @@ import pytest
 from fastclaw.cli.run import _exit_code as exit_code_of
 from fastclaw.limits import SHUTDOWN_TIMEOUT_MS
 from fastclaw.linux import proc
-from fastclaw.processes.sockets import SocketDirectory
+from fastclaw.processes.listeners import SocketDirectory
 from fastclaw.runtime import ExitRecord
 from tests.cli.programs import DEADLINE_S, FASTCLAW, Call, assert_one_line, fastclaw
 

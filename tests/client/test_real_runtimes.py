@@ -15,7 +15,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import ExecFailed, InvalidParams, InvalidState, IoError
-from fastclaw.processes.sockets import SocketDirectory
+from fastclaw.processes.listeners import SocketDirectory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw.linux.poller import Poller
 from fastclaw.processes.endpoint import Endpoint
-from fastclaw.processes.sockets import SocketDirectory
+from fastclaw.processes.listeners import SocketDirectory
 from tests.waiting import until
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastclaw.options import Options
 from fastclaw.processes.lane import Collected, Collection, ExitStatus, Grace, Lane, LaneProcess, Output, StartSpec
+from fastclaw.processes.listeners import SocketDirectory
 from fastclaw.processes.pool import ProcessPool
 from fastclaw.processes.relayed_streams import PipedProcess
-from fastclaw.processes.sockets import SocketDirectory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,7 +10,7 @@ import pytest
 
 from fastclaw.errors import ExecFailed, InvalidParams, InvalidState
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
-from fastclaw.processes.sockets import SocketDirectory
+from fastclaw.processes.listeners import SocketDirectory
 from fastclaw.runtime import ExecRequest
 from tests.processes.lanes import ScriptedLane, a_pool
 from tests.waiting import turns, until

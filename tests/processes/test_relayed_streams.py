@@ -13,8 +13,8 @@ import pytest
 from fastclaw import limits
 from fastclaw.linux.poller import Poller
 from fastclaw.processes.lane import Collected, Collection, ExitStatus, Grace
+from fastclaw.processes.listeners import ProcessSockets, SocketDirectory
 from fastclaw.processes.relayed_streams import Collector, LocalStreams, OutputBudget, PipedProcess
-from fastclaw.processes.sockets import ProcessSockets, SocketDirectory
 from tests.balance import open_descriptors
 from tests.linux.rig import Client, PipeEnd
 from tests.waiting import turns, until

@@ -13,10 +13,10 @@ import pytest
 
 from fastclaw.errors import ExecFailed, FastclawError
 from fastclaw.linux.poller import Poller
+from fastclaw.processes import listeners
 from fastclaw.processes import pool as pool_module
-from fastclaw.processes import sockets
 from fastclaw.processes.admission import Admission
-from fastclaw.processes.sockets import SocketDirectory
+from fastclaw.processes.listeners import SocketDirectory
 from fastclaw.processes.table import ProcessTable
 from fastclaw.runtime import ExecRequest, RunRequest
 from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool
@@ -64,12 +64,12 @@ def at_the_sockets(patch: pytest.MonkeyPatch, lane: ScriptedLane) -> None:
 
 
 def at_the_second_socket(patch: pytest.MonkeyPatch, lane: ScriptedLane) -> None:
-    real = sockets._listen
+    real = listeners._listen
 
-    def listen(path: str) -> sockets.Listener:
+    def listen(path: str) -> listeners.Listener:
         return raising(full())() if path.endswith(".err") else real(path)
 
-    patch.setattr(sockets, "_listen", listen)
+    patch.setattr(listeners, "_listen", listen)
 
 
 def at_the_serving(error: BaseException) -> Patch:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from fastclaw.linux.poller import Poller
     from fastclaw.processes.lane import Owner
+    from fastclaw.processes.listeners import ProcessSockets
     from fastclaw.processes.pool import ProcessPool
     from fastclaw.processes.process import Process
-    from fastclaw.processes.sockets import ProcessSockets
     from fastclaw.runtime import OnDisconnect
 
 

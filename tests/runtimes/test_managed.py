@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import contextlib
 
     from fastclaw.options import Options
-    from fastclaw.processes.sockets import SocketDirectory
+    from fastclaw.processes.listeners import SocketDirectory
 
 
 def params(**options: Any) -> InitializeParams:

@@ -18,7 +18,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.poller import Poller
 from fastclaw.processes.lane import Grace
-from fastclaw.processes.sockets import SocketDirectory
+from fastclaw.processes.listeners import SocketDirectory
 from fastclaw.spawner import frames, pump_streams
 from fastclaw.spawner.pump_streams import SpawnStreams
 from fastclaw.spawner.spawn_process import SpawnProcess
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from fastclaw.processes.sockets import Listener, ProcessSockets
+    from fastclaw.processes.listeners import Listener, ProcessSockets
     from fastclaw.runtime import OnDisconnect
     from fastclaw.spawner.spawn_lane import SpawnLane
     from fastclaw.spawner.spawner_host import LocalHost

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from fastclaw.podman.rest_lane.exec_calls import Started
     from fastclaw.podman.rest_lane.trees import EndTree
     from fastclaw.processes.lane import Collected, Collection, Ooms, Owner, Streams
+    from fastclaw.processes.listeners import ProcessSockets
     from fastclaw.processes.relayed_streams import OutputBudget
-    from fastclaw.processes.sockets import ProcessSockets
     from fastclaw.runtime import OnDisconnect
 
 

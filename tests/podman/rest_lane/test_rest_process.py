@@ -23,7 +23,7 @@ from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rest_lane.rest_process import RestProcess
 from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import ExitStatus, Grace, ooms_from_now
-from fastclaw.processes.sockets import SocketDirectory
+from fastclaw.processes.listeners import SocketDirectory
 from tests.podman.rest_lane.fixed_containers import FixedContainers
 from tests.podman.rest_lane.rest_rig import (
     NO_CONTAINER,

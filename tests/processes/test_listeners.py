@@ -12,7 +12,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import IoError
-from fastclaw.processes.sockets import SocketDirectory, is_trusted_peer, runtime_parent, turn_away
+from fastclaw.processes.listeners import SocketDirectory, is_trusted_peer, runtime_parent, turn_away
 
 
 def mode(path: Path) -> int:
