@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +20,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of
+from fastclaw.linux.sockets import listen_privately, peer
 from fastclaw.podman.container_spec import spawner_pids
 from fastclaw.podman.privileges import mask
 from fastclaw.spawner import users
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROC = Path("/proc")
-_UCRED = struct.Struct("3i")
 
 
 class Network(Protocol):
@@ -331,10 +330,10 @@ class SpawnerContainer(Container):
                 control, _ = await loop.sock_accept(self._listener)
         except TimeoutError as error:
             raise StartFailed("the container's spawner did not connect; is the engine on this host?") from error
-        peer, _, _ = _UCRED.unpack(control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        if peer != init:
+        pid, _ = peer(control)
+        if pid != init:
             control.close()
-            raise StartFailed(f"process {peer} connected to the spawner's socket, and not the container's init {init}")
+            raise StartFailed(f"process {pid} connected to the spawner's socket, and not the container's init {init}")
         return control
 
     def _watch(self, init: int) -> None:
@@ -404,20 +403,17 @@ async def _resolved(user: str, passwd: str, group: str) -> Identity:
 @contextmanager
 def _listening(path: str, owner: int) -> Iterator[socket.socket]:
     """A socket of one user's that a spawner is awaited at; afterwards it is gone."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as listener:
-        try:
-            os.fchmod(listener.fileno(), 0o600)  # before bind: the path is born with this mode
-            listener.bind(path)
-            if owner:
-                os.chown(path, owner, -1)
-            listener.listen(1)
-        except OSError as error:
-            raise StartFailed(f"cannot await the spawner at {path}: {error.strerror}", "io_error") from error
-        try:
+    try:
+        listener = socket.socket(fileno=listen_privately(path, socket.SOCK_SEQPACKET, 1, owner))
+    except OSError as error:
+        raise StartFailed(f"cannot await the spawner at {path}: {error.strerror}", "io_error") from error
+    try:
+        with listener:
+            listener.setblocking(False)
             yield listener
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 class PidsLimit:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastclaw import limits
 from fastclaw.linux import splice
+from fastclaw.linux.sockets import has_hung_up, ready_events
 from fastclaw.linux.splice import Move, is_holding
 from fastclaw.processes.listeners import Listener, drop_input, is_trusted_peer, turn_away
 
@@ -169,9 +170,7 @@ class Endpoint:
         except OSError:
             return False
         try:
-            poll = select.poll()
-            poll.register(writing, select.POLLOUT)
-            return not poll.poll(0)
+            return not ready_events(writing, select.POLLOUT)
         finally:
             os.close(writing)
 
@@ -404,17 +403,6 @@ def _int_of(fd: int, request: int) -> int:
 OnEnd = Callable[[OSError | None], None]
 
 
-def has_hung_up(fd: int) -> bool:
-    """Whether a socket's peer has closed, both ways."""
-    return _is(fd, 0, select.POLLHUP)
-
-
-def _is(fd: int, asked: int, event: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, asked)
-    return any(events & event for _, events in poll.poll(0))
-
-
 class Relay:
     """Moves bytes until the source ends, the target breaks, or `stop`. Owns no descriptor.
 
@@ -500,7 +488,7 @@ class Relay:
         """Right after a move."""
         if not self._source_is_pipe or not has_hung_up(self._target):
             return False
-        took_less = is_holding(self._move) or _is(self._source, select.POLLIN, select.POLLIN)
+        took_less = is_holding(self._move) or ready_events(self._source, select.POLLIN) & select.POLLIN != 0
         if took_less:
             self._end(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
         return took_less

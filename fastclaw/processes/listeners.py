@@ -7,7 +7,6 @@ of each peer's credentials (SO_PEERCRED, unix(7)).
 import contextlib
 import os
 import socket
-import struct
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +15,9 @@ from fastclaw import limits
 from fastclaw.errors import IoError
 from fastclaw.linux import proc
 from fastclaw.linux.directories import HeldDirectory, remove_abandoned, runtime_directory, why_unsafe
+from fastclaw.linux.sockets import listen_privately, peer
 
 _PREFIX = "fastclaw-"
-_UCRED = struct.Struct("3i")
-_LISTENER_TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _LONGEST_NAME = len(f"/{_PREFIX}4194304-01234567/0123abcd-1000000000.err")
 _LONGEST_PARENT = limits.SOCKET_PATH_BYTES - _LONGEST_NAME
 
@@ -148,20 +146,10 @@ def drop_input(connection: socket.socket) -> None:
 
 
 def _listen(path: str) -> Listener:
-    # The C type itself: Python's own class costs as much again, and every exec makes two.
-    listening = socket.SocketType(socket.AF_UNIX, _LISTENER_TYPE)
-    try:
-        os.fchmod(listening.fileno(), 0o600)  # before bind: the path is born with this mode
-        listening.bind(path)
-        listening.listen(limits.LISTEN_BACKLOG)
-    except OSError:
-        listening.close()
-        raise
-    return Listener(listening.detach(), path)
+    return Listener(listen_privately(path, socket.SOCK_STREAM, limits.LISTEN_BACKLOG), path)
 
 
 def is_trusted_peer(connection: socket.socket) -> bool:
     """Whether the peer is this user or root."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    _, uid, _ = _UCRED.unpack(credentials)
+    _, uid = peer(connection)
     return uid in (0, os.geteuid())

@@ -12,11 +12,11 @@ import pytest
 from podman import PodmanClient
 
 from fastclaw import limits
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import static_busybox
 from fastclaw.podman.container_spec import INIT_TARGET, SHELL_INIT, InitPlan, container_spec
 from fastclaw.podman.service.facts import static_catatonit
-from fastclaw.podman.service.service_process import wait_readable
 from tests.podman.conftest import EngineService
 from tests.waiting import until
 

@@ -10,7 +10,6 @@ import ctypes
 import errno
 import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import TypeVar
 from fastclaw import network_limits
 from fastclaw.errors import ProtocolError, StartFailed
 from fastclaw.linux import netlink as rtnetlink
+from fastclaw.linux.sockets import reset_on_close
 from fastclaw.network.bridge import firewall
 from fastclaw.network.bridge.firewall import Bridge
 
@@ -170,7 +170,6 @@ DEVICE = "eth0"
 
 _PROC = Path("/proc")
 _ROUTES = Path("/proc/thread-self/net/route")
-_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger, socket(7)
 
 _SETTINGS = (("ipv6", "disable_ipv6", 1), ("ipv4", "forwarding", 0), ("ipv4", "arp_ignore", 1))
 """No IPv6; closed, too, while somebody has flushed the firewall; no word about the host's other addresses."""
@@ -279,7 +278,7 @@ def _prove(bridge: Bridge) -> None:
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.settimeout(network_limits.BRIDGE_PROOF_MS / 1000)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            reset_on_close(probe)
             probe.connect((str(bridge.gateway), firewall.HTTP_PORTS[0]))
     except OSError as error:
         raise StartFailed(

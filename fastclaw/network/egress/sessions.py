@@ -25,6 +25,7 @@ import h11
 
 from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
+from fastclaw.linux.sockets import reset_on_close
 from fastclaw.network.egress import tls
 from fastclaw.network.egress.addresses import Address, BadHost, parse_host
 from fastclaw.network.egress.dialing import Dialled
@@ -41,7 +42,7 @@ from fastclaw.network.egress.http_messages import (
     origin_target,
 )
 from fastclaw.network.egress.policy import RULES_NAME, Refused
-from fastclaw.network.egress.socket_io import IdleTimeout, close_gently, reset_on_close
+from fastclaw.network.egress.socket_io import IdleTimeout, close_gently
 from fastclaw.network.egress.tls import may_be_tls
 
 if TYPE_CHECKING:

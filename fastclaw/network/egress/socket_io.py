@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,8 +13,6 @@ from fastclaw.linux.poller import ONCE_READABLE
 
 if TYPE_CHECKING:
     from fastclaw.linux.poller import Poller
-
-_LINGER_NOT = struct.pack("ii", 1, 0)  # struct linger: on, 0 s (socket(7))
 
 
 class SocketReader:
@@ -95,12 +92,6 @@ class IdleTimeout:
         """What comes next may take so long in all."""
         if not self._timeout.expired():
             self._timeout.reschedule(self._loop.time() + seconds)
-
-
-def reset_on_close(sock: socket.socket) -> None:
-    """Have `sock` reset its connection when it is closed, so that what was sent is not taken for all there was."""
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
 
 
 async def close_gently(sock: socket.socket, reader: SocketReader) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 from fastclaw import limits
 from fastclaw.linux import splice
 from fastclaw.linux.poller import BROKEN, EDGES, EDGES_BOTH_WAYS, ENDED, READABLE, WRITABLE
-from fastclaw.network.egress.socket_io import reset_on_close
+from fastclaw.linux.sockets import reset_on_close
 
 if TYPE_CHECKING:
     import asyncio

@@ -24,7 +24,6 @@ import asyncio
 import errno
 import os
 import posixpath
-import select
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
@@ -37,6 +36,7 @@ from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.linux.executable import Finding, interpreter_of, loader_of, why_refused
 from fastclaw.linux.pidfd import open_pidfd, wait_status
 from fastclaw.linux.proc import has_variable
+from fastclaw.linux.sockets import is_readable
 from fastclaw.podman.rest_lane import engine_errors
 from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Demultiplexer
 from fastclaw.podman.rest_lane.http_client import HttpClient, Response, Upgraded
@@ -307,7 +307,7 @@ async def _became_command(pid: int, pidfd: int, spec: StartSpec) -> bool:
     entry = f"{PROCESS_ID_VARIABLE}={spec.process_id}".encode()
     give_up = loop.time() + limits.EXECVE_PROOF_MS / 1000
     while not has_variable(pid, entry):
-        if _is_over(pidfd):
+        if is_readable(pidfd):
             status = wait_status(pidfd, pid)
             return status is not None and not engine_errors.may_be_failed_execve(status)
         if loop.time() > give_up:
@@ -354,12 +354,6 @@ async def _read_head(sock: socket.socket, leftover: bytes, timeout_ms: int) -> _
     except ProtocolError as error:
         raise ExecFailed(f"the engine's stream makes no sense: {error}", "engine_error") from error
     return head
-
-
-def _is_over(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 # --- which file is in the way ---

@@ -26,6 +26,7 @@ from fastclaw.limits import (
     MAX_ARGS_BYTES,
     RUN_OUTPUT_BYTES,
 )
+from fastclaw.linux.sockets import is_readable
 from fastclaw.podman.rest_lane.demux import Attached
 from fastclaw.podman.rest_lane.exec_calls import (
     ExecCalls,
@@ -40,7 +41,6 @@ from fastclaw.podman.rest_lane.http_client import HttpClient, Upgraded
 from fastclaw.podman.rest_lane.rest_process import RestProcess
 from fastclaw.podman.rest_lane.stdin import StdinHelpers
 from fastclaw.podman.rest_lane.trees import EndTree, end_remote_tree, end_tree
-from fastclaw.podman.service.service_process import is_readable
 from fastclaw.processes.lane import Collection, Grace, Lane, LaneProcess, Memory, StartSpec, ooms_from_now
 from fastclaw.processes.relayed_streams import OutputBudget
 from fastclaw.spawner import users

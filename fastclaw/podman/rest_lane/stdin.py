@@ -20,6 +20,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.helper import Child
 from fastclaw.linux.packets import Outbox, close_all
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane.stdin_main import END, OPENED, ORDER, START
 
 if TYPE_CHECKING:
@@ -161,19 +162,4 @@ def _two_pipes() -> tuple[int, int, int, int]:
 
 async def _says_opened(told: int) -> bool:
     """Whether a helper has its pipe open; False where it ended instead, or takes too long."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(told, _resolve, ready)
-    try:
-        async with asyncio.timeout(limits.STDIN_OPEN_MS / 1000):
-            await ready
-    except TimeoutError:
-        return False
-    finally:
-        loop.remove_reader(told)
-    return os.read(told, len(OPENED)) == OPENED
-
-
-def _resolve(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
+    return await wait_readable(told, limits.STDIN_OPEN_MS) and os.read(told, len(OPENED)) == OPENED

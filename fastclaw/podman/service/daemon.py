@@ -14,9 +14,10 @@ from msgspec import Struct
 from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.owner import identity, start_time
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.service.plan import ServicePaths, ServicePlan, service_env, standing_argv
 from fastclaw.podman.service.service import answers_ping
-from fastclaw.podman.service.service_process import end_service, reap, spawn_service, wait_readable
+from fastclaw.podman.service.service_process import end_service, reap, spawn_service
 from fastclaw.podman.service.storage import (
     ENGINE_DIR,
     SOCKET_NAME,

@@ -10,8 +10,9 @@ from contextlib import suppress
 
 from fastclaw import limits
 from fastclaw.errors import StartFailed
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.service.janitor_main import ARMED
-from fastclaw.podman.service.service_process import reap, spawn_service, wait_readable
+from fastclaw.podman.service.service_process import reap, spawn_service
 
 
 class Standby:

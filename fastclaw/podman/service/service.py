@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.owner import this_process
+from fastclaw.linux.sockets import is_readable, wait_readable
 from fastclaw.podman.container_spec import LABEL_OWNER
 from fastclaw.podman.service import janitor_main
 from fastclaw.podman.service.janitor import Standby
@@ -28,7 +29,7 @@ from fastclaw.podman.service.plan import (
     service_env,
     tool_argv,
 )
-from fastclaw.podman.service.service_process import end_service, is_readable, reap, spawn_service, wait_readable
+from fastclaw.podman.service.service_process import end_service, reap, spawn_service
 from fastclaw.podman.service.storage import engine_variables, service_dir, service_paths
 
 if TYPE_CHECKING:

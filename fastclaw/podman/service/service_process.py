@@ -5,9 +5,7 @@ sends it when the *thread* that made the child ends (prctl(2), PR_SET_PDEATHSIG)
 from a thread that lives as long as fastclaw does: the event loop's, never a pool's.
 """
 
-import asyncio
 import os
-import select
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +13,7 @@ from contextlib import suppress
 from fastclaw import limits
 from fastclaw.linux import proc
 from fastclaw.linux.packets import close_all
+from fastclaw.linux.sockets import wait_readable
 
 DEFAULTED = [
     *(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXFSZ, signal.SIGCHLD)
@@ -41,28 +40,6 @@ def spawn_service(argv: list[str], env: dict[str, str], stderr_fd: int, stdin_fd
         (os.POSIX_SPAWN_DUP2, stderr_fd, 2),
     ]
     return os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True, setsigdef=DEFAULTED, setsigmask=[])
-
-
-def is_readable(fd: int) -> bool:
-    """Whether a descriptor is readable now; for a pidfd: whether the process has ended."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-async def wait_readable(fd: int, timeout_ms: int) -> bool:
-    """Whether a descriptor becomes readable in time; for a pidfd: whether the process has ended."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, _resolve, ready)
-    try:
-        async with asyncio.timeout(timeout_ms / 1000):
-            await ready
-        return True
-    except TimeoutError:
-        return False
-    finally:
-        loop.remove_reader(fd)
 
 
 async def end_process(pidfd: int, grace_ms: int) -> None:
@@ -117,11 +94,6 @@ def reap(pid: int) -> None:
     """Collect a child that has ended. Nothing happens for one that has not, or that is not a child of this process."""
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-
-
-def _resolve(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
 
 
 def _send(pidfd: int, signum: int) -> None:

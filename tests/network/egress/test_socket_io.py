@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import limits, network_limits
-from fastclaw.network.egress.socket_io import IdleTimeout, SocketReader, close_gently, reset_on_close
+from fastclaw.linux.sockets import reset_on_close
+from fastclaw.network.egress.socket_io import IdleTimeout, SocketReader, close_gently
 from tests.network.egress.rig import listening
 
 if TYPE_CHECKING:

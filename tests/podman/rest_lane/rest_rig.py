@@ -16,11 +16,11 @@ import pytest
 from podman import PodmanClient
 
 from fastclaw.linux import proc
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane.demux import STDERR, STDOUT
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls
 from fastclaw.podman.rest_lane.http_client import HttpClient
 from fastclaw.podman.rest_lane.rest import RestLane
-from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace, StartSpec
 from tests.podman.rest_lane.fixed_containers import FixedContainers
 from tests.waiting import wait_until

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from fastclaw.errors import ProtocolError
 from fastclaw.limits import ATTACH_READ_BYTES
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Attached, Demultiplexer
-from fastclaw.podman.service.service_process import wait_readable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

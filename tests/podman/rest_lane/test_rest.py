@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.errors import ExecFailed
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane import rest
 from fastclaw.podman.rest_lane.stdin import StdinHelpers
-from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import ExitStatus
 from tests.podman.rest_lane.rest_rig import (
     NO_CONTAINER,

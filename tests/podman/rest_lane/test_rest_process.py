@@ -16,12 +16,12 @@ from podman import PodmanClient
 from fastclaw.errors import ExecFailed
 from fastclaw.linux import pidfd
 from fastclaw.linux.poller import Poller
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane import rest_process
 from fastclaw.podman.rest_lane.demux import Attached
 from fastclaw.podman.rest_lane.exec_calls import Started
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rest_lane.rest_process import RestProcess
-from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import ExitStatus, Grace, ooms_from_now
 from fastclaw.processes.listeners import SocketDirectory
 from tests.podman.rest_lane.fixed_containers import FixedContainers

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.linux import proc
-from fastclaw.podman.service.service_process import wait_readable
+from fastclaw.linux.sockets import wait_readable
 from tests.balance import open_descriptors
 from tests.podman.rest_lane.rest_rig import complete, drop, grace, marked, spec
 from tests.waiting import until

@@ -21,11 +21,11 @@ from podman import PodmanClient
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, IoError
 from fastclaw.linux import proc
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane import trees
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls
 from fastclaw.podman.rest_lane.http_client import HttpClient, Upgraded
 from fastclaw.podman.rest_lane.trees import ProcessTable, end_remote_tree, end_tree
-from fastclaw.podman.service.service_process import wait_readable
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
 from tests.balance import balanced, descriptors_left
 from tests.podman.rest_lane.rest_rig import (

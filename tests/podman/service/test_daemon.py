@@ -12,10 +12,10 @@ import pytest
 
 from fastclaw.errors import StartFailed
 from fastclaw.linux.owner import start_time
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.service.daemon import engine_start, engine_status, engine_stop
 from fastclaw.podman.service.plan import ServicePlan
 from fastclaw.podman.service.service import answers_ping
-from fastclaw.podman.service.service_process import wait_readable
 
 pytestmark = pytest.mark.podman
 

@@ -15,12 +15,12 @@ from podman import PodmanClient
 
 from fastclaw.errors import StartFailed
 from fastclaw.linux.owner import start_time
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.service.facts import host_facts
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan, plan_service
 from fastclaw.podman.service.service import ManagedService, answers_ping
-from fastclaw.podman.service.service_process import wait_readable
 from tests.balance import children
 from tests.waiting import until
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastclaw.linux import proc
-from fastclaw.podman.service.service_process import end_process, end_service, reap, spawn_service, wait_readable
+from fastclaw.linux.sockets import wait_readable
+from fastclaw.podman.service.service_process import end_process, end_service, reap, spawn_service
 
 
 def spawn(script: str, tmp_path: Path) -> tuple[int, int]:
@@ -116,13 +117,3 @@ async def test_its_stdin_may_be_a_descriptor_of_ours(tmp_path: Path) -> None:
 
 async def test_reaping_what_is_not_a_child_is_fine() -> None:
     reap(1)
-
-
-async def test_a_wait_that_times_out_leaves_no_reader() -> None:
-    read, write = os.pipe()
-    try:
-        assert not await wait_readable(read, 1)
-        assert not asyncio.get_running_loop().remove_reader(read)
-    finally:
-        os.close(read)
-        os.close(write)
