@@ -1,15 +1,15 @@
-"""Frames on their way out through one packet socket: sent at once, or in order as soon as there is room.
+"""Packets with descriptors: what arrives, and frames on their way out, at once or in order as soon as there is room.
 
-Owns the descriptors that go along from the moment a frame is handed over: they are closed when it has left or never
-will. A frame that cannot be sent now waits; one that never can (too long for the socket, a descriptor that is none) is
-dropped alone, holds up no other, and whoever sent it is told. Knows nothing of what is in a frame.
+The outbox owns the descriptors that go along from the moment a frame is handed over: they are closed when it has left
+or never will. A frame that cannot be sent now waits; one that never can (too long for the socket, a descriptor that is
+none) is dropped alone, holds up no other, and its sender is told. Knows nothing of what is in a frame.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
+import socket
 from array import array
 from collections import deque
 from contextlib import suppress
@@ -21,16 +21,47 @@ from fastclaw.errors import ExecFailed
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     OnDropped = Callable[[ExecFailed], None]
 
-logger = logging.getLogger(__name__)
+_SPACES = [socket.CMSG_SPACE((count + 1) * array("i").itemsize) for count in range(3)]
+"""What so many descriptors, and one too many, take beside a packet (cmsg(3))."""
+_CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_TRUNC)
+"""Plain numbers: as members of an enum they cost a microsecond each time."""
 
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET})
 _PASSING = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 """Too many descriptors on their way (unix(7)), or no memory: there is no event for when that is over."""
+
+
+def receive(packets: socket.socket, into: memoryview, most_fds: int = 1) -> tuple[int, Sequence[int]]:
+    """One packet: its size, and the descriptors that came along, close-on-exec and now the caller's.
+
+    Parameters:
+        into: gets its bytes.
+        most_fds: 0 to 2. One that finds no free number here is lost without a word (recvmsg(2), MSG_CTRUNC).
+
+    Returns:
+        Size 0 for the end, and for a packet that is longer or has more descriptors, which are closed.
+
+    Raises:
+        BlockingIOError: there is none now.
+    """
+    try:
+        size, extras, flags, _ = packets.recvmsg_into([into], _SPACES[most_fds], _CLOEXEC)
+    except ConnectionResetError:
+        return 0, ()
+    if not extras:
+        return (0 if flags & _TRUNCATED else size), ()
+    fds = array("i")
+    for level, kind, data in extras:
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    if flags & _TRUNCATED or len(fds) > most_fds:
+        close_all(fds)
+        return 0, ()
+    return size, fds
 
 
 class _Waiting(NamedTuple):
@@ -134,7 +165,9 @@ class Outbox:
 
 
 def _log(error: ExecFailed) -> None:
-    logger.warning("a frame was dropped: %s", error)
+    import logging  # here: the process that makes stdin helpers has to be up soon and small, and needs none
+
+    logging.getLogger(__name__).warning("a frame was dropped: %s", error)
 
 
 def _drop_all(fds: Iterable[int]) -> None:

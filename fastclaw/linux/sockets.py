@@ -81,6 +81,6 @@ def listen_privately(path: str, kind: int, backlog: int, owner: int = 0) -> int:
 
 
 def reset_on_close(connection: socket.socket) -> None:
-    """Have a TCP connection end with a reset once it is closed, so that what was sent is not taken for all there was."""
+    """Have a TCP connection reset when it is closed, so that what was sent is not taken for all there was."""
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)

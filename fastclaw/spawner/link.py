@@ -10,13 +10,12 @@ import asyncio
 import errno
 import os
 import socket
-from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError, StartFailed
-from fastclaw.linux.packets import Outbox, close_all
+from fastclaw.linux.packets import Outbox, close_all, receive
 from fastclaw.spawner import frames
 from fastclaw.spawner.spawn_process import end_tree, resources_refused
 
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
 
 _ALL = 0
 """In an END: everything."""
-
-_ONE_FD = socket.CMSG_SPACE(array("i").itemsize)
-_CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_TRUNC)
-"""Plain numbers: as members of an enum they cost a microsecond each time."""
 
 _CLIENT_EVENTS = frozenset({frames.ENDED, frames.LEFT, frames.GAP, frames.WAITING, frames.STUCK, frames.BLOCKED})
 
@@ -399,16 +394,17 @@ class Spawner:
         # As many reads as may have something: one that finds nothing costs as much as one that does.
         for _ in range(min(len(self._kept), limits.SPAWN_EVENT_BURST) or 1):
             try:
-                size, fd = _receive(self._channel, self._frame)
+                size, fds = receive(self._channel, self._frame)
             except BlockingIOError:
                 return
             if size < frames.EVENT.size:
                 self._end()
                 return
-            self._heed(size, fd)
+            self._heed(size, fds)
 
-    def _heed(self, size: int, fd: int | None) -> None:
+    def _heed(self, size: int, fds: Sequence[int]) -> None:
         """One frame, which is in `_frame`."""
+        fd = fds[0] if fds else None
         op, id, a, b, user_us, system_us, max_rss_kb = frames.EVENT.unpack_from(self._frame)
         process = self._kept.get(id)
         if process is None:
@@ -495,14 +491,14 @@ class Spawner:
     def _on_control(self) -> None:
         frame = memoryview(bytearray(frames.EVENT.size))
         try:
-            size, fd = _receive(self._control, frame)
+            size, fds = receive(self._control, frame)
         except BlockingIOError:
             return
         if size != frames.EVENT.size:
             self._end()
             return
         op, id, errno, value, *_ = frames.EVENT.unpack(frame)
-        self._heed_answer(id if op == frames.ANSWER else 0, errno, value, fd)
+        self._heed_answer(id if op == frames.ANSWER else 0, errno, value, fds[0] if fds else None)
 
     # --- the end ---
 
@@ -511,7 +507,7 @@ class Spawner:
         if not self.alive:
             return
         with suppress(OSError):
-            while (said := _receive(self._channel, self._frame))[0] >= frames.EVENT.size:
+            while (said := receive(self._channel, self._frame))[0] >= frames.EVENT.size:
                 self._heed(*said)
         self.close()
         self._on_end()
@@ -553,24 +549,3 @@ def with_files(fds: Sequence[int], files: Sequence[bytes]) -> list[int]:
         close_all(opened)
         raise resources_refused(error) from error
     return opened
-
-
-def _receive(packets: socket.socket, frame: memoryview) -> tuple[int, int | None]:
-    """The size of a frame, and the descriptor that came along, if there was room for it here (recvmsg(2), MSG_CTRUNC).
-
-    Size 0: the end, or a frame that is too long or has more.
-    """
-    try:
-        size, extras, flags, _ = packets.recvmsg_into([frame], _ONE_FD, _CLOEXEC)
-    except ConnectionResetError:
-        return 0, None
-    if not extras:
-        return (0 if flags & _TRUNCATED else size), None
-    fds = array("i")
-    for level, kind, data in extras:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    if flags & _TRUNCATED or len(fds) > 1:
-        close_all(fds)
-        return 0, None
-    return size, fds[0] if fds else None

@@ -13,7 +13,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.linux.packets import Outbox, close_all
+from fastclaw.linux.packets import Outbox, close_all, receive
 from tests.balance import descriptors_left, open_descriptors
 from tests.waiting import until
 
@@ -234,3 +234,53 @@ async def test_a_descriptor_that_is_none_costs_its_own_frame_only(caplog: pytest
         assert await arrive(theirs, count + 1) == [numbered(number) for number in range(count + 1)]
         assert len(open_descriptors()) == len(before) + 2
     assert "Bad file descriptor" in caplog.text
+
+
+@contextmanager
+def a_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a packet socket."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_a_packet_arrives_with_its_descriptors_and_no_child_inherits_them() -> None:
+    frame = memoryview(bytearray(8))
+    with a_pair() as (ours, theirs):
+        with pytest.raises(BlockingIOError):
+            receive(ours, frame)
+        socket.send_fds(theirs, [b"two"], [0, 1])
+        size, fds = receive(ours, frame, 2)
+        assert (bytes(frame[:size]), [os.get_inheritable(fd) for fd in fds]) == (b"two", [False, False])
+        assert [os.path.sameopenfile(fd, number) for number, fd in enumerate(fds)] == [True, True]
+        close_all(fds)
+        theirs.send(b"none")
+        assert receive(ours, frame) == (4, ())
+        theirs.close()
+        assert receive(ours, frame) == (0, ())
+
+
+@pytest.mark.parametrize(("sent", "count", "most"), [(9, 0, 2), (9, 1, 1), (3, 2, 1), (3, 3, 2), (3, 1, 0)])
+def test_a_packet_that_is_too_much_is_the_end_and_leaves_nothing_open(sent: int, count: int, most: int) -> None:
+    before = open_descriptors()
+    with a_pair() as (ours, theirs):
+        socket.send_fds(theirs, [bytes(sent)], [0] * count)
+        assert receive(ours, memoryview(bytearray(8)), most) == (0, ())
+        assert len(open_descriptors()) == len(before) + 2
+
+
+def test_a_descriptor_that_finds_no_free_number_is_lost_alone() -> None:
+    before = open_descriptors()
+    with a_pair() as (ours, theirs):
+        socket.send_fds(theirs, [b"no room"], [0])
+        with descriptors_left(0):
+            assert receive(ours, memoryview(bytearray(8))) == (7, ())
+        assert len(open_descriptors()) == len(before) + 2
+
+
+def test_an_end_that_was_reset_is_an_end() -> None:
+    """A peer that leaves something unread has the next read fail (ECONNRESET)."""
+    with a_pair() as (ours, theirs):
+        ours.send(b"unread")
+        theirs.close()
+        assert receive(ours, memoryview(bytearray(8))) == (0, ())

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fastclaw import limits, network_limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux import loop
-from fastclaw.linux.packets import Outbox, close_all
+from fastclaw.linux.packets import Outbox, close_all, receive
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.proxy_server import Server
@@ -42,6 +42,7 @@ class EgressWorker:
         self._orders = orders
         self._loop = asyncio.get_running_loop()
         self._reports = Outbox(orders, self._loop)
+        self._frame = memoryview(bytearray(network_limits.EGRESS_FRAME_BYTES))
         self._counters: Counters | None = None
         self._server: Server | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -70,7 +71,9 @@ class EgressWorker:
 
     def _on_order(self) -> None:
         try:
-            self._obey(*receive(self._orders))
+            with all_descriptors():
+                size, fds = receive(self._orders, self._frame, _MOST_FDS)
+            self._obey(bytes(self._frame[:size]), list(fds))
         except BlockingIOError:
             return
         except Exception as error:  # half of an order is none: fastclaw starts another proxy
@@ -124,22 +127,6 @@ class EgressWorker:
     def _tell(self, report: frames.Report) -> None:
         with suppress(ExecFailed):  # fastclaw has not read thousands of them
             self._reports.send(frames.encode(report), [])
-
-
-def receive(orders: socket.socket) -> tuple[bytes, list[int]]:
-    """One order with its descriptors; empty at the end.
-
-    Raises:
-        BlockingIOError: there is none.
-    """
-    try:
-        with all_descriptors():
-            frame, fds, _, _ = socket.recv_fds(
-                orders, network_limits.EGRESS_FRAME_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC
-            )
-    except ConnectionResetError:
-        return b"", []
-    return frame, fds
 
 
 @contextmanager

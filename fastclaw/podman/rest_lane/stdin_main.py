@@ -32,10 +32,14 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from fastclaw import limits
+from fastclaw.linux.packets import close_all, receive
 from fastclaw.linux.proc import read_stat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 START, END = 1, 2
 ORDER = struct.Struct("=3I")
@@ -77,25 +81,19 @@ class StdinServer:
 
     def _obey(self) -> bool:
         """Everything that was ordered; False at the end."""
+        frame = memoryview(bytearray(ORDER.size))
         with suppress(BlockingIOError):
-            while order := self._receive():
-                frame, fds = order
+            while True:
+                size, fds = receive(self._orders, frame, _START_FDS)
+                if not size:
+                    return False
                 try:
-                    self._do(frame, fds)
+                    self._do(frame[:size], fds)
                 finally:
-                    for fd in fds:
-                        os.close(fd)
-            return False
+                    close_all(fds)
         return True
 
-    def _receive(self) -> tuple[bytes, list[int]] | None:
-        try:
-            frame, fds, _, _ = socket.recv_fds(self._orders, ORDER.size, _START_FDS, socket.MSG_CMSG_CLOEXEC)
-        except ConnectionResetError:
-            return None
-        return (frame, fds) if frame else None
-
-    def _do(self, frame: bytes, fds: list[int]) -> None:
+    def _do(self, frame: memoryview, fds: Sequence[int]) -> None:
         kind, id, pid = ORDER.unpack(frame)
         if kind == END:
             self._ending.append((time.monotonic() + limits.STDIN_END_MS / 1000, id))
