@@ -13,14 +13,13 @@ import logging
 import os
 import platform
 import pwd
-import socket
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
-from fastclaw.linux.helper import Child
+from fastclaw.linux.helper import Child, start_on_a_socket
 from fastclaw.linux.restart import revival_delay_s
 from fastclaw.spawner import frames, users
 from fastclaw.spawner.link import greet
@@ -124,15 +123,9 @@ class LocalHost(SpawnerHost, HostSlot):
         if binary is None:
             raise StartFailed(why_no_spawner() or "no spawner", "unsupported")
         try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._child, ours = start_on_a_socket([str(binary)], env={})
         except OSError as error:
             raise StartFailed(f"cannot start the spawner: {error}", "io_error") from error
-        with theirs:
-            try:
-                self._child = Child([str(binary), str(theirs.fileno())], theirs.fileno(), quiet=False, env={})
-            except OSError as error:
-                ours.close()
-                raise StartFailed(f"cannot start the spawner: {error}", "io_error") from error
         try:
             self.spawner = await greet(
                 ours,
@@ -215,7 +208,7 @@ class LocalHost(SpawnerHost, HostSlot):
 
     async def _end_child(self) -> None:
         if self._child is not None:
-            await self._child.wait_ended(limits.SPAWN_EXIT_MS / 1000)
+            await self._child.aclose(limits.SPAWN_EXIT_MS)
             self._child = None
 
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import sys
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fastclaw import limits, network_limits
 from fastclaw.errors import ExecFailed, ProtocolError
-from fastclaw.linux.helper import Child
-from fastclaw.linux.packets import Outbox, close_all
+from fastclaw.linux.helper import Helper
+from fastclaw.linux.packets import close_all
 from fastclaw.linux.restart import revival_delay_s
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.accounting import Counters
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from fastclaw.network.egress.proxy_frames import EgressConfig, Role
@@ -49,6 +49,7 @@ class _Process:
         on_end: called with the reason when it is gone or of no use; not after `aclose`.
 
     Attributes:
+        pid: its own.
         began: loop time of its start.
 
     Raises:
@@ -58,18 +59,15 @@ class _Process:
     def __init__(self, on_report: Callable[[frames.Report], None], on_end: Callable[[str], None]) -> None:
         self._on_report, self._on_end = on_report, on_end
         self._loop = asyncio.get_running_loop()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        argv = [sys.executable, "-m", "fastclaw.network.egress.proxy_main", str(theirs.fileno())]
-        with theirs:
-            try:
-                self._child = Child(argv, theirs.fileno(), quiet=True, env=_environment())
-            except OSError:
-                self._socket.close()
-                raise
+        self._helper = Helper(
+            [sys.executable, "-m", "fastclaw.network.egress.proxy_main"],
+            env=_environment(),
+            on_packet=self._on_frame,
+            packet_bytes=network_limits.EGRESS_FRAME_BYTES,
+        )
+        self.pid = self._helper.pid
         self.began = self._loop.time()
-        self._patience_s = network_limits.EGRESS_EXIT_MS / 1000
-        self._orders = Outbox(self._socket, self._loop)
-        self._loop.add_reader(self._socket.fileno(), self._on_readable)
+        self._grace_ms = network_limits.EGRESS_EXIT_MS
         self._late = self._loop.call_later(network_limits.EGRESS_READY_MS / 1000, self.give_up, "it does not come up")
 
     def order(self, order: frames.Order, *fds: int) -> None:
@@ -88,15 +86,9 @@ class _Process:
         except OSError:
             close_all(copies)
             raise
-        self._orders.send(frames.encode(order), copies)
+        self._helper.send(frames.encode(order), copies)
 
-    def _on_readable(self) -> None:
-        try:
-            frame = self._socket.recv(network_limits.EGRESS_FRAME_BYTES)
-        except BlockingIOError:
-            return
-        except ConnectionResetError:
-            frame = b""
+    def _on_frame(self, frame: bytes) -> None:
         if not frame:
             self._end("it ended")
             return
@@ -111,24 +103,18 @@ class _Process:
 
     def give_up(self, why: str) -> None:
         """It is of no use any more: end it, without patience."""
-        self._patience_s = 0
+        self._grace_ms = 0
         self._end(why)
 
     def _end(self, why: str) -> None:
-        self._close()
+        self._late.cancel()
+        self._helper.close()
         self._on_end(why)
-
-    def _close(self) -> None:
-        if self._socket.fileno() >= 0:
-            self._late.cancel()
-            self._loop.remove_reader(self._socket.fileno())
-            self._orders.close()
-            self._socket.close()
 
     async def aclose(self) -> None:
         """Have it end, and reap it; one that does not end is killed."""
-        self._close()
-        await self._child.wait_ended(self._patience_s)
+        self._late.cancel()
+        await self._helper.aclose(self._grace_ms)
 
 
 class EgressProxy:

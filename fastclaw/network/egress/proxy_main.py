@@ -183,7 +183,9 @@ class ToFastclaw(logging.Handler):
 
 async def _main(fd: int) -> None:
     """Never returns: the end does not wait for a name server or a disk that threads of ours may wait for."""
-    worker = EgressWorker(socket.socket(fileno=fd))
+    orders = socket.socket(fileno=fd)
+    orders.setblocking(False)
+    worker = EgressWorker(orders)
     logging.basicConfig(handlers=[ToFastclaw(worker.log)])
 
     def complain(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from contextlib import suppress
 from functools import partial
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.linux.helper import Child
-from fastclaw.linux.packets import Outbox, close_all
+from fastclaw.linux.helper import Helper
+from fastclaw.linux.packets import close_all
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane.stdin_main import END, OPENED, ORDER, START
 
@@ -49,7 +48,7 @@ class StdinHelpers:
     """Makes helpers. Nothing is started before the first is needed, or `prepare`."""
 
     def __init__(self) -> None:
-        self._server: _Server | None = None
+        self._server: Helper | None = None
         self._last_id = 0
         self._not_before = 0.0
 
@@ -72,11 +71,11 @@ class StdinHelpers:
         source, fd, told, tell = _two_pipes()
         os.set_blocking(fd, False)  # the helper's end waits, ours does not
         self._last_id += 1
-        entry = Input(fd, partial(server.send_end, self._last_id))
+        entry = Input(fd, partial(_send_end, server, self._last_id))
         is_open = False
         try:
             with suppress(ExecFailed):  # it does not keep up, or no descriptor can be passed now
-                server.send(START, self._last_id, pid, [source, tell])
+                server.send(ORDER.pack(START, self._last_id, pid), [source, tell])
                 is_open = await _says_opened(told)
         finally:
             os.close(told)
@@ -85,7 +84,7 @@ class StdinHelpers:
                 entry.end()
         return entry if is_open else None
 
-    def _find_server(self) -> _Server | None:
+    def _find_server(self) -> Helper | None:
         if self._server is not None and self._server.has_ended:
             self._server.close()
             self._server = None
@@ -93,61 +92,20 @@ class StdinHelpers:
         if self._server is None and loop.time() >= self._not_before:
             self._not_before = loop.time() + limits.STDIN_SERVER_PAUSE_MS / 1000
             with suppress(OSError):  # no process or descriptor to be had: stdin goes the long way
-                self._server = _Server()
+                self._server = Helper([sys.executable, "-m", "fastclaw.podman.rest_lane.stdin_main"])
         return self._server
 
     async def aclose(self) -> None:
         """End the server and all that it has made. Idempotent."""
         if self._server is not None:
-            self._server.close()
-            await self._server.wait_ended()
+            await self._server.aclose(limits.STDIN_SERVER_EXIT_MS)
             self._server = None  # at its end only: where this is cancelled, the next call goes on
 
 
-class _Server:
-    """The process of `stdin_main.py`.
-
-    Raises:
-        OSError: it cannot be started.
-    """
-
-    def __init__(self) -> None:
-        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        argv = [sys.executable, "-m", "fastclaw.podman.rest_lane.stdin_main", str(theirs.fileno())]
-        with theirs:
-            try:
-                self._child = Child(argv, theirs.fileno(), quiet=True)
-            except OSError:
-                self._orders.close()
-                raise
-        self._outbox = Outbox(self._orders, asyncio.get_running_loop())
-
-    @property
-    def has_ended(self) -> bool:
-        """It is gone, and reaped."""
-        return self._child.has_ended
-
-    def send(self, kind: int, id: int, pid: int = 0, fds: list[int] | None = None, *, bounded: bool = True) -> None:
-        """An order; descriptors are closed here in any case.
-
-        Raises:
-            ExecFailed: `overloaded`.
-        """
-        self._outbox.send(ORDER.pack(kind, id, pid), fds or [], bounded=bounded)
-
-    def send_end(self, id: int) -> None:
-        """One for each START, so it needs no bound of its own. Nothing where the server is closed."""
-        if self._orders.fileno() >= 0:
-            self.send(END, id, bounded=False)
-
-    def close(self) -> None:
-        """It kills what it has made and ends. Idempotent."""
-        self._outbox.close()
-        self._orders.close()
-
-    async def wait_ended(self) -> None:
-        """After `close`."""
-        await self._child.wait_ended(limits.STDIN_SERVER_EXIT_MS / 1000)
+def _send_end(server: Helper, id: int) -> None:
+    """One for each START, so it needs no bound of its own. Nothing where the server is closed."""
+    if server.is_open:
+        server.send(ORDER.pack(END, id, 0), [], bounded=False)
 
 
 def _two_pipes() -> tuple[int, int, int, int]:

@@ -55,7 +55,7 @@ class Served:
     @property
     def pid(self) -> int:
         assert self.proxy._process is not None
-        return self.proxy._process._child.pid
+        return self.proxy._process.pid
 
     async def asks(self, port: int | None = None) -> Client:
         """A client that asks for a tunnel to the origin."""
@@ -309,7 +309,7 @@ async def main():
     proxy.listen("proxy", sock)
     while proxy._process is None:
         await asyncio.sleep(0.002)
-    print(proxy._process._child.pid, flush=True)
+    print(proxy._process.pid, flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())
 """

@@ -219,7 +219,7 @@ def helper_states(lane: RestLane) -> list[bytes]:
     """One letter for each helper, by proc_pid_stat(5)."""
     server = lane._stdin_helpers._server
     assert server is not None
-    return [state for pid, _ in proc.children(server._child.pid) if (state := state_of(pid))]
+    return [state for pid, _ in proc.children(server.pid) if (state := state_of(pid))]
 
 
 def state_of(pid: int) -> bytes:

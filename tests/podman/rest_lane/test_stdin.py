@@ -68,7 +68,7 @@ async def opened(helpers: StdinHelpers, process: subprocess.Popen[bytes]) -> Inp
 def server_of(helpers: StdinHelpers) -> int:
     """The pid of the process that makes them."""
     assert helpers._server is not None
-    return helpers._server._child.pid
+    return helpers._server.pid
 
 
 def helper_pids(server: int) -> list[int]:
@@ -319,7 +319,7 @@ async def main():
     helpers = StdinHelpers()
     process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE)
     entry = await helpers.open(process.pid)
-    server = helpers._server._child.pid
+    server = helpers._server.pid
     print(process.pid, server, *(pid for pid, _ in procfs.children(server)), flush=True)
     await asyncio.Event().wait()
 
