@@ -25,7 +25,7 @@ from tests.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from fastclaw.podman.rest_lane.rest_process import RestProcess
+    from fastclaw.podman.rest_lane.rest import RestProcess
     from tests.podman.fleet import Fleet
 
 pytestmark = pytest.mark.podman

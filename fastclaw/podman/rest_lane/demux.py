@@ -113,14 +113,11 @@ _buffer = memoryview(bytearray(ATTACH_READ_BYTES))
 class Outlet:
     """The write end of one output pipe and what it has not taken yet."""
 
-    __slots__ = ("_fd", "_loop", "_on_drained", "_pending", "_waiting")
-
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, on_drained: Callable[[], None]) -> None:
         self._loop = loop
         self._fd = fd
         self._on_drained = on_drained
         self._pending = memoryview(b"")
-        self._waiting = False
 
     @property
     def full(self) -> bool:
@@ -135,13 +132,13 @@ class Outlet:
         written = self._put(slices if len(slices) <= ATTACH_GATHER_SLICES else [memoryview(b"".join(slices))])
         if written < total and self._fd >= 0:
             self._pending = memoryview(b"".join(slices))[written:]
-            self._wait()
+            self._loop.add_writer(self._fd, self._drain)
 
     def close(self) -> None:
-        """Close the pipe now; what is kept is lost."""
-        self._stop_waiting()
+        """Close the pipe now; what is kept is lost. Idempotent."""
         self._pending = memoryview(b"")
         if self._fd >= 0:
+            self._loop.remove_writer(self._fd)
             os.close(self._fd)
             self._fd = -1
 
@@ -156,44 +153,29 @@ class Outlet:
 
     def _drain(self) -> None:
         self._pending = self._pending[self._put([self._pending]) :]
-        if not self._pending:
-            self._stop_waiting()
+        if not self.full:
+            if self._fd >= 0:
+                self._loop.remove_writer(self._fd)
             self._on_drained()
-
-    def _wait(self) -> None:
-        self._waiting = True
-        self._loop.add_writer(self._fd, self._drain)
-
-    def _stop_waiting(self) -> None:
-        if self._waiting:
-            self._waiting = False
-            self._loop.remove_writer(self._fd)
 
 
 class Inlet:
     """From the read end of the stdin pipe to the engine, without a copy where the kernel can."""
-
-    __slots__ = ("_loop", "_move", "_sock", "_source", "_waits_for_sock", "_waits_for_source")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, source: int) -> None:
         self._loop = loop
         self._sock = sock
         self._source = source
         self._move: Move = mover()
-        self._waits_for_source = False
-        self._waits_for_sock = False
-
-    def start(self) -> None:
-        """Wait for the first byte."""
+        self._watched = -1
         self._wait_for_source()
 
     def close(self) -> None:
-        """Stop reading: the writer of the pipe sees EPIPE. The connection is left as it is."""
-        if self._source < 0:
-            return
-        self._wait_for_nothing()
-        os.close(self._source)
-        self._source = -1
+        """Stop reading: the writer of the pipe sees EPIPE. The connection is left as it is. Idempotent."""
+        if self._source >= 0:
+            self._watch(-1)
+            os.close(self._source)
+            self._source = -1
 
     def _pump(self) -> None:
         try:
@@ -209,7 +191,7 @@ class Inlet:
             moved = self._move(self._source, self._sock.fileno())
         except BlockingIOError:
             # The source is known to have bytes only at the first try of a wake-up; later it may just be empty.
-            self._wait_for_sock() if first else self._wait_for_source()
+            self._watch(self._sock.fileno()) if first else self._wait_for_source()
             return False
         if moved == 0:
             self.close()
@@ -217,28 +199,25 @@ class Inlet:
         return moved > 0
 
     def _wait_for_source(self) -> None:
-        if not self._waits_for_source:
-            self._wait_for_nothing()
-            self._waits_for_source = True
-            self._loop.add_reader(self._source, self._pump)
+        self._watch(self._source)
 
-    def _wait_for_sock(self) -> None:
-        if not self._waits_for_sock:
-            self._wait_for_nothing()
-            self._waits_for_sock = True
-            self._loop.add_writer(self._sock.fileno(), self._wait_for_source)
-
-    def _wait_for_nothing(self) -> None:
-        if self._waits_for_source:
-            self._waits_for_source = False
-            self._loop.remove_reader(self._source)
-        if self._waits_for_sock:
-            self._waits_for_sock = False
-            self._loop.remove_writer(self._sock.fileno())
+    def _watch(self, fd: int) -> None:
+        """Wait for bytes in the source, room in the connection, or nothing (-1)."""
+        if fd == self._watched:
+            return
+        if self._watched == self._source:
+            self._loop.remove_reader(self._watched)
+        elif self._watched >= 0:
+            self._loop.remove_writer(self._watched)
+        self._watched = fd
+        if fd == self._source:
+            self._loop.add_reader(fd, self._pump)
+        elif fd >= 0:
+            self._loop.add_writer(fd, self._wait_for_source)
 
 
-class Attached:
-    """One running relay. Everything passed in belongs to it from here on.
+class Demux:
+    """The relay between one hijacked connection and the pipes of its process. It takes over everything passed in.
 
     Parameters:
         sock: the hijacked connection, non-blocking.
@@ -251,19 +230,6 @@ class Attached:
     Attributes:
         reads: how often the engine has sent something.
     """
-
-    __slots__ = (
-        "_demultiplexer",
-        "_held",
-        "_inlet",
-        "_loop",
-        "_on_eof",
-        "_reading",
-        "_sock",
-        "_stderr",
-        "_stdout",
-        "reads",
-    )
 
     def __init__(
         self,
@@ -290,7 +256,8 @@ class Attached:
         else:
             self._stderr = Outlet(self._loop, stderr, self._go_on)
         self._inlet = Inlet(self._loop, sock, stdin) if stdin is not None else None
-        self._start(leftover)
+        if not leftover or self._take(memoryview(leftover)):
+            self._go_on()
 
     @property
     def awaits_engine(self) -> bool:
@@ -302,16 +269,10 @@ class Attached:
         self._end(None)
 
     def close(self) -> None:
-        """Close everything now, whatever is under way."""
+        """Close everything now, whatever is under way. Idempotent."""
         self._end_connection()
         self._stdout.close()
         self._stderr.close()
-
-    def _start(self, leftover: bytes) -> None:
-        if self._inlet:
-            self._inlet.start()
-        if not leftover or self._take(memoryview(leftover)):
-            self._go_on()
 
     @property
     def _ended(self) -> bool:
@@ -358,7 +319,7 @@ class Attached:
         try:
             slices = self._demultiplexer.feed(data)
         except ProtocolError as error:
-            self._fail(error)
+            self._end(error)
             return False
         self._write(slices)
         if self._stdout.full or self._stderr.full:
@@ -400,14 +361,11 @@ class Attached:
         try:
             self._demultiplexer.feed_eof()
         except ProtocolError as error:
-            self._fail(error)
+            self._end(error)
             return
         if self._held and not engine_errors.is_trailer(self._held):
             self._stderr.write([memoryview(self._held)])
         self._end(None)
-
-    def _fail(self, error: ProtocolError) -> None:
-        self._end(error)
 
     def _end(self, error: Exception | None) -> None:
         self._end_connection()

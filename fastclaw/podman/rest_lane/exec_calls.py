@@ -88,6 +88,24 @@ class SessionGone(Exception):
     """The engine knows the container but no longer the exec session."""
 
 
+def refuse_impossible(spec: StartSpec) -> None:
+    """Refuse what crun would cut at the NUL, and what execve refuses only after the start was reported.
+
+    Raises:
+        ExecFailed: `invalid_params`, `too_long`, `not_found`.
+    """
+    strings = [*spec.cmd, *(f"{name}={value}" for name, value in spec.variables.items())]
+    if any("\0" in text for text in (*strings, spec.working_dir or "", spec.user or "")):
+        raise ExecFailed("a NUL byte cannot be passed to a process", "invalid_params")
+    if sum(map(len, strings)) > limits.MAX_ARGS_BYTES:
+        raise ExecFailed(f"command and environment are longer than {limits.MAX_ARGS_BYTES} bytes", "too_long")
+    for text in strings:
+        if len(text) >= limits.MAX_ARG_BYTES // 4 and len(text.encode(errors="surrogatepass")) >= limits.MAX_ARG_BYTES:
+            raise ExecFailed(f"one argument or variable is longer than {limits.MAX_ARG_BYTES} bytes", "too_long")
+    if not spec.cmd[0]:
+        raise ExecFailed("the command is empty", "not_found")
+
+
 def create_body(spec: StartSpec) -> bytes:
     """The create call's JSON for a spec.
 
@@ -117,14 +135,29 @@ class ExecCalls:
     """Calls on one engine.
 
     Parameters:
+        url: as `HttpClient`.
         timeout_ms: deadline of each call.
+
+    Raises:
+        ValueError: the URL has another form.
     """
 
-    __slots__ = ("_client", "_timeout_ms")
+    __slots__ = ("_client", "timeout_ms")
 
-    def __init__(self, client: HttpClient, timeout_ms: int) -> None:
-        self._client = client
-        self._timeout_ms = timeout_ms
+    def __init__(self, url: str, timeout_ms: int) -> None:
+        self._client = HttpClient(url)
+        self.timeout_ms = timeout_ms
+
+    def __repr__(self) -> str:
+        return repr(self._client)
+
+    def idle(self) -> int:
+        """Connections that are kept for later."""
+        return self._client.idle()
+
+    def close(self) -> None:
+        """Close the kept connections. Idempotent."""
+        self._client.close()
 
     async def create(self, container_id: str, body: bytes) -> str:
         """Register an exec session; its id.
@@ -144,9 +177,9 @@ class ExecCalls:
             ExecFailed: as `create`, and `unknown_user`.
         """
         try:
-            answer = await self._client.upgrade("POST", f"{API}/exec/{session}/start", _START_BODY, self._timeout_ms)
+            answer = await self._client.upgrade("POST", f"{API}/exec/{session}/start", _START_BODY, self.timeout_ms)
         except (OSError, ProtocolError) as error:
-            _translate(error, self._timeout_ms)
+            _translate(error, self.timeout_ms)
         if isinstance(answer, Response):
             _refuse(answer)
         return answer
@@ -193,9 +226,9 @@ class ExecCalls:
 
     async def _call(self, method: str, path: str, body: bytes | None, *, enough: int | None = None) -> Response:
         try:
-            return await self._client.request(method, path, body, self._timeout_ms, enough=enough)
+            return await self._client.request(method, path, body, self.timeout_ms, enough=enough)
         except (OSError, ProtocolError) as error:
-            _translate(error, self._timeout_ms)
+            _translate(error, self.timeout_ms)
 
 
 def _decode(decoder: msgspec.json.Decoder[T], answer: Response, call: str) -> T:
@@ -263,15 +296,14 @@ class _Head:
         return self.ended or self.stdout_seen or not engine_errors.may_be_failure(self.stderr)
 
 
-async def prove(
-    calls: ExecCalls, session: str, sock: socket.socket, head: bytes, spec: StartSpec, *, local: bool, timeout_ms: int
+async def confirm(
+    calls: ExecCalls, session: str, sock: socket.socket, head: bytes, spec: StartSpec, *, local: bool
 ) -> Started:
     """Wait until the command is known to run or to have run.
 
     Parameters:
         sock, head: the hijacked connection and what was read of it; stays the caller's.
         local: the engine's pids are this host's.
-        timeout_ms: for the wait on the stream of a command that has ended.
 
     Raises:
         ExecFailed: it never ran, with the reason; or the engine failed; or `io_error`, where there is no descriptor for
@@ -286,7 +318,7 @@ async def prove(
     try:
         if pidfd is not None and await _became_command(state.pid, pidfd, spec):
             return Started(state.pid, pidfd, head, None, ended=False)
-        exit_code, raw = await _judge_ended(calls, session, sock, head, spec, had_pid=had_pid, timeout_ms=timeout_ms)
+        exit_code, raw = await _judge_ended(calls, session, sock, head, spec, had_pid=had_pid)
     except BaseException:
         if pidfd is not None:
             os.close(pidfd)
@@ -324,10 +356,9 @@ async def _judge_ended(
     spec: StartSpec,
     *,
     had_pid: bool,
-    timeout_ms: int,
 ) -> tuple[int | None, bytes]:
     """The exit code, where it was asked for, and the stream so far."""
-    head = await _read_head(sock, leftover, timeout_ms)
+    head = await _read_head(sock, leftover, calls.timeout_ms)
     if head.stdout_seen or not head.stderr or not engine_errors.may_be_failure(head.stderr):
         return None, head.raw
     exit_code = (await calls.inspect(session)).exit_code

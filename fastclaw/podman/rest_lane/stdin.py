@@ -13,7 +13,7 @@ import os
 import sys
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
@@ -26,22 +26,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Input:
-    """A way into a stranger's stdin.
+class Input(NamedTuple):
+    """A way into a command's stdin.
 
-    Attributes:
+    Parameters:
         fd: write end of a pipe, non-blocking and close-on-exec: the caller's to close. EOF goes through.
+        close: to be called once `fd` is closed. What it was given gets a moment to arrive; a helper that still waits
+            then is killed.
     """
 
-    __slots__ = ("_end", "fd")
-
-    def __init__(self, fd: int, end: Callable[[], None]) -> None:
-        self.fd = fd
-        self._end = end
-
-    def end(self) -> None:
-        """`fd` is closed. What it was given gets a moment to arrive; a helper that still waits then is killed."""
-        self._end()
+    fd: int
+    close: Callable[[], None]
 
 
 class StdinHelpers:
@@ -81,7 +76,7 @@ class StdinHelpers:
             os.close(told)
             if not is_open:
                 os.close(fd)
-                entry.end()
+                entry.close()
         return entry if is_open else None
 
     def _find_server(self) -> Helper | None:

@@ -19,7 +19,6 @@ from fastclaw.linux import proc
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane.demux import STDERR, STDOUT
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls
-from fastclaw.podman.rest_lane.http_client import HttpClient
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace, StartSpec
 from tests.podman.rest_lane.fixed_containers import FixedContainers
@@ -28,7 +27,7 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from fastclaw.podman.rest_lane.rest_process import RestProcess
+    from fastclaw.podman.rest_lane.rest import RestProcess
     from tests.engine_fixtures import EngineService
 
     Serve = Callable[["Request", asyncio.StreamWriter], Awaitable[None]]
@@ -248,8 +247,7 @@ class FakeEngine:
         self.asked: list[Request] = []
         self._serve = serve
         self._tasks: set[asyncio.Task[None]] = set()
-        self._http = HttpClient(self.url)
-        self.calls = ExecCalls(self._http, FAKE_TIMEOUT_MS)
+        self.calls = ExecCalls(self.url, FAKE_TIMEOUT_MS)
         self.lane = RestLane(self.url, FixedContainers(["c"]), local=False, timeout_ms=FAKE_TIMEOUT_MS)
 
     def steps(self) -> list[str]:
@@ -273,7 +271,7 @@ class FakeEngine:
     async def end(self) -> None:
         """Close everything."""
         await self.lane.aclose()
-        self._http.close()
+        self.calls.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from fastclaw.errors import ProtocolError
 from fastclaw.limits import ATTACH_READ_BYTES
 from fastclaw.linux.sockets import wait_readable
-from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Attached, Demultiplexer
+from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Demultiplexer, Demux
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -46,7 +47,7 @@ class Rig:
         self.stderr, stderr = os.pipe2(os.O_NONBLOCK)
         self.ends: list[Exception | None] = []
         self.ended = asyncio.Event()
-        self.relay = Attached(ours, leftover, self.stdin_source, stdout, stderr, self._on_eof)
+        self.relay = Demux(ours, leftover, self.stdin_source, stdout, stderr, self._on_eof)
 
     def _on_eof(self, error: Exception | None) -> None:
         self.ends.append(error)
@@ -114,7 +115,8 @@ async def test_bytes_that_came_with_the_header_come_first() -> None:
 async def test_a_full_pipe_stops_reading_and_loses_nothing(rig: Rig) -> None:
     payload = bytes(range(256)) * 32
     sending = asyncio.ensure_future(rig.send(out(payload) * 200 + err(b"after")))
-    await asyncio.sleep(0.05)  # nothing can be waited for: the point is that nothing more happens
+    await until(lambda: rig.relay._stdout.full)
+    assert not rig.relay.awaits_engine  # so nothing more is read
     assert not sending.done()
     assert await read_all_of(rig, 200 * len(payload)) == payload * 200
     await sending

@@ -14,7 +14,6 @@ from podman import PodmanClient
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.limits import MAX_HTTP_BODY_BYTES
 from fastclaw.podman.rest_lane.exec_calls import API, DETACH_KEYS, ExecCalls, ExecState, SessionGone, create_body
-from fastclaw.podman.rest_lane.http_client import HttpClient
 from fastclaw.processes.lane import StartSpec
 from tests.podman.rest_lane.rest_rig import (
     FAKE_TIMEOUT_MS,
@@ -176,10 +175,10 @@ async def test_a_connection_that_ends_without_an_answer(short_dir: Path, step: s
 
 @pytest.mark.parametrize("step", CALLS)
 async def test_no_engine_at_all(short_dir: Path, step: str) -> None:
-    pool = HttpClient(f"unix://{short_dir}/none.sock")
+    calls = ExecCalls(f"unix://{short_dir}/none.sock", FAKE_TIMEOUT_MS)
     with pytest.raises(ExecFailed, match="No such file or directory") as caught:
-        await CALLS[step](ExecCalls(pool, FAKE_TIMEOUT_MS))
-    pool.close()
+        await CALLS[step](calls)
+    calls.close()
     assert caught.value.reason == "engine_unavailable"
 
 
@@ -236,9 +235,9 @@ async def test_a_session_that_was_forgotten_is_no_failure_of_the_engine(short_di
 @pytest.fixture
 def calls(rest_engine: Engine) -> Iterator[ExecCalls]:
     """On the shared service."""
-    pool = HttpClient(rest_engine.url)
-    yield ExecCalls(pool, 10_000)
-    pool.close()
+    made = ExecCalls(rest_engine.url, 10_000)
+    yield made
+    made.close()
 
 
 @pytest.mark.podman

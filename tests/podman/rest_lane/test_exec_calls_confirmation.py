@@ -20,7 +20,7 @@ from podman import PodmanClient
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.limits import EXECVE_PROOF_MS, MAX_HTTP_BODY_BYTES, OCI_ERROR_BYTES
-from fastclaw.podman.rest_lane.exec_calls import Seen, SessionGone, Started, explained, first_entry, prove
+from fastclaw.podman.rest_lane.exec_calls import Seen, SessionGone, Started, confirm, explained, first_entry
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
 from tests import odd_programs
 from tests.balance import open_descriptors
@@ -132,7 +132,6 @@ NOT_FOUND = (
     b"OCI runtime attempted to invoke a command that was not found\n"
 )
 EXEC_TEXT = b"exec /bin/x: exec format error\n"
-TIMEOUT_MS = 100
 
 
 @contextmanager
@@ -153,7 +152,7 @@ async def proof(
 ) -> Started:
     """What is found out with these answers to inspect."""
     async with fake_engine(directory, answering(inspect=inspect)) as engine:
-        return await prove(engine.calls, "5e55", sock, head, spec(cmd), local=local, timeout_ms=TIMEOUT_MS)
+        return await confirm(engine.calls, "5e55", sock, head, spec(cmd), local=local)
 
 
 async def test_elsewhere_a_pid_is_the_proof(short_dir: Path) -> None:
@@ -266,7 +265,7 @@ async def local_proof(directory: Path, given_spec: StartSpec, pid: int, *wires: 
     engine_says = answering(inspect=state(running=True, pid=pid, code=code))
     async with fake_engine(directory, engine_says) as engine:
         with stream(*wires) as sock:
-            return await prove(engine.calls, "5e55", sock, b"", given_spec, local=True, timeout_ms=TIMEOUT_MS)
+            return await confirm(engine.calls, "5e55", sock, b"", given_spec, local=True)
 
 
 async def test_here_the_marker_is_the_proof(short_dir: Path) -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.sockets import wait_readable
-from fastclaw.podman.rest_lane import rest
 from fastclaw.podman.rest_lane.stdin import StdinHelpers
 from fastclaw.processes.lane import ExitStatus
 from tests.podman.rest_lane.rest_rig import (
@@ -230,7 +230,7 @@ async def test_an_engine_that_does_not_end_leftovers_either_is_an_error_in_time(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reason is that of the start, not of the ending."""
-    monkeypatch.setattr(rest, "ABANDONED_KILL_MS", 200)
+    monkeypatch.setattr(limits, "ABANDONED_KILL_MS", 200)
     async with fake_engine(short_dir, answering(create=SESSION, start=UPGRADED, inspect=answer(200, b"[]"))) as engine:
         with pytest.raises(ExecFailed, match="makes no sense") as caught:
             await asyncio.wait_for(engine.lane.start(spec("true"), 0), 2)

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 from podman import PodmanClient
 
+from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux import pidfd
 from fastclaw.linux.poller import Poller
 from fastclaw.linux.sockets import wait_readable
-from fastclaw.podman.rest_lane import rest_process
-from fastclaw.podman.rest_lane.demux import Attached
+from fastclaw.podman.rest_lane import rest
+from fastclaw.podman.rest_lane.demux import Demux
 from fastclaw.podman.rest_lane.exec_calls import Started
-from fastclaw.podman.rest_lane.rest import RestLane
-from fastclaw.podman.rest_lane.rest_process import RestProcess
+from fastclaw.podman.rest_lane.rest import RestLane, RestProcess
 from fastclaw.processes.lane import ExitStatus, Grace, ooms_from_now
 from fastclaw.processes.listeners import SocketDirectory
 from tests.podman.rest_lane.fixed_containers import FixedContainers
@@ -81,7 +81,7 @@ async def test_exit_codes_and_streams_are_exact(
 @pytest.mark.podman
 async def test_exit_codes_without_the_kernels_help(lane: RestLane, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on kernels before 6.15, once conmon has reaped the process: inspect has to tell."""
-    for module in (pidfd, rest_process):
+    for module in (pidfd, rest):
         monkeypatch.setattr(module, "wait_status", lambda fd, pid: None)
     for code in (0, 5):
         process = await lane.start(spec("sh", "-c", f"sleep 0.2; exit {code}"), 0)
@@ -192,7 +192,7 @@ async def test_what_the_engine_says_after_the_end_of_the_stream(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch, inspect: bytes, container: bytes, expected: ExitStatus
 ) -> None:
     """Never a made-up code, and never without an end."""
-    monkeypatch.setattr(rest_process, "EXIT_POLL_MS", (1, 1, 1))
+    monkeypatch.setattr(limits, "EXIT_POLL_MS", (1, 1, 1))
     async with stand_in(short_dir, answering(inspect=inspect, container=container)) as (process, engine):
         engine.close()
         assert await asyncio.wait_for(process.exited, 5) == expected
@@ -235,7 +235,7 @@ async def test_the_kernel_tells_before_the_stream_ends(short_dir: Path, script: 
 async def test_a_kill_that_was_not_ours_may_be_the_containers_end(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch, container: bytes, expected: ExitStatus
 ) -> None:
-    monkeypatch.setattr(rest_process, "EXIT_SETTLE_MS", 10)
+    monkeypatch.setattr(limits, "EXIT_SETTLE_MS", 10)
     serve = answering(inspect=state(running=True, pid=1), container=container)
     with subprocess.Popen(["sleep", "60"]) as child:  # noqa: ASYNC220 - a fork takes no time worth waiting for
         async with stand_in(short_dir, serve, held(child.pid)) as (process, engine):
@@ -283,7 +283,7 @@ class Told:
 async def test_an_engine_that_sleeps_when_the_tree_is_gone_is_not_waited_for(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rest_process, "PUMP_LOOK_MS", LOOK_MS)
+    monkeypatch.setattr(limits, "PUMP_LOOK_MS", LOOK_MS)
     owner, directory, watcher = Told(), SocketDirectory(), Poller()
     with subprocess.Popen(["sleep", "100"]) as child:  # noqa: ASYNC220 - a fork takes no time worth waiting for
         async with stand_in(short_dir, answering(), held(child.pid)) as (process, engine):
@@ -345,5 +345,5 @@ def _assemble(engine: FakeEngine, ours: socket.socket, started: Started) -> Rest
     process = RestProcess(engine.calls, "c", "5e55", "m", started, kill, ooms_from_now(None))
     process.stdout_fd, stdout = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     process.stderr_fd, stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    process.attach(Attached(ours, b"", None, stdout, stderr, process.on_stream_end), ended=started.ended)
+    process.attach(Demux(ours, b"", None, stdout, stderr, process.on_stream_end), ended=started.ended)
     return process

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Attached
+from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Demux
 from fastclaw.processes.lane import Collected, Collection
 from fastclaw.processes.relayed_streams import Collector
 from tests.podman.rest_lane.rest_rig import complete, frame, grace, marked, spec
 
 if TYPE_CHECKING:
-    from fastclaw.podman.rest_lane.rest import RestLane
-    from fastclaw.podman.rest_lane.rest_process import RestProcess
+    from fastclaw.podman.rest_lane.rest import RestLane, RestProcess
 
 SECONDS = 20
 PATIENCE_MS = 20_000
@@ -117,7 +116,7 @@ async def test_frames_of_both_streams_in_their_order(frames: list[tuple[int, byt
     reads, out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     err_reads, err = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    attached = Attached(ours, b"", None, out, err, over.set_result, merge_stderr=True)
+    attached = Demux(ours, b"", None, out, err, over.set_result, merge_stderr=True)
     assert os.read(err_reads, 1) == b""  # at its end at once
     data = b"".join(frame(payload, stream) for stream, payload in frames)
     for start in range(0, len(data), size):

@@ -23,8 +23,7 @@ from tests.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fastclaw.podman.rest_lane.rest import RestLane
-    from fastclaw.podman.rest_lane.rest_process import RestProcess
+    from fastclaw.podman.rest_lane.rest import RestLane, RestProcess
     from fastclaw.podman.rest_lane.stdin import Input
     from tests.podman.rest_lane.rest_rig import Engine
 

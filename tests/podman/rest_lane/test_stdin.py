@@ -125,7 +125,7 @@ async def test_every_byte_arrives_and_then_the_end() -> None:
             read, _ = await asyncio.gather(asyncio.to_thread(process.stdout.read), write_all(entry.fd, data))
             assert read == data
             assert process.wait(5) == 0
-            entry.end()
+            entry.close()
             await until(lambda: not helper_pids(server_of(helpers)))
 
 
@@ -137,7 +137,7 @@ async def test_we_hold_nothing_of_the_strangers_pipe() -> None:
             assert not os.get_inheritable(entry.fd)
             assert not os.get_blocking(entry.fd)
             os.close(entry.fd)
-            entry.end()
+            entry.close()
 
 
 async def test_what_was_written_before_the_end_arrives() -> None:
@@ -148,7 +148,7 @@ async def test_what_was_written_before_the_end_arrives() -> None:
                 entry = await opened(helpers, process)
                 os.write(entry.fd, bytes(65_536))
                 os.close(entry.fd)
-                entry.end()
+                entry.close()
                 assert process.stdout is not None
                 assert len(await asyncio.to_thread(process.stdout.read)) == 65_536
 
@@ -162,7 +162,7 @@ async def test_a_process_that_reads_no_more_is_noticed_without_a_byte() -> None:
             with pytest.raises(BrokenPipeError):
                 os.write(entry.fd, b"x")
             os.close(entry.fd)
-            entry.end()
+            entry.close()
 
 
 async def test_a_process_that_ends_with_input_unread_breaks_it() -> None:
@@ -173,7 +173,7 @@ async def test_a_process_that_ends_with_input_unread_breaks_it() -> None:
             process.kill()
             await broken(entry.fd)
             os.close(entry.fd)
-            entry.end()
+            entry.close()
 
 
 async def test_a_slow_reader_is_waited_for() -> None:
@@ -191,7 +191,7 @@ async def test_a_slow_reader_is_waited_for() -> None:
             os.close(entry.fd)
             assert process.stdout is not None
             assert len(await asyncio.to_thread(process.stdout.read)) == total
-            entry.end()
+            entry.close()
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ async def test_a_pipe_that_is_locked_later_stops_only_its_helper() -> None:
             assert await asyncio.to_thread(other.stdout.read) == b"fine"
             os.close(entry.fd)
             for one in (entry, beside):
-                one.end()
+                one.close()
             began = time.monotonic()
             await helpers.aclose()
             assert time.monotonic() - began < limits.STDIN_SERVER_EXIT_MS / 1000
@@ -262,7 +262,7 @@ async def test_one_that_still_waits_after_its_end_is_killed() -> None:
             fill(entry.fd)
             os.close(entry.fd)
             (helper,) = helper_pids(server_of(helpers))
-            entry.end()
+            entry.close()
             await until(lambda: helper not in helper_pids(server_of(helpers)))
             assert process.poll() is None
 
@@ -280,7 +280,7 @@ async def test_a_server_that_is_killed_is_replaced_and_its_helpers_go_on(monkeyp
             for entry, process in ((before, first), (after, second)):
                 os.write(entry.fd, b"fine")
                 os.close(entry.fd)
-                entry.end()
+                entry.close()
                 assert process.stdout is not None
                 assert await asyncio.to_thread(process.stdout.read) == b"fine"
 
@@ -298,7 +298,7 @@ async def test_a_caller_that_is_cancelled_leaves_nothing() -> None:
                     entry = await opening
                     assert entry is not None
                     os.close(entry.fd)
-                    entry.end()
+                    entry.close()
             await until(lambda: not helper_pids(server_of(helpers)))
 
 
@@ -349,7 +349,7 @@ async def warm_up(helpers: StdinHelpers) -> None:
     with a_process("cat") as process:
         entry = await opened(helpers, process)
         os.close(entry.fd)
-        entry.end()
+        entry.close()
     await until(lambda: not helper_pids(server_of(helpers)))
 
 

@@ -24,7 +24,7 @@ from fastclaw.linux import proc
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane import trees
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls
-from fastclaw.podman.rest_lane.http_client import HttpClient, Upgraded
+from fastclaw.podman.rest_lane.http_client import Upgraded
 from fastclaw.podman.rest_lane.trees import ProcessTable, end_remote_tree, end_tree
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
 from tests.balance import balanced, descriptors_left
@@ -370,22 +370,22 @@ def other_spec(env: dict[str, str]) -> StartSpec:
 
 @pytest.mark.podman
 async def test_nothing_to_end_is_no_failure(rest_engine: Engine) -> None:
-    http = HttpClient(rest_engine.url)
+    calls = ExecCalls(rest_engine.url, 10_000)
     container = next(iter(rest_engine.containers.values()))
-    await end_remote_tree(ExecCalls(http, 10_000), container, f"nobody-{os.getpid()}", None, grace(), 2)
-    http.close()
+    await end_remote_tree(calls, container, f"nobody-{os.getpid()}", None, grace(), 2)
+    calls.close()
 
 
 @pytest.mark.podman
 async def test_an_image_without_a_shell_is_not_supported(engine_service: EngineService) -> None:
-    http = HttpClient(engine_service.url)
+    calls = ExecCalls(engine_service.url, 10_000)
     with PodmanClient(base_url=engine_service.url) as client:
         changes: dict[str, Any] = {"command": ["/bin/sleep", "1000"], "env": {"PATH": "/nowhere"}}
         container = await asyncio.to_thread(make_container, client, engine_service.image, **changes)
         with pytest.raises(ExecFailed, match="lacks one") as caught:
-            await end_remote_tree(ExecCalls(http, 10_000), container, "m", None, grace(), 2)
+            await end_remote_tree(calls, container, "m", None, grace(), 2)
         await asyncio.to_thread(remove_container, client, container)
-    http.close()
+    calls.close()
     assert caught.value.reason == "unsupported"
 
 
