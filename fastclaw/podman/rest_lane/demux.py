@@ -152,7 +152,8 @@ class Outlet:
             return 0
 
     def _drain(self) -> None:
-        self._pending = self._pending[self._put([self._pending]) :]
+        taken = self._put([self._pending])  # a pipe that broke is closed then, and has nothing pending
+        self._pending = self._pending[taken:]
         if not self.full:
             if self._fd >= 0:
                 self._loop.remove_writer(self._fd)

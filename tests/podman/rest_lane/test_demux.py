@@ -156,6 +156,16 @@ async def test_a_reader_that_left_stops_neither_the_other_stream_nor_the_end(rig
     rig.stdout = -1
 
 
+async def test_a_reader_that_leaves_a_full_pipe_stops_neither(rig: Rig) -> None:
+    sending = asyncio.ensure_future(rig.send(out(b"x" * 200_000) + err(b"y")))
+    await until(lambda: rig.relay._stdout.full)
+    os.close(rig.stdout)
+    rig.stdout = -1
+    assert await read_some(rig.stderr) == b"y"
+    await sending
+    await rig.finish()
+
+
 async def test_stdin_flows_and_its_end_half_closes(rig: Rig) -> None:
     loop = asyncio.get_running_loop()
     os.write(rig.stdin, b"question")
