@@ -24,8 +24,8 @@ import asyncio
 import errno
 import os
 import posixpath
-from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -44,6 +44,7 @@ from fastclaw.processes.lane import PROCESS_ID_VARIABLE
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
     from fastclaw.processes.lane import StartSpec
 
@@ -166,9 +167,7 @@ class ExecCalls:
             ExecFailed: `container_gone`, `engine_timeout`, `engine_unavailable`, `engine_error`.
         """
         answer = await self._call("POST", f"{API}/containers/{container_id}/exec", body)
-        if answer.status != 201:
-            _refuse(answer)
-        return _decode(_CREATED, answer, "create").id
+        return _decode(_CREATED, answer, 201, "create").id
 
     async def start(self, session: str) -> Upgraded:
         """Run a session and attach to it. That it answers does not mean that the command started.
@@ -176,12 +175,10 @@ class ExecCalls:
         Raises:
             ExecFailed: as `create`, and `unknown_user`.
         """
-        try:
+        with _mapped_errors(self.timeout_ms):
             answer = await self._client.upgrade("POST", f"{API}/exec/{session}/start", _START_BODY, self.timeout_ms)
-        except (OSError, ProtocolError) as error:
-            _translate(error, self.timeout_ms)
         if isinstance(answer, Response):
-            _refuse(answer)
+            raise _refusal(answer)
         return answer
 
     async def inspect(self, session: str) -> ExecState:
@@ -194,9 +191,7 @@ class ExecCalls:
         answer = await self._call("GET", f"{API}/exec/{session}/json", None)
         if engine_errors.is_missing_session(answer.status, answer.body):
             raise SessionGone(session)
-        if answer.status != 200:
-            _refuse(answer)
-        return _decode(_STATE, answer, "inspect")
+        return _decode(_STATE, answer, 200, "inspect")
 
     async def is_running(self, container_id: str) -> bool:
         """Whether the container itself runs.
@@ -205,13 +200,10 @@ class ExecCalls:
             ExecFailed: as `create`.
         """
         answer = await self._call("GET", f"{API}/containers/{container_id}/json", None)
-        if answer.status != 200:
-            _refuse(answer)
-        return _decode(_CONTAINER, answer, "inspect").state.running
+        return _decode(_CONTAINER, answer, 200, "inspect").state.running
 
-    async def beginning_of(self, container_id: str, path: str) -> bytes | None:
-        """The first `limits.PROGRAM_ARCHIVE_BYTES` of a tar archive of a file inside, whose links the engine follows;
-        None where there is no such file.
+    async def look_at(self, container_id: str, path: str) -> Seen:
+        """What a file inside is, whose links the engine follows.
 
         Raises:
             ExecFailed: as `create`.
@@ -219,36 +211,40 @@ class ExecCalls:
         query = f"{API}/containers/{container_id}/archive?path={quote(path, safe='')}"
         answer = await self._call("GET", query, None, enough=limits.PROGRAM_ARCHIVE_BYTES)
         if answer.status == 404:
-            return None
+            return Seen(errno.ENOENT, b"")
         if answer.status != 200:
-            _refuse(answer)
-        return answer.body
+            raise _refusal(answer)
+        return first_entry(answer.body)
 
     async def _call(self, method: str, path: str, body: bytes | None, *, enough: int | None = None) -> Response:
-        try:
+        with _mapped_errors(self.timeout_ms):
             return await self._client.request(method, path, body, self.timeout_ms, enough=enough)
-        except (OSError, ProtocolError) as error:
-            _translate(error, self.timeout_ms)
 
 
-def _decode(decoder: msgspec.json.Decoder[T], answer: Response, call: str) -> T:
+def _decode(decoder: msgspec.json.Decoder[T], answer: Response, expected: int, call: str) -> T:
+    if answer.status != expected:
+        raise _refusal(answer)
     try:
         return decoder.decode(answer.body)
     except (ValueError, RecursionError) as error:  # msgspec's own is a ValueError, and so is broken UTF-8
         raise ExecFailed(f"the engine's answer to {call} makes no sense: {error}") from error
 
 
-def _refuse(answer: Response) -> NoReturn:
+def _refusal(answer: Response) -> ExecFailed:
     failure = engine_errors.refusal(answer.status, answer.body)
-    raise ExecFailed(failure.message, failure.reason)
+    return ExecFailed(failure.message, failure.reason)
 
 
-def _translate(error: OSError | ProtocolError, timeout_ms: int) -> NoReturn:
-    if isinstance(error, ProtocolError):
+@contextmanager
+def _mapped_errors(timeout_ms: int) -> Iterator[None]:
+    try:
+        yield
+    except ProtocolError as error:
         raise ExecFailed(f"the engine does not speak HTTP: {error}", "engine_error") from error
-    if isinstance(error, TimeoutError):
+    except TimeoutError as error:
         raise ExecFailed(f"the engine did not answer within {timeout_ms} ms", "engine_timeout") from error
-    raise ExecFailed(f"the engine cannot be reached: {error.strerror or error}", "engine_unavailable") from error
+    except OSError as error:
+        raise ExecFailed(f"the engine cannot be reached: {error.strerror or error}", "engine_unavailable") from error
 
 
 # --- does it run? ---
@@ -274,14 +270,10 @@ class Started(NamedTuple):
 class _Head:
     """The beginning of a stream, read until it says enough."""
 
-    __slots__ = ("_demultiplexer", "ended", "raw", "stderr", "stdout_seen")
-
     def __init__(self) -> None:
         self._demultiplexer = Demultiplexer()
-        self.raw = b""
-        self.stderr = b""
-        self.stdout_seen = False
-        self.ended = False
+        self.raw = self.stderr = b""
+        self.stdout_seen = self.ended = False
 
     def feed(self, data: bytes) -> None:
         self.raw += data
@@ -349,13 +341,7 @@ async def _became_command(pid: int, pidfd: int, spec: StartSpec) -> bool:
 
 
 async def _judge_ended(
-    calls: ExecCalls,
-    session: str,
-    sock: socket.socket,
-    leftover: bytes,
-    spec: StartSpec,
-    *,
-    had_pid: bool,
+    calls: ExecCalls, session: str, sock: socket.socket, leftover: bytes, spec: StartSpec, *, had_pid: bool
 ) -> tuple[int | None, bytes]:
     """The exit code, where it was asked for, and the stream so far."""
     head = await _read_head(sock, leftover, calls.timeout_ms)
@@ -431,8 +417,7 @@ class _Looks:
         self._left -= 1
         if self._left < 0 or not posixpath.isabs(path):
             raise ExecFailed("not looked at")
-        archive = await self._calls.beginning_of(self._container, path)
-        return Seen(errno.ENOENT, b"") if archive is None else first_entry(archive)
+        return await self._calls.look_at(self._container, path)
 
 
 async def explained(refused: ExecFailed, calls: ExecCalls, container: str, spec: StartSpec) -> ExecFailed:

@@ -24,7 +24,7 @@ import os
 import signal
 import socket
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,6 @@ from fastclaw.podman.rest_lane.exec_calls import (
     confirm,
     create_body,
     explained,
-    first_entry,
     refuse_impossible,
 )
 from fastclaw.podman.rest_lane.stdin import StdinHelpers
@@ -53,8 +52,6 @@ from fastclaw.processes.relayed_streams import Collector, OutputBudget, PipedPro
 from fastclaw.spawner import users
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fastclaw.linux.poller import Poller
     from fastclaw.podman.containers import Containers, Lease
     from fastclaw.podman.rest_lane.http_client import Upgraded
@@ -117,7 +114,7 @@ class RestLane(Lane):
             if isinstance(error, ExecFailed) and error.reason == "container_gone":
                 lease.lost()
             raise
-        process.on_closed = lease.give_back
+        process.at_end.callback(lease.give_back)
         return process
 
     async def run(self, spec: StartSpec, collection: Collection, shard: int) -> RestProcess:
@@ -135,8 +132,7 @@ class RestLane(Lane):
         name = "" if spec.user is None else spec.user.partition(":")[0]
         if not name.isdecimal():
             return spec
-        archive = await self._calls.beginning_of(container, "/etc/passwd")
-        passwd = b"" if archive is None else first_entry(archive).head
+        passwd = (await self._calls.look_at(container, "/etc/passwd")).head
         with suppress(ExecFailed):
             home = users.resolve(name, passwd.decode("utf-8", "replace"), "").home
             return structs.replace(spec, base_env={"HOME": home, **spec.base_env})
@@ -278,7 +274,8 @@ class _Launch:
             os.close(stdin)
             stdin = None
         if direct is not None:
-            process.stdin_fd, process.on_input_over = direct.fd, direct.close
+            process.stdin_fd = direct.fd
+            process.at_end.callback(direct.close)
             with suppress(OSError):  # the command has ended and the engine with it
                 hijacked.sock.shutdown(socket.SHUT_WR)  # the engine closes its own end, so that ours is the last one
         merged = self._spec.merge_stderr
@@ -325,29 +322,20 @@ async def _end_quietly(process: LaneProcess, grace: Grace) -> None:
         await process.end_tree(grace)
 
 
-def _nothing() -> None:
-    """Until a caller wants to know."""
-
-
 class RestProcess(PipedProcess):
-    """A process that the engine started, with how its end is learnt. Made by `RestLane.start` only."""
+    """A process that the engine started, with how its end is learnt. Made by `RestLane.start` only.
+
+    Attributes:
+        at_end: what `aclose` calls last.
+    """
 
     def __init__(
-        self,
-        calls: ExecCalls,
-        container: str,
-        session: str,
-        marker: str,
-        started: Started,
-        end_tree: EndTree,
-        ooms: Ooms,
+        self, calls: ExecCalls, container: str, session: str, marker: str, started: Started, end: EndTree, ooms: Ooms
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._calls = calls
-        self._container = container
-        self._session = session
+        self._calls, self._container, self._session = calls, container, session
         self._marker = marker
-        self._end_tree = end_tree
+        self._end_tree = end
         self._pid = started.pid
         self._pidfd = -1 if started.pidfd is None else started.pidfd
         self._ended_by_us = self._was_killed = False
@@ -363,8 +351,7 @@ class RestProcess(PipedProcess):
         self.collected: asyncio.Future[Collected] | None = None
         self.streams_ended: asyncio.Future[None] | None = None
         self.exited = self._loop.create_future()
-        self.on_closed: Callable[[], None] = _nothing
-        self.on_input_over: Callable[[], None] = _nothing
+        self.at_end = ExitStack()
         self.timings = {}
         self.stdin_fd = None
         self.stdout_fd = self.stderr_fd = -1
@@ -406,9 +393,8 @@ class RestProcess(PipedProcess):
             self._orphans = self._loop.create_task(self._end_orphans(), name=f"orphans of {self._marker}")
 
     async def _end_orphans(self) -> None:
-        now = Grace(ends_at=0.0)
         try:
-            await self._end_tree(self._marker, None, now, limits.TREE_DEADLINE_MS / 1000)
+            await self._end_tree(self._marker, None, Grace(ends_at=0.0), limits.TREE_DEADLINE_MS / 1000)
         except ExecFailed as error:
             logger.warning("what process %s left running could not be ended: %s", self._marker, error)
 
@@ -471,8 +457,7 @@ class RestProcess(PipedProcess):
             if task is not None:
                 await asyncio.wait((task,))
         self._settle(ExitStatus(reason="unknown"))
-        self.on_input_over()
-        self.on_closed()
+        self.at_end.close()
 
     def _is_alive(self) -> bool:
         """Runs, or is a zombie: the pidfd has not been readable yet, or is just now."""
@@ -519,10 +504,10 @@ class RestProcess(PipedProcess):
         code = None
         with suppress(ExecFailed, SessionGone):
             code = await self._ask_code()
-        if code in (None, 128 + signal.SIGKILL) and not self._ended_by_us and await self._container_gone():
+        if code in (None, KILLED_CODE) and not self._ended_by_us and await self._container_gone():
             self._settle(ExitStatus(reason="container_gone", ooms=self._ooms(True)))
         elif code is None and self._killed_for_sure():
-            self._settle_code(128 + signal.SIGKILL)
+            self._settle_code(KILLED_CODE)
         elif code is None:
             self._settle(ExitStatus(reason="unknown"))
         else:
@@ -542,7 +527,7 @@ class RestProcess(PipedProcess):
             if not state.running:
                 return state.exit_code if state.exit_code >= 0 else None
             if self._killed_for_sure():
-                return 128 + signal.SIGKILL
+                return KILLED_CODE
             await asyncio.sleep(pause_ms / 1000)
         return None
 

@@ -214,9 +214,11 @@ async def test_nobody_is_asked_for_a_code_that_is_known(short_dir: Path) -> None
 async def test_giving_back_ends_the_question_and_says_unknown(short_dir: Path) -> None:
     closed: list[ExitStatus] = []
     async with stand_in(short_dir, answering()) as (process, engine):
-        process.on_closed = lambda: closed.append(process.exited.result())
+        process.at_end.callback(lambda: closed.append(process.exited.result()))
         engine.close()
         await wait_readable(process.stdout_fd, 5000)  # the end of the stream: the engine is being asked now
+        assert repr(process) == "<RestProcess m pid=0 running>"
+    await process.aclose()  # once more, for nothing
     assert closed == [UNKNOWN]
 
 
