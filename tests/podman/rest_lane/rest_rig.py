@@ -216,7 +216,7 @@ def container_state(*, running: bool) -> bytes:
 
 
 class Request(NamedTuple):
-    """What an engine was asked. `step` is create, start, inspect, container or archive."""
+    """What an engine was asked. `step` is create, start, inspect, container or archive, where it is one of them."""
 
     step: str
     line: str
@@ -231,7 +231,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Request:
     line = head.partition(b" HTTP/1.1\r\n")[0].decode()
     last, in_exec = line.rpartition("/")[2], "/exec/" in line
     steps = {"exec": "create", "start": "start", "json": "inspect" if in_exec else "container"}
-    step = "archive" if "/archive?" in line else steps[last]
+    step = "archive" if "/archive?" in line else steps.get(last, "")
     return Request(step, line, body)
 
 
@@ -240,11 +240,13 @@ class FakeEngine:
 
     Attributes:
         asked: every request, in order.
+        connections: how many there have been.
     """
 
     def __init__(self, path: Path, serve: Serve) -> None:
         self.url = f"unix://{path}"
         self.asked: list[Request] = []
+        self.connections = 0
         self._serve = serve
         self._tasks: set[asyncio.Task[None]] = set()
         self.calls = ExecCalls(self.url, FAKE_TIMEOUT_MS)
@@ -256,6 +258,7 @@ class FakeEngine:
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
+        self.connections += 1
         self._tasks.add(asyncio.ensure_future(self._converse(reader, writer)))
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

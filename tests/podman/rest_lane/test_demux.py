@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 from itertools import pairwise
-from struct import pack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +16,7 @@ from fastclaw.errors import ProtocolError
 from fastclaw.limits import ATTACH_READ_BYTES
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Demultiplexer, Demux
+from tests.podman.rest_lane.rest_rig import frame
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -27,18 +27,18 @@ TRAILER = b"Error: read unixpacket @->/proc/self/fd/16/attach: read: connection 
 
 def out(payload: bytes) -> bytes:
     """A frame of stdout."""
-    return pack(">BxxxI", 1, len(payload)) + payload
+    return frame(payload, STDOUT)
 
 
 def err(payload: bytes) -> bytes:
     """A frame of stderr."""
-    return pack(">BxxxI", 2, len(payload)) + payload
+    return frame(payload, STDERR)
 
 
 class Rig:
     """A relay with both of its sides in the test's hands."""
 
-    def __init__(self, leftover: bytes = b"") -> None:
+    def __init__(self, leftover: bytes = b"", *, merge_stderr: bool = False) -> None:
         self.engine, ours = socket.socketpair()
         self.engine.setblocking(False)
         ours.setblocking(False)
@@ -47,7 +47,7 @@ class Rig:
         self.stderr, stderr = os.pipe2(os.O_NONBLOCK)
         self.ends: list[Exception | None] = []
         self.ended = asyncio.Event()
-        self.relay = Demux(ours, leftover, self.stdin_source, stdout, stderr, self._on_eof)
+        self.relay = Demux(ours, leftover, self.stdin_source, stdout, stderr, self._on_eof, merge_stderr=merge_stderr)
 
     def _on_eof(self, error: Exception | None) -> None:
         self.ends.append(error)
@@ -240,6 +240,30 @@ async def test_short_output_is_not_held_back(rig: Rig) -> None:
     assert await read_some(rig.stderr) == b"E"
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("frames", "wanted"),
+    [
+        ([out(b"a"), err(b"b"), out(b"c")], b"abc"),
+        ([err(b"b"), err(b"c"), out(b"d"), err(b"e")], b"bcde"),
+        ([out(b"a"), err(TRAILER)], b"a"),
+        ([err(TRAILER), out(b"a")], TRAILER + b"a"),
+        ([err(b"Error: read unixpacket @->x"), err(b"more")], b"Error: read unixpacket @->xmore"),
+        ([], b""),
+    ],
+)
+async def test_frames_of_both_streams_in_their_order(frames: list[bytes], wanted: bytes, size: int) -> None:
+    rig = Rig(merge_stderr=True)
+    assert os.read(rig.stderr, 1) == b""  # at its end at once
+    data = b"".join(frames)
+    for start in range(0, len(data), size):
+        await rig.send(data[start : start + size])
+        await asyncio.sleep(0)
+    await rig.finish()
+    assert (await read_all(rig.stdout), rig.ends) == (wanted, [None])
+    rig.close()
+
+
 @pytest.mark.parametrize("wire", [b"HTTP/1.1 500 x", out(b"abc")[:9]])
 async def test_a_broken_stream_is_reported_once(rig: Rig, wire: bytes) -> None:
     await rig.send(wire)
@@ -256,7 +280,7 @@ frames = st.lists(st.tuples(st.sampled_from([STDOUT, STDERR]), st.binary(max_siz
 
 def encode(parts: list[tuple[int, bytes]]) -> bytes:
     """The stream that carries these frames."""
-    return b"".join(pack(">BxxxI", stream, len(payload)) + payload for stream, payload in parts)
+    return b"".join(frame(payload, stream) for stream, payload in parts)
 
 
 def joined(parts: list[tuple[int, bytes]], wanted: int) -> bytes:

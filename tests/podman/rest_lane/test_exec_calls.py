@@ -141,36 +141,36 @@ async def test_a_container_that_does_not_run(short_dir: Path) -> None:
 # --- Every way to fail -------------------------------------------------------------------------------
 
 
+TOO_LONG = b"HTTP/1.1 201 X\r\nContent-Length: %d\r\n\r\n" % (MAX_HTTP_BODY_BYTES + 1)
+
+
+@pytest.mark.parametrize("step", CALLS)
+@pytest.mark.parametrize(
+    ("wire", "reason", "cause", "says"),
+    [
+        (b"SSH-2.0-x\r\n\r\n", "engine_error", ProtocolError, "HTTP"),
+        (b"HTTP/1.1 200 O", "engine_error", ProtocolError, "HTTP"),
+        (b"HTTP/1.1 200 X\r\nContent-Length: x\r\n\r\n", "engine_error", ProtocolError, "HTTP"),
+        (TOO_LONG, "engine_error", ProtocolError, str(MAX_HTTP_BODY_BYTES)),
+        (b"", "engine_unavailable", ConnectionResetError, "reached"),
+    ],
+    ids=["another protocol", "cut", "nonsense", "above the bound", "closed"],
+)
+async def test_what_is_no_answer(
+    short_dir: Path, step: str, wire: bytes, reason: str, cause: type[Exception], says: str
+) -> None:
+    error = await failure(short_dir, step, wire, close=True)
+    assert (error.reason, error.retryable) == (reason, reason == "engine_unavailable")
+    assert isinstance(error.__cause__, cause)
+    assert says in str(error)
+
+
 @pytest.mark.parametrize("step", CALLS)
 async def test_silence_is_a_timeout(short_dir: Path, step: str) -> None:
     error = await failure(short_dir, step, b"")
     assert (error.reason, error.fault, error.retryable) == ("engine_timeout", "engine", True)
     assert f"{FAKE_TIMEOUT_MS} ms" in str(error)
     assert isinstance(error.__cause__, TimeoutError)
-
-
-@pytest.mark.parametrize("step", CALLS)
-@pytest.mark.parametrize(
-    "wire", [b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 200 O", b"HTTP/1.1 200 X\r\nContent-Length: x\r\n\r\n"]
-)
-async def test_what_is_no_http(short_dir: Path, step: str, wire: bytes) -> None:
-    error = await failure(short_dir, step, wire, close=True)
-    assert (error.reason, error.retryable) == ("engine_error", False)
-    assert isinstance(error.__cause__, ProtocolError)
-
-
-@pytest.mark.parametrize("step", CALLS)
-async def test_an_answer_above_the_bound(short_dir: Path, step: str) -> None:
-    error = await failure(short_dir, step, b"HTTP/1.1 201 X\r\nContent-Length: %d\r\n\r\n" % (MAX_HTTP_BODY_BYTES + 1))
-    assert error.reason == "engine_error"
-    assert str(MAX_HTTP_BODY_BYTES) in str(error)
-
-
-@pytest.mark.parametrize("step", CALLS)
-async def test_a_connection_that_ends_without_an_answer(short_dir: Path, step: str) -> None:
-    error = await failure(short_dir, step, b"", close=True)
-    assert (error.reason, error.retryable) == ("engine_unavailable", True)
-    assert isinstance(error.__cause__, ConnectionResetError)
 
 
 @pytest.mark.parametrize("step", CALLS)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 import h11
@@ -16,118 +15,67 @@ from hypothesis import strategies as st
 
 from fastclaw.errors import ProtocolError
 from fastclaw.limits import ENGINE_IDLE_CONNECTIONS, HTTP_READ_BYTES, MAX_HTTP_BODY_BYTES, MAX_HTTP_HEADER_BYTES
-from fastclaw.podman.rest_lane.http_client import HttpClient, Response, Upgraded, _Exchange, parse_url
+from fastclaw.podman.rest_lane.http_client import HttpClient, Response, Upgraded, _Exchange, _is_quiet, parse_url
+from tests.podman.rest_lane.rest_rig import UPGRADED, FakeEngine, fake_engine
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
-    Script = Callable[["Peer"], Awaitable[None]]
+    from tests.podman.rest_lane.rest_rig import Request
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-class Peer:
-    """The server's side of one connection; `number` counts from 1."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
-        self.reader, self.writer, self.number = reader, writer, number
-
-    async def request(self) -> bytes:
-        """One request's head; b"" at the end."""
-        try:
-            return await self.reader.readuntil(b"\r\n\r\n")
-        except asyncio.IncompleteReadError:
-            return b""
-
-    def say(self, data: bytes) -> None:
-        """Answer."""
-        self.writer.write(data)
-
-
-class Server:
-    """Counts connections and runs a script for each."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self.connections = 0
-        self.url = ""
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
-        self.connections += 1
-        task = asyncio.get_running_loop().create_task(self._serve(Peer(reader, writer, self.connections)))
-        self._tasks.add(task)
-
-    async def _serve(self, peer: Peer) -> None:
-        try:
-            await self.script(peer)
-        finally:
-            peer.writer.close()
-
-    async def end(self) -> None:
-        """End what still runs."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
 @asynccontextmanager
-async def serving(script: Script) -> AsyncIterator[tuple[Server, HttpClient]]:
-    """A server with this script, and a client of it."""
-    server = Server(script)
-    with TemporaryDirectory(prefix="fc", dir="/tmp") as name:
-        path = Path(name) / "s"
-        listening = await asyncio.start_unix_server(server.accept, path)
-        client = HttpClient(f"unix://{path}")
-        try:
-            yield server, client
-        finally:
-            client.close()
-            listening.close()
-            await server.end()
-            await listening.wait_closed()
+async def serving(
+    directory: Path, *wires: bytes | None, close: bool = False
+) -> AsyncIterator[tuple[FakeEngine, HttpClient]]:
+    """A server with these answers, the last of them for all further requests, and a client of it.
+
+    None, and `close` after each answer, ends the connection.
+    """
+    answers = chain(wires, repeat(wires[-1]))
+
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> None:
+        wire = next(answers)
+        writer.write(wire or b"")
+        if wire is None or close:
+            await writer.drain()
+            raise EOFError
+
+    async with fake_engine(directory, serve) as engine:
+        client = HttpClient(engine.url)
+        yield engine, client
+        client.close()
 
 
-async def answer_all(peer: Peer) -> None:
-    """A well-behaved server."""
-    while await peer.request():
-        peer.say(OK)
-
-
-async def test_a_connection_is_used_again() -> None:
-    async with serving(answer_all) as (server, client):
+async def test_a_connection_is_used_again(short_dir: Path) -> None:
+    async with serving(short_dir, OK) as (engine, client):
         for _ in range(5):
             assert await client.request("GET", "/", None, 1000) == Response(200, b"ok")
-        assert (server.connections, client.idle()) == (1, 1)
-        assert repr(client).endswith("s open idle=1>")
+        assert (engine.connections, client.idle()) == (1, 1)
+        assert repr(client).endswith("engine.sock open idle=1>")
 
 
-async def test_connections_kept_are_bounded() -> None:
-    arrived = asyncio.Event()
-    waiting = 0
+async def test_connections_kept_are_bounded(short_dir: Path) -> None:
+    count = ENGINE_IDLE_CONNECTIONS + 4
+    together = asyncio.Barrier(count)
 
-    async def answer_together(peer: Peer) -> None:
-        nonlocal waiting
-        await peer.request()
-        waiting += 1
-        if waiting == ENGINE_IDLE_CONNECTIONS + 4:
-            arrived.set()
-        await arrived.wait()
-        peer.say(OK)
-        await peer.request()
+    async def answer_together(request: Request, writer: asyncio.StreamWriter) -> None:
+        await together.wait()
+        writer.write(OK)
 
-    async with serving(answer_together) as (_, client):
-        await asyncio.gather(*(client.request("GET", "/", None, 5000) for _ in range(ENGINE_IDLE_CONNECTIONS + 4)))
+    async with fake_engine(short_dir, answer_together) as engine:
+        client = HttpClient(engine.url)
+        await asyncio.gather(*(client.request("GET", "/", None, 5000) for _ in range(count)))
         assert client.idle() == ENGINE_IDLE_CONNECTIONS
+        client.close()
 
 
-async def test_no_answer_ends_at_the_deadline_and_the_connection_is_not_kept() -> None:
-    async def silent(peer: Peer) -> None:
-        await peer.request()
-        await peer.request()
-
-    async with serving(silent) as (_, client):
+async def test_no_answer_ends_at_the_deadline_and_the_connection_is_not_kept(short_dir: Path) -> None:
+    async with serving(short_dir, b"") as (_, client):
         with pytest.raises(TimeoutError):
             await client.request("GET", "/", None, 50)
         with pytest.raises(TimeoutError):
@@ -135,23 +83,14 @@ async def test_no_answer_ends_at_the_deadline_and_the_connection_is_not_kept() -
         assert client.idle() == 0
 
 
-async def test_a_cancelled_request_closes_its_connection() -> None:
-    asked = asyncio.Event()
-    gone = asyncio.Event()
-
-    async def silent(peer: Peer) -> None:
-        await peer.request()
-        asked.set()
-        assert await peer.request() == b""
-        gone.set()
-
-    async with serving(silent) as (_, client):
+async def test_a_cancelled_request_closes_its_connection(short_dir: Path) -> None:
+    """One that is left open fails the test: descriptors are weighed (tests/conftest.py)."""
+    async with serving(short_dir, b"") as (engine, client):
         task = asyncio.ensure_future(client.request("GET", "/", None, 5000))
-        await asked.wait()
+        await until(lambda: engine.asked)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(gone.wait(), 1)
         assert client.idle() == 0
 
 
@@ -174,12 +113,8 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     ],
     ids=["ssh", "cut head", "cut body", "two lengths", "coding", "length", "size", "size line", "body", "head"],
 )
-async def test_garbage_a_cut_answer_and_a_large_one_are_protocol_errors(wire: bytes) -> None:
-    async def broken(peer: Peer) -> None:
-        await peer.request()
-        peer.say(wire)
-
-    async with serving(broken) as (_, client):
+async def test_garbage_a_cut_answer_and_a_large_one_are_protocol_errors(short_dir: Path, wire: bytes) -> None:
+    async with serving(short_dir, wire, close=True) as (_, client):
         with pytest.raises(ProtocolError):
             await client.request("POST", "/", b"{}", 5000)
         with pytest.raises(ProtocolError):
@@ -187,12 +122,8 @@ async def test_garbage_a_cut_answer_and_a_large_one_are_protocol_errors(wire: by
         assert client.idle() == 0
 
 
-async def test_a_switch_that_was_not_asked_for_is_a_protocol_error() -> None:
-    async def switch(peer: Peer) -> None:
-        await peer.request()
-        peer.say(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
-
-    async with serving(switch) as (_, client):
+async def test_a_switch_that_was_not_asked_for_is_a_protocol_error(short_dir: Path) -> None:
+    async with serving(short_dir, UPGRADED) as (_, client):
         with pytest.raises(ProtocolError):
             await client.request("POST", "/", b"{}", 1000)
 
@@ -209,113 +140,82 @@ async def test_no_answer_makes_anything_but_an_answer_or_a_known_error(data: byt
 
 
 @pytest.mark.parametrize("path", ["/a b", "/a\r\nX: y", "/ä", "/a\0"])
-async def test_a_path_that_would_break_the_request_line_is_refused(path: str) -> None:
-    async with serving(answer_all) as (server, client):
+async def test_a_path_that_would_break_the_request_line_is_refused(short_dir: Path, path: str) -> None:
+    async with serving(short_dir, OK) as (engine, client):
         with pytest.raises((h11.LocalProtocolError, ValueError)):
             await client.request("GET", path, None, 1000)
-        assert server.connections == 0
+        assert engine.connections == 0
 
 
 @pytest.mark.parametrize(
     "wire",
-    [b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", b"HTTP/1.1 200 OK\r\n\r\nok"],
-    ids=["said", "until the close"],
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\n\r\nok",
+        OK + b"HTTP/1.1 200 OK\r\n",
+    ],
+    ids=["it is closed, it says", "the end is the close", "more came"],
 )
-async def test_a_connection_that_the_engine_closes_is_not_kept(wire: bytes) -> None:
-    async def answer_once(peer: Peer) -> None:
-        await peer.request()
-        peer.say(wire)
-
-    async with serving(answer_once) as (_, client):
+async def test_a_connection_that_is_not_fit_for_another_request_is_not_kept(short_dir: Path, wire: bytes) -> None:
+    async with serving(short_dir, wire, close=True) as (_, client):
         assert await client.request("GET", "/", None, 1000) == Response(200, b"ok")
         assert client.idle() == 0
 
 
-async def test_no_more_is_read_than_is_enough() -> None:
-    async def answer_for_ever(peer: Peer) -> None:
-        await peer.request()
-        peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (2 * MAX_HTTP_BODY_BYTES) + bytes(100_000))
-        assert await peer.request() == b""
-
-    async with serving(answer_for_ever) as (_, client):
+async def test_no_more_is_read_than_is_enough(short_dir: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (2 * MAX_HTTP_BODY_BYTES)
+    async with serving(short_dir, head + bytes(100_000)) as (_, client):
         answer = await client.request("GET", "/", None, 1000, enough=70_000)
         assert 70_000 <= len(answer.body) <= 100_000
         assert client.idle() == 0
 
 
-async def drop_the_second_request(peer: Peer) -> None:
-    """Keep the connection alive, but close it instead of answering again."""
-    if await peer.request():
-        peer.say(OK)
-        await peer.request()
-
-
-async def test_a_kept_connection_that_dies_is_replaced_for_get_only() -> None:
-    async with serving(drop_the_second_request) as (server, client):
+async def test_a_kept_connection_that_dies_is_replaced_for_get_only(short_dir: Path) -> None:
+    async with serving(short_dir, OK, None, OK, None) as (engine, client):
         await client.request("GET", "/", None, 1000)
         assert (await client.request("GET", "/", None, 1000)).body == b"ok"
-        assert server.connections == 2
+        assert engine.connections == 2
         with pytest.raises(ConnectionError):
             await client.request("POST", "/", b"{}", 1000)
-        assert server.connections == 2
+        assert engine.connections == 2
 
 
-async def test_a_get_is_not_tried_a_third_time() -> None:
-    async def answer_once_then_die(peer: Peer) -> None:
-        await peer.request()
-        if peer.number == 1:
-            peer.say(OK)
-            await peer.request()
-
-    async with serving(answer_once_then_die) as (server, client):
+async def test_a_get_is_not_tried_a_third_time(short_dir: Path) -> None:
+    async with serving(short_dir, OK, None) as (engine, client):
         await client.request("GET", "/", None, 1000)
         with pytest.raises(ConnectionError):
             await client.request("GET", "/", None, 1000)
-        assert server.connections == 2
+        assert engine.connections == 2
 
 
-async def test_a_kept_connection_that_is_known_to_be_closed_serves_no_post() -> None:
-    closed = asyncio.Event()
-
-    async def answer_once(peer: Peer) -> None:
-        await peer.request()
-        peer.say(OK)
-        await peer.writer.drain()
-        peer.writer.close()
-        await peer.writer.wait_closed()
-        closed.set()
-
-    async with serving(answer_once) as (server, client):
+async def test_a_kept_connection_that_is_known_to_be_closed_serves_no_post(short_dir: Path) -> None:
+    async with serving(short_dir, OK, close=True) as (engine, client):
         await client.request("GET", "/", None, 1000)
-        await closed.wait()
+        await until(lambda: not _is_quiet(client._idle[0]))
         assert (await client.request("POST", "/", b"{}", 1000)).body == b"ok"
-        assert server.connections == 2
+        assert engine.connections == 2
 
 
-async def test_an_answer_with_bytes_behind_it_ends_the_connection() -> None:
-    async def too_much(peer: Peer) -> None:
-        await peer.request()
-        peer.say(OK + b"HTTP/1.1 200 OK\r\n")
-        await peer.request()
-
-    async with serving(too_much) as (_, client):
-        assert (await client.request("GET", "/", None, 1000)).body == b"ok"
-        assert client.idle() == 0
+def test_podman_wants_these_words_for_a_stream() -> None:
+    assert b"\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n" in _Exchange("POST", "/", b"{}", upgrade=True)._request
 
 
 @pytest.mark.parametrize("line", [b"101 UPGRADED", b"200 OK"])
 @pytest.mark.parametrize("cut", [0, 9, 30, -5, -2, None])
-async def test_the_first_bytes_of_a_stream_may_come_with_the_header(line: bytes, cut: int | None) -> None:
+async def test_the_first_bytes_of_a_stream_may_come_with_the_header(
+    short_dir: Path, line: bytes, cut: int | None
+) -> None:
     wire = b"HTTP/1.1 " + line + b"\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nfirst"
 
-    async def upgrade(peer: Peer) -> None:
-        assert b"Connection: Upgrade" in await peer.request()
-        peer.say(wire[:cut])
+    async def upgrade(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(wire[:cut])
         await asyncio.sleep(0)
-        peer.say(b"" if cut is None else wire[cut:])
+        writer.write(b"" if cut is None else wire[cut:])
+        await writer.drain()
+        raise EOFError
 
-    async with serving(upgrade) as (_, client):
-        upgraded = await client.upgrade("POST", "/", b"{}", 1000)
+    async with fake_engine(short_dir, upgrade) as engine:
+        upgraded = await HttpClient(engine.url).upgrade("POST", "/", b"{}", 1000)
         assert isinstance(upgraded, Upgraded)
         with upgraded.sock:
             stream = upgraded.leftover
@@ -324,30 +224,17 @@ async def test_the_first_bytes_of_a_stream_may_come_with_the_header(line: bytes,
             assert stream == b"first"
 
 
-async def test_a_refused_upgrade_is_an_answer() -> None:
-    async def refuse(peer: Peer) -> None:
-        await peer.request()
-        peer.say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}")
-        await peer.request()
-
-    async with serving(refuse) as (_, client):
-        answer = await client.upgrade("POST", "/", b"{}", 1000)
-        assert isinstance(answer, Response)
-        assert (answer.status, answer.body) == (404, b"{}")
+async def test_a_refused_upgrade_is_an_answer(short_dir: Path) -> None:
+    async with serving(short_dir, b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}") as (_, client):
+        assert await client.upgrade("POST", "/", b"{}", 1000) == Response(404, b"{}")
 
 
-async def test_a_large_request_and_answer_cross_whole() -> None:
-    size = 4 << 20
-
-    async def echo_size(peer: Peer) -> None:
-        await peer.request()
-        body = await peer.reader.readexactly(size)
-        peer.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (size, body))
-        await peer.request()
-
-    body = bytes(range(256)) * (size // 256)
-    async with serving(echo_size) as (_, client):
+async def test_a_large_request_and_answer_cross_whole(short_dir: Path) -> None:
+    body = bytes(range(256)) * (1 << 14)
+    wire = CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    async with serving(short_dir, wire) as (engine, client):
         assert (await client.request("POST", "/", body, 5000)).body == body
+        assert engine.asked[0].body == body
 
 
 async def test_no_socket_is_an_os_error() -> None:
@@ -362,12 +249,11 @@ def test_other_urls_are_refused(url: str) -> None:
         parse_url(url)
 
 
-async def test_tcp_works_too() -> None:
-    server = Server(answer_all)
-    listening = await asyncio.start_server(server.accept, "127.0.0.1", 0)
-    client = HttpClient(f"tcp://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
-    assert (await client.request("GET", "/", None, 1000)).body == b"ok"
-    client.close()
-    listening.close()
-    await server.end()
-    await listening.wait_closed()
+async def test_tcp_works_too(short_dir: Path) -> None:
+    async with serving(short_dir, OK) as (engine, _):
+        listening = await asyncio.start_server(engine.accept, "127.0.0.1", 0)
+        client = HttpClient(f"tcp://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+        assert (await client.request("GET", "/", None, 1000)).body == b"ok"
+        client.close()
+        listening.close()
+        await listening.wait_closed()

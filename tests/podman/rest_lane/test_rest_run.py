@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Demux
 from fastclaw.processes.lane import Collected, Collection
 from fastclaw.processes.relayed_streams import Collector
-from tests.podman.rest_lane.rest_rig import complete, frame, grace, marked, spec
+from tests.podman.rest_lane.rest_rig import complete, grace, marked, spec
 
 if TYPE_CHECKING:
     from fastclaw.podman.rest_lane.rest import RestLane, RestProcess
@@ -91,44 +89,3 @@ async def test_a_run_whose_streams_cannot_be_watched_leaves_nothing(
     with pytest.raises(OSError, match="No space"):
         await lane.run(begun, Collection(), 0)
     assert not marked(begun.process_id)
-
-
-# --- the engine's stream taken apart into one pipe ---
-
-TRAILER = b"Error: read unixpacket @->/proc/self/fd/16/attach: read: connection reset by peer\n"
-
-
-@pytest.mark.parametrize("size", [1, 7, 1000])
-@pytest.mark.parametrize(
-    ("frames", "wanted"),
-    [
-        ([(STDOUT, b"a"), (STDERR, b"b"), (STDOUT, b"c")], b"abc"),
-        ([(STDERR, b"b"), (STDERR, b"c"), (STDOUT, b"d"), (STDERR, b"e")], b"bcde"),
-        ([(STDOUT, b"a"), (STDERR, TRAILER)], b"a"),
-        ([(STDERR, TRAILER), (STDOUT, b"a")], TRAILER + b"a"),
-        ([(STDERR, b"Error: read unixpacket @->x"), (STDERR, b"more")], b"Error: read unixpacket @->xmore"),
-        ([], b""),
-    ],
-)
-async def test_frames_of_both_streams_in_their_order(frames: list[tuple[int, bytes]], wanted: bytes, size: int) -> None:
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    reads, out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    err_reads, err = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    attached = Demux(ours, b"", None, out, err, over.set_result, merge_stderr=True)
-    assert os.read(err_reads, 1) == b""  # at its end at once
-    data = b"".join(frame(payload, stream) for stream, payload in frames)
-    for start in range(0, len(data), size):
-        theirs.send(data[start : start + size])
-        await asyncio.sleep(0)
-    theirs.close()
-    async with asyncio.timeout(SECONDS):
-        assert await over is None
-    got = b""
-    while part := os.read(reads, 1 << 16):
-        got += part
-    assert got == wanted
-    attached.close()
-    os.close(reads)
-    os.close(err_reads)
