@@ -48,7 +48,7 @@ def test_extra_data_is_on_the_wire() -> None:
     assert InvalidParams("x", path="$.cmd[0]").to_wire()["data"]["path"] == "$.cmd[0]"
 
 
-@pytest.mark.parametrize("error", [ExecFailed("no", "not_found", extra=1), InvalidParams("bad", path="$.x")])
+@pytest.mark.parametrize("error", [kind("why", "overloaded", path="$.x") for kind in BY_CODE.values()])
 def test_it_comes_back_from_the_wire(error: FastclawError) -> None:
     back = FastclawError.from_wire(error.to_wire())
     assert type(back) is type(error)

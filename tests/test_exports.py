@@ -17,7 +17,13 @@ def loaded_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import fastclaw", "import fastclaw.server.harness", "from fastclaw import RuntimeHarness, Runtime"]
+    "statement",
+    [
+        "import fastclaw",
+        "import fastclaw.client",
+        "import fastclaw.server.harness",
+        "from fastclaw import Runtime, RuntimeHarness",
+    ],
 )
 def test_the_sdk_brings_in_nothing_foreign(statement: str) -> None:
     assert loaded_by(statement).isdisjoint(FOREIGN)

@@ -11,6 +11,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.client.remote_process import Channel, DrainedStream, StreamEnds
 from fastclaw.errors import InvalidState, IoError, MethodNotFound
+from tests.waiting import turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -124,7 +125,7 @@ async def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
         listener.listen(0)
         first = await Channel.connect(path)
         second = asyncio.ensure_future(Channel.connect(path))
-        await asyncio.sleep(0.02)
+        await turns()
         assert not second.done()
         listener.accept()[0].close()
         (await second).close()
@@ -178,7 +179,7 @@ async def rest_of(read: Callable[[], Awaitable[bytes]]) -> bytes:
 async def test_before_the_exit_nothing_but_its_end_ends_it() -> None:
     source = Source(b"a")
     reading = asyncio.ensure_future(rest_of(DrainedStream(source.read, 0.0).read))
-    await asyncio.sleep(0.05)
+    await turns()
     assert not reading.done()
     source.give(b"b", b"")
     assert await reading == b"ab"
@@ -190,7 +191,7 @@ async def test_after_the_exit_it_ends_when_the_time_is_over() -> None:
         stream = DrainedStream(source.read, 0.05)
         reading = asyncio.ensure_future(rest_of(stream.read))
         if is_reading:
-            await asyncio.sleep(0.01)
+            await turns()
         stream.on_exit()
         source.give(b"late")
         assert await reading == b"late"
@@ -241,7 +242,7 @@ async def test_the_exit_ends_all_streams() -> None:
     ending = StreamEnds(wait, drain_ms=10)
     readings = [asyncio.ensure_future(rest_of(ending.of(Source().read))) for _ in range(2)]
     watching = asyncio.ensure_future(ending.watch())
-    await asyncio.sleep(0.03)
+    await turns()
     assert not any(reading.done() for reading in readings)
     exited.set()
     assert await asyncio.gather(*readings) == [b"", b""]
@@ -257,7 +258,7 @@ async def test_a_runtime_that_cannot_tell_is_alive_all_the_same() -> None:
     reading = asyncio.ensure_future(rest_of(ending.of(Source().read)))
     await ending.watch()
     await ending.confirm()
-    await asyncio.sleep(0.02)
+    await turns()
     assert not reading.done()
     reading.cancel()
 

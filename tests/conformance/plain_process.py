@@ -123,6 +123,8 @@ class Process:
         except OSError as error:
             for fd in self._ends:
                 os.close(fd)
+            if self._plain.breaks("finds-anything"):
+                return self._start({**params, "cmd": ["true"]})
             reason = "bad_working_dir" if error.filename == params.get("working_dir") else "not_found"
             raise Failed(-32000, "exec_failed", reason) from error
         finally:
@@ -170,7 +172,9 @@ class Process:
         return {
             "process_id": self.id,
             "state": "exited" if self.exited.is_set() else "running",
-            "exit_code": None if signum or not self.exited.is_set() else self.code,
+            "exit_code": None
+            if signum or not self.exited.is_set()
+            else self.code * (not self._plain.breaks("all-is-well")),
             "signal": signum,
             "reason": self.reason or ("signaled" if signum else "exited"),
             "timings": {},

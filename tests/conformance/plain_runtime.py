@@ -1,8 +1,8 @@
 """A small runtime, in plain Python, that keeps what is promised of `run`, `cancel` and what is left behind, or not.
 
-`python -m tests.conformance.plain_runtime DIRECTORY` keeps it: a check that blames it is wrong. Each further word, one
-of `BREAKS`, breaks it on purpose: the checker must say what. Its sockets are in DIRECTORY; it has no bounds, and
-only what those checks need.
+`python -m tests.conformance.plain_runtime DIRECTORY` keeps it: a check that blames it is wrong. Each further word of
+test_broken.py breaks it on purpose: the checker must say what. Its sockets are in DIRECTORY; it has no bounds and no
+states, and only what those checks need.
 """
 
 from __future__ import annotations
@@ -15,60 +15,16 @@ import fcntl
 import itertools
 import json
 import os
+import select
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from tests.conformance.plain_process import CHUNK, POLL_S, Failed, Process, Stream, invalid
+from tests.conformance.plain_process import CHUNK, Failed, Process, Stream, invalid
 from tests.conformance.plain_run import LINE, Run
 
 HIGHEST = 16 * 2**20
 WORDS = {"keep": ("head", "tail", "ends"), "on_limit": ("truncate", "kill"), "orphans": ("keep", "kill")}
-
-BREAKS = (
-    "uses-nothing",
-    "loses-a-byte",
-    "answers-at-start",
-    "answers-at-end-of-streams",
-    "answers-at-exit",
-    "waits-for-orphans",
-    "reads-one-by-one",
-    "ignores-input",
-    "leaves-stdin-open",
-    "fails-on-unread-input",
-    "takes-any-params",
-    "runs-anywhere",
-    "cuts-characters",
-    "keeps-ends-always",
-    "counts-what-is-given",
-    "never-kills",
-    "kills-the-group",
-    "replaces-bytes",
-    "never-merges",
-    "merges-late",
-    "closes-streams",
-    "stops-reading",
-    "keeps-orphans",
-    "ends-orphans",
-    "forgets-keys",
-    "joins-anything",
-    "never-times-out",
-    "times-out-late",
-    "hides-runs",
-    "holds-anything",
-    "long-lines",
-    "drains-at-once",
-    "closes-readers",
-    "refuses-relative",
-    "cancels-nothing",
-    "cancels-in-word",
-    "kills-for-a-wait",
-    "cancels-the-answered",
-    "mixes-ids",
-    "answers-notifications",
-    "cancels-one-of-two",
-)
 
 
 class Sockets:
@@ -97,6 +53,8 @@ class Sockets:
     async def _serve(
         self, path: str, stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        if self._connected[path]:
+            writer.write(b"welcome")
         self._connected[path] = True
         inward = self._plain.own(self._inward(reader)) if path.endswith("stdio") else None
         with contextlib.suppress(ConnectionError):
@@ -120,7 +78,7 @@ class Sockets:
         while True:
             stream.arrived.clear()
             if stream.data:
-                writer.write(bytes(stream.data))
+                writer.write(bytes(stream.data.upper() if self._plain.breaks("shouts") else stream.data))
                 stream.data.clear()
                 await writer.drain()
             elif stream.ended.is_set() or self._cut_off or writer.transport.is_closing():
@@ -176,7 +134,14 @@ class Plain:
         reader = asyncio.StreamReader(limit=LINE + 2)
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         while line := await reader.readline():
-            request = json.loads(line)
+            if not line.strip():
+                continue
+            try:
+                request = json.loads(line)
+            except ValueError:
+                failed = Failed(-32700, "parse_error", "parse_error")
+                say("what?" if self.breaks("says-what") else {"id": None, "error": self._told(failed)})
+                continue
             if request["method"] == "shutdown":
                 break
             task = loop.create_task(self._answer(request))
@@ -188,23 +153,32 @@ class Plain:
     async def _answer(self, request: dict[str, Any]) -> None:
         request_id = request.get("id")
         try:
-            result = await getattr(self, f"_{request['method']}")(request.get("params") or {})
+            result = await getattr(self, f"_{request['method']}", self._nothing)(request.get("params") or {})
             message = {"id": request_id, "result": result}
             if isinstance(result, dict) and "process_id" in result:
                 self._answered[request_id] = result["process_id"]
         except Failed as failed:
-            message = {"id": request_id, "error": failed.error}
+            message = {"id": request_id, "error": self._told(failed)}
         except asyncio.CancelledError:
             message = {"id": request_id, "error": Failed(-32800, "cancelled", "cancelled").error}
         self._in_flight = [one for one in self._in_flight if one[2] is not asyncio.current_task()]
+        if self.breaks("shouts-ids") and isinstance(request_id, str):
+            message["id"] = request_id.upper()
         if request_id is not None or self.breaks("answers-notifications"):
             say(message)
+
+    def _told(self, failed: Failed) -> dict[str, Any]:
+        return {**failed.error, "message": "no", "data": {}} if self.breaks("bare-errors") else failed.error
+
+    async def _nothing(self, params: dict[str, Any]) -> None:
+        raise Failed(-32601, "method_not_found", "method_not_found")
 
     async def _initialize(self, params: dict[str, Any]) -> dict[str, Any]:
         self.options = params.get("options", {})
         offered = ["run", "cancel", "wait", "list", "key", "timeout_ms", "kill_tree", "separate_eof"]
-        offered += ["usage"] * self.breaks("uses-nothing")
-        return {"server": {"name": "plain", "version": "0"}, "capabilities": offered}
+        offered += ["usage"] * self.breaks("uses-nothing") + ["tty"] * self.breaks("claims-a-terminal")
+        env: dict[str, Any] = {"env": {}} if self.breaks("empty-env") else {}
+        return {"server": {"name": "plain", "version": "0"}, "capabilities": offered, **env}
 
     async def _health(self, params: dict[str, Any]) -> dict[str, Any]:
         return {"status": "healthy"}
@@ -224,11 +198,15 @@ class Plain:
         process = await self._start(params)
         sockets = Sockets(process, self)
         try:
-            await sockets.listen()
+            if not self.breaks("listens-late"):
+                await sockets.listen()
         except asyncio.CancelledError:
             await process.end_tree("killed")
             raise
-        return {"process_id": process.id, "stdio_addr": sockets.paths[0], "stderr_addr": sockets.paths[1]}
+        told = {"process_id": process.id, "stdio_addr": sockets.paths[0], "stderr_addr": sockets.paths[1]}
+        if self.breaks("forgets-ids"):
+            told["process_id"] = "1"
+        return told
 
     async def _run(self, params: dict[str, Any]) -> dict[str, Any]:
         if not self.breaks("takes-any-params"):
@@ -256,7 +234,7 @@ class Plain:
             raise
 
     def _check(self, params: dict[str, Any]) -> None:
-        if not params.get("cmd"):
+        if not isinstance(params.get("cmd"), list) or not params["cmd"]:
             raise invalid("$.cmd")
         for name in ("cmd", "env"):
             if "\\u0000" in json.dumps(params.get(name)):
@@ -279,7 +257,8 @@ class Plain:
             raise invalid("$.input_base64") from error
 
     async def _kill(self, params: dict[str, Any]) -> dict[str, Any]:
-        await self._find(params).end_tree("killed")
+        if not self.breaks("kills-nothing"):
+            await self._find(params).end_tree("killed")
         return {}
 
     def _find(self, params: dict[str, Any]) -> Process:
@@ -323,24 +302,22 @@ class Plain:
         return type(request_id) is type(wanted) and bool(request_id == wanted)
 
 
-def say(message: dict[str, Any]) -> None:
+def say(message: dict[str, Any] | str) -> None:
     """One line, the loop standing still meanwhile."""
-    line = memoryview(json.dumps({"jsonrpc": "2.0", **message}, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+    said = message if isinstance(message, str) else json.dumps({"jsonrpc": "2.0", **message}, ensure_ascii=False)
+    line = memoryview(said.encode("utf-8", "replace") + b"\n")
     while line:
-        try:
-            line = line[os.write(1, line) :]
-        except BlockingIOError:
-            time.sleep(POLL_S)
+        select.select((), (1,), ())
+        line = line[os.write(1, line) :]
 
 
 def main() -> int:
     """The exit code."""
-    broken = sys.argv[2:]
-    assert set(broken) <= set(BREAKS), broken
+    plain = Plain(Path(sys.argv[1]), sys.argv[2:])
     for fd in (0, 1):
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
-    asyncio.run(Plain(Path(sys.argv[1]), broken).serve())
-    return 0
+    asyncio.run(plain.serve())
+    return 3 if plain.breaks("ends-with-3") else 0
 
 
 if __name__ == "__main__":

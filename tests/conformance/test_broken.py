@@ -1,4 +1,4 @@
-"""The checker against runtimes that break promises on purpose."""
+"""The checker against a runtime that breaks promises on purpose, and against what is no runtime."""
 
 import asyncio
 import subprocess
@@ -10,121 +10,6 @@ import pytest
 from fastclaw import limits
 from fastclaw.conformance import BY_ID, POSIX, Report, check, check_run_limits
 from fastclaw.conformance.runner import CHECKS
-from tests.conformance.plain_runtime import BREAKS
-
-COMMAND = [sys.executable, str(Path(__file__).with_name("broken_runtime.py"))]
-BROKEN = {
-    "W-PARSE": "what?",
-    "W-ID-ECHO": '"id":"ключ-🦀"',
-    "W-NOTIFY": '"id": null',
-    "L-BEFORE": '"method":"exec"',
-    "L-BEFORE-HEALTH": '"fine"',
-    "L-BEFORE-STOP": "exited with code 3",
-    "L-INIT": '"env": {}',
-    "L-TWICE": '"method":"initialize"',
-    "X-RESULT": '"process_id": "1"',
-    "X-LISTEN": "/no/such/socket",
-    "X-MISSING": "no-such-thing-here",
-    "K-UNKNOWN": "no such process",
-}
-"""Promise → what the exchange must show."""
-
-CARELESS = {
-    "E-DATA": "`kind` does not fit the code",
-    "E-WORDS": "the message does not begin with 'exec failed: '",
-    "P-ECHO": "cat gave b'FIRST",
-    "P-SECOND": "a second client was served",
-    "K-KILL": "what was due within 1000 ms did not come",
-    "S-MODE": "has mode 755",
-    "R-CODE": "exit 1 gave",
-    "T-TTY": "what was due within 1000 ms did not come",
-}
-"""Promise → what must be said of the runtime that has sockets."""
-
-
-@pytest.fixture(scope="module")
-def report() -> Report:
-    only = {*BROKEN, "W-LINE", "W-PIECES", "W-ID-DUP", "L-EOF", "X-KEY", "R-CODE"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "CHECK_ANSWER_MS", 300)
-        return asyncio.run(check(COMMAND, POSIX, {}, only, stderr=subprocess.DEVNULL))
-
-
-@pytest.mark.parametrize("promise_id", BROKEN)
-def test_a_broken_promise_is_reported_with_its_exchange(report: Report, promise_id: str) -> None:
-    finding = report[promise_id]
-    assert finding.verdict == "broken"
-    assert finding.detail
-    assert any(BROKEN[promise_id] in entry for entry in finding.exchange), finding.exchange
-
-
-@pytest.fixture(scope="module")
-def careless(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    command = [*COMMAND, str(tmp_path_factory.mktemp("careless"))]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "CHECK_SOON_MS", 1_000)
-        return asyncio.run(check(command, POSIX, {}, {*CARELESS, "X-LISTEN"}, stderr=subprocess.DEVNULL))
-
-
-@pytest.mark.parametrize("promise_id", CARELESS)
-def test_a_broken_promise_is_reported_with_what_was_seen(careless: Report, promise_id: str) -> None:
-    finding = careless[promise_id]
-    assert finding.verdict == "broken"
-    assert CARELESS[promise_id] in finding.detail
-    assert finding.exchange
-
-
-def test_what_the_careless_one_keeps_is_not_blamed(careless: Report) -> None:
-    assert careless["X-LISTEN"].verdict == "kept"
-
-
-def test_each_module_of_checks_is_seen_to_report_something_broken() -> None:
-    broken = {*BROKEN, *CARELESS, *(promise_id for _, promise_id, _ in BROKEN_BY_WORD)}
-    seen = {check.__module__ for promise_id in broken for check in CHECKS[promise_id]}
-    assert seen == {check.__module__ for checks in CHECKS.values() for check in checks}
-
-
-def test_what_it_keeps_is_not_blamed(report: Report) -> None:
-    assert [report[name].verdict for name in ("W-LINE", "W-PIECES")] == ["kept", "kept"]
-
-
-def test_what_it_does_not_offer_is_not_blamed(report: Report) -> None:
-    assert report["R-CODE"].verdict == "not offered"
-    assert "'wait'" in report["R-CODE"].detail
-
-
-def test_what_it_claims_to_offer_is_checked(report: Report) -> None:
-    assert report["X-KEY"].verdict == "broken"
-
-
-def test_the_report_as_a_whole(report: Report) -> None:
-    assert not report.ok
-    assert report.capabilities == ["key"]
-    assert "no such process" in report.to_text()
-
-
-async def test_a_runtime_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CHECK_ANSWER_MS", "CLIENT_INITIALIZE_MS"):
-        monkeypatch.setattr(limits, name, 100)
-    report = await check([sys.executable, "-c", "import sys; sys.stdin.read()"], POSIX, {}, {"L-HEALTH", "X-RESULT"})
-    assert (report.capabilities, report.findings, report.ok) == (None, [], False)
-    assert "did not come within 100 ms" in (report.refused or "")
-
-
-async def test_a_check_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "CHECK_MS", 2)  # in which nobody answers 10 000 requests
-    report = await check(COMMAND, POSIX, {}, {"W-BURST"}, stderr=subprocess.DEVNULL)
-    assert report["W-BURST"].detail == "no end within 2 ms"
-
-
-async def test_a_runtime_that_cannot_be_started() -> None:
-    report = await check(["/no/such/runtime"], POSIX, {}, {"W-LINE"})
-    assert report.to_text().startswith("nothing was checked: io error: ")
-    assert "cannot be started" in report.to_text()
-
-
-# --- A runtime that keeps what is not broken ---
-
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 16
@@ -132,11 +17,11 @@ AT_ONCE = 16
 
 KEPT = {
     *(name for name, promise in BY_ID.items() if promise.section in ("run", "cancel")),
-    *("X-DIR-RELATIVE", "X-TIMEOUT", "X-MERGE", "X-ORPHANS", "P-DRAIN", "P-READING"),
+    *("W-LINE", "W-PIECES", "X-DIR-RELATIVE", "X-TIMEOUT", "X-MERGE", "X-ORPHANS", "P-DRAIN", "P-READING"),
 }
 """Promises that the runtime keeps as long as nothing is broken."""
 
-BROKEN_BY_WORD = (
+BROKEN = (
     ("answers-at-start", "RUN-RESULT", "ended with ('running', None"),
     ("answers-at-end-of-streams", "RUN-RESULT", "ended with ('running', None"),
     ("runs-anywhere", "RUN-EXEC", "a variable of the request is"),
@@ -187,6 +72,26 @@ BROKEN_BY_WORD = (
     ("drains-at-once", "P-DRAIN", "who came after the exit got"),
     ("closes-readers", "P-READING", "who reads all the time got b'up\\n'"),
     ("uses-nothing", "R-USAGE", "takes 0 us of CPU, and one that writes a lot 0"),
+    ("says-what", "W-PARSE", "something else than the protocol: what?"),
+    ("shouts-ids", "W-ID-ECHO", "did not come within"),
+    ("answers-notifications", "W-NOTIFY", "one answer too many"),
+    ("bare-errors", "E-DATA", "`kind` does not fit the code"),
+    ("bare-errors", "E-WORDS", "the message does not begin with 'exec failed: '"),
+    ("knows-no-states", "L-BEFORE", "expected the error -32002"),
+    ("knows-no-states", "L-BEFORE-HEALTH", "health is {'status': 'healthy'}"),
+    ("ends-with-3", "L-BEFORE-STOP", "ended with code 3"),
+    ("empty-env", "L-INIT", "an empty one is left out"),
+    ("knows-no-states", "L-TWICE", "expected the error -32002"),
+    ("forgets-ids", "X-RESULT", "came twice"),
+    ("listens-late", "X-LISTEN", "cannot connect to the process's socket"),
+    ("finds-anything", "X-MISSING", "expected the error -32000"),
+    ("shouts", "P-ECHO", "cat gave b'FIRST"),
+    ("knows-no-states", "P-SECOND", "a second client was served"),
+    ("knows-no-states", "S-MODE", "has mode 755"),
+    ("kills-nothing", "K-KILL", "what was due within"),
+    ("kills-nothing", "K-UNKNOWN", "expected the error -32002"),
+    ("all-is-well", "R-CODE", "exit 1 gave"),
+    ("claims-a-terminal", "T-TTY", "what was due within"),
 )
 """How it breaks, the promise that this breaks, and what must be said of it."""
 
@@ -205,10 +110,10 @@ async def _check_all(directory: Path) -> dict[str, Report]:
 
     async def one(name: str) -> tuple[str, Report]:
         async with room:
-            only = {promise_id for broken, promise_id, _ in BROKEN_BY_WORD if broken == name}
+            only = {promise_id for broken, promise_id, _ in BROKEN if broken == name}
             return name, await _check(directory, only, name)
 
-    return dict(await asyncio.gather(*map(one, BREAKS)))
+    return dict(await asyncio.gather(*map(one, dict.fromkeys(broken for broken, _, _ in BROKEN))))
 
 
 @pytest.fixture(scope="module")
@@ -225,11 +130,11 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Of the same runtime, not broken."""
-    return asyncio.run(_check(tmp_path_factory.mktemp("plain"), KEPT, jobs=AT_ONCE))
+    return asyncio.run(_check(tmp_path_factory.mktemp("plain"), {*KEPT, "R-SIGNAL"}, jobs=AT_ONCE))
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("broken", "promise_id", "said"), BROKEN_BY_WORD)
+@pytest.mark.parametrize(("broken", "promise_id", "said"), BROKEN)
 def test_a_broken_promise_is_reported(reports: dict[str, Report], broken: str, promise_id: str, said: str) -> None:
     finding = reports[broken][promise_id]
     assert finding.verdict == "broken", finding.detail
@@ -243,6 +148,34 @@ def test_who_keeps_it_is_not_blamed(kept: Report, promise_id: str) -> None:
     assert kept[promise_id].verdict == "kept", kept[promise_id].detail
 
 
-def test_every_way_to_break_it_is_tried_and_every_promise_broken() -> None:
-    assert {broken for broken, _, _ in BROKEN_BY_WORD} == set(BREAKS)
-    assert {promise_id for _, promise_id, _ in BROKEN_BY_WORD} == KEPT | {"R-USAGE"}, "which it offers only to break it"
+def test_what_it_does_not_offer_is_not_blamed(kept: Report) -> None:
+    assert kept["R-SIGNAL"].verdict == "not offered"
+    assert "'signal_number'" in kept["R-SIGNAL"].detail
+    assert kept.ok
+
+
+def test_every_promise_that_it_keeps_is_broken_and_each_module_of_checks_has_something_to_report() -> None:
+    broken = {promise_id for _, promise_id, _ in BROKEN}
+    assert broken >= KEPT - {"W-LINE", "W-PIECES"}
+    modules = {check.__module__ for checks in CHECKS.values() for check in checks}
+    assert {check.__module__ for promise_id in broken for check in CHECKS[promise_id]} == modules
+
+
+async def test_a_runtime_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHECK_ANSWER_MS", "CLIENT_INITIALIZE_MS"):
+        monkeypatch.setattr(limits, name, 100)
+    report = await check([sys.executable, "-c", "import sys; sys.stdin.read()"], POSIX, {}, {"L-HEALTH", "X-RESULT"})
+    assert (report.capabilities, report.findings, report.ok) == (None, [], False)
+    assert "did not come within 100 ms" in (report.refused or "")
+
+
+async def test_a_check_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CHECK_MS", 2)  # in which nobody answers 10 000 requests
+    report = await _check(tmp_path, {"W-BURST"})
+    assert report["W-BURST"].detail == "no end within 2 ms"
+
+
+async def test_a_runtime_that_cannot_be_started() -> None:
+    report = await check(["/no/such/runtime"], POSIX, {}, {"W-LINE"})
+    assert report.to_text().startswith("nothing was checked: io error: ")
+    assert "cannot be started" in report.to_text()
