@@ -26,6 +26,7 @@ from fastclaw.linux import proc
 from fastclaw.processes.listeners import SocketDirectory
 from fastclaw.runtime import ExitRecord
 from tests.cli.programs import DEADLINE_S, FASTCLAW, Call, assert_one_line, fastclaw
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,24 +107,14 @@ def read_until(fd: int, wanted: bytes) -> bytes:
     return seen
 
 
-def await_none_left(runner: Runner) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while runner.left() and time.monotonic() < deadline:
-        time.sleep(0.02)  # what ends them is no child of ours
-
-
 @contextmanager
 def started(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """Ended and closed in any case."""
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
+    with process:
+        try:
+            yield process
+        finally:
             process.kill()
-        process.wait(DEADLINE_S)
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
 
 
 def test_streams_and_exit_code_are_passed_through(run: Runner) -> None:
@@ -176,10 +167,6 @@ def test_other_failures_of_a_start_are_125(local: Runner) -> None:
     done = local("-w", "/nonexistent", "--", "true")
     assert done.returncode == 125
     assert "/nonexistent" in assert_one_line(own_words(done.stderr))
-
-
-def test_stdin_from_nowhere(local: Runner) -> None:
-    assert local("--", "cat", stdin=subprocess.DEVNULL).returncode == 0
 
 
 def test_a_loop_keeps_its_input(local: Runner) -> None:
@@ -353,34 +340,19 @@ def test_control_c_before_the_command_runs(local: Runner, tmp_path: Path) -> Non
         assert runner.left() == []
 
 
-def test_control_c_on_a_terminal(local: Runner) -> None:
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execvpe(local.argv[0], [*local.argv, *shell("echo ready; exec sleep 1000")], local.env)
-    try:
-        read_until(terminal, b"ready")
-        os.write(terminal, b"\x03")
-        pidfd = os.pidfd_open(pid)
-        assert select.select([pidfd], [], [], DEADLINE_S)[0]
-        os.close(pidfd)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGINT
-    finally:
-        os.close(terminal)
-
-
 class OnTerminal:
-    """`fastclaw run -t` on a terminal of ours.
+    """`fastclaw run` on a terminal of ours.
 
     Attributes:
         master: our side of it.
     """
 
-    def __init__(self, runner: Runner, *command: str) -> None:
+    def __init__(self, runner: Runner, *words: str) -> None:
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             termios.tcsetwinsize(0, (33, 77))
             env = {**runner.env, "TERM": "vt220"}
-            os.execvpe(runner.argv[0], [*runner.argv, "-t", *command], env)
+            os.execvpe(runner.argv[0], [*runner.argv, *words], env)
         self.before = termios.tcgetattr(self.master)
 
     def is_raw(self) -> bool:
@@ -397,8 +369,8 @@ class OnTerminal:
 
 
 @contextmanager
-def on_terminal(runner: Runner, *command: str) -> Iterator[OnTerminal]:
-    made = OnTerminal(runner, *command)
+def on_terminal(runner: Runner, *words: str) -> Iterator[OnTerminal]:
+    made = OnTerminal(runner, *words)
     try:
         yield made
     finally:
@@ -406,7 +378,7 @@ def on_terminal(runner: Runner, *command: str) -> Iterator[OnTerminal]:
 
 
 def test_a_terminal_from_ours(run: Runner) -> None:
-    with on_terminal(run, *shell("echo $TERM; stty size; read line; echo got $line; exit 7")) as ours:
+    with on_terminal(run, "-t", *shell("echo $TERM; stty size; read line; echo got $line; exit 7")) as ours:
         assert b"vt220\r\n33 77\r\n" in read_until(ours.master, b"33 77\r\n")
         assert ours.is_raw()
         os.write(ours.master, b"word\r")
@@ -415,9 +387,16 @@ def test_a_terminal_from_ours(run: Runner) -> None:
         assert not ours.is_raw()
 
 
+def test_control_c_on_a_terminal_that_stays_ours(local: Runner) -> None:
+    with on_terminal(local, *shell("echo ready; exec sleep 1000")) as ours:
+        read_until(ours.master, b"ready")
+        os.write(ours.master, b"\x03")
+        assert ours.exit_code() == 128 + signal.SIGINT
+
+
 def test_a_window_that_changes(run: Runner) -> None:
     script = "trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 1 & wait; done"
-    with on_terminal(run, *shell(script)) as ours:
+    with on_terminal(run, "-t", *shell(script)) as ours:
         read_until(ours.master, b"ready")
         termios.tcsetwinsize(ours.master, (50, 132))
         read_until(ours.master, b"50 132")
@@ -425,7 +404,9 @@ def test_a_window_that_changes(run: Runner) -> None:
 
 
 def test_control_c_is_the_command_s_on_its_own_terminal(run: Runner) -> None:
-    with on_terminal(run, *shell("trap 'echo mine; exit 5' INT; echo ready; while :; do sleep 1 & wait; done")) as ours:
+    with on_terminal(
+        run, "-t", *shell("trap 'echo mine; exit 5' INT; echo ready; while :; do sleep 1 & wait; done")
+    ) as ours:
         read_until(ours.master, b"ready")
         os.write(ours.master, b"\x03")
         read_until(ours.master, b"mine")
@@ -434,7 +415,7 @@ def test_control_c_is_the_command_s_on_its_own_terminal(run: Runner) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_gives_the_terminal_back(local: Runner, signum: signal.Signals) -> None:
-    with on_terminal(local, *shell("echo ready; exec sleep 1000")) as ours:
+    with on_terminal(local, "-t", *shell("echo ready; exec sleep 1000")) as ours:
         read_until(ours.master, b"ready")
         assert ours.is_raw()
         os.kill(ours.pid, signum)
@@ -443,17 +424,17 @@ def test_a_signal_gives_the_terminal_back(local: Runner, signum: signal.Signals)
 
 def test_a_runtime_that_dies_gives_the_terminal_back(local: Runner, short_dir: Path) -> None:
     local.env["XDG_RUNTIME_DIR"] = str(short_dir)  # where its sockets stay
-    with on_terminal(local, *shell("echo ready; exec sleep 1000")) as ours:
+    with on_terminal(local, "-t", *shell("echo ready; exec sleep 1000")) as ours:
         read_until(ours.master, b"ready")
         for pid, _ in proc.children(ours.pid):
             os.kill(pid, signal.SIGKILL)
         read_until(ours.master, b"exited with code -9")
         assert ours.exit_code() == 125
-    await_none_left(local)
+    wait_until(lambda: not local.left())
 
 
 def test_a_command_that_does_not_start_leaves_the_terminal_alone(local: Runner) -> None:
-    with on_terminal(local, "--", "/no/such/program") as ours:
+    with on_terminal(local, "-t", "--", "/no/such/program") as ours:
         read_until(ours.master, b"No such file")
         assert not ours.is_raw()
         assert ours.exit_code() == 127
@@ -488,7 +469,7 @@ def test_a_runtime_that_dies_is_one_line(local: Runner) -> None:
         assert process.wait(DEADLINE_S) == 125
         assert process.stderr is not None
         assert "exited with code -9" in assert_one_line(own_words(process.stderr.read()))
-    await_none_left(local)
+    wait_until(lambda: not local.left())
     SocketDirectory().remove()  # the next start removes the directory that the dead one left
 
 
