@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
+from bench.engine import Engine, engine_or_skip
 from bench.programs import Programs
 from bench.ratios import Ratios, read_budgets
 
@@ -66,6 +67,12 @@ def runner() -> Iterator[asyncio.Runner]:
     """One production loop for all benches: making it is not measured."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         yield runner
+
+
+@pytest.fixture(scope="module")
+def engine(runner: asyncio.Runner) -> Iterator[Engine]:
+    """One for the benches of a file."""
+    yield from engine_or_skip(runner)
 
 
 @pytest.fixture(scope="session")

@@ -6,22 +6,25 @@ Each way returns only after every command has ended with the exit code that it w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
+import sys
 import threading
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from podman import PodmanClient
 
+from fastclaw.client import RuntimeClient
 from fastclaw.processes.lane import StartSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from fastclaw.client import RuntimeClient
     from fastclaw.podman.rest_lane.rest import RestLane
 
 EXIT_CODE = 7
@@ -30,6 +33,17 @@ EXIT_CODE = 7
 COMMAND = ["/bin/sh", "-c", f"exit {EXIT_CODE}"]
 
 API = "/v4.3.1/libpod"
+
+
+@contextlib.contextmanager
+def served(runner: asyncio.Runner, runtime: str, **options: Any) -> Iterator[RuntimeClient]:
+    """A runtime of its own, up; it ends in order."""
+    command = [sys.executable, "-m", "fastclaw", "serve", "--runtime", runtime, "--log-level", "error"]
+    client = RuntimeClient.spawn(command, namespace="bench-client", options=options)
+    runner.run(client.__aenter__())
+    yield client
+    runner.run(client.aclose())
+    assert client.exit_code == 0
 
 
 async def spread(count: int, at_once: int, run_one: Callable[[int], Awaitable[None]]) -> None:
@@ -45,17 +59,22 @@ async def spread(count: int, at_once: int, run_one: Callable[[int], Awaitable[No
             group.create_task(worker())
 
 
-def posix_spawn(count: int, at_once: int) -> None:
-    """The floor: the kernel's own cost, with no streams, no records and nobody to talk to."""
-    running: deque[int] = deque()
+def posix_spawn(
+    count: int, at_once: int, program: str = COMMAND[0], argv: list[str] = COMMAND, exit_code: int = EXIT_CODE
+) -> list[float]:
+    """The floor: the kernel's own cost, with no sandbox, no streams and nobody to talk to; the seconds of each."""
+    running: deque[tuple[int, float]] = deque()
+    took: list[float] = []
     for number in range(count + at_once):
-        if len(running) == at_once or number >= count:
-            if not running:
-                return
-            _, status = os.waitpid(running.popleft(), 0)
-            assert os.waitstatus_to_exitcode(status) == EXIT_CODE
+        if running and (len(running) == at_once or number >= count):
+            pid, began = running.popleft()
+            _, status = os.waitpid(pid, 0)
+            assert os.waitstatus_to_exitcode(status) == exit_code
+            took.append(time.perf_counter() - began)
         if number < count:
-            running.append(os.posix_spawn(COMMAND[0], COMMAND, os.environ))
+            began = time.perf_counter()
+            running.append((os.posix_spawn(program, argv, os.environ), began))
+    return took
 
 
 async def over_client(client: RuntimeClient, count: int, at_once: int) -> None:

@@ -7,6 +7,7 @@ the runtime costs. Where a client in Python would hide that too, rpc_client.c ta
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,14 @@ class LeanClient:
         self._out.close()
         assert self.process.wait(_END_S) == 0
         self._in.close()
+
+
+def connected(address: str) -> socket.socket:
+    """A client of one of a process's sockets."""
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(_END_S)
+    client.connect(address)
+    return client
 
 
 def _exec(number: int, params: bytes) -> bytes:

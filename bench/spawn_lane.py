@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench.execs import spread
 from fastclaw.linux.owner import this_process
 from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.base_image import static_busybox
 from fastclaw.podman.container import SpawnerContainer
 from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.containers import SpawnerSlot
@@ -74,24 +73,6 @@ async def run(lane: SpawnLane, count: int, at_once: int) -> list[float]:
         took.append(time.perf_counter() - began)
 
     await spread(count, at_once, run_one)
-    return took
-
-
-def floor(count: int, at_once: int) -> list[float]:
-    """The kernel's own cost on this host, of the same program: no sandbox, no streams, nobody to talk to."""
-    program, running = str(static_busybox()), dict[int, float]()
-    took: list[float] = []
-    for number in range(count + at_once):
-        if len(running) == at_once or number >= count:
-            if not running:
-                break
-            pid = next(iter(running))
-            _, status = os.waitpid(pid, 0)
-            assert status == 0
-            took.append(time.perf_counter() - running.pop(pid))
-        if number < count:
-            began = time.perf_counter()
-            running[os.posix_spawn(program, TRUE, os.environ)] = began
     return took
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.execs import over_client, posix_spawn
+from bench.execs import over_client, posix_spawn, served
 from bench.ratios import Ratios, compare
-from fastclaw.client import RuntimeClient
 
 if TYPE_CHECKING:
     import asyncio
@@ -17,18 +15,16 @@ if TYPE_CHECKING:
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
+    from fastclaw.client import RuntimeClient
+
 COUNT = 200
 ROUNDS = 7
 
 
 @pytest.fixture
 def client(runner: asyncio.Runner) -> Iterator[RuntimeClient]:
-    command = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "local", "--log-level", "error"]
-    client = RuntimeClient.spawn(command, namespace="bench")
-    runner.run(client.__aenter__())
-    yield client
-    runner.run(client.aclose())
-    assert client.exit_code == 0
+    with served(runner, "local") as client:
+        yield client
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 16])

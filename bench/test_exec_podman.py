@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from bench.engine import CONTAINERS, Engine, engine_or_skip
-from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli, posix_spawn
+from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli, posix_spawn, served
 from bench.ratios import Ratios, compare
-from fastclaw.client import RuntimeClient
 from fastclaw.podman.rest_lane.rest import RestLane
 from tests.podman.rest_lane.fixed_containers import FixedContainers
 
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_benchmark.fixture import BenchmarkFixture
+
+    from fastclaw.client import RuntimeClient
 
 COUNTS = {1: 16, 4: 48, 16: 64}
 """Execs per round, by how many run at once: about a second each."""
@@ -43,13 +43,8 @@ def engine(runner: asyncio.Runner) -> Iterator[Engine]:
 
 @pytest.fixture
 def client(runner: asyncio.Runner, engine: Engine) -> Iterator[RuntimeClient]:
-    command = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman", "--log-level", "error"]
-    options = {"url": engine.url, "lane": "rest", "containers": CONTAINERS}
-    client = RuntimeClient.spawn(command, namespace="bench-client", options=options)
-    runner.run(client.__aenter__())
-    yield client
-    runner.run(client.aclose())
-    assert client.exit_code == 0
+    with served(runner, "podman", url=engine.url, lane="rest", containers=CONTAINERS) as client:
+        yield client
 
 
 @pytest.fixture

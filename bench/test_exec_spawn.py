@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.engine import CONTAINERS, Engine, engine_or_skip
+from bench.engine import CONTAINERS, Engine
+from bench.execs import posix_spawn
 from bench.lean_client import LeanClient
 from bench.ratios import Ratios, compare
-from bench.spawn_lane import TRUE, Latencies, floor, latencies, run, spawn_lane
+from bench.spawn_lane import TRUE, Latencies, latencies, run, spawn_lane
+from fastclaw.podman.base_image import static_busybox
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,11 +34,6 @@ COUNTS = {1: 600, 16: 1_600}
 ROUNDS = 9
 REST_COUNTS = {1: 16, 16: 64}
 """On the lane that is so much slower."""
-
-
-@pytest.fixture(scope="module")
-def engine(runner: asyncio.Runner) -> Iterator[Engine]:
-    yield from engine_or_skip(runner)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +66,13 @@ def test_without_json_rpc(
     benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, lane: SpawnLane, at_once: int
 ) -> None:
     count = COUNTS[at_once]
+    busybox = str(static_busybox())
     ours: list[Latencies] = []
     theirs: list[Latencies] = []
     found = compare(
         benchmark,
         lambda: ours.append(latencies(runner.run(run(lane, count, at_once)))),
-        {"floor": lambda: theirs.append(latencies(floor(count, at_once)))},
+        {"floor": lambda: theirs.append(latencies(posix_spawn(count, at_once, busybox, TRUE, 0)))},
         ROUNDS,
     )
     ratios.ratio(f"spawn lane, {at_once} at once / bare posix_spawn", found.ratios["floor"])

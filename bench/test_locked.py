@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.lean_client import LeanClient
+from bench.lean_client import LeanClient, connected
 from bench.processes import runs
 from bench.wire import Command, Wire
 from fastclaw.linux import proc
@@ -85,10 +85,3 @@ def release(work: str) -> None:
         if runs(pid, work):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-
-def connected(address: str) -> socket.socket:
-    client = socket.socket(socket.AF_UNIX)
-    client.settimeout(DEADLINE_S)
-    client.connect(address)
-    return client

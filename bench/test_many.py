@@ -5,16 +5,12 @@ costs among them.
 from __future__ import annotations
 
 import contextlib
-import socket
 import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import pytest
-
-from bench.engine import Engine, engine_or_skip
-from bench.lean_client import LeanClient
+from bench.lean_client import LeanClient, connected
 from bench.processes import descendants, have_one_memory, kernel_kb, memory_info_kb, name, proportional_kb, resident_kb
 from bench.wire import Command, Wire
 from fastclaw.linux import proc
@@ -22,9 +18,7 @@ from fastclaw.linux.own_limits import raise_file_limit
 from fastclaw.podman.container_spec import INIT_TARGET
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Iterator
-
+    from bench.engine import Engine
     from bench.programs import Programs
     from bench.ratios import Ratios
 
@@ -37,11 +31,6 @@ ALLOWED_KB = 16
 ALLOWED_KERNEL_KB = 140 + 32
 """What a sleeping command, its reaper and the sockets at both ends took before each had a pump (139, 141 and 144 KB in
 three runs, Linux 6.18, x86_64), and a task more."""
-
-
-@pytest.fixture(scope="module")
-def engine(runner: asyncio.Runner) -> Iterator[Engine]:
-    yield from engine_or_skip(runner)
 
 
 def test_five_thousand(engine: Engine, ratios: Ratios, programs: Programs) -> None:
@@ -59,7 +48,7 @@ def test_five_thousand(engine: Engine, ratios: Ratios, programs: Programs) -> No
         with contextlib.ExitStack() as held:
             for result in many.start(SLEEPER, MANY - FEW):
                 for address in (result["stdio_addr"], result["stderr_addr"]):
-                    held.enter_context(_connected(address))
+                    held.enter_context(connected(address))
             seconds = time.perf_counter() - began
             many.call("health")  # the connections have been accepted before it
             each = Memory(many, spawner).less(before)
@@ -110,12 +99,6 @@ class Memory:
         count = MANY - FEW
         kernel, everything = self._kernel - before._kernel, before._available - self._available
         return Each((self._ours - before._ours) / count, kernel / count, everything / count)
-
-
-def _connected(address: str) -> socket.socket:
-    client = socket.socket(socket.AF_UNIX)
-    client.connect(address)
-    return client
 
 
 def _spawners() -> set[int]:

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bench.execs import served
 from bench.ratios import Ratios, compare
-from fastclaw.client import RuntimeClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_benchmark.fixture import BenchmarkFixture
+
+    from fastclaw.client import RuntimeClient
 
 MODULES = [
     *("asyncio", "json", "decimal", "http.client", "http.server", "email.mime.multipart", "ssl", "xml.dom.minidom"),
@@ -32,14 +34,10 @@ AT_ONCE = [1, 8]
 
 @pytest.fixture
 def client(runner: asyncio.Runner) -> Iterator[RuntimeClient]:
-    command = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "local", "--log-level", "error"]
     preload = [word for module in MODULES for word in ("-i", module)]
     template = {"cmd": [sys.executable, "-m", "fastclaw.template", *preload]}
-    client = RuntimeClient.spawn(command, namespace="bench", options={"templates": {"warm": template}})
-    runner.run(client.__aenter__())
-    yield client
-    runner.run(client.aclose())
-    assert client.exit_code == 0
+    with served(runner, "local", templates={"warm": template}) as client:
+        yield client
 
 
 async def first_byte(client: RuntimeClient, template: str | None) -> None:

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.engine import Engine, engine_or_skip
 from bench.lean_client import LeanClient
 from bench.ratios import Ratios, compare_told
 from bench.wire import LOOP, THREADS, Command, Times, Wire, floor, text
 from fastclaw.podman.base_image import static_busybox
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Iterator
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
+    from bench.engine import Engine
     from bench.programs import Programs
 
 COUNTS = {1: 400, 16: 1_200}
@@ -39,11 +38,6 @@ at_once_and_count = pytest.mark.parametrize(("at_once", "count"), COUNTS.items()
 def local(programs: Programs) -> Iterator[Wire]:
     with contextlib.closing(LeanClient("local", {})) as client:
         yield Wire(programs, client)
-
-
-@pytest.fixture(scope="module")
-def engine(runner: asyncio.Runner) -> Iterator[Engine]:
-    yield from engine_or_skip(runner)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.lean_client import LeanClient
+from bench.processes import descendants, resident_kb
 from fastclaw import limits
-from fastclaw.linux import proc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,10 +44,10 @@ class Holdings:
         while health["details"]["processes"]["lingering"]:  # sockets close a millisecond after the exit
             health = client.call("health")
         counts = health["details"]["processes"]
-        self.memory_kb = _resident_kb(pid)
+        self.memory_kb = resident_kb(pid)
         self.numbers = {
             "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
-            "processes": len(_descendants(pid)),
+            "processes": len(descendants(pid)),
             **{name: counts[name] for name in ("live", "lingering", "waiting", "starting")},
             **{name: health["details"]["lane"][name] for name in ("reapers", "kept")},
         }
@@ -62,17 +62,3 @@ def test_nothing_is_left(client: LeanClient) -> None:
     after = Holdings(client)
     assert after.numbers == before.numbers
     assert after.memory_kb - before.memory_kb < GROWTH_KB
-
-
-def _resident_kb(pid: int) -> int:
-    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // limits.KIB
-
-
-def _descendants(pid: int) -> list[int]:
-    found, todo = list[int](), [pid]
-    while todo:
-        children = [child for child, _ in proc.children(todo.pop())]
-        found += children
-        todo += children
-    return found
