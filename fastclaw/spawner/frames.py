@@ -77,7 +77,6 @@ _HELLO = struct.Struct("=4I")
 _WELCOME = struct.Struct("=4IQ2I")
 _CONTROL = struct.Struct("=5I")
 _START = struct.Struct("=16I")
-_NO_RUN = (0, 0, 0, 0)
 _LIMIT = struct.Struct("=2I2Q")
 _WINDOW = struct.Struct("=4H")
 """struct winsize (ioctl_tty(2)), of a START with a terminal: rows, columns, and pixels, which nobody uses."""
@@ -232,18 +231,10 @@ def start(
     if rlimits or groups:
         fixed = b"".join(_LIMIT.pack(which, 0, value, value) for which, value in rlimits)
         fixed += struct.pack(f"={len(groups)}I", *groups)
-    files: tuple[bytes, ...] = ()
-    run = _NO_RUN
-    tail = window
     size = _START.size + len(fixed) + len(data)
-    if collection is not None:
-        flags |= _flags_of(collection)
-        if size + len(collection.input) <= limits.SPAWN_FRAME_BYTES:
-            tail = collection.input
-        else:
-            flags |= FLAG_INPUT_FILE
-            files = (collection.input,)
-        run = (*kept_bytes(collection), collection.drain_ms, len(tail))
+    more, run, tail, files = _run(collection, limits.SPAWN_FRAME_BYTES - size)
+    flags |= more
+    tail = tail or window
     count = argv.number + env.number
     if size + len(tail) > limits.SPAWN_FRAME_BYTES or count > limits.SPAWN_INLINE_STRINGS:
         flags |= FLAG_SPILLED
@@ -276,14 +267,8 @@ def worker(
     if identity is not None:
         flags |= FLAG_IDENTITY
         uid, gid = identity.uid, identity.gid
-    files: tuple[bytes, ...] = ()
-    run = _NO_RUN
-    if collection is not None:
-        flags |= _flags_of(collection)
-        if collection.input:
-            flags |= FLAG_INPUT_FILE
-            files = (collection.input,)
-        run = (*kept_bytes(collection), collection.drain_ms, 0)
+    more, run, _, files = _run(collection, 0)
+    flags |= more
     inline = request
     if _START.size + len(request) > limits.SPAWN_FRAME_BYTES:
         flags |= FLAG_SPILLED
@@ -293,11 +278,19 @@ def worker(
     return Start(head + inline, files)
 
 
-def _flags_of(collection: Collection) -> int:
-    flags = FLAG_RUN
-    if not collection.input:
+def _run(collection: Collection | None, room: int) -> tuple[int, tuple[int, ...], bytes, tuple[bytes, ...]]:
+    """Of a START: flags, the numbers of a run, its input for the frame, which has so much room, or for a file."""
+    if collection is None:
+        return 0, (0, 0, 0, 0), b"", ()
+    flags, data = FLAG_RUN, collection.input
+    if not data:
         flags |= FLAG_NULL_STDIN
-    return flags | FLAG_LIMIT_KILLS if collection.on_limit == "kill" else flags
+    if collection.on_limit == "kill":
+        flags |= FLAG_LIMIT_KILLS
+    numbers = (*kept_bytes(collection), collection.drain_ms)
+    if len(data) <= room:
+        return flags, (*numbers, len(data)), data, ()
+    return flags | FLAG_INPUT_FILE, (*numbers, 0), b"", (data,)
 
 
 def kept_bytes(collection: Collection) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""One spawner, seen from fastclaw: starts go out, what becomes of them comes in, and its end is noticed.
+"""The link to one spawner: sends starts and orders, dispatches its events to processes, notices its end.
 
-Owns both sockets, the ids, and the number of reapers: there is always one that is idle, so that a request that was
-sent is taken at once. Knows nothing of containers: whoever brought the spawner up says what its end means.
+Owns both sockets, the ids, and the number of reapers: one is always idle, so that a request is taken at once. Knows
+nothing of containers: `on_end` says what the spawner's end means.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError, StartFailed
@@ -26,18 +26,17 @@ if TYPE_CHECKING:
     from fastclaw.spawner.spawn_process import SpawnProcess
 
 _ALL = 0
-"""In an END: everything."""
+"""The id in an END of everything."""
 
 _CLIENT_EVENTS = frozenset({frames.ENDED, frames.LEFT, frames.GAP, frames.WAITING, frames.STUCK, frames.BLOCKED})
 
 
-class Answer:
-    """What was answered: an errno (0: done), a number, and a descriptor where one came along."""
+class Answer(NamedTuple):
+    """The answer to an order: an errno (0: done), a number, and a descriptor where one came along."""
 
-    __slots__ = ("errno", "fd", "value")
-
-    def __init__(self, errno: int, value: int, fd: int | None) -> None:
-        self.errno, self.value, self.fd = errno, value, fd
+    errno: int
+    value: int
+    fd: int | None
 
 
 async def greet(
@@ -50,18 +49,17 @@ async def greet(
     on_end: Callable[[], None],
     on_growth: Callable[[int], None] | None = None,
 ) -> Spawner:
-    """Shake hands with a spawner that has connected; `control` is taken over, and closed where that fails.
+    """The link to a spawner that has connected, after the handshake; `control` is taken over, and closed on failure.
 
     Parameters:
-        confine: take from what it starts every capability but those of `capabilities`, and these from all but root.
-        reaper_uid: who its reapers become, so that nothing they keep can signal them; only where it may.
+        confine: take every capability from commands, but those of `capabilities` from root's.
+        reaper_uid: the user of its reapers, so that commands cannot signal them; only where it may change users.
         collect_bytes: what all runs together may collect (`options.run_output_bytes`).
         on_end: called once, when it ends without having been told to.
         on_growth: called before it makes more reapers, with how many there will be.
 
     Raises:
-        StartFailed: it ended, said nothing in time, or something else, or another version's words; no descriptors are
-            left.
+        StartFailed: it ended, sent nothing in time, or no valid greeting of this version; no descriptors are left.
     """
     channel, theirs = None, None
     try:
@@ -112,12 +110,12 @@ async def _first_frame(control: socket.socket) -> bytes:
 
 
 class Spawner:
-    """Made by `greet`.
+    """The link to a spawner; made by `greet`.
 
     Attributes:
-        hello: what it said of itself.
+        hello: its greeting.
         alive: whether it takes requests.
-        memory: of what it is in, for how its processes end; None where that is not to be seen.
+        memory: of its environment, for how its processes end; None where that is not known.
     """
 
     def __init__(
@@ -149,13 +147,17 @@ class Spawner:
         self._loop.add_reader(control.fileno(), self._on_control)
         self._loop.add_reader(channel.fileno(), self._on_channel)
 
+    def __repr__(self) -> str:
+        state = "alive" if self.alive else "ended"
+        return f"<Spawner {state}, {self._reapers} reapers, {len(self._busy)} busy, {len(self._trees)} trees>"
+
     def next_id(self) -> int:
-        """A number for a request; 0 is none, and by the time they start over the first ones are long over."""
+        """The id of the next request. Ids start over at 1 after 2**32 - 1, when the first ones are long over."""
         self._last_id = self._last_id % frames.NO_USER + 1
         return self._last_id
 
     def counts(self) -> dict[str, int]:
-        """For `health`."""
+        """Numbers for `health`: reapers, and processes that they keep."""
         return {"reapers": self._reapers, "kept": len(self._trees)}
 
     # --- reapers ---
@@ -179,7 +181,7 @@ class Spawner:
         self._keep_spare()
         while not self.has_room:
             if self._growing is None:
-                raise ExecFailed("the spawner has ended", "container_gone")
+                raise _ended()
             await asyncio.shield(self._growing)
             self._keep_spare()
 
@@ -195,13 +197,13 @@ class Spawner:
         if self._growing is task:  # cancelled before it began
             self._growing = None
         if not task.cancelled():
-            task.exception()  # whoever needs room asks again and gets it first hand
+            task.exception()  # retrieved: `make_room` tries again and raises it
 
     async def _add_reapers(self) -> None:
         try:
             await self._ask_for_reapers()
         finally:
-            # Not in `_grown`, which is called a turn later: who waits for what is over already does not give way to it.
+            # Not in `_grown`, which is called a turn later: awaiting a task that is over does not yield to it.
             self._growing = None
 
     async def _ask_for_reapers(self) -> None:
@@ -218,37 +220,40 @@ class Spawner:
             raise resources_refused(OSError(answer.errno, os.strerror(answer.errno)))
 
     def _retire(self) -> None:
-        """One that nobody has needed for long is sent home; a burst's worth stays."""
+        """End a reaper where too many are idle; enough for a burst stay."""
         if self._idle_reapers > limits.SPAWN_IDLE_REAPERS and self.alive and self._empty is None:
-            with suppress(ExecFailed):  # no room for it now: the next one that is let go tries again
+            with suppress(ExecFailed):  # the outbox is full: tried again when the next reaper becomes idle
                 self._requests.send(frames.control(frames.RETIRE), [])
                 self._reapers -= 1
 
     # --- requests ---
 
     def start(self, process: SpawnProcess, request: frames.Start, fds: Sequence[int] = ()) -> None:
-        """Send a request to whichever pump is idle; `fds` are closed in any case.
+        """Send a request, which an idle pump takes; `fds` are closed in any case.
 
         Raises:
             ExecFailed: `overloaded`, `container_gone`.
         """
-        if not self.alive:
-            close_all(fds)
-            raise ExecFailed("the spawner has ended", "container_gone")
+        self._check_alive(fds)
         with_all = with_files(fds, request.files)
         self._requests.send(request.frame, with_all, on_dropped=lambda error: self._drop(process, error))
         self._busy.add(process.id)
         self._trees.add(process.id)
         self._await_start(process)
 
+    def _check_alive(self, fds: Sequence[int] = ()) -> None:
+        if not self.alive:
+            close_all(fds)
+            raise _ended()
+
     def _drop(self, process: SpawnProcess, error: ExecFailed) -> None:
-        """Its request had to wait, and cannot be sent."""
+        """A request had to wait, and cannot be sent."""
         if process.id in self._kept:
             self._forget(process)
             process.on_dropped(error)
 
     def adopt(self, process: SpawnProcess, pid: int, template: SpawnProcess) -> None:
-        """Have a template's reaper answer for a worker that it has forked.
+        """Order a template's reaper to take over a worker that the template has forked.
 
         Parameters:
             pid: as the worker sees it.
@@ -256,12 +261,11 @@ class Spawner:
         Raises:
             ExecFailed: `overloaded`, `container_gone`.
         """
-        if not self.alive:
-            raise ExecFailed("the spawner has ended", "container_gone")
+        self._check_alive()
         self._orders.send(frames.control(frames.ADOPT, process.id, pid, template.id, template.place), [])
 
     def disown(self, worker: SpawnProcess) -> None:
-        """One that was dropped before its adoption: without its byte it ends by itself, and no reaper tells of that."""
+        """Forget a worker that was dropped before its adoption: it ends by itself, and no reaper reports that."""
         if worker.id in self._kept:
             self._let_go(worker, is_gone=True, is_free=False)
 
@@ -274,13 +278,11 @@ class Spawner:
         Raises:
             ExecFailed: `overloaded`, `container_gone`.
         """
-        if not self.alive:
-            os.close(fd)
-            raise ExecFailed("the spawner has ended", "container_gone")
+        self._check_alive([fd])
         self._orders.send(frames.control(frames.ATTACH, id, which, 0, place), [fd])
 
     def order(self, op: int, id: int, a: int = 0, b: int = 0, place: int = frames.NOWHERE) -> None:
-        """An order about one process, which nobody answers: RELEASE, LOOK, RESIZE, FINISH."""
+        """Send an order about one process that has no answer: RELEASE, LOOK, RESIZE, FINISH."""
         self._order(frames.control(op, id, a, b, place))
 
     def _await_start(self, process: SpawnProcess) -> None:
@@ -290,7 +292,7 @@ class Spawner:
             self._watch = self._loop.call_later(limits.SPAWN_START_MS / 1000, self._look_at_starts)
 
     def _look_at_starts(self) -> None:
-        """A command that is not through its execve in time (a dead file system, a stopped child) is given up."""
+        """Give up commands whose execve is not over in time: a dead file system, a stopped child."""
         self._watch = None
         now = self._loop.time()
         for id, deadline in list(self._starting.items()):
@@ -302,12 +304,11 @@ class Spawner:
             self._kept[id].give_up(ExecFailed(text, "engine_timeout"))
 
     def signal(self, id: int, signum: int, place: int, template: int = 0, *, group: bool = False) -> None:
-        """A signal to the command itself, or to its process group, if it still runs. `template`: whose worker it is, if
-        it is one."""
+        """Signal the command itself, or its process group, if it still runs. `template`: a worker's template."""
         self._order(frames.control(frames.SIGNAL, id, signum | frames.SIGNAL_GROUP * group, template, place))
 
     def end(self, id: int, level: int, place: int = frames.NOWHERE, template: int = 0) -> None:
-        """TERM or KILL to its whole tree, if there is any; a template's is all its workers too."""
+        """Send TERM or KILL to its whole tree, if there is any; a template's includes all its workers."""
         self._order(frames.control(frames.END, id, level, template, place))
 
     async def end_everything(self, grace: Grace) -> None:
@@ -316,14 +317,14 @@ class Spawner:
         Raises:
             ExecFailed: `engine_timeout`.
         """
-        for id in self._starting:  # a reaper may yet take it up: then it is ended at once
+        for id in self._starting:  # a pump may take it yet: then it is ended at once
             self._kept[id].started.cancel()
         if self._trees:
             self._empty = asyncio.Event()
             await end_tree(lambda level: self.end(_ALL, level), self._empty, grace)
 
     def _order(self, frame: bytes) -> None:
-        """Every end of a process may depend on it, so it has no bound of its own but that of the live processes."""
+        """Not bounded, since the end of a process may depend on it; the number of live processes bounds it."""
         if self.alive:
             self._orders.send(frame, [], bounded=False)
 
@@ -337,9 +338,7 @@ class Spawner:
 
     async def _ask(self, box: Outbox, frame: Callable[[int], bytes], fds: list[int]) -> Answer:
         """`fds` are closed in any case."""
-        if not self.alive:
-            close_all(fds)
-            raise ExecFailed("the spawner has ended", "container_gone")
+        self._check_alive(fds)
         id = self.next_id()
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._answers[id] = answer
@@ -354,9 +353,9 @@ class Spawner:
             self._answers.pop(id, None)
 
     async def read_file(self, path: str) -> bytes:
-        """A file as it is inside, at most `limits.SPAWN_FILE_BYTES` of it; empty where there is none.
+        """The content of a file inside, at most `limits.SPAWN_FILE_BYTES` of it; empty where there is none.
 
-        An idle pump reads it: whoever owns it could make who opens it wait.
+        An idle pump reads it, since the file's owner could make its open block.
 
         Raises:
             ExecFailed: `container_gone`; `engine_timeout`; `overloaded`, no descriptor is left.
@@ -374,24 +373,24 @@ class Spawner:
             os.close(fd)
 
     async def listen_inside(self, port: int = 0) -> tuple[socket.socket, int]:
-        """A listening socket on 127.0.0.1 in its network namespace, non-blocking, and its port.
+        """Listen on 127.0.0.1 in its network namespace: a non-blocking socket, and its port.
 
         Parameters:
-            port: 0 takes one that is free.
+            port: 0 takes a free one.
 
         Raises:
             ExecFailed: as `ask`; `io_error`, the port is taken.
         """
         answer = await self.ask(frames.LISTEN, port, limits.SPAWN_LISTEN_BACKLOG)
         if answer.fd is None:
-            words = os.strerror(answer.errno or errno.EMFILE)  # without one, it was lost on the way
+            words = os.strerror(answer.errno or errno.EMFILE)  # without an errno, the descriptor was lost on the way
             raise ExecFailed(f"cannot listen on port {port} inside: {words}", "io_error")
         return socket.socket(fileno=answer.fd), answer.value
 
     # --- what it says ---
 
     def _on_channel(self) -> None:
-        # As many reads as may have something: one that finds nothing costs as much as one that does.
+        # As many reads as processes may have sent events: one that finds nothing costs as much as one that does.
         for _ in range(min(len(self._kept), limits.SPAWN_EVENT_BURST) or 1):
             try:
                 size, fds = receive(self._channel, self._frame)
@@ -415,7 +414,9 @@ class Spawner:
         elif op in (frames.DONE, frames.EXITED):
             self._starting.pop(id, None)
             self._let_go(process, is_gone=b & frames.WITH_EMPTY, is_free=b & frames.WITH_FREE)
-            process.on_exited(a, user_us, system_us, max_rss_kb)  # last: whoever waits goes on in here (`Prompt`)
+            process.on_exited(
+                a, user_us, system_us, max_rss_kb
+            )  # last: callbacks of futures may run at once (`Prompt`)
             if op == frames.DONE:
                 process.on_collected(self._frame[frames.EVENT.size : size], b)
         elif op == frames.EMPTY:
@@ -440,7 +441,7 @@ class Spawner:
             os.close(fd)
 
     def _heed_unknown(self, op: int, id: int, a: int, b: int, fd: int | None) -> None:
-        """The answer to a READ; a reaper that died idle; or about a process that was given up long ago."""
+        """The answer to a READ; the loss of an idle reaper; or a process that was forgotten long ago."""
         if op == frames.ANSWER:
             self._heed_answer(id, a, b, fd)
         elif fd is not None:
@@ -460,12 +461,12 @@ class Spawner:
         if place >= 0:
             process.place = place
             if process.is_worker:
-                return  # its streams are there; whether it runs, its template's reaper says
+                return  # its streams are there; its template's reaper says when it runs
         self._starting.pop(process.id, None)
         process.on_started()
 
     def _let_go(self, process: SpawnProcess, *, is_gone: int, is_free: int) -> None:
-        """A reaper and its pump are idle again once nothing of the tree is left and nothing of the streams."""
+        """A reaper and its pump are idle again once the tree is gone and the streams are over."""
         if is_gone and not process.is_gone:
             self._trees.discard(process.id)
             process.on_gone()
@@ -503,7 +504,7 @@ class Spawner:
     # --- the end ---
 
     def _end(self) -> None:
-        """It is gone, or broke the protocol and has to go. First comes what it had still said."""
+        """It has ended, or broken the protocol. Its last events are handled first."""
         if not self.alive:
             return
         with suppress(OSError):
@@ -513,7 +514,7 @@ class Spawner:
         self._on_end()
 
     def close(self) -> None:
-        """Let go of it: it ends everything it keeps and itself. Idempotent."""
+        """Close its sockets: it ends everything it keeps and itself. Idempotent."""
         if not self.alive:
             return
         self.alive = False
@@ -525,7 +526,7 @@ class Spawner:
             self._watch.cancel()
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(ExecFailed("the spawner has ended", "container_gone"))
+                answer.set_exception(_ended())
         kept, self._kept = self._kept, {}
         if self._empty is not None:
             self._empty.set()
@@ -535,8 +536,16 @@ class Spawner:
             process.on_lost("the environment has ended")
 
 
+def _ended() -> ExecFailed:
+    return ExecFailed("the spawner has ended", "container_gone")
+
+
 def with_files(fds: Sequence[int], files: Sequence[bytes]) -> list[int]:
-    """The descriptors and, after them, files with these bytes; closes them all where one is not to be had."""
+    """The descriptors and, after them, files in memory with these bytes.
+
+    Raises:
+        ExecFailed: `overloaded`, and all are closed.
+    """
     opened = list(fds)
     try:
         for data in files:

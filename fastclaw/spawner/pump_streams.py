@@ -1,12 +1,12 @@
-"""The two sockets of a process whose bytes a pump moves: who connects is checked here, and handed to it.
+"""The two sockets of a process whose bytes a pump moves: accepts clients, checks them, hands them to the pump.
 
-Owns the listeners. The pump has the pipes and the clients' sockets; what it says of them decides who may connect next.
+Owns the listeners. The pump has the pipes and the clients' sockets; its events decide who may connect next.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
@@ -22,24 +22,18 @@ if TYPE_CHECKING:
     from fastclaw.processes.lane import Owner
     from fastclaw.processes.listeners import Listener, ProcessSockets
     from fastclaw.runtime import OnDisconnect
+    from fastclaw.spawner.spawn_process import SpawnProcess
 
 STDIO, STDERR = 0, 1
 
 
-class Pump(Protocol):
-    """What moves the bytes."""
-
-    def attach(self, which: int, fd: int) -> None:
-        """Take a client's socket."""
-
-    def order(self, op: int, a: int = 0) -> None:
-        """RELEASE or LOOK."""
-
-
 class SpawnStreams:
-    """Parameters:
-    owner: is told of abandonment, gaps, and that both outputs have been read.
-    sockets: taken over.
+    """The streams of a process whose pump moves them.
+
+    Parameters:
+        process: its pump takes clients, RELEASE and LOOK.
+        owner: is told of abandonment, gaps, and that both outputs have been read.
+        sockets: taken over.
 
     Attributes:
         drained: both outputs have reached clients to their ends.
@@ -65,9 +59,9 @@ class SpawnStreams:
     )
 
     def __init__(
-        self, pump: Pump, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
+        self, process: SpawnProcess, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
     ) -> None:
-        self._pump: Pump | None = pump
+        self._pump: SpawnProcess | None = process
         self._owner: Owner | None = owner
         self._sockets = sockets
         self._watcher = watcher
@@ -142,7 +136,7 @@ class SpawnStreams:
             self._owner.on_gap()
 
     def _deliver(self, which: int) -> None:
-        """Its end has reached a client."""
+        """The end of an output has reached a client."""
         self._delivered |= 1 << which
         if self._delivered != 3:
             self._tell_clients()
@@ -152,20 +146,20 @@ class SpawnStreams:
                 self._owner.on_drained()
 
     def _on_waiting(self, may_have_output: bool, stalled: int) -> None:
-        """`stalled`: outputs, by bit, that have waited for their clients since the last look, which took nothing."""
+        """`stalled`: bit set of outputs whose clients read nothing since the last look."""
         self._may_have_output = may_have_output
         if stalled != self._stalled:
             self._stalled = stalled
             self._tell_clients()
 
     def _on_blocked(self, outputs: int) -> None:
-        """Whoever has asked is answered; who asks next, asks anew."""
+        """Answers all that wait for `blocked`; a later call asks anew."""
         asked, self._blocked = self._blocked, None
         if asked is not None and not asked.done():
             asked.set_result(outputs)
 
     def _on_left(self, which: int, gap: bool) -> None:
-        was_connected = self._connected & 1 << which  # else it was cut off
+        was_connected = self._connected & 1 << which  # else `close` has cut it off
         self._connected &= ~(1 << which)
         self._stalled &= self._connected
         owner = self._owner
@@ -182,13 +176,12 @@ class SpawnStreams:
             self._owner.on_clients()
 
     def _forget_owner(self) -> None:
-        """What is closed, and of which the pump has nothing more to say, keeps nobody: it would take the collector to
-        free them both."""
+        """Break the reference cycle once closed and with no more events to come: else only the collector would."""
         if self._is_free and not self._is_open:
             self._owner = None
 
     def on_free(self) -> None:
-        """Whoever connects from now on reads an end at once. Who is connected has been told, or is being told now."""
+        """The pump is done: clients that connect from now on read EOF at once; connected ones have read it."""
         self._is_free = True
         self._may_have_output = False
         self._stop_looking()
@@ -200,7 +193,7 @@ class SpawnStreams:
         self._forget_owner()
 
     def on_gone(self) -> None:
-        """The tree is. A pump that sleeps in a pipe that a neighbour locks does not tell its clients: main does."""
+        """The tree is gone. A pump that is blocked by a locked pipe cannot end its clients: LOOKs have main do it."""
         self._is_gone = True
         self._look_later()
 
@@ -220,7 +213,7 @@ class SpawnStreams:
             self._look = None
 
     def on_lost(self) -> None:
-        """The pump is gone."""
+        """The pump is gone, and with it unread output."""
         if self._owner is not None and not self._is_free and self._delivered != 3:
             self._owner.on_gap()
         self._pump = None
@@ -242,12 +235,12 @@ class SpawnStreams:
         return bool(self._connected & ~self._delivered) and not self._is_free
 
     def has_pending_output(self) -> bool:
-        """As far as the pump has said; until it has been asked, and has answered, there may be some."""
+        """As of the pump's last answer; True until there is one."""
         return self._may_have_output
 
     def look(self) -> bool:
-        """The pump answers. One that is in the same call at two looks sleeps in it, and its clients are ended: so they
-        are a while apart, whoever wants them."""
+        """The pump answers. Main ends the clients of a pump that is in the same call at two LOOKs, so LOOKs are a while
+        apart, however many callers there are."""
         now = self._watcher.loop.time()
         if self._pump is None or now < self._looked_at + limits.PUMP_LOOK_MS / 2000:
             return False
@@ -256,7 +249,7 @@ class SpawnStreams:
         return True
 
     def blocked(self) -> asyncio.Future[int]:
-        """The pump answers; one that sleeps does not."""
+        """The pump answers, unless a locked pipe blocks it."""
         if self._blocked is not None:
             return self._blocked
         asked = self._blocked = self._watcher.loop.create_future()
@@ -269,10 +262,10 @@ class SpawnStreams:
     # --- the end ---
 
     def close(self, *, cut: bool = False) -> None:
-        """Nobody may connect any more. What nobody reads is thrown away now; who is connected reads on.
+        """Stop listening. Output without a client is thrown away; connected clients read on.
 
         Parameters:
-            cut: end who is connected and reads nothing, too.
+            cut: end clients that read nothing, too.
         """
         ends = self._stalled & ~self._delivered if cut else 0
         if ends:
@@ -295,5 +288,5 @@ class SpawnStreams:
         self._sockets.close()
 
     def give_up(self) -> None:
-        """What clients have not read by the end of the spawner is lost with it."""
+        """Close; output that is unread when the spawner ends is lost."""
         self.close()

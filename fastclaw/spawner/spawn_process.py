@@ -36,13 +36,15 @@ if TYPE_CHECKING:
 
 
 class SpawnProcess(LaneProcess):
-    """Parameters:
-    id: the request's number at its spawner.
-    spec: what it is, for the words of a refusal; not kept longer than that.
-    collection: what a run wants of its streams.
+    """A process at a spawner: a command with a reaper and a pump.
+
+    Parameters:
+        id: of its request.
+        spec: for the words of a refusal; dropped once it has started.
+        collection: what a run wants of its streams.
 
     Attributes:
-        place: where its slot is at the spawner, once it has said so.
+        place: the number of its slot at the spawner, once STARTED has said it.
         is_gone: nothing of its tree is left.
         is_free: its pump has nothing left to do for it.
     """
@@ -96,6 +98,11 @@ class SpawnProcess(LaneProcess):
         self._asked_level = 0
         self._mark = 0 if spawner.memory is None else spawner.memory.mark()
 
+    def __repr__(self) -> str:
+        has_begun = "started" if self._has_begun else "starting"
+        state = "gone" if self.is_gone else "exited" if self.exited.done() else has_begun
+        return f"<{type(self).__name__} {self.id} {state}>"
+
     def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> Streams:
         self._streams = SpawnStreams(self, owner, sockets, watcher, on_disconnect)
         return self._streams
@@ -103,9 +110,9 @@ class SpawnProcess(LaneProcess):
     # --- what the spawner says ---
 
     def on_started(self) -> None:
-        """execve has succeeded."""
+        """Its execve has succeeded."""
         if self._has_begun:
-            return  # a short run has said so with its end
+            return  # a short run's end implied it
         self._has_begun = True
         self.timings["spawn"] = (perf_counter_ns() - self._began) // 1000
         self._spec = None
@@ -113,11 +120,11 @@ class SpawnProcess(LaneProcess):
             self._end_unseen()
             return
         self.started.set_result(None)
-        if self._asked_level:  # before anybody had taken the request up, so it may not have been heard
+        if self._asked_level:  # sent before a pump had the request, so it may have had no effect
             self._order_end(self._asked_level)
 
     def on_refused(self, step: int, errno: int, found: Finding | None = None) -> None:
-        """It never ran. `found`: what was seen of its file."""
+        """Its start failed. `found`: what was seen of its file."""
         spec = self._spec
         if spec is not None:
             self.on_dropped(step_refused(step, errno, spec, found))
@@ -126,13 +133,13 @@ class SpawnProcess(LaneProcess):
             self.on_gone()
 
     def on_dropped(self, error: ExecFailed) -> None:
-        """Nobody will ever start it."""
+        """It will never start."""
         self._fail(error)
         self.is_free = True
         self.on_gone()
 
     def on_exited(self, wait_status: int, user_us: int, system_us: int, max_rss_kb: int) -> None:
-        """The command itself has ended. So it had begun, whatever was said of that."""
+        """The command itself has ended; so it had started."""
         self.on_started()
         usage = {"user_us": user_us, "system_us": system_us, "max_rss_kb": max_rss_kb}
         signum, code = wait_status & 0x7F, wait_status >> 8
@@ -149,7 +156,7 @@ class SpawnProcess(LaneProcess):
         return None if memory is None else memory.since(self._mark, is_killed)
 
     def on_store(self, fd: int) -> None:
-        """A run has more output than goes along with its end; `fd` is taken over."""
+        """A run has more output than its end carries; `fd` is the file that has it, and is taken over."""
         if self.collection is None or self.collected is None or self._store is not None:
             os.close(fd)
         else:
@@ -174,12 +181,12 @@ class SpawnProcess(LaneProcess):
         self._forget_store()
 
     def on_client(self, op: int, which: int, value: int) -> None:
-        """Something of a client, or of its streams."""
+        """An event about a client, or its streams."""
         if self._streams is not None:
             self._streams.on_event(op, which, value)
 
     def on_said(self, data: bytes) -> None:
-        """A template's word."""
+        """A frame of a template."""
 
     def on_gone(self) -> None:
         """Nothing that it started is left."""
@@ -190,13 +197,13 @@ class SpawnProcess(LaneProcess):
             self._streams.on_gone()
 
     def on_free(self) -> None:
-        """Its streams are over, and whatever clients it had have been told."""
+        """Its streams are over, and its clients have been told."""
         self.is_free = True
         if self._streams is not None:
             self._streams.on_free()
 
     def on_lost(self, why: str) -> None:
-        """Its reaper or the whole environment is gone, and so is it, with the output that nobody has read."""
+        """Its reaper or the whole environment is gone, and with it the process and its unread output."""
         error = ExecFailed(why, "container_gone")
         self._fail(error)
         if self._streams is not None:
@@ -209,7 +216,7 @@ class SpawnProcess(LaneProcess):
         self._spec = None
         if not self.started.done():
             self.started.set_exception(error)
-            self.started.exception()  # whoever waits for `collected` hears it there
+            self.started.exception()  # retrieved: a run's caller gets it from `collected`
         if self.collected is not None and not self.collected.done():
             self.collected.set_exception(error)
             self.collected.exception()
@@ -227,7 +234,7 @@ class SpawnProcess(LaneProcess):
     # --- what is done to it ---
 
     def attach(self, which: int, fd: int) -> None:
-        """Give its pump a client's socket; taken over.
+        """Give its pump a client's socket, which is taken over.
 
         Raises:
             ExecFailed: the spawner does not take it.
@@ -235,16 +242,16 @@ class SpawnProcess(LaneProcess):
         self.spawner.attach(self.id, self.place, which, fd)
 
     def order(self, op: int, a: int = 0) -> None:
-        """RELEASE, LOOK or RESIZE, for its pump."""
+        """Send its pump RELEASE, LOOK or RESIZE."""
         self.spawner.order(op, self.id, a, place=self.place)
 
     def give_up(self, error: ExecFailed) -> None:
-        """Its start took too long: it is ended, now or as soon as it runs."""
+        """Fail its start, which took too long; end it now, or as soon as it runs."""
         self._fail(error)
         self._order_end(frames.LEVEL_KILL)
 
     def drop(self) -> None:
-        """For one of which nobody will ever be told: ended, now or as soon as it runs."""
+        """End it now, or as soon as it runs, and report nothing: its caller is gone."""
         if not self.started.done():
             self.started.cancel()
         self._end_unseen()
@@ -284,7 +291,7 @@ _SILENCE = Output()
 
 
 def _outputs(said: memoryview, store: int | None, collection: Collection) -> tuple[Output, Output]:
-    """What a DONE brought, and what lies in the file that came before it: stdout at 0, stderr at the limit."""
+    """Both outputs, from a DONE and from the file that came before it: stdout at 0, stderr at the limit."""
     *totals, first, second = frames.TOTALS.unpack_from(said)
     if totals == [0, 0]:
         return _SILENCE, _SILENCE
@@ -306,7 +313,7 @@ def _outputs(said: memoryview, store: int | None, collection: Collection) -> tup
 
 
 def _unrolled(data: bytes, total: int, head: int) -> Output:
-    """What is kept of a stream: its first `head` bytes, and behind them a ring of the last ones."""
+    """Put what is kept of a stream in order: its first `head` bytes, and behind them a ring of the last ones."""
     ring = len(data) - head
     if total <= len(data) or ring <= 0:
         return Output(data[:head] if total > len(data) else data, b"", total)
@@ -315,13 +322,14 @@ def _unrolled(data: bytes, total: int, head: int) -> Output:
 
 
 class ForkedProcess(SpawnProcess):
-    """A worker. It waits for its byte, which it gets once its end is sure to be seen.
+    """A worker that a template has forked.
 
-    Its tree is kept by its template's reaper; a reaper of its own has nothing but the pump for its streams.
+    Its tree is kept by its template's reaper; the reaper of its own request has only the pump for its streams. It waits
+    for a byte, which it gets once the template's reaper has adopted it.
 
     Parameters:
         go: the worker has the other end; taken over. Closed without a byte, the worker ends.
-        template: the process whose reaper it has.
+        template: the process that has forked it.
     """
 
     __slots__ = ("_go", "_template")
@@ -337,19 +345,19 @@ class ForkedProcess(SpawnProcess):
 
     def on_started(self) -> None:
         if self._go is not None and not self.started.done():
-            with suppress(OSError):  # it was killed: its exit follows
+            with suppress(OSError):  # it was killed; its exit follows
                 self._go.send(frames.TEMPLATE_GO)
         self._close_go()
         super().on_started()
 
     def on_exited(self, wait_status: int, user_us: int, system_us: int, max_rss_kb: int) -> None:
         if self.exited.done():
-            return  # the end of its streams' collection, which knows nothing of it
+            return  # this is the end of its streams, whose reaper does not know the worker's
         super().on_exited(wait_status, user_us, system_us, max_rss_kb)
         self._finish()
 
     def _finish(self) -> None:
-        """Its pump collects until it hears that the worker has ended."""
+        """Tell a run's pump that the worker has ended."""
         if self.collected is not None:
             self.order(frames.FINISH)
 
@@ -378,10 +386,10 @@ class ForkedProcess(SpawnProcess):
 
 
 class TemplateProcess(SpawnProcess):
-    """A template: what it says on its descriptor 3 reaches us through its pump.
+    """The process of a template. Its pump passes on the frames from its descriptor 3.
 
     Attributes:
-        hear: takes each frame; an empty one is the end.
+        hear: called with each frame; an empty one is the end.
     """
 
     __slots__ = ("hear",)
@@ -447,10 +455,11 @@ _OF_THE_FILE = {"not_found", "permission_denied", "not_executable"}
 
 
 def step_refused(step: int, number: int, spec: StartSpec, found: Finding | None = None) -> ExecFailed:
-    """What a spawner said of a start: the step that failed, and why.
+    """The error for a failed start.
 
     Parameters:
-        step: one of `frames`'s STEPs.
+        step: the one that failed, of `frames`'s STEPs.
+        number: its errno.
         spec: what was to be started.
         found: what was seen of its file.
     """
@@ -479,12 +488,12 @@ def step_refused(step: int, number: int, spec: StartSpec, found: Finding | None 
 
 
 def resources_refused(error: OSError) -> ExecFailed:
-    """No pipes or no process are to be had."""
+    """The error for a lack of descriptors, memory or processes."""
     reason = "overloaded" if error.errno in _OVERLOADED else "io_error"
     words = os.strerror(error.errno) if error.errno else str(error)
     return ExecFailed(f"there is no room for one more process: {words}", reason)
 
 
 def text_refused(command: str, error: ValueError) -> ExecFailed:
-    """An argument or variable that no process can be given: a NUL inside, or no valid text."""
+    """The error for an argument or variable that no process can be given: a NUL inside, or no valid text."""
     return ExecFailed(f"{command!r}: {error}", "invalid_params")

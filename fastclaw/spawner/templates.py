@@ -1,7 +1,7 @@
 """Templates: programs that are started once and forked for each worker.
 
 Owns each template's process, its socket and its output, and starts it anew when it ends. A worker is a process like any
-other from the moment its template's reaper has adopted it (spawner.c). Knows nothing of containers.
+other once its template's reaper has adopted it (spawner/c/reaper.c). Knows nothing of containers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 from fastclaw import limits
@@ -41,54 +42,54 @@ logger = logging.getLogger(__name__)
 ENDED = "it has ended, or closed its descriptor 3"
 
 
+@dataclass
 class Plans:
-    """The templates of an environment, wherever and however often they are started.
+    """The templates of an environment, as they are started in each of its spawner hosts.
 
     Parameters:
-        options: of `initialize`.
+        templates: by name, as in `options`.
         base_env: what every process gets.
         working_dir: the workspace, as the processes see it.
+        user: who they are, by name or number, where a template does not say; None: as the host has it.
         ready_s: how long a template may take until it is ready.
         python_path: where the template's Python finds fastclaw/template.py, if it does not know by itself.
-
-    Attributes:
-        proven: they have come up once. From then on one that does not is tried again, and holds up nobody.
+        proven: all have come up once. From then on one that does not is tried again, and delays nothing.
     """
 
-    def __init__(
-        self,
-        templates: Mapping[str, Template],
-        *,
-        base_env: Mapping[str, str],
-        working_dir: str | None,
-        user: str | None,
-        ready_s: float,
-        python_path: str | None = None,
-    ) -> None:
-        self.templates, self.base_env = templates, base_env
-        self.working_dir, self.user = working_dir, user
-        self.ready_s, self.python_path = ready_s, python_path
-        self.proven = False
+    templates: Mapping[str, Template]
+    _: KW_ONLY
+    base_env: Mapping[str, str]
+    working_dir: str | None
+    user: str | None
+    ready_s: float
+    python_path: str | None = None
+    proven: bool = False
 
 
-class Output:
-    """What a template writes on one of its streams: the log has it, at debug level, and the tail is kept.
+class TemplateOutput:
+    """A template's stdout or stderr: logged at debug level, and its last bytes kept.
 
     Parameters:
-        stream: its pump has the other end; taken over.
         on_line: called once, with the first line.
+
+    Attributes:
+        theirs: the end for its pump; the caller's.
+        tail: the last bytes.
+        ended: resolves at its end.
+
+    Raises:
+        ExecFailed: `overloaded`, no descriptor is left.
     """
 
-    def __init__(self, stream: socket.socket, name: str, on_line: Callable[[], None] | None = None) -> None:
+    def __init__(self, name: str, on_line: Callable[[], None] | None = None) -> None:
+        self._stream, self.theirs = _pair(socket.SHUT_WR)
         self.tail = b""
-        self._stream, self._name, self._on_line = stream, name, on_line
+        self._name, self._on_line = name, on_line
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        stream.setblocking(False)
-        self._loop.add_reader(stream.fileno(), self._read)
+        self._loop.add_reader(self._stream.fileno(), self._read)
 
     def _read(self) -> None:
-        """A part of what is there."""
         try:
             data = self._stream.recv(limits.TEMPLATE_READ_BYTES)
         except BlockingIOError:
@@ -111,7 +112,9 @@ class Output:
             self.ended.set_result(None)
 
     def close(self) -> None:
-        """Called once."""
+        """Read no more. Idempotent."""
+        if self._stream.fileno() < 0:
+            return
         self._loop.remove_reader(self._stream.fileno())
         self._stream.close()
         self._end()
@@ -125,13 +128,15 @@ class _NotForked(Exception):
         self.told = told
 
 
-class Life:
+class TemplateInstance:
     """One process of a template, from its start to its end.
 
-    Attributes:
-        process: it.
+    Parameters:
         identity: who it and its workers are.
-        ready: resolves when it may be asked; fails with `StartFailed` where it ended before.
+
+    Attributes:
+        process: its process, once it has begun.
+        ready: resolves when it can be asked for workers; fails with `StartFailed` where it ended before.
         is_open: it has begun and not ended.
     """
 
@@ -139,14 +144,18 @@ class Life:
         self.name, self.spawner, self.identity = name, spawner, identity
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = self._loop.create_future()
-        self.ready.add_done_callback(_heard)
+        self.ready.add_done_callback(_retrieve)
         self._asked: dict[int, asyncio.Future[int]] = {}
         self.process: TemplateProcess
         self._theirs: list[socket.socket] = []
         self.is_open = False
 
+    def __repr__(self) -> str:
+        is_ready = self.ready.done() and self.is_open
+        return f"<TemplateInstance {self.name} {'ready' if is_ready else 'starting' if self.is_open else 'closed'}>"
+
     def begin(self, plan: Template, env: Mapping[str, str], working_dir: str | None) -> None:
-        """Send its request. Nothing is left where that fails.
+        """Send its START. Nothing is left where that fails.
 
         Raises:
             ExecFailed: as `Spawner.start`.
@@ -165,9 +174,9 @@ class Life:
         self.process = TemplateProcess(self.spawner, id, spec)
         self.process.hear = self._on_frame
         self._by_frame = plan.ready != "line"
-        self._stdout, theirs = _output(f"{self.name}, stdout", None if self._by_frame else self._be_ready)
-        self._stderr, error_theirs = _output(f"{self.name}, stderr")
-        self._theirs = [theirs, error_theirs]
+        self._stdout = TemplateOutput(f"{self.name}, stdout", None if self._by_frame else self._be_ready)
+        self._stderr = TemplateOutput(f"{self.name}, stderr")
+        self._theirs = [self._stdout.theirs, self._stderr.theirs]
         self.is_open = True
         try:
             self.spawner.start(self.process, request)
@@ -179,12 +188,12 @@ class Life:
         self.process.exited.add_done_callback(lambda _: self._end_soon("it ended"))
 
     def _on_started(self, started: asyncio.Future[None]) -> None:
-        """Its output is read as any client would read it."""
+        """Attach to its output as clients do."""
         error = None if started.cancelled() else started.exception()
         if error is not None:
             self.close(_words(error))
             return
-        with suppress(ExecFailed):  # the spawner has ended: so has the template
+        with suppress(ExecFailed):  # the spawner has ended, and so has the template
             while self._theirs and self.is_open:
                 stream = self._theirs.pop()
                 self.process.attach(len(self._theirs), stream.detach())
@@ -203,7 +212,7 @@ class Life:
     # --- workers ---
 
     async def fork(self, process: ForkedProcess, request: bytes, theirs: int, spec: StartSpec, flags: int) -> int:
-        """The pid of a worker that waits; `theirs` is closed in any case.
+        """Have a worker forked; its pid, while it waits for its byte. `theirs` is closed in any case.
 
         Raises:
             ExecFailed: `template_gone`, `overloaded`, or what did not work for this worker.
@@ -257,16 +266,16 @@ class Life:
     # --- the end ---
 
     def kill(self) -> None:
-        """It alone: its workers live on."""
+        """Kill the template alone: its workers live on."""
         self.process.signal(signal.SIGKILL)
 
     def _end_soon(self, why: str) -> None:
-        """What it has said last is on its way."""
+        """Close once its last output has been read, or soon."""
         self._loop.call_later(limits.TEMPLATE_LAST_WORDS_MS / 1000, self.close, why)
         self._stderr.ended.add_done_callback(lambda _: self.close(why))
 
     def close(self, why: str) -> None:
-        """It serves no more: it is killed if it has not ended. Idempotent."""
+        """Stop asking it, and kill it if it has not ended; its workers live on. Idempotent."""
         if not self.is_open:
             return
         self.is_open = False
@@ -279,19 +288,19 @@ class Life:
             self.ready.set_exception(self.failure(why))
 
     async def aclose(self, why: str) -> None:
-        """The same, with all that it has started; returns when nothing of that is left, or nobody can say."""
+        """Close it and end its tree; returns when nothing is left of that, or after the deadline."""
         self.close(why)
         with suppress(FastclawError):
             await self.process.end_tree(Grace(0.0))
 
     def failure(self, why: str) -> StartFailed:
-        """Of its start, with what it has said."""
+        """The error of its start, with its last words on stderr."""
         said = self._stderr.tail.decode("utf-8", "replace").strip()
         return StartFailed(f"{self.name}: {why}{': ' if said else ''}{said}", "template_failed")
 
 
-class Program:
-    """A template: its process, and the next one when that has ended.
+class SupervisedTemplate:
+    """A template's process, followed by another when it has ended.
 
     Attributes:
         forks: workers that have been started.
@@ -300,53 +309,53 @@ class Program:
     def __init__(self, name: str, plan: Template, plans: Plans, host: SpawnerHost) -> None:
         self._name, self._plan, self._plans, self._host = name, plan, plans, host
         self._loop = asyncio.get_running_loop()
-        self._life: Life | None = None
+        self._instance: TemplateInstance | None = None
         self._supervision: asyncio.Task[None] | None = None
         self.forks = 0
 
     def health(self) -> dict[str, object]:
-        """For `health`."""
-        is_up = self._life is not None and self._life.is_open
+        """What `health` says of it."""
+        is_up = self._instance is not None and self._instance.is_open
         return {"state": "ready" if is_up else "gone", "forks": self.forks}
 
     async def start(self) -> None:
-        """Bring it up, and have it started anew from then on.
+        """Bring it up; from then on it is started anew when it ends.
 
         Raises:
             StartFailed: only where it has never been up.
         """
         try:
-            self._life = await self._bring_up()
+            self._instance = await self._bring_up()
         except FastclawError as error:
             if not self._plans.proven:
                 raise
             logger.warning("%s; trying again", str(error))
         self._supervision = self._loop.create_task(self._supervise())
 
-    async def _bring_up(self) -> Life:
+    async def _bring_up(self) -> TemplateInstance:
         try:
-            life = await self._begin()
+            instance = await self._begin()
         except (ExecFailed, ValueError) as error:
             raise StartFailed(f"template {self._name!r}: {_words(error)}", "template_failed") from error
         try:
             async with asyncio.timeout(self._plans.ready_s):
-                await asyncio.shield(life.ready)
+                await asyncio.shield(instance.ready)
         except TimeoutError:
             late = f"it was not ready within {self._plans.ready_s:g} s"
-            await life.aclose(late)
-            raise life.failure(late) from None
+            await instance.aclose(late)
+            raise instance.failure(late) from None
         except BaseException:
-            await life.aclose("it is wanted no more")
+            await instance.aclose("it is not needed any more")
             raise
-        return life
+        return instance
 
-    async def _begin(self) -> Life:
+    async def _begin(self) -> TemplateInstance:
         user, host = self._plan.user or self._plans.user, self._host
         identity = host.identity if user is None else await host.identify(user)
         await host.spawner.make_room()
-        life = Life(f"template {self._name!r}", host.spawner, identity)
-        life.begin(self._plan, self._own_env(identity), self._plan.working_dir or self._plans.working_dir)
-        return life
+        instance = TemplateInstance(f"template {self._name!r}", host.spawner, identity)
+        instance.begin(self._plan, self._own_env(identity), self._plan.working_dir or self._plans.working_dir)
+        return instance
 
     def _own_env(self, identity: frames.Identity | None) -> dict[str, str]:
         env = {**common_env(self._plans.base_env, self._host.env, identity), **self._plan.env}
@@ -358,56 +367,57 @@ class Program:
     async def _supervise(self) -> None:
         failures = 0
         while True:
-            if self._life is not None:
+            if self._instance is not None:
                 began = self._loop.time()
-                await asyncio.shield(self._life.process.exited)
-                self._life = None
+                await asyncio.shield(self._instance.process.exited)
+                self._instance = None
                 logger.warning("template %r has ended; starting it again", self._name)
                 proven = (self._loop.time() - began) * 1000 >= limits.REVIVE_PROVEN_MS
                 failures = 0 if proven else failures + 1
             await asyncio.sleep(revival_delay_s(failures))
             try:
-                self._life = await self._bring_up()
+                self._instance = await self._bring_up()
             except FastclawError as error:
                 failures += 1
                 logger.warning("%s; trying again", str(error))
 
     async def fork(self, spec: StartSpec, collection: Collection | None) -> ForkedProcess:
-        """A worker that runs. Nothing of it stays where it does not.
+        """A worker that runs. Nothing is left of it where that fails.
 
         Raises:
             ExecFailed: `template_gone`; else as for any process.
         """
-        life = self._life
-        if life is None:
+        instance = self._instance
+        if instance is None:
             raise gone(f"template {self._name!r}")
-        await life.spawner.make_room()
-        id = life.spawner.next_id()
+        await instance.spawner.make_room()
+        id = instance.spawner.next_id()
         try:
             request = frames.template_request(
-                id, spec.cmd, self._worker_env(spec, life), cwd=spec.working_dir, rlimits=rlimits(spec.limits)
+                id, spec.cmd, self._worker_env(spec, instance), cwd=spec.working_dir, rlimits=rlimits(spec.limits)
             )
         except ValueError as error:
             raise text_refused(spec.cmd[0], error) from error
-        go, theirs = _go()
-        process = ForkedProcess(id, spec, collection, go, life.process)
+        # Nothing can be sent to our end, descriptors least of all: the last close of one of a locked pipe blocks.
+        go, theirs = _pair(socket.SHUT_RD)
+        process = ForkedProcess(id, spec, collection, go, instance.process)
         flags = flags_of(spec, has_stdin=spec.stdin if collection is None else True)
         is_adopted = False
         try:
-            pid = await life.fork(process, request, theirs.detach(), spec, flags)
-            life.spawner.adopt(process, pid, life.process)
+            pid = await instance.fork(process, request, theirs.detach(), spec, flags)
+            instance.spawner.adopt(process, pid, instance.process)
             is_adopted = True
             await process.started
         except BaseException:
             process.drop()
             if not is_adopted:
-                life.spawner.disown(process)
+                instance.spawner.disown(process)
             raise
         self.forks += 1
         return process
 
-    def _worker_env(self, spec: StartSpec, life: Life) -> dict[str, str]:
-        base = common_env(spec.base_env, self._host.env, life.identity)
+    def _worker_env(self, spec: StartSpec, instance: TemplateInstance) -> dict[str, str]:
+        base = common_env(spec.base_env, self._host.env, instance.identity)
         return {**base, **self._plan.env, **spec.env, **spec.marker}
 
     def cancel(self) -> None:
@@ -416,12 +426,12 @@ class Program:
             self._supervision.cancel()
 
     async def aclose(self) -> None:
-        """Let go of it; it is killed. Idempotent."""
+        """Kill it, and start none anew. Idempotent."""
         self.cancel()
         if self._supervision is not None:
             await asyncio.wait([self._supervision])
-        if self._life is not None:
-            self._life.close("fastclaw has let go of it")
+        if self._instance is not None:
+            self._instance.close("fastclaw has let go of it")
 
 
 class Templates:
@@ -429,15 +439,15 @@ class Templates:
 
     def __init__(self, plans: Plans, host: SpawnerHost) -> None:
         self._plans = plans
-        self._programs = {name: Program(name, plan, plans, host) for name, plan in plans.templates.items()}
+        self._all = {name: SupervisedTemplate(name, plan, plans, host) for name, plan in plans.templates.items()}
 
     async def start(self) -> None:
-        """Bring all of them up, at once.
+        """Bring all of them up at once.
 
         Raises:
-            StartFailed: one did not come up that never was; then none is left.
+            StartFailed: one did not come up; then none is left. Only until all have come up once.
         """
-        results = await asyncio.gather(*(one.start() for one in self._programs.values()), return_exceptions=True)
+        results = await asyncio.gather(*(one.start() for one in self._all.values()), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 await self.aclose()
@@ -445,33 +455,33 @@ class Templates:
         self._plans.proven = True
 
     async def fork(self, spec: StartSpec, collection: Collection | None) -> ForkedProcess:
-        """See `Program.fork`."""
-        program = self._programs.get(spec.template or "")
-        if program is None:
+        """A worker of `spec.template`; see `SupervisedTemplate.fork`."""
+        one = self._all.get(spec.template or "")
+        if one is None:
             raise gone(f"template {spec.template!r}")
-        return await program.fork(spec, collection)
+        return await one.fork(spec, collection)
 
     def health(self) -> dict[str, object]:
-        """By name."""
-        return {name: program.health() for name, program in self._programs.items()}
+        """What `health` says of each, by name."""
+        return {name: one.health() for name, one in self._all.items()}
 
     def cancel(self) -> None:
         """None is started anew any more. Idempotent."""
-        for program in self._programs.values():
-            program.cancel()
+        for one in self._all.values():
+            one.cancel()
 
     async def aclose(self) -> None:
-        """Let go of all. Idempotent."""
-        await asyncio.gather(*(program.aclose() for program in self._programs.values()))
+        """Kill all, and start none anew. Idempotent."""
+        await asyncio.gather(*(one.aclose() for one in self._all.values()))
 
 
 def common_env(base: Mapping[str, str], home: Mapping[str, str], identity: frames.Identity | None) -> dict[str, str]:
-    """What every process of one user has: the host's own variables, HOME, the environment's."""
+    """The variables of every process of one user: the host's own, HOME, the environment's."""
     return {**home, **({} if identity is None else {"HOME": identity.home}), **base}
 
 
 def gone(name: str) -> ExecFailed:
-    """For a template that does not run now."""
+    """The error for a template that does not run now."""
     return ExecFailed(f"{name} is not up; it is being started again", "template_gone")
 
 
@@ -486,7 +496,7 @@ def _not_forked(told: frames.WorkerFailed, name: str, spec: StartSpec) -> ExecFa
 
 
 def flags_of(spec: StartSpec, *, has_stdin: bool) -> int:
-    """How its streams are to be, and what becomes of those that it leaves."""
+    """The flags of a START for its streams and its orphans."""
     flags = 0 if has_stdin else frames.FLAG_NULL_STDIN
     if spec.merge_stderr:
         flags |= frames.FLAG_MERGE
@@ -495,44 +505,34 @@ def flags_of(spec: StartSpec, *, has_stdin: bool) -> int:
     return flags | frames.FLAG_HOLD if spec.holds_stdin else flags
 
 
-def _go() -> tuple[socket.socket, socket.socket]:
-    """Ours and the worker's end. Nothing can be sent to ours, descriptors least of all: one may be of a locked pipe,
-    which whoever closes it last waits for.
+def _pair(unused: int) -> tuple[socket.socket, socket.socket]:
+    """Our end of a stream, non-blocking and shut down in one direction, and theirs.
 
     Raises:
         ExecFailed: `overloaded`, no descriptor is left.
     """
     try:
-        go, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError as error:
-        raise resources_refused(error) from error
-    go.shutdown(socket.SHUT_RD)
-    go.setblocking(False)
-    return go, theirs
-
-
-def _output(name: str, on_line: Callable[[], None] | None = None) -> tuple[Output, socket.socket]:
-    try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:
         raise resources_refused(error) from error
-    ours.shutdown(socket.SHUT_WR)
-    return Output(ours, name, on_line), theirs
+    ours.shutdown(unused)
+    ours.setblocking(False)
+    return ours, theirs
 
 
 def _hand_on(started: asyncio.Future[None], asked: asyncio.Future[int]) -> None:
-    """A worker that was refused before its template was asked."""
+    """Fail the request of a worker that was refused before its template was asked."""
     error = None if started.cancelled() else started.exception()
     if error is not None and not asked.done():
         asked.set_exception(error)
 
 
 def _words(error: BaseException) -> str:
-    """Its message, to be part of another."""
+    """An error's message, to be part of another."""
     return str(error).removeprefix(error.prefix if isinstance(error, FastclawError) else "")
 
 
-def _heard(future: asyncio.Future[None]) -> None:
-    """Whoever waited for it may have gone."""
+def _retrieve(future: asyncio.Future[None]) -> None:
+    """Retrieve the exception of a future that may have no reader."""
     if not future.cancelled():
         future.exception()

@@ -340,7 +340,7 @@ class Answering(ScriptedProcess):
             os.close(self.stdin_fd)
 
     def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> Streams:
-        self.streams = SpawnStreams(self, owner, sockets, watcher, on_disconnect)
+        self.streams = SpawnStreams(self, owner, sockets, watcher, on_disconnect)  # type: ignore[arg-type]  # has enough
         return self.streams
 
     def attach(self, which: int, fd: int) -> None:

@@ -681,7 +681,9 @@ async def test_growth_is_asked_for_once_and_ahead_of_need() -> None:
         seen.fake.answer(id, value=wanted)
         await seen.heard()
         assert seen.spawner.counts() == {"reapers": 2 * wanted, "kept": 1}
+        assert repr(seen.spawner) == f"<Spawner alive, {2 * wanted} reapers, 1 busy, 1 trees>"
         seen.spawner.close()
+        assert repr(seen.spawner).startswith("<Spawner ended")
         await settle([first])
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -118,7 +118,8 @@ class Scene:
     def __init__(self, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> None:
         self.sockets, self.watcher = sockets, watcher
         self.owner, self.pump = Owner(), FakePump()
-        self.streams = SpawnStreams(self.pump, self.owner, sockets, watcher, on_disconnect)
+        pump: Any = self.pump  # it has what is used
+        self.streams = SpawnStreams(pump, self.owner, sockets, watcher, on_disconnect)
         self._clients: list[socket.socket] = []
 
     def connect(self, which: int) -> socket.socket:

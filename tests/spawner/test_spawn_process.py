@@ -80,11 +80,15 @@ async def a_run(recorder: Recorder, **wanted: object) -> SpawnProcess:
     ],
 )
 async def test_a_wait_status_is_a_code_or_a_signal(process: SpawnProcess, wait_status: int, status: ExitStatus) -> None:
+    assert repr(process) == "<SpawnProcess 7 starting>"
     process.on_started()
+    assert repr(process) == "<SpawnProcess 7 started>"
     process.on_exited(wait_status, 1, 2, 3)
     assert await process.exited == status
     assert (process.is_gone, process.is_free) == (False, False)
+    assert repr(process) == "<SpawnProcess 7 exited>"
     process.on_gone()
+    assert repr(process) == "<SpawnProcess 7 gone>"
     assert (process.is_gone, process.is_free) == (True, False)
     process.on_free()
     assert (process.is_gone, process.is_free) == (True, True)
