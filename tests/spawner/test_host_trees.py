@@ -18,22 +18,13 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import Grace
 from tests.balance import children
-from tests.spawner.fake_spawner import children_of, commands_of, descendants_of, has_not_ended, is_there, state_of
+from tests.spawner.fake_spawner import children_of, commands_of, descendants_of, has_not_ended, is_there
 from tests.spawner.rig import a_home, a_lane, run, settled, spec, start
 from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-
-async def test_signal_reaches_the_command_and_not_its_number_later() -> None:
-    async with a_lane() as lane:
-        process = await start(lane, "sleep", "1000")
-        process.signal(signal.SIGUSR1)
-        status, _, _ = await process.finish()
-        assert status.signal == signal.SIGUSR1
-        process.signal(signal.SIGKILL)
 
 
 async def test_a_signal_is_the_commands_alone() -> None:
@@ -222,29 +213,6 @@ async def test_end_all_takes_starts_that_nobody_has_taken_up_yet() -> None:
 
 ENTRIES = 30_000
 """Of PATH, in each of which nothing is found: a failing execve takes microseconds, all of them tenths of a second."""
-
-
-@pytest.mark.parametrize("stopped", [False, True])
-async def test_one_is_killed_in_the_middle_of_its_start(stopped: bool, tmp_path: Path) -> None:
-    """Until its execve it is no child that wait4 counts, shares the spawner's memory, and its pump waits for it."""
-    (tmp_path / "late").write_text("#!/bin/sh\nexec sleep 1000\n")
-    (tmp_path / "late").chmod(0o755)
-    path = "/x:" * ENTRIES + str(tmp_path)
-    async with a_home() as (home, lane):
-        for _ in range(5):
-            process = await lane.start(spec("late", env={"PATH": path}), 0)
-            assert process.started is not None
-            child = (await until_found(lambda: [pid for one in children_of(home.pid) for pid in commands_of(one)]))[0]
-            if stopped:
-                os.kill(child, signal.SIGSTOP)
-                await until(lambda: state_of(child) == "T")  # noqa: B023 - called at once
-            assert not process.started.done()
-            async with asyncio.timeout(5):
-                await process.end_tree(Grace(0.0))
-            assert process.exited.result().signal == signal.SIGKILL
-            assert not is_there(child)
-            await settled(home)
-        assert (await run(lane, "echo", "on"))[1] == b"on\n"
 
 
 async def until_found(find: Callable[[], list[int]]) -> list[int]:

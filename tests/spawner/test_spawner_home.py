@@ -9,13 +9,12 @@ import signal
 import socket
 import sys
 from typing import TYPE_CHECKING
-from unittest.mock import ANY
 
 import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.processes.lane import ExitStatus, Grace
+from fastclaw.processes.lane import Grace
 from tests.balance import open_descriptors
 from tests.spawner.fake_spawner import (
     children_of,
@@ -24,11 +23,9 @@ from tests.spawner.fake_spawner import (
     has_not_ended,
     is_there,
     pump_of,
-    pumps_of,
     reaper_of,
     state_of,
 )
-from tests.spawner.locks import a_locked_fifo
 from tests.spawner.rig import a_home, run, settled, spec, start
 from tests.waiting import until
 
@@ -58,24 +55,6 @@ async def test_a_killed_reaper_or_pump_takes_its_process_along_and_nobody_else(w
         assert (await run(lane, "echo", "on"))[1] == b"on\n"
         assert (await other.finish(b"still here"))[1] == b"still here"
         await until(lambda: home.spawner.counts()["reapers"] == len(children_of(home.pid)))
-
-
-@pytest.mark.parametrize("who", ["reapers", "pumps"])
-async def test_idle_ones_that_die_are_replaced_and_starts_go_on(who: str) -> None:
-    """Nobody counts on the dead: a request that was sent to nobody would wait for its whole deadline."""
-    async with a_home() as (home, lane):
-        await asyncio.gather(*(run(lane, "true") for _ in range(SPARE)))
-        await settled(home)
-        for _ in range(3):
-            reapers = children_of(home.pid)
-            for one in reapers if who == "reapers" else pumps_of(home.pid):
-                os.kill(one, signal.SIGKILL)
-            await until(lambda: not any(map(is_there, reapers)))  # noqa: B023 - called at once
-            await until(lambda: len(children_of(home.pid)) >= SPARE)
-            await until(lambda: home.spawner.counts()["reapers"] == len(children_of(home.pid)))
-            async with asyncio.timeout(5):
-                results = await asyncio.gather(*(run(lane, "echo", "on") for _ in range(2 * SPARE)))
-            assert {out for _, out, _ in results} == {b"on\n"}
 
 
 async def test_some_idle_ones_that_die_in_the_middle_of_starts_lose_none_but_those() -> None:
@@ -161,35 +140,9 @@ async def test_a_listener_inside_is_on_loopback_and_takes_connections() -> None:
         assert same == port
 
 
-async def test_files_are_read_as_they_are_inside(tmp_path: Path) -> None:
-    (tmp_path / "text").write_bytes(b"t\xc3\xa4xt\n\xff")
-    (tmp_path / "empty").touch()
-    (tmp_path / "big").write_bytes(b"x" * (limits.SPAWN_FILE_BYTES + 1))
-    os.mkfifo(tmp_path / "fifo")
-    async with a_home() as (home, _):
-        read = home.spawner.read_file
-        assert await read("/etc/passwd") == slurp("/etc/passwd")
-        assert await read(str(tmp_path / "text")) == b"t\xc3\xa4xt\n\xff"
-        assert await read(str(tmp_path / "big")) == b"x" * limits.SPAWN_FILE_BYTES
-        for nothing_in_it in ("empty", "missing", "fifo", "", "x" * 300):
-            assert await read(str(tmp_path / nothing_in_it)) == b""
-
-
 def slurp(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
-
-
-@pytest.mark.parametrize("kind", ["locked", "device", "terminal", "directory"])
-async def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
-    """A FIFO that somebody has locked holds up whoever opens it: whatever its flags, and for as long as he likes."""
-    paths = {"device": "/dev/zero", "terminal": "/dev/ptmx", "directory": "/etc", "locked": str(tmp_path / "fifo")}
-    os.mkfifo(tmp_path / "fifo")
-    with a_locked_fifo(paths["locked"]):
-        async with a_home() as (home, lane):
-            async with asyncio.timeout(5):
-                assert await home.spawner.read_file(paths[kind]) == b""
-                assert (await run(lane, "echo", "on"))[1] == b"on\n"
 
 
 async def test_many_files_at_once_beside_many_starts() -> None:
@@ -262,16 +215,6 @@ async def test_a_stopped_process_goes_on_and_can_be_ended() -> None:
         await until(lambda: state_of(pid) == "T")
         await process.end()
         assert (await process.finish())[0].signal == signal.SIGKILL
-
-
-@pytest.mark.parametrize("signum", [0, -1, 65, 4711])
-async def test_a_number_that_is_no_signal_hurts_nobody(signum: int) -> None:
-    async with a_home() as (_, lane):
-        process = await start(lane, "cat")
-        with pytest.raises(ExecFailed) as refused:
-            process.signal(signum)
-        assert refused.value.reason == "unsupported"
-        assert (await process.finish(b"alive"))[:2] == (ExitStatus(reason="exited", exit_code=0, usage=ANY), b"alive")
 
 
 # --- requests that are too large for a frame ---
