@@ -56,6 +56,14 @@ class LoopThread:
         self._loop.close()
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that asks for an engine needs Podman."""
+    for item in items:
+        if {"engine_plan", "engine_service"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.podman)
+
+
 def unusable(reason: str) -> NoReturn:
     """Skip where a developer has no engine; fail where CI promises one."""
     if os.environ.get("CI") == "true":

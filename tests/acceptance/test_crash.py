@@ -114,7 +114,6 @@ MILESTONES: dict[str, Callable[[Home], Any]] = {
 }
 
 
-@pytest.mark.podman
 @pytest.mark.parametrize("milestone", MILESTONES)
 async def test_killed_during_initialize(home: Home, engine_plan: ServicePlan, milestone: str) -> None:
     async with home.client("--runtime", "podman") as client:
@@ -127,7 +126,6 @@ async def test_killed_during_initialize(home: Home, engine_plan: ServicePlan, mi
     await no_container_is_left(home, engine_plan, seen)
 
 
-@pytest.mark.podman
 async def test_killed_together_with_the_engine_that_starts_a_container(home: Home, engine_plan: ServicePlan) -> None:
     """The engine has not written down then what runs already."""
     async with home.client("--runtime", "podman") as client:
@@ -140,7 +138,6 @@ async def test_killed_together_with_the_engine_that_starts_a_container(home: Hom
     await no_container_is_left(home, engine_plan, seen)
 
 
-@pytest.mark.podman
 async def test_an_engine_that_is_killed_while_it_starts_a_container(home: Home, engine_plan: ServicePlan) -> None:
     """We live, and cannot ask it to remove anything: its janitor does."""
     async with home.client("--runtime", "podman") as client:
@@ -153,7 +150,6 @@ async def test_an_engine_that_is_killed_while_it_starts_a_container(home: Home, 
     await no_container_is_left(home, engine_plan, seen)
 
 
-@pytest.mark.podman
 async def test_killed_while_idle(home: Home, engine_plan: ServicePlan) -> None:
     async with started(home, "--runtime", "podman") as client:
         seen = home.containers()
@@ -163,7 +159,6 @@ async def test_killed_while_idle(home: Home, engine_plan: ServicePlan) -> None:
     await no_container_is_left(home, engine_plan, seen)
 
 
-@pytest.mark.podman
 @pytest.mark.parametrize("lane", ["spawn", "rest"])
 async def test_killed_with_a_crowd_of_daemons(home: Home, engine_plan: ServicePlan, lane: str) -> None:
     crowd = CROWD if lane == "spawn" else CROWD // 10
@@ -176,7 +171,6 @@ async def test_killed_with_a_crowd_of_daemons(home: Home, engine_plan: ServicePl
     await no_container_is_left(home, engine_plan, seen)
 
 
-@pytest.mark.podman
 async def test_killed_during_a_kill(home: Home, engine_plan: ServicePlan) -> None:
     async with started(home, "--runtime", "podman") as client:
         seen = home.containers()
@@ -196,7 +190,6 @@ SHUTDOWN: dict[str, Callable[[Home], bool]] = {
 }
 
 
-@pytest.mark.podman
 @pytest.mark.parametrize("milestone", SHUTDOWN)
 async def test_killed_during_shutdown(home: Home, engine_plan: ServicePlan, milestone: str) -> None:
     async with started(home, "--runtime", "podman") as client:
@@ -211,7 +204,6 @@ async def test_killed_during_shutdown(home: Home, engine_plan: ServicePlan, mile
     await no_container_is_left(home, engine_plan, seen)
 
 
-@pytest.mark.podman
 async def test_a_successor_that_starts_at_once_has_no_trouble(home: Home, engine_plan: ServicePlan) -> None:
     """It and the janitor remove the same container; directories are gone once it is up."""
     async with started(home, "--runtime", "podman") as client:
@@ -245,7 +237,6 @@ async def test_an_orderly_end_leaves_no_mount_and_no_janitor(home: Home, oci_run
 # --- fastclaw killed: an engine that somebody else runs ---
 
 
-@pytest.mark.podman
 async def test_killed_on_an_engine_that_a_url_names(home: Home, engine_service: EngineService) -> None:
     """The container ends at once; its record goes with the next start in its namespace."""
     engine = EngineLifecycle(engine_service.url)
@@ -357,7 +348,6 @@ async def becomes(client: RuntimeClient, status: str) -> str | None:
     return health.message
 
 
-@pytest.mark.podman
 async def test_a_container_that_dies_takes_its_processes_and_comes_back(
     client: RuntimeClient, engine: EngineLifecycle
 ) -> None:
@@ -380,7 +370,6 @@ async def test_a_container_that_dies_takes_its_processes_and_comes_back(
             await asyncio.sleep(LOOK_S)
 
 
-@pytest.mark.podman
 async def test_containers_that_keep_dying_come_back_later_and_later(
     client: RuntimeClient, engine: EngineLifecycle
 ) -> None:
@@ -428,7 +417,6 @@ async def failure(engine_service: EngineService) -> StartFailed:
     return caught.value
 
 
-@pytest.mark.podman
 @pytest.mark.usefixtures("engine", "other_init")
 @pytest.mark.parametrize(
     ("other_init", "says", "reason"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.engine_fixtures import EngineService
 
-pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman", "--log-level", "error"]
 

@@ -13,7 +13,7 @@ from fastclaw.limits import MIB
 if TYPE_CHECKING:
     from tests.engine_fixtures import EngineService
 
-pytestmark = [pytest.mark.podman, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.timeout(60)
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman"]
 LIMIT = 64 * MIB

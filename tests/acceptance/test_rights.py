@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.podman.conftest import EngineService
 
-pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman"]
 AS_ROOT = """

@@ -6,11 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from fastclaw.podman.service import facts
 from tests.engine_fixtures import EngineService, unusable
 from tests.podman.fleet import Fleet
 from tests.podman.rest_lane.rest_rig import any_lane, lane, rest_engine
 
 __all__ = ["EngineService", "any_lane", "lane", "rest_engine", "unusable"]
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only directory in which programs of this host are looked for; empty."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(facts, "SYSTEM_PATH", "")
+    monkeypatch.setattr(facts, "HELPER_DIRS", ())
+    return tmp_path
 
 
 @pytest.fixture

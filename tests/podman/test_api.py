@@ -16,10 +16,7 @@ from fastclaw.linux.owner import start_time
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import GROUP, PASSWD
 from fastclaw.podman.container_spec import InitPlan, container_spec
-from fastclaw.podman.service import facts
 from tests.podman.conftest import EngineService
-
-needs_podman = pytest.mark.podman
 
 
 @pytest.fixture
@@ -54,7 +51,6 @@ def spec(engine: EngineService, number: int = 0, **changes: Any) -> dict[str, An
     return container_spec(**{**given, **changes})
 
 
-@needs_podman
 async def test_version(lifecycle: EngineLifecycle, engine_service: EngineService) -> None:
     version = await lifecycle.version()
     assert version.podman[0].isdigit()
@@ -67,7 +63,6 @@ async def test_version(lifecycle: EngineLifecycle, engine_service: EngineService
     assert version.storage.startswith(str(engine_service.state_dir))
 
 
-@needs_podman
 async def test_files_of_an_image_are_read_without_running_it(
     lifecycle: EngineLifecycle, engine_service: EngineService
 ) -> None:
@@ -78,7 +73,6 @@ async def test_files_of_an_image_are_read_without_running_it(
     assert await lifecycle.list_containers({"io.fastclaw.namespace": "lifecycle"}) == []
 
 
-@needs_podman
 async def test_a_container_from_create_to_remove(lifecycle: EngineLifecycle, engine_service: EngineService) -> None:
     created = await lifecycle.create_container(spec(engine_service, 3))
     state = await lifecycle.inspect_container(created)
@@ -100,7 +94,6 @@ async def test_a_container_from_create_to_remove(lifecycle: EngineLifecycle, eng
     await lifecycle.remove_container(created)
 
 
-@needs_podman
 async def test_several_at_once(lifecycle: EngineLifecycle, engine_service: EngineService) -> None:
     async def one(number: int) -> str:
         created = await lifecycle.create_container(spec(engine_service, number))
@@ -114,7 +107,6 @@ async def test_several_at_once(lifecycle: EngineLifecycle, engine_service: Engin
     assert await lifecycle.list_containers({"io.fastclaw.namespace": "lifecycle"}) == []
 
 
-@needs_podman
 @pytest.mark.parametrize(
     ("changes", "reason", "says"),
     [
@@ -162,7 +154,6 @@ class Gate:
         writer.write_eof()
 
 
-@needs_podman
 async def test_a_container_nobody_waits_for_is_removed(
     lifecycle: EngineLifecycle, engine_service: EngineService, short_dir: Path
 ) -> None:
@@ -183,7 +174,6 @@ async def test_a_container_nobody_waits_for_is_removed(
     server.close()
 
 
-@needs_podman
 async def test_a_container_that_is_gone(lifecycle: EngineLifecycle) -> None:
     assert await lifecycle.inspect_container("no-such-container") is None
     await lifecycle.remove_container("no-such-container")
@@ -192,7 +182,6 @@ async def test_a_container_that_is_gone(lifecycle: EngineLifecycle) -> None:
     assert caught.value.reason == "container_gone"
 
 
-@needs_podman
 async def test_pull_policies(lifecycle: EngineLifecycle, engine_service: EngineService) -> None:
     for policy in ("missing", "never", "always"):
         await lifecycle.ensure_image(engine_service.image, policy)
@@ -201,16 +190,7 @@ async def test_pull_policies(lifecycle: EngineLifecycle, engine_service: EngineS
     assert caught.value.reason == "image_not_found"
 
 
-@pytest.fixture
-def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host with no program that an image could be made of."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(facts, "SYSTEM_PATH", "")
-    monkeypatch.setattr(facts, "HELPER_DIRS", ())
-
-
-@needs_podman
-@pytest.mark.usefixtures("nothing_here")
+@pytest.mark.usefixtures("programs")
 async def test_an_image_that_cannot_be_made_is_pulled(
     lifecycle: EngineLifecycle, engine_service: EngineService
 ) -> None:
@@ -288,7 +268,6 @@ async def test_an_engine_that_talks_nonsense(short_dir: Path) -> None:
     assert caught.value.reason == "engine_error"
 
 
-@needs_podman
 async def test_nothing_reaches_stdout(
     lifecycle: EngineLifecycle, short_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,13 +42,23 @@ def busybox() -> Path:
         unusable(str(error))
 
 
+HERE = {name: Path(shutil.which(name) or name).resolve() for name in ("sh", "ls", "cat")}
+Offer = Callable[..., None]
+
+
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only directory in which programs are looked for."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(facts, "SYSTEM_PATH", "")
-    monkeypatch.setattr(facts, "HELPER_DIRS", ())
-    return tmp_path
+def offer(programs: Path) -> Offer:
+    """This host has these programs and no others; each is a path, or the text of a script."""
+
+    def offered(**offers: str | Path) -> None:
+        for name, program in offers.items():
+            if isinstance(program, Path):
+                (programs / name).symlink_to(program)
+            else:
+                (programs / name).write_text(program)
+                (programs / name).chmod(0o755)
+
+    return offered
 
 
 def members(data: bytes) -> dict[str, tarfile.TarInfo]:
@@ -94,22 +104,22 @@ def test_a_command_that_cannot_do_its_work_is_left_out(busybox: Path) -> None:
     assert LEFT_OUT.isdisjoint(names)
 
 
-def test_busybox_comes_first(busybox: Path, path: Path) -> None:
-    (path / "busybox").symlink_to(busybox)
-    assert image_source() == f"static {path}/busybox"
+def test_busybox_comes_first(busybox: Path, programs: Path, offer: Offer) -> None:
+    offer(busybox=busybox)
+    assert image_source() == f"static {programs}/busybox"
     assert "bin/busybox" in members(default_archive())
 
 
-def test_without_a_static_busybox_the_host_s_own_programs_are_taken(path: Path) -> None:
-    (path / "busybox").symlink_to(Path("/bin/ls").resolve())
-    (path / "sh").symlink_to(Path("/bin/sh").resolve())
+def test_without_a_static_busybox_the_host_s_own_programs_are_taken(offer: Offer) -> None:
+    offer(busybox=HERE["ls"], sh=HERE["sh"])
     with pytest.raises(StartFailed, match="apt-get install busybox-static"):
         static_busybox()
     assert re.fullmatch(r"1 programs? of this host, with .* libraries", image_source())
     assert {"bin/sh", "etc/passwd"} <= members(default_archive()).keys()
 
 
-def test_where_there_is_nothing_it_says_what_to_do(path: Path) -> None:
+@pytest.mark.usefixtures("programs")
+def test_where_there_is_nothing_it_says_what_to_do() -> None:
     for call in (default_archive, image_source):
         with pytest.raises(StartFailed, match=r"apt-get install busybox-static, or set options\.image") as caught:
             call()
@@ -126,7 +136,6 @@ def test_a_huge_program_is_refused(tmp_path: Path) -> None:
         programs_archive(taken)
 
 
-@pytest.mark.podman
 def test_the_engine_takes_it(engine_service: EngineService, busybox: Path) -> None:
     reference = "localhost/fastclaw-test-image:one"
     with PodmanClient(base_url=engine_service.url) as client:
@@ -137,28 +146,6 @@ def test_the_engine_takes_it(engine_service: EngineService, busybox: Path) -> No
             assert "PATH=/usr/local/bin:/usr/bin:/bin" in config["Env"]
         finally:
             client.images.remove(reference, force=True)
-
-
-HERE = {name: Path(shutil.which(name) or name).resolve() for name in ("sh", "ls", "cat")}
-Offer = Callable[..., None]
-
-
-@pytest.fixture
-def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offer:
-    """This host has these programs and no others; each is a path, or the text of a script."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(facts, "SYSTEM_PATH", "")
-    monkeypatch.setattr(facts, "HELPER_DIRS", ())
-
-    def offered(**programs: str | Path) -> None:
-        for name, program in programs.items():
-            if isinstance(program, Path):
-                (tmp_path / name).symlink_to(program)
-            else:
-                (tmp_path / name).write_text(program)
-                (tmp_path / name).chmod(0o755)
-
-    return offered
 
 
 def test_programs_come_with_their_loader_and_libraries(offer: Offer) -> None:

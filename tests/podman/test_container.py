@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from tests.engine_fixtures import EngineService
     from tests.podman.fleet import Fleet
 
-needs_podman = pytest.mark.podman
-
 
 async def command(container: Container, *words: str) -> None:
     """Start a command in it that nobody attends to."""
@@ -56,7 +54,6 @@ async def command(container: Container, *words: str) -> None:
     await container._engine._run(start)
 
 
-@needs_podman
 async def test_up_and_away(fleet: Fleet) -> None:
     container = fleet.make()
     name = container._spec["name"]
@@ -75,12 +72,10 @@ async def test_up_and_away(fleet: Fleet) -> None:
     assert fleet.deaths.count == 0
 
 
-@needs_podman
 async def test_one_that_never_started_is_removed_without_a_word(fleet: Fleet) -> None:
     await fleet.make().remove()
 
 
-@needs_podman
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 async def test_its_end_is_noticed_at_once_and_once(fleet: Fleet, signum: signal.Signals) -> None:
     container = fleet.make()
@@ -103,7 +98,6 @@ def init_handles(pid: int, signum: int) -> bool:
     return signum == signal.SIGKILL or handles(status, signum)
 
 
-@needs_podman
 async def test_idle_means_that_only_its_init_runs(fleet: Fleet) -> None:
     container = fleet.make()
     await container.start()
@@ -114,7 +108,6 @@ async def test_idle_means_that_only_its_init_runs(fleet: Fleet) -> None:
     assert not await container.is_idle()
 
 
-@needs_podman
 async def test_kill_ends_everything_in_it(fleet: Fleet) -> None:
     container = fleet.make()
     await container.start()
@@ -125,7 +118,6 @@ async def test_kill_ends_everything_in_it(fleet: Fleet) -> None:
     await container.remove()
 
 
-@needs_podman
 async def test_an_engine_elsewhere_is_asked_to_kill(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +130,6 @@ async def test_an_engine_elsewhere_is_asked_to_kill(
     await container.remove()
 
 
-@needs_podman
 @pytest.mark.parametrize(
     ("override", "reason"),
     [({"entrypoint": ["/bin/true"]}, "engine_error"), ({"image": "localhost/none:latest"}, "image_not_found")],
@@ -155,7 +146,6 @@ async def test_a_container_that_does_not_come_up(
     await container.remove()
 
 
-@needs_podman
 async def test_no_descriptor_left_to_watch_with(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(pid: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -168,7 +158,6 @@ async def test_no_descriptor_left_to_watch_with(fleet: Fleet, monkeypatch: pytes
     await container.remove()
 
 
-@needs_podman
 @pytest.mark.parametrize("stage", ["creating", "starting"])
 async def test_a_cancelled_start_leaves_nothing_once_removed(fleet: Fleet, stage: str) -> None:
     container = fleet.make()
@@ -181,7 +170,6 @@ async def test_a_cancelled_start_leaves_nothing_once_removed(fleet: Fleet, stage
     assert await fleet.containers() == set()
 
 
-@needs_podman
 async def test_a_creation_that_hangs_is_given_up(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "ABANDONED_START_MS", 50)
     cancelled = asyncio.Event()
@@ -237,7 +225,6 @@ async def run(container: SpawnerContainer, *cmd: str, user: str | None = None) -
     return status.exit_code, (out + err).decode()
 
 
-@needs_podman
 async def test_up_run_and_down_with_a_spawner(fleet: Fleet) -> None:
     async with up(fleet) as container:
         assert container.alive
@@ -249,7 +236,6 @@ async def test_up_run_and_down_with_a_spawner(fleet: Fleet) -> None:
     assert fleet.deaths.count == 0
 
 
-@needs_podman
 @pytest.mark.parametrize(
     ("default", "asked", "expected"),
     [
@@ -266,7 +252,6 @@ async def test_who_processes_are(fleet: Fleet, default: str, asked: str | None, 
         assert said.split()[:3] == expected.split()[:3]
 
 
-@needs_podman
 async def test_an_unknown_user(fleet: Fleet) -> None:
     async with up(fleet) as container:
         for user, reason in (("nobody-knows", "unknown_user"), (str(limits.REAPER_UID), "permission_denied")):
@@ -284,7 +269,6 @@ async def test_an_unknown_user(fleet: Fleet) -> None:
     assert failed.value.reason == "unknown_user"
 
 
-@needs_podman
 async def test_its_death_is_noticed_and_its_processes_are_gone(fleet: Fleet) -> None:
     async with up(fleet) as container:
         process = await lane_over(container).start(StartSpec(process_id="p", cmd=["sleep", "1000"]), 0)
@@ -297,7 +281,6 @@ async def test_its_death_is_noticed_and_its_processes_are_gone(fleet: Fleet) -> 
         assert (container.alive, fleet.deaths.count) == (False, 1)
 
 
-@needs_podman
 async def test_an_init_that_does_not_connect(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SPAWN_HELLO_MS", 50)
     fleet.override = {"entrypoint": ["sleep", "1000"]}
@@ -305,7 +288,6 @@ async def test_an_init_that_does_not_connect(fleet: Fleet, monkeypatch: pytest.M
         await fails(fleet)
 
 
-@needs_podman
 async def test_somebody_else_who_connects_is_turned_away(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """As soon as the socket is there; the real init connects later, and nobody serves it."""
     start = EngineLifecycle.start_container
@@ -364,7 +346,6 @@ def test_a_limit_further_up_is_not_the_containers(tmp_path: Path) -> None:
     assert limit.health() == {}
 
 
-@needs_podman
 async def test_commands_have_all_of_their_limit(engine_service: EngineService) -> None:
     options = {"url": engine_service.url, "image": engine_service.image, "pids_limit": LIMIT}
     async with RuntimeClient.spawn(SERVE, namespace="pids-limit", options=options) as runtime:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from fastclaw.podman.rest_lane.rest import RestProcess
     from tests.podman.fleet import Fleet
 
-pytestmark = pytest.mark.podman
-
 DAEMON = "setsid sleep 1000 </dev/null >/dev/null 2>&1 &"
 
 

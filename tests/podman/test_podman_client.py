@@ -55,7 +55,6 @@ def test_a_failed_connect_closes_its_socket_at_once(short_dir: Path) -> None:
     assert isinstance(caught.value.__cause__, requests.ConnectionError)
 
 
-@pytest.mark.podman
 def test_proxies_of_the_environment_are_not_asked(
     engine_service: EngineService, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,8 +20,6 @@ from fastclaw.podman.service.facts import static_catatonit
 from tests.podman.conftest import EngineService
 from tests.waiting import until
 
-pytestmark = pytest.mark.podman
-
 INITS = [InitPlan()] + [InitPlan(catatonit=path) for path in (static_catatonit(),) if path is not None]
 """Every init that this host can offer: the shell's always, catatonit where it is installed."""
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
-import signal
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +16,7 @@ from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.linux.owner import this_process
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE, InitPlan, container_spec
+from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.podman.service.service import ManagedService
 from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.podman import ContainerRuntime, remove_abandoned, why_not_spawn
@@ -35,13 +33,15 @@ NAMESPACE = "containertest"
 PATIENCE_S = 20
 
 
-@asynccontextmanager
-async def engine_of(service: EngineService) -> AsyncIterator[EngineLifecycle]:
-    engine = EngineLifecycle(service.url)
+@pytest.fixture
+async def engine(engine_service: EngineService) -> AsyncIterator[EngineLifecycle]:
+    """The tests' engine, which has no container of these tests afterwards."""
+    one = EngineLifecycle(engine_service.url)
     try:
-        yield engine
+        yield one
+        assert await containers(one) == set()
     finally:
-        await engine.aclose()
+        await one.aclose()
 
 
 async def containers(engine: EngineLifecycle) -> set[str]:
@@ -72,30 +72,18 @@ async def output(runtime: ContainerRuntime, *cmd: str, **request: Any) -> bytes:
     return (await ended(runtime, *cmd, stdin=False, **request))[0]
 
 
-async def becomes(runtime: ContainerRuntime, status: str) -> str | None:
-    """Return the message once health says so."""
-    async with asyncio.timeout(PATIENCE_S):
-        while (health := await runtime.health()).status != status:  # noqa: ASYNC110 - it does not tell
-            await asyncio.sleep(limits.ENGINE_READY_POLL_MS / 1000)
-    return health.message
-
-
-@pytest.mark.podman
-async def test_up_and_down_with_a_spawner(engine_service: EngineService) -> None:
+async def test_up_and_down_with_a_spawner(engine: EngineLifecycle) -> None:
     """One container: it starts as many at a time as there are cores for."""
-    async with engine_of(engine_service) as engine:
-        async with running(url=engine_service.url) as runtime:
-            health = await runtime.health()
-            assert (health.status, health.details["lane"]["name"]) == ("healthy", "spawn")
-            assert "why_not_spawn" not in health.details
-            assert runtime.warnings == []
-            assert health.details["containers"] == {"places": 1, "usable": 1, "containers": 1}
-            assert {"signal", "kill_tree", "user", "usage", "separate_eof", "limits"} <= set(runtime.capabilities)
-            assert await output(runtime, "echo", "hi") == b"hi\n"
-        assert await containers(engine) == set()
+    async with running(url=engine.url) as runtime:
+        health = await runtime.health()
+        assert (health.status, health.details["lane"]["name"]) == ("healthy", "spawn")
+        assert "why_not_spawn" not in health.details
+        assert runtime.warnings == []
+        assert health.details["containers"] == {"places": 1, "usable": 1, "containers": 1}
+        assert {"signal", "kill_tree", "user", "usage", "separate_eof", "limits"} <= set(runtime.capabilities)
+        assert await output(runtime, "echo", "hi") == b"hi\n"
 
 
-@pytest.mark.podman
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
@@ -105,59 +93,50 @@ async def test_up_and_down_with_a_spawner(engine_service: EngineService) -> None
     ],
 )
 async def test_auto_takes_the_rest_lane_where_it_must_and_says_why(
-    engine_service: EngineService, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, why: str
+    engine: EngineLifecycle, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, why: str
 ) -> None:
     monkeypatch.setattr(f"fastclaw.runtimes.podman.{name}", value)
-    async with engine_of(engine_service) as engine:
-        async with running(url=engine_service.url) as runtime:
-            health = await runtime.health()
-            assert health.details["lane"]["name"] == "rest"
-            assert why in health.details["why_not_spawn"]
-            slower, monitors = runtime.warnings
-            assert why in slower
-            assert "exit_command_delay" in monitors
-            assert len(await containers(engine)) == 1
-            assert await output(runtime, "echo", "hi") == b"hi\n"
-        assert await containers(engine) == set()
+    async with running(url=engine.url) as runtime:
+        health = await runtime.health()
+        assert health.details["lane"]["name"] == "rest"
+        assert why in health.details["why_not_spawn"]
+        slower, monitors = runtime.warnings
+        assert why in slower
+        assert "exit_command_delay" in monitors
+        assert len(await containers(engine)) == 1
+        assert await output(runtime, "echo", "hi") == b"hi\n"
 
 
-@pytest.mark.podman
-async def test_a_rule_that_another_one_overrules_is_warned_about(engine_service: EngineService) -> None:
+async def test_a_rule_that_another_one_overrules_is_warned_about(engine: EngineLifecycle) -> None:
     network = {"allow": ["a.test", "b.test:443", "c.test"], "deny": ["*.test:443", "a.test"]}
-    async with running(url=engine_service.url, network=network) as runtime:
+    async with running(url=engine.url, network=network) as runtime:
         (warning,) = runtime.warnings
     assert warning == (
         "options.network.allow: 'a.test' can never take effect, for 'a.test' denies it, and neither can 1 more"
     )
 
 
-@pytest.mark.podman
-async def test_a_bound_on_the_disk_is_kept_or_refused(engine_service: EngineService) -> None:
+async def test_a_bound_on_the_disk_is_kept_or_refused(engine: EngineLifecycle) -> None:
     """Whatever file system this machine has: no start goes through without the quota that was asked for."""
     size = 20 * limits.MIB
-    async with engine_of(engine_service) as engine:
-        try:
-            async with running(url=engine_service.url, disk_bytes=size) as runtime:
-                total = await output(runtime, "sh", "-c", "df -k / | tail -1 | awk '{print $2}'")
-                assert int(total) * limits.KIB <= size
-        except StartFailed as error:
-            refused = error
-        else:
-            return
-        assert (refused.reason, "options.disk_bytes needs overlay on XFS" in str(refused)) == ("unsupported", True)
-        assert await containers(engine) == set()
+    try:
+        async with running(url=engine.url, disk_bytes=size) as runtime:
+            total = await output(runtime, "sh", "-c", "df -k / | tail -1 | awk '{print $2}'")
+            assert int(total) * limits.KIB <= size
+    except StartFailed as error:
+        refused = error
+    else:
+        return
+    assert (refused.reason, "options.disk_bytes needs overlay on XFS" in str(refused)) == ("unsupported", True)
 
 
-@pytest.mark.podman
 async def test_a_lane_that_was_asked_for_is_not_exchanged(
-    engine_service: EngineService, monkeypatch: pytest.MonkeyPatch
+    engine: EngineLifecycle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastclaw.runtimes.podman.find_spawner", lambda: None)
-    async with engine_of(engine_service) as engine:
-        with pytest.raises(StartFailed):
-            async with running(url=engine_service.url, lane="spawn"):
-                pass
-        assert await containers(engine) == set()
+    with pytest.raises(StartFailed):
+        async with running(url=engine.url, lane="spawn"):
+            pass
 
 
 def test_an_engine_elsewhere_has_no_spawner() -> None:
@@ -165,7 +144,6 @@ def test_an_engine_elsewhere_has_no_spawner() -> None:
     assert why_not_spawn("unix:///run/podman.sock") is None
 
 
-@pytest.mark.podman
 async def test_an_environment_is_one_file_system_on_the_rest_lane_and_leaves_no_monitors(
     engine_plan: ServicePlan, short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,44 +173,17 @@ def monitors(directory: Path) -> list[str]:
     return [line for line in lines if "conmon\0" in line and f"{directory}/" in line and "--exec-attach" in line]
 
 
-@pytest.mark.podman
-async def test_up_and_down_on_the_rest_lane(engine_service: EngineService) -> None:
-    async with engine_of(engine_service) as engine:
-        async with running(url=engine_service.url, containers=2, lane="rest") as runtime:
-            health = await runtime.health()
-            assert (health.status, health.details["runtime"]) == ("healthy", "podman")
-            assert health.details["containers"] == {"places": 2, "usable": 2, "containers": 2}
-            assert health.details["engine"]["managed"] is False
-            assert health.details["engine"]["podman"]
-            assert health.details["lane"]["local"] is True
-            assert {"signal", "kill_tree", "user"} <= set(runtime.capabilities)
-            assert len(await containers(engine)) == 2
-            assert await output(runtime, "echo", "hi") == b"hi\n"
-        assert await containers(engine) == set()
-
-
-@pytest.mark.podman
-async def test_a_container_killed_from_outside_degrades_for_a_while(
-    engine_service: EngineService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "REVIVE_FIRST_MS", 200)
-    async with engine_of(engine_service) as engine:
-        async with running(url=engine_service.url, containers=1) as runtime:
-            live = await runtime.exec(ExecRequest(cmd=["sleep", "1000"]))
-            [container] = await containers(engine)
-            state = await engine.inspect_container(container)
-            assert state is not None
-            os.kill(state.pid, signal.SIGKILL)
-            assert await becomes(runtime, "degraded") == "1 of 1 containers are gone; they are being replaced"
-            with pytest.raises(ExecFailed) as caught:
-                await runtime.exec(ExecRequest(cmd=["true"]))
-            assert (caught.value.reason, caught.value.retryable) == ("container_gone", True)
-            record = await runtime.wait(live.process_id, PATIENCE_S * 1000)
-            assert (record.reason, record.exit_code) == ("container_gone", None)
-            assert await becomes(runtime, "healthy") is None
-            assert await output(runtime, "echo", "again") == b"again\n"
-            assert container not in await containers(engine)
-        assert await containers(engine) == set()
+async def test_up_and_down_on_the_rest_lane(engine: EngineLifecycle) -> None:
+    async with running(url=engine.url, containers=2, lane="rest") as runtime:
+        health = await runtime.health()
+        assert (health.status, health.details["runtime"]) == ("healthy", "podman")
+        assert health.details["containers"] == {"places": 2, "usable": 2, "containers": 2}
+        assert health.details["engine"]["managed"] is False
+        assert health.details["engine"]["podman"]
+        assert health.details["lane"]["local"] is True
+        assert {"signal", "kill_tree", "user"} <= set(runtime.capabilities)
+        assert len(await containers(engine)) == 2
+        assert await output(runtime, "echo", "hi") == b"hi\n"
 
 
 def open_directory(path: Path) -> str:
@@ -247,17 +198,14 @@ def engine_sockets(path: Path) -> int:
     return len(list(path.rglob("podman.sock")))
 
 
-@pytest.mark.podman
-async def test_environment_workspace_and_user(engine_service: EngineService, tmp_path: Path) -> None:
-    shared = open_directory(tmp_path)
-    workspace = {"source": shared, "target": "/w"}
+async def test_environment_workspace_and_user(engine: EngineLifecycle, tmp_path: Path) -> None:
+    workspace = {"source": open_directory(tmp_path), "target": "/w"}
     options = {"workspace": workspace, "env": {"A": "b"}, "user": "65534", "containers": 1}
-    async with running(url=engine_service.url, **options) as runtime:
+    async with running(url=engine.url, **options) as runtime:
         script = 'echo "$A $(id -u) $PWD $(cat f)"'
         assert await output(runtime, "sh", "-c", script) == b"b 65534 /w from the host\n"
 
 
-@pytest.mark.podman
 async def test_an_engine_of_our_own_comes_and_goes(
     engine_plan: ServicePlan, short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +218,6 @@ async def test_an_engine_of_our_own_comes_and_goes(
     assert engine_sockets(short_dir) == 0
 
 
-@pytest.mark.podman
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -281,44 +228,39 @@ async def test_an_engine_of_our_own_comes_and_goes(
     ],
 )
 async def test_a_start_that_fails_says_why_and_leaves_nothing(
-    engine_service: EngineService, options: dict[str, Any], reason: str
+    engine: EngineLifecycle, options: dict[str, Any], reason: str
 ) -> None:
-    async with engine_of(engine_service) as engine:
-        with pytest.raises(StartFailed) as caught:
-            async with running(**{"url": engine_service.url} | options):
-                pass
-        assert caught.value.reason == reason
-        assert await containers(engine) == set()
+    with pytest.raises(StartFailed) as caught:
+        async with running(**{"url": engine.url} | options):
+            pass
+    assert caught.value.reason == reason
 
 
-@pytest.mark.podman
-async def test_a_start_that_failed_may_be_tried_again(engine_service: EngineService) -> None:
+async def test_a_start_that_failed_may_be_tried_again(engine: EngineLifecycle) -> None:
     runtime = ContainerRuntime()
-    wrong = InitializeParams(namespace=NAMESPACE, options={"url": engine_service.url, "nonsense": 1})
+    wrong = InitializeParams(namespace=NAMESPACE, options={"url": engine.url, "nonsense": 1})
     with pytest.raises(InvalidParams):
         await runtime.start(wrong)
-    await runtime.start(InitializeParams(namespace=NAMESPACE, options={"url": engine_service.url, "containers": 1}))
+    await runtime.start(InitializeParams(namespace=NAMESPACE, options={"url": engine.url, "containers": 1}))
     assert await output(runtime, "echo", "second") == b"second\n"
     await runtime.stop()
 
 
-@pytest.mark.podman
-async def test_only_what_a_dead_owner_left_is_removed(engine_service: EngineService) -> None:
+async def test_only_what_a_dead_owner_left_is_removed(engine: EngineLifecycle) -> None:
     me = this_process()
     later = me._replace(start_time=me.start_time + 1)
     alive, dead, last_boot = me.label, later.label, me._replace(boot_id="0").label
     elsewhere = later._replace(pid_namespace=me.pid_namespace + 1).label
-    async with engine_of(engine_service) as engine:
-        made = {}
-        owners = {"alive": alive, "elsewhere": elsewhere, "dead": dead, "boot": last_boot, "strange": "x"}
-        for name, owner in owners.items():
-            made[name] = await engine.create_container(left_behind(engine_service.image, name, owner, NAMESPACE))
-        made["other"] = await engine.create_container(left_behind(engine_service.image, "o", dead, "another"))
-        await remove_abandoned(engine, NAMESPACE)
-        assert await containers(engine) == {made["alive"], made["elsewhere"], made["strange"]}
-        assert await engine.inspect_container(made["other"]) is not None
-        for container in made.values():
-            await engine.remove_container(container)
+    made = {}
+    owners = {"alive": alive, "elsewhere": elsewhere, "dead": dead, "boot": last_boot, "strange": "x"}
+    for name, owner in owners.items():
+        made[name] = await engine.create_container(left_behind(DEFAULT_IMAGE, name, owner, NAMESPACE))
+    made["other"] = await engine.create_container(left_behind(DEFAULT_IMAGE, "o", dead, "another"))
+    await remove_abandoned(engine, NAMESPACE)
+    assert await containers(engine) == {made["alive"], made["elsewhere"], made["strange"]}
+    assert await engine.inspect_container(made["other"]) is not None
+    for container in made.values():
+        await engine.remove_container(container)
 
 
 def left_behind(image: str, name: str, owner: str, namespace: str) -> dict[str, Any]:
@@ -350,10 +292,9 @@ async def test_a_url_that_is_not_spoken_is_refused_in_a_line(
             pass
 
 
-@pytest.mark.podman
 @pytest.mark.promise("T-TTY", "T-TTY-SIZE")
-async def test_a_terminal_inside_is_of_its_own_namespace_and_of_its_user(engine_service: EngineService) -> None:
-    async with running(url=engine_service.url, lane="spawn") as runtime:
+async def test_a_terminal_inside_is_of_its_own_namespace_and_of_its_user(engine: EngineLifecycle) -> None:
+    async with running(url=engine.url, lane="spawn") as runtime:
         script = (
             "tty; stty size; echo out >/dev/stdout; echo err >/dev/stderr; stat -c %u $(tty); ls -1 /dev/pts; exit 3"
         )
@@ -365,10 +306,9 @@ async def test_a_terminal_inside_is_of_its_own_namespace_and_of_its_user(engine_
             assert said[4:] == [b"%d" % number for number in range(int(own) + 1)]  # and no terminal of the host
 
 
-@pytest.mark.podman
 @pytest.mark.promise("T-TTY-LOSSLESS")
-async def test_output_of_an_instant_exit_on_a_terminal(engine_service: EngineService) -> None:
-    async with running(url=engine_service.url, lane="spawn") as runtime:
+async def test_output_of_an_instant_exit_on_a_terminal(engine: EngineLifecycle) -> None:
+    async with running(url=engine.url, lane="spawn") as runtime:
         made = [await runtime.exec(ExecRequest(cmd=["head", "-c", "3000", "/dev/zero"], tty=True)) for _ in range(20)]
         for process in made:
             await runtime.wait(process.process_id)
@@ -381,10 +321,9 @@ async def test_output_of_an_instant_exit_on_a_terminal(engine_service: EngineSer
             assert out == bytes(3000)
 
 
-@pytest.mark.podman
 @pytest.mark.promise("T-LIMITS", "T-LIMITS-NAME")
-async def test_limits_inside(engine_service: EngineService) -> None:
-    async with running(url=engine_service.url, lane="spawn") as runtime:
+async def test_limits_inside(engine: EngineLifecycle) -> None:
+    async with running(url=engine.url, lane="spawn") as runtime:
         await check_limits(lambda *cmd, **request: ended(runtime, *cmd, **request), "/tmp")
         script = "ulimit -Hn; touch /tmp/started"
         hard = int((await ended(runtime, "sh", "-c", script))[0])
@@ -398,9 +337,8 @@ async def test_limits_inside(engine_service: EngineService) -> None:
         assert (await ended(runtime, "ls", "/tmp/started"))[0] == b"/tmp/started\n"
 
 
-@pytest.mark.podman
-async def test_the_rest_lane_has_no_terminals_and_no_limits(engine_service: EngineService) -> None:
-    async with running(url=engine_service.url, lane="rest", containers=1) as runtime:
+async def test_the_rest_lane_has_no_terminals_and_no_limits(engine: EngineLifecycle) -> None:
+    async with running(url=engine.url, lane="rest", containers=1) as runtime:
         assert not {"tty", "limits"} & set(runtime.capabilities)
         for request in ({"tty": True}, {"limits": {"nofile": 9}}):
             with pytest.raises(InvalidParams) as raised:

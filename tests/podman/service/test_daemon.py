@@ -17,8 +17,6 @@ from fastclaw.podman.service.daemon import engine_start, engine_status, engine_s
 from fastclaw.podman.service.plan import ServicePlan
 from fastclaw.podman.service.service import answers_ping
 
-pytestmark = pytest.mark.podman
-
 
 async def test_start_status_stop(engine_plan: ServicePlan, short_dir: Path) -> None:
     run_dir = short_dir / "r"

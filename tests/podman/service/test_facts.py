@@ -11,7 +11,6 @@ import pytest
 from fastclaw import limits
 from fastclaw.linux.proc import Mount
 from fastclaw.options import Options
-from fastclaw.podman.service import facts
 from fastclaw.podman.service.facts import (
     cgroup_mode,
     container_controllers,
@@ -185,10 +184,8 @@ def test_the_named_engine_wins_over_the_environments(monkeypatch: pytest.MonkeyP
     assert engine_url(Options(url="unix:///x")) == "unix:///x"
 
 
-def test_without_podman_it_says_so_unless_an_engine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+@pytest.mark.usefixtures("programs")
+def test_without_podman_it_says_so_unless_an_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTAINER_HOST", "")
-    monkeypatch.setattr(facts, "SYSTEM_PATH", "")
-    monkeypatch.setattr(facts, "HELPER_DIRS", ())
     assert "apt-get install podman" in (why_no_engine(Options()) or "")
     assert why_no_engine(Options(url="unix:///x")) is None

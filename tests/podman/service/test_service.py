@@ -24,8 +24,6 @@ from fastclaw.podman.service.service import ManagedService, answers_ping
 from tests.balance import children
 from tests.waiting import until
 
-pytestmark = pytest.mark.podman
-
 OWNER_SCRIPT = """
 import asyncio, sys
 from pathlib import Path
