@@ -1,4 +1,4 @@
-"""A managed service that outlives the command which starts it: `fastclaw engine start|stop|status`.
+"""A service that outlives the command which starts it: `fastclaw engine start|stop|status`.
 
     RUN/engine/podman.sock, pid (the service's own line of /proc/PID/stat), log, lock
 
@@ -7,17 +7,18 @@ Whatever a pid file says, only a process with that pid *and* that start time is 
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from msgspec import Struct
 
 from fastclaw import limits
 from fastclaw.errors import StartFailed
+from fastclaw.linux.helper import Child
 from fastclaw.linux.owner import identity, start_time
-from fastclaw.linux.sockets import wait_readable
-from fastclaw.podman.service.plan import ServicePaths, ServicePlan, service_env, standing_argv
-from fastclaw.podman.service.service import answers_ping
-from fastclaw.podman.service.service_process import end_service, reap, spawn_service
+from fastclaw.podman.service.plan import ServicePaths, ServicePlan, daemon_argv, service_env
+from fastclaw.podman.service.service import answers_ping, await_answer, end_service
 from fastclaw.podman.service.storage import (
     ENGINE_DIR,
     SOCKET_NAME,
@@ -32,7 +33,7 @@ LOCK_MS = limits.ENGINE_READY_MS + limits.ENGINE_STOP_MS
 
 
 class EngineStatus(Struct, frozen=True, kw_only=True):
-    """How the standing service is.
+    """How the service is.
 
     Parameters:
         answers: it replied to a ping just now.
@@ -54,28 +55,20 @@ async def engine_start(plan: ServicePlan, state_dir: Path, run_dir: Path) -> Eng
     Raises:
         StartFailed: as `ManagedService.start`.
     """
-    home = _home(run_dir)
-    lock = await asyncio.to_thread(lock_file, home / "lock", LOCK_MS)
-    try:
+    async with _locked_home(run_dir) as home:
         status = await engine_status(run_dir)
         if not status.answers:
             await _end(home)
             await _start(plan, await asyncio.to_thread(service_paths, state_dir, run_dir, home, plan), home)
             status = await engine_status(run_dir)
         return status
-    finally:
-        os.close(lock)
 
 
 async def engine_stop(run_dir: Path) -> EngineStatus:
     """End the service; nothing happens where none runs. Its containers are not touched."""
-    home = _home(run_dir)
-    lock = await asyncio.to_thread(lock_file, home / "lock", LOCK_MS)
-    try:
+    async with _locked_home(run_dir) as home:
         await _end(home)
         return await engine_status(run_dir)
-    finally:
-        os.close(lock)
 
 
 async def engine_status(run_dir: Path) -> EngineStatus:
@@ -92,10 +85,16 @@ async def engine_status(run_dir: Path) -> EngineStatus:
     )
 
 
-def _home(run_dir: Path) -> Path:
+@asynccontextmanager
+async def _locked_home(run_dir: Path) -> AsyncIterator[Path]:
+    """The service's directory, with no other process in it."""
     private_directory(run_dir)
     private_directory(run_dir / ENGINE_DIR)
-    return run_dir / ENGINE_DIR
+    lock = await asyncio.to_thread(lock_file, run_dir / ENGINE_DIR / "lock", LOCK_MS)
+    try:
+        yield run_dir / ENGINE_DIR
+    finally:
+        os.close(lock)
 
 
 def _recorded(home: Path) -> int | None:
@@ -108,46 +107,21 @@ def _recorded(home: Path) -> int | None:
 
 
 async def _start(plan: ServicePlan, paths: ServicePaths, home: Path) -> None:
-    log = home / "log"
+    log, argv = home / "log", daemon_argv(plan, paths, str(home / "pid"))
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        pid = spawn_service(
-            standing_argv(plan, paths, str(home / "pid")), service_env(paths, engine_variables()), log_fd
-        )
+        service = Child(argv, service_env(paths, engine_variables()), {2: log_fd})
     except OSError as error:
         raise StartFailed(f"cannot start podman: {error.strerror}", "engine_unavailable") from error
     finally:
         os.close(log_fd)
     try:
-        await _ready(pid, paths.socket, log)
+        await await_answer(service, paths.socket, lambda: f": {_last_line(log)}; see {log}")
     except BaseException:
-        await _end_child(pid)
+        await end_service(service.pid, service.pidfd, limits.ENGINE_STOP_MS)
+        service.close()
         raise
-
-
-async def _ready(pid: int, socket: str, log: Path) -> None:
-    pidfd = os.pidfd_open(pid)
-    try:
-        async with asyncio.timeout(limits.ENGINE_READY_MS / 1000):
-            while not await answers_ping(socket):
-                if await wait_readable(pidfd, limits.ENGINE_READY_POLL_MS):
-                    raise StartFailed(f"podman ended at once: {_last_line(log)}", "engine_unavailable")
-    except TimeoutError as error:
-        raise StartFailed(
-            f"podman does not answer after {limits.ENGINE_READY_MS} ms; see {log}", "engine_timeout"
-        ) from error
-    finally:
-        os.close(pidfd)
-
-
-async def _end_child(pid: int) -> None:
-    """End a child of ours: not reaped yet, so its pid cannot have been reused."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        await end_service(pid, pidfd, limits.ENGINE_STOP_MS)
-    finally:
-        os.close(pidfd)
-        reap(pid)
+    service.detach()
 
 
 async def _end(home: Path) -> None:
@@ -168,9 +142,14 @@ async def _end_recorded(home: Path, pid: int) -> None:
     try:
         if _recorded(home) == pid:
             await end_service(pid, pidfd, limits.ENGINE_STOP_MS)
-            reap(pid)
+            _reap(pid)
     finally:
         os.close(pidfd)
+
+
+def _reap(pid: int) -> None:
+    with suppress(ChildProcessError):  # it is not ours, but of an earlier command
+        os.waitpid(pid, os.WNOHANG)
 
 
 async def _answers_in_time(socket: str) -> bool:

@@ -1,24 +1,24 @@
-"""The process that cleans up after us if we are killed (`janitor.py`), from its owner's side: made, armed, ended.
+"""The process that cleans up after us if we are killed (`janitor_main.py`), from its owner's side.
 
 Unlike the service it may be started from any thread: it watches the whole process.
 """
 
-import os
-import signal
 import socket
-from contextlib import suppress
+from subprocess import DEVNULL
 
 from fastclaw import limits
 from fastclaw.errors import StartFailed
+from fastclaw.linux.helper import Child
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.service.janitor_main import ARMED
-from fastclaw.podman.service.service_process import reap, spawn_service
 
 
-class Standby:
-    """Parameters:
-    argv: from `plan.janitor_argv`.
-    env: of the janitor and of the Podman commands that it starts.
+class Janitor:
+    """A janitor of ours: it is told of our end by a socket, or does nothing.
+
+    Parameters:
+        argv: from `plan.janitor_argv`.
+        env: of the janitor and of the Podman commands that it starts.
 
     Raises:
         StartFailed: `engine_unavailable`: it cannot be started.
@@ -26,17 +26,21 @@ class Standby:
 
     def __init__(self, argv: list[str], env: dict[str, str]) -> None:
         self._life, theirs = socket.socketpair()
-        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            self._life.setblocking(False)
-            self.pid = spawn_service(argv, env, nowhere, theirs.fileno())
-            self._pidfd = os.pidfd_open(self.pid)
-        except OSError as error:
-            self._life.close()
-            raise StartFailed(f"cannot start {argv[0]}: {error.strerror}", "engine_unavailable") from error
-        finally:
-            theirs.close()
-            os.close(nowhere)
+        self._life.setblocking(False)
+        with theirs:
+            try:
+                self._child = Child(argv, env, {0: theirs.fileno(), 2: DEVNULL})
+            except OSError as error:
+                self._life.close()
+                raise StartFailed(f"cannot start {argv[0]}: {error.strerror}", "engine_unavailable") from error
+
+    def __repr__(self) -> str:
+        return f"<Janitor {self._child}>"
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
 
     async def ready(self) -> None:
         """Return once we may die.
@@ -53,18 +57,12 @@ class Standby:
         """Have it remove everything now, as it does where we are killed. It goes on where that takes longer."""
         self._life.close()
         try:
-            await wait_readable(self._pidfd, limits.ENGINE_STOP_MS)
+            await self._child.ends(limits.ENGINE_STOP_MS)
         finally:
-            os.close(self._pidfd)
-            reap(self.pid)
+            self._child.close()
 
-    async def end(self) -> None:
-        """Do without it: everything is removed. Gives its descriptors back and reaps it."""
-        try:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            await wait_readable(self._pidfd, limits.ENGINE_STOP_MS)
-        finally:
-            self._life.close()
-            os.close(self._pidfd)
-            reap(self.pid)
+    async def aclose(self) -> None:
+        """End it: everything is removed. Idempotent."""
+        self._child.kill()
+        self._life.close()
+        await self._child.aclose(limits.ENGINE_STOP_MS)

@@ -163,7 +163,7 @@ def _end_service(pidfd: int, timeout_ms: int) -> None:
 
 def _end_twin(own_dir: str, timeout_ms: int) -> None:
     """Rootless, the service is two processes with one command line, and the one that is left may not have heard TERM
-    (podman/service/service_process.py, `end_service`)."""
+    (`service.end_service`)."""
     address = f"unix://{own_dir}/podman.sock".encode()
     for pid in _processes():
         if address in _read(pid, "cmdline").split(b"\0") and (pidfd := _pidfd(pid)) is not None:

@@ -247,7 +247,7 @@ def bound_argv(plan: ServicePlan, paths: ServicePaths, parent: int) -> list[str]
     ]
 
 
-def standing_argv(plan: ServicePlan, paths: ServicePaths, pid_file: str) -> list[str]:
+def daemon_argv(plan: ServicePlan, paths: ServicePaths, pid_file: str) -> list[str]:
     """The command line of a service that lives on (`fastclaw engine start`).
 
     Parameters:

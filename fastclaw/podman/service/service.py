@@ -1,24 +1,30 @@
-"""A private Podman service that lives as long as its owner: started, proven ready, stopped, gone.
+"""A private Podman service that lives as long as its owner: started, proven ready, ended, gone.
 
     idle ── start() ──> running ── aclose() ──> idle        (a start() that fails closes it before it raises)
 
-The service ends with fastclaw even when fastclaw is killed outright (see `process.py` on threads), and a janitor then
-removes the containers. Knows nothing of images and containers.
+The service ends with fastclaw even when fastclaw is killed outright: the kernel signals it when the *thread* that made
+it ends (prctl(2), PR_SET_PDEATHSIG), so it is started by the loop's thread. A janitor then removes the containers.
+Knows nothing of images and containers.
 """
 
 import asyncio
 import os
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import StartFailed
+from fastclaw.linux import proc
+from fastclaw.linux.helper import Child
 from fastclaw.linux.owner import this_process
-from fastclaw.linux.sockets import is_readable, wait_readable
+from fastclaw.linux.packets import close_all
+from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.container_spec import LABEL_OWNER
 from fastclaw.podman.service import janitor_main
-from fastclaw.podman.service.janitor import Standby
+from fastclaw.podman.service.janitor import Janitor
 from fastclaw.podman.service.plan import (
     JanitorOrder,
     ServicePaths,
@@ -29,7 +35,6 @@ from fastclaw.podman.service.plan import (
     service_env,
     tool_argv,
 )
-from fastclaw.podman.service.service_process import end_service, reap, spawn_service
 from fastclaw.podman.service.storage import engine_variables, service_dir, service_paths
 
 if TYPE_CHECKING:
@@ -44,11 +49,11 @@ class ManagedService:
 
     Parameters:
         plan: from `plan.plan_service`.
-        state_dir: where images are kept (`dirs.default_state_dir`).
-        run_dir: where the socket goes (`dirs.default_run_dir`); its path must be short.
+        state_dir: where images are kept (`storage.default_state_dir`).
+        run_dir: where the socket goes (`storage.default_run_dir`); its path must be short.
 
     Attributes:
-        reserve: room that can be given up (`podman/service/storage.py`), once it has been started.
+        reserve: room that can be given up (`storage.keep_reserve`), once it has been started.
     """
 
     def __init__(self, plan: ServicePlan, state_dir: Path, run_dir: Path) -> None:
@@ -57,9 +62,12 @@ class ManagedService:
         self._run_dir = run_dir
         self._own_dir: HeldDirectory | None = None
         self._process: ServiceProcess | None = None
-        self._standby: Standby | None = None
+        self._janitor: Janitor | None = None
         self._url: str | None = None
         self.reserve: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"<ManagedService {self._url or 'not running'}, pid {self.pid}>"
 
     @property
     def url(self) -> str:
@@ -71,12 +79,7 @@ class ManagedService:
     @property
     def pid(self) -> int | None:
         """Of the running service."""
-        return self._process.pid if self._process else None
-
-    @property
-    def log_tail(self) -> str:
-        """The last that the service wrote to its stderr."""
-        return self._process.log_tail if self._process else ""
+        return self._process.child.pid if self._process else None
 
     @property
     def trouble(self) -> str | None:
@@ -92,52 +95,29 @@ class ManagedService:
                 not answer within `limits.ENGINE_READY_MS`. Nothing is left then.
         """
         try:
-            paths = await self._prepare()
+            self._own_dir = own_dir = service_dir(self._run_dir)
+            paths = await asyncio.to_thread(service_paths, self._state_dir, self._run_dir, own_dir.path, self.plan)
             self.reserve = Path(paths.reserve)
             env = service_env(paths, engine_variables())
-            self._process = ServiceProcess(bound_argv(self.plan, paths, os.getpid()), env)
-            self._standby = self._make_standby(paths, env)
-            await self._process.ready(paths.socket)
-            if self._standby is not None:
-                await self._standby.ready()
+            self._process = process = ServiceProcess(bound_argv(self.plan, paths, os.getpid()), env)
+            if self.plan.facts.python is not None:  # without one, the next `initialize` has to remove what is left
+                argv = janitor_argv(
+                    self.plan.facts.python, janitor_main.__file__, self._order(paths, own_dir.path, process.child.pid)
+                )
+                self._janitor = Janitor(argv, env)
+            await await_answer(process.child, paths.socket, process.last_words)
+            if self._janitor is not None:
+                await self._janitor.ready()
             self._url = f"unix://{paths.socket}"
         except BaseException:
             await self.aclose()
             raise
 
-    async def aclose(self) -> None:
-        """End the service and remove its directory. Idempotent, also before `start`."""
-        process, self._process, self._url = self._process, None, None
-        standby, self._standby = self._standby, None
-        own_dir, self._own_dir = self._own_dir, None
-        has_died = process is not None and process.has_ended
-        try:
-            if process is not None:
-                await process.end()
-        finally:
-            if standby is not None and has_died:  # so nobody could ask it to remove what it held
-                await standby.take_over()
-                if own_dir is not None:
-                    own_dir.remove()
-            else:
-                if own_dir is not None:
-                    own_dir.remove()
-                if standby is not None:  # last: killed before, we would leave something
-                    await standby.end()
-
-    async def _prepare(self) -> ServicePaths:
-        self._own_dir = service_dir(self._run_dir)
-        return await asyncio.to_thread(service_paths, self._state_dir, self._run_dir, self._own_dir.path, self.plan)
-
-    def _make_standby(self, paths: ServicePaths, env: dict[str, str]) -> Standby | None:
-        """A janitor for the service that runs. Without a Python of its own, the next `initialize` has to do."""
-        python = self.plan.facts.python
-        if python is None or self._process is None or self._own_dir is None:
-            return None
-        order = JanitorOrder(
+    def _order(self, paths: ServicePaths, own_dir: Path, service: int) -> JanitorOrder:
+        return JanitorOrder(
             owner=os.getpid(),
-            service=self._process.pid,
-            own_dir=str(self._own_dir.path),
+            service=service,
+            own_dir=str(own_dir),
             podman=tool_argv(self.plan, paths),
             runtime=runtime_argv(self.plan),
             label=f"{LABEL_OWNER}={this_process().label}",
@@ -145,11 +125,27 @@ class ManagedService:
             tables=this_process().table_prefix,
             reserve=paths.reserve,
         )
-        return Standby(janitor_argv(python, janitor_main.__file__, order), env)
+
+    async def aclose(self) -> None:
+        """End the service and remove its directory. Idempotent, also before `start`."""
+        process, self._process, self._url = self._process, None, None
+        janitor, self._janitor = self._janitor, None
+        own_dir, self._own_dir = self._own_dir, None
+        has_died = process is not None and process.child.has_ended
+        try:
+            if process is not None:
+                await process.aclose()
+        finally:
+            if janitor is not None and has_died:  # it could not be asked to remove what it held
+                await janitor.take_over()
+            if own_dir is not None:
+                own_dir.remove()
+            if janitor is not None and not has_died:  # last: killed before, we would leave something
+                await janitor.aclose()
 
 
 class ServiceProcess:
-    """The process of a managed service with the tail of its stderr.
+    """The process of a managed service, and the tail of its stderr.
 
     Raises:
         StartFailed: `engine_unavailable`: the program cannot be started.
@@ -160,8 +156,7 @@ class ServiceProcess:
         self._stderr, stderr = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             os.set_blocking(stderr, True)
-            self.pid = spawn_service(argv, env, stderr)
-            self._pidfd = os.pidfd_open(self.pid)
+            self.child = Child(argv, env, {2: stderr})
         except OSError as error:
             os.close(self._stderr)
             raise StartFailed(f"cannot start {argv[0]}: {error.strerror}", "engine_unavailable") from error
@@ -169,43 +164,10 @@ class ServiceProcess:
             os.close(stderr)
         asyncio.get_running_loop().add_reader(self._stderr, self._read_log)
 
-    @property
-    def has_ended(self) -> bool:
-        return is_readable(self._pidfd)
-
-    @property
-    def log_tail(self) -> str:
-        """The last `limits.ENGINE_LOG_BYTES` of its stderr."""
-        return self._log.decode(errors="replace")
-
-    async def ready(self, socket: str) -> None:
-        """Return once it answers on `socket`; raise when it ends first or never does."""
-        try:
-            async with asyncio.timeout(limits.ENGINE_READY_MS / 1000):
-                while not await answers_ping(socket):
-                    if await wait_readable(self._pidfd, limits.ENGINE_READY_POLL_MS):
-                        raise self._died()
-        except TimeoutError as error:
-            raise StartFailed(
-                f"podman does not answer after {limits.ENGINE_READY_MS} ms{self._last_words()}", "engine_timeout"
-            ) from error
-
-    async def end(self) -> None:
-        """End and reap it, and give its descriptors back."""
-        try:
-            await end_service(self.pid, self._pidfd, limits.ENGINE_STOP_MS)
-        finally:
-            asyncio.get_running_loop().remove_reader(self._stderr)
-            os.close(self._stderr)
-            os.close(self._pidfd)
-            reap(self.pid)
-
-    def _died(self) -> StartFailed:
+    def last_words(self) -> str:
+        """The last line that it wrote, with a colon before it; empty where it wrote none."""
         self._read_log()
-        return StartFailed(f"podman ended at once{self._last_words()}", "engine_unavailable")
-
-    def _last_words(self) -> str:
-        lines = self.log_tail.strip().splitlines()
+        lines = self._log.decode(errors="replace").strip().splitlines()
         return f": {lines[-1]}" if lines else ""
 
     def _read_log(self) -> None:
@@ -215,6 +177,35 @@ class ServiceProcess:
                 asyncio.get_running_loop().remove_reader(self._stderr)
             self._log += data
             del self._log[: -limits.ENGINE_LOG_BYTES]
+
+    async def aclose(self) -> None:
+        """End and reap it. Called once."""
+        try:
+            await end_service(self.child.pid, self.child.pidfd, limits.ENGINE_STOP_MS)
+        finally:
+            asyncio.get_running_loop().remove_reader(self._stderr)
+            os.close(self._stderr)
+            self.child.close()
+
+
+async def await_answer(service: Child, socket: str, last_words: Callable[[], str]) -> None:
+    """Return once a service answers on its socket.
+
+    Parameters:
+        last_words: what the message of an error ends with.
+
+    Raises:
+        StartFailed: `engine_unavailable`: it has ended; `engine_timeout`.
+    """
+    try:
+        async with asyncio.timeout(limits.ENGINE_READY_MS / 1000):
+            while not await answers_ping(socket):
+                if await service.ends(limits.ENGINE_READY_POLL_MS):
+                    raise StartFailed(f"podman ended at once{last_words()}", "engine_unavailable")
+    except TimeoutError as error:
+        raise StartFailed(
+            f"podman does not answer after {limits.ENGINE_READY_MS} ms{last_words()}", "engine_timeout"
+        ) from error
 
 
 async def answers_ping(socket: str) -> bool:
@@ -230,3 +221,56 @@ async def answers_ping(socket: str) -> bool:
         return False
     finally:
         writer.close()
+
+
+async def end_service(pid: int, pidfd: int, grace_ms: int) -> None:
+    """End the first process of a session, and what is left of its process group then; the caller reaps it.
+
+    Rootless, Podman starts itself once more in a user namespace and waits for that one; and where it was the first to
+    make that namespace it may end at TERM without passing it on (seen with 4.3.1).
+    """
+    await end_process(pidfd, grace_ms)
+    for _ in range(limits.ENGINE_GROUP_LOOKS):
+        rest = list(_open_group(pid))
+        try:
+            for other in rest:
+                await end_process(other, grace_ms)
+        finally:
+            close_all(rest)
+        if not rest:
+            return
+
+
+async def end_process(pidfd: int, grace_ms: int) -> None:
+    """TERM, then KILL after `grace_ms`, until the process has ended. Cancelled, it still sends KILL."""
+    _send(pidfd, signal.SIGTERM)
+    try:
+        ended = await wait_readable(pidfd, grace_ms)
+    except BaseException:
+        _send(pidfd, signal.SIGKILL)
+        raise
+    if not ended:
+        _send(pidfd, signal.SIGKILL)
+        await wait_readable(pidfd, grace_ms)
+
+
+def _open_group(pgrp: int) -> Iterator[int]:
+    """Pidfds of all in a process group."""
+    for pid in proc.pids():
+        if _is_in_group(pid, pgrp):
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                if _is_in_group(pid, pgrp):  # from the open on it cannot become another process
+                    yield pidfd
+                else:
+                    os.close(pidfd)
+
+
+def _is_in_group(pid: int, pgrp: int) -> bool:
+    stat = proc.read_stat(pid)
+    return stat is not None and stat.pgrp == pgrp and not stat.gone
+
+
+def _send(pidfd: int, signum: int) -> None:
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signum)

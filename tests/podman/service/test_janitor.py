@@ -15,7 +15,7 @@ import pytest
 from fastclaw.errors import StartFailed
 from fastclaw.linux.owner import start_time
 from fastclaw.podman.service import janitor_main
-from fastclaw.podman.service.janitor import Standby
+from fastclaw.podman.service.janitor import Janitor
 from fastclaw.podman.service.plan import JanitorOrder, janitor_argv
 
 if TYPE_CHECKING:
@@ -44,59 +44,59 @@ def wait_for_end(pid: int) -> None:
 
 
 async def test_it_comes_and_goes_and_does_nothing(tmp_path: Path) -> None:
-    standby = Standby(argv(tmp_path), ENV)
-    await standby.ready()
-    assert start_time(standby.pid) is not None
-    await standby.end()
-    assert start_time(standby.pid) is None
+    janitor = Janitor(argv(tmp_path), ENV)
+    await janitor.ready()
+    assert start_time(janitor.pid) is not None
+    await janitor.aclose()
+    assert start_time(janitor.pid) is None
     assert not (tmp_path / "asked").exists()
 
 
 async def test_it_may_be_ended_before_it_is_ready(tmp_path: Path) -> None:
-    standby = Standby(argv(tmp_path), ENV)
-    await standby.end()
-    assert start_time(standby.pid) is None
+    janitor = Janitor(argv(tmp_path), ENV)
+    await janitor.aclose()
+    assert start_time(janitor.pid) is None
 
 
 async def test_one_that_somebody_killed_is_no_trouble(tmp_path: Path) -> None:
-    standby = Standby(argv(tmp_path), ENV)
-    await standby.ready()
-    os.kill(standby.pid, signal.SIGKILL)
-    await standby.end()
-    assert start_time(standby.pid) is None
+    janitor = Janitor(argv(tmp_path), ENV)
+    await janitor.ready()
+    os.kill(janitor.pid, signal.SIGKILL)
+    await janitor.aclose()
+    assert start_time(janitor.pid) is None
 
 
 async def test_it_keeps_no_terminal_and_no_output_of_ours(tmp_path: Path) -> None:
-    standby = Standby(argv(tmp_path), ENV)
+    janitor = Janitor(argv(tmp_path), ENV)
     try:
-        await standby.ready()
-        assert os.getsid(standby.pid) == standby.pid
-        targets = {os.readlink(f"/proc/{standby.pid}/fd/{fd}") for fd in (1, 2)}
+        await janitor.ready()
+        assert os.getsid(janitor.pid) == janitor.pid
+        targets = {os.readlink(f"/proc/{janitor.pid}/fd/{fd}") for fd in (1, 2)}
         assert targets == {"/dev/null"}
     finally:
-        await standby.end()
+        await janitor.aclose()
 
 
 async def test_one_that_ends_at_once() -> None:
-    standby = Standby(["/bin/sh", "-c", "exit 0"], ENV)
+    janitor = Janitor(["/bin/sh", "-c", "exit 0"], ENV)
     with pytest.raises(StartFailed, match="janitor ended at once") as caught:
-        await standby.ready()
+        await janitor.ready()
     assert caught.value.reason == "engine_unavailable"
-    await standby.end()
+    await janitor.aclose()
 
 
 async def test_one_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastclaw.limits.ENGINE_READY_MS", 50)
-    standby = Standby(["/bin/sh", "-c", "exec sleep 1000"], ENV)
+    janitor = Janitor(["/bin/sh", "-c", "exec sleep 1000"], ENV)
     with pytest.raises(StartFailed, match="not ready") as caught:
-        await standby.ready()
+        await janitor.ready()
     assert caught.value.reason == "engine_timeout"
-    await standby.end()
+    await janitor.aclose()
 
 
 async def test_one_that_is_not_there() -> None:
     with pytest.raises(StartFailed, match="cannot start /nonexistent/python") as caught:
-        Standby(["/nonexistent/python"], ENV)
+        Janitor(["/nonexistent/python"], ENV)
     assert caught.value.reason == "engine_unavailable"
 
 
@@ -104,7 +104,7 @@ DYING = """
 import asyncio, os, sys
 from fastclaw.podman.service.plan import JanitorOrder, janitor_argv
 from fastclaw.podman.service import janitor_main
-from fastclaw.podman.service.janitor import Standby
+from fastclaw.podman.service.janitor import Janitor
 
 async def main():
     podman = ["/bin/sh", "-c", f"touch {sys.argv[1]}/asked"]
@@ -112,13 +112,13 @@ async def main():
     order = JanitorOrder(
         owner=os.getpid(), service=os.getpid(), own_dir=own, podman=podman, runtime=[], label="a=b"
     )
-    standby = Standby(janitor_argv(sys.executable, janitor_main.__file__, order), dict(os.environ))
-    await standby.ready()
+    janitor = Janitor(janitor_argv(sys.executable, janitor_main.__file__, order), dict(os.environ))
+    await janitor.ready()
     if sys.argv[2] == "forks" and os.fork() == 0:
         os.close(1)
         os.read(0, 1)
         os._exit(0)
-    print(standby.pid, flush=True)
+    print(janitor.pid, flush=True)
     os.kill(os.getpid(), 9)
 
 asyncio.run(main())

@@ -17,11 +17,11 @@ from fastclaw.podman.service.plan import (
     Storage,
     bound_argv,
     conf_text,
+    daemon_argv,
     janitor_argv,
     plan_service,
     runtime_argv,
     service_env,
-    standing_argv,
     tool_argv,
 )
 
@@ -185,8 +185,8 @@ def test_bound_without_setpriv_uses_python() -> None:
     assert argv[5:7] == ["/bin/sh", "-c"]
 
 
-def test_standing_command_line_has_no_death_signal() -> None:
-    argv = standing_argv(plan_service(FACTS), PATHS, "/r/pid")
+def test_the_command_line_of_a_daemon_has_no_death_signal() -> None:
+    argv = daemon_argv(plan_service(FACTS), PATHS, "/r/pid")
     assert argv[:5] == ["/usr/bin/unshare", "-m", "--propagation", "slave", "/bin/sh"]
     assert argv[argv.index("fastclaw-engine") + 1 :][:4] == ["/r/pid", "/r", "/usr/bin/podman", "--log-level=error"]
 

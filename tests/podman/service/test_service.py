@@ -14,13 +14,15 @@ import uvloop
 from podman import PodmanClient
 
 from fastclaw.errors import StartFailed
+from fastclaw.linux import proc
+from fastclaw.linux.helper import Child
 from fastclaw.linux.owner import start_time
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.service.facts import host_facts
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan, plan_service
-from fastclaw.podman.service.service import ManagedService, answers_ping
+from fastclaw.podman.service.service import ManagedService, answers_ping, end_process, end_service
 from tests.balance import children
 from tests.waiting import until
 
@@ -126,10 +128,12 @@ async def test_a_loud_service_does_not_block_and_only_the_tail_is_kept(
         await ManagedService(noisy, short_dir / "s", short_dir / "r").start()
 
 
-async def test_stopping_twice_or_before_the_start_is_fine(engine_plan: ServicePlan, short_dir: Path) -> None:
+async def test_closing_twice_or_before_the_start_is_fine(engine_plan: ServicePlan, short_dir: Path) -> None:
     service = ManagedService(engine_plan, short_dir / "s", short_dir / "r")
     await service.aclose()
+    assert repr(service) == "<ManagedService not running, pid None>"
     await service.start()
+    assert repr(service) == f"<ManagedService {service.url}, pid {service.pid}>"
     await service.aclose()
     await service.aclose()
     with pytest.raises(RuntimeError, match="not running"):
@@ -221,3 +225,62 @@ def test_a_parent_that_died_before_is_noticed(engine_plan: ServicePlan) -> None:
     assert (done.returncode, done.stdout) == (1, b"")
     told = [*engine_plan.bind_launcher, str(os.getpid()), "/", "/bin/echo", "became podman"]
     assert subprocess.run(told, capture_output=True, timeout=10, check=True).stdout == b"became podman\n"
+
+
+# --- ends --------------------------------------------------------------------------------------------
+
+DEAF = "trap '' TERM; echo ready >&2; while :; do sleep 60; done"
+
+
+async def started(script: str, tmp_path: Path, words: int = 0) -> Child:
+    """A shell that runs a script, once it has written so many words to its stderr."""
+    with (tmp_path / "err").open("wb") as err:
+        child = Child(["/bin/sh", "-c", script], fds={2: err.fileno()})
+    await until(lambda: len((tmp_path / "err").read_text().split()) >= words)
+    return child
+
+
+async def signal_of(child: Child) -> int:
+    """The signal that has ended it; it is reaped."""
+    assert await child.ends(5_000)
+    child.detach()
+    return os.WTERMSIG(collected(child.pid))
+
+
+def collected(pid: int) -> int:
+    """The wait status of a child."""
+    return os.waitpid(pid, 0)[1]
+
+
+@pytest.mark.parametrize(("script", "by"), [("exec sleep 60", signal.SIGTERM), (DEAF, signal.SIGKILL), ("exit 3", 0)])
+async def test_term_is_enough_for_most(tmp_path: Path, script: str, by: int) -> None:
+    child = await started(script, tmp_path, words=int(script == DEAF))
+    if by == 0:
+        assert await child.ends(5_000)
+    await end_process(child.pidfd, 50 if script == DEAF else 5_000)
+    assert await signal_of(child) == by
+
+
+async def test_cancelled_it_still_kills(tmp_path: Path) -> None:
+    child = await started(DEAF, tmp_path, words=1)
+    task = asyncio.create_task(end_process(child.pidfd, 60_000))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await signal_of(child) == signal.SIGKILL
+
+
+@pytest.mark.parametrize("rest", ["sleep 60", "sh -c 'trap : TERM; while :; do sleep 60; done'"])
+async def test_the_rest_of_a_service_ends_with_it_and_no_other_process(tmp_path: Path, rest: str) -> None:
+    child = await started(f"{rest} & setsid sleep 60 & echo $! >&2; exec sleep 60", tmp_path, words=1)
+    await until(lambda: len(in_session(child.pid)) >= 2)
+    await end_service(child.pid, child.pidfd, 200)
+    assert in_session(child.pid) == []
+    assert await signal_of(child) == signal.SIGTERM
+    os.kill(int((tmp_path / "err").read_text().split()[0]), signal.SIGKILL)
+
+
+def in_session(sid: int) -> list[int]:
+    stats = ((pid, proc.read_stat(pid)) for pid in proc.pids())
+    return [pid for pid, stat in stats if stat is not None and stat.session == sid and not stat.gone]
