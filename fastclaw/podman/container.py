@@ -192,7 +192,7 @@ class Container:
         return {**memory, "pids": pids} if pids else memory
 
     def mark_dead(self) -> None:
-        """The container has ended. Idempotent."""
+        """The container has ended, as its pidfd, its spawner or an exec says. Idempotent."""
         self._close()
         if self.alive:
             self.alive = False
@@ -208,6 +208,10 @@ class Container:
             self._pidfd = None
         if self.memory is not None:
             self.memory.close()
+
+    def give_back(self) -> None:
+        """An exec of the REST lane is over, or did not come about."""
+        self.live -= 1
 
     async def is_idle(self) -> bool:
         """Whether nothing but its init runs in it. A container that cannot be asked is taken for busy."""

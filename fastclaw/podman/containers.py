@@ -24,8 +24,6 @@ from fastclaw.spawner.spawner_host import HostSlot, SpawnerHost
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
-    from fastclaw.processes.lane import Memory
-
 logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Container)
@@ -195,35 +193,6 @@ class SpawnerSlot(Slot[SpawnerContainer], HostSlot):
         return {"reapers": 0, "kept": 0} if (host := self.host) is None else host.health()
 
 
-class Lease:
-    """One exec's claim on a container."""
-
-    __slots__ = ("_container",)
-
-    def __init__(self, container: Container) -> None:
-        self._container = container
-        container.execs += 1
-        container.live += 1
-
-    @property
-    def container(self) -> str:
-        """Its full id."""
-        return self._container.id
-
-    @property
-    def memory(self) -> Memory | None:
-        """What becomes of its memory, where that is to be seen."""
-        return self._container.memory
-
-    def give_back(self) -> None:
-        """The exec is over, or did not come about. Called once."""
-        self._container.live -= 1
-
-    def lost(self) -> None:
-        """The engine says that the container no longer runs: how it is noticed on another host."""
-        self._container.mark_dead()
-
-
 class RotatingSlot(Slot[Container]):
     """A slot of the REST lane: its container is followed by a fresh one once it is worn, and drains.
 
@@ -239,16 +208,18 @@ class RotatingSlot(Slot[Container]):
         super().__init__(make)
         self._wears = wears
 
-    def take(self) -> Lease:
-        """A claim on the container for the next exec.
+    def take(self) -> Container:
+        """The container for the next exec, which the caller gives back.
 
         Raises:
             ExecFailed: `container_gone`: it died and its successor is not there yet.
         """
-        lease = Lease(container := self.current())
+        container = self.current()
+        container.execs += 1
+        container.live += 1
         if self._wears and container.execs >= limits.EXECS_PER_CONTAINER:
             self._replace()
-        return lease
+        return container
 
     async def _retire(self, container: Container) -> None:
         """Wait until no process needs it, daemons that a command left included, then remove it."""
@@ -312,7 +283,7 @@ class Containers:
         """As `Slot.aclose`."""
         await _gather_all(slot.aclose() for slot in self.slots)
 
-    def take(self, index: int) -> Lease:
+    def take(self, index: int) -> Container:
         """As `RotatingSlot.take`, of a slot."""
         return self.slots[index % len(self.slots)].take()
 

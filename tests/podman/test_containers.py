@@ -117,10 +117,11 @@ async def test_each_place_has_a_container_of_its_own(yard: Yard) -> None:
     assert yard.containers.is_local
     assert yard.containers.counts() == {"places": 2, "usable": 2, "containers": 2}
     first, second, third = (yard.containers.take(index) for index in range(3))
-    assert {first.container, second.container} == await yard.fleet.containers()
-    assert third.container == first.container
-    for lease in (first, second, third):
-        lease.give_back()
+    assert {first.id, second.id} == await yard.fleet.containers()
+    assert third is first
+    assert (first.live, second.live) == (2, 1)
+    for taken in (first, second, third):
+        taken.give_back()
 
 
 async def test_a_worn_container_is_followed_and_removed(yard: Yard) -> None:

@@ -53,7 +53,8 @@ from fastclaw.spawner import users
 
 if TYPE_CHECKING:
     from fastclaw.linux.poller import Poller
-    from fastclaw.podman.containers import Containers, Lease
+    from fastclaw.podman.container import Container
+    from fastclaw.podman.containers import Containers
     from fastclaw.podman.rest_lane.http_client import Upgraded
     from fastclaw.podman.rest_lane.stdin import Input
     from fastclaw.processes.lane import Collected, Collection, Ooms, Owner, StartSpec, Streams
@@ -106,15 +107,15 @@ class RestLane(Lane):
         """As `Lane.start`. A cancelled start goes on for a moment in the background of its own cancellation: the engine
         cannot be told to stop, so what it starts is ended as soon as it is known."""
         refuse_impossible(spec)
-        lease = self._containers.take(shard)
+        container = self._containers.take(shard)
         try:
-            process = await self._start_in(lease, await self._with_home(lease.container, spec))
+            process = await self._start_in(container, await self._with_home(container.id, spec))
         except BaseException as error:
-            lease.give_back()
+            container.give_back()
             if isinstance(error, ExecFailed) and error.reason == "container_gone":
-                lease.lost()
+                container.mark_dead()
             raise
-        process.at_end.callback(lease.give_back)
+        process.at_end.callback(container.give_back)
         return process
 
     async def run(self, spec: StartSpec, collection: Collection, shard: int) -> RestProcess:
@@ -138,9 +139,9 @@ class RestLane(Lane):
             return structs.replace(spec, base_env={"HOME": home, **spec.base_env})
         return spec
 
-    async def _start_in(self, lease: Lease, spec: StartSpec) -> RestProcess:
-        end = end_tree if self._local else partial(end_remote_tree, self._calls, lease.container)
-        launch = _Launch(self._calls, self._stdin_helpers if self._local else None, spec, lease, end)
+    async def _start_in(self, container: Container, spec: StartSpec) -> RestProcess:
+        end = end_tree if self._local else partial(end_remote_tree, self._calls, container.id)
+        launch = _Launch(self._calls, self._stdin_helpers if self._local else None, spec, container, end)
         task = asyncio.get_running_loop().create_task(launch.run(), name=f"start of {spec.process_id}")
         try:
             return await asyncio.shield(task)
@@ -175,14 +176,14 @@ class _Launch:
     """
 
     def __init__(
-        self, calls: ExecCalls, helpers: StdinHelpers | None, spec: StartSpec, lease: Lease, end_tree: EndTree
+        self, calls: ExecCalls, helpers: StdinHelpers | None, spec: StartSpec, container: Container, end_tree: EndTree
     ) -> None:
         self._calls = calls
         self._helpers = helpers
         self._end_tree = end_tree
         self._spec = spec
-        self._container = lease.container
-        self._ooms = ooms_from_now(lease.memory)
+        self._container = container.id
+        self._ooms = ooms_from_now(container.memory)
         self._abandoned = self._may_run = False
 
     async def run(self) -> RestProcess:

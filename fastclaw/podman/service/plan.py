@@ -137,8 +137,6 @@ class ServicePlan(Struct, frozen=True, kw_only=True):
     """What was decided.
 
     Parameters:
-        private_mounts: the service gets a mount namespace of its own.
-        hide_cgroup2: that namespace has no cgroup2 mount.
         conmon_shim: a shell script to be used as conmon, or None for conmon itself.
         bind_launcher: argv in front of Podman that ties its life to its parent's; the parent's pid comes next, then a
             directory to work in: conmon leaves a file `oom` there when a container ran out of memory.
@@ -149,8 +147,6 @@ class ServicePlan(Struct, frozen=True, kw_only=True):
 
     podman: str
     oci_runtime: str
-    private_mounts: bool
-    hide_cgroup2: bool
     storage: Storage
     storage_driver: str | None
     facts: HostFacts
@@ -223,8 +219,6 @@ def plan_service(facts: HostFacts, *, oci_runtime: str | None = None, storage: S
     return ServicePlan(
         podman=podman,
         oci_runtime=runtime,
-        private_mounts=private,
-        hide_cgroup2=hide,
         storage=storage,
         storage_driver=facts.storage_driver,
         facts=facts,

@@ -2,29 +2,17 @@
 
 from collections.abc import Sequence
 
-from fastclaw.podman.containers import Containers, Lease
+from fastclaw.podman.container import Container
+from fastclaw.podman.containers import Containers
 
 
-class FixedLease(Lease):
-    """A claim that is not counted."""
+class FixedContainer(Container):
+    """One that is neither watched nor counted."""
 
-    __slots__ = ("_id",)
+    def __init__(self, id: str) -> None:
+        self.id, self.memory, self.live = id, None, 0
 
-    def __init__(self, container: str) -> None:
-        self._id = container
-
-    @property
-    def container(self) -> str:
-        return self._id
-
-    @property
-    def memory(self) -> None:
-        """Not looked at."""
-
-    def give_back(self) -> None:
-        """Nothing to do."""
-
-    def lost(self) -> None:
+    def mark_dead(self) -> None:
         """Nothing to do."""
 
 
@@ -32,11 +20,11 @@ class FixedContainers(Containers):
     """One container per slot."""
 
     def __init__(self, containers: Sequence[str]) -> None:
-        self._containers = containers
+        self._containers = [FixedContainer(id) for id in containers]
 
-    def take(self, index: int) -> FixedLease:
+    def take(self, index: int) -> FixedContainer:
         """The container of this slot."""
-        return FixedLease(self._containers[index % len(self._containers)])
+        return self._containers[index % len(self._containers)]
 
     async def kill(self) -> None:
         """They stay: whoever made them ends them."""
