@@ -1,4 +1,4 @@
-"""This host as the lane's home, and one process of it from its start to its end, with a client on each stream."""
+"""This host as the lane's host, and one process of it from its start to its end, with a client on each stream."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ STDIO, STDERR = 0, 1
 
 
 @asynccontextmanager
-async def a_home(collect_bytes: int = limits.RUN_OUTPUT_BYTES) -> AsyncIterator[tuple[LocalHost, SpawnLane]]:
+async def a_host(collect_bytes: int = limits.RUN_OUTPUT_BYTES) -> AsyncIterator[tuple[LocalHost, SpawnLane]]:
     """A spawner of this host and its lane, which leave nothing behind."""
     async with balanced():
-        home = LocalHost(collect_bytes=collect_bytes)
-        await home.start()
+        host = LocalHost(collect_bytes=collect_bytes)
+        await host.start()
         try:
-            yield home, SpawnLane(home, can_set_user=True)
+            yield host, SpawnLane(host, can_set_user=True)
         finally:
-            await home.aclose()
+            await host.aclose()
 
 
 @asynccontextmanager
 async def a_lane() -> AsyncIterator[SpawnLane]:
     """The same for who needs the lane alone."""
-    async with a_home() as (_, lane):
+    async with a_host() as (_, lane):
         yield lane
 
 
@@ -167,9 +167,9 @@ async def run(lane: SpawnLane, *cmd: str, stdin: bytes = b"", **more: object) ->
     return await (await start(lane, *cmd, **more)).finish(stdin)
 
 
-async def settled(home: LocalHost, kept: int = 0) -> None:
+async def settled(host: LocalHost, kept: int = 0) -> None:
     """Until no more than this is kept, of which nobody is told."""
-    await until(lambda: home.spawner.counts()["kept"] <= kept)
+    await until(lambda: host.spawner.counts()["kept"] <= kept)
 
 
 # --- any lane's process ---

@@ -25,7 +25,7 @@ from fastclaw.spawner.spawn_process import SpawnProcess
 from tests.balance import open_descriptors
 from tests.spawner.fake_spawner import busy_reapers_of, pump_of
 from tests.spawner.locks import HOLD_S
-from tests.spawner.rig import PATIENCE_S, a_home, settled, spec
+from tests.spawner.rig import PATIENCE_S, a_host, settled, spec
 from tests.waiting import turns, until
 
 if TYPE_CHECKING:
@@ -500,10 +500,10 @@ class Served:
 
 @asynccontextmanager
 async def a_stage(short_dir: Path) -> AsyncIterator[tuple[LocalHost, Stage]]:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         stage = Stage(lane, short_dir)
         try:
-            yield home, stage
+            yield host, stage
         finally:
             await stage.close()
 
@@ -535,7 +535,7 @@ class Stage:
 
 
 async def test_a_conversation_to_its_end(short_dir: Path) -> None:
-    async with a_stage(short_dir) as (home, stage):
+    async with a_stage(short_dir) as (host, stage):
         served = await stage.start("sh", "-c", "echo bad >&2; cat; exit 7")
         out, err = served.connect(STDIO), served.connect(STDERR)
         assert await read(err) == b"bad\n"
@@ -546,7 +546,7 @@ async def test_a_conversation_to_its_end(short_dir: Path) -> None:
         assert await served.exited() == 7
         await served.owner.heard("drained")
         assert served.owner.told == ["drained"]
-        await settled(home)
+        await settled(host)
 
 
 async def test_output_waits_for_a_client_and_is_there_after_the_end(short_dir: Path) -> None:
@@ -612,11 +612,11 @@ async def test_output_that_a_client_left_in_its_socket_is_a_gap(short_dir: Path)
 
 
 async def test_what_nobody_reads_is_thrown_away_after_close(short_dir: Path) -> None:
-    async with a_stage(short_dir) as (home, stage):
+    async with a_stage(short_dir) as (host, stage):
         served = await stage.start("sh", "-c", "head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2; exit 5")
         served.streams.close()
         assert await served.exited() == 5
-        await settled(home)
+        await settled(host)
         assert served.owner.told == []
 
 
@@ -640,7 +640,7 @@ async def test_a_client_that_reads_nothing_is_seen_and_ended_by_a_cut(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "PUMP_LOOK_MS", 40)
-    async with a_stage(short_dir) as (home, stage):
+    async with a_stage(short_dir) as (host, stage):
         served = await stage.start("sh", "-c", "head -c 3000000 /dev/zero; exit 6")
         client, other = served.connect(STDIO), served.connect(STDERR)
         async with asyncio.timeout(PATIENCE_S):
@@ -652,7 +652,7 @@ async def test_a_client_that_reads_nothing_is_seen_and_ended_by_a_cut(
         served.streams.close(cut=True)
         assert await served.exited() == 6
         assert await read(other) == b""
-        await settled(home)
+        await settled(host)
         assert served.owner.told == ["gap"]
         data = 1
         while part := await read(client):
@@ -676,17 +676,17 @@ async def test_a_client_that_reads_slowly_is_none_that_reads_nothing(
 
 
 async def test_killed_in_the_middle_its_pump_leaves_a_gap(short_dir: Path) -> None:
-    async with a_stage(short_dir) as (home, stage):
+    async with a_stage(short_dir) as (host, stage):
         served = await stage.start("sh", "-c", "echo out; exec sleep 1000")
         client = served.connect(STDIO)
         assert await read(client) == b"out\n"
-        (reaper,) = busy_reapers_of(home.pid)
+        (reaper,) = busy_reapers_of(host.pid)
         os.kill(pump_of(reaper), signal.SIGKILL)
         assert await read(client) == b""
         await served.owner.heard("gap")
         async with asyncio.timeout(PATIENCE_S):
             assert (await asyncio.shield(served.process.exited)).signal == signal.SIGKILL
-        await settled(home)
+        await settled(host)
         assert await read(served.connect(STDERR)) == b""
 
 
@@ -708,7 +708,7 @@ async def test_a_pump_that_sleeps_keeps_no_client_when_its_tree_is_gone(
 ) -> None:
     """A neighbour of the same user has its pipe, by name, and locks it: nobody but main can end the client then."""
     monkeypatch.setattr(limits, "PUMP_LOOK_MS", 20)
-    async with a_stage(short_dir) as (home, stage):
+    async with a_stage(short_dir) as (host, stage):
         victim = await stage.start("sh", "-c", "echo $$; exec sleep 1000")
         client = victim.connect(STDIO)
         pid = int(await read(client))
@@ -727,7 +727,7 @@ async def test_a_pump_that_sleeps_keeps_no_client_when_its_tree_is_gone(
         second = await stage.start("echo", "on")
         assert await read(second.connect(STDIO)) == b"on\n"
         await neighbour.process.end_tree(Grace(0.0))
-        await settled(home)
+        await settled(host)
 
 
 async def test_bulk_goes_both_ways_at_once_and_is_whole(short_dir: Path) -> None:
@@ -754,10 +754,10 @@ async def test_bulk_goes_both_ways_at_once_and_is_whole(short_dir: Path) -> None
 
 
 async def test_hundreds_of_clients_come_and_go_and_nothing_is_left(short_dir: Path) -> None:
-    async with a_stage(short_dir) as (home, stage):
+    async with a_stage(short_dir) as (host, stage):
         served = await stage.start("cat", on_disconnect="hold")
         before = open_descriptors()
-        (reaper,) = busy_reapers_of(home.pid)
+        (reaper,) = busy_reapers_of(host.pid)
         for _ in range(300):
             client = served.connect(STDIO)
             with contextlib.suppress(OSError):

@@ -27,7 +27,7 @@ from tests.spawner.fake_spawner import (
     reaper_of,
 )
 from tests.spawner.locks import LEFT_LOCKED, STDOUT
-from tests.spawner.rig import PATIENCE_S, a_home, a_lane, needs_root, settled, spec
+from tests.spawner.rig import PATIENCE_S, a_host, a_lane, needs_root, settled, spec
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -91,14 +91,14 @@ def whole(output: Output) -> bytes:
 
 
 async def test_both_streams_and_the_exit_code() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         found = await run(lane, "sh", "-c", "echo out; echo problem >&2; exit 7")
         assert (whole(found.stdout), whole(found.stderr)) == (b"out\n", b"problem\n")
         assert (found.status.reason, found.status.exit_code, found.status.signal) == ("exited", 7, None)
         assert found.status.usage is not None
         assert (found.incomplete, found.limited, found.overloaded) == (False, False, False)
-        await settled(home)
-        await until(lambda: home.spawner._kept == {})
+        await settled(host)
+        await until(lambda: host.spawner._kept == {})
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -206,11 +206,11 @@ async def test_without_input_stdin_is_at_its_end() -> None:
 @pytest.mark.parametrize("size", [10, MIB])
 @pytest.mark.parametrize("script", ["true", "exec <&-; exec sleep 0.1", "head -c 5 >/dev/null"])
 async def test_input_that_nobody_reads_holds_nobody_up(size: int, script: str) -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         found = await run(lane, "sh", "-c", script, input=bytes(size))
         assert found.status.exit_code == 0
         assert not found.incomplete
-        await settled(home)
+        await settled(host)
 
 
 async def test_input_is_there_however_late_it_is_read() -> None:
@@ -232,7 +232,7 @@ async def test_a_large_command_with_a_large_input() -> None:
 
 
 async def test_what_holds_a_stream_is_waited_for_no_longer_than_its_time() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         began = time.monotonic()
         process = await begin(lane, "sh", "-c", "sleep 1000 & echo up; exit 3", drain_ms=100)
         found = await collected(process)
@@ -240,7 +240,7 @@ async def test_what_holds_a_stream_is_waited_for_no_longer_than_its_time() -> No
         assert (whole(found.stdout), found.status.exit_code) == (b"up\n", 3)
         assert not found.incomplete
         await process.end_tree(Grace(0.0))
-        await settled(home)
+        await settled(host)
 
 
 async def test_what_is_written_within_that_time_counts() -> None:
@@ -271,12 +271,12 @@ write(1, b"early")
 
 
 async def test_what_an_orphan_writes_later_is_thrown_away_and_ends_it_not(tmp_path: Path) -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         process = await begin(lane, *program(LATE), str(tmp_path / "proof"), drain_ms=1)
         assert whole((await collected(process)).stdout) == b"early"
         await until((tmp_path / "proof").exists)
-        await settled(home)
-        await until(lambda: home.spawner._kept == {})
+        await settled(host)
+        await until(lambda: host.spawner._kept == {})
 
 
 async def test_what_comes_after_the_end_was_told_is_nobody_s() -> None:
@@ -293,18 +293,18 @@ async def test_what_comes_after_the_end_was_told_is_nobody_s() -> None:
 
 @pytest.mark.parametrize("orphans", ["keep", "kill"])
 async def test_what_it_leaves_is_kept_or_ended(orphans: str) -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         script = "(env -i setsid sleep 1000 >/dev/null 2>&1 &); echo up; exit 3"
         process = await begin(lane, "sh", "-c", script, more={"orphans": orphans})
         found = await collected(process)
         assert (whole(found.stdout), found.status.exit_code) == (b"up\n", 3)
         if orphans == "kill":
-            await settled(home)
+            await settled(host)
         else:
-            assert home.spawner.counts()["kept"] == 1
-            assert len([one for reaper in busy_reapers_of(home.pid) for one in commands_of(reaper)]) == 1
+            assert host.spawner.counts()["kept"] == 1
+            assert len([one for reaper in busy_reapers_of(host.pid) for one in commands_of(reaper)]) == 1
             await process.end_tree(Grace(0.0))
-        assert busy_reapers_of(home.pid) == []
+        assert busy_reapers_of(host.pid) == []
 
 
 async def test_ended_orphans_hold_no_stream() -> None:
@@ -321,7 +321,7 @@ async def test_ended_orphans_hold_no_stream() -> None:
 @pytest.mark.parametrize("limit", [0, 1, INLINE, INLINE + 1, MIB])
 @pytest.mark.parametrize("which", [1, 2])
 async def test_over_its_limit_it_is_ended_where_it_is_to_be(which: int, limit: int) -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         script = f"sleep 1000 & while :; do echo xxxxxxxxxxxxxxx; done >&{which}"
         found = await run(lane, "sh", "-c", script, output_limit=limit, on_limit="kill", keep="head")
         assert found.limited
@@ -329,8 +329,8 @@ async def test_over_its_limit_it_is_ended_where_it_is_to_be(which: int, limit: i
         output = found.stdout if which == 1 else found.stderr
         assert output.head == (b"xxxxxxxxxxxxxxx\n" * (limit // 16 + 1))[:limit]
         assert output.total > limit
-        await settled(home)
-        assert busy_reapers_of(home.pid) == []
+        await settled(host)
+        assert busy_reapers_of(host.pid) == []
 
 
 @pytest.mark.parametrize("size", [99, 100])
@@ -343,7 +343,7 @@ async def test_up_to_its_limit_it_is_not(size: int) -> None:
 
 async def test_all_runs_together_have_no_more_than_they_may() -> None:
     room = 4 * MIB
-    async with a_home(collect_bytes=room) as (home, lane):
+    async with a_host(collect_bytes=room) as (host, lane):
         holders = [await begin(lane, *hold(2 * MIB), output_limit=16 * MIB) for _ in range(2)]
         await until(lambda: len(stores()) == 2)
         await until(lambda: sum(map(blocks, stores())) >= room)
@@ -357,7 +357,7 @@ async def test_all_runs_together_have_no_more_than_they_may() -> None:
             ended = await collected(holder)
             assert not ended.overloaded
             assert whole(ended.stdout) == pattern(2 * MIB, 1)
-        await settled(home)
+        await settled(host)
         again = await run(lane, "head", "-c", str(3 * MIB), "/dev/zero", output_limit=16 * MIB)
         assert (whole(again.stdout), again.overloaded) == (bytes(3 * MIB), False)
 
@@ -388,7 +388,7 @@ def blocks(fd: int) -> int:
 
 async def test_room_that_was_taken_comes_back_however_a_run_ends() -> None:
     room = 4 * MIB
-    async with a_home(collect_bytes=room) as (home, lane):
+    async with a_host(collect_bytes=room) as (host, lane):
         for how in ("killed", "reaper", "pump", "orphan", "limited", "truncated") * 2:
             on_limit = "kill" if how == "limited" else "truncate"
             limit = MIB if how in ("limited", "truncated") else 16 * MIB
@@ -398,7 +398,7 @@ async def test_room_that_was_taken_comes_back_however_a_run_ends() -> None:
             process = await begin(lane, "sh", "-c", script, output_limit=limit, drain_ms=50, on_limit=on_limit)
             if how in ("killed", "reaper", "pump"):
                 await until(lambda: sum(map(blocks, stores())) >= 3 * MIB)
-                (reaper,) = busy_reapers_of(home.pid)
+                (reaper,) = busy_reapers_of(host.pid)
                 if how == "killed":
                     await process.end_tree(Grace(0.0))
                 else:
@@ -406,8 +406,8 @@ async def test_room_that_was_taken_comes_back_however_a_run_ends() -> None:
             with contextlib.suppress(ExecFailed):
                 assert not (await collected(process)).overloaded, how
             await process.end_tree(Grace(0.0))
-            await settled(home)
-            await until(lambda: home.spawner._kept == {})
+            await settled(host)
+            await until(lambda: host.spawner._kept == {})
             full = await run(lane, "head", "-c", str(room), "/dev/zero", output_limit=16 * MIB)
             assert (whole(full.stdout), full.overloaded) == (bytes(room), False), how
 
@@ -418,7 +418,7 @@ async def test_room_that_was_taken_comes_back_however_a_run_ends() -> None:
 async def test_a_start_that_is_refused_has_its_reason_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("echo no shebang\n")
     (tmp_path / "text").chmod(0o755)
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         before = open_descriptors()
         for cmd, more, reason in (
             (["/no/such"], {}, "not_found"),
@@ -434,8 +434,8 @@ async def test_a_start_that_is_refused_has_its_reason_and_leaves_nothing(tmp_pat
                 with pytest.raises(ExecFailed) as refused:
                     await run(lane, *cmd, more=more, input=given)
                 assert refused.value.reason == reason
-        await until(lambda: home.spawner._kept == {})
-        assert home.spawner.counts()["kept"] == 0
+        await until(lambda: host.spawner._kept == {})
+        assert host.spawner.counts()["kept"] == 0
         assert open_descriptors() == before
         assert whole((await run(lane, "echo", "on")).stdout) == b"on\n"
 
@@ -448,7 +448,7 @@ async def test_an_end_by_a_signal(signum: int) -> None:
 
 
 async def test_it_can_be_sent_signals_and_be_ended() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         process = await begin(lane, "sh", "-c", "trap 'echo heard; exit 4' USR1; echo up; while :; do sleep 0.01; done")
         assert process.started is not None
         async with asyncio.timeout(PATIENCE_S):
@@ -458,38 +458,38 @@ async def test_it_can_be_sent_signals_and_be_ended() -> None:
         assert found.status.exit_code == 4
         assert whole(found.stdout).endswith(b"heard\n")
         process = await begin(lane, "sh", "-c", "echo up; setsid sleep 1000 & exec sleep 1000")
-        await until(lambda: len([one for reaper in children_of(home.pid) for one in commands_of(reaper)]) >= 1)
+        await until(lambda: len([one for reaper in children_of(host.pid) for one in commands_of(reaper)]) >= 1)
         await process.end_tree(Grace(0.0))
         found = await collected(process)
         assert found.status.signal == signal.SIGKILL
-        await settled(home)
-        assert busy_reapers_of(home.pid) == []
+        await settled(host)
+        assert busy_reapers_of(host.pid) == []
 
 
 async def test_runs_that_are_given_up_at_once_leave_nothing() -> None:
     """Nobody may have taken the request up when its end is asked for."""
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         for _ in range(5):
             processes = [await begin(lane, "sleep", "1000") for _ in range(30)]
             async with asyncio.timeout(PATIENCE_S):
                 await asyncio.gather(*(process.end_tree(Grace(0.0)) for process in reversed(processes)))
             assert {process.exited.result().signal for process in processes} <= {signal.SIGKILL}
-            await settled(home)
-            await until(lambda: busy_reapers_of(home.pid) == [])
-        assert home.spawner._kept == {}
+            await settled(host)
+            await until(lambda: busy_reapers_of(host.pid) == [])
+        assert host.spawner._kept == {}
 
 
 async def test_one_that_asked_for_more_than_it_gets_is_not_overtaken_by_its_end() -> None:
     """A run whose answer nobody waits for any more is a run like any other: nothing of it stays."""
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         before = open_descriptors()
         for number in range(40):
             process = await begin(lane, "head", "-c", str(number * 3_000), "/dev/zero")
             assert process.collected is not None
             process.collected.cancel()
             await asyncio.sleep(0)
-        await settled(home)
-        await until(lambda: home.spawner._kept == {})
+        await settled(host)
+        await until(lambda: host.spawner._kept == {})
         assert open_descriptors() == before
 
 
@@ -497,7 +497,7 @@ async def test_one_that_asked_for_more_than_it_gets_is_not_overtaken_by_its_end(
 
 
 async def test_sixty_four_at_once_with_bytes_of_their_own() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         before = open_descriptors()
 
         async def one(number: int) -> None:
@@ -510,13 +510,13 @@ async def test_sixty_four_at_once_with_bytes_of_their_own() -> None:
             assert found.status.exit_code == size % 200
 
         await asyncio.gather(*map(one, range(64)))
-        await settled(home)
-        await until(lambda: home.spawner._kept == {})
+        await settled(host)
+        await until(lambda: host.spawner._kept == {})
         assert open_descriptors() == before
 
 
 async def test_two_thousand_short_ones() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         gate = asyncio.Semaphore(64)
 
         async def one(number: int) -> None:
@@ -526,15 +526,15 @@ async def test_two_thousand_short_ones() -> None:
                 assert whole(found.stdout) == given
 
         await asyncio.gather(*map(one, range(2_000)))
-        await settled(home)
-        counts = home.spawner.counts()
+        await settled(host)
+        counts = host.spawner.counts()
         assert counts["kept"] == 0
-        await until(lambda: home.spawner._kept == {})
-        assert home.spawner.counts()["reapers"] == len(children_of(home.pid))
+        await until(lambda: host.spawner._kept == {})
+        assert host.spawner.counts()["reapers"] == len(children_of(host.pid))
 
 
 async def test_among_execs_and_files_they_are_all_told_apart() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
 
         async def a_start(number: int) -> None:
             process = await lane.start(spec("sh", "-c", f"exit {number}"), 0)
@@ -545,7 +545,7 @@ async def test_among_execs_and_files_they_are_all_told_apart() -> None:
             assert (whole(found.stdout), found.status.exit_code) == (b"%d\n" % number, number)
 
         async def a_read(number: int) -> None:
-            assert b"root" in await home.spawner.read_file("/etc/passwd")
+            assert b"root" in await host.spawner.read_file("/etc/passwd")
 
         jobs: list[Coroutine[Any, Any, None]] = []
         for number in range(100):
@@ -559,17 +559,17 @@ async def test_among_execs_and_files_they_are_all_told_apart() -> None:
 @pytest.mark.parametrize("who", ["reaper", "pump"])
 @pytest.mark.parametrize("size", [10, 3 * MIB])
 async def test_one_that_dies_in_the_middle_ends_its_run_and_no_other(who: str, size: int) -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         before = open_descriptors()
         other = await begin(lane, *hold(size), output_limit=16 * MIB)
-        await until(lambda: len(busy_reapers_of(home.pid)) == 1)
-        spared = busy_reapers_of(home.pid)
+        await until(lambda: len(busy_reapers_of(host.pid)) == 1)
+        spared = busy_reapers_of(host.pid)
         await until(lambda: has_blocked_signal(commands_of(spared[0])[0]))
         process = await begin(
             lane, "sh", "-c", f"head -c {size} /dev/zero; setsid sleep 1000 & exec sleep 1000", output_limit=16 * MIB
         )
-        await until(lambda: len(busy_reapers_of(home.pid)) == 2)
-        (reaper,) = [one for one in busy_reapers_of(home.pid) if one not in spared]
+        await until(lambda: len(busy_reapers_of(host.pid)) == 2)
+        (reaper,) = [one for one in busy_reapers_of(host.pid) if one not in spared]
         await until(lambda: len(descendants_of(reaper)) == 3)
         everybody = [reaper, *descendants_of(reaper)]
         os.kill(reaper if who == "reaper" else pump_of(reaper), signal.SIGKILL)
@@ -578,10 +578,10 @@ async def test_one_that_dies_in_the_middle_ends_its_run_and_no_other(who: str, s
         assert status.reason in ("container_gone", "signaled")
         await check_lost(process)
         await until(lambda: not any(map(is_there, everybody)))
-        await settled(home, 1)
+        await settled(host, 1)
         other.signal(signal.SIGUSR1)
         assert whole((await collected(other)).stdout) == pattern(size, 1)
-        await settled(home)
+        await settled(host)
         await until(lambda: open_descriptors() == before)
         assert whole((await run(lane, "echo", "on")).stdout) == b"on\n"
 
@@ -599,11 +599,11 @@ async def check_lost(process: LaneProcess) -> None:
 
 
 async def test_a_spawner_that_dies_ends_all_runs() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         before = open_descriptors()
         processes = [await begin(lane, *hold(size), output_limit=16 * MIB) for size in (10, 3 * MIB) for _ in range(3)]
         await until(lambda: len(stores()) == 3)
-        os.kill(home.pid, signal.SIGKILL)
+        os.kill(host.pid, signal.SIGKILL)
         for process in processes:
             await check_lost(process)
         assert stores() == []
@@ -616,7 +616,7 @@ async def test_a_spawner_that_dies_ends_all_runs() -> None:
 @pytest.mark.parametrize("text", ["", "said", "x" * 20_000])
 async def test_a_stdout_that_somebody_left_locked_holds_nobody_up(text: str) -> None:
     """Its pump sleeps; the answer comes all the same, with what there is."""
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         process = await begin(lane, sys.executable, "-S", "-c", LEFT_LOCKED, text, drain_ms=100)
         began = time.monotonic()
         found = await collected(process)
@@ -628,14 +628,14 @@ async def test_a_stdout_that_somebody_left_locked_holds_nobody_up(text: str) -> 
         assert whole((await run(lane, "echo", "on")).stdout) == b"on\n"
         async with asyncio.timeout(limits.TREE_DEADLINE_MS / 1000):
             await process.end_tree(Grace(0.0))
-        await settled(home)
-        await until(lambda: home.spawner._kept == {})
+        await settled(host)
+        await until(lambda: host.spawner._kept == {})
 
 
 async def test_one_that_locks_its_own_stdout_can_be_ended() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         process = await begin(lane, sys.executable, "-S", "-c", STDOUT, "said")
-        await until(lambda: bool(busy_reapers_of(home.pid)))
+        await until(lambda: bool(busy_reapers_of(host.pid)))
         assert process.started is not None
         async with asyncio.timeout(PATIENCE_S):
             await asyncio.shield(process.started)
@@ -643,12 +643,12 @@ async def test_one_that_locks_its_own_stdout_can_be_ended() -> None:
         found = await collected(process)
         assert found.status.signal == signal.SIGKILL
         assert b"said".startswith(found.stdout.head)
-        await settled(home)
-        await until(lambda: home.spawner._kept == {})
+        await settled(host)
+        await until(lambda: host.spawner._kept == {})
 
 
 async def test_fastclaw_holds_no_pipe_of_a_run_and_its_file_cannot_be_changed() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         process = await begin(lane, *hold(2 * MIB), output_limit=16 * MIB)
         await until(lambda: len(stores()) == 1)
         (store,) = stores()
@@ -656,11 +656,11 @@ async def test_fastclaw_holds_no_pipe_of_a_run_and_its_file_cannot_be_changed() 
         for size in (0, 100 * MIB):
             with pytest.raises(PermissionError):
                 os.ftruncate(store, size)
-        (command,) = [one for reaper in busy_reapers_of(home.pid) for one in commands_of(reaper)]
+        (command,) = [one for reaper in busy_reapers_of(host.pid) for one in commands_of(reaper)]
         theirs = {os.readlink(f"/proc/{command}/fd/{fd}") for fd in (1, 2)}
         assert not theirs & set(open_descriptors().values())
-        reaper = reaper_of(home.pid, command)
-        maps = [open_maps(pid) for pid in (home.pid, reaper, pump_of(reaper))]
+        reaper = reaper_of(host.pid, command)
+        maps = [open_maps(pid) for pid in (host.pid, reaper, pump_of(reaper))]
         assert not any("fastclaw-run" in one for one in maps), "it would be PID 1's to the out-of-memory killer"
         await process.end_tree(Grace(0.0))
         assert whole((await collected(process)).stdout) == pattern(2 * MIB, 1)

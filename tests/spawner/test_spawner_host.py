@@ -1,4 +1,4 @@
-"""This host as the lane's home, with real processes: starting, refusing, exits, descriptors."""
+"""A spawner on this host, with real processes: starting, refusing, exits, descriptors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastclaw.spawner.spawner_host import ARCHITECTURES, LocalHost, find_spawner
 from tests import odd_programs
 from tests.balance import balanced, descriptors_left, open_descriptors
 from tests.spawner.fake_spawner import commands_of, descendants_of, pumps_of
-from tests.spawner.rig import STDIO, Client, a_home, a_lane, needs_root, run, settled, spec, start, start_spec
+from tests.spawner.rig import STDIO, Client, a_host, a_lane, needs_root, run, settled, spec, start, start_spec
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -132,15 +132,15 @@ async def test_stderr_may_be_stdout() -> None:
 
 @pytest.mark.parametrize("orphans", ["keep", "kill"])
 async def test_what_a_command_leaves_is_kept_or_ended(orphans: str) -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         process = await start(lane, "sh", "-c", "(setsid sleep 1000 >/dev/null 2>&1 &); exit 3", orphans=orphans)
         assert (await process.exited()).exit_code == 3
         if orphans == "kill":
-            await settled(home)
+            await settled(host)
             assert process.is_gone
         else:
             assert not process.is_gone
-            (reaper,) = [one for one in descendants_of(home.pid) if commands_of(one)]
+            (reaper,) = [one for one in descendants_of(host.pid) if commands_of(one)]
             await until(lambda: len(commands_of(reaper)) == 1)
             await process.end()
             await until(lambda: not commands_of(reaper))
@@ -283,9 +283,9 @@ async def test_without_descriptors_only_what_needs_a_file_is_overloaded() -> Non
 async def test_a_spawner_without_descriptors_is_overloaded_and_recovers(room: int) -> None:
     """Each of a pump's own steps fails in turn: the pipes of stdin, stdout and stderr."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         await run(lane, "true")
-        for pump in pumps_of(home.pid):
+        for pump in pumps_of(host.pid):
             held = max(int(fd) for fd in os.listdir(f"/proc/{pump}/fd"))
             resource.prlimit(pump, resource.RLIMIT_NOFILE, (held + 1 + room, hard))
         results = await asyncio.gather(*(run(lane, "cat", stdin=b"x") for _ in range(8)), return_exceptions=True)
@@ -296,8 +296,8 @@ async def test_a_spawner_without_descriptors_is_overloaded_and_recovers(room: in
                 assert not isinstance(result, BaseException)
                 assert result[1] == b"x"
         assert any(isinstance(result, ExecFailed) for result in results) == (room < 6)
-        await settled(home)
-        for pump in pumps_of(home.pid):
+        await settled(host)
+        for pump in pumps_of(host.pid):
             resource.prlimit(pump, resource.RLIMIT_NOFILE, (soft, hard))
         assert {out for _, out, _ in await asyncio.gather(*(run(lane, "echo", "on") for _ in range(20)))} == {b"on\n"}
 
@@ -329,11 +329,11 @@ async def test_without_a_spawner_for_this_machine_it_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spawner_host, "BINARIES", tmp_path)
-    home = LocalHost()
+    host = LocalHost()
     with pytest.raises(StartFailed, match="was not built with this package") as refused:
-        await home.start()
+        await host.start()
     assert refused.value.reason == "unsupported"
-    await home.aclose()
+    await host.aclose()
 
 
 @pytest.mark.parametrize(
@@ -387,15 +387,15 @@ async def test_a_spawner_that_dies_again_and_again_is_followed_later_and_later(m
         return 0.0
 
     monkeypatch.setattr(spawner_host, "revival_delay_s", delay_s)
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         for _ in range(3):
-            died = home.pid
+            died = host.pid
             os.kill(died, signal.SIGKILL)
-            await until(lambda: home.spawner.alive and home.pid != died)  # noqa: B023 - called at once
+            await until(lambda: host.spawner.alive and host.pid != died)  # noqa: B023 - called at once
         assert failures == [1, 2, 3]
         monkeypatch.setattr(limits, "REVIVE_PROVEN_MS", 0)
-        os.kill(home.pid, signal.SIGKILL)
-        await until(lambda: len(failures) >= 4 and home.spawner.alive)
+        os.kill(host.pid, signal.SIGKILL)
+        await until(lambda: len(failures) >= 4 and host.spawner.alive)
         assert failures[3] == 0
         assert (await run(lane, "echo", "on"))[1] == b"on\n"
 

@@ -56,8 +56,8 @@ MODULE = Path(__file__).parent.parent.parent / "fastclaw" / "template.py"
 class Rig:
     """A lane on this host with its templates."""
 
-    def __init__(self, home: LocalHost, lane: SpawnLane) -> None:
-        self.home, self.lane = home, lane
+    def __init__(self, host: LocalHost, lane: SpawnLane) -> None:
+        self.host, self.lane = host, lane
 
     async def start(self, code: str, *argv: str, **more: Any) -> Running:
         process = await self.lane.start(spec(code, *argv, **more), 0)
@@ -82,7 +82,7 @@ class Rig:
     @property
     def reaper(self) -> int:
         """The template's: workers have no others that keep anything."""
-        (reaper,) = busy_reapers_of(self.home.pid)
+        (reaper,) = busy_reapers_of(self.host.pid)
         return reaper
 
     @property
@@ -93,8 +93,8 @@ class Rig:
         return min(pids)
 
     def health(self, name: str = "py") -> Any:
-        assert self.home.templates is not None
-        return self.home.templates.health()[name]
+        assert self.host.templates is not None
+        return self.host.templates.health()[name]
 
 
 def as_text(module: Path) -> str:
@@ -121,12 +121,12 @@ def spec(code: str, *argv: str, template: str = "py", **more: Any) -> StartSpec:
 async def a_rig(ready_s: float = READY_S, **templates: Template) -> AsyncIterator[Rig]:
     async with balanced():
         plans = Plans(templates or {"py": PYTHON}, base_env={"BASE": "b"}, working_dir=None, user=None, ready_s=ready_s)
-        home = LocalHost(plans)
+        host = LocalHost(plans)
         try:
-            await home.start()
-            yield Rig(home, SpawnLane(home, can_set_user=True))
+            await host.start()
+            yield Rig(host, SpawnLane(host, can_set_user=True))
         finally:
-            await home.aclose()
+            await host.aclose()
 
 
 SEEN = """
@@ -203,7 +203,7 @@ async def test_nobody_holds_a_worker_s_streams_but_itself_and_its_pump() -> None
         assert open_descriptors() == before
         (worker,) = [pid for pid in commands_of(rig.reaper) if pid != rig.template_pid]
         theirs = {os.readlink(f"/proc/{worker}/fd/{fd}") for fd in range(3)}
-        for holder in (rig.home.pid, rig.template_pid, rig.reaper, pump_of(rig.reaper)):
+        for holder in (rig.host.pid, rig.template_pid, rig.reaper, pump_of(rig.reaper)):
             assert not theirs & set(open_descriptors(holder).values())
         await process.end_tree(Grace(0.0))
 
@@ -246,7 +246,7 @@ async def test_many_runs_at_once() -> None:
         for number, collected in enumerate(await asyncio.gather(*map(rig.collect, codes))):
             assert collected.stdout.head == str(number).encode() * 1_000 + b"\n"
             assert collected.status.exit_code == number
-        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        await until(lambda: rig.host.spawner.counts()["kept"] == 1)
 
 
 async def test_a_run_over_its_limit_is_ended() -> None:
@@ -451,16 +451,16 @@ async def test_a_reaper_that_is_killed_loses_its_template_and_all_workers() -> N
         await until(lambda: rig.health()["state"] == "gone")
         await until(lambda: rig.health()["state"] == "ready")
         assert (await rig.run("print(1)"))[1] == b"1\n"
-        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        await until(lambda: rig.host.spawner.counts()["kept"] == 1)
 
 
 async def test_a_spawner_that_is_killed_comes_up_again_with_its_templates() -> None:
     async with a_rig() as rig:
         process, (pid,) = await rig.running("import os, signal, sys; print(os.getpid())")
-        os.kill(rig.home.pid, signal.SIGKILL)
+        os.kill(rig.host.pid, signal.SIGKILL)
         assert (await process.finish())[0].reason in ("container_gone", "signaled")  # whichever is told first
         await until(lambda: not has_not_ended(pid))
-        await until(lambda: rig.home.templates is not None and rig.home.spawner.alive)
+        await until(lambda: rig.host.templates is not None and rig.host.spawner.alive)
         await until(lambda: rig.health()["state"] == "ready")
         assert (await rig.run("print(1)"))[1] == b"1\n"
 
@@ -472,12 +472,12 @@ async def test_a_spawner_that_dies_while_its_templates_come_up_is_followed_too(t
         flag.touch()
         killed = set()
         for _ in range(2):  # the second one while it waits for the slow template
-            await until(lambda: rig.home.spawner.alive and rig.home._child is not None and rig.home.pid not in killed)
-            killed.add(rig.home.pid)
-            os.kill(rig.home.pid, signal.SIGKILL)
-            await until(lambda: not rig.home.spawner.alive)
+            await until(lambda: rig.host.spawner.alive and rig.host._child is not None and rig.host.pid not in killed)
+            killed.add(rig.host.pid)
+            os.kill(rig.host.pid, signal.SIGKILL)
+            await until(lambda: not rig.host.spawner.alive)
         flag.unlink()
-        await until(lambda: rig.home.templates is not None and rig.health("slow")["state"] == "ready")
+        await until(lambda: rig.host.templates is not None and rig.health("slow")["state"] == "ready")
         await until(lambda: rig.health()["state"] == "ready")
         assert (await rig.run("print(1)"))[1] == b"1\n"
 
@@ -503,8 +503,8 @@ async def test_the_end_of_all_takes_templates_and_workers() -> None:
         process, other = await rig.running(TREE, template="other")
         await rig.lane.end_all([process.process], Grace(asyncio.get_running_loop().time() + 5))
         assert not any(map(is_there, tree + other))
-        assert rig.home.spawner.counts()["kept"] == 0
-        assert busy_reapers_of(rig.home.pid) == []
+        assert rig.host.spawner.counts()["kept"] == 0
+        assert busy_reapers_of(rig.host.pid) == []
         process.close()
         first.close()
 
@@ -587,7 +587,7 @@ async def test_a_cancelled_start_leaves_nothing(turns: int) -> None:
             process.close()
         assert (await rig.run("print(1)"))[1] == b"1\n"
         await until(lambda: len(descendants_of(reaper)) == 2)
-        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        await until(lambda: rig.host.spawner.counts()["kept"] == 1)
         assert open_descriptors() == before
 
 
@@ -595,12 +595,12 @@ async def test_a_start_cancelled_just_as_it_succeeds_leaves_nothing() -> None:
     async with a_rig() as rig:
         before = open_descriptors()
         starting = asyncio.create_task(rig.lane.start(spec("import time; time.sleep(1000)"), 0))
-        await until(lambda: rig.home.spawner.counts()["kept"] == 2)
-        (process,) = [one for one in rig.home.spawner._kept.values() if one.is_worker]
+        await until(lambda: rig.host.spawner.counts()["kept"] == 2)
+        (process,) = [one for one in rig.host.spawner._kept.values() if one.is_worker]
         process.started.add_done_callback(lambda _: starting.cancel())
         with contextlib.suppress(asyncio.CancelledError):
             await (await starting).end_tree(Grace(0.0))
-        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        await until(lambda: rig.host.spawner.counts()["kept"] == 1)
         assert open_descriptors() == before
 
 
@@ -616,7 +616,7 @@ async def test_a_cancelled_run_leaves_nothing(turns: int) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await (await running).end_tree(Grace(0.0))
         await until(lambda: len(descendants_of(reaper)) == 2)
-        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        await until(lambda: rig.host.spawner.counts()["kept"] == 1)
         assert (await rig.collect("print(1)")).stdout.head == b"1\n"
         assert open_descriptors() == before
 
@@ -637,7 +637,7 @@ async def test_500_forks_leave_descriptors_and_processes_balanced() -> None:
             assert (status.exit_code, out) == (number % 200, f"{number}\n".encode())
 
         await asyncio.gather(*(one(number) for number in range(500)))
-        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        await until(lambda: rig.host.spawner.counts()["kept"] == 1)
         assert (open_descriptors(), os.listdir(f"/proc/{template}/fd")) == (ours, theirs)
         assert descendants_of(reaper) == [pump_of(reaper), template]
         assert rig.health()["forks"] == 501
@@ -646,7 +646,7 @@ async def test_500_forks_leave_descriptors_and_processes_balanced() -> None:
 async def test_many_live_workers_and_their_end_at_once() -> None:
     async with a_rig() as rig:
         workers = await asyncio.gather(*(rig.start("import signal; signal.pause()") for _ in range(60)))
-        assert rig.home.spawner.counts()["kept"] == 61
+        assert rig.host.spawner.counts()["kept"] == 61
         await asyncio.gather(*(worker.end() for worker in workers))
         assert all(worker.is_gone for worker in workers)
         assert {(await worker.exited()).signal for worker in workers} == {9}
@@ -661,7 +661,7 @@ async def test_no_descriptors_left_is_overloaded_and_hurts_nobody_else() -> None
             with descriptors_left(room), contextlib.suppress(ExecFailed):
                 process = await rig.lane.start(spec("pass"), 0)
                 await process.end_tree(Grace(0.0))
-        await until(lambda: rig.home.spawner.counts()["kept"] == 1)
+        await until(lambda: rig.host.spawner.counts()["kept"] == 1)
         assert open_descriptors() == before
         assert (await rig.run("print(1)"))[1] == b"1\n"
 

@@ -22,7 +22,7 @@ from tests.balance import open_descriptors
 from tests.spawner import rig
 from tests.spawner.fake_spawner import BareHost, children_of, commands_of, has_not_ended, pump_of, pumps_of, reaper_of
 from tests.spawner.locks import a_locked_fifo
-from tests.spawner.rig import STDIO, Client, Running, a_home, a_lane, needs_root, settled
+from tests.spawner.rig import STDIO, Client, Running, a_host, a_lane, needs_root, settled
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -72,15 +72,15 @@ async def test_stderr_is_an_output_at_its_end() -> None:
 
 
 async def test_only_its_pump_has_the_terminal_s_other_side() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         before = open_descriptors()
         process = await lane.start(rig.spec("sh", "-c", "exec sleep 1000", tty=SIZE), 0)
         assert process.started is not None
         await process.started
         assert open_descriptors() == before
-        (command,) = [pid for reaper in children_of(home.pid) for pid in commands_of(reaper)]
-        reaper = reaper_of(home.pid, command)
-        holders = [pid for pid in (home.pid, *children_of(home.pid), *pumps_of(home.pid)) if masters_of(pid)]
+        (command,) = [pid for reaper in children_of(host.pid) for pid in commands_of(reaper)]
+        reaper = reaper_of(host.pid, command)
+        holders = [pid for pid in (host.pid, *children_of(host.pid), *pumps_of(host.pid)) if masters_of(pid)]
         assert holders == [pump_of(reaper)]
         assert masters_of(command) == []
         await process.end_tree(Grace(0.0))
@@ -184,11 +184,11 @@ async def test_its_user_may_open_it_again_by_name() -> None:
 
 @needs_root
 async def test_a_pump_that_had_another_user_s_terminal_still_goes_with_main() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         process = await start(lane, "trap '' HUP TERM; echo ready; while :; do sleep 1000; done", user="65534")
         await process.stdio.read_until(b"ready\r\n")
-        pumps = pumps_of(home.pid)
-        os.kill(home.pid, signal.SIGKILL)
+        pumps = pumps_of(host.pid)
+        os.kill(host.pid, signal.SIGKILL)
         status, _, _ = await process.finish()
         assert status.reason in ("container_gone", "signaled")  # whichever of main's end and its own is told first
         await until(lambda: not any(map(has_not_ended, pumps)))
@@ -214,36 +214,36 @@ def test_what_is_no_terminal_in_ptmx_s_place_is_refused_at_once(tmp_path: Path) 
 
 
 async def test_what_cannot_be_started_leaves_nothing() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         process = await lane.start(rig.spec("/no/such/program", tty=SIZE), 0)
         assert process.started is not None
         with pytest.raises(ExecFailed) as raised:
             await process.started
         assert raised.value.reason == "not_found"
-        await settled(home)
-        await until(lambda: not any(map(masters_of, pumps_of(home.pid))))
+        await settled(host)
+        await until(lambda: not any(map(masters_of, pumps_of(host.pid))))
         assert await output(lane, "echo next") == b"next\r\n"
 
 
 async def test_one_that_is_given_up_at_once_leaves_nothing() -> None:
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         processes = [await lane.start(rig.spec("sleep", "1000", tty=SIZE), 0) for _ in range(20)]
         await asyncio.gather(*(process.end_tree(Grace(0.0)) for process in processes))
-        await settled(home)
-        await until(lambda: not any(map(masters_of, pumps_of(home.pid))))
+        await settled(host)
+        await until(lambda: not any(map(masters_of, pumps_of(host.pid))))
         assert await output(lane, "echo next") == b"next\r\n"
 
 
 @pytest.mark.parametrize("room", range(4))
 async def test_no_descriptor_for_a_terminal_is_overloaded_and_hurts_nobody_else(room: int) -> None:
     """A pump needs the master, for a moment its path, the other side, and a copy of the master for input."""
-    async with a_home() as (home, lane):
+    async with a_host() as (host, lane):
         other = await start(lane, "read line; echo got $line")
-        reaper = next(one for one in children_of(home.pid) if commands_of(one))
+        reaper = next(one for one in children_of(host.pid) if commands_of(one))
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        await home.spawner.make_room()  # more are made, of which none is to come later
-        await until(lambda: home.spawner.counts()["reapers"] > limits.SPAWN_SPARE_REAPERS)
-        idle = [pump for pump in pumps_of(home.pid) if pump != pump_of(reaper)]
+        await host.spawner.make_room()  # more are made, of which none is to come later
+        await until(lambda: host.spawner.counts()["reapers"] > limits.SPAWN_SPARE_REAPERS)
+        idle = [pump for pump in pumps_of(host.pid) if pump != pump_of(reaper)]
         assert len(idle) >= limits.SPAWN_SPARE_REAPERS
         for pump in idle:
             held = max(int(fd) for fd in os.listdir(f"/proc/{pump}/fd"))
@@ -257,7 +257,7 @@ async def test_no_descriptor_for_a_terminal_is_overloaded_and_hurts_nobody_else(
         else:
             await process.started
             await process.end_tree(Grace(0.0))
-        await settled(home, 1)
+        await settled(host, 1)
         await other.stdio.send(b"word\n")
         assert (await other.stdio.read_all()).endswith(b"got word\r\n")
         other.close()
