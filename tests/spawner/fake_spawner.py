@@ -327,6 +327,22 @@ def _file(data: bytes) -> int:
     return file
 
 
+def hear_until(host: BareHost, *ops: int) -> list[tuple[int, ...]]:
+    """All that is said until each of `ops` has been."""
+    heard: list[tuple[int, ...]] = []
+    while not set(ops) <= {op for op, *_ in heard}:
+        event = host.event()
+        close_all(event.fds)
+        heard.append(event[:4])
+    return heard
+
+
+def end(host: BareHost, id: int, op: int = frames.EXITED) -> list[tuple[int, ...]]:
+    """KILL it; what is said until it has ended."""
+    host.order(frames.END, id, frames.LEVEL_KILL)
+    return hear_until(host, op)
+
+
 @contextmanager
 def a_bare_host(reapers: int = 2, *, collect_bytes: int = ROOM_BYTES) -> Iterator[BareHost]:
     host = BareHost()

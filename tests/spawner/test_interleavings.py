@@ -7,7 +7,6 @@ about here.
 from __future__ import annotations
 
 import array
-import asyncio
 import contextlib
 import ctypes
 import errno
@@ -35,6 +34,8 @@ from tests.spawner.fake_spawner import (
     busy_reapers_of,
     children_of,
     commands_of,
+    end,
+    hear_until,
     pump_of,
     state_of,
 )
@@ -92,22 +93,6 @@ def fill(client: socket.socket) -> int:
             sent += client.send(b"x" * 65536)
             deadline = time.monotonic() + 0.05
     return sent
-
-
-def hear_until(host: BareHost, *ops: int) -> list[tuple[int, ...]]:
-    """All that is said until each of `ops` has been."""
-    heard: list[tuple[int, ...]] = []
-    while not set(ops) <= {op for op, *_ in heard}:
-        event = host.event()
-        close_all(event.fds)
-        heard.append(event[:4])
-    return heard
-
-
-def end(host: BareHost, id: int, op: int = frames.EXITED) -> list[tuple[int, ...]]:
-    """KILL it; what is said until it has ended."""
-    host.order(frames.END, id, frames.LEVEL_KILL)
-    return hear_until(host, op)
 
 
 def test_who_is_killed_before_it_has_its_pump_is_not_waited_for() -> None:
@@ -428,101 +413,6 @@ async def test_a_worker_over_its_limit_is_ended() -> None:
         collected = await rig.collect(code, output_limit=1000, on_limit="kill")
         assert collected.limited
         assert collected.status.signal == signal.SIGKILL
-
-
-# --- templates ---
-
-SENDS_ITS_OUTPUT = """
-import array, os, socket, time
-control = socket.socket(fileno=3)
-control.sendmsg([b""], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [1, 2]))])
-time.sleep(100)
-"""
-
-
-def test_descriptors_that_come_with_an_empty_frame_are_kept_by_nobody() -> None:
-    """Else a template's pump would wait for the end of a pipe that it holds itself."""
-    with a_bare_host() as host:
-        flags = frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN
-        host.start(1, sys.executable, "-c", SENDS_ITS_OUTPUT, flags=flags)
-        assert host.event()[:3] == (frames.SAID, 1, 0)
-        host.order(frames.END, 1, frames.LEVEL_KILL)
-        host.over(1)
-
-
-def start_worker(host: BareHost, id: int, template: int) -> socket.socket:
-    """Returns our end of what it waits for."""
-    ours, theirs = socket.socketpair()
-    host.request(frames.worker(id, host.places[template], b"{}").frame, [theirs.fileno()])
-    theirs.close()
-    return ours
-
-
-FORKS_ONE = """
-import os, socket, time
-control = socket.socket(fileno=3)
-if not os.fork():
-    middle = os.getpid()
-    if os.fork():
-        os._exit(0)
-    while os.getppid() == middle:  # until it has fallen to the reaper
-        time.sleep(0.001)
-    control.send(b"%d" % os.getpid())
-    control.close()
-    os.closerange(1, 3)
-os.wait() if control.fileno() >= 0 else None
-time.sleep(100)
-"""
-
-
-def test_a_template_that_ended_refuses_requests_though_its_workers_live_on() -> None:
-    with a_bare_host(3) as host:
-        host.start(1, sys.executable, "-c", FORKS_ONE, flags=frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN)
-        said = host.event()
-        assert said.op == frames.SAID
-        host.control.send(frames.control(frames.ADOPT, 2, int(said.tail), 1, host.places[1]))
-        hear_until(host, frames.STARTED)
-        host.order(frames.SIGNAL, 1, signal.SIGKILL)
-        is_free = 0
-        while not is_free:
-            event = host.event()
-            is_free = event.op == frames.FREE or (event.op == frames.EXITED and event.b & frames.WITH_FREE)
-        ours = start_worker(host, 3, 1)
-        assert hear_until(host, frames.REFUSED)[-1][:2] == (frames.REFUSED, 3)
-        assert ours.recv(1) == b""
-        ours.close()
-        end(host, 1, frames.EMPTY)
-
-
-async def test_many_workers_at_once_wait_for_their_template() -> None:
-    """More than the socket by which pumps are reached holds messages."""
-    async with a_rig() as rig:
-        codes = [f"print({number})" for number in range(150)]
-        for number, collected in enumerate(await asyncio.gather(*map(rig.collect, codes))):
-            assert collected.stdout.head == b"%d\n" % number
-
-
-HOLDS = (
-    "import array, socket, time; c = socket.socket(fileno=3); keep = c.recvmsg(99, 99); c.send(b'has'); time.sleep(100)"
-)
-
-
-def test_a_pump_that_is_killed_with_a_workers_streams_is_told_and_its_client_reads_an_end() -> None:
-    with a_bare_host(3) as host:
-        host.start(1, sys.executable, "-c", HOLDS, flags=frames.FLAG_TEMPLATE | frames.FLAG_NULL_STDIN)
-        ours = start_worker(host, 2, 1)
-        heard = hear_until(host, frames.STARTED, frames.SAID)
-        host.places[2] = next(one[3] for one in heard if one[:2] == (frames.STARTED, 2))
-        client = host.attach(2)
-        host.order(frames.LOOK, 2)
-        hear_until(host, frames.WAITING)
-        reaper = sorted(children_of(host.process.pid))[host.places[2]]
-        os.kill(children_of(reaper)[0], signal.SIGKILL)
-        assert (frames.LOST, 2, 0, 0) in hear_until(host, frames.LOST)
-        assert client.recv(1) == b""
-        client.close()
-        ours.close()
-        end(host, 1)
 
 
 # --- main ---
