@@ -25,6 +25,8 @@ from tests.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from fastclaw.processes.listeners import Listener
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes as somebody else")
 
 PATIENCE_S = 20.0
@@ -145,6 +147,64 @@ class Running:
         """Let go of its streams."""
         self.stdio.close()
         self.stderr.close()
+
+
+# --- a process that is served, as the pool does it ---
+
+
+class Owner:
+    """Remembers what it is told. `clients`: how often that something has changed about them."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.clients = 0
+        self.news = asyncio.Event()
+
+    def on_abandoned(self) -> None:
+        self._tell("abandoned")
+
+    def on_gap(self) -> None:
+        self._tell("gap")
+
+    def on_drained(self) -> None:
+        self._tell("drained")
+
+    def on_clients(self) -> None:
+        self.clients += 1
+        self.news.set()
+
+    def _tell(self, what: str) -> None:
+        self.told.append(what)
+        self.news.set()
+
+    async def changed(self, before: int) -> None:
+        """Until more was told of clients than this."""
+        async with asyncio.timeout(PATIENCE_S):
+            while self.clients <= before:
+                self.news.clear()
+                await self.news.wait()
+
+    async def heard(self, what: str) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while what not in self.told:
+                self.news.clear()
+                await self.news.wait()
+
+
+def connect(listener: Listener) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.setblocking(False)
+    client.connect(listener.path)
+    return client
+
+
+async def read(client: socket.socket) -> bytes:
+    """What comes next; empty at the end."""
+    async with asyncio.timeout(PATIENCE_S):
+        return await asyncio.get_running_loop().sock_recv(client, limits.PIPE_BYTES)
+
+
+# --- starting ---
 
 
 def spec(*cmd: str, **more: object) -> StartSpec:
