@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+import tempfile
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +23,10 @@ from fastclaw.linux import proc
 from fastclaw.linux.cgroups import group_of, limit_in
 from fastclaw.podman.privileges import mask
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE
+from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from fastclaw.runtime import ExitRecord
     from tests.podman.conftest import EngineService
@@ -46,16 +49,22 @@ def serve_with(**bounds: int) -> list[str]:
     return [sys.executable, "-c", program, *SERVE[3:]]
 
 
-def compile_hostile(directory: Path) -> Path:
-    """The program, and a copy that is setuid root, in a directory that is to become the workspace."""
-    program = directory / "hostile"
-    source = Path(__file__).with_suffix(".c")
-    subprocess.run(["cc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True)
-    raised = directory / "raised"
-    raised.write_bytes(program.read_bytes())
-    raised.chmod(0o4755)
-    directory.chmod(0o777)
-    return program
+@contextmanager
+def a_workspace(*programs: str) -> Iterator[Path]:
+    """A directory that every user can write to, with programs of this folder, static: an image may have no library."""
+    if shutil.which("cc") is None:
+        unusable("the hostile programs need a C compiler")
+    directory = Path(tempfile.mkdtemp(prefix="fcw", dir="/tmp"))
+    try:
+        for name in programs:
+            source = Path(__file__).with_name(f"{name}.c")
+            flags = ["-static", "-O1", "-Wall", "-Wextra", "-Werror"]
+            subprocess.run(["cc", *flags, "-o", directory / name, source], check=True)
+        directory.chmod(0o777)
+        os.chown(directory, *OWNER)
+        yield directory
+    finally:
+        shutil.rmtree(directory)
 
 
 class Box:

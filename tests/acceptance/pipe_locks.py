@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 import time
 import uuid
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastclaw import limits
 from fastclaw.client import RemoteProcess, RuntimeClient
-from tests.acceptance.hostile import OWNER
+from tests.acceptance.hostile import OWNER, a_workspace
 from tests.acceptance.leftovers import (
     LOOK_S,
     TOKEN,
@@ -29,11 +26,11 @@ from tests.acceptance.leftovers import (
     nothing_left,
     socket_directories,
 )
-from tests.acceptance.slow_files import compile_static, mounts_of, slow_files
-from tests.engine_fixtures import unusable
+from tests.acceptance.slow_files import mounts_of, slow_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from fastclaw.runtime import ExitRecord
     from tests.engine_fixtures import EngineService
@@ -99,18 +96,10 @@ class Lane(NamedTuple):
 
 @contextmanager
 def a_place() -> Iterator[Path]:
-    """A directory with the programs in it."""
-    if shutil.which("cc") is None:
-        unusable("the hostile programs need a C compiler")
-    directory = Path(tempfile.mkdtemp(prefix="fcl", dir="/tmp"))
-    try:
-        for name in ("pipe_locks", "slow_file"):
-            compile_static(name, directory)
-        directory.chmod(0o777)
+    """A directory with the programs in it, and an empty one for slow files."""
+    with a_workspace("pipe_locks", "slow_file") as directory:
         (directory / "slow").mkdir()
         yield directory
-    finally:
-        shutil.rmtree(directory)
 
 
 @contextmanager

@@ -20,13 +20,6 @@ END_S = 20
 """For a server to end: it unmounts and goes."""
 
 
-def compile_static(name: str, directory: Path) -> None:
-    """A program of this directory's, for an image that has no library."""
-    source = Path(__file__).with_name(f"{name}.c")
-    flags = ["-static", "-O1", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["cc", *flags, "-o", directory / name, source], check=True)
-
-
 @contextmanager
 def slow_files(directory: Path, delay_s: int, mounts: str | None = None) -> Iterator[bool]:
     """Serve `directory`, for as long as the block lasts; gives whether this machine lets us.

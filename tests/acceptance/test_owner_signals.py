@@ -7,10 +7,6 @@ root where Podman runs as root. That PID 1 and its reapers are out of reach is i
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +15,7 @@ import pytest_asyncio
 
 from fastclaw.linux import proc
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE
-from tests.acceptance.hostile import OWNER, WAIT_S, Box, served
-from tests.engine_fixtures import unusable
+from tests.acceptance.hostile import WAIT_S, Box, a_workspace, served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -49,16 +44,8 @@ SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 
 @pytest.fixture(scope="module")
 def workspace() -> Iterator[Path]:
-    if shutil.which("cc") is None:
-        unusable("the hostile programs need a C compiler")
-    directory = Path(tempfile.mkdtemp(prefix="fco", dir="/tmp"))
-    source = Path(__file__).with_name("owner_signals.c")
-    flags = ["-static", "-O1", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["cc", *flags, "-o", directory / "owner_signals", source], check=True)
-    directory.chmod(0o777)
-    os.chown(directory, *OWNER)
-    yield directory
-    shutil.rmtree(directory)
+    with a_workspace("owner_signals") as directory:
+        yield directory
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["host", "private"])

@@ -7,42 +7,35 @@ who makes them is privileged on the host: the pumps of a container are several u
 from __future__ import annotations
 
 import asyncio
-import sys
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fastclaw import limits
 from fastclaw.client import RuntimeClient
-from tests.acceptance.slow_files import compile_static
+from tests.acceptance.hostile import SERVE, a_workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.engine_fixtures import EngineService
 
-SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman"]
 PROCESSES = 600
 """With 1 800 pipes: three quarters more than the first user's share."""
 AT_ONCE = 50
 
 
-@pytest.fixture
-def place() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
-        compile_static("pipe_sizes", Path(directory))
-        Path(directory).chmod(0o755)
-        yield directory
-
-
 @pytest.mark.podman
 async def test_thousands_of_pipes_in_a_container_have_their_full_size(
-    engine_service: EngineService, place: str
+    engine_service: EngineService,
 ) -> None:
-    workspace = {"source": place, "target": "/w"}
-    options = {"url": engine_service.url, "image": engine_service.image, "workspace": workspace}
+    with a_workspace("pipe_sizes") as directory:
+        workspace = {"source": str(directory), "target": "/w"}
+        options = {"url": engine_service.url, "image": engine_service.image, "workspace": workspace}
+        sizes = await sizes_in(options)
+    assert sizes == {b"%d %d %d\n" % ((limits.PIPE_BYTES,) * 3)}
+
+
+async def sizes_in(options: dict[str, Any]) -> set[bytes]:
+    """What so many processes say of their pipes."""
     async with RuntimeClient.spawn(SERVE, namespace="pipe-sizes", options=options) as runtime:
         places = asyncio.Semaphore(AT_ONCE)
 
@@ -50,5 +43,4 @@ async def test_thousands_of_pipes_in_a_container_have_their_full_size(
             async with places, await runtime.exec(["/w/pipe_sizes"], on_disconnect="hold") as process:
                 return await process.stdout_read()
 
-        sizes = await asyncio.gather(*(said() for _ in range(PROCESSES)))
-    assert set(sizes) == {b"%d %d %d\n" % ((limits.PIPE_BYTES,) * 3)}
+        return set(await asyncio.gather(*(said() for _ in range(PROCESSES))))

@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import socket
-import tempfile
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,19 +21,17 @@ from fastclaw.spawner import frames
 from fastclaw.spawner.link import greet
 from tests import odd_programs
 from tests.acceptance.hostile import (
-    OWNER,
     PROGRAM,
     PUMP_UIDS,
     SECRET,
     WAIT_S,
     Box,
-    compile_hostile,
+    a_workspace,
     ended,
     require_pids_limit,
     serve_with,
     served,
 )
-from tests.engine_fixtures import unusable
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -62,14 +59,11 @@ KILL_S = 5
 
 @pytest.fixture(scope="module")
 def workspace() -> Iterator[Path]:
-    """With the hostile programs in it; where every user can get at it."""
-    if shutil.which("cc") is None:
-        unusable("the hostile programs need a C compiler")
-    directory = Path(tempfile.mkdtemp(prefix="fcw", dir="/tmp"))
-    compile_hostile(directory)
-    os.chown(directory, *OWNER)
-    yield directory
-    shutil.rmtree(directory)
+    """With the hostile program in it, and a copy that is setuid root."""
+    with a_workspace("hostile") as directory:
+        shutil.copy(directory / "hostile", directory / "raised")
+        (directory / "raised").chmod(0o4755)
+        yield directory
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["host", "private"])
