@@ -399,18 +399,18 @@ class Spawner:
             if size < frames.EVENT.size:
                 self._end()
                 return
-            self._heed(size, fds)
+            self._on_event(size, fds)
 
-    def _heed(self, size: int, fds: Sequence[int]) -> None:
+    def _on_event(self, size: int, fds: Sequence[int]) -> None:
         """One frame, which is in `_frame`."""
         fd = fds[0] if fds else None
         op, id, a, b, user_us, system_us, max_rss_kb = frames.EVENT.unpack_from(self._frame)
         process = self._kept.get(id)
         if process is None:
-            self._heed_unknown(op, id, a, b, fd)
+            self._on_unknown(op, id, a, b, fd)
             return
         if op == frames.STARTED:
-            self._heed_started(process, b)
+            self._on_started(process, b)
         elif op in (frames.DONE, frames.EXITED):
             self._starting.pop(id, None)
             self._let_go(process, is_gone=b & frames.WITH_EMPTY, is_free=b & frames.WITH_FREE)
@@ -440,24 +440,24 @@ class Spawner:
         if fd is not None:
             os.close(fd)
 
-    def _heed_unknown(self, op: int, id: int, a: int, b: int, fd: int | None) -> None:
+    def _on_unknown(self, op: int, id: int, a: int, b: int, fd: int | None) -> None:
         """The answer to a READ; the loss of an idle reaper; or a process that was forgotten long ago."""
         if op == frames.ANSWER:
-            self._heed_answer(id, a, b, fd)
+            self._on_answer(id, a, b, fd)
         elif fd is not None:
             os.close(fd)
         elif op == frames.LOST and not b:
             self._reapers -= 1
             self._keep_spare()
 
-    def _heed_answer(self, id: int, errno: int, value: int, fd: int | None) -> None:
+    def _on_answer(self, id: int, errno: int, value: int, fd: int | None) -> None:
         answer = self._answers.get(id)
         if answer is not None and not answer.done():
             answer.set_result(Answer(errno, value, fd))
         elif fd is not None:
             os.close(fd)
 
-    def _heed_started(self, process: SpawnProcess, place: int) -> None:
+    def _on_started(self, process: SpawnProcess, place: int) -> None:
         if place >= 0:
             process.place = place
             if process.is_worker:
@@ -499,7 +499,7 @@ class Spawner:
             self._end()
             return
         op, id, errno, value, *_ = frames.EVENT.unpack(frame)
-        self._heed_answer(id if op == frames.ANSWER else 0, errno, value, fds[0] if fds else None)
+        self._on_answer(id if op == frames.ANSWER else 0, errno, value, fds[0] if fds else None)
 
     # --- the end ---
 
@@ -509,7 +509,7 @@ class Spawner:
             return
         with suppress(OSError):
             while (said := receive(self._channel, self._frame))[0] >= frames.EVENT.size:
-                self._heed(*said)
+                self._on_event(*said)
         self.close()
         self._on_end()
 

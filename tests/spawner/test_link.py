@@ -23,7 +23,7 @@ from tests.balance import balanced, open_descriptors
 from tests.spawner.fake_spawner import FakeSpawner, Welcome, greeted, nothing, outputs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from fastclaw.spawner.link import Spawner
 
@@ -55,45 +55,36 @@ async def test_who_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
         assert refused.value.reason == "engine_timeout"
 
 
-async def test_who_ends_at_once_is_no_spawner() -> None:
+def say_hello_and_close(fake: FakeSpawner) -> None:
+    fake.say_hello()
+    fake.close()
+
+
+ANOTHER = frames.VERSION + 1
+NO_GREETING: dict[str, tuple[Callable[[FakeSpawner], object], str, str]] = {
+    "ends at once": (FakeSpawner.close, "ended at once", "engine_error"),
+    "ends after its greeting": (say_hello_and_close, "cannot be reached", "io_error"),
+    "another version": (
+        lambda fake: fake.say_hello(version=ANOTHER),
+        "install fastclaw anew",
+        "protocol_error",
+    ),
+    "a kernel that lists no children": (lambda fake: fake.say_hello(facts=2), "CONFIG_PROC_CHILDREN", "unsupported"),
+    "a letter": (lambda fake: fake.control.send(b"x"), "cut short", "protocol_error"),
+    "another protocol": (lambda fake: fake.control.send(b"GET / HTTP/1.1\r\n\r\n"), "no spawner", "protocol_error"),
+    "zeros": (lambda fake: fake.control.send(bytes(16)), "no spawner", "protocol_error"),
+}
+
+
+@pytest.mark.parametrize(("say", "words", "reason"), NO_GREETING.values(), ids=NO_GREETING)
+async def test_who_does_not_greet_as_a_spawner_does_is_refused(
+    say: Callable[[FakeSpawner], object], words: str, reason: str
+) -> None:
     async with a_fake() as fake:
-        fake.close()
-        with pytest.raises(StartFailed, match="ended at once"):
+        say(fake)
+        with pytest.raises(StartFailed, match=words) as refused:
             await shake(fake)
-
-
-async def test_who_ends_after_its_greeting_cannot_be_reached() -> None:
-    async with a_fake() as fake:
-        fake.say_hello()
-        fake.close()
-        with pytest.raises(StartFailed) as refused:
-            await shake(fake)
-        assert refused.value.reason == "io_error"
-
-
-@pytest.mark.parametrize("tail", [b"", b"PATH=/bin\0"])
-async def test_another_version_is_refused(tail: bytes) -> None:
-    async with a_fake() as fake:
-        fake.say_hello(tail, version=frames.VERSION + 1)
-        with pytest.raises(StartFailed, match="install fastclaw anew"):
-            await shake(fake)
-
-
-@pytest.mark.parametrize("garbage", [b"x", b"GET / HTTP/1.1\r\n\r\n", bytes(16), os.urandom(limits.SPAWN_HELLO_BYTES)])
-async def test_a_garbled_greeting_is_refused(garbage: bytes) -> None:
-    async with a_fake() as fake:
-        fake.control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * limits.SPAWN_HELLO_BYTES)
-        fake.control.send(garbage)
-        with pytest.raises(StartFailed):
-            await shake(fake)
-
-
-async def test_a_kernel_that_lists_no_children_is_not_supported() -> None:
-    async with a_fake() as fake:
-        fake.say_hello(facts=2)
-        with pytest.raises(StartFailed, match="CONFIG_PROC_CHILDREN") as refused:
-            await shake(fake)
-        assert refused.value.reason == "unsupported"
+        assert refused.value.reason == reason
 
 
 @pytest.mark.parametrize(("facts", "uid"), [(1, frames.NO_USER), (3, limits.REAPER_UID)])
@@ -217,6 +208,16 @@ async def ended(process: SpawnProcess) -> str:
     return (await asyncio.wait_for(asyncio.shield(process.exited), 10)).reason
 
 
+def occupy(spawner: Spawner) -> list[SpawnProcess]:
+    """Take every reaper there is."""
+    return [request(spawner) for _ in range(spawner.counts()["reapers"])]
+
+
+async def settle(processes: list[SpawnProcess]) -> None:
+    """Nobody waits for their starts."""
+    await asyncio.gather(*(process.started for process in processes), return_exceptions=True)
+
+
 async def test_one_process_from_its_request_to_its_end() -> None:
     async with watched() as seen:
         process, id = await seen.begin()
@@ -265,18 +266,6 @@ async def test_a_reaper_is_idle_again_when_neither_its_tree_nor_its_streams_are_
         await seen.heard()
         assert seen.spawner._idle_reapers == limits.SPAWN_SPARE_REAPERS
         assert (process.is_gone, process.is_free, seen.spawner._kept) == (True, True, {})
-
-
-async def test_a_run_from_its_request_to_its_output() -> None:
-    async with watched() as seen:
-        process, id = await seen.begin(Collection())
-        assert process.collected is not None
-        tail = outputs(b"out", b"problem")
-        seen.fake.tell(frames.DONE, id, 3 << 8, frames.WITH_EMPTY | frames.WITH_FREE, tail)
-        collected = await process.collected
-        assert process.started.done(), "it had begun"
-        assert (collected.stdout.head, collected.stderr.head, collected.status.exit_code) == (b"out", b"problem", 3)
-        assert seen.spawner._kept == {}
 
 
 async def test_a_run_s_file_comes_before_its_end_and_is_given_back() -> None:
@@ -522,14 +511,6 @@ async def test_a_file_is_read_by_an_idle_pump_which_is_waited_for() -> None:
         await settle(processes)
 
 
-async def test_a_file_that_nobody_answers_for_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with watched() as seen:
-        monkeypatch.setattr(limits, "SPAWN_ANSWER_MS", 20)
-        with pytest.raises(ExecFailed) as refused:
-            await seen.spawner.read_file("/etc/x")
-        assert refused.value.reason == "engine_timeout"
-
-
 async def test_a_request_that_can_never_be_sent_is_refused_alone() -> None:
     async with watched() as seen:
         before = open_descriptors()
@@ -608,149 +589,3 @@ async def test_an_order_without_an_answer_is_a_timeout(monkeypatch: pytest.Monke
         seen.fake.answer(id, fd=seen.fake.control.fileno())
         monkeypatch.undo()
         await seen.heard()
-
-
-# --- reapers, with a fake ---
-
-
-def occupy(spawner: Spawner) -> list[SpawnProcess]:
-    """Take every reaper there is."""
-    return [request(spawner) for _ in range(spawner.counts()["reapers"])]
-
-
-async def settle(processes: list[SpawnProcess]) -> None:
-    """Nobody waits for their starts."""
-    await asyncio.gather(*(process.started for process in processes), return_exceptions=True)
-
-
-async def test_growth_that_is_refused_is_overloaded_and_may_be_tried_again() -> None:
-    async with watched() as seen:
-        processes = occupy(seen.spawner)
-        asked = asyncio.ensure_future(seen.spawner.make_room())
-        await seen.fake.grant_growth(0, errno.EAGAIN)
-        with pytest.raises(ExecFailed) as refused:
-            await asked
-        assert (refused.value.reason, refused.value.retryable) == ("overloaded", True)
-        again = asyncio.ensure_future(seen.spawner.make_room())
-        await seen.fake.grant_growth(1, errno.EAGAIN)
-        await again
-        seen.spawner.close()
-        await settle(processes)
-
-
-@pytest.mark.timeout(20)
-async def test_who_asks_for_room_in_the_turn_in_which_growth_has_ended_in_vain_has_it_tried_again() -> None:
-    """Waiting for what is over returns at once, for ever: the loop would never get to say that it is over."""
-    async with watched() as seen:
-        while seen.spawner.counts()["kept"] < seen.spawner.counts()["reapers"]:
-            await seen.begin()
-
-        async def asks_as_soon_as_it_is_over() -> None:
-            while seen.spawner._growing is not None and not seen.spawner._growing.done():  # noqa: ASYNC110 - each turn counts
-                await asyncio.sleep(0)
-            await seen.spawner.make_room()
-
-        assert not seen.spawner.has_room
-        seen.spawner._keep_spare()
-        asking = asyncio.ensure_future(asks_as_soon_as_it_is_over())
-        await seen.fake.grant_growth(0)
-        await seen.fake.grant_growth(1)
-        await asking
-
-
-async def test_growth_without_an_answer_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with watched() as seen:
-        monkeypatch.setattr(limits, "SPAWN_ANSWER_MS", 20)
-        processes = occupy(seen.spawner)
-        with pytest.raises(ExecFailed) as refused:
-            await seen.spawner.make_room()
-        assert refused.value.reason == "engine_timeout"
-        seen.spawner.close()
-        await settle(processes)
-
-
-async def test_growth_is_asked_for_once_and_ahead_of_need() -> None:
-    async with watched() as seen:
-        first = request(seen.spawner)
-        await seen.spawner.make_room()
-        await seen.spawner.make_room()
-        op, id, wanted, *_ = await seen.fake.hear_order()
-        assert (op, wanted) == (frames.GROW, limits.SPAWN_SPARE_REAPERS)
-        with pytest.raises(BlockingIOError):
-            seen.fake.control.recv(1)
-        seen.fake.answer(id, value=wanted)
-        await seen.heard()
-        assert seen.spawner.counts() == {"reapers": 2 * wanted, "kept": 1}
-        assert repr(seen.spawner) == f"<Spawner alive, {2 * wanted} reapers, 1 busy, 1 trees>"
-        seen.spawner.close()
-        assert repr(seen.spawner).startswith("<Spawner ended")
-        await settle([first])
-
-
-async def test_growth_is_announced_before_it_is_asked_for() -> None:
-    """So that who bounds the environment's processes makes room for ours first."""
-    async with balanced():
-        fake, announced = FakeSpawner(), list[int]()
-        fake.say_hello()
-        greeting = asyncio.ensure_future(
-            greet(
-                fake.host,
-                confine=False,
-                reaper_uid=frames.NO_USER,
-                collect_bytes=1,
-                on_end=nothing,
-                on_growth=announced.append,
-            )
-        )
-        await fake.hear_welcome()
-        op, id, wanted, *_ = await fake.hear_order()
-        assert (op, announced) == (frames.GROW, [wanted])
-        fake.answer(id, value=wanted)
-        spawner = await greeting
-        processes = occupy(spawner)
-        asked = asyncio.ensure_future(spawner.make_room())
-        op, id, more, *_ = await fake.hear_order()
-        assert announced == [wanted, wanted + more]
-        fake.answer(id, value=more)
-        await asked
-        spawner.close()
-        await settle(processes)
-        fake.close()
-
-
-async def test_who_waits_for_room_does_not_take_more_than_there_is() -> None:
-    async with watched() as seen:
-        processes = occupy(seen.spawner)
-
-        async def take() -> SpawnProcess:
-            await seen.spawner.make_room()
-            return request(seen.spawner)
-
-        tasks = [asyncio.ensure_future(take()) for _ in range(5)]
-        granted = 0
-        while granted < 5:
-            await seen.fake.grant_growth(2)
-            granted += 2
-            counts = seen.spawner.counts()
-            assert counts["kept"] <= counts["reapers"]
-        processes += await asyncio.gather(*tasks)
-        seen.spawner.close()
-        await settle(processes)
-
-
-async def test_reapers_that_nobody_needs_are_sent_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SPAWN_IDLE_REAPERS", limits.SPAWN_SPARE_REAPERS - 1)
-    async with watched() as seen:
-        process, id = await seen.begin()
-        seen.fake.tell(frames.STARTED, id)
-        seen.fake.tell(frames.EXITED, id, 0, frames.WITH_EMPTY | frames.WITH_FREE)
-        await process.exited
-        assert seen.fake.channel is not None
-        assert await asyncio.get_running_loop().sock_recv(seen.fake.channel, 100) == frames.control(frames.RETIRE)
-        assert seen.spawner.counts()["reapers"] == limits.SPAWN_SPARE_REAPERS - 1
-
-
-async def test_numbers_start_over_and_are_never_0() -> None:
-    async with watched() as seen:
-        seen.spawner._last_id = frames.NO_USER - 1
-        assert [seen.spawner.next_id() for _ in range(3)] == [frames.NO_USER, 1, 2]
