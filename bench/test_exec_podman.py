@@ -11,7 +11,7 @@ from bench.engine import CONTAINERS, Engine, engine_or_skip
 from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli, posix_spawn, served
 from bench.ratios import Ratios, compare
 from fastclaw.podman.rest_lane.rest import RestLane
-from tests.podman.rest_lane.fixed_containers import FixedContainers
+from tests.podman.rest_lane.rest_rig import FixedContainers
 
 if TYPE_CHECKING:
     import asyncio

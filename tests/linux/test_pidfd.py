@@ -56,6 +56,13 @@ def older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pidfd, "_PIDFD_GET_INFO", pidfd._PIDFD_GET_INFO ^ 0xF0)
 
 
+@pytest.fixture(params=["this", "older"])
+def kernel(request: pytest.FixtureRequest) -> None:
+    """Both kinds."""
+    if request.param == "older":
+        request.getfixturevalue("older_kernel")
+
+
 def test_a_pidfd_is_not_inherited() -> None:
     with child("exit 0") as (_, fd):
         assert not os.get_inheritable(fd)
@@ -78,13 +85,7 @@ def test_what_runs_has_no_status() -> None:
 
 
 @pytest.mark.parametrize(("script", "status"), ENDS)
-def test_a_zombies_status(script: str, status: int) -> None:
-    with zombie(script) as (pid, fd):
-        assert wait_status(fd, pid) == status
-
-
-@pytest.mark.parametrize(("script", "status"), ENDS)
-def test_a_zombies_status_on_an_older_kernel(script: str, status: int, older_kernel: None) -> None:
+def test_a_zombies_status(script: str, status: int, kernel: None) -> None:
     with zombie(script) as (pid, fd):
         assert wait_status(fd, pid) == status
 

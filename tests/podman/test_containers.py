@@ -19,7 +19,7 @@ from fastclaw.podman.containers import Containers, SpawnerSlot
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rest_lane.trees import end_tree
 from tests.podman.fleet import PATIENCE_S
-from tests.podman.rest_lane.rest_rig import complete, drop, grace, spec
+from tests.podman.rest_lane.rest_rig import complete, grace, spec
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Yard:
     async def start(self, *cmd: str, place: int = 0) -> RestProcess:
         """A process whose streams nobody wants."""
         process = await self.lane.start(spec(*cmd), place)
-        drop(process)
+        process.close_streams()
         return process
 
     async def run(self, *cmd: str, place: int = 0) -> bytes:

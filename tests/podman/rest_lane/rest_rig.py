@@ -17,15 +17,16 @@ from podman import PodmanClient
 
 from fastclaw.linux import proc
 from fastclaw.linux.sockets import wait_readable
+from fastclaw.podman.container import Container
+from fastclaw.podman.containers import Containers
 from fastclaw.podman.rest_lane.demux import STDERR, STDOUT
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace, StartSpec
-from tests.podman.rest_lane.fixed_containers import FixedContainers
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from fastclaw.podman.rest_lane.rest import RestProcess
     from tests.engine_fixtures import EngineService
@@ -105,11 +106,31 @@ async def complete(process: RestProcess, data: bytes = b"") -> tuple[bytes, byte
     return output[0], output[1], status
 
 
-def drop(process: RestProcess) -> None:
-    """Close the caller's descriptors without reading."""
-    for fd in (process.stdin_fd, process.stdout_fd, process.stderr_fd):
-        if fd is not None:
-            os.close(fd)
+# --- Containers that are there already and stay ------------------------------------------------------
+
+
+class FixedContainer(Container):
+    """One that is neither watched nor counted."""
+
+    def __init__(self, id: str) -> None:
+        self.id, self.memory, self.live = id, None, 0
+
+    def mark_dead(self) -> None:
+        """Nothing to do."""
+
+
+class FixedContainers(Containers):
+    """One container per slot."""
+
+    def __init__(self, containers: Sequence[str]) -> None:
+        self._containers = [FixedContainer(id) for id in containers]
+
+    def take(self, index: int) -> FixedContainer:
+        """The container of this slot."""
+        return self._containers[index % len(self._containers)]
+
+    async def kill(self) -> None:
+        """They stay: whoever made them ends them."""
 
 
 # --- A real Podman -----------------------------------------------------------------------------------

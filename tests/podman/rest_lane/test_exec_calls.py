@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from fastclaw.podman.rest_lane.rest import RestLane
     from tests.podman.conftest import EngineService
     from tests.podman.rest_lane.rest_rig import Engine
 
@@ -238,13 +237,6 @@ def calls(rest_engine: Engine) -> Iterator[ExecCalls]:
     made = ExecCalls(rest_engine.url, 10_000)
     yield made
     made.close()
-
-
-@pytest.mark.podman
-async def test_an_unknown_user_is_an_error(any_lane: RestLane) -> None:
-    with pytest.raises(ExecFailed) as caught:
-        await any_lane.start(spec("true", user="nobodyx"), 0)
-    assert caught.value.reason == "unknown_user"
 
 
 @pytest.mark.podman

@@ -65,6 +65,7 @@ REFUSED: list[tuple[str, StartSpec, str]] = [
     ("missing interpreter", spec("/bin/badinterp"), "not_found"),
     ("missing working_dir", spec("true", working_dir="/nope"), "bad_working_dir"),
     ("working_dir is a file", spec("true", working_dir="/plain"), "bad_working_dir"),
+    ("an unknown user", spec("true", user="nobodyx"), "unknown_user"),
     ("huge argv", spec("true", *["a" * 100_000] * 40), "too_long"),
 ]
 

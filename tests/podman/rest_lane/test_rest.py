@@ -9,9 +9,8 @@ import asyncio
 import hashlib
 import os
 import signal
-import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,7 +18,8 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane.stdin import StdinHelpers
-from fastclaw.processes.lane import ExitStatus
+from fastclaw.processes.lane import Collected, Collection, ExitStatus
+from fastclaw.processes.relayed_streams import Collector
 from tests.podman.rest_lane.rest_rig import (
     NO_CONTAINER,
     SESSION,
@@ -28,7 +28,6 @@ from tests.podman.rest_lane.rest_rig import (
     answer,
     answering,
     complete,
-    drop,
     fake_engine,
     frame,
     grace,
@@ -40,7 +39,7 @@ from tests.podman.rest_lane.rest_rig import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fastclaw.podman.rest_lane.rest import RestLane
+    from fastclaw.podman.rest_lane.rest import RestLane, RestProcess
     from fastclaw.processes.lane import StartSpec
 
 REFUSED: list[tuple[str, StartSpec, str]] = [
@@ -126,7 +125,7 @@ async def test_a_reader_that_never_reads_leaves_others_alone(lane: RestLane) -> 
     assert (await complete(process))[0] == b"fine\n"
     await stuck.end_tree(grace())
     assert (await asyncio.wait_for(stuck.exited, 10)).exit_code == 128 + signal.SIGKILL
-    drop(stuck)
+    stuck.close_streams()
     await stuck.aclose()
 
 
@@ -138,7 +137,7 @@ async def test_a_tree_with_a_new_session_is_ended(lane: RestLane) -> None:
     await lane.end_all([process], grace(0.2))
     assert process.exited.done()
     assert not marked(given_spec.process_id)
-    drop(process)
+    process.close_streams()
     await process.aclose()
 
 
@@ -155,7 +154,7 @@ async def test_a_cancelled_start_leaves_nothing(lane: RestLane, delay_ms: int) -
     if process is not None:  # it was faster than the cancellation
         await process.end_tree(grace())
         await process.exited
-        drop(process)
+        process.close_streams()
         await process.aclose()
     assert not marked(given_spec.process_id)
 
@@ -173,22 +172,100 @@ async def test_a_hundred_at_once_give_their_own_bytes_and_codes(lane: RestLane) 
     await asyncio.gather(*(one(number) for number in range(100)))
 
 
+# --- Runs ------------------------------------------------------------------------------------------
+
+
+async def ran(lane: RestLane, *cmd: str, data: bytes | None = None, **more: Any) -> tuple[RestProcess, Collected]:
+    """A run to its end, given back."""
+    fields = {name: more.pop(name) for name in ("merge_stderr", "orphans") if name in more}
+    process = await lane.run(spec(*cmd, stdin=data is not None, **fields), Collection(input=data or b"", **more), 0)
+    assert process.collected is not None
+    async with asyncio.timeout(20):
+        result = await process.collected
+    return process, result
+
+
+async def give_back(process: RestProcess) -> None:
+    assert process.streams_ended is not None
+    async with asyncio.timeout(20):
+        await process.streams_ended
+    await process.aclose()
+
+
+@pytest.mark.podman
+async def test_output_errors_and_code(lane: RestLane) -> None:
+    process, result = await ran(lane, "sh", "-c", "cat; echo bad >&2; exit 3", data=b"in")
+    assert (result.stdout.head, result.stderr.head, result.status.exit_code) == (b"in", b"bad\n", 3)
+    await give_back(process)
+
+
+@pytest.mark.podman
+async def test_much_of_both_ways(lane: RestLane) -> None:
+    data = os.urandom(4 << 20)
+    process, result = await ran(lane, "cat", data=data, output_limit=len(data))
+    assert result.stdout.head + result.stdout.tail == data
+    await give_back(process)
+
+
+@pytest.mark.podman
+async def test_what_a_command_leaves_running_lives_or_ends_with_it(lane: RestLane) -> None:
+    script = "setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo up"
+    for orphans, left in (("keep", 1), ("kill", 0)):
+        begun = spec("sh", "-c", script, orphans=orphans)
+        process = await lane.start(begun, 0)
+        assert (await complete(process))[0] == b"up\n"  # which waits for the orphans' end
+        assert len(marked(begun.process_id)) == left
+        if left:
+            await process.end_tree(grace())
+
+
+@pytest.mark.podman
+async def test_both_streams_in_one(lane: RestLane) -> None:
+    begun = spec("sh", "-c", "echo out; echo err >&2", merge_stderr=True)
+    out, err, _ = await complete(await lane.start(begun, 0))
+    assert (sorted(out.splitlines()), err) == ([b"err", b"out"], b"")
+
+
+@pytest.mark.podman
+async def test_a_run_over_its_limit_is_ended(lane: RestLane) -> None:
+    process, result = await ran(lane, "yes", output_limit=1000, on_limit="kill")
+    assert (result.limited, len(result.stdout.head + result.stdout.tail)) == (True, 1000)
+    await give_back(process)
+
+
+@pytest.mark.podman
+async def test_a_run_whose_streams_cannot_be_watched_leaves_nothing(
+    lane: RestLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Collector) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Collector, "_start", refuse)
+    begun = spec("sleep", "1000")
+    with pytest.raises(OSError, match="No space"):
+        await lane.run(begun, Collection(), 0)
+    assert not marked(begun.process_id)
+
+
 # --- Engines that misbehave ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", ["create", "start", "inspect"])
 @pytest.mark.parametrize(
-    ("fault", "reason"),
+    ("wire", "close", "reason"),
     [
-        ("silence", "engine_timeout"),
-        ("garbage", "engine_error"),
-        ("cut", "engine_error"),
-        ("nonsense", "engine_error"),
-        ("close", "engine_unavailable"),
-        ("refuse", "container_gone"),
+        (b"", False, "engine_timeout"),
+        (b"SSH-2.0-x\r\n\r\n", False, "engine_error"),
+        (b"HTTP/1.1 200 O", True, "engine_error"),
+        (answer(201, b"[]"), False, "engine_error"),
+        (b"", True, "engine_unavailable"),
+        (NO_CONTAINER, False, "container_gone"),
     ],
+    ids=["silence", "garbage", "cut", "nonsense", "close", "refuse"],
 )
-async def test_a_broken_engine_is_an_error_in_time(short_dir: Path, step: str, fault: str, reason: str) -> None:
+async def test_a_broken_engine_is_an_error_in_time(
+    short_dir: Path, step: str, wire: bytes, close: bool, reason: str
+) -> None:
     """And what it may have started meanwhile is ended, by a second exec."""
 
     async def serve(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -197,33 +274,21 @@ async def test_a_broken_engine_is_an_error_in_time(short_dir: Path, step: str, f
         elif "killer" in request.line:
             writer.write(UPGRADED + frame(b"gone\n"))
             raise EOFError
-        elif request.step == step:
-            await misbehave(fault, writer)
-        else:
+        elif request.step != step:
             writer.write({"create": SESSION, "start": UPGRADED}.get(request.step) or state(running=True, pid=1))
+        else:
+            writer.write(wire)
+            await writer.drain()
+            if close:
+                raise EOFError
 
     async with fake_engine(short_dir, serve) as engine:
-        began = time.monotonic()
         with pytest.raises(ExecFailed) as caught:
-            await engine.lane.start(spec("true"), 0)
+            await asyncio.wait_for(engine.lane.start(spec("true"), 0), 2)
     assert caught.value.reason == reason
     assert caught.value.retryable == (reason != "engine_error")
-    assert time.monotonic() - began < 1
     asked_to_end = any("killer" in request.line for request in engine.asked)
-    assert asked_to_end == (step == "inspect" or (step == "start" and fault in ("silence", "close")))
-
-
-async def misbehave(fault: str, writer: asyncio.StreamWriter) -> None:
-    """One way to break an answer."""
-    if fault == "silence":
-        return
-    if fault == "close":
-        raise EOFError
-    wires = {"garbage": b"SSH-2.0-x\r\n\r\n", "cut": b"HTTP/1.1 200 O", "nonsense": answer(201, b"[]")}
-    writer.write(wires.get(fault) or NO_CONTAINER)
-    if fault == "cut":
-        await writer.drain()
-        raise EOFError
+    assert asked_to_end == (step == "inspect" or (step == "start" and not wire))
 
 
 async def test_an_engine_that_does_not_end_leftovers_either_is_an_error_in_time(

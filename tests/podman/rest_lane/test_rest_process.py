@@ -24,7 +24,6 @@ from fastclaw.podman.rest_lane.exec_calls import Started
 from fastclaw.podman.rest_lane.rest import RestLane, RestProcess
 from fastclaw.processes.lane import ExitStatus, Grace, ooms_from_now
 from fastclaw.processes.listeners import SocketDirectory
-from tests.podman.rest_lane.fixed_containers import FixedContainers
 from tests.podman.rest_lane.rest_rig import (
     NO_CONTAINER,
     NO_SESSION,
@@ -32,11 +31,11 @@ from tests.podman.rest_lane.rest_rig import (
     SESSION,
     UPGRADED,
     FakeEngine,
+    FixedContainers,
     answer,
     answering,
     complete,
     container_state,
-    drop,
     fake_engine,
     frame,
     grace,
@@ -335,7 +334,7 @@ async def stand_in(
             try:
                 yield process, engines
             finally:
-                drop(process)
+                process.close_streams()
                 await process.aclose()
 
 

@@ -16,8 +16,7 @@ import pytest
 
 from fastclaw.linux import proc
 from fastclaw.linux.sockets import wait_readable
-from tests.balance import open_descriptors
-from tests.podman.rest_lane.rest_rig import complete, drop, grace, marked, spec
+from tests.podman.rest_lane.rest_rig import complete, grace, marked, spec
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from fastclaw.podman.rest_lane.rest import RestLane, RestProcess
     from fastclaw.podman.rest_lane.stdin import Input
-    from tests.podman.rest_lane.rest_rig import Engine
 
 pytestmark = pytest.mark.podman
 
@@ -122,7 +120,7 @@ async def test_a_command_that_locks_its_stdin_stops_nobody_else(lane: RestLane, 
         await process.end_tree(grace())
         assert (await asyncio.wait_for(process.exited, 10)).exit_code == 128 + signal.SIGKILL
         assert not marked(process._marker)
-        drop(process)
+        process.close_streams()
         await process.aclose()
         await until(lambda: not helper_states(lane))
     assert time.monotonic() - began < HOLD_S
@@ -140,7 +138,7 @@ async def test_what_a_command_left_locks_its_stdin(lane: RestLane, stdin_lock: b
         assert (await asyncio.wait_for(process.exited, 5)).exit_code == 3
         feed(process)
         await until(lambda: b"D" in helper_states(lane))
-        drop(process)
+        process.close_streams()
         await process.aclose()
         other = await lane.start(spec("cat", stdin=True), 0)
         assert (await complete(other, b"fine"))[0] == b"fine"
@@ -149,43 +147,6 @@ async def test_what_a_command_left_locks_its_stdin(lane: RestLane, stdin_lock: b
         assert not marked(process._marker)
         await until(lambda: not helper_states(lane))
     assert time.monotonic() - began < HOLD_S
-
-
-async def test_the_lane_ends_while_a_pipe_is_locked(rest_engine: Engine, stdin_lock: bytes) -> None:
-    """Nobody waits for the helper that hangs in it."""
-    lane = rest_engine.lane()
-    program = await bring(lane, stdin_lock)
-    process = await lane.start(spec(program, "reading", str(HOLD_S), stdin=True), 0)
-    assert await wait_readable(process.stdout_fd, 5_000)
-    await locked(process)
-    feed(process)
-    await until(lambda: b"D" in helper_states(lane))
-    drop(process)
-    began = time.monotonic()
-    async with a_live_loop():
-        await process.aclose()
-        await lane.aclose()
-        assert time.monotonic() - began < SOON_S
-        await process.end_tree(grace())
-    assert not marked(process._marker)
-
-
-async def test_fastclaw_holds_nothing_of_the_engines_pipe(lane: RestLane) -> None:
-    process = await lane.start(spec("cat", stdin=True), 0)
-    assert os.readlink(f"/proc/{process._pid}/fd/0") not in open_descriptors().values()
-    assert (await complete(process, b"x"))[0] == b"x"
-
-
-async def test_a_command_that_closes_its_stdin_breaks_it(lane: RestLane) -> None:
-    process = await lane.start(spec("sh", "-c", "read go; exec <&-; echo closed; sleep 60", stdin=True), 0)
-    assert process.stdin_fd is not None
-    os.write(process.stdin_fd, b"go\n")
-    assert await wait_readable(process.stdout_fd, 5_000)
-    await until(lambda: not helper_states(lane))
-    with pytest.raises(BrokenPipeError):
-        os.write(process.stdin_fd, b"x")
-    await process.end_tree(grace())
-    await complete(process)
 
 
 async def test_input_for_a_command_that_ends_meanwhile_costs_none_of_its_output(

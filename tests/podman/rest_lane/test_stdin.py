@@ -18,6 +18,7 @@ from fastclaw import limits
 from fastclaw.linux import proc
 from fastclaw.podman.rest_lane.stdin import Input, StdinHelpers
 from tests.balance import balanced, open_descriptors
+from tests.podman.rest_lane.rest_rig import write_all
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -79,17 +80,6 @@ def helper_pids(server: int) -> list[int]:
 def state(pid: int) -> bytes:
     """One letter, by proc_pid_stat(5)."""
     return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
-
-
-async def write_all(fd: int, data: bytes) -> None:
-    """Whenever there is room; closes it."""
-    left = memoryview(data)
-    while left:
-        try:
-            left = left[os.write(fd, left) :]
-        except BlockingIOError:
-            await asyncio.sleep(0.001)
-    os.close(fd)
 
 
 def fill(fd: int) -> int:
