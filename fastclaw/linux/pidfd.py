@@ -20,18 +20,6 @@ _PIDFD_INFO_EXIT = 1 << 3
 _PIDFD_GET_INFO = (3 << 30) | (_INFO.size << 16) | (0xFF << 8) | 11  # _IOWR(PIDFS_IOCTL_MAGIC, 11, 64 bytes)
 
 
-def open_pidfd(pid: int) -> int | None:
-    """A close-on-exec pidfd, or None where the process is gone already.
-
-    Raises:
-        OSError: no descriptors left, or a kernel without pidfds.
-    """
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-
-
 def send_signal(pidfd: int, pid: int, signum: int, *, group: bool = False) -> None:
     """To the process, if it is there.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.linux import pidfd
-from fastclaw.linux.pidfd import open_pidfd, send_signal, wait_status
+from fastclaw.linux.pidfd import send_signal, wait_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,7 @@ ENDS = [("exit 0", 0), ("exit 7", 7 << 8), ("exit 255", 255 << 8), ("kill -TERM 
 def child(script: str) -> Iterator[tuple[int, int]]:
     """Its pid and pidfd; it waits for its stdin to end first."""
     with subprocess.Popen(["sh", "-c", f"read x; {script}"], stdin=subprocess.PIPE) as process:
-        fd = open_pidfd(process.pid)
-        assert fd is not None
+        fd = os.pidfd_open(process.pid)
         try:
             yield process.pid, fd
         finally:
@@ -41,8 +40,7 @@ def child(script: str) -> Iterator[tuple[int, int]]:
 def zombie(script: str) -> Iterator[tuple[int, int]]:
     """One that has ended and was not reaped."""
     with subprocess.Popen(["sh", "-c", script]) as process:
-        fd = open_pidfd(process.pid)
-        assert fd is not None
+        fd = os.pidfd_open(process.pid)
         try:
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             yield process.pid, fd
@@ -61,22 +59,6 @@ def kernel(request: pytest.FixtureRequest) -> None:
     """Both kinds."""
     if request.param == "older":
         request.getfixturevalue("older_kernel")
-
-
-def test_a_pidfd_is_not_inherited() -> None:
-    with child("exit 0") as (_, fd):
-        assert not os.get_inheritable(fd)
-
-
-def test_there_is_none_of_what_is_gone() -> None:
-    with subprocess.Popen(["true"]) as process:
-        pass
-    assert open_pidfd(process.pid) is None
-
-
-def test_a_pid_that_cannot_be_is_an_error() -> None:
-    with pytest.raises(OSError, match="Invalid argument"):
-        open_pidfd(0)
 
 
 def test_what_runs_has_no_status() -> None:
@@ -119,8 +101,7 @@ def test_a_name_with_blanks_and_parentheses_moves_no_field(older_kernel: None, t
     name = ") R 1 (x"  # comm holds 15 bytes
     os.symlink("/bin/sh", f"{tmp_path}/{name}")
     with subprocess.Popen([f"{tmp_path}/{name}", "-c", "exit 5"]) as process:
-        fd = open_pidfd(process.pid)
-        assert fd is not None
+        fd = os.pidfd_open(process.pid)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert wait_status(fd, process.pid) == 5 << 8
         os.close(fd)

@@ -34,7 +34,7 @@ import orjson
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.linux.executable import Finding, interpreter_of, loader_of, why_refused
-from fastclaw.linux.pidfd import open_pidfd, wait_status
+from fastclaw.linux.pidfd import wait_status
 from fastclaw.linux.proc import has_variable
 from fastclaw.linux.sockets import is_readable
 from fastclaw.podman.rest_lane import engine_errors
@@ -320,7 +320,9 @@ async def confirm(
 
 def _hold(pid: int) -> int | None:
     try:
-        return open_pidfd(pid)
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
     except OSError as error:
         raise ExecFailed(f"no pidfd for the process: {error.strerror}", "io_error") from error
 

@@ -331,7 +331,7 @@ async def test_no_descriptor_for_a_pidfd(short_dir: Path, monkeypatch: pytest.Mo
     def none_left(pid: int) -> Any:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("fastclaw.podman.rest_lane.exec_calls.open_pidfd", none_left)
+    monkeypatch.setattr(os, "pidfd_open", none_left)
     with pytest.raises(ExecFailed, match="Too many open files") as caught:
         await local_proof(short_dir, spec("x"), os.getpid())
     assert caught.value.reason == "io_error"

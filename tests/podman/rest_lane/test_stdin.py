@@ -66,6 +66,18 @@ async def opened(helpers: StdinHelpers, process: subprocess.Popen[bytes]) -> Inp
     return entry
 
 
+def give_back(entry: Input) -> None:
+    """No more input."""
+    os.close(entry.fd)
+    entry.close()
+
+
+async def read(process: subprocess.Popen[bytes]) -> bytes:
+    """All that it says."""
+    assert process.stdout is not None
+    return await asyncio.to_thread(process.stdout.read)
+
+
 def server_of(helpers: StdinHelpers) -> int:
     """The pid of the process that makes them."""
     assert helpers._server is not None
@@ -126,8 +138,7 @@ async def test_we_hold_nothing_of_the_strangers_pipe() -> None:
             assert os.readlink(f"/proc/{process.pid}/fd/0") not in open_descriptors().values()
             assert not os.get_inheritable(entry.fd)
             assert not os.get_blocking(entry.fd)
-            os.close(entry.fd)
-            entry.close()
+            give_back(entry)
 
 
 async def test_what_was_written_before_the_end_arrives() -> None:
@@ -137,10 +148,8 @@ async def test_what_was_written_before_the_end_arrives() -> None:
             with a_process("sh", "-c", "sleep 0.01; cat") as process:
                 entry = await opened(helpers, process)
                 os.write(entry.fd, bytes(65_536))
-                os.close(entry.fd)
-                entry.close()
-                assert process.stdout is not None
-                assert len(await asyncio.to_thread(process.stdout.read)) == 65_536
+                give_back(entry)
+                assert len(await read(process)) == 65_536
 
 
 async def test_a_process_that_reads_no_more_is_noticed_without_a_byte() -> None:
@@ -151,8 +160,7 @@ async def test_a_process_that_reads_no_more_is_noticed_without_a_byte() -> None:
             await until(lambda: not helper_pids(server_of(helpers)))
             with pytest.raises(BrokenPipeError):
                 os.write(entry.fd, b"x")
-            os.close(entry.fd)
-            entry.close()
+            give_back(entry)
 
 
 async def test_a_process_that_ends_with_input_unread_breaks_it() -> None:
@@ -162,8 +170,7 @@ async def test_a_process_that_ends_with_input_unread_breaks_it() -> None:
             fill(entry.fd)
             process.kill()
             await broken(entry.fd)
-            os.close(entry.fd)
-            entry.close()
+            give_back(entry)
 
 
 async def test_a_slow_reader_is_waited_for() -> None:
@@ -179,8 +186,7 @@ async def test_a_slow_reader_is_waited_for() -> None:
             assert total <= 4 * 65_536  # two pipes, what the helper holds, what cat holds
             process.send_signal(signal.SIGCONT)
             os.close(entry.fd)
-            assert process.stdout is not None
-            assert len(await asyncio.to_thread(process.stdout.read)) == total
+            assert len(await read(process)) == total
             entry.close()
 
 
@@ -229,8 +235,7 @@ async def test_a_pipe_that_is_locked_later_stops_only_its_helper() -> None:
             beside = await opened(helpers, other)
             os.write(beside.fd, b"fine")
             os.close(beside.fd)
-            assert other.stdout is not None
-            assert await asyncio.to_thread(other.stdout.read) == b"fine"
+            assert await read(other) == b"fine"
             os.close(entry.fd)
             for one in (entry, beside):
                 one.close()
@@ -269,10 +274,8 @@ async def test_a_server_that_is_killed_is_replaced_and_its_helpers_go_on(monkeyp
             assert server_of(helpers) != server
             for entry, process in ((before, first), (after, second)):
                 os.write(entry.fd, b"fine")
-                os.close(entry.fd)
-                entry.close()
-                assert process.stdout is not None
-                assert await asyncio.to_thread(process.stdout.read) == b"fine"
+                give_back(entry)
+                assert await read(process) == b"fine"
 
 
 async def test_a_caller_that_is_cancelled_leaves_nothing() -> None:
@@ -287,8 +290,7 @@ async def test_a_caller_that_is_cancelled_leaves_nothing() -> None:
                 with suppress(asyncio.CancelledError):
                     entry = await opening
                     assert entry is not None
-                    os.close(entry.fd)
-                    entry.close()
+                    give_back(entry)
             await until(lambda: not helper_pids(server_of(helpers)))
 
 
@@ -338,8 +340,7 @@ async def warm_up(helpers: StdinHelpers) -> None:
     """Have the server up."""
     with a_process("cat") as process:
         entry = await opened(helpers, process)
-        os.close(entry.fd)
-        entry.close()
+        give_back(entry)
     await until(lambda: not helper_pids(server_of(helpers)))
 
 
