@@ -1,48 +1,49 @@
-"""When a container is followed by a fresh one. Counts in, decisions out.
+"""When something that ended is started again: soon where it had proven itself, else later and later. Has no clock."""
 
-An engine keeps every exec session in the container's record and rewrites it whole at each step of each exec (Podman
-4.3.1: 26 starts/s on a fresh container, 12 on one with 1 100 sessions), so a container serves a number of execs and
-then drains. A container that died is followed at once, and ever later if its successors die too.
-"""
+from collections.abc import Callable
 
 from fastclaw import limits
 
 
-class Rotation:
-    """One container's use.
+class Backoff:
+    """The pause before the next start of one thing that is kept running.
+
+    Parameters:
+        now: the time, in seconds.
+        forgiven: failures at the beginning that cost the first pause only.
 
     Attributes:
-        live: processes and starts that need it.
-        started: execs it has been given.
+        failures: in a row, since it last was up for `limits.REVIVE_PROVEN_MS`.
     """
 
-    __slots__ = ("live", "started")
+    __slots__ = ("_now", "_up_since", "failures")
 
-    def __init__(self) -> None:
-        self.live = 0
-        self.started = 0
+    def __init__(self, now: Callable[[], float], forgiven: int = 0) -> None:
+        self._now = now
+        self._up_since: float | None = None
+        self.failures = -forgiven
 
-    def take(self) -> None:
-        """One more exec."""
-        self.live += 1
-        self.started += 1
+    def came_up(self) -> None:
+        """It has been started."""
+        self._up_since = self._now()
 
-    def give_back(self) -> None:
-        """One exec is over."""
-        self.live -= 1
+    def ended(self) -> None:
+        """It has ended, or could not be started. One that was up for long enough has not failed."""
+        up_since, self._up_since = self._up_since, None
+        is_proven = up_since is not None and (self._now() - up_since) * 1000 >= limits.REVIVE_PROVEN_MS
+        self.failures = 0 if is_proven else self.failures + 1
+
+    def failed(self) -> None:
+        """A successor did not come up; nothing is said of what may still be up."""
+        self.failures += 1
 
     @property
-    def is_worn(self) -> bool:
-        """Whether it should be followed by a fresh one."""
-        return self.started >= limits.EXECS_PER_CONTAINER
-
-    @property
-    def is_drained(self) -> bool:
-        """Whether no exec needs it."""
-        return self.live == 0
+    def pause_s(self) -> float:
+        """Seconds before the next attempt."""
+        return pause_s(self.failures)
 
 
-def revival_delay_s(failures: int) -> float:
-    """Seconds before the next attempt to replace a container, after `failures` that did not last."""
-    delay: float = limits.REVIVE_FIRST_MS / 1000 * 2 ** min(failures, 30)
-    return min(delay, limits.REVIVE_LAST_MS / 1000)
+def pause_s(failures: int) -> float:
+    """Seconds before the next attempt after so many failures: doubled each time, up to `limits.REVIVE_LAST_MS`."""
+    pause: float = limits.REVIVE_FIRST_MS / 1000 * 2 ** min(max(failures, 0), 30)
+    return min(pause, limits.REVIVE_LAST_MS / 1000)

@@ -72,7 +72,6 @@ class Container:
         id: its full id; empty before `start`.
         is_local: its processes are this host's.
         alive: as far as is known.
-        started_at: when it came up, on the loop's clock.
         memory: its memory and what was killed for want of it, where its processes are this host's.
         execs, live: on the REST lane: how many execs it has been given, and how many of them are not over.
     """
@@ -100,7 +99,6 @@ class Container:
         self.id = ""
         self.is_local = False
         self.alive = False
-        self.started_at = 0.0
         self.memory: MemoryWatch | None = None
         self.execs = self.live = 0
 
@@ -123,7 +121,6 @@ class Container:
         self._pids = PidsLimit(group_of(state.pid, "pids"), self.id, self._commands)
         await self._came_up(state.pid)
         self.alive = True
-        self.started_at = asyncio.get_running_loop().time()
         self._watch(state.pid)
 
     def _why_ended(self) -> str:

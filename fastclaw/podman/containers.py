@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError
-from fastclaw.linux.restart import revival_delay_s
+from fastclaw.linux.restart import Backoff
 from fastclaw.podman.container import Container, SpawnerContainer
 from fastclaw.spawner.spawner_host import HostSlot, SpawnerHost
 
@@ -39,7 +39,7 @@ class Slot(Generic[C]):
 
     Attributes:
         container: the one in use, dead or alive; None before `start`.
-        failures: containers in a row that did not last, or did not come up.
+        backoff: counts the containers in a row that did not last, or did not come up.
         replacing: brings a successor up.
     """
 
@@ -50,11 +50,11 @@ class Slot(Generic[C]):
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self.container: C | None = None
-        self.failures = 0
+        self.backoff = Backoff(self._loop.time)
         self.replacing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.container!r} of {len(self._all)}, {self.failures} failures>"
+        return f"<{type(self).__name__} {self.container!r} of {len(self._all)}, {self.backoff.failures} failures>"
 
     def __len__(self) -> int:
         return 1
@@ -92,6 +92,7 @@ class Slot(Generic[C]):
         except BaseException:
             await self._remove(container)
             raise
+        self.backoff.came_up()
         previous, self.container = self.container, container
         if previous is not None:
             self._own(self._retire(previous))
@@ -130,8 +131,7 @@ class Slot(Generic[C]):
         if self.container is not container or self._closed:
             return
         logger.warning("container %s is gone; replacing it", container.id[:12])
-        lived_s = self._loop.time() - container.started_at
-        self.failures = 0 if lived_s * 1000 >= limits.REVIVE_PROVEN_MS else self.failures + 1
+        self.backoff.ended()
         self._replace()
 
     def _replace(self) -> None:
@@ -141,14 +141,14 @@ class Slot(Generic[C]):
     async def _succeed(self) -> None:
         try:
             if self.usable is None:
-                await asyncio.sleep(revival_delay_s(self.failures))
+                await asyncio.sleep(self.backoff.pause_s)
             while not self._closed:
                 try:
                     await self.start()
                     return
                 except FastclawError as error:
-                    self.failures += 1
-                    pause = revival_delay_s(self.failures)
+                    self.backoff.failed()
+                    pause = self.backoff.pause_s
                     # As text: a log record that is kept must not keep the error's frames and their descriptors.
                     logger.warning("no new container (%s); trying again in %g s", str(error), pause)
                     await asyncio.sleep(pause)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux.helper import Child, start_on_a_socket
-from fastclaw.linux.restart import revival_delay_s
+from fastclaw.linux.restart import Backoff
 from fastclaw.spawner import frames, users
 from fastclaw.spawner.link import greet
 from fastclaw.spawner.templates import Templates
@@ -101,6 +101,9 @@ class LocalHost(SpawnerHost, HostSlot):
     Parameters:
         plans: templates that come up with every spawner.
         collect_bytes: what all runs together may collect.
+
+    Attributes:
+        backoff: counts the spawners in a row that did not last.
     """
 
     def __init__(self, plans: Plans | None = None, collect_bytes: int = limits.RUN_OUTPUT_BYTES) -> None:
@@ -110,8 +113,7 @@ class LocalHost(SpawnerHost, HostSlot):
         self.identity = None
         self._child: Child | None = None
         self._reviving: asyncio.Task[None] | None = None
-        self._failures = 0
-        self._started_at = 0.0
+        self.backoff = Backoff(asyncio.get_running_loop().time)
 
     async def start(self) -> None:
         """Bring the spawner up.
@@ -146,28 +148,26 @@ class LocalHost(SpawnerHost, HostSlot):
             self.spawner.close()
             await self._end_child()
             raise
-        self._started_at = asyncio.get_running_loop().time()
+        self.backoff.came_up()
 
     def _on_end(self) -> None:
         """It was killed. What it kept is reported gone; the next one comes up, at growing intervals if they die too."""
         logger.warning("the spawner has ended; starting another")
         if self._reviving is not None and not self._reviving.done():
             return  # one is being started, which goes on
-        loop = asyncio.get_running_loop()
-        has_proved = (loop.time() - self._started_at) * 1000 >= limits.REVIVE_PROVEN_MS
-        self._failures = 0 if has_proved else self._failures + 1
-        self._reviving = loop.create_task(self._revive())
+        self.backoff.ended()
+        self._reviving = asyncio.get_running_loop().create_task(self._revive())
 
     async def _revive(self) -> None:
         await self._close_templates()
         await self._end_child()
         while True:
-            await asyncio.sleep(revival_delay_s(self._failures))
+            await asyncio.sleep(self.backoff.pause_s)
             try:
                 await self.start()
                 return
             except StartFailed as error:
-                self._failures += 1
+                self.backoff.failed()
                 logger.warning("no spawner (%s); trying again", str(error))
 
     async def identify(self, user: str) -> frames.Identity | None:

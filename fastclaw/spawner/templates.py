@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
-from fastclaw.linux.restart import revival_delay_s
+from fastclaw.linux.restart import Backoff
 from fastclaw.linux.rlimits import rlimits
 from fastclaw.processes.lane import Collection, Grace, StartSpec
 from fastclaw.spawner import frames
@@ -365,20 +365,19 @@ class SupervisedTemplate:
         return env
 
     async def _supervise(self) -> None:
-        failures = 0
+        backoff = Backoff(self._loop.time)
         while True:
             if self._instance is not None:
-                began = self._loop.time()
+                backoff.came_up()
                 await asyncio.shield(self._instance.process.exited)
                 self._instance = None
                 logger.warning("template %r has ended; starting it again", self._name)
-                proven = (self._loop.time() - began) * 1000 >= limits.REVIVE_PROVEN_MS
-                failures = 0 if proven else failures + 1
-            await asyncio.sleep(revival_delay_s(failures))
+                backoff.ended()
+            await asyncio.sleep(backoff.pause_s)
             try:
                 self._instance = await self._bring_up()
             except FastclawError as error:
-                failures += 1
+                backoff.failed()
                 logger.warning("%s; trying again", str(error))
 
     async def fork(self, spec: StartSpec, collection: Collection | None) -> ForkedProcess:

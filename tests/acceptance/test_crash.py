@@ -18,7 +18,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.owner import start_time
-from fastclaw.linux.restart import revival_delay_s
+from fastclaw.linux.restart import pause_s
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from fastclaw.runtime import InitializeParams
@@ -378,7 +378,7 @@ async def test_containers_that_keep_dying_come_back_later_and_later(
         began = time.monotonic()
         await becomes(client, "degraded")
         await becomes(client, "healthy")
-        assert time.monotonic() - began >= revival_delay_s(failures)
+        assert time.monotonic() - began >= pause_s(failures)
         assert await _code(client, "exit 7") == 7
 
 

@@ -1,41 +1,65 @@
-"""When a container is followed by a fresh one."""
+"""How long it takes until what ended is started again."""
 
 import itertools
 
-import pytest
-
 from fastclaw import limits
-from fastclaw.linux.restart import Rotation, revival_delay_s
+from fastclaw.linux.restart import Backoff, pause_s
+
+FIRST_S, LAST_S, PROVEN_S = (
+    number / 1000 for number in (limits.REVIVE_FIRST_MS, limits.REVIVE_LAST_MS, limits.REVIVE_PROVEN_MS)
+)
 
 
-def test_a_fresh_one_is_neither_worn_nor_in_use() -> None:
-    rotation = Rotation()
-    assert (rotation.is_worn, rotation.is_drained) == (False, True)
+class Life:
+    """Something that is started, lives for a while and ends, on a clock of its own."""
 
+    def __init__(self, forgiven: int = 0) -> None:
+        self._now = 0.0
+        self.backoff = Backoff(lambda: self._now, forgiven)
 
-def test_use_wears_it_and_giving_back_does_not_mend_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EXECS_PER_CONTAINER", 3)
-    rotation = Rotation()
-    for turn in range(1, 4):
-        rotation.take()
-        assert (rotation.is_worn, rotation.is_drained) == (turn == 3, False)
-        rotation.give_back()
-    assert (rotation.is_worn, rotation.is_drained) == (True, True)
-
-
-def test_it_is_drained_when_the_last_one_is_over() -> None:
-    rotation = Rotation()
-    rotation.take()
-    rotation.take()
-    rotation.give_back()
-    assert not rotation.is_drained
-    rotation.give_back()
-    assert rotation.is_drained
+    def lives(self, seconds: float) -> float:
+        """The pause after it."""
+        self.backoff.came_up()
+        self._now += seconds
+        self.backoff.ended()
+        return self.backoff.pause_s
 
 
 def test_pauses_double_up_to_the_longest() -> None:
-    delays = [revival_delay_s(failures) for failures in range(12)]
-    assert delays[0] == limits.REVIVE_FIRST_MS / 1000
-    assert all(later in (2 * one, limits.REVIVE_LAST_MS / 1000) for one, later in itertools.pairwise(delays))
-    assert delays[-1] == limits.REVIVE_LAST_MS / 1000
-    assert revival_delay_s(10**9) == limits.REVIVE_LAST_MS / 1000
+    delays = [pause_s(failures) for failures in range(12)]
+    assert delays[0] == FIRST_S
+    assert all(later in (2 * one, LAST_S) for one, later in itertools.pairwise(delays))
+    assert delays[-1] == LAST_S
+    assert pause_s(10**9) == LAST_S
+
+
+def test_what_comes_up_and_dies_is_started_later_and_later() -> None:
+    """A spawner that came up and died at once was started every 100 ms for ever."""
+    life = Life()
+    assert [life.lives(0.1) for _ in range(3)] == [2 * FIRST_S, 4 * FIRST_S, 8 * FIRST_S]
+    assert [life.lives(PROVEN_S - 0.1) for _ in range(20)][-1] == LAST_S
+
+
+def test_what_was_up_for_long_is_started_soon() -> None:
+    life = Life()
+    assert [life.lives(seconds) for seconds in (0, 0, PROVEN_S, 0)] == [2 * FIRST_S, 4 * FIRST_S, FIRST_S, 2 * FIRST_S]
+
+
+def test_the_first_failures_may_be_forgiven() -> None:
+    life = Life(forgiven=1)
+    assert [life.lives(0) for _ in range(3)] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
+
+
+def test_a_successor_that_fails_is_a_failure_whatever_was_up_before() -> None:
+    life = Life()
+    life.lives(PROVEN_S)
+    life.backoff.failed()
+    life.backoff.ended()  # it never was up again
+    assert life.backoff.failures == 2
+
+
+def test_a_failed_successor_takes_nothing_from_what_is_still_up() -> None:
+    life = Life()
+    life.backoff.came_up()
+    life.backoff.failed()
+    assert life.lives(PROVEN_S) == FIRST_S

@@ -13,7 +13,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
-from fastclaw.linux.restart import revival_delay_s
+from fastclaw.linux.restart import pause_s
 from fastclaw.podman.container import Container
 from fastclaw.podman.containers import Containers, SpawnerSlot
 from fastclaw.podman.rest_lane.rest import RestLane
@@ -239,12 +239,12 @@ async def test_pauses_grow_while_successors_fail(
 async def test_the_first_failure_counts_from_the_last_that_lasted(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     slot = yard.containers.slots[0]
     await yard.kill_from_outside()
-    await until(lambda: slot.failures == 1 and yard.usable() == 1)
+    await until(lambda: slot.backoff.failures == 1 and yard.usable() == 1)
     await yard.kill_from_outside()
-    await until(lambda: slot.failures == 2 and yard.usable() == 1)
+    await until(lambda: slot.backoff.failures == 2 and yard.usable() == 1)
     monkeypatch.setattr(limits, "REVIVE_PROVEN_MS", 0)
     await yard.kill_from_outside()
-    await until(lambda: slot.failures == 0 and yard.usable() == 1)
+    await until(lambda: slot.backoff.failures == 0 and yard.usable() == 1)
 
 
 async def test_the_pause_before_a_revival_is_the_one_announced(
@@ -256,7 +256,7 @@ async def test_the_pause_before_a_revival_is_the_one_announced(
     await yard.kill_from_outside()
     await until(lambda: len(caplog.records) >= 3)
     one, two = [record for record in caplog.records if record.msg.startswith("no new container")][:2]
-    assert revival_delay_s(2) <= two.created - one.created < 2 * revival_delay_s(2)
+    assert pause_s(2) <= two.created - one.created < 2 * pause_s(2)
 
 
 @pytest.mark.parametrize("stage", ["creating", "starting"])

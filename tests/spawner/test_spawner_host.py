@@ -380,23 +380,18 @@ async def test_health() -> None:
 
 
 async def test_a_spawner_that_dies_again_and_again_is_followed_later_and_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    failures: list[int] = []
-
-    def delay_s(count: int) -> float:
-        failures.append(count)
-        return 0.0
-
-    monkeypatch.setattr(spawner_host, "revival_delay_s", delay_s)
+    monkeypatch.setattr(limits, "REVIVE_FIRST_MS", 1)
     async with a_host() as (host, lane):
-        for _ in range(3):
+
+        async def failures_after_a_death() -> int:
             died = host.pid
             os.kill(died, signal.SIGKILL)
-            await until(lambda: host.spawner.alive and host.pid != died)  # noqa: B023 - called at once
-        assert failures == [1, 2, 3]
+            await until(lambda: host.spawner.alive and host.pid != died)
+            return host.backoff.failures
+
+        assert [await failures_after_a_death() for _ in range(3)] == [1, 2, 3]
         monkeypatch.setattr(limits, "REVIVE_PROVEN_MS", 0)
-        os.kill(host.pid, signal.SIGKILL)
-        await until(lambda: len(failures) >= 4 and host.spawner.alive)
-        assert failures[3] == 0
+        assert await failures_after_a_death() == 0
         assert (await run(lane, "echo", "on"))[1] == b"on\n"
 
 

@@ -12,11 +12,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from fastclaw import limits, network_limits
+from fastclaw import network_limits
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.linux.helper import Helper
 from fastclaw.linux.packets import close_all
-from fastclaw.linux.restart import revival_delay_s
+from fastclaw.linux.restart import Backoff
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.accounting import Counters
 
@@ -50,7 +50,6 @@ class _Process:
 
     Attributes:
         pid: its own.
-        began: loop time of its start.
 
     Raises:
         OSError: it cannot be started.
@@ -66,7 +65,6 @@ class _Process:
             packet_bytes=network_limits.EGRESS_FRAME_BYTES,
         )
         self.pid = self._helper.pid
-        self.began = self._loop.time()
         self._grace_ms = network_limits.EGRESS_EXIT_MS
         self._late = self._loop.call_later(network_limits.EGRESS_READY_MS / 1000, self.give_up, "it does not come up")
 
@@ -139,7 +137,7 @@ class EgressProxy:
         self._last_id = 0
         self._process: _Process | None = None
         self._recovery: asyncio.Task[None] | None = None
-        self._failures = 0
+        self._backoff = Backoff(self._loop.time, forgiven=1)
         self._failure: str | None = None
         self._told: str | None = None
 
@@ -204,6 +202,7 @@ class EgressProxy:
         self._state = "running"
         try:
             self._process = _Process(self._on_report, self._on_end)
+            self._backoff.came_up()
         except OSError as error:
             self._on_end(f"it cannot be started: {error.strerror}")
             return
@@ -224,10 +223,8 @@ class EgressProxy:
 
     def _on_end(self, why: str) -> None:
         """The process is gone, or of no use. Its connections end with it."""
-        process = self._process
-        proven = process is not None and (self._loop.time() - process.began) * 1000 >= limits.REVIVE_PROVEN_MS
-        delay_s = revival_delay_s(0 if proven else self._failures)
-        self._failures = 1 if proven else self._failures + 1
+        self._backoff.ended()
+        delay_s = self._backoff.pause_s
         self._state = "failed"
         self._failure = f"the egress proxy failed: {why}"
         logger.warning("the egress proxy failed: %s; another one is started in %.1f s", why, delay_s)
