@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastclaw import limits
-from fastclaw.linux.own_limits import raise_file_limit
+from fastclaw.linux.own_process import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ import pytest
 from bench.egress_ends import connect
 from bench.egress_proxies import Proxy, egress_proxy, listener, port_of, proxy_py
 from bench.ratios import Ratios, in_turn, median_ratio
-from fastclaw.linux.own_limits import raise_file_limit
+from fastclaw.linux.own_process import raise_file_limit
 
 if TYPE_CHECKING:
     import socket

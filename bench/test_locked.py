@@ -15,7 +15,7 @@ from bench.lean_client import LeanClient, connected
 from bench.processes import runs
 from bench.wire import Command, Wire
 from fastclaw.linux import proc
-from fastclaw.linux.own_limits import raise_file_limit
+from fastclaw.linux.own_process import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

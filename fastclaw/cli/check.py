@@ -10,7 +10,7 @@ import click
 from fastclaw import conformance, limits
 from fastclaw.cli.commands import setting
 from fastclaw.conformance import BY_ID, VOCABULARIES
-from fastclaw.linux import loop
+from fastclaw.linux import own_process
 
 
 def _known(context: click.Context, parameter: click.Parameter, ids: tuple[str, ...]) -> set[str] | None:
@@ -46,7 +46,7 @@ def check(
         if signal.getsignal(signum) == signal.SIG_IGN:  # and shall be so here, but not in what is checked
             signal.signal(signum, lambda *_: None)
     options: dict[str, Any] = dict(setting(entry) for entry in extra)
-    report = loop.run(conformance.check(list(command), VOCABULARIES[vocabulary], options, only, jobs=jobs))
+    report = own_process.run(conformance.check(list(command), VOCABULARIES[vocabulary], options, only, jobs=jobs))
     click.echo(report.to_json().decode() if as_json else report.to_text(), nl=False)
     if not report.ok:
         sys.exit(1)

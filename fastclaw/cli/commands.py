@@ -14,7 +14,7 @@ import msgspec
 from fastclaw import __version__
 from fastclaw.cli.main import COMMANDS, OPTIONS, help_text, missing_text
 from fastclaw.errors import FastclawError, InvalidParams
-from fastclaw.linux.own_limits import await_children
+from fastclaw.linux.own_process import await_children
 
 _INTERRUPTED = 130
 """128 + SIGINT, as a shell reports it."""

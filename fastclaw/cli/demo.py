@@ -24,7 +24,7 @@ from rich.table import Table
 from fastclaw.client import RemoteProcess, RuntimeClient
 from fastclaw.conformance.rig import bearers, existing
 from fastclaw.errors import FastclawError, IoError
-from fastclaw.linux import loop, proc
+from fastclaw.linux import own_process, proc
 from fastclaw.options import RUNTIMES, Options
 from fastclaw.podman.service.facts import why_no_engine
 
@@ -274,7 +274,7 @@ def _run_with_bars(runtime: str, workers: int, lines: int, log: IO[bytes], conso
             "start": bars.add_task("workers started", total=workers),
             "line": bars.add_task("lines echoed", total=workers * lines),
         }
-        return loop.run(run_round(runtime, workers, lines, log, lambda kind: bars.advance(tasks[kind])))
+        return own_process.run(run_round(runtime, workers, lines, log, lambda kind: bars.advance(tasks[kind])))
 
 
 def _bars(console: Console) -> Progress:

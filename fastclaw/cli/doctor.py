@@ -25,8 +25,8 @@ from fastclaw.cli.diagnosis import (
     user_findings,
 )
 from fastclaw.errors import FastclawError, StartFailed
-from fastclaw.linux import loop, splice
-from fastclaw.linux.own_limits import host_limits, raise_file_limit
+from fastclaw.linux import own_process, splice
+from fastclaw.linux.own_process import host_limits, raise_file_limit
 from fastclaw.network.bridge.bridge import why_no_bridge
 from fastclaw.options import Options
 from fastclaw.podman.api import EngineLifecycle, EngineVersion
@@ -57,7 +57,7 @@ _MIN_TEXT_WIDTH = 20
 @click.option("--json", "as_json", is_flag=True, help="Findings as JSON.")
 def doctor(url: str | None, as_json: bool) -> None:
     """Check this host: engine, known bugs, limits, and how many processes it can hold."""
-    findings = loop.run(_examine(url))
+    findings = own_process.run(_examine(url))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(findings)).decode())
     else:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from fastclaw.linux import loop
+from fastclaw.linux import own_process
 from fastclaw.options import Options
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.service.daemon import EngineStatus, engine_start, engine_status, engine_stop
@@ -26,21 +26,21 @@ def engine() -> None:
 @_as_json
 def start(as_json: bool) -> None:
     """Start the private engine, or find it running, and print its URL."""
-    _show(loop.run(engine_start(_plan(), default_state_dir(), default_run_dir())), as_json)
+    _show(own_process.run(engine_start(_plan(), default_state_dir(), default_run_dir())), as_json)
 
 
 @engine.command()
 @_as_json
 def stop(as_json: bool) -> None:
     """Stop the private engine."""
-    _show(loop.run(engine_stop(default_run_dir())), as_json)
+    _show(own_process.run(engine_stop(default_run_dir())), as_json)
 
 
 @engine.command()
 @_as_json
 def status(as_json: bool) -> None:
     """Say whether the private engine runs and answers."""
-    _show(loop.run(engine_status(default_run_dir())), as_json)
+    _show(own_process.run(engine_status(default_run_dir())), as_json)
 
 
 @engine.command()
@@ -48,7 +48,7 @@ def status(as_json: bool) -> None:
 @click.argument("reference", default=DEFAULT_IMAGE)
 def image(url: str | None, reference: str) -> None:
     """Make a small image of what is on this host: busybox where static, else its shell and tools."""
-    loop.run(_make_image(engine_url(Options(url=url)), reference))
+    own_process.run(_make_image(engine_url(Options(url=url)), reference))
     click.echo(reference)
 
 

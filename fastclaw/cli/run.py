@@ -20,8 +20,8 @@ from fastclaw.cli.commands import NOT_STARTED, setting
 from fastclaw.client import RuntimeClient
 from fastclaw.client.remote_process import StreamEnds
 from fastclaw.errors import ExecFailed, FastclawError, IoError
-from fastclaw.linux import loop
-from fastclaw.linux.own_limits import heeded
+from fastclaw.linux import own_process
+from fastclaw.linux.own_process import heeded
 from fastclaw.options import RUNTIMES, Options
 from fastclaw.params import convert
 from fastclaw.server.stdio import ByteSink, ByteSource, OwnedDescriptor
@@ -100,7 +100,7 @@ def run(
     request = {name: value for name, value in extensions.items() if value is not None}
     if allow:
         options = {**options, "network": _allowing(options.get("network", {}), allow)}
-    sys.exit(loop.run(_run(list(command), options, variables, request)))
+    sys.exit(own_process.run(_run(list(command), options, variables, request)))
 
 
 def _options(runtime: str, image: str | None, url: str | None, extra: tuple[str, ...]) -> dict[str, Any]:

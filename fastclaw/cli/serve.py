@@ -11,7 +11,7 @@ import click
 import orjson
 
 from fastclaw import limits
-from fastclaw.linux import loop
+from fastclaw.linux import own_process
 from fastclaw.options import RUNTIMES
 from fastclaw.runtimes.choose import choose_runtime
 from fastclaw.server import stdio
@@ -78,4 +78,4 @@ def serve(runtime: str, log_format: Literal["text", "json"], log_level: str) -> 
     configure_log(log_format, log_level)
     stdio.require_standard_descriptors()
     collect_less_often()
-    loop.run(RuntimeHarness(functools.partial(choose_runtime, default=runtime)).serve())
+    own_process.run(RuntimeHarness(functools.partial(choose_runtime, default=runtime)).serve())

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.linux.own_limits import HostLimits
+from fastclaw.linux.own_process import HostLimits
 
 
 class TicketState(Enum):

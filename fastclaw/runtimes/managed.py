@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fastclaw import limits
 from fastclaw.errors import InvalidState
 from fastclaw.linux import splice
-from fastclaw.linux.own_limits import host_limits, raise_file_limit
+from fastclaw.linux.own_process import host_limits, raise_file_limit
 from fastclaw.options import Options, no_templates
 from fastclaw.processes.admission import Capacity, capacity
 from fastclaw.processes.lane import Lane

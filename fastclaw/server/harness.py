@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from fastclaw import limits
 from fastclaw.lifecycle import RuntimeState
-from fastclaw.linux.own_limits import await_children, heeded
+from fastclaw.linux.own_process import await_children, heeded
 from fastclaw.runtime import InitializeParams, Runtime
 from fastclaw.server.dispatch import Dispatcher
 from fastclaw.server.stdio import ByteSink, ByteSource, StdioClaim, require_standard_descriptors

@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.linux.own_limits import HostLimits
+from fastclaw.linux.own_process import HostLimits
 from fastclaw.processes.admission import Admission, Capacity, Ticket, TicketState, capacity
 
 

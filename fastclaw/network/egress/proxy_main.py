@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastclaw import limits, network_limits
 from fastclaw.errors import ExecFailed
-from fastclaw.linux import loop
+from fastclaw.linux import own_process
 from fastclaw.linux.packets import Outbox, close_all, receive
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.accounting import Counters
@@ -214,4 +214,4 @@ def _prepare() -> None:
 
 if __name__ == "__main__":
     _prepare()
-    loop.run(_main(int(sys.argv[1])))
+    own_process.run(_main(int(sys.argv[1])))

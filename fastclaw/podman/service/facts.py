@@ -17,6 +17,7 @@ from typing import Literal
 
 from fastclaw import limits
 from fastclaw.errors import InvalidParams, StartFailed
+from fastclaw.linux import own_process
 from fastclaw.linux.directories import shared_runtime_directory
 from fastclaw.linux.executable import loader_of
 from fastclaw.linux.proc import Mount, file_system, is_below, mounts
@@ -160,8 +161,8 @@ def _lines(path: Path) -> list[str]:
 
 def hard_limit(which: int, ceiling: int) -> int:
     """The hard limit as a number; `ceiling` stands for "unlimited"."""
-    hard = resource.getrlimit(which)[1]
-    return ceiling if hard == resource.RLIM_INFINITY else min(hard, ceiling)
+    hard = own_process.hard_limit(which)
+    return ceiling if hard is None else min(hard, ceiling)
 
 
 def storage_driver(state_dir: Path) -> Literal["overlay", "vfs"] | None:

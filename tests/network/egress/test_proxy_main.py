@@ -231,7 +231,7 @@ from fastclaw.network.egress import proxy_main
 async def main():
     asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)  # as a dead name server does
     await proxy_main._main(int(sys.argv[1]))
-proxy_main.loop.run(main())
+proxy_main.own_process.run(main())
 """
 
 
@@ -266,7 +266,7 @@ from fastclaw.network.egress import proxy_main
 async def main():
     asyncio.get_running_loop().call_soon(int, "{}")
     await proxy_main._main(int(sys.argv[1]))
-proxy_main.loop.run(main())
+proxy_main.own_process.run(main())
 """
 
 

@@ -1,12 +1,13 @@
-"""What the operating system grants this process: limits read from /proc and rlimits, the file limit raised, and how its
-children end."""
+"""This process: what the host allows it, which signals it hears, how its children end, the event loop it runs on."""
 
 import os
 import resource
 import signal
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class HostLimits(NamedTuple):
@@ -26,16 +27,17 @@ class HostLimits(NamedTuple):
 
 
 def host_limits() -> HostLimits:
-    """The limits that decide how many processes fit. See `capacity`."""
+    """The limits that decide how many processes fit."""
     return HostLimits(
-        nofile=_hard(resource.RLIMIT_NOFILE),
-        nproc=None if os.geteuid() == 0 else _hard(resource.RLIMIT_NPROC),  # root is exempt (getrlimit(2))
+        nofile=hard_limit(resource.RLIMIT_NOFILE),
+        nproc=None if os.geteuid() == 0 else hard_limit(resource.RLIMIT_NPROC),  # root is exempt (getrlimit(2))
         pid_max=int(Path("/proc/sys/kernel/pid_max").read_text(encoding="ascii")),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
 
 
-def _hard(which: int) -> int | None:
+def hard_limit(which: int) -> int | None:
+    """The hard limit (getrlimit(2)) of this process as a number; None is no limit."""
     hard = resource.getrlimit(which)[1]
     return None if hard == resource.RLIM_INFINITY else hard
 
@@ -52,7 +54,7 @@ def raise_file_limit() -> None:
 
 
 def await_children() -> None:
-    """Have the kernel keep how our children end: not so where whoever started us ignores SIGCHLD.
+    """Have the kernel keep how our children end, where our parent ignores SIGCHLD.
 
     SSH daemons and launchers do, and it is inherited: every wait is ECHILD then, which `subprocess` takes for exit
     code 0 (wait(2)).
@@ -62,9 +64,24 @@ def await_children() -> None:
 
 
 def heeded(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
-    """Those that are not ignored since our start, as nohup(1) has it, and a shell for what it starts in the background:
-    such a signal stays ignored. None of them is blocked from then on: a mask is inherited as well, from whichever
-    thread started us, and nobody asks for one."""
+    """The signals that were not ignored when this process started; they are unblocked.
+
+    nohup(1) ignores one, and a shell those of what it starts in the background: these stay ignored. A mask is inherited
+    as well, from the thread that started us, and is never meant.
+    """
     found = [signum for signum in signals if signal.getsignal(signum) != signal.SIG_IGN]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, found)
     return found
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a program to its end on uvloop, the loop of production: its result, or its exception.
+
+    Only programs call it: the SDK works on any asyncio loop, and without uvloop.
+    """
+    try:
+        import uvloop  # here: nobody else has to load it
+    except ImportError:
+        main.close()
+        raise
+    return uvloop.run(main)

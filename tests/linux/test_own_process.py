@@ -1,16 +1,20 @@
-"""What the host grants."""
+"""What the host grants this process, what it hears, and the loop that it runs on."""
 
+import asyncio
 import os
 import resource
 import signal
 
-from fastclaw.linux.own_limits import dumps_after_setuid, heeded, host_limits, raise_file_limit
+import pytest
+import uvloop
+
+from fastclaw.linux.own_process import dumps_after_setuid, hard_limit, heeded, host_limits, raise_file_limit, run
 
 
 def test_the_limits_are_those_of_this_machine() -> None:
     found = host_limits()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    assert found.nofile == (None if hard == resource.RLIM_INFINITY else hard)
+    assert found.nofile == hard_limit(resource.RLIMIT_NOFILE) == (None if hard == resource.RLIM_INFINITY else hard)
     assert found.pid_max is not None
     assert found.pid_max >= os.getpid()
     assert found.memory_bytes is not None
@@ -40,3 +44,14 @@ def test_what_is_ignored_at_the_start_is_not_heeded() -> None:
         assert heeded([signal.SIGTERM, signal.SIGHUP]) == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_program_runs_on_uvloop_to_its_result_or_error() -> None:
+    async def main(error: Exception | None) -> object:
+        if error is not None:
+            raise error
+        return asyncio.get_running_loop()
+
+    assert isinstance(run(main(None)), uvloop.Loop)
+    with pytest.raises(ValueError, match="x"):
+        run(main(ValueError("x")))
