@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from fastclaw.errors import StartFailed
-from fastclaw.linux.owner import this_process
+from fastclaw.linux.proc import this_process
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.service.facts import host_facts, static_catatonit

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.execs import spread
-from fastclaw.linux.owner import this_process
+from fastclaw.linux.proc import this_process
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container import SpawnerContainer
 from fastclaw.podman.container_spec import InitPlan, container_spec

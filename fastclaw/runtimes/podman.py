@@ -20,7 +20,7 @@ import msgspec
 from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.own_process import dumps_after_setuid
-from fastclaw.linux.owner import is_dead, parse_label, this_process
+from fastclaw.linux.proc import is_dead, parse_label, this_process
 from fastclaw.network.bridge.bridge import BridgeNetwork, remove_abandoned_networks
 from fastclaw.network.modes import Network, beside, open_network, overruled
 from fastclaw.options import Options, no_templates

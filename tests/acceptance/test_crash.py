@@ -17,7 +17,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
-from fastclaw.linux.owner import start_time
+from fastclaw.linux.proc import start_time
 from fastclaw.linux.restart import pause_s
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from podman import PodmanClient
 
-from fastclaw.linux.owner import start_time
+from fastclaw.linux.proc import start_time
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan
 from tests.cli.programs import FASTCLAW_WITHOUT_PODMAN, Call, assert_one_line, fastclaw, homes, without_podman
 

@@ -12,7 +12,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import StartFailed
-from fastclaw.linux.owner import start_time
+from fastclaw.linux.proc import start_time
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import GROUP, PASSWD
 from fastclaw.podman.container_spec import InitPlan, container_spec

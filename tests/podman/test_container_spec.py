@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastclaw import limits
-from fastclaw.linux.owner import Owner
+from fastclaw.linux.proc import Owner
 from fastclaw.podman.container_spec import (
     HOSTS,
     INIT_TARGET,

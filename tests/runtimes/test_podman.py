@@ -13,7 +13,7 @@ from msgspec import structs
 from fastclaw import limits
 from fastclaw.client.remote_process import Channel
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.linux.owner import this_process
+from fastclaw.linux.proc import this_process
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE, InitPlan, container_spec
 from fastclaw.podman.service.plan import DEFAULT_IMAGE

@@ -29,7 +29,7 @@ from typing import get_args
 
 from fastclaw import network_limits
 from fastclaw.errors import FastclawError, StartFailed
-from fastclaw.linux.owner import is_dead, this_process
+from fastclaw.linux.proc import is_dead, this_process
 from fastclaw.network.bridge import firewall, links
 from fastclaw.network.bridge.firewall import Bridge, BridgeFacts, Ports, parse_tables
 from fastclaw.network.egress.proxy_frames import Role

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network
 from msgspec import Struct
 
 from fastclaw import network_limits
-from fastclaw.linux.owner import Owner
+from fastclaw.linux.proc import Owner
 
 POOL = (IPv4Network("10.89.0.0/16").network_address, IPv4Network("10.255.255.0/24").network_address)
 """First and last subnet that a bridge may have: of this range Podman takes its own (containers.conf(5))."""

@@ -16,7 +16,7 @@ from msgspec import Struct
 from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.helper import Child
-from fastclaw.linux.owner import identity, start_time
+from fastclaw.linux.proc import identity, start_time
 from fastclaw.podman.service.plan import ServicePaths, ServicePlan, daemon_argv, service_env
 from fastclaw.podman.service.service import answers_ping, await_answer, end_service
 from fastclaw.podman.service.storage import (

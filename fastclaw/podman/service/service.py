@@ -19,8 +19,8 @@ from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.helper import Child
-from fastclaw.linux.owner import this_process
 from fastclaw.linux.packets import close_all
+from fastclaw.linux.proc import this_process
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.container_spec import LABEL_OWNER
 from fastclaw.podman.service import janitor_main

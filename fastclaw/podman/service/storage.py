@@ -38,7 +38,7 @@ from fastclaw.linux.directories import (
     shared_runtime_directory,
     why_unsafe,
 )
-from fastclaw.linux.owner import boot_id
+from fastclaw.linux.proc import boot_id
 from fastclaw.podman.service.plan import ServicePaths, ServicePlan, conf_text
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import pytest
 from fastclaw import network_limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux import proc
-from fastclaw.linux.owner import Owner, this_process
+from fastclaw.linux.proc import Owner, this_process
 from fastclaw.network.bridge import bridge as bridge_module
 from fastclaw.network.bridge import firewall, links
 from fastclaw.network.bridge.bridge import (
@@ -79,7 +79,7 @@ from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan
 from fastclaw.network.bridge.bridge import BridgeNetwork
 from fastclaw.podman.api import EngineLifecycle
-from fastclaw.linux.owner import this_process
+from fastclaw.linux.proc import this_process
 from fastclaw.podman.service.service import ManagedService
 
 async def main() -> None:

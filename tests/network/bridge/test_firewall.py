@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw.linux.owner import Owner
+from fastclaw.linux.proc import Owner
 from fastclaw.network.bridge.firewall import (
     FIRST_HOST,
     LAST_HOST,

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from fastclaw.errors import StartFailed
-from fastclaw.linux.owner import start_time
+from fastclaw.linux.proc import start_time
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.service.daemon import engine_start, engine_status, engine_stop
 from fastclaw.podman.service.plan import ServicePlan

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.errors import StartFailed
-from fastclaw.linux.owner import start_time
+from fastclaw.linux.proc import start_time
 from fastclaw.podman.service import janitor_main
 from fastclaw.podman.service.janitor import Janitor
 from fastclaw.podman.service.plan import JanitorOrder, janitor_argv

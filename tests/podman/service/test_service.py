@@ -16,7 +16,7 @@ from podman import PodmanClient
 from fastclaw.errors import StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.helper import Child
-from fastclaw.linux.owner import start_time
+from fastclaw.linux.proc import start_time
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import InitPlan, container_spec

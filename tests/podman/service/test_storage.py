@@ -13,7 +13,7 @@ import pytest
 
 from fastclaw import answer_limits, limits
 from fastclaw.errors import StartFailed
-from fastclaw.linux.owner import boot_id
+from fastclaw.linux.proc import boot_id
 from fastclaw.podman.service.plan import HostFacts, ServicePaths, ServicePlan, plan_service
 from fastclaw.podman.service.storage import (
     default_run_dir,
