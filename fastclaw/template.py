@@ -12,8 +12,8 @@ A template must have no threads: fork(2) copies one, and locks that another hold
 It should hold no open files either: a worker has them closed, below objects that do not know. What else a worker has in
 common with its template: the hash seed, objects that exist already, and memory until it is written to.
 
-How it is spoken with is in spawner/frames.py. It forks twice, so that a worker is not its own child but falls
-to fastclaw's reaper (spawner.c), which reaps it and answers for it; a worker waits for that before it does anything.
+The frames are in spawner/frames.py. It forks twice, so that a worker becomes the child of fastclaw's reaper
+(spawner/c/reaper.c), which reaps it and tells of its end; a worker waits for its adoption before it does anything.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 class Request(NamedTuple):
-    """One worker. `fds`: go, stdin where it has one, stdout, stderr. `cwd`: None is the template's own."""
+    """A request for a worker. `fds`: go, stdin where it has one, stdout, stderr. `cwd`: None is the template's own."""
 
     id: int
     argv: list[str]
@@ -79,19 +79,19 @@ def serve(main: Main) -> NoReturn:
 
     Does not return: neither in the template, which ends with fastclaw, nor in a worker.
     """
-    control = _control()
-    if threads := _others():
+    control = _open_control()
+    if threads := _other_threads():
         raise SystemExit(f"fastclaw.template: {threads} threads besides the main one; a template must have none")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.collect()
     gc.freeze()  # what is shared stays shared: no collection touches it (gc.freeze)
     control.send(b'{"ready": true}')
-    request = _attend(control)
-    _become(request)
+    request = _serve_requests(control)
+    _become_worker(request)
     _end(_outcome(main, request.argv))
 
 
-def _control() -> socket.socket:
+def _open_control() -> socket.socket:
     number = os.environ.pop(FD_VARIABLE, "")
     if not number.isdecimal():
         raise SystemExit(f"fastclaw.template: {FD_VARIABLE} is not set; name this program in options.templates")
@@ -99,16 +99,16 @@ def _control() -> socket.socket:
     return socket.socket(fileno=int(number))
 
 
-def _others() -> int:
-    """Threads besides this one, Python's and others."""
+def _other_threads() -> int:
+    """The number of other threads, Python's and others."""
     return len(os.listdir("/proc/self/task")) - 1
 
 
 # --- the template ---
 
 
-def _attend(control: socket.socket) -> Request:
-    """Serve requests. Returns in workers only."""
+def _serve_requests(control: socket.socket) -> Request:
+    """Serve requests; returns in workers only."""
     while True:
         request = _receive(control)
         answer = _fork(control, request)
@@ -126,7 +126,7 @@ def _receive(control: socket.socket) -> Request:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     if not frame:
-        sys.exit(0)  # fastclaw is gone, or has let go of us
+        sys.exit(0)  # fastclaw is gone, or has closed the socket
     return _read(frame, list(fds))
 
 
@@ -143,8 +143,8 @@ def _read(frame: bytes, fds: list[int]) -> Request:
 
 
 def _fork(control: socket.socket, request: Request) -> bytes | None:
-    """What fastclaw is answered; None in the worker, once it may run."""
-    if _others():
+    """The answer to fastclaw; None in the worker, once it may run."""
+    if _other_threads():
         return _failed(request, _Failed("threads", errno.EDEADLK))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -159,12 +159,12 @@ def _fork(control: socket.socket, request: Request) -> bytes | None:
         return None
     os.close(report)
     answer = _read_all(ours)
-    os.waitpid(middle, 0)  # from here on the worker has fallen to the reaper
+    os.waitpid(middle, 0)  # from here on the worker is the reaper's child
     return answer or _failed(request, _Failed("worker", errno.EIO))
 
 
 def _second_fork(control: socket.socket, request: Request, report: int) -> None:
-    """In the child. Only its own child, the worker, gets out of here, once fastclaw has said go."""
+    """In the child. Returns only in its own child, the worker, once fastclaw has sent its byte."""
     try:
         if os.fork():
             os._exit(0)
@@ -178,7 +178,7 @@ def _second_fork(control: socket.socket, request: Request, report: int) -> None:
         os._exit(1)
     os.close(report)
     if not os.read(request.fds[0], 1):
-        os._exit(0)  # fastclaw is gone, or does not want it any more
+        os._exit(0)  # fastclaw is gone, or has dropped the request
     os.close(request.fds[0])
 
 
@@ -220,7 +220,7 @@ def _step(name: str, do: Callable[..., None], *arguments: Any) -> None:
 
 
 def _be_subreaper() -> None:
-    """All that it starts stays its own, so that its tree can be told from another worker's."""
+    """Keep orphaned descendants, so that its tree can be told from another worker's."""
     if _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
 
@@ -246,7 +246,7 @@ def _limit(limits: list[tuple[int, int]]) -> None:
 # --- a worker that may run ---
 
 
-def _become(request: Request) -> None:
+def _become_worker(request: Request) -> None:
     os.setsid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _reset_signals()
@@ -310,7 +310,7 @@ def _show(error: BaseException) -> None:
 
 
 def _end(code: int | None) -> NoReturn:
-    """Threads, atexit, modules, streams: the interpreter's own end, without going up through whoever called `serve`."""
+    """The interpreter's own end (threads, atexit, modules, streams), without returning through `serve`'s caller."""
     if code is None:
         _end_by_interrupt()
     ctypes.pythonapi.Py_Exit(code & 0xFF)
@@ -318,7 +318,7 @@ def _end(code: int | None) -> NoReturn:
 
 
 def _end_by_interrupt() -> NoReturn:
-    """An interpreter sends itself the signal after its own end, when nothing of Python is left that could."""
+    """End as an interpreter does: by the signal, after its own finalization."""
     threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter calls, too
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -396,7 +396,7 @@ def _run_script(path: str, words: list[str]) -> None:
 
 
 def _search_from(first: str) -> None:
-    """sys.path as a fresh interpreter would have it."""
+    """Set sys.path as a fresh interpreter has it."""
     own = [entry for entry in os.environ.get(PATH_VARIABLE, "").split(os.pathsep) if entry]
     sys.path[:] = [first, *own, *(entry for entry in sys.path if entry not in own)]
 
@@ -416,7 +416,7 @@ def _load(words: list[str]) -> None:
 
 
 def _forget_own_path() -> None:
-    """What only the template was to search: where it was started from, and its PYTHONPATH. A worker has its own."""
+    """Remove from sys.path where the template was started, and its PYTHONPATH: a worker has its own."""
     own = os.environ.get(PATH_VARIABLE, "").split(os.pathsep)
     sys.path[:] = [entry for entry in sys.path[1:] if entry not in own]
 

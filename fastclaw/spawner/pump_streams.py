@@ -227,11 +227,13 @@ class SpawnStreams:
     # --- what the owner wants to know ---
 
     def is_unread(self) -> bool:
+        """As `Streams.is_unread`, by the pump's last answer."""
         if self._is_open and self._connected | self._delivered != 3:
             return True
         return bool(self._stalled & ~self._delivered)
 
     def is_served(self) -> bool:
+        """As `Streams.is_served`."""
         return bool(self._connected & ~self._delivered) and not self._is_free
 
     def has_pending_output(self) -> bool:

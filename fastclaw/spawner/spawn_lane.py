@@ -54,6 +54,7 @@ class SpawnLane(Lane):
         return await self._begin(spec, None)
 
     async def run(self, spec: StartSpec, collection: Collection, shard: int) -> LaneProcess:
+        """As `Lane.run`, with a pump that collects."""
         return await self._begin(spec, collection)
 
     async def _begin(self, spec: StartSpec, collection: Collection | None) -> LaneProcess:
@@ -108,6 +109,7 @@ class SpawnLane(Lane):
         await host.spawner.end_everything(grace)
 
     def health(self) -> dict[str, object]:
+        """As `Lane.health`, with the host in use."""
         return {"name": self.name, **self._slot.health()}
 
 

@@ -104,6 +104,7 @@ class SpawnProcess(LaneProcess):
         return f"<{type(self).__name__} {self.id} {state}>"
 
     def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> Streams:
+        """As `LaneProcess.serve`: its pump moves the bytes."""
         self._streams = SpawnStreams(self, owner, sockets, watcher, on_disconnect)
         return self._streams
 
@@ -264,16 +265,19 @@ class SpawnProcess(LaneProcess):
         self.spawner.end(self.id, level, self.place)
 
     def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal another size, while it runs."""
         if not self.exited.done():
             self.order(frames.RESIZE, rows << 16 | columns)
 
     def signal(self, signum: int, *, group: bool = False) -> None:
+        """Signal the command, or its process group, while it runs."""
         if not 1 <= signum <= 64:
             raise ExecFailed(f"there is no signal {signum}", "unsupported")
         if not self.exited.done():
             self.spawner.signal(self.id, signum, self.place, group=group)
 
     async def end_tree(self, grace: Grace) -> None:
+        """As `LaneProcess.end_tree`; its reaper says when nothing is left."""
         if self.is_gone:
             return
         if not self.started.done() and self.collected is None:
@@ -344,6 +348,7 @@ class ForkedProcess(SpawnProcess):
         self._template = template
 
     def on_started(self) -> None:
+        """Its template's reaper has adopted it: it gets its byte."""
         if self._go is not None and not self.started.done():
             with suppress(OSError):  # it was killed; its exit follows
                 self._go.send(frames.TEMPLATE_GO)
@@ -351,6 +356,7 @@ class ForkedProcess(SpawnProcess):
         super().on_started()
 
     def on_exited(self, wait_status: int, user_us: int, system_us: int, max_rss_kb: int) -> None:
+        """The worker has ended, as its template's reaper says."""
         if self.exited.done():
             return  # this is the end of its streams, whose reaper does not know the worker's
         super().on_exited(wait_status, user_us, system_us, max_rss_kb)
@@ -362,16 +368,19 @@ class ForkedProcess(SpawnProcess):
             self.order(frames.FINISH)
 
     def on_refused(self, step: int, errno: int, found: Finding | None = None) -> None:
+        """Its fork or its adoption failed."""
         self._close_go()
         super().on_refused(step, errno, found)
         self._finish()
 
     def on_lost(self, why: str) -> None:
+        """Its template's reaper, its own or the environment is gone."""
         self._close_go()
         super().on_lost(why)
         self._finish()
 
     def signal(self, signum: int, *, group: bool = False) -> None:
+        """Signal the worker, or its process group, by its template's reaper."""
         if not self.exited.done():
             self.spawner.signal(self.id, signum, self._template.place, self._template.id, group=group)
 
@@ -397,6 +406,7 @@ class TemplateProcess(SpawnProcess):
     hear: Callable[[bytes], None]
 
     def on_said(self, data: bytes) -> None:
+        """A frame of the template."""
         self.hear(data)
 
 

@@ -72,15 +72,12 @@ class SpawnerHost(ABC):
 
 
 class HostSlot(ABC):
-    """The spawner host in use, which is followed by another when it dies.
-
-    Attributes:
-        host: the one in use; None while there is none.
-    """
+    """The spawner host in use, which is followed by another when it dies."""
 
     @property
     @abstractmethod
-    def host(self) -> SpawnerHost | None: ...
+    def host(self) -> SpawnerHost | None:
+        """The one in use; None while there is none."""
 
     @abstractmethod
     def take(self) -> SpawnerHost:
@@ -171,6 +168,7 @@ class LocalHost(SpawnerHost, HostSlot):
                 logger.warning("no spawner (%s); trying again", str(error))
 
     async def identify(self, user: str) -> frames.Identity | None:
+        """As `SpawnerHost.identify`, by the user database."""
         return resolve_user(user)
 
     @property
@@ -181,12 +179,15 @@ class LocalHost(SpawnerHost, HostSlot):
 
     @property
     def host(self) -> SpawnerHost | None:
+        """This one, while its spawner is up."""
         return self if self.spawner.alive else None
 
     def take(self) -> SpawnerHost:
+        """This one; without a spawner the start fails."""
         return self
 
     def health(self) -> dict[str, object]:
+        """What `health` says of it."""
         return {"isolation": "none", **super().health()}
 
     async def aclose(self) -> None:

@@ -147,6 +147,7 @@ class TemplateInstance:
         self.ready.add_done_callback(_retrieve)
         self._asked: dict[int, asyncio.Future[int]] = {}
         self.process: TemplateProcess
+        self._outputs: list[TemplateOutput] = []
         self._theirs: list[socket.socket] = []
         self.is_open = False
 
@@ -174,11 +175,11 @@ class TemplateInstance:
         self.process = TemplateProcess(self.spawner, id, spec)
         self.process.hear = self._on_frame
         self._by_frame = plan.ready != "line"
-        self._stdout = TemplateOutput(f"{self.name}, stdout", None if self._by_frame else self._be_ready)
-        self._stderr = TemplateOutput(f"{self.name}, stderr")
-        self._theirs = [self._stdout.theirs, self._stderr.theirs]
-        self.is_open = True
         try:
+            for stream, on_line in (("stdout", None if self._by_frame else self._be_ready), ("stderr", None)):
+                self._outputs.append(output := TemplateOutput(f"{self.name}, {stream}", on_line))
+                self._theirs.append(output.theirs)
+            self.is_open = True
             self.spawner.start(self.process, request)
         except BaseException:
             self.is_open = False
@@ -202,8 +203,8 @@ class TemplateInstance:
         for theirs in self._theirs:
             theirs.close()
         self._theirs.clear()
-        self._stdout.close()
-        self._stderr.close()
+        for output in self._outputs:
+            output.close()
 
     def _be_ready(self) -> None:
         if not self.ready.done():
@@ -272,7 +273,7 @@ class TemplateInstance:
     def _end_soon(self, why: str) -> None:
         """Close once its last output has been read, or soon."""
         self._loop.call_later(limits.TEMPLATE_LAST_WORDS_MS / 1000, self.close, why)
-        self._stderr.ended.add_done_callback(lambda _: self.close(why))
+        self._outputs[-1].ended.add_done_callback(lambda _: self.close(why))
 
     def close(self, why: str) -> None:
         """Stop asking it, and kill it if it has not ended; its workers live on. Idempotent."""
@@ -295,7 +296,7 @@ class TemplateInstance:
 
     def failure(self, why: str) -> StartFailed:
         """The error of its start, with its last words on stderr."""
-        said = self._stderr.tail.decode("utf-8", "replace").strip()
+        said = self._outputs[-1].tail.decode("utf-8", "replace").strip()
         return StartFailed(f"{self.name}: {why}{': ' if said else ''}{said}", "template_failed")
 
 

@@ -25,7 +25,7 @@ from fastclaw.processes.lane import Collected, Collection, Grace, StartSpec
 from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawn_process import SpawnProcess
 from fastclaw.spawner.spawner_host import LocalHost
-from fastclaw.spawner.templates import Plans
+from fastclaw.spawner.templates import Plans, TemplateInstance
 from tests.balance import balanced, descriptors_left, open_descriptors
 from tests.spawner.fake_spawner import (
     busy_reapers_of,
@@ -658,3 +658,14 @@ async def test_no_descriptors_left_is_overloaded_and_hurts_nobody_else() -> None
         await until(lambda: rig.host.spawner.counts()["kept"] == 1)
         assert open_descriptors() == before
         assert (await rig.run("print(1)"))[1] == b"1\n"
+
+
+async def test_a_template_for_which_no_descriptors_are_left_leaves_nothing() -> None:
+    async with a_rig() as rig:
+        before = open_descriptors()
+        instance = TemplateInstance("template 'x'", rig.host.spawner, None)
+        with descriptors_left(3), pytest.raises(ExecFailed) as refused:
+            instance.begin(PYTHON, {}, None)
+        assert refused.value.reason == "overloaded"
+        assert repr(instance) == "<TemplateInstance template 'x' closed>"
+        assert open_descriptors() == before
