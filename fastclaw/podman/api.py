@@ -83,6 +83,9 @@ class EngineLifecycle:
         self._clients: list[APIClient] = []
         self._clients_lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}, {len(self._clients)} clients>"
+
     async def version(self) -> EngineVersion:
         """What the engine and its helpers are."""
         return _version(await self._run(lambda client: answer(client.get("/info"), Info)))

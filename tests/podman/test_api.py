@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ async def lifecycle(engine_service: EngineService) -> AsyncIterator[EngineLifecy
     for container in await one.list_containers({"io.fastclaw.namespace": "lifecycle"}):
         await one.remove_container(container.id)
     await one.aclose()
+
+
+@asynccontextmanager
+async def asking(url: str, timeout_s: float = 0.2) -> AsyncIterator[EngineLifecycle]:
+    """An engine that need not be one."""
+    one = EngineLifecycle(url, timeout_s)
+    try:
+        yield one
+    finally:
+        await one.aclose()
 
 
 @pytest.fixture
@@ -211,31 +222,27 @@ async def test_what_takes_long_is_told(
 ) -> None:
     monkeypatch.setattr(limits, "TELL_FIRST_S", 0.05)
     monkeypatch.setattr(limits, "TELL_AGAIN_S", 0.05)
-    lifecycle = EngineLifecycle(silent, timeout_s=0.2)
-    with pytest.raises(StartFailed):
-        await lifecycle.make_image("localhost/x:1")
-    await lifecycle.aclose()
+    async with asking(silent) as engine:
+        with pytest.raises(StartFailed):
+            await engine.make_image("localhost/x:1")
     told = [record.getMessage() for record in caplog.records]
     assert len(told) >= 2
     assert all(text.startswith("making the image localhost/x:1: ") for text in told)
 
 
 async def test_no_engine_at_all(short_dir: Path) -> None:
-    lifecycle = EngineLifecycle(f"unix://{short_dir}/none.sock")
-    with pytest.raises(StartFailed, match=r"no engine answers at unix:.*No such file") as caught:
-        await lifecycle.version()
-    await lifecycle.aclose()
+    async with asking(f"unix://{short_dir}/none.sock") as engine:
+        assert repr(engine) == f"<EngineLifecycle unix://{short_dir}/none.sock, 0 clients>"
+        with pytest.raises(StartFailed, match=r"no engine answers at unix:.*No such file") as caught:
+            await engine.version()
     assert (caught.value.reason, caught.value.retryable) == ("engine_unavailable", True)
 
 
 async def test_an_engine_that_never_answers(silent: str) -> None:
-    lifecycle = EngineLifecycle(silent, timeout_s=0.2)
-    started = asyncio.get_running_loop().time()
-    with pytest.raises(StartFailed, match=r"did not answer within 0\.2 s") as caught:
-        await lifecycle.create_container({})
+    async with asking(silent) as engine:
+        with pytest.raises(StartFailed, match=r"did not answer within 0\.2 s") as caught:
+            await engine.create_container({})
     assert caught.value.reason == "engine_timeout"
-    assert asyncio.get_running_loop().time() - started < 5
-    await lifecycle.aclose()
     for thread in threading.enumerate():
         if thread.name.startswith("fastclaw-engine"):
             thread.join(5)
@@ -244,10 +251,9 @@ async def test_an_engine_that_never_answers(silent: str) -> None:
 
 async def test_more_hanging_calls_than_threads(silent: str) -> None:
     """Those that get no thread in time answer as well."""
-    lifecycle = EngineLifecycle(silent, timeout_s=0.2)
-    calls = [lifecycle.version() for _ in range(3 * limits.LIFECYCLE_THREADS)]
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    await lifecycle.aclose()
+    async with asking(silent) as engine:
+        calls = [engine.version() for _ in range(3 * limits.LIFECYCLE_THREADS)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
     assert {result.reason for result in results if isinstance(result, StartFailed)} == {"engine_timeout"}
     assert all(isinstance(result, StartFailed) for result in results)
 
@@ -260,10 +266,9 @@ async def test_an_engine_that_talks_nonsense(short_dir: Path) -> None:
         writer.close()
 
     server = await asyncio.start_unix_server(nonsense, short_dir / "e.sock")
-    lifecycle = EngineLifecycle(f"unix://{short_dir}/e.sock", timeout_s=5)
-    with pytest.raises(StartFailed, match="no sense") as caught:
-        await lifecycle.version()
-    await lifecycle.aclose()
+    async with asking(f"unix://{short_dir}/e.sock", 5) as engine:
+        with pytest.raises(StartFailed, match="no sense") as caught:
+            await engine.version()
     server.close()
     assert caught.value.reason == "engine_error"
 
@@ -273,8 +278,7 @@ async def test_nothing_reaches_stdout(
 ) -> None:
     await lifecycle.version()
     await lifecycle.remove_container("no-such-container")
-    nowhere = EngineLifecycle(f"unix://{short_dir}/none.sock")
-    with pytest.raises(StartFailed):
-        await nowhere.version()
-    await nowhere.aclose()
+    async with asking(f"unix://{short_dir}/none.sock") as nowhere:
+        with pytest.raises(StartFailed):
+            await nowhere.version()
     assert capfd.readouterr().out == ""

@@ -43,27 +43,19 @@ def wait_for_end(pid: int) -> None:
             os.close(pidfd)
 
 
-async def test_it_comes_and_goes_and_does_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["not ready", "ready", "killed"])
+async def test_it_comes_and_goes_and_does_nothing(tmp_path: Path, state: str) -> None:
     janitor = Janitor(argv(tmp_path), ENV)
-    await janitor.ready()
-    assert start_time(janitor.pid) is not None
+    assert repr(janitor) == f"<Janitor <Child {janitor.pid}, running>>"
+    if state != "not ready":
+        await janitor.ready()
+        assert start_time(janitor.pid) is not None
+    if state == "killed":
+        os.kill(janitor.pid, signal.SIGKILL)
+    await janitor.aclose()
     await janitor.aclose()
     assert start_time(janitor.pid) is None
     assert not (tmp_path / "asked").exists()
-
-
-async def test_it_may_be_ended_before_it_is_ready(tmp_path: Path) -> None:
-    janitor = Janitor(argv(tmp_path), ENV)
-    await janitor.aclose()
-    assert start_time(janitor.pid) is None
-
-
-async def test_one_that_somebody_killed_is_no_trouble(tmp_path: Path) -> None:
-    janitor = Janitor(argv(tmp_path), ENV)
-    await janitor.ready()
-    os.kill(janitor.pid, signal.SIGKILL)
-    await janitor.aclose()
-    assert start_time(janitor.pid) is None
 
 
 async def test_it_keeps_no_terminal_and_no_output_of_ours(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -230,10 +229,8 @@ def test_the_other_process_of_a_rootless_service_ends_too(owner: Owner, ignores:
 def test_a_service_that_ends_by_itself_is_waited_for(owner: Owner) -> None:
     owner.employ(drain_ms=PATIENCE_S * 1000)
     owner.service.terminate()
-    began = time.monotonic()
     assert owner.die() == 0
     assert owner.service.wait(PATIENCE_S) == -signal.SIGTERM
-    assert time.monotonic() - began < PATIENCE_S
 
 
 def test_a_number_that_may_be_somebody_elses_is_left_alone(owner: Owner) -> None:
