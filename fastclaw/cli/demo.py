@@ -132,10 +132,9 @@ class _Round:
 
     async def run(self, runtime: str, log: IO[bytes]) -> None:
         command = [sys.executable, "-m", "fastclaw", "serve", "--runtime", runtime]
-        environment = {**os.environ, MARKER: self._token}
-        options = {"env": {MARKER: self._token}}
+        marked = {MARKER: self._token}
         async with RuntimeClient.spawn(
-            command, namespace=self._token, options=options, env=environment, stderr=log
+            command, namespace=self._token, options={"env": marked}, env={**os.environ, **marked}, stderr=log
         ) as client:
             health = await client.health()
             self._runtime = str(health.details.get("runtime", runtime))
@@ -234,7 +233,7 @@ def _percentiles(seconds: list[float]) -> Percentiles:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per round on stdout, and nothing else there.")
 def demo(runtime: str, workers: int, lines: int, rounds: int, as_json: bool) -> None:
     """Start a runtime and many workers at once, stream through their sockets, and show what it took."""
-    console = Console(stderr=True) if as_json else Console()
+    console = Console(stderr=as_json)
     chosen, why = choose(runtime)
     console.print(f"Runtime: {chosen}, {why}.", highlight=False)
     for _ in range(rounds):
@@ -260,26 +259,18 @@ def choose(wanted: str) -> tuple[str, str]:
 
 
 def _run(runtime: str, workers: int, lines: int, console: Console) -> Result:
+    columns = (TextColumn("{task.description:>16}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
     with tempfile.TemporaryFile() as log:
         try:
-            return _run_with_bars(runtime, workers, lines, log, console)
+            with Progress(*columns, console=console) as bars:
+                tasks = {
+                    "start": bars.add_task("workers started", total=workers),
+                    "line": bars.add_task("lines echoed", total=workers * lines),
+                }
+                return own_process.run(run_round(runtime, workers, lines, log, lambda kind: bars.advance(tasks[kind])))
         except FastclawError:
             console.print(_tail(log), style="dim", markup=False, highlight=False, soft_wrap=True)
             raise
-
-
-def _run_with_bars(runtime: str, workers: int, lines: int, log: IO[bytes], console: Console) -> Result:
-    with _bars(console) as bars:
-        tasks = {
-            "start": bars.add_task("workers started", total=workers),
-            "line": bars.add_task("lines echoed", total=workers * lines),
-        }
-        return own_process.run(run_round(runtime, workers, lines, log, lambda kind: bars.advance(tasks[kind])))
-
-
-def _bars(console: Console) -> Progress:
-    columns = (TextColumn("{task.description:>16}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console)
 
 
 def _tail(log: IO[bytes]) -> str:

@@ -37,38 +37,6 @@ def _problem(subject: str, text: str, advice: str | None = None) -> Finding:
     return Finding(subject=subject, level="problem", text=text, advice=advice)
 
 
-class UserFacts(Struct, frozen=True, kw_only=True):
-    """What stands between users and the engine's user namespaces.
-
-    Parameters:
-        is_root: who asks is.
-        why_none: why containers get no user namespace of their own (`user_namespace`); None where they do.
-        forbidden: the sysctl by which this kernel lets nobody but root make one; None where it does.
-        has_ids: a user has subordinate ids in subuid(5) and subgid(5).
-    """
-
-    is_root: bool
-    why_none: str | None = None
-    forbidden: str | None = None
-    has_ids: bool = True
-
-
-class Quotas(Struct, frozen=True, kw_only=True):
-    """Kernel quotas that limit how many containers and execs fit; None where the host has no such file.
-
-    Parameters:
-        keys: keyrings that this user may have: each container takes a session keyring (Podman #13363).
-        keys_setting: which sysctl says so: root has one of its own (keyrings(7)).
-        inotify_instances: fs.inotify.max_user_instances: one per waiting exit in the engine (containerd #10309).
-        pipe_pages: fs.pipe-user-pages-soft, 0 for no limit; root is exempt.
-    """
-
-    keys: int | None
-    keys_setting: Literal["kernel.keys.maxkeys", "kernel.keys.root_maxkeys"] = "kernel.keys.maxkeys"
-    inotify_instances: int | None
-    pipe_pages: int | None
-
-
 def engine_findings(host: HostFacts, unusable: str | None, versions: Mapping[str, str] | None) -> list[Finding]:
     """Whether an engine is there, answers, and is free of known bugs.
 
@@ -133,17 +101,26 @@ def controllers_finding(controllers: frozenset[str], is_root: bool) -> Finding:
     )
 
 
-def user_findings(facts: UserFacts) -> list[Finding]:
-    """Whose root inside is, and whether an ordinary user can have containers at all."""
-    if facts.is_root:
-        if facts.why_none is None:
+def user_findings(
+    *, is_root: bool, why_none: str | None = None, forbidden: str | None = None, has_ids: bool = True
+) -> list[Finding]:
+    """Whose root inside is, and whether an ordinary user can have containers at all.
+
+    Parameters:
+        is_root: who asks is.
+        why_none: why containers get no user namespace of their own (`user_namespace`); None where they do.
+        forbidden: the sysctl by which this kernel lets nobody but root make one; None where it does.
+        has_ids: a user has subordinate ids in subuid(5) and subgid(5).
+    """
+    if is_root:
+        if why_none is None:
             return [_ok("users", "containers have user namespaces of their own: root inside is nobody here")]
-        return [_warning("users", f"root inside has no capabilities and no user namespace: {facts.why_none}")]
+        return [_warning("users", f"root inside has no capabilities and no user namespace: {why_none}")]
     findings = []
-    if facts.forbidden is not None:
-        text = f"only root may make user namespaces ({facts.forbidden})"
-        findings.append(_problem("users", text, f"sysctl -w {facts.forbidden}"))
-    if not facts.has_ids:
+    if forbidden is not None:
+        text = f"only root may make user namespaces ({forbidden})"
+        findings.append(_problem("users", text, f"sysctl -w {forbidden}"))
+    if not has_ids:
         text = "no subordinate ids in /etc/subuid and /etc/subgid: only root can run inside"
         advice = "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER; podman system migrate"
         findings.append(_warning("users", text, advice))
@@ -216,21 +193,39 @@ def capacity_finding(room: Capacity) -> Finding:
     return _warning("capacity", text, f"raise {room.binds} to hold {limits.MAX_PROCESSES}")
 
 
-def quota_findings(quotas: Quotas) -> list[Finding]:
-    """Kernel quotas, measured against what a full runtime takes."""
+_QUOTAS = {
+    "kernel.keys.maxkeys": ("keyrings", limits.WANTED_KEYS),
+    "kernel.keys.root_maxkeys": ("keyrings", limits.WANTED_KEYS),  # root has one of its own (keyrings(7))
+    "fs.inotify.max_user_instances": ("inotify", limits.WANTED_INOTIFY),
+}
+"""Each container takes a session keyring (Podman #13363), each waiting exit in the engine an inotify instance
+(containerd #10309)."""
+
+_PIPE_PAGES = "fs.pipe-user-pages-soft"
+
+
+def quotas(*, is_root: bool) -> list[str]:
+    """The sysctls that limit how many containers and execs fit."""
+    if is_root:
+        return ["kernel.keys.root_maxkeys", "fs.inotify.max_user_instances"]
+    return ["kernel.keys.maxkeys", "fs.inotify.max_user_instances", _PIPE_PAGES]
+
+
+def quota_findings(values: Mapping[str, int | None]) -> list[Finding]:
+    """Kernel quotas, measured against what a full runtime takes.
+
+    Parameters:
+        values: of `quotas`; None where the host has no such file.
+    """
     findings = []
-    for subject, has, wants, setting in (
-        ("keyrings", quotas.keys, limits.WANTED_KEYS, quotas.keys_setting),
-        ("inotify", quotas.inotify_instances, limits.WANTED_INOTIFY, "fs.inotify.max_user_instances"),
-    ):
-        text = f"{setting} is {has}"
+    for setting, (subject, wants) in _QUOTAS.items():
+        has = values.get(setting)
         if has is not None:
-            findings.append(
-                _ok(subject, text) if has >= wants else _warning(subject, text, f"sysctl {setting}={wants}")
-            )
-    if pages := quotas.pipe_pages:
+            text, advice = f"{setting} is {has}", f"sysctl {setting}={wants}"
+            findings.append(_ok(subject, text) if has >= wants else _warning(subject, text, advice))
+    if pages := values.get(_PIPE_PAGES):
         streams = pages * limits.PAGE_BYTES // limits.BULK_PIPE_BYTES
-        text = f"{streams} streams at a time may have a large pipe (fs.pipe-user-pages-soft is {pages}; root is exempt)"
+        text = f"{streams} streams at a time may have a large pipe ({_PIPE_PAGES} is {pages}; root is exempt)"
         findings.append(_ok("pipes", text))
     return findings
 

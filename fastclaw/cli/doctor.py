@@ -12,8 +12,6 @@ import msgspec
 from fastclaw import limits
 from fastclaw.cli.diagnosis import (
     Finding,
-    Quotas,
-    UserFacts,
     capacity_finding,
     controllers_finding,
     disk_finding,
@@ -21,29 +19,27 @@ from fastclaw.cli.diagnosis import (
     image_finding,
     network_findings,
     quota_findings,
+    quotas,
     spawner_finding,
     user_findings,
 )
+from fastclaw.cli.engine import an_engine
 from fastclaw.errors import FastclawError, StartFailed
 from fastclaw.linux import own_process, splice
 from fastclaw.linux.own_process import host_limits, raise_file_limit
 from fastclaw.network.bridge.bridge import why_no_bridge
-from fastclaw.options import Options
-from fastclaw.podman.api import EngineLifecycle, EngineVersion
+from fastclaw.podman.api import EngineVersion
 from fastclaw.podman.base_image import image_source
 from fastclaw.podman.rights import why_no_user_namespace
 from fastclaw.podman.service.facts import (
     CGROUP_ROOT,
     container_controllers,
-    engine_url,
     has_subordinate_ids,
     host_facts,
     program_version,
     why_no_user_namespaces,
 )
-from fastclaw.podman.service.plan import HostFacts, plan_service
-from fastclaw.podman.service.service import ManagedService
-from fastclaw.podman.service.storage import default_run_dir, default_state_dir, disk_of, why_full
+from fastclaw.podman.service.storage import default_state_dir, disk_of, why_full
 from fastclaw.processes.admission import capacity
 from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 
@@ -69,7 +65,12 @@ def doctor(url: str | None, as_json: bool) -> None:
 async def _examine(url: str | None) -> list[Finding]:
     raise_file_limit()
     facts = host_facts(default_state_dir())
-    unusable, version = await _ask_engine(url, facts)
+    unusable, version = None, None
+    try:
+        async with an_engine(url, facts) as engine:
+            version = await engine.version()
+    except FastclawError as error:
+        unusable = str(error)
     netavark = facts.netavark and program_version(facts.netavark)
     return [
         *engine_findings(facts, unusable, _parts(version)),
@@ -79,7 +80,7 @@ async def _examine(url: str | None) -> list[Finding]:
         *_rights(version, is_here=(url or "unix:").startswith("unix:")),
         *network_findings(facts, why_no_spawner(), await why_no_bridge(), netavark),
         capacity_finding(capacity(host_limits(), limits.MAX_PROCESSES)),
-        *quota_findings(_quotas()),
+        *quota_findings({name: _number(name) for name in quotas(is_root=os.geteuid() == 0)}),
         Finding(subject="relay", level="ok", text=f"streams are moved by {splice.kind()}"),
     ]
 
@@ -99,34 +100,15 @@ def _image() -> Finding:
 
 def _rights(version: EngineVersion | None, *, is_here: bool) -> list[Finding]:
     uid = os.geteuid()
-    facts = UserFacts(
-        is_root=uid == 0,
-        why_none=None if version is None else why_no_user_namespace(version, is_here=is_here),
-        forbidden=why_no_user_namespaces(Path("/proc/sys")),
-        has_ids=has_subordinate_ids([Path("/etc/subuid"), Path("/etc/subgid")], uid),
-    )
-    return [controllers_finding(container_controllers(CGROUP_ROOT, uid), uid == 0), *user_findings(facts)]
-
-
-async def _ask_engine(named: str | None, facts: HostFacts) -> tuple[str | None, EngineVersion | None]:
-    """Why the engine cannot be used, or what it is made of. A private one is started for the question."""
-    service = None
-    try:
-        url = engine_url(Options(url=named))
-        if url is None:
-            service = ManagedService(plan_service(facts), default_state_dir(), default_run_dir())
-            await service.start()
-            url = service.url
-        engine = EngineLifecycle(url)
-        try:
-            return None, await engine.version()
-        finally:
-            await engine.aclose()
-    except FastclawError as error:
-        return str(error), None
-    finally:
-        if service is not None:
-            await service.aclose()
+    return [
+        controllers_finding(container_controllers(CGROUP_ROOT, uid), uid == 0),
+        *user_findings(
+            is_root=uid == 0,
+            why_none=None if version is None else why_no_user_namespace(version, is_here=is_here),
+            forbidden=why_no_user_namespaces(Path("/proc/sys")),
+            has_ids=has_subordinate_ids([Path("/etc/subuid"), Path("/etc/subgid")], uid),
+        ),
+    ]
 
 
 def _parts(version: EngineVersion | None) -> dict[str, str]:
@@ -139,19 +121,9 @@ def _disk(state_dir: Path) -> list[Finding]:
     return [disk_finding(disk["path"], disk["free_bytes"], disk["bytes"], why_full(disk))] if disk else []
 
 
-def _quotas() -> Quotas:
-    is_root = os.geteuid() == 0
-    return Quotas(
-        keys=_number("kernel/keys/root_maxkeys" if is_root else "kernel/keys/maxkeys"),
-        keys_setting="kernel.keys.root_maxkeys" if is_root else "kernel.keys.maxkeys",
-        inotify_instances=_number("fs/inotify/max_user_instances"),
-        pipe_pages=None if is_root else _number("fs/pipe-user-pages-soft"),
-    )
-
-
 def _number(name: str) -> int | None:
     try:
-        return int((Path("/proc/sys") / name).read_text(encoding="ascii"))
+        return int(Path("/proc/sys", *name.split(".")).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
 

@@ -1,6 +1,7 @@
 """`fastclaw engine`: a private engine that stays, and the image it needs."""
 
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import click
 import msgspec
@@ -10,7 +11,7 @@ from fastclaw.options import Options
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.service.daemon import EngineStatus, engine_start, engine_status, engine_stop
 from fastclaw.podman.service.facts import engine_url, host_facts
-from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan, plan_service
+from fastclaw.podman.service.plan import DEFAULT_IMAGE, HostFacts, ServicePlan, plan_service
 from fastclaw.podman.service.service import ManagedService
 from fastclaw.podman.service.storage import default_run_dir, default_state_dir
 
@@ -48,32 +49,36 @@ def status(as_json: bool) -> None:
 @click.argument("reference", default=DEFAULT_IMAGE)
 def image(url: str | None, reference: str) -> None:
     """Make a small image of what is on this host: busybox where static, else its shell and tools."""
-    own_process.run(_make_image(engine_url(Options(url=url)), reference))
+    own_process.run(_make_image(url, reference))
     click.echo(reference)
 
 
 async def _make_image(url: str | None, reference: str) -> None:
-    if url is not None:
-        await _import_image(url, reference)
-        return
-    service = ManagedService(_plan(), default_state_dir(), default_run_dir())
-    try:
-        await service.start()
-        await _import_image(service.url, reference)
-    finally:
-        await service.aclose()
-
-
-async def _import_image(url: str, reference: str) -> None:
-    lifecycle = EngineLifecycle(url)
-    try:
+    async with an_engine(url) as lifecycle:
         await lifecycle.make_image(reference)
-    finally:
-        await lifecycle.aclose()
 
 
-def _plan() -> ServicePlan:
-    return plan_service(host_facts(Path(default_state_dir())))
+@asynccontextmanager
+async def an_engine(url: str | None, facts: HostFacts | None = None) -> AsyncIterator[EngineLifecycle]:
+    """The engine that is named here or by the environment, else a private one for the time being.
+
+    Raises:
+        StartFailed: it does not answer, or cannot be started.
+    """
+    async with AsyncExitStack() as ends:
+        found = engine_url(Options(url=url))
+        if found is None:
+            service = ManagedService(_plan(facts), default_state_dir(), default_run_dir())
+            ends.push_async_callback(service.aclose)
+            await service.start()
+            found = service.url
+        lifecycle = EngineLifecycle(found)
+        ends.push_async_callback(lifecycle.aclose)
+        yield lifecycle
+
+
+def _plan(facts: HostFacts | None = None) -> ServicePlan:
+    return plan_service(facts or host_facts(default_state_dir()))
 
 
 def _show(state: EngineStatus, as_json: bool) -> None:

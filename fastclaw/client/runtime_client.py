@@ -186,8 +186,7 @@ class RuntimeClient:
     @property
     def pid(self) -> int:
         """Process id of the runtime."""
-        assert self._child is not None, "enter the client first"
-        return self._child.pid
+        return self._entered().pid
 
     @property
     def exit_code(self) -> int | None:
@@ -214,6 +213,10 @@ class RuntimeClient:
         """
         assert self._calls is not None, "enter the client first"
         return await self._calls.call(method, params, timeout_s)
+
+    def _entered(self) -> Child:
+        assert self._child is not None, "enter the client first"
+        return self._child
 
     async def initialize(self, namespace: str, options: dict[str, Any] | None = None) -> Welcome:
         """Bring the environment up.
@@ -252,7 +255,7 @@ class RuntimeClient:
             ExecFailed: with the reason why it does not run.
             InvalidParams, InvalidState, IoError.
         """
-        params = _command(cmd, env, working_dir, extensions)
+        params = {**_given(cmd=[*cmd], env=dict(env or {}) or None, working_dir=working_dir), **extensions}
         return RemoteProcess(self, _shaped(await self.call("exec", params, timeout_s), ExecResult, "exec"))
 
     async def run(
@@ -282,7 +285,8 @@ class RuntimeClient:
             InvalidParams, InvalidState, IoError.
             MethodNotFound: the runtime does not offer `run`.
         """
-        params = {**_command(cmd, env, working_dir, extensions), **input_params(input)}
+        given = _given(cmd=[*cmd], env=dict(env or {}) or None, working_dir=working_dir)
+        params = {**given, **extensions, **input_params(input)}
         return ran_of(_shaped(await self.call("run", params, timeout_s), RunResult, "run"))
 
     async def health(self) -> HealthStatus:
@@ -298,9 +302,7 @@ class RuntimeClient:
         Raises:
             InvalidState: `unknown_process`.
         """
-        params: dict[str, Any] = {"process_id": process_id}
-        if grace_ms is not None:
-            params["grace_ms"] = grace_ms
+        params = _given(process_id=process_id, grace_ms=grace_ms)
         await self.call("kill", params, ((grace_ms or 0) + limits.CLIENT_CALL_MS) / 1000)
 
     async def wait(self, process_id: str, timeout_ms: int | None = None) -> ExitRecord:
@@ -309,11 +311,8 @@ class RuntimeClient:
         Raises:
             InvalidState: `unknown_process`.
         """
-        params: dict[str, Any] = {"process_id": process_id}
-        timeout_s = None
-        if timeout_ms is not None:
-            params["timeout_ms"] = timeout_ms
-            timeout_s = (timeout_ms + limits.CLIENT_CALL_MS) / 1000
+        timeout_s = None if timeout_ms is None else (timeout_ms + limits.CLIENT_CALL_MS) / 1000
+        params = _given(process_id=process_id, timeout_ms=timeout_ms)
         return _shaped(await self.call("wait", params, timeout_s), ExitRecord, "wait")
 
     async def list(self) -> "list[ProcessInfo]":
@@ -341,7 +340,7 @@ class RuntimeClient:
         Raises:
             InvalidState: `unknown_process`.
         """
-        await self.call("signal", {"process_id": process_id, "signal": signal, **({"group": True} if group else {})})
+        await self.call("signal", _given(process_id=process_id, signal=signal, group=group or None))
 
     async def resize(self, process_id: str, rows: int, columns: int) -> None:
         """Give a process's terminal another size.
@@ -363,27 +362,18 @@ class RuntimeClient:
 
     def close_stdin(self) -> None:
         """End the runtime's input, which is another way to say `shutdown`; `exited` tells when it is through."""
-        assert self._child is not None, "enter the client first"
-        self._child.write_eof()
+        self._entered().write_eof()
 
     async def exited(self, timeout_s: float) -> int | None:
         """The runtime's exit code once it ended by itself; None where it has not within `timeout_s` seconds, or as
         `exit_code`."""
-        assert self._child is not None, "enter the client first"
-        await self._child.ended(int(timeout_s * 1000))
-        return self._child.code
+        await self._entered().ended(int(timeout_s * 1000))
+        return self._entered().code
 
 
-def _command(
-    cmd: Sequence[str], env: Mapping[str, str] | None, working_dir: str | None, more: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The params of exec and run."""
-    params: dict[str, Any] = {"cmd": list(cmd), **more}
-    if env:
-        params["env"] = dict(env)
-    if working_dir is not None:
-        params["working_dir"] = working_dir
-    return params
+def _given(**params: Any) -> dict[str, Any]:
+    """The params that are not None."""
+    return {name: value for name, value in params.items() if value is not None}
 
 
 def _shaped(answer: Any, shape: type[Shape], method: str) -> Shape:

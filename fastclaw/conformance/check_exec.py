@@ -104,7 +104,7 @@ async def _nul(rig: Rig, session: Session) -> None:
 @proves("X-BIG")
 async def _big_value(rig: Rig, session: Session) -> None:
     value = "x" * limits.MIB
-    answer = await session.wire.request("exec", {"cmd": rig.words.true, "env": {"BIG": value}})
+    answer = await session.request("exec", {"cmd": rig.words.true, "env": {"BIG": value}})
     if "error" in answer:
         refused(answer, EXEC_FAILED, "too_long")
         return
@@ -138,8 +138,8 @@ async def _no_stdin(rig: Rig, session: Session) -> None:
 @proves("X-KEY")
 async def _idempotency(rig: Rig, session: Session) -> None:
     cmd, key = rig.words.echo("once"), rig.namespace()
-    posted = [session.wire.post("exec", {"cmd": cmd, "key": key}) for _ in range(3)]
-    ids = {(await session.wire.answer(request_id)).get("result", {}).get("process_id") for request_id in posted}
+    posted = [session.post("exec", {"cmd": cmd, "key": key}) for _ in range(3)]
+    ids = {(await session.answer(request_id)).get("result", {}).get("process_id") for request_id in posted}
     first = await session.exec(cmd, key=key)
     out, _ = await first.outputs()
     expect(ids == {first.id}, f"one key, processes {ids | {first.id}}")
@@ -344,8 +344,8 @@ async def _running(rig: Rig, session: Session) -> None:
 @proves("R-AGAIN")
 async def _again(rig: Rig, session: Session) -> None:
     process = await session.exec(rig.words.exit(3))
-    posted = [session.wire.post("wait", {"process_id": process.id}) for _ in range(10)]
-    records = [(await session.wire.answer(request_id)).get("result", {}) for request_id in posted]
+    posted = [session.post("wait", {"process_id": process.id}) for _ in range(10)]
+    records = [(await session.answer(request_id)).get("result", {}) for request_id in posted]
     records.append(await process.wait())
     await process.outputs()
     records.append(await process.wait())

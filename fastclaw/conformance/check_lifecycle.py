@@ -19,7 +19,6 @@ from fastclaw.conformance.wire import (
     METHOD_NOT_FOUND,
     PARSE_ERROR,
     Broken,
-    Wire,
     data_of,
     expect,
     refused,
@@ -56,7 +55,7 @@ def _health(request_id: Any, **params: Any) -> bytes:
 
 
 async def _goes_on(session: Session) -> None:
-    others = await session.wire.rest()
+    others = await session.rest()
     expect(not others, f"one answer too many: {str(others[:1])[:200]}")
 
 
@@ -74,7 +73,7 @@ def _on_the_wire(promise_id: str) -> Callable[[Callable[[Session], Awaitable[Non
     return register
 
 
-async def _refused_alone(wire: Wire, line: bytes, code: int, ids: tuple[Any, ...] = (None,)) -> None:
+async def _refused_alone(wire: Session, line: bytes, code: int, ids: tuple[Any, ...] = (None,)) -> None:
     """The line gets one error of this code under one of these ids."""
     wire.send(line + b"\n")
     answer = await wire.next()
@@ -85,68 +84,68 @@ async def _refused_alone(wire: Wire, line: bytes, code: int, ids: tuple[Any, ...
 
 @_on_the_wire("W-LINE")
 async def _lines(session: Session) -> None:
-    session.wire.send(b"\n\r\n" + _health(1) + b"\r\n\n\n" + _health(2) + b"\n")
+    session.send(b"\n\r\n" + _health(1) + b"\r\n\n\n" + _health(2) + b"\n")
     for request_id in (1, 2):
-        expect("result" in await session.wire.answer(request_id), "health failed")
+        expect("result" in await session.answer(request_id), "health failed")
 
 
 @_on_the_wire("W-PIECES")
 async def _pieces(session: Session) -> None:
     for byte in _health(1) + b"\n":
-        session.wire.send(bytes([byte]))
-    await session.wire.answer(1)
+        session.send(bytes([byte]))
+    await session.answer(1)
 
 
 @_on_the_wire("W-UTF8")
 async def _utf8(session: Session) -> None:
-    session.wire.send('{"jsonrpc":"2.0","id":"ключ-🦀","method":"health"}\n'.encode())
-    await session.wire.answer("ключ-🦀")
-    await _refused_alone(session.wire, b'{"jsonrpc":"2.0","id":"\xff\xfe","method":"health"}', PARSE_ERROR)
+    session.send('{"jsonrpc":"2.0","id":"ключ-🦀","method":"health"}\n'.encode())
+    await session.answer("ключ-🦀")
+    await _refused_alone(session, b'{"jsonrpc":"2.0","id":"\xff\xfe","method":"health"}', PARSE_ERROR)
 
 
 @proves("W-LINE-MAX", alone=True)
 async def _longest_line(rig: Rig, session: Session) -> None:
     room = limits.MAX_LINE_BYTES - len(_health("long", pad=""))
-    session.wire.send(_health("long", pad="x" * room) + b"\n")
-    expect("result" in await session.wire.answer("long"), "the line was refused")
+    session.send(_health("long", pad="x" * room) + b"\n")
+    expect("result" in await session.answer("long"), "the line was refused")
 
 
 @_on_the_wire("W-LINE-OVER")
 async def _line_over_the_limit(session: Session) -> None:
-    await _refused_alone(session.wire, _health("over", pad="x" * (33 * limits.MIB)), INVALID_REQUEST)
+    await _refused_alone(session, _health("over", pad="x" * (33 * limits.MIB)), INVALID_REQUEST)
 
 
 @_on_the_wire("W-PARSE")
 async def _not_json(session: Session) -> None:
     for line in NOT_JSON:
-        await _refused_alone(session.wire, line, PARSE_ERROR)
+        await _refused_alone(session, line, PARSE_ERROR)
 
 
 @_on_the_wire("W-INVALID")
 async def _no_request(session: Session) -> None:
     for document in NO_REQUESTS:
-        await _refused_alone(session.wire, orjson.dumps(document), INVALID_REQUEST, (None, 1))
+        await _refused_alone(session, orjson.dumps(document), INVALID_REQUEST, (None, 1))
 
 
 @_on_the_wire("W-ID-ECHO")
 async def _ids_come_back(session: Session) -> None:
     for request_id in GOOD_IDS:
-        session.wire.post("health", id=request_id)
+        session.post("health", id=request_id)
     for request_id in GOOD_IDS:
-        expect("result" in await session.wire.answer(request_id), f"the id {request_id!r} was refused")
+        expect("result" in await session.answer(request_id), f"the id {request_id!r} was refused")
 
 
 @_on_the_wire("W-ID-BAD")
 async def _bad_ids(session: Session) -> None:
     for request_id in BAD_IDS:
-        await _refused_alone(session.wire, _health(request_id), INVALID_REQUEST)
+        await _refused_alone(session, _health(request_id), INVALID_REQUEST)
 
 
 @_on_the_wire("W-ID-DUP")
 async def _duplicate_ids(session: Session) -> None:
-    session.wire.send((_health("twin") + b"\n") * 2)
+    session.send((_health("twin") + b"\n") * 2)
     for _ in range(2):
-        await session.wire.answer("twin")
+        await session.answer("twin")
 
 
 @_on_the_wire("W-ANSWER-MAX")
@@ -156,8 +155,8 @@ async def _long_quotes(session: Session) -> None:
 
 @_on_the_wire("W-BURST")
 async def _burst(session: Session) -> None:
-    session.wire.send(b"".join(_health(number) + b"\n" for number in range(BURST)))
-    answers = Counter(answer["id"] for answer in await session.wire.collect(BURST))
+    session.send(b"".join(_health(number) + b"\n" for number in range(BURST)))
+    answers = Counter(answer["id"] for answer in await session.collect(BURST))
     expect(answers == Counter(range(BURST)), "an id was answered twice or not at all")
 
 
@@ -168,27 +167,27 @@ async def _notification(session: Session) -> None:
         b'{"jsonrpc":"2.0","method":"no_such_method"}',
         b'{"jsonrpc":"2.0","method":"exec","params":{"cmd":5}}',
     ):
-        session.wire.send(line + b"\n")
+        session.send(line + b"\n")
     await _goes_on(session)
 
 
 @proves("W-PIPELINE")
 async def _pipelined(rig: Rig, session: Session) -> None:
     process = await session.exec(rig.words.sleep(300))
-    waiting = session.wire.post("wait", {"process_id": process.id})
-    others = await session.wire.rest()
+    waiting = session.post("wait", {"process_id": process.id})
+    others = await session.rest()
     expect(not others, f"wait was answered for a process that runs: {others}")
     await process.kill(grace_ms=0)
-    expect("result" in await session.wire.answer(waiting), "the wait failed")
+    expect("result" in await session.answer(waiting), "the wait failed")
 
 
 @_on_the_wire("W-BATCH")
 async def _batch(session: Session) -> None:
-    session.wire.send(
+    session.send(
         b'[{"jsonrpc":"2.0","id":1,"method":"health"},{"jsonrpc":"2.0","method":"health"},7,'
         b'{"jsonrpc":"2.0","id":"b","method":"no_such_method"}]\n'
     )
-    answers = await session.wire.next()
+    answers = await session.next()
     expect(isinstance(answers, list), f"the answer is no batch: {str(answers)[:200]}")
     told = {(answer["id"], answer.get("error", {}).get("code")) for answer in answers}
     wanted = {(1, None), (None, INVALID_REQUEST), ("b", METHOD_NOT_FOUND)}
@@ -197,14 +196,14 @@ async def _batch(session: Session) -> None:
 
 @_on_the_wire("W-BATCH-BAD")
 async def _bad_batches(session: Session) -> None:
-    await _refused_alone(session.wire, b"[]", INVALID_REQUEST)
+    await _refused_alone(session, b"[]", INVALID_REQUEST)
     many = b"[" + b",".join([_health(1)] * (limits.MAX_BATCH_ITEMS + 1)) + b"]"
-    await _refused_alone(session.wire, many, INVALID_REQUEST)
+    await _refused_alone(session, many, INVALID_REQUEST)
 
 
 @_on_the_wire("W-BATCH-QUIET")
 async def _batch_of_notifications(session: Session) -> None:
-    session.wire.send(b'[{"jsonrpc":"2.0","method":"health"},{"jsonrpc":"2.0","method":"health"}]\n')
+    session.send(b'[{"jsonrpc":"2.0","method":"health"},{"jsonrpc":"2.0","method":"health"}]\n')
     await _goes_on(session)
 
 
@@ -231,8 +230,8 @@ async def _wrong_shapes(rig: Rig, session: Session) -> None:
 @proves("W-PARAMS-NONE", alone=True)
 async def _no_params(rig: Rig, session: Session) -> None:
     await session.result("health")
-    session.wire.send(b'{"jsonrpc":"2.0","id":"null","method":"health","params":null}\n')
-    expect("result" in await session.wire.answer("null"), "params null was refused")
+    session.send(b'{"jsonrpc":"2.0","id":"null","method":"health","params":null}\n')
+    expect("result" in await session.answer("null"), "params null was refused")
     told = data_of(await session.error("health", [1], INVALID_PARAMS)).get("path")
     expect(told == "$", f"data.path is {told!r}")
 
@@ -248,10 +247,10 @@ async def _pure_stdout(rig: Rig, common: Session) -> None:
     async with rig.started() as session:
         await session.outputs(rig.words.echo("loud"))
         await session.outputs(rig.words.stderr("louder"))
-        await session.wire.request("exec", {"cmd": ["/no/such/program"]})
+        await session.request("exec", {"cmd": ["/no/such/program"]})
         await session.result("shutdown")
-        others = await session.wire.finished()
-        expect(not others and not session.wire.foul, f"stdout also carried {others or session.wire.foul}")
+        others = await session.finished()
+        expect(not others and not session.foul, f"stdout also carried {others or session.foul}")
 
 
 # --- Errors ---
@@ -265,9 +264,9 @@ async def _samples(session: Session) -> list[dict[str, Any]]:
         ("exec", {"cmd": ["/no/such/program"]}),
         ("kill", {"process_id": "no such process"}),
     ]
-    errors = [(await session.wire.request(method, params)).get("error") for method, params in calls]
-    session.wire.send(b"not json\n")
-    errors.append((await session.wire.answer(None)).get("error"))
+    errors = [(await session.request(method, params)).get("error") for method, params in calls]
+    session.send(b"not json\n")
+    errors.append((await session.answer(None)).get("error"))
     expect(all(isinstance(error, dict) for error in errors), f"a call that must fail did not: {errors}")
     return [error for error in errors if error is not None]
 
@@ -301,7 +300,7 @@ DIES_WITHIN_MS = 1_000
 
 
 async def _ends_well(session: Session) -> None:
-    code = await session.wire.exit_code(END_MS)
+    code = await session.exit_code(END_MS)
     expect(code == 0, f"the runtime ended with code {code}")
 
 
@@ -388,13 +387,13 @@ async def _shutdown(rig: Rig, common: Session) -> None:
 @proves("L-EOF")
 async def _eof(rig: Rig, common: Session) -> None:
     async with rig.fresh() as session:
-        session.wire.close_stdin()
+        session.close_stdin()
         await _ends_well(session)
     async with rig.started() as session:
         process = await session.exec(rig.words.sleep(300))
         for _ in range(UNDER_WAY):
-            session.wire.post("exec", {"cmd": rig.words.sleep(300)})
-        session.wire.close_stdin()
+            session.post("exec", {"cmd": rig.words.sleep(300)})
+        session.close_stdin()
         await _ends_well(session)
         expect(not existing(process.paths), "sockets are left")
 
@@ -404,7 +403,7 @@ async def _signals(rig: Rig, common: Session) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         async with rig.started() as session:
             await session.exec(rig.words.sleep(300))
-            session.wire.signal(signum)
+            session.signal(signum)
             await _ends_well(session)
 
 
@@ -413,11 +412,11 @@ async def _during_shutdown(rig: Rig, common: Session) -> None:
     stubborn = rig.shell('trap "" TERM; echo ready; while :; do sleep 1; done')
     async with rig.started() as session:
         await session.ready(stubborn)
-        ending = session.wire.post("shutdown")
-        late = session.wire.post("exec", {"cmd": rig.words.true})
-        expect("result" in await session.wire.request("health"), "health was refused during shutdown")
-        refused(await session.wire.answer(late), INVALID_STATE, "shutting_down")
-        expect("result" in await session.wire.answer(ending), "shutdown failed")
+        ending = session.post("shutdown")
+        late = session.post("exec", {"cmd": rig.words.true})
+        expect("result" in await session.request("health"), "health was refused during shutdown")
+        refused(await session.answer(late), INVALID_STATE, "shutting_down")
+        expect("result" in await session.answer(ending), "shutdown failed")
         await _ends_well(session)
 
 
@@ -451,8 +450,8 @@ async def _killed_outright(rig: Rig, common: Session) -> None:
     token, namespace = uuid.uuid4().hex, rig.namespace()
     async with rig.started(namespace) as session:
         await begin_family(rig, session, token)
-        session.wire.signal(signal.SIGKILL)
-        await session.wire.exit_code(END_MS)
+        session.signal(signal.SIGKILL)
+        await session.exit_code(END_MS)
     try:
         await soon("everything ended", lambda: not bearers(token), DIES_WITHIN_MS)
     except Broken:

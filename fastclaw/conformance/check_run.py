@@ -128,7 +128,7 @@ async def _both_streams(rig: Rig, session: Session) -> None:
 @proves("RUN-OUTPUT")
 async def _at_once(rig: Rig, session: Session) -> None:
     texts = [f"{number} {TEXT}" * (50 * number) for number in range(AT_ONCE)]
-    posted = [session.wire.post("run", {"cmd": rig.words.cat, "input": text}) for text in texts]
+    posted = [session.post("run", {"cmd": rig.words.cat, "input": text}) for text in texts]
     for request_id, text in zip(posted, texts, strict=True):
         out, _ = outputs(await session.ran(request_id))
         expect(same(out, text.encode()), f"one of {AT_ONCE} runs gave {len(out)} bytes of {len(text.encode())}")
@@ -267,7 +267,7 @@ async def _late_writer(rig: Rig, session: Session) -> None:
 async def _joins(rig: Rig, session: Session) -> None:
     key = rig.namespace()
     slow, said = _slow(rig)
-    posted = [session.wire.post("run", {"cmd": slow, "key": key}) for _ in range(WAITING)]
+    posted = [session.post("run", {"cmd": slow, "key": key}) for _ in range(WAITING)]
     answers = [await session.ran(request_id) for request_id in posted]
     expect(len({ran["process_id"] for ran in answers}) == 1, "runs with one key are several processes")
     expect(all(outputs(ran) == (said, b"") for ran in answers), f"they gave {[ran.get('stdout') for ran in answers]}")
@@ -331,7 +331,7 @@ async def _killed_after_a_word(rig: Rig, session: Session) -> None:
 
 async def _is_killed(session: Session, cmd: list[str], said: bytes, token: str = "") -> None:
     """It is, by the id under which it is listed; where there is a token, once it has that."""
-    request_id = session.wire.post("run", {"cmd": cmd})
+    request_id = session.post("run", {"cmd": cmd})
     deadline = time.monotonic() + limits.CHECK_SOON_MS / 1000
     while not (listed := await session.running(cmd)):
         expect(time.monotonic() < deadline, "`list` does not show a run that lives")

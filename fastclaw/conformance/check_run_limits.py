@@ -145,7 +145,7 @@ async def _the_tree_of_a_kill(rig: Rig, session: Session) -> None:
 @proves("RUN-OVERLOADED")
 async def _overloaded(rig: Rig, common: Session) -> None:
     async with rig.with_options(run_output_bytes=ROOM) as session:
-        other = session.wire.post("run", {"cmd": rig.words.sleep(1)})
+        other = session.post("run", {"cmd": rig.words.sleep(1)})
         params = {"cmd": rig.words.out(4 * ROOM), "output_limit": 4 * ROOM}
         error = await session.error("run", params, EXEC_FAILED, "overloaded")
         expect(data_of(error).get("retryable") is True, f"it is not `retryable`: {error}")
@@ -181,7 +181,7 @@ SECONDS = 300
 
 async def _taken_back(session: Session, request_id: Any) -> None:
     """The request's answer is the error of a cancelled one."""
-    error = refused(await session.wire.answer(request_id, limits.CHECK_SOON_MS), CANCELLED, "cancelled")
+    error = refused(await session.answer(request_id, limits.CHECK_SOON_MS), CANCELLED, "cancelled")
     expect(data_of(error).get("kind") == "cancelled", f"its `kind` is not `cancelled`: {error}")
 
 
@@ -195,7 +195,7 @@ async def _run(rig: Rig, session: Session) -> None:
     session.needs("run")
     for number in range(5):
         cmd = rig.words.sleep(SECONDS + number)
-        request_id = session.wire.post("run", {"cmd": cmd})
+        request_id = session.post("run", {"cmd": cmd})
         if number:  # the first one is cancelled before it can have begun
             await session.result("health")
         await _cancel(session, request_id)
@@ -209,7 +209,7 @@ async def _run_with_its_tree(rig: Rig, session: Session) -> None:
     session.needs("run")
     session.needs("kill_tree")
     one = f"sleep {SECONDS}; : {token}"
-    request_id = session.wire.post("run", {"cmd": rig.shell(f"setsid sh -c '{one}' & (sh -c '{one}' &); {one}")})
+    request_id = session.post("run", {"cmd": rig.shell(f"setsid sh -c '{one}' & (sh -c '{one}' &); {one}")})
     await seen(token)
     await _cancel(session, request_id)
     await _taken_back(session, request_id)
@@ -231,7 +231,7 @@ async def _exec(rig: Rig, session: Session) -> None:
 
 async def _is_caught(rig: Rig, session: Session, cmd: list[str]) -> bool:
     """Whether the exec was taken back; else it was answered before its cancel was, and lives until it is killed."""
-    wire = session.wire
+    wire = session
     for _ in range(IN_FRONT):
         wire.post("exec", {"cmd": rig.words.true})
     begun = wire.post("exec", {"cmd": cmd})
@@ -255,12 +255,12 @@ async def _is_caught(rig: Rig, session: Session, cmd: list[str]) -> bool:
 async def _wait(rig: Rig, session: Session) -> None:
     session.needs("wait")
     process = await session.exec(rig.words.cat)
-    waits = [session.wire.post("wait", {"process_id": process.id}) for _ in range(2)]
+    waits = [session.post("wait", {"process_id": process.id}) for _ in range(2)]
     await _cancel(session, waits[0])
     await _taken_back(session, waits[0])
     await _lives(process)
     await process.kill()
-    record = (await session.wire.answer(waits[1])).get("result", {})
+    record = (await session.answer(waits[1])).get("result", {})
     expect(record.get("state") == "exited", f"the other wait gave {record}")
 
 
@@ -274,11 +274,11 @@ async def _lives(process: Process) -> None:
 async def _notification(rig: Rig, session: Session) -> None:
     session.needs("run")
     cmd = rig.words.sleep(SECONDS * 2)
-    request_id = session.wire.post("run", {"cmd": cmd})
-    session.wire.send(orjson.dumps({"jsonrpc": "2.0", "method": "cancel", "params": {"id": request_id}}) + b"\n")
+    request_id = session.post("run", {"cmd": cmd})
+    session.send(orjson.dumps({"jsonrpc": "2.0", "method": "cancel", "params": {"id": request_id}}) + b"\n")
     await _taken_back(session, request_id)
     await session.none_runs(cmd)
-    others = await session.wire.rest()
+    others = await session.rest()
     expect(not others, f"a notification was answered: {others}")
 
 
@@ -291,7 +291,7 @@ async def _unknown(rig: Rig, session: Session) -> None:
 
 @proves("C-UNKNOWN")
 async def _answered(rig: Rig, session: Session) -> None:
-    request_id = session.wire.post("exec", {"cmd": rig.words.cat})
+    request_id = session.post("exec", {"cmd": rig.words.cat})
     process = await session.began(request_id)
     await _cancel(session, request_id)
     await _lives(process)
@@ -300,7 +300,7 @@ async def _answered(rig: Rig, session: Session) -> None:
 @proves("C-UNKNOWN")
 async def _another_type(rig: Rig, session: Session) -> None:
     session.needs("run")
-    request_id = session.wire.post("run", {"cmd": rig.words.sleep(1)})
+    request_id = session.post("run", {"cmd": rig.words.sleep(1)})
     await _cancel(session, str(request_id))
     ran = await session.ran(request_id)
     expect(ending(ran) == ("exited", 0, "exited"), f"a run of another id ended with {ending(ran)}")
@@ -311,7 +311,7 @@ async def _duplicate(rig: Rig, session: Session) -> None:
     request_id = uuid.uuid4().hex
     session.needs("run")
     for _ in range(2):
-        session.wire.post("run", {"cmd": rig.words.sleep(1)}, id=request_id)
+        session.post("run", {"cmd": rig.words.sleep(1)}, id=request_id)
     await session.rejects("cancel", {"id": request_id}, "$.id")
     for _ in range(2):
         ran = await session.ran(request_id)

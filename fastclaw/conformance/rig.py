@@ -73,11 +73,11 @@ class Process:
         self._channels.clear()
 
 
-class Session:
-    """One runtime child, its answers unpacked. An answer of another kind than asked for, or none, is `Broken`."""
+class Session(Wire):
+    """A wire with its answers unpacked. An answer of another kind than asked for, or none, is `Broken`."""
 
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
+    def __init__(self) -> None:
+        super().__init__()
         self.welcome: dict[str, Any] = {}
         self._processes: list[Process] = []
         self._ran: list[str] = []
@@ -97,8 +97,8 @@ class Session:
 
     async def initialize(self, namespace: str, options: dict[str, Any]) -> None:
         """Bring the environment up."""
-        request_id = self.wire.post("initialize", {"namespace": namespace, "options": options})
-        answer = await self.wire.answer(request_id, limits.CLIENT_INITIALIZE_MS)
+        request_id = self.post("initialize", {"namespace": namespace, "options": options})
+        answer = await self.answer(request_id, limits.CLIENT_INITIALIZE_MS)
         if "error" in answer:
             error = answer["error"]
             raise Broken(f"initialize failed: {error.get('message', error) if isinstance(error, dict) else error}")
@@ -107,13 +107,13 @@ class Session:
 
     async def result(self, method: str, params: Any = None) -> Any:
         """What a call answers."""
-        answer = await self.wire.request(method, params)
+        answer = await self.request(method, params)
         expect("result" in answer, f"{method} answered {answer.get('error')}")
         return answer["result"]
 
     async def error(self, method: str, params: Any, code: int, reason: str | None = None) -> dict[str, Any]:
         """The error of a call that must fail in this way."""
-        return refused(await self.wire.request(method, params), code, reason)
+        return refused(await self.request(method, params), code, reason)
 
     async def rejects(self, method: str, params: Any, path: str) -> dict[str, Any]:
         """`error.data` of a call whose params are wrong; its `path` must be this one, or lead on from it."""
@@ -124,11 +124,11 @@ class Session:
 
     async def exec(self, cmd: list[str], **params: Any) -> Process:
         """Start a process."""
-        return await self.began(self.wire.post("exec", {"cmd": cmd, **params}))
+        return await self.began(self.post("exec", {"cmd": cmd, **params}))
 
     async def began(self, request_id: Any) -> Process:
         """The process of an `exec` that was posted."""
-        answer = await self.wire.answer(request_id)
+        answer = await self.answer(request_id)
         expect(isinstance(answer.get("result"), dict), f"exec answered {answer.get('error', answer)}")
         process = Process(self, answer["result"])
         self._processes.append(process)
@@ -155,11 +155,11 @@ class Session:
         Parameters:
             timeout_ms: within which it must; None is `limits.CHECK_ANSWER_MS`.
         """
-        return await self.ran(self.wire.post("run", {"cmd": cmd, **params}), timeout_ms)
+        return await self.ran(self.post("run", {"cmd": cmd, **params}), timeout_ms)
 
     async def ran(self, request_id: Any, timeout_ms: int | None = None) -> dict[str, Any]:
         """What a `run` that was posted answers; what it left running ends with the check."""
-        answer = await self.wire.answer(request_id, timeout_ms)
+        answer = await self.answer(request_id, timeout_ms)
         result = answer.get("result")
         if not isinstance(result, dict) or not isinstance(result.get("process_id"), str):
             raise Broken(f"run answered {str(answer.get('error', result))[: limits.CHECK_ENTRY_CHARS]}")
@@ -186,15 +186,15 @@ class Session:
         ids, self._ran = [*(process.id for process in processes), *self._ran], []
         for process in processes:
             process.close()
-        if not self.wire.lost:
-            for request_id in [self.wire.post("kill", {"process_id": name, "grace_ms": 0}) for name in ids]:
-                await self.wire.answer(request_id)
+        if not self.lost:
+            for request_id in [self.post("kill", {"process_id": name, "grace_ms": 0}) for name in ids]:
+                await self.answer(request_id)
 
     async def aclose(self) -> None:
         """End the session and its runtime."""
         for process in self._processes:
             process.close()
-        await self.wire.aclose()
+        await super().aclose()
 
 
 _COUNT = itertools.count(1)
@@ -212,7 +212,7 @@ class Rig:
         self._stderr = stderr
         self._shared: Session | None = None
         self._ends_shared = AsyncExitStack()
-        self._open: list[Wire] = []
+        self._open: list[Session] = []
 
     def namespace(self) -> str:
         """A namespace that nobody else on this host uses."""
@@ -220,12 +220,12 @@ class Rig:
 
     def exchange(self) -> list[str]:
         """What went over the wires of the current check."""
-        wires = [*reversed(self._open), *([self._shared.wire] if self._shared else [])]
+        wires = [*reversed(self._open), *([self._shared] if self._shared else [])]
         return next((list(wire.exchange) for wire in wires if wire.exchange), [])
 
     async def shared(self) -> Session:
         """The common initialized session, started anew where a check has ended it."""
-        if self._shared is None or self._shared.wire.lost:
+        if self._shared is None or self._shared.lost:
             await self.aclose()
             self._shared = await self._ends_shared.enter_async_context(self.started())
         return self._shared
@@ -237,19 +237,19 @@ class Rig:
             return
         try:
             await self._shared.tidy()
-            self._shared.wire.exchange.clear()
-            if await self._shared.wire.rest() or self._shared.wire.foul:
+            self._shared.exchange.clear()
+            if await self._shared.rest() or self._shared.foul:
                 await self.aclose()
         except Broken:
             await self.aclose()
         if self._shared is not None:
-            self._shared.wire.exchange.clear()
+            self._shared.exchange.clear()
 
     @asynccontextmanager
     async def fresh(self) -> AsyncIterator[Session]:
         """A session of the check's own, not initialized."""
-        session = Session(await Wire.start(self._command, self._stderr))
-        self._open.append(session.wire)
+        session = await Session.start(self._command, self._stderr)
+        self._open.append(session)
         try:
             yield session
         finally:

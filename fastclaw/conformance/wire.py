@@ -8,7 +8,7 @@ import base64
 import binascii
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
@@ -56,7 +56,13 @@ def data_of(error: dict[str, Any]) -> dict[str, Any]:
 
 
 class Wire:
-    """A runtime started as a child, spoken to in raw lines."""
+    """A runtime started as a child, spoken to in raw lines. What is awaited and does not come in time is `Broken`.
+
+    Attributes:
+        exchange: what went over it, the last entries.
+        foul: what it said that is no protocol.
+        lost: it says nothing any more.
+    """
 
     def __init__(self) -> None:
         self._child = Child(self._feed, self._lose)
@@ -69,7 +75,7 @@ class Wire:
         self.lost = False
 
     @classmethod
-    async def start(cls, command: Sequence[str], stderr: Stderr = None) -> "Wire":
+    async def start(cls, command: Sequence[str], stderr: Stderr = None) -> Self:
         """Start the runtime.
 
         Raises:
@@ -116,9 +122,6 @@ class Wire:
 
         Parameters:
             timeout_ms: None is `limits.CHECK_ANSWER_MS`.
-
-        Raises:
-            Broken: it does not come.
         """
         deadline_ms = limits.CHECK_ANSWER_MS if timeout_ms is None else timeout_ms
         what = f"the answer to id {request_id!r}"
@@ -135,11 +138,7 @@ class Wire:
         return [await self.next() for _ in range(count)]
 
     async def take(self, wanted: Callable[[Any], bool], timeout_ms: int, what: str) -> Any:
-        """The oldest message that is `wanted`.
-
-        Raises:
-            Broken: none within `timeout_ms`, or the runtime is gone, or it sent something else than the protocol.
-        """
+        """The oldest message that is `wanted`."""
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 return await self._take(wanted, what)
@@ -167,21 +166,13 @@ class Wire:
         return others
 
     async def exit_code(self, timeout_ms: int) -> int | None:
-        """How the runtime ended, negative for a signal.
-
-        Raises:
-            Broken: it has not within `timeout_ms`.
-        """
+        """How the runtime ended, negative for a signal."""
         if not await self._child.ended(timeout_ms):
             raise Broken(f"the runtime still runs after {timeout_ms} ms")
         return self._child.code
 
     async def finished(self) -> list[Any]:
-        """After the runtime's end: the messages that nobody took.
-
-        Raises:
-            Broken: its stdout has not ended within `limits.CHECK_SOON_MS`.
-        """
+        """After the runtime's end: the messages that nobody took."""
         try:
             async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
                 while not self.lost:

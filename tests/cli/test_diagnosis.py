@@ -7,8 +7,6 @@ import pytest
 from fastclaw import limits
 from fastclaw.cli.diagnosis import (
     Finding,
-    Quotas,
-    UserFacts,
     capacity_finding,
     controllers_finding,
     disk_finding,
@@ -16,6 +14,7 @@ from fastclaw.cli.diagnosis import (
     image_finding,
     network_findings,
     quota_findings,
+    quotas,
     spawner_finding,
     user_findings,
 )
@@ -73,7 +72,7 @@ def test_the_engine(facts: dict[str, Any], unusable: str | None, versions: dict[
 MANY = limits.MAX_PROCESSES
 OTHER_DISK = "remove files there, or set XDG_STATE_HOME to a directory on another disk"
 USERMOD = "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER; podman system migrate"
-QUOTAS = Quotas(keys=200, keys_setting="kernel.keys.root_maxkeys", inotify_instances=1, pipe_pages=None)
+QUOTAS = {"kernel.keys.root_maxkeys": 200, "fs.inotify.max_user_instances": 1}
 REINSTALL = "pip install --force-reinstall fastclaw"
 NO_SPAWNER = "no spawn lane and no local runtime, REST only"
 NO_IDS = "no subordinate ids in /etc/subuid and /etc/subgid: only root can run inside"
@@ -87,8 +86,7 @@ BUSYBOX = "apt-get install busybox-static"
          [("capacity", "ok", f"{MANY} processes at a time; x binds first", None)]),
         ([capacity_finding(Capacity(100, "x"))],
          [("capacity", "warning", "100 processes at a time; x binds first", f"raise x to hold {MANY}")]),
-        (quota_findings(Quotas(keys=None, inotify_instances=None, pipe_pages=None)), []),
-        (quota_findings(Quotas(keys=None, inotify_instances=None, pipe_pages=0)), []),
+        (quota_findings({"kernel.keys.maxkeys": None, "fs.pipe-user-pages-soft": 0}), []),
         (quota_findings(QUOTAS), [
             ("keyrings", "warning", "kernel.keys.root_maxkeys is 200",
              f"sysctl kernel.keys.root_maxkeys={limits.WANTED_KEYS}"),
@@ -107,13 +105,13 @@ BUSYBOX = "apt-get install busybox-static"
          [("image", "ok", "the default one is made of static /bin/busybox", None)]),
         ([image_finding(None, "there is nothing; run: this, or set that")],
          [("image", "warning", "there is nothing: it would have to be pulled", BUSYBOX)]),
-        (user_findings(UserFacts(is_root=True)),
+        (user_findings(is_root=True),
          [("users", "ok", "containers have user namespaces of their own: root inside is nobody here", None)]),
-        (user_findings(UserFacts(is_root=True, why_none="an old kernel")),
+        (user_findings(is_root=True, why_none="an old kernel"),
          [("users", "warning", "root inside has no capabilities and no user namespace: an old kernel", None)]),
-        (user_findings(UserFacts(is_root=False, why_none="it has one already")),
+        (user_findings(is_root=False, why_none="it has one already"),
          [("users", "ok", "a rootless engine: root inside is you", None)]),
-        (user_findings(UserFacts(is_root=False, forbidden="user.x=1", has_ids=False)), [
+        (user_findings(is_root=False, forbidden="user.x=1", has_ids=False), [
             ("users", "problem", "only root may make user namespaces (user.x=1)", "sysctl -w user.x=1"),
             ("users", "warning", NO_IDS, USERMOD),
         ]),
@@ -124,7 +122,8 @@ def test_the_rest_of_a_host(found: list[Finding], expected: object) -> None:
 
 
 def test_quotas_that_suffice() -> None:
-    found = quota_findings(Quotas(keys=limits.WANTED_KEYS, inotify_instances=limits.WANTED_INOTIFY, pipe_pages=16_384))
+    values = dict(zip(quotas(is_root=False), (limits.WANTED_KEYS, limits.WANTED_INOTIFY, 16_384), strict=True))
+    found = quota_findings(values)
     assert [(one.level, one.advice) for one in found] == [("ok", None)] * 3
     assert found[-1].text.startswith("64 streams ")
 

@@ -143,7 +143,7 @@ async def test_the_shared_session_is_shared_and_replaced_once_it_is_lost() -> No
         first = await rig.shared()
         assert await rig.shared() is first
         await first.result("shutdown")
-        await first.wire.finished()
+        await first.finished()
         second = await rig.shared()
         assert second is not first
         assert await second.result("echo", [1]) == [1]
