@@ -11,7 +11,7 @@ import sys
 import termios
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from tty import setraw
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec import UNSET
@@ -27,7 +27,7 @@ from fastclaw.params import convert
 from fastclaw.server.stdio import ByteSink, ByteSource, OwnedDescriptor
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from fastclaw.client import RemoteProcess
     from fastclaw.runtime import ExitRecord
@@ -131,7 +131,8 @@ def _pair(entry: str) -> tuple[str, str]:
 async def _run(command: list[str], options: dict[str, Any], env: dict[str, str], request: dict[str, Any]) -> int:
     serve = [sys.executable, "-m", "fastclaw", "serve", "--log-level", "warning"]
     namespace = f"run-{os.getpid()}"
-    with _Interrupt() as ending:
+    ending = _Interrupt()
+    with _handled(heeded(_SIGNALS), ending.ask):
         try:
             async with RuntimeClient.spawn(serve, namespace=namespace, options=options) as runtime:
                 return await _run_in(runtime, ending, command, env, request)
@@ -162,12 +163,18 @@ async def _run_in(
 @contextmanager
 def _terminal(ending: _Interrupt) -> Iterator[None]:
     """The command has this terminal meanwhile: no signal ends us without giving it back."""
-    running, signals = asyncio.get_running_loop(), heeded([signal.SIGQUIT])
+    with _handled(heeded([signal.SIGQUIT]), ending.ask), raw(0):
+        yield
+
+
+@contextmanager
+def _handled(signals: Iterable[int], handler: Callable[[int], object]) -> Iterator[None]:
+    """The loop calls `handler` for these signals meanwhile."""
+    running, signals = asyncio.get_running_loop(), list(signals)
     for signum in signals:
-        running.add_signal_handler(signum, ending.ask, signum)
+        running.add_signal_handler(signum, handler, signum)
     try:
-        with raw(0):
-            yield
+        yield
     finally:
         for signum in signals:
             running.remove_signal_handler(signum)
@@ -202,21 +209,10 @@ class _Interrupt:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
         self._kill: Callable[[int | None], object] | None = None
         self._is_over = False
-        self._signals = heeded(_SIGNALS)
         self.signum: int | None = None
-
-    def __enter__(self) -> Self:
-        for signum in self._signals:
-            self._loop.add_signal_handler(signum, self.ask, signum)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum in self._signals:
-            self._loop.remove_signal_handler(signum)
 
     @contextmanager
     def of(self, process: RemoteProcess, group: asyncio.TaskGroup) -> Iterator[None]:
@@ -352,9 +348,9 @@ async def follow_size(process: RemoteProcess, told: Size | None) -> None:
     Parameters:
         told: the size that it was started with.
     """
-    loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_signal_handler(signal.SIGWINCH, changed.set)
-    try:
+    changed = asyncio.Event()
+    # An error: it ended, or the runtime did, which others notice.
+    with _handled([signal.SIGWINCH], lambda _: changed.set()), suppress(FastclawError):
         while True:
             size = own_size()
             if size is not None and size != told:
@@ -362,7 +358,3 @@ async def follow_size(process: RemoteProcess, told: Size | None) -> None:
                 told = size
             await changed.wait()
             changed.clear()
-    except FastclawError:
-        pass  # it ended, or the runtime did, which others notice
-    finally:
-        loop.remove_signal_handler(signal.SIGWINCH)

@@ -103,19 +103,14 @@ async def _every_byte(rig: Rig, session: Session) -> None:
     for count in (0, 1, 65_536, DEFAULT_LIMIT):
         await _is_whole(rig, session, count)
     await _is_whole(rig, session, HIGHEST_LIMIT, output_limit=HIGHEST_LIMIT)
+    for _ in range(10):  # `drain_ms` is for what is left behind: a command's own output is whole without it
+        await _is_whole(rig, session, DEFAULT_LIMIT, drain_ms=0)
 
 
 async def _is_whole(rig: Rig, session: Session, count: int, **params: Any) -> None:
     out, err = outputs(await session.run(rig.words.out(count), **params))
     expect(same(out, rig.words.written(count)), f"{len(out)} bytes of {count} are given, or other ones")
     expect(err == b"", f"stderr is {err[:100]!r}")
-
-
-@proves("RUN-OUTPUT")
-async def _without_patience(rig: Rig, session: Session) -> None:
-    """`drain_ms` is for what is left behind: a command's own output is whole without it."""
-    for _ in range(10):
-        await _is_whole(rig, session, DEFAULT_LIMIT, drain_ms=0)
 
 
 @proves("RUN-OUTPUT")
@@ -180,10 +175,6 @@ async def _input_to_its_end(rig: Rig, session: Session) -> None:
     for said in ("", TEXT, TEXT * 50_000):
         out, _ = outputs(await session.run(rig.words.cat, input=said))
         expect(same(out, said.encode()), f"{len(out)} bytes of {len(said.encode())} came back, or other ones")
-
-
-@proves("RUN-INPUT")
-async def _input_both_ways(rig: Rig, session: Session) -> None:
     data = BINARY * (LARGE // len(BINARY))
     ran = await session.run(rig.words.cat, input_base64=encoded(data), output_limit=LARGE)
     expect(same(outputs(ran)[0], data), f"{len(given(ran, 'stdout'))} bytes of {LARGE} came back, or other ones")

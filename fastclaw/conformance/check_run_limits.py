@@ -48,35 +48,6 @@ def _counts(ran: dict[str, Any], stream: str, total: int) -> None:
     expect(got + missing == total, f"of {total} bytes of {stream} {got} are given and {missing} dropped")
 
 
-def _ends(ran: dict[str, Any], written: bytes, limit: int) -> None:
-    """The first and the last half of `written`, each short of it by less than one character."""
-    _counts(ran, "stdout", len(written))
-    head, tail = around_gap(ran, "stdout")
-    expect(written.startswith(head) and written.endswith(tail), "what is given are not the two ends of the stream")
-    for name, part in (("beginning", head), ("end", tail)):
-        expect(
-            limit // 2 - CHARACTER_BYTES < len(part) <= (limit + 1) // 2,
-            f"with a limit of {limit} the {name} that is given has {len(part)} bytes",
-        )
-
-
-@proves("RUN-LIMIT-ENDS")
-async def _run_limit_ends(rig: Rig, session: Session) -> None:
-    total = DEFAULT_LIMIT + MORE
-    ran = await session.run(rig.words.out(total))
-    _ends(ran, rig.words.written(total), DEFAULT_LIMIT)
-    expect(dropped(ran, "stdout") == MORE, f"{dropped(ran, 'stdout')} bytes were dropped, where {MORE} were too many")
-    expect(ending(ran) == ("exited", 0, "exited"), f"the command ended with {ending(ran)}")
-
-
-@proves("RUN-LIMIT-ENDS")
-async def _ends_at_characters(rig: Rig, session: Session) -> None:
-    for limit in LIMITS[2:]:
-        ran = await session.run(rig.words.cat, input=CHARACTERS, output_limit=limit, keep="ends")
-        expect(isinstance(ran.get("stdout"), str), f"with a limit of {limit} a text came as base64")
-        _ends(ran, CHARACTERS.encode(), limit)
-
-
 @proves("RUN-LIMIT-ENDS")
 async def _each_stream_by_itself(rig: Rig, session: Session) -> None:
     ran = await session.run(rig.words.stderr("x" * 100), output_limit=10)
@@ -86,34 +57,50 @@ async def _each_stream_by_itself(rig: Rig, session: Session) -> None:
     expect((given(ran, "stdout"), dropped(ran, "stdout")) == (b"", 101), f"with a limit of 0: {ran}")
 
 
+@proves("RUN-LIMIT-ENDS")
+async def _ends(rig: Rig, session: Session) -> None:
+    await _keeps(rig, session, "ends", LIMITS[2:])
+    ran = await session.run(rig.words.out(DEFAULT_LIMIT + MORE))
+    _is_cut(ran, "ends", rig.words.written(DEFAULT_LIMIT + MORE), DEFAULT_LIMIT)
+    expect(ending(ran) == ("exited", 0, "exited"), f"the command ended with {ending(ran)}")
+
+
 @proves("RUN-LIMIT-HEAD")
 async def _head(rig: Rig, session: Session) -> None:
-    await _one_end(rig, session, "head")
+    await _keeps(rig, session, "head", LIMITS)
 
 
 @proves("RUN-LIMIT-TAIL")
 async def _tail(rig: Rig, session: Session) -> None:
-    await _one_end(rig, session, "tail")
+    await _keeps(rig, session, "tail", LIMITS)
 
 
-async def _one_end(rig: Rig, session: Session, keep: str) -> None:
+async def _keeps(rig: Rig, session: Session, keep: str, of_text: tuple[int, ...]) -> None:
+    """That part of a stream that is a little too long, and of a text, cut between characters, for each limit."""
     total = DEFAULT_LIMIT + MORE
     ran = await session.run(rig.words.out(total), keep=keep)
-    _is_end(ran, keep, rig.words.written(total), DEFAULT_LIMIT)
+    _is_cut(ran, keep, rig.words.written(total), DEFAULT_LIMIT)
     expect(dropped(ran, "stdout") == MORE, f"{dropped(ran, 'stdout')} bytes were dropped, where {MORE} were too many")
-    for limit in LIMITS:
+    for limit in of_text:
         ran = await session.run(rig.words.cat, input=CHARACTERS, output_limit=limit, keep=keep)
         expect(isinstance(ran.get("stdout"), str), f"with a limit of {limit} a text came as base64")
-        _is_end(ran, keep, CHARACTERS.encode(), limit)
+        _is_cut(ran, keep, CHARACTERS.encode(), limit)
 
 
-def _is_end(ran: dict[str, Any], keep: str, written: bytes, limit: int) -> None:
+def _is_cut(ran: dict[str, Any], keep: str, written: bytes, limit: int) -> None:
+    """What is given is what is to be kept of `written`, and each part of it is short by less than one character."""
     _counts(ran, "stdout", len(written))
-    expect("stdout" not in (ran.get("gap_at") or {}), f"`gap_at` is {ran.get('gap_at')} where no middle is missing")
-    got = given(ran, "stdout")
-    fits = written.startswith(got) if keep == "head" else written.endswith(got)
-    expect(fits, f"what is given is not the {keep} of the stream")
-    expect(limit - CHARACTER_BYTES < len(got) <= limit, f"with a limit of {limit} {len(got)} bytes are given")
+    if keep == "ends":
+        head, tail = around_gap(ran, "stdout")
+        parts = [("head", head, limit // 2, (limit + 1) // 2), ("tail", tail, limit // 2, (limit + 1) // 2)]
+    else:
+        expect("stdout" not in (ran.get("gap_at") or {}), f"`gap_at` is {ran.get('gap_at')} where no middle is missing")
+        parts = [(keep, given(ran, "stdout"), limit, limit)]
+    for name, part, least, most in parts:
+        fits = written.startswith(part) if name == "head" else written.endswith(part)
+        expect(fits, f"what is given is not the {name} of the stream")
+        said = f"with a limit of {limit} the {name} that is given has {len(part)} bytes"
+        expect(least - CHARACTER_BYTES < len(part) <= most, said)
 
 
 @proves("RUN-LIMIT-KILL")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MARKER = "FASTCLAW_TEST_MARK"
 BULK = 8 << 20
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
 
 
 class Runner:
@@ -142,18 +143,18 @@ def test_bulk_both_ways(run: Runner) -> None:
     assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(data).digest()
 
 
-def test_env_and_workdir(run: Runner) -> None:
-    done = run("-e", "A=b c", "--env", "E=", "-w", "/tmp", *shell('echo "$A|$E|$PWD"'))
-    assert (done.returncode, done.stdout) == (0, b"b c||/tmp\n")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
-def test_user(run: Runner) -> None:
-    assert run("--user", "65534", "--", "id", "-u").stdout == b"65534\n"
-
-
-def test_a_signal_is_128_and_its_number(run: Runner) -> None:
-    assert run(*shell("kill -9 $$")).returncode == 128 + signal.SIGKILL
+@pytest.mark.parametrize(
+    ("words", "code", "out"),
+    [
+        (["-e", "A=b c", "--env", "E=", "-w", "/tmp", *shell('echo "$A|$E|$PWD"')], 0, b"b c||/tmp\n"),
+        (shell("kill -9 $$"), 128 + signal.SIGKILL, b""),
+        (["--timeout", "200", *shell("sleep 1000 & sleep 1000")], 128 + signal.SIGTERM, b""),
+        pytest.param(["--user", "65534", "--", "id", "-u"], 0, b"65534\n", marks=needs_root),
+    ],
+)
+def test_its_options_and_how_it_ends(run: Runner, words: list[str], code: int, out: bytes) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (code, out)
 
 
 @pytest.mark.parametrize(("command", "code"), [("nonesuch", 127), ("/tmp", 126)])
@@ -188,18 +189,13 @@ def test_stdin_that_is_left_alone(run: Runner, tty: tuple[str, ...]) -> None:
     os.close(writing)
 
 
-def test_stdin_from_a_file(local: Runner, tmp_path: Path) -> None:
+def test_input_from_a_file_and_output_to_one(local: Runner, tmp_path: Path) -> None:
     data = os.urandom(300_000)
     (tmp_path / "in").write_bytes(data)
-    with (tmp_path / "in").open("rb") as file:
-        assert local("--", "cat", stdin=file).stdout == data
-
-
-def test_output_to_a_file(local: Runner, tmp_path: Path) -> None:
-    with (tmp_path / "out").open("wb") as file:
-        done = local("--", "head", "-c", "300000", "/dev/zero", capture_output=False, stdout=file)
+    with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as sink:
+        done = local("--", "cat", capture_output=False, stdin=source, stdout=sink)
     assert done.returncode == 0
-    assert (tmp_path / "out").read_bytes() == bytes(300_000)
+    assert (tmp_path / "out").read_bytes() == data
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "0<&- 1>&- 2>&-"])
@@ -455,11 +451,6 @@ def test_a_terminal_on_a_lane_without_them_is_one_line() -> None:
     done = fastclaw("run", "--runtime", "memory", "-t", "--", "true")
     assert done.returncode == 125
     assert "$.tty" in assert_one_line(done.stderr)
-
-
-def test_timeout_ends_the_command(run: Runner) -> None:
-    done = run("--timeout", "200", *shell("sleep 1000 & sleep 1000"))
-    assert done.returncode == 128 + signal.SIGTERM
 
 
 def test_a_runtime_that_dies_is_one_line(local: Runner) -> None:

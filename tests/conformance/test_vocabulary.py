@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
 from fastclaw.conformance import MEMORY, POSIX, VOCABULARIES, Vocabulary
-from fastclaw.conformance.rig import bearers, seen, soon
-from fastclaw.conformance.vocabulary import LEFT_BYTES, becomes, leaves, outlives, writes_on
+from fastclaw.conformance.rig import bearers, has_written, seen, soon
+from fastclaw.conformance.vocabulary import LEFT_BYTES, leaves, outlives, writes_on
 from fastclaw.linux import proc
 from fastclaw.runtimes.memory_programs import BUILT_IN
 from tests.runtimes.test_memory_programs import Paper, a_stdin
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     Run = Callable[[list[str]], Awaitable[tuple[int, bytes, bytes]]]
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 
 ENV = {"PATH": "/usr/bin:/bin", "VALUE": "a  'b\"$x"}
@@ -80,98 +80,71 @@ def test_vocabularies_are_found_by_their_names() -> None:
 # --- Scripts that leave something running ---
 
 
-def sessions_of(pids: Iterable[int]) -> set[int]:
-    """But not our own."""
-    found = {stat.session for pid in pids if (stat := proc.read_stat(pid)) is not None}
-    return found - {os.getsid(0)}
+MARKER = "FASTCLAW_TEST_LEFT"
 
 
-def end_sessions(sessions: set[int]) -> None:
-    """Whatever is in them."""
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and sessions_of([int(name)]) & sessions:
-            with suppress(ProcessLookupError):
-                os.kill(int(name), signal.SIGKILL)
-
-
-@contextmanager
-def tokens(count: int = 1) -> Iterator[list[str]]:
-    """Words that nobody has; whoever has one at the end is killed with its session."""
-    made = [uuid.uuid4().hex for _ in range(count)]
-    try:
-        yield made
-    finally:
-        end_sessions(sessions_of(pid for token in made for pid in bearers(token)))
+def kill_marked(mark: str) -> bool:
+    """Whether nothing was left to kill."""
+    left = [row.pid for row in proc.scan(MARKER) if row.marker == mark]
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return not left
 
 
 @contextmanager
 def shell(script: str) -> Iterator[subprocess.Popen[bytes]]:
-    """In a session of its own, which is killed at the end."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(["sh", "-c", script], stdout=pipe, stderr=pipe, start_new_session=True) as process:
+    """A shell, which is killed at the end with all that it left."""
+    mark, pipe = uuid.uuid4().hex, subprocess.PIPE
+    env = {**os.environ, MARKER: mark}
+    with subprocess.Popen(["sh", "-c", script], stdout=pipe, stderr=pipe, env=env) as process:
         try:
             yield process
         finally:
-            end_sessions({process.pid})
+            wait_until(lambda: kill_marked(mark))
 
 
-def output(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """Both streams to their ends."""
-    return process.communicate(timeout=20)
+@pytest.fixture
+def token() -> str:
+    """A word that nobody has."""
+    return uuid.uuid4().hex
 
 
-async def test_what_is_left_is_seen_and_holds_no_stream() -> None:
-    with tokens() as (token,), shell(f"{leaves(token)} echo up") as process:
-        assert output(process) == (b"up\n", b"")
-        await seen(token)
-
-
-async def test_it_is_in_a_session_of_its_own() -> None:
-    with tokens() as (token,), shell(f"{leaves(token)} exit 0") as process:
-        output(process)
+async def test_what_is_left_is_seen_in_a_session_of_its_own_and_holds_no_stream(token: str) -> None:
+    with shell(f"{leaves(token)} echo up") as process:
+        assert process.communicate(timeout=20) == (b"up\n", b"")
         await seen(token)  # the first one is setsid(1) itself, which is still to do it
-        others = {os.getsid(0), process.pid}
-        await soon("a session of its own", lambda: not others & {os.getsid(pid) for pid in bearers(token)})
+        await soon("a session of its own", lambda: os.getsid(0) not in {os.getsid(pid) for pid in bearers(token)})
         await seen(token)
 
 
-async def test_what_outlives_is_not_seen_before_its_time() -> None:
-    """So whoever sees it knows that it was not ended with its command; nobody can have seen it before."""
-    with tokens() as (token,), shell(f"{outlives(token, after_s=1)} echo up") as process:
-        assert output(process) == (b"up\n", b"")
+async def test_what_outlives_is_not_seen_before_its_time(token: str) -> None:
+    """Where it is seen, it was not ended with its command."""
+    with shell(f"{outlives(token, after_s=1)} echo up") as process:
+        assert process.communicate(timeout=20) == (b"up\n", b"")
         assert bearers(token) == []
         await seen(token)
 
 
-async def test_a_token_is_in_no_command_line_before_it_is_reached() -> None:
-    with tokens() as (token,), shell(f"echo up; read go </dev/null; sleep 0.2; {becomes(token)}") as process:
+async def test_who_writes_on_is_seen_once_all_is_taken(token: str) -> None:
+    done = uuid.uuid4().hex
+    with shell(writes_on(token, done)) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        assert bearers(token) == []
         await seen(token)
-
-
-async def test_who_writes_on_is_seen_once_all_is_taken() -> None:
-    with tokens(2) as (witness, done), shell(writes_on(witness, done)) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"up\n"
-        await seen(witness)
         assert process.wait(20) == 0
         assert bearers(done) == [], "nobody has read it yet"
-        out, err = output(process)
+        out, err = process.communicate(timeout=20)
         assert (len(out), len(err)) == (LEFT_BYTES, LEFT_BYTES)
-        await seen(done)
+        await has_written(token, done)
 
 
-async def test_a_writer_that_nobody_reads_any_more_is_never_done() -> None:
+async def test_a_writer_that_nobody_reads_any_more_is_never_done(token: str) -> None:
     """It had a SIGPIPE: that is what the checks look for."""
-    with tokens(2) as (witness, done), shell(writes_on(witness, done)) as process:
-        await seen(witness)
+    done = uuid.uuid4().hex
+    with shell(writes_on(token, done)) as process:
+        await seen(token)
         assert process.stdout is not None
         process.stdout.close()
         assert await asyncio.to_thread(process.stderr.read) == b""  # type: ignore[union-attr]  # the writer had it open
         assert bearers(done) == []
-
-
-async def test_it_holds_more_than_a_pipe_and_a_socket() -> None:
-    assert LEFT_BYTES > limits.PIPE_BYTES + 4 * limits.PIPE_BYTES
