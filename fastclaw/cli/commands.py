@@ -68,15 +68,15 @@ def _one_line(error: Exception, context: click.Context) -> click.ClickException:
 @click.option("--debug", is_flag=True, help=OPTIONS["--debug"])
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
-    """Where click begins: the commands come from `_Commands`."""
+    """The root of the commands, which `_Commands` loads."""
     if context.invoked_subcommand != "serve":  # which refuses closed ones
         complete_standard_descriptors()
     require_utf8()
 
 
 def complete_standard_descriptors() -> None:
-    """Have fd 0, 1 and 2 stand for nothing where they are closed. To be called before anything else takes a descriptor:
-    an event loop's own would become stdin or stdout."""
+    """Open /dev/null for fd 0, 1 and 2 where they are closed. To be called before anything else takes a descriptor: an
+    event loop's own would become stdin or stdout."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)

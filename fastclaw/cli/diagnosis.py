@@ -107,9 +107,9 @@ def user_findings(
     """Whose root inside is, and whether an ordinary user can have containers at all.
 
     Parameters:
-        is_root: who asks is.
+        is_root: this process is.
         why_none: why containers get no user namespace of their own (`user_namespace`); None where they do.
-        forbidden: the sysctl by which this kernel lets nobody but root make one; None where it does.
+        forbidden: the sysctl by which this kernel lets only root make one; None where it does.
         has_ids: a user has subordinate ids in subuid(5) and subgid(5).
     """
     if is_root:

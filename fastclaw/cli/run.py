@@ -199,7 +199,7 @@ async def _attend(process: RemoteProcess, ending: _Interrupt, request: dict[str,
 
 
 class _Interrupt:
-    """Ends what is under way before its own end: for a signal to us, or because nobody reads our output any more.
+    """Ends the command early: for a signal to us, or because our output has no reader any more.
 
     Before the command runs, the start is given up; while it runs, the first time asks its tree to end and the second
     does not wait; once it has ended, the teardown, which has a deadline, goes on.
@@ -216,7 +216,7 @@ class _Interrupt:
 
     @contextmanager
     def of(self, process: RemoteProcess, group: asyncio.TaskGroup) -> Iterator[None]:
-        """Ending means this process meanwhile; `group` owns the calls."""
+        """To end means to kill this process meanwhile; `group` owns the calls."""
         self._kill = lambda grace_ms: group.create_task(process.kill(grace_ms))
         try:
             yield
@@ -224,7 +224,7 @@ class _Interrupt:
             self._kill, self._is_over = None, True
 
     def cut_off(self, error: OSError) -> None:
-        """End it, for our output goes nowhere any more. That nobody reads it is told by the exit code alone."""
+        """End it, for our output cannot be written any more. A reader that left is told by the exit code alone."""
         if error.errno not in (errno.EPIPE, errno.ECONNRESET):
             with suppress(OSError):  # stderr may be on the same disk
                 click.echo(f"fastclaw: output is lost: {error.strerror}", err=True)
@@ -256,7 +256,7 @@ def _exit_code(record: ExitRecord) -> int:
 
 
 def leave_stdin_alone() -> None:
-    """Have fd 0 stand for nothing, as under ssh -n: nobody here reads what was there, nor changes a flag of it."""
+    """Make fd 0 /dev/null, as ssh -n does: what was there is neither read nor changed."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)

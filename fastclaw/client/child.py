@@ -86,7 +86,7 @@ class Child:
             IoError: it cannot be started.
         """
         try:
-            # A session of its own: a terminal's Ctrl-C is for its owner, who then ends the runtime in good order.
+            # A session of its own: a terminal's Ctrl-C goes to us alone, and we end the runtime in good order.
             self._process = process = subprocess.Popen(  # noqa: ASYNC220 - a vfork; the loops' own do the same
                 command,
                 stdin=subprocess.PIPE,
@@ -125,8 +125,8 @@ class Child:
     # --- How it ends ---
 
     def _reap(self) -> None:
-        """The pidfd is readable: it has ended. Where SIGCHLD is ignored in this process, the kernel has reaped it and
-        tells nobody how (wait(2)); Popen would make that a 0."""
+        """The pidfd is readable: it has ended. Where this process ignores SIGCHLD, the kernel has reaped it and its
+        code is lost (wait(2)); Popen would make that a 0."""
         assert self._process is not None
         with contextlib.suppress(ChildProcessError):
             pid, status = os.waitpid(self._process.pid, os.WNOHANG)
@@ -144,7 +144,7 @@ class Child:
             self._pidfd = -1
 
     def _note_end(self) -> None:
-        """Stdout ended or the process did; the other usually follows at once and tells the rest."""
+        """Stdout or the process has ended. The other one usually follows at once, so the exit code is waited for."""
         if self._stdout.closed.is_set() and self._ended.is_set():
             self._tell_lost()
         elif self._notice is None:
@@ -179,7 +179,7 @@ class Child:
 
     @property
     def code(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs, and where nobody can know it (`_reap`)."""
+        """Exit code, negative for a signal; None while it runs, and where it is lost (`_reap`)."""
         return self._code
 
     def write(self, data: bytes) -> None:
@@ -209,7 +209,7 @@ class Child:
         return True
 
     async def aclose(self) -> int | None:
-        """Bring it to its end, with EOF, then TERM, then KILL; give every descriptor back.
+        """End it, with EOF, then TERM, then KILL, and close every descriptor; idempotent.
 
         Returns:
             Its exit code, negative for a signal; None where it was never started, or as `code`.
@@ -250,7 +250,7 @@ class Child:
         self._ended.set()
         self._forget_pidfd()
         if self._input is not None and (not self._input.is_closing() or self._input.get_write_buffer_size()):
-            # Not close(): what nobody will read any more need not be flushed.
+            # Not close(): there is no reader left to flush for.
             self._input.abort()
         if self._output is not None:
             self._output.close()

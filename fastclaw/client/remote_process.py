@@ -142,11 +142,10 @@ Read = Callable[[], Awaitable[bytes]]
 
 
 class DrainedStream:
-    """One stream, which is at its end too when its time is over.
+    """A stream that ends at its EOF, or when its command has ended and the drain time is over.
 
-    From the exit on, waiting for output counts, and may take the drain's time in all. What its reader does with what it
-    has does not count: what a command wrote before its end reaches a slow reader too. And whatever comes, no more is
-    read than a pipe and two sockets hold.
+    From the exit on, only time spent waiting for output counts towards the drain time, so what a command wrote before
+    its end reaches a slow reader too. No more is read after the exit than a pipe and two sockets hold.
 
     Parameters:
         read: brings the next bytes, none at the end. May be cancelled, and loses nothing by it.
@@ -189,7 +188,7 @@ class DrainedStream:
 
 
 class StreamEnds:
-    """When reading a process's streams is over: at their ends, or a while after the exit.
+    """Decides when reading a process's streams is over: at their ends, or some time after the exit.
 
     Parameters:
         wait: asks the runtime for the exit; with 0, whether it has come.
@@ -203,7 +202,7 @@ class StreamEnds:
         self._is_known = False
 
     def of(self, read: Read) -> Read:
-        """The same stream, which is at its end too when its time is over."""
+        """The stream with these limits."""
         stream = DrainedStream(read, self._drain_s)
         self._streams.append(stream)
         return stream.read
@@ -221,14 +220,13 @@ class StreamEnds:
                 stream.on_exit()
 
     async def first(self, pouring: asyncio.Task[None], watching: asyncio.Task[None]) -> None:
-        """Return when all input is through or the command has ended, which reads no more then."""
+        """Return when all input is written or the command has ended."""
         await asyncio.wait((pouring, watching), return_when=asyncio.FIRST_COMPLETED)
         if not self._is_known:
             await asyncio.wait((pouring,))
 
     async def confirm(self) -> None:
-        """To be awaited when the streams have ended: an answer that comes now says that the runtime has lived as long,
-        and that its end is not what has ended them.
+        """Ask the runtime for a sign of life once the streams have ended: its own end would have ended them too.
 
         Raises:
             IoError: the runtime is gone: there may have been more output.

@@ -1,4 +1,4 @@
-"""Calls and their answers: ids, pipelining, deadlines, and what becomes of calls when the other side goes.
+"""Calls and their answers: ids, pipelining, deadlines, and the end of the connection.
 
 Owns the table of open calls. Knows no method and no process.
 """
@@ -22,7 +22,7 @@ _TAKEN_BACK = frozenset({"exec", "run", "wait"})
 
 
 class Calls:
-    """The open calls of one client.
+    """The table of open calls of one client.
 
     Parameters:
         write: takes the bytes of one or more requests.
@@ -75,15 +75,15 @@ class Calls:
                 self._open.pop(call_id, None)
 
     def _take_back(self, call_id: int, method: str, answer: asyncio.Future[Any]) -> None:
-        """Nobody waits for an answer any more: what it would have told of is not to be. A process that was waited for
-        is left alone; only the waiting ends."""
+        """The caller has given up: what an exec or a run has started is ended. A process that was waited for lives on;
+        only the waiting ends."""
         was_late = call_id in self._late
         result = self._late.pop(call_id, None)
         if method not in _TAKEN_BACK or self._lost is not None:
             return
         if method == "exec":
             self._taken_back.add(call_id)
-        if not answer.cancelled():  # it came in this very turn of the loop, before whoever waited was cancelled
+        if not answer.cancelled():  # it came in this very turn of the loop, before the cancellation
             self._end_untold(call_id, None if answer.exception() else answer.result())
         elif was_late:
             self._end_untold(call_id, result)
@@ -141,7 +141,7 @@ class Calls:
             waiting.set_result(answer["result"])
 
     def _end_untold(self, call_id: int, result: Any) -> None:
-        """An exec that was answered before its cancel came has started a process that nobody knows of."""
+        """Kill the process of an exec that was answered before its cancel came: its caller does not know its id."""
         if call_id not in self._taken_back:
             return
         self._taken_back.remove(call_id)

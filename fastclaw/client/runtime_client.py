@@ -191,7 +191,7 @@ class RuntimeClient:
     @property
     def exit_code(self) -> int | None:
         """How the runtime itself ended, negative for a signal; None while it runs, and where this process ignores
-        SIGCHLD: then the kernel tells nobody."""
+        SIGCHLD: then the kernel does not tell."""
         return None if self._child is None else self._child.code
 
     @property

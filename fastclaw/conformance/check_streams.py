@@ -127,7 +127,7 @@ LONG_LINGER_MS = 600_000
 
 
 async def _returned(process: Process, greeted: Callable[[Channel], Awaitable[bytes]]) -> bytes:
-    """What the first connection that is not turned away greets us with: the runtime may still see the last one."""
+    """The first bytes that a new connection brings; it may be closed at once until the last one's end is seen."""
     deadline = time.monotonic() + limits.CHECK_SOON_MS / 1000
     while time.monotonic() < deadline:
         with suppress(IoError):  # turned away while we wrote
@@ -135,7 +135,7 @@ async def _returned(process: Process, greeted: Callable[[Channel], Awaitable[byt
                 return got
         process.close()
         await asyncio.sleep(limits.CHECK_POLL_MS / 1000)
-    raise Broken("who came back got nothing")
+    raise Broken("a client that came back got nothing")
 
 
 @proves("P-SECOND")
@@ -165,7 +165,7 @@ async def _comes_back_for_later_output(rig: Rig, session: Session) -> None:
     process, _ = await session.ready(rig.shell("echo ready; cat >/dev/null; echo later"))
     process.close()
     got = await _returned(process, drain)
-    expect(got == b"later\n", f"who came back got {got!r}")
+    expect(got == b"later\n", f"a client that came back got {got!r}")
 
 
 ENDS_LINGERING = ({"linger_ms": LINGER_MS}, {"linger_ms": LONG_LINGER_MS, "max_lingering": 0})
@@ -198,7 +198,7 @@ async def _not_drained_before(rig: Rig, common: Session) -> None:
         await process.wait()
         out, err = await process.outputs()
         got = (len(out), len(err))
-        expect(got == (len(b"up\n") + LEFT_BYTES, LEFT_BYTES), f"who came after the exit got {got} bytes")
+        expect(got == (len(b"up\n") + LEFT_BYTES, LEFT_BYTES), f"a client that came after the exit got {got} bytes")
 
 
 @proves("P-READING")
@@ -208,7 +208,7 @@ async def _reads_on(rig: Rig, common: Session) -> None:
             # Not before its client is there.
             script = "read line; (sleep 1; echo later; sleep 1; echo last) & echo up"
             out, _ = await (await session.exec(rig.shell(script))).outputs(b"go\n")
-            expect(out == b"up\nlater\nlast\n", f"who reads all the time got {out!r} with {options}")
+            expect(out == b"up\nlater\nlast\n", f"a client that reads all the time got {out!r} with {options}")
 
 
 @proves("P-GONE-EOF")
@@ -227,7 +227,7 @@ async def _hold(rig: Rig, session: Session) -> None:
     await echoed(await process.stdio(), b"back")
     process.close()
     got = await _returned(process, lambda stdio: echoed(stdio, b"back"))
-    expect(got == b"back", f"who came back got {got!r}")
+    expect(got == b"back", f"a client that came back got {got!r}")
 
 
 @proves("P-GONE-KILL")

@@ -335,16 +335,20 @@ async def _pour(channel: Channel, data: bytes) -> None:
 # --- What is seen from outside the protocol: paths and /proc ---
 
 
-async def soon(what: str, holds: Callable[[], bool], timeout_ms: int = limits.CHECK_SOON_MS) -> None:
+async def soon(what: str, holds: Callable[[], bool], timeout_ms: int | None = None) -> None:
     """Look until it holds; for what sends no event.
 
+    Parameters:
+        timeout_ms: None is `limits.CHECK_SOON_MS`.
+
     Raises:
-        Broken: not within `timeout_ms`.
+        Broken: not within that.
     """
-    deadline = time.monotonic() + timeout_ms / 1000
+    within_ms = limits.CHECK_SOON_MS if timeout_ms is None else timeout_ms
+    deadline = time.monotonic() + within_ms / 1000
     while not holds():
         if time.monotonic() > deadline:
-            raise Broken(f"{what}: not within {timeout_ms} ms")
+            raise Broken(f"{what}: not within {within_ms} ms")
         await asyncio.sleep(limits.CHECK_POLL_MS / 1000)
 
 

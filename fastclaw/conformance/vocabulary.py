@@ -103,7 +103,7 @@ def leaves(token: str) -> str:
 
 
 def outlives(token: str, after_s: int = 1) -> str:
-    """The same, with the token there some seconds later only: whoever ends it with the command has done so by then."""
+    """Leaves such a session, with its token there some seconds later: proof that it has outlived the command."""
     return f"setsid sh -c 'sleep {after_s}; {becomes(token)}' >/dev/null 2>&1 & "
 
 

@@ -172,7 +172,7 @@ class Wire:
         return self._child.code
 
     async def finished(self) -> list[Any]:
-        """After the runtime's end: the messages that nobody took."""
+        """After the runtime's end: the messages that were not taken."""
         try:
             async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
                 while not self.lost:

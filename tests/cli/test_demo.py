@@ -79,13 +79,6 @@ def test_a_bad_round_is_explained() -> None:
     assert "2 processes" in text
 
 
-@pytest.mark.parametrize("arguments", [["--workers", "0"], ["--runtime", "nope"]])
-def test_nonsense_is_a_usage_error(arguments: list[str]) -> None:
-    done = fastclaw("demo", *arguments)
-    assert done.returncode == 2
-    assert b"Traceback" not in done.stderr
-
-
 # --- Rounds ---
 
 

@@ -14,13 +14,10 @@ import pytest
 
 from fastclaw.cli import run as terminal
 from fastclaw.cli.run import _options as options_of
-from fastclaw.cli.run import feed_stdin, own_streams, pass_on
-from fastclaw.errors import InvalidParams, InvalidState, IoError
+from fastclaw.cli.run import feed_stdin, pass_on
+from fastclaw.errors import InvalidParams, InvalidState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from fastclaw.client import RemoteProcess
 
 
@@ -51,53 +48,10 @@ BOUND = 8 << 20
 
 
 class Reader:
-    """The process's side of its stdin.
-
-    Attributes:
-        gate: it takes nothing while this is cleared.
-    """
-
-    def __init__(self, takes: int | None = None) -> None:
-        self.got: list[bytes] = []
-        self.ended = False
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self._takes = takes
+    """A process that never reads its stdin."""
 
     async def write(self, data: bytes) -> None:
-        await self.gate.wait()
-        if self._takes is not None and len(self.got) >= self._takes:
-            raise IoError("it reads no more")
-        self.got.append(data)
-
-    async def write_eof(self) -> None:
-        self.ended = True
-
-
-def as_process(reader: Reader) -> RemoteProcess:
-    return cast("RemoteProcess", reader)
-
-
-async def test_all_of_a_pipe_and_then_its_end() -> None:
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    reader = Reader()
-    feeding = asyncio.create_task(feed_stdin(as_process(reader), reading))
-    os.write(writing, b"one")
-    os.close(writing)
-    await asyncio.wait_for(feeding, 5)
-    os.close(reading)
-    assert (reader.got, reader.ended) == ([b"one"], True)
-
-
-async def test_a_file_is_read_chunk_by_chunk(tmp_path: Path) -> None:
-    data = os.urandom(300_000)
-    (tmp_path / "f").write_bytes(data)
-    reader = Reader()
-    with (tmp_path / "f").open("rb") as file:
-        await asyncio.wait_for(feed_stdin(as_process(reader), file.fileno()), 5)
-    assert (b"".join(reader.got), reader.ended) == (data, True)
-    assert len(reader.got) > 1
+        await asyncio.Event().wait()
 
 
 async def test_what_the_process_does_not_take_stays_in_the_pipe() -> None:
@@ -105,9 +59,7 @@ async def test_what_the_process_does_not_take_stays_in_the_pipe() -> None:
     with ours, theirs:
         ours.setblocking(False)
         theirs.setblocking(False)
-        reader = Reader()
-        reader.gate.clear()
-        feeding = asyncio.create_task(feed_stdin(as_process(reader), theirs.fileno()))
+        feeding = asyncio.create_task(feed_stdin(cast("RemoteProcess", Reader()), theirs.fileno()))
         sent = 0
         loop = asyncio.get_running_loop()
         with suppress(TimeoutError):
@@ -120,40 +72,16 @@ async def test_what_the_process_does_not_take_stays_in_the_pipe() -> None:
         await asyncio.wait([feeding])
 
 
-async def test_a_process_that_reads_no_more_is_no_error() -> None:
-    reading, writing = os.pipe()
-    os.write(writing, b"one")
-    reader = Reader(takes=0)
-    await asyncio.wait_for(feed_stdin(as_process(reader), reading), 5)
-    assert not reader.ended
-    os.close(reading)
-    os.close(writing)
-
-
-class Chunks:
-    """The process's side of an output."""
-
-    def __init__(self, *chunks: bytes) -> None:
-        self._chunks = [*chunks, b""]
-
-    async def read(self) -> bytes:
-        return self._chunks.pop(0)
-
-
-async def test_all_output_and_then_no_more() -> None:
-    reading, writing = os.pipe()
-    left: list[int] = []
-    await pass_on(Chunks(b"one ", b"two").read, writing, lambda _: left.append(1))
-    os.close(writing)
-    assert (os.read(reading, 100), os.read(reading, 100), left) == (b"one two", b"", [])
-    os.close(reading)
-
-
 async def test_a_reader_that_left_is_told_once_and_the_rest_is_dropped() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     left: list[int] = []
-    await pass_on(Chunks(b"one", b"two", b"three").read, writing, lambda _: left.append(1))
+    chunks = [b"one", b"two", b"three", b""]
+
+    async def read() -> bytes:
+        return chunks.pop(0)
+
+    await pass_on(read, writing, lambda _: left.append(1))
     os.close(writing)
     assert left == [1]
 
@@ -183,45 +111,7 @@ async def test_a_reader_that_is_slow_holds_the_process() -> None:
     os.close(reading)
 
 
-def test_our_streams_are_given_back_as_they_were() -> None:
-    before = [os.get_blocking(fd) for fd in (0, 1, 2)]
-    with own_streams() as streams:
-        assert len(set(streams)) == 3
-    assert [os.get_blocking(fd) for fd in (0, 1, 2)] == before
-
-
 # --- Our own terminal ---
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[int, int]]:
-    """A terminal's master and slave."""
-    master, slave = os.openpty()
-    yield master, slave
-    os.close(master)
-    os.close(slave)
-
-
-def test_raw_mode_ends_with_the_block_also_when_it_fails(pair: tuple[int, int]) -> None:
-    _, slave = pair
-    before = termios.tcgetattr(slave)
-    with pytest.raises(ZeroDivisionError):
-        fail_in_raw_mode(slave)
-    assert termios.tcgetattr(slave) == before
-
-
-def fail_in_raw_mode(slave: int) -> None:
-    with terminal.raw(slave):
-        assert not termios.tcgetattr(slave)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
-        raise ZeroDivisionError
-
-
-def test_what_is_no_terminal_is_left_alone() -> None:
-    read_end, write_end = os.pipe()
-    with terminal.raw(read_end):
-        pass
-    os.close(read_end)
-    os.close(write_end)
 
 
 def test_a_terminal_that_was_hung_up_meanwhile_is_no_error() -> None:
@@ -231,10 +121,8 @@ def test_a_terminal_that_was_hung_up_meanwhile_is_no_error() -> None:
     os.close(slave)
 
 
-def test_the_size_is_that_of_the_first_terminal_that_knows_it(
-    pair: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, slave = pair
+def test_the_size_is_that_of_the_first_terminal_that_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
     size_of = os.get_terminal_size
 
     def of(fd: int) -> os.terminal_size:
@@ -246,6 +134,8 @@ def test_the_size_is_that_of_the_first_terminal_that_knows_it(
     assert terminal.own_size() is None  # a fresh one is 0 by 0
     termios.tcsetwinsize(slave, (50, 132))
     assert terminal.own_size() == (50, 132)
+    os.close(master)
+    os.close(slave)
 
 
 class Resized:

@@ -24,10 +24,6 @@ def test_wrong_arguments_say_what_is_wrong(arguments: tuple[str, ...]) -> None:
     assert arguments[0] in assert_one_line(done.stderr)
 
 
-def test_help() -> None:
-    assert b"--runtime" in fastclaw("serve", "--help").stdout
-
-
 def test_auto_without_podman_is_local_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in without_podman(tmp_path).items():
         monkeypatch.setenv(name, value)

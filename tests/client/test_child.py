@@ -97,12 +97,6 @@ async def test_it_has_a_session_of_its_own(child: Child, heard: Heard) -> None:
     assert os.getsid(child.pid) == os.getpgid(child.pid) == child.pid != os.getsid(0)
 
 
-async def test_an_exit_code_is_told(child: Child, heard: Heard) -> None:
-    await child.start(["sh", "-c", "exit 7"])
-    error = (await asyncio.wait_for(heard.lost, 5))()
-    assert str(error) == "io error: runtime exited with code 7"
-
-
 @pytest.fixture
 def ignored_children() -> Iterator[None]:
     """As where whoever started this process ignores SIGCHLD."""
@@ -121,16 +115,6 @@ async def test_where_the_kernel_does_not_tell_no_exit_code_is_made_up(child: Chi
     assert "not known" in str(error)
     assert (error.reason, error.data["exit_code"]) == ("runtime_exited", None)
     assert (child.has_ended, child.code, await child.aclose()) == (True, None, None)
-
-
-async def test_a_closed_stdout_is_a_loss_while_it_runs(
-    child: Child, heard: Heard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "CLIENT_EXIT_NOTICE_MS", 50)
-    await child.start(["sh", "-c", "exec >&-; read -r line"])
-    error = (await asyncio.wait_for(heard.lost, 5))()
-    assert (error.reason, error.data["exit_code"]) == ("runtime_exited", None)
-    assert child.code is None
 
 
 @pytest.mark.parametrize(

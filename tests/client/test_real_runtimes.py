@@ -59,13 +59,6 @@ async def test_text_and_bytes(memory: RuntimeClient) -> None:
     assert (await memory.run(["cat"])).stdout == b""
 
 
-async def test_what_is_missing(memory: RuntimeClient) -> None:
-    ran = await memory.run(["cat"], input="abcdefghij", output_limit=4)
-    assert (ran.stdout, ran.dropped["stdout"], ran.gap_at) == (b"abij", 6, {"stdout": 2})
-    ran = await memory.run(["cat"], input="abcdefghij", output_limit=4, keep="tail")
-    assert (ran.stdout, ran.gap_at, ran.incomplete) == (b"ghij", {}, False)
-
-
 async def test_environment_directory_and_a_key(memory: RuntimeClient) -> None:
     first = await memory.run(["printenv", "A"], env={"A": "x"}, key="k")
     again = await memory.run(["printenv", "A"], env={"A": "x"}, key="k")

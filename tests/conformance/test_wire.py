@@ -212,10 +212,6 @@ def test_what_comes_in_no_right_form(stream: str, text: Any, encoded: Any, said:
         given(an_answer(**{stream: text, f"{stream}_base64": encoded}), stream)
 
 
-def test_a_run_that_lost_nothing() -> None:
-    assert outputs(an_answer(stdout="out", stderr="err")) == (b"out", b"err")
-
-
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -229,11 +225,6 @@ def test_a_run_that_lost_nothing() -> None:
 def test_a_run_that_says_it_lost_something(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(Broken, match=said):
         outputs(an_answer(**fields))
-
-
-def test_how_much_is_missing() -> None:
-    answer = an_answer(dropped={"stdout": 3, "stderr": 0})
-    assert [dropped(answer, stream) for stream in STREAMS] == [3, 0]
 
 
 @pytest.mark.parametrize("told", [None, 3, {}, {"stderr": 1}, {"stdout": -1}, {"stdout": True}, {"stdout": "1"}])
@@ -254,6 +245,9 @@ def test_a_gap_is_somewhere_in_what_is_given(told: Any) -> None:
         around_gap(an_answer(stdout="abcd", gap_at=told), "stdout")
 
 
-def test_how_it_ended() -> None:
+def test_what_was_given_and_dropped_and_how_it_ended() -> None:
+    assert outputs(an_answer(stdout="out", stderr="err")) == (b"out", b"err")
+    answer = an_answer(dropped={"stdout": 3, "stderr": 0})
+    assert [dropped(answer, stream) for stream in STREAMS] == [3, 0]
     assert ending(an_answer(exit_code=3, reason="killed")) == ("exited", 3, "killed")
     assert ending({}) == (None, None, None)
