@@ -275,8 +275,7 @@ class RemoteProcess:
             self._stderr = await Channel.connect(self.stderr_addr)
 
     async def _connected(self) -> tuple[Channel, Channel]:
-        if self._stdio is None or self._stderr is None:
-            await self.connect()
+        await self.connect()
         assert self._stdio is not None
         assert self._stderr is not None
         return self._stdio, self._stderr

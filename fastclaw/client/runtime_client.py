@@ -272,8 +272,7 @@ class RuntimeClient:
 
         Parameters:
             input: what it reads on stdin; None is nothing.
-            env: added to, and winning over, the environment's variables.
-            working_dir: path inside, relative to the environment's default, which it is if None.
+            env, working_dir: as in `exec`.
             timeout_s: seconds to wait for the answer; None waits as long as the runtime lives.
             extensions: `user`, `timeout_ms`, `key`, `limits`, `template`, `merge_stderr`, `orphans`, `output_limit`,
                 `keep`, `on_limit`, `drain_ms`, as in the contract.

@@ -130,16 +130,12 @@ async def _at_once(rig: Rig, session: Session) -> None:
 
 
 @proves("RUN-BINARY")
-async def _binary(rig: Rig, session: Session) -> None:
+async def _binary_and_text(rig: Rig, session: Session) -> None:
     for data in (BINARY, b"\xff", "é".encode()[:1], b"caf\xc3", b"\xed\xa0\x80"):
         ran = await session.run(rig.words.cat, input_base64=encoded(data))
         out, err = outputs(ran)
         expect((out, err) == (data, b""), f"cat gave {out!r} for {data!r}")
         expect("stdout" in ran and "stderr_base64" not in ran, f"the answer has the fields {sorted(ran)}")
-
-
-@proves("RUN-BINARY")
-async def _text(rig: Rig, session: Session) -> None:
     for said in (TEXT, "\0", "\ufeff\uffff", '"\\\n\x7f', "\U0010ffff"):
         ran = await session.run(rig.words.cat, input=said)
         expect(ran.get("stdout") == said, f"cat gave {ran.get('stdout')!r} for {said!r}")
@@ -265,9 +261,8 @@ async def _joins(rig: Rig, session: Session) -> None:
     later = await session.run(slow, limits.CHECK_SOON_MS, key=key)
     expect(later["process_id"] == answers[0]["process_id"], "the key ran again")
     expect(ending(later) == ("exited", 0, "exited"), f"the record that is kept says {ending(later)}")
-    expect(
-        (later.get("stdout"), later.get("stderr")) == (None, None), f"its output is {later.get('stdout')!r}, not null"
-    )
+    kept = (later.get("stdout"), later.get("stderr"))
+    expect(kept == (None, None), f"its output is {kept}, not null")
 
 
 def _slow(rig: Rig) -> tuple[list[str], bytes]:

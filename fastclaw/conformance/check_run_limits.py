@@ -111,10 +111,6 @@ async def _kill(rig: Rig, session: Session) -> None:
         expect((ran.get("state"), ran.get("reason")) == ("exited", "killed"), f"over its limit: {ending(ran)}")
         expect(len(got) <= SMALL < len(got) + missing < FLOOD, f"{len(got)} bytes are given, {missing} dropped")
         expect(got[: SMALL // 2] == rig.words.written(SMALL // 2), "what is given is not how the stream begins")
-
-
-@proves("RUN-LIMIT-KILL")
-async def _no_kill_within_the_limit(rig: Rig, session: Session) -> None:
     ran = await session.run(rig.words.out(SMALL), output_limit=SMALL, on_limit="kill")
     expect(ending(ran) == ("exited", 0, "exited"), f"a stream of exactly its limit: {ending(ran)}")
     expect(same(outputs(ran)[0], rig.words.written(SMALL)), "bytes are missing")
@@ -270,14 +266,10 @@ async def _notification(rig: Rig, session: Session) -> None:
 
 
 @proves("C-UNKNOWN")
-async def _unknown(rig: Rig, session: Session) -> None:
+async def _unknown_and_answered(rig: Rig, session: Session) -> None:
     for request_id in ("no such request", 2**40, -1):
         await _cancel(session, request_id)
     await session.rejects("cancel", {}, "$.id")
-
-
-@proves("C-UNKNOWN")
-async def _answered(rig: Rig, session: Session) -> None:
     request_id = session.post("exec", {"cmd": rig.words.cat})
     process = await session.began(request_id)
     await _cancel(session, request_id)

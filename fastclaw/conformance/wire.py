@@ -133,10 +133,6 @@ class Wire:
         """The oldest message not yet taken, whatever it is."""
         return await self.take(lambda message: True, limits.CHECK_ANSWER_MS, "a message")
 
-    async def collect(self, count: int) -> list[Any]:
-        """The next `count` messages."""
-        return [await self.next() for _ in range(count)]
-
     async def take(self, wanted: Callable[[Any], bool], timeout_ms: int, what: str) -> Any:
         """The oldest message that is `wanted`."""
         try:
