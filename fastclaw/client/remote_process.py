@@ -208,7 +208,7 @@ class StreamEnds:
         return stream.read
 
     async def watch(self) -> None:
-        """Wait for the exit. To be cancelled when the streams have ended; a runtime that cannot tell never says so.
+        """Wait for the exit and tell the streams, unless the runtime offers no `wait`; cancel it when they have ended.
 
         Raises:
             IoError: the runtime is gone.
