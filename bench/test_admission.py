@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 FEW = 10
 MANY = limits.QUEUE_LIMIT
 TURNS = 20_000
-SHARDS = 4
+CONTAINERS = 4
 LIVE = 64
 
 
 def waiting_line(waiting: int) -> tuple[Admission, deque[Ticket]]:
     """An admission that is full, with so many that wait; and its live tickets."""
-    admission = Admission(SHARDS, limits.MAX_STARTING_REST, LIVE, MANY + 1)
-    live = deque(admission.request(number, 0.0) for number in range(SHARDS * limits.MAX_STARTING_REST))
+    admission = Admission(CONTAINERS, limits.MAX_STARTING_REST, LIVE, MANY + 1)
+    live = deque(admission.request(number, 0.0) for number in range(CONTAINERS * limits.MAX_STARTING_REST))
     for ticket in list(live):
         assert admission.started(ticket) == []
     while len(live) < LIVE:

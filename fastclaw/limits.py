@@ -187,7 +187,7 @@ DISPENSABLE_SCAN = 64
 """More lingering processes that are looked at than are to go, to find those without output: keeps the choice O(1)."""
 
 ENGINE_IDLE_CONNECTIONS = 16
-"""Keep-alive connections kept towards the engine: 4 shards of 4 starts."""
+"""Keep-alive connections kept towards the engine: 4 containers of 4 starts."""
 
 MAX_HTTP_HEADER_BYTES = 64 * KIB
 """Header block of an engine's answer; h11's own default for an incomplete event is 16 KiB, Go servers send up to 1
@@ -252,7 +252,7 @@ ENGINE_READY_POLL_MS = 10
 
 EXIT_COMMAND_DELAY_S = 60
 """How long conmon and the session outlive an exec where conmon has no stand-in (podman/service/plan.py). Podman's 300
-keeps two processes per exec for five minutes; with 2 and 10, four shards at full rate lost sessions before their exit
+keeps two processes per exec for five minutes; with 2 and 10, four containers at full rate lost sessions before the exit
 code was asked for (measured, Podman 4.3.1, 2 CPUs)."""
 
 ENGINE_LOG_BYTES = 16 * KIB
@@ -262,7 +262,7 @@ ENGINE_LOCK_MS = 5_000
 """Waiting for another fastclaw that prepares the same state directory: it holds the lock for a few file operations."""
 
 LIFECYCLE_THREADS = 8
-"""Threads for podman-py: four shards created at once, and room for calls that hang until their deadline."""
+"""Threads for podman-py: four containers created at once, and room for calls that hang until their deadline."""
 
 LIFECYCLE_TIMEOUT_SLACK_MS = 1_000
 """By how much the event loop waits longer than the HTTP client: the client's own, more exact error goes first."""

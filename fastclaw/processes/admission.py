@@ -1,7 +1,7 @@
 """Who may start now, who waits, who is turned away: O(1) per decision at any queue length.
 
-A start needs two things: a slot on a shard (starts in flight) and a place among the live processes. What waits, waits
-in order of arrival. Time is an argument; nothing here sleeps, and nothing here knows what is started.
+A start needs two things: a slot of one of the containers (starts in flight) and room among the live processes. Waiting
+tickets are admitted in order of arrival. Time is an argument; nothing here sleeps, or knows what is started.
 """
 
 from collections import deque
@@ -23,18 +23,21 @@ class TicketState(Enum):
 
 
 class Ticket:
-    """One exec call's place. `shard` is set once it may start.
+    """One exec call's wish to start.
 
     Parameters:
         deadline: in the caller's clock, seconds; past it a waiting ticket is turned away.
+
+    Attributes:
+        container_index: which of the environment's containers it starts in, from 0; -1 while it waits.
     """
 
-    __slots__ = ("deadline", "owner", "shard", "state")
+    __slots__ = ("container_index", "deadline", "owner", "state")
 
     def __init__(self, owner: object, deadline: float) -> None:
         self.owner = owner
         self.deadline = deadline
-        self.shard = -1
+        self.container_index = -1
         self.state = TicketState.WAITING
 
 
@@ -50,17 +53,19 @@ class AdmissionStatistics(NamedTuple):
 
 
 class Admission:
-    """Parameters:
-    shards: how many containers (or 1) starts are spread over.
-    max_starting: starts in flight per shard.
-    max_live: processes that are starting or live.
-    queue_limit: tickets that wait.
+    """Bounds how many processes start and live at a time, and queues the tickets that have to wait.
+
+    Parameters:
+        containers: how many containers the starts are spread over; 1 on a lane without.
+        max_starting: starts in flight per container.
+        max_live: processes that are starting or live.
+        queue_limit: tickets that wait.
     """
 
-    def __init__(self, shards: int, max_starting: int, max_live: int, queue_limit: int) -> None:
-        # Slots are handed out round robin over the shards and come back to the end of the line: a shard that is
-        # slow to give its slots back gets fewer starts, without a scan.
-        self._slots: deque[int] = deque(shard for _ in range(max_starting) for shard in range(shards))
+    def __init__(self, containers: int, max_starting: int, max_live: int, queue_limit: int) -> None:
+        # Slots are handed out round robin over the containers and come back to the end of the line: a container that
+        # is slow to give its slots back gets fewer starts, without a scan.
+        self._slots: deque[int] = deque(container for _ in range(max_starting) for container in range(containers))
         self._max_starting = len(self._slots)
         self._max_live = max_live
         self._queue_limit = queue_limit
@@ -76,7 +81,7 @@ class Admission:
         )
 
     def request(self, owner: object, deadline: float) -> Ticket:
-        """Ask for a start. The ticket is STARTING (its shard is set) or WAITING.
+        """Ask for a start. The ticket is STARTING (its container_index is set) or WAITING.
 
         Raises:
             ExecFailed: `overloaded`, the queue is full.
@@ -93,14 +98,14 @@ class Admission:
     def _admit(self, ticket: Ticket) -> bool:
         if not self._slots or self._occupied >= self._max_live:
             return False
-        ticket.shard = self._slots.popleft()
+        ticket.container_index = self._slots.popleft()
         ticket.state = TicketState.STARTING
         self._occupied += 1
         return True
 
     def started(self, ticket: Ticket) -> list[Ticket]:
         """The process runs: its slot is free, its place is not. Returns the tickets that may start now."""
-        self._slots.append(ticket.shard)
+        self._slots.append(ticket.container_index)
         ticket.state = TicketState.LIVE
         return self._next()
 
@@ -114,7 +119,7 @@ class Admission:
         if state is TicketState.GONE:
             return []
         if state is TicketState.STARTING:
-            self._slots.append(ticket.shard)
+            self._slots.append(ticket.container_index)
         self._occupied -= 1
         return self._next()
 

@@ -329,15 +329,18 @@ class Lane(ABC):
     files_each = limits.FILES_PER_PROCESS
 
     @abstractmethod
-    async def start(self, spec: StartSpec, shard: int) -> LaneProcess:
-        """Start one process on one shard (0-based; lanes without shards ignore it).
+    async def start(self, spec: StartSpec, container_index: int) -> LaneProcess:
+        """Start one process.
+
+        Parameters:
+            container_index: which of the environment's containers, from 0; a lane without containers ignores it.
 
         Raises:
-            ExecFailed: with a reason; see DESIGN of the contract in docs/contract.md.
+            ExecFailed: with a reason of docs/contract.md.
         """
 
     @abstractmethod
-    async def run(self, spec: StartSpec, collection: Collection, shard: int) -> LaneProcess:
+    async def run(self, spec: StartSpec, collection: Collection, container_index: int) -> LaneProcess:
         """Start one process as `start` does, feed it and collect what it writes: its `collected` tells.
 
         Raises:

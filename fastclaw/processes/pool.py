@@ -74,7 +74,7 @@ class ProcessPool:
         working_dir: where a process starts whose request names no directory; None leaves that to the lane.
         base_dir: where that is, for a request that names a relative one.
         sockets: where the sockets go.
-        shards, max_starting: how starts are spread (`admission`).
+        containers, max_starting: how starts are spread (`admission`).
         max_live: the most processes at a time.
     """
 
@@ -87,7 +87,7 @@ class ProcessPool:
         environment: dict[str, str],
         working_dir: str | None,
         base_dir: str,
-        shards: int,
+        containers: int,
         max_starting: int,
         max_live: int,
     ) -> None:
@@ -100,7 +100,7 @@ class ProcessPool:
         self._loop = asyncio.get_running_loop()
         self._watcher = Poller()
         self.table = ProcessTable(options)
-        self._admission = Admission(shards, max_starting, max_live, options.queue_limit)
+        self._admission = Admission(containers, max_starting, max_live, options.queue_limit)
         self._starts = StartQueue(self._admission, options.queue_timeout_ms / 1000)
         self._keyed = KeyedCalls(self._own, self._take_back_key)
         self._draining: set[LaneProcess] = set()
@@ -134,7 +134,7 @@ class ProcessPool:
         asked_at = time.monotonic_ns()
         begun = Begun(await self._starts.admit(), asked_at)
         try:
-            begun.lane_process = await self._lane.start(spec, begun.ticket.shard)
+            begun.lane_process = await self._lane.start(spec, begun.ticket.container_index)
             process = self._process(request, spec, begun)
             result = self._attach(process, request.on_disconnect)
             if begun.lane_process.started is not None:
@@ -265,7 +265,7 @@ class ProcessPool:
             await self._starts.turn(ticket)
         begun = Begun(ticket, asked_at)
         try:
-            begun.lane_process = await self._lane.run(spec, collection_of(request, data), ticket.shard)
+            begun.lane_process = await self._lane.run(spec, collection_of(request, data), ticket.container_index)
             process = self._process(request, spec, begun)
             self._begin_run(process, request.timeout_ms, begun)
             assert begun.lane_process.collected is not None

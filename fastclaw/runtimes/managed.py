@@ -45,7 +45,7 @@ class Environment(NamedTuple):
     Parameters:
         env: for every process, and for the supervisor to know of.
         working_dir: the workspace as the processes see it.
-        shards, max_starting: how starts are spread.
+        containers, max_starting: how starts are spread.
         directory: where a process starts that names none, where there is no workspace; None is where we are ourselves.
         warnings: as `InitializeResult` has them.
     """
@@ -53,7 +53,7 @@ class Environment(NamedTuple):
     lane: Lane
     env: dict[str, str]
     working_dir: str | None
-    shards: int
+    containers: int
     max_starting: int
     directory: str | None = None
     warnings: Sequence[str] = ()
@@ -153,7 +153,7 @@ class ManagedRuntime(ProcessRuntime):
             environment={**options.env, **environment.env},
             working_dir=environment.working_dir,
             base_dir=environment.working_dir or environment.directory or os.getcwd(),
-            shards=environment.shards,
+            containers=environment.containers,
             max_starting=environment.max_starting,
             max_live=self._room.processes,
         )

@@ -73,7 +73,7 @@ class MemoryLane(Lane):
         self._budget = OutputBudget(run_output_bytes)
         self._live = 0
 
-    async def start(self, spec: StartSpec, shard: int) -> MemoryProcess:
+    async def start(self, spec: StartSpec, container_index: int) -> MemoryProcess:
         """Start one program. Nothing is awaited in here, so it cannot be cancelled half-way."""
         return self._start(spec)
 
@@ -90,7 +90,7 @@ class MemoryLane(Lane):
         process.timings["spawn"] = (time.perf_counter_ns() - began) // 1000
         return process
 
-    async def run(self, spec: StartSpec, collection: Collection, shard: int) -> MemoryProcess:
+    async def run(self, spec: StartSpec, collection: Collection, container_index: int) -> MemoryProcess:
         """As `Lane.run`."""
         process = self._start(spec)
         try:

@@ -46,14 +46,14 @@ class SpawnLane(Lane):
             "template",
         ]
 
-    async def start(self, spec: StartSpec, shard: int) -> LaneProcess:
+    async def start(self, spec: StartSpec, container_index: int) -> LaneProcess:
         """Send the request for one process; from `next_id` on nothing is awaited, so it cannot be cancelled half-way.
 
         Only a template's worker is waited for, since it exists before its reaper has adopted it.
         """
         return await self._begin(spec, None)
 
-    async def run(self, spec: StartSpec, collection: Collection, shard: int) -> LaneProcess:
+    async def run(self, spec: StartSpec, collection: Collection, container_index: int) -> LaneProcess:
         """As `Lane.run`, with a pump that collects."""
         return await self._begin(spec, collection)
 

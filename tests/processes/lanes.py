@@ -119,7 +119,7 @@ class ScriptedLane(Lane):
         self.failure: BaseException | None = None
         self.says_later = False
 
-    async def start(self, spec: StartSpec, shard: int) -> LaneProcess:
+    async def start(self, spec: StartSpec, container_index: int) -> LaneProcess:
         self.starting += 1
         self.most_starting = max(self.most_starting, self.starting)
         try:
@@ -134,8 +134,8 @@ class ScriptedLane(Lane):
         self.processes.append(process)
         return process
 
-    async def run(self, spec: StartSpec, collection: Collection, shard: int) -> LaneProcess:
-        process = await self.start(spec, shard)
+    async def run(self, spec: StartSpec, collection: Collection, container_index: int) -> LaneProcess:
+        process = await self.start(spec, container_index)
         assert isinstance(process, ScriptedProcess)
         process.collect(collection)
         return process
@@ -149,7 +149,7 @@ class ScriptedLane(Lane):
 async def a_pool(
     lane: ScriptedLane,
     *,
-    shards: int = 1,
+    containers: int = 1,
     max_starting: int = 64,
     max_live: int = 100,
     **options: Any,
@@ -163,7 +163,7 @@ async def a_pool(
         environment={"BASE": "1", "BOTH": "base"},
         working_dir="/base",
         base_dir="/base",
-        shards=shards,
+        containers=containers,
         max_starting=max_starting,
         max_live=max_live,
     )

@@ -63,12 +63,12 @@ class AdmissionMachine(RuleBasedStateMachine):
     tickets = Bundle("tickets")
 
     @initialize(
-        shards=st.integers(1, 3), each=st.integers(1, 2), max_live=st.integers(1, 5), queue_limit=st.integers(0, 30)
+        containers=st.integers(1, 3), each=st.integers(1, 2), max_live=st.integers(1, 5), queue_limit=st.integers(0, 30)
     )
-    def begin(self, shards: int, each: int, max_live: int, queue_limit: int) -> None:
-        self.real = Admission(shards, each, max_live, queue_limit)
-        self.model = NaiveAdmission(shards * each, max_live, queue_limit)
-        self.shards, self.each = shards, each
+    def begin(self, containers: int, each: int, max_live: int, queue_limit: int) -> None:
+        self.real = Admission(containers, each, max_live, queue_limit)
+        self.model = NaiveAdmission(containers * each, max_live, queue_limit)
+        self.containers, self.each = containers, each
         self.all: dict[int, Ticket] = {}
         self.clock = 0.0
 
@@ -115,9 +115,9 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert self.real.next_deadline() == first
 
     @invariant()
-    def no_shard_is_over_its_share(self) -> None:
-        used = [ticket.shard for ticket in self.all.values() if ticket.state is TicketState.STARTING]
-        assert all(0 <= shard < self.shards and used.count(shard) <= self.each for shard in used)
+    def no_container_is_over_its_share(self) -> None:
+        used = [ticket.container_index for ticket in self.all.values() if ticket.state is TicketState.STARTING]
+        assert all(0 <= container < self.containers and used.count(container) <= self.each for container in used)
 
     def name(self, ticket: Ticket) -> int:
         assert isinstance(ticket.owner, int)
@@ -137,18 +137,18 @@ def crowded(waiting: int) -> tuple[Admission, list[Ticket]]:
     return admission, [admission.request(index, float(index)) for index in range(16 + waiting)]
 
 
-def test_starts_are_spread_over_the_shards() -> None:
+def test_starts_are_spread_over_the_containers() -> None:
     admission = Admission(3, 2, 100, 0)
-    assert [admission.request(None, 0.0).shard for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+    assert [admission.request(None, 0.0).container_index for _ in range(6)] == [0, 1, 2, 0, 1, 2]
 
 
-def test_a_slow_shard_gets_no_more_than_it_gives_back() -> None:
+def test_a_slow_container_gets_no_more_than_it_gives_back() -> None:
     admission = Admission(2, 1, 100, 100)
     slow, quick = admission.request("slow", 0.0), admission.request("quick", 0.0)
     for _ in range(5):
         waiting = admission.request("next", 0.0)
         assert admission.started(quick) == [waiting]
-        assert waiting.shard == quick.shard != slow.shard
+        assert waiting.container_index == quick.container_index != slow.container_index
         quick = waiting
 
 

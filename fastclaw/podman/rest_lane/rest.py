@@ -103,11 +103,11 @@ class RestLane(Lane):
     def __repr__(self) -> str:
         return f"<RestLane {'local' if self._local else 'remote'} {self._calls!r}>"
 
-    async def start(self, spec: StartSpec, shard: int) -> RestProcess:
+    async def start(self, spec: StartSpec, container_index: int) -> RestProcess:
         """As `Lane.start`. A cancelled start goes on for a moment in the background of its own cancellation: the engine
         cannot be told to stop, so what it starts is ended as soon as it is known."""
         refuse_impossible(spec)
-        container = self._containers.take(shard)
+        container = self._containers.take(container_index)
         try:
             process = await self._start_in(container, await self._with_home(container.id, spec))
         except BaseException as error:
@@ -118,9 +118,9 @@ class RestLane(Lane):
         process.at_end.callback(container.give_back)
         return process
 
-    async def run(self, spec: StartSpec, collection: Collection, shard: int) -> RestProcess:
+    async def run(self, spec: StartSpec, collection: Collection, container_index: int) -> RestProcess:
         """As `Lane.run`: the output is collected from the engine's stream."""
-        process = await self.start(spec, shard)
+        process = await self.start(spec, container_index)
         try:
             process.collect(collection, self._budget)
         except OSError:
