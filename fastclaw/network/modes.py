@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from fastclaw import network_limits
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.network.egress.accounting import Journal
+from fastclaw.network.egress.accounting import AuditLog
 from fastclaw.network.egress.addresses import parse_host
 from fastclaw.network.egress.http_messages import HTTP_PORT
 from fastclaw.network.egress.policy import Policy
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AsyncExitStack
 
-    from fastclaw.network.bridge.bridge import BridgeNetwork
+    from fastclaw.network.bridge.bridge import FirewalledBridge
     from fastclaw.options import Inject, SecretSource
     from fastclaw.options import Network as Options
     from fastclaw.options import Upstream as UpstreamOptions
@@ -53,17 +53,21 @@ NON_PROXY_HOSTS = "|".join((*_OWN_NAMES, "127.*", "[::1]"))
 _JAVA = "JAVA_TOOL_OPTIONS"
 
 
-class Network:
-    """The modes `none` and `open`, and what all have in common.
+class EnvironmentNetwork:
+    """What the containers of one environment are connected to; by itself the modes `none` and `open`.
+
+    Parameters:
+        spec: what the containers' create call says.
+        proxy: what serves the listeners; somebody else closes it.
 
     Attributes:
-        spec: what the containers' create call says.
-        env: for every process.
+        env: variables for every process.
     """
 
-    def __init__(self, mode: str, spec: ContainerNetwork) -> None:
+    def __init__(self, mode: str, spec: ContainerNetwork, proxy: EgressProxy | None = None) -> None:
         self.mode, self.spec = mode, spec
         self.env: dict[str, str] = {}
+        self._proxy = proxy
         self._instead: dict[str, str] = {}
 
     def instead_of(self, asked: str, why: str) -> None:
@@ -71,84 +75,72 @@ class Network:
         self._instead = {"asked": asked, "why": why}
 
     async def attach(self, container: Container, init: int) -> None:
-        """As `container.Network` says."""
+        """Connect a container, as `container.Network` says."""
 
     def detach(self, container: Container) -> None:
-        """As `container.Network` says."""
+        """Disconnect a container, as `container.Network` says."""
 
     @property
     def trouble(self) -> str | None:
         """What is wrong with it now, in one line."""
-        return None
+        return None if self._proxy is None else self._proxy.trouble
 
     def health(self) -> dict[str, Any]:
-        """For `health.details.network`."""
-        return {"mode": self.mode, **self._instead}
+        """What `health.details.network` says."""
+        return {"mode": self.mode, **self._instead, **({} if self._proxy is None else self._proxy.health())}
 
 
-class ProxyNetwork(Network):
-    """Parameters:
-    proxy: what serves the listeners; somebody else closes it.
-    """
+class ProxyNetwork(EnvironmentNetwork):
+    """Mode `proxy`: a listener on each container's loopback, served by the egress proxy."""
 
     def __init__(self, proxy: EgressProxy) -> None:
-        super().__init__("proxy", NO_NETWORK)
+        super().__init__("proxy", NO_NETWORK, proxy)
         self.env = proxy_variables(LOOPBACK)
-        self._proxy = proxy
+        self._listen, self._unlisten = proxy.listen, proxy.unlisten
         self._listeners: dict[Container, int] = {}
 
     async def attach(self, container: Container, init: int) -> None:
+        """Listen inside."""
         try:
             listener = await container.listen_inside(network_limits.EGRESS_PROXY_PORT)
         except ExecFailed as error:
             raise StartFailed(f"the egress proxy cannot listen inside: {error}", "network_failed") from error
-        self._listeners[container] = self._proxy.listen("proxy", listener)
+        self._listeners[container] = self._listen("proxy", listener)
 
     def detach(self, container: Container) -> None:
+        """Stop listening inside."""
         number = self._listeners.pop(container, None)
         if number is not None:
-            self._proxy.unlisten(number)
-
-    @property
-    def trouble(self) -> str | None:
-        return self._proxy.trouble
-
-    def health(self) -> dict[str, Any]:
-        return {**super().health(), **self._proxy.health()}
+            self._unlisten(number)
 
 
-class BridgedNetwork(Network):
-    """Parameters:
-    bridge: started; somebody else closes it.
-    proxy: what serves the bridge's listeners; somebody else closes it.
+class BridgedNetwork(EnvironmentNetwork):
+    """Mode `bridge`: a bridge whose firewall turns everything to the egress proxy.
+
+    Parameters:
+        bridge: started; somebody else closes it.
     """
 
-    def __init__(self, bridge: BridgeNetwork, proxy: EgressProxy) -> None:
-        super().__init__("bridge", bridge.spec)
+    def __init__(self, bridge: FirewalledBridge, proxy: EgressProxy) -> None:
+        super().__init__("bridge", bridge.spec, proxy)
         self.env = proxy_variables(bridge.gateway)
-        self._bridge, self._proxy = bridge, proxy
-        for role, listener in bridge.listeners():
+        self._bridge = bridge
+        for role, listener in bridge.take_listeners():
             proxy.listen(role, listener)
 
     async def attach(self, container: Container, init: int) -> None:
+        """Connect a container to the bridge."""
         await self._bridge.attach(container.id, init)
-
-    @property
-    def trouble(self) -> str | None:
-        return self._proxy.trouble
-
-    def health(self) -> dict[str, Any]:
-        return {**super().health(), **self._proxy.health()}
 
 
 async def open_network(
     options: Options,
     *,
     has_spawner: bool,
-    bridge: Callable[[], BridgeNetwork],
+    bridge: Callable[[], FirewalledBridge],
     setup: AsyncExitStack,
     engine: str = "",
-) -> Network:
+) -> EnvironmentNetwork:
     """What the options ask for, or, where that cannot be had, what keeps the same promises.
 
     Parameters:
@@ -162,14 +154,14 @@ async def open_network(
         StartFailed: `network_failed`, `bad_log`.
     """
     if options.mode == "open":
-        return Network("open", OPEN_NETWORK)
+        return EnvironmentNetwork("open", OPEN_NETWORK)
     if options.mode == "none" or (options.mode == "proxy" and not has_spawner and not options.allow):
-        network = Network("none", NO_NETWORK)
+        network = EnvironmentNetwork("none", NO_NETWORK)
         if options.mode == "proxy":
             network.instead_of("proxy", f"{_NO_SPAWNER}, and nothing is allowed")
         return network
     if options.log is not None:
-        Journal.check(options.log)
+        AuditLog.check(options.log)
     if options.mode == "proxy" and has_spawner:
         return ProxyNetwork(_open_proxy(options, None, engine, setup))
     return await _open_bridge(options, bridge(), engine, setup)
@@ -178,7 +170,9 @@ async def open_network(
 _NO_SPAWNER = "the REST lane has no spawner that could listen inside"
 
 
-async def _open_bridge(options: Options, bridge: BridgeNetwork, engine: str, setup: AsyncExitStack) -> Network:
+async def _open_bridge(
+    options: Options, bridge: FirewalledBridge, engine: str, setup: AsyncExitStack
+) -> EnvironmentNetwork:
     setup.push_async_callback(bridge.aclose)
     await bridge.start()
     network = BridgedNetwork(bridge, _open_proxy(options, bridge.subnet, engine, setup))
@@ -195,7 +189,7 @@ def _open_proxy(options: Options, subnet: str | None, engine: str, setup: AsyncE
 
 
 def overruled(options: Options) -> list[str]:
-    """For whoever wrote the rules: that some can never take effect, in a line."""
+    """A warning that some rules can never take effect, in a line; empty where all can."""
     found = list(Policy(options.allow, options.deny).overruled())
     if not found:
         return []
@@ -251,7 +245,7 @@ def _upstream(given: UpstreamOptions) -> Upstream:
 
 
 def _unused_proxy() -> str:
-    """Whoever is behind a proxy, and does not know that it has to be asked for here, is told."""
+    """A hint for a user behind a proxy that is not asked for here."""
     names = [name for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy") if os.environ.get(name)]
     if not names:
         return ""
@@ -270,10 +264,8 @@ def _secret(source: SecretSource | UpstreamOptions, path: str) -> str:
     if value is None:
         raise InvalidParams(f"{path}: {missing}", path=path)
     if not value or len(value) > network_limits.EGRESS_SECRET_BYTES or not (value.isascii() and value.isprintable()):
-        text = (
-            f"{path}: not the value of a header: 1 to {network_limits.EGRESS_SECRET_BYTES} printable ASCII characters"
-        )
-        raise InvalidParams(text, path=path)
+        most = network_limits.EGRESS_SECRET_BYTES
+        raise InvalidParams(f"{path}: not the value of a header: 1 to {most} printable ASCII characters", path=path)
     return value
 
 

@@ -21,8 +21,8 @@ from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.own_process import dumps_after_setuid
 from fastclaw.linux.proc import is_dead, parse_label, this_process
-from fastclaw.network.bridge.bridge import BridgeNetwork, remove_abandoned_networks
-from fastclaw.network.modes import Network, beside, open_network, overruled
+from fastclaw.network.bridge.bridge import FirewalledBridge, remove_abandoned_networks
+from fastclaw.network.modes import EnvironmentNetwork, beside, open_network, overruled
 from fastclaw.options import Options, no_templates
 from fastclaw.podman.api import EngineLifecycle, EngineVersion
 from fastclaw.podman.container import Container, SpawnerContainer, end_monitors
@@ -80,7 +80,7 @@ class _Up(NamedTuple):
 
     lane: Lane
     containers: SpawnerSlot | Containers
-    network: Network
+    network: EnvironmentNetwork
 
 
 class ContainerRuntime(ManagedRuntime):
@@ -232,19 +232,19 @@ class ContainerRuntime(ManagedRuntime):
 
 async def _connect(
     plan: ContainerPlan, sockets: SocketDirectory, setup: contextlib.AsyncExitStack, *, has_spawner: bool
-) -> Network:
+) -> EnvironmentNetwork:
     """What the containers are connected to; it is there before the first of them, and goes after the last."""
     return await open_network(
         plan.options.network,
         has_spawner=has_spawner,
-        bridge=lambda: BridgeNetwork(sockets.path),
+        bridge=lambda: FirewalledBridge(sockets.path),
         setup=setup,
         engine=plan.engine.url,
     )
 
 
 async def _spawn_lane(
-    plan: ContainerPlan, network: Network, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
+    plan: ContainerPlan, network: EnvironmentNetwork, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
 ) -> _Up:
     binary = find_spawner()
     if binary is None:
@@ -278,7 +278,7 @@ async def _spawn_lane(
     return _Up(lane, slot, network)
 
 
-async def _rest_lane(plan: ContainerPlan, network: Network, setup: contextlib.AsyncExitStack) -> _Up:
+async def _rest_lane(plan: ContainerPlan, network: EnvironmentNetwork, setup: contextlib.AsyncExitStack) -> _Up:
     options = plan.options
     init = InitPlan(catatonit=static_catatonit() if plan.is_here else None)
 

@@ -386,7 +386,7 @@ async def test_no_name_on_the_way_to_an_address_that_is_not_listed(box: Box) -> 
 
 @only_bridge
 async def test_the_port_that_connections_are_turned_to(box: Box) -> None:
-    """Asked for by itself it has no original destination but its own."""
+    """AccessRequest for by itself it has no original destination but its own."""
     ports = range(network_limits.EGRESS_PROXY_PORT + 1, network_limits.EGRESS_PROXY_PORT + 5)
     await box.fail(*(("plain", box.proxy, port, "origin.test") for port in ports))
     box.nothing_happened()

@@ -16,12 +16,12 @@ import pytest
 
 from fastclaw import network_limits
 from fastclaw.errors import InvalidParams, StartFailed
-from fastclaw.network.bridge.bridge import BridgeNetwork, why_no_bridge
+from fastclaw.network.bridge.bridge import FirewalledBridge, why_no_bridge
 from fastclaw.network.egress.proxy_frames import Injection, Upstream
 from fastclaw.network.modes import (
     NO_PROXY,
     BridgedNetwork,
-    Network,
+    EnvironmentNetwork,
     ProxyNetwork,
     beside,
     egress_config,
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def no_bridge() -> BridgeNetwork:
+def no_bridge() -> FirewalledBridge:
     raise AssertionError("nobody asked for a bridge")
 
 
-async def opened(options: Options, setup: AsyncExitStack, *, has_spawner: bool = True) -> Network:
+async def opened(options: Options, setup: AsyncExitStack, *, has_spawner: bool = True) -> EnvironmentNetwork:
     return await open_network(options, has_spawner=has_spawner, bridge=no_bridge, setup=setup)
 
 
@@ -76,7 +76,7 @@ async def test_a_bridge_and_the_proxy_on_its_gateway(options: Options, asked: st
     if (reason := await why_no_bridge()) is not None:
         unusable(reason)
     async with AsyncExitStack() as setup:
-        network = await open_network(options, has_spawner=False, bridge=lambda: BridgeNetwork(tmp_path), setup=setup)
+        network = await open_network(options, has_spawner=False, bridge=lambda: FirewalledBridge(tmp_path), setup=setup)
         assert isinstance(network, BridgedNetwork)
         gateway = network.env["HTTPS_PROXY"].removeprefix("http://").partition(":")[0]
         assert gateway.endswith(".1")

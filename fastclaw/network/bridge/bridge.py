@@ -31,7 +31,7 @@ from fastclaw import network_limits
 from fastclaw.errors import FastclawError, StartFailed
 from fastclaw.linux.proc import is_dead, this_process
 from fastclaw.network.bridge import firewall, links
-from fastclaw.network.bridge.firewall import Bridge, BridgeFacts, Ports, parse_tables
+from fastclaw.network.bridge.firewall import Bridge, BridgeFacts, ListenerPorts, parse_tables
 from fastclaw.network.egress.proxy_frames import Role
 from fastclaw.podman.container_spec import ContainerNetwork
 from fastclaw.podman.service.facts import find_program
@@ -42,9 +42,11 @@ _IP_FREEBIND = 15  # include/uapi/linux/in.h
 _EXAMPLE = Bridge(token="00000000", subnet=firewall.subnet_at(0))
 
 
-class BridgeNetwork:
-    """Parameters:
-    directory: gets the containers' resolv.conf; somebody else removes it.
+class FirewalledBridge:
+    """A bridge for the containers of one environment, its firewall, and listeners on its gateway's address.
+
+    Parameters:
+        directory: gets the containers' resolv.conf; somebody else removes it.
 
     Attributes:
         spec: for the containers' create calls.
@@ -63,6 +65,9 @@ class BridgeNetwork:
         self.spec = ContainerNetwork()
         self.interface = self.gateway = self.subnet = ""
 
+    def __repr__(self) -> str:
+        return f"<FirewalledBridge {self.interface or 'not made'} {self.subnet}>"
+
     async def start(self) -> None:
         """Make listeners, firewall and bridge.
 
@@ -79,8 +84,8 @@ class BridgeNetwork:
             await self.aclose()
             raise
 
-    def listeners(self) -> list[tuple[Role, socket.socket]]:
-        """The sockets on the gateway's address, and what each is for. Who asks first owns them."""
+    def take_listeners(self) -> list[tuple[Role, socket.socket]]:
+        """The sockets on the gateway's address, and what each is for. The caller owns them; a second call gets none."""
         listeners, self._listeners = self._listeners, []
         return listeners
 
@@ -146,14 +151,14 @@ class BridgeNetwork:
     def _resolv_conf(self, bridge: Bridge) -> Path:
         return self._directory / f"{bridge.interface}.resolv"
 
-    def _listen(self, bridge: Bridge) -> Ports:
+    def _listen(self, bridge: Bridge) -> ListenerPorts:
         for role in get_args(Role):
             self._listeners.append((role, _open(role)))
             _bind(self._listeners[-1][1], role, str(bridge.gateway))
-        return Ports(**{role: listener.getsockname()[1] for role, listener in self._listeners})
+        return ListenerPorts(**{role: listener.getsockname()[1] for role, listener in self._listeners})
 
     def _close_listeners(self) -> None:
-        for _, listener in self.listeners():
+        for _, listener in self.take_listeners():
             listener.close()
 
     def _unmake(self, bridge: Bridge) -> None:
@@ -204,13 +209,13 @@ def _remove_abandoned(program: str) -> None:
         if dead:
             logger.info("removing %d networks that a dead owner left", len(dead))
             remove(program, dead)
-    except (OSError, StartFailed) as error:  # who may not look at them has made none
+    except (OSError, StartFailed) as error:  # a user that may not list tables has made none
         logger.debug("networks of dead owners are not looked for: %s", error)
 
 
 def _refusal(program: str) -> str | None:
     """In a thread that ends afterwards."""
-    ports = Ports(proxy=1, transparent=2, dns_udp=3, dns_tcp=4)
+    ports = ListenerPorts(proxy=1, transparent=2, dns_udp=3, dns_tcp=4)
     try:
         links.enter_new()
         apply_rules(program, firewall.ruleset(firewall.table_name(this_process(), _EXAMPLE.token), _EXAMPLE, ports))
@@ -233,7 +238,7 @@ def _open(role: Role) -> socket.socket:
 def _bind(listener: socket.socket, role: Role, address: str) -> None:
     """The address comes later than its listener, with the bridge."""
     listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-    if role == "transparent":  # who says nothing wakes nobody (tcp(7)); `links.connect` proves itself so
+    if role == "transparent":  # only a client that speaks is accepted (tcp(7)); `links.connect` relies on that
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, network_limits.EGRESS_HEAD_MS // 1000)
     listener.bind((address, 0))
     if role != "dns_udp":

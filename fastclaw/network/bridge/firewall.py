@@ -66,7 +66,7 @@ class Bridge(Struct, frozen=True, kw_only=True):
         return f"{self.interface}v{number}"
 
 
-class Ports(Struct, frozen=True, kw_only=True):
+class ListenerPorts(Struct, frozen=True, kw_only=True):
     """Where fastclaw listens on the gateway's address: whatever was free, since containers see the customary ports and
     the host may have a proxy or a name server of its own."""
 
@@ -151,7 +151,7 @@ def parse_tables(text: str) -> list[str]:
     return [word[2] for word in words if word[:2] == ["table", "inet"] and len(word) == 3 and TABLE.fullmatch(word[2])]
 
 
-def ruleset(table: str, bridge: Bridge, ports: Ports) -> str:
+def ruleset(table: str, bridge: Bridge, ports: ListenerPorts) -> str:
     """A transaction for `nft -f -`.
 
     A drop in any base chain is final, whatever the tables of others accept, so only the chain that turns connections

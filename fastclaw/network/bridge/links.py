@@ -69,6 +69,7 @@ class Netlink:
         return self._socket.recv(network_limits.NETLINK_BYTES)
 
     def close(self) -> None:
+        """Close the socket. Idempotent."""
         self._socket.close()
 
     def __enter__(self) -> "Netlink":

@@ -46,7 +46,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL  # a page t
 
 
 class Counters:
-    """Made by `create` or `attach`.
+    """The numbers of one sandbox's egress, in shared memory. Made by `create` or `attach`.
 
     Attributes:
         fd: the shared memory, to be passed on; owned.
@@ -191,12 +191,14 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-class Journal:
-    """Parameters:
-    path: of the file; it is made when the first line comes, or appended to.
-    max_bytes: no file becomes longer, but for a single line that is.
-    counters: told how many decisions are missing.
-    on_trouble: told once, in one line, that some are.
+class AuditLog:
+    """The log of decisions: lines are handed over, and written by one task.
+
+    Parameters:
+        path: of the file; it is made when the first line comes, or appended to.
+        max_bytes: no file becomes longer, but for a single line that is.
+        counters: told how many decisions are missing.
+        on_trouble: told once, in one line, that some are.
     """
 
     def __init__(self, path: str, max_bytes: int, counters: Counters, on_trouble: Callable[[str], None]) -> None:

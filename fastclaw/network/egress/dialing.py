@@ -41,9 +41,11 @@ class Missing(Refused):
 
 
 class _Answer(NamedTuple):
-    """Parameters:
-    refused: why there are no addresses.
-    expires: loop time.
+    """What a name was resolved to.
+
+    Parameters:
+        refused: why there are no addresses.
+        expires: loop time.
     """
 
     addresses: list[Address]
@@ -52,9 +54,11 @@ class _Answer(NamedTuple):
 
 
 class Resolver:
-    """Parameters:
-    timeout_s: for one name.
-    lookup: instead of the host's resolver.
+    """Resolves names, one lookup for each at a time.
+
+    Parameters:
+        timeout_s: for one name.
+        lookup: instead of the host's resolver.
     """
 
     def __init__(self, timeout_s: float, lookup: Lookup | None = None) -> None:
@@ -80,7 +84,7 @@ class Resolver:
         return list(answer.addresses)
 
     async def aclose(self) -> None:
-        """End every lookup. A thread that waits for the host's resolver is left to its end, which nobody hears."""
+        """End every lookup. Idempotent. A thread that waits for the host's resolver goes on, its answer is dropped."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
@@ -88,7 +92,7 @@ class Resolver:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _wait_for(self, name: str) -> _Answer:
-        """A lookup outlives those who wait for it, up to its deadline: who asks again finds it under way."""
+        """Wait for the lookup of a name. It goes on to its deadline also when its waiters are cancelled."""
         task = self._running.get(name)
         if task is None:
             if len(self._running) >= network_limits.EGRESS_LOOKUPS_WAITING:

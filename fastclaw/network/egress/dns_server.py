@@ -1,7 +1,7 @@
 """Answers the sandbox's questions for addresses, of names that it may reach and of no others.
 
 A question for any other name goes nowhere: it is refused here, for the question itself tells whoever serves that name
-what is in it. What is answered are addresses that were checked, as for a connection; the gate remembers them, so that a
+what is in it. What is answered are addresses that were checked, as for a connection; they are remembered, so that a
 connection to one of them may call itself by the name.
 """
 
@@ -12,22 +12,23 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fastclaw import limits, network_limits
+from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
 from fastclaw.network.egress import dns
 from fastclaw.network.egress.addresses import BadHost, parse_host
 from fastclaw.network.egress.dialing import Missing
 from fastclaw.network.egress.dns import Rcode
-from fastclaw.network.egress.enforcement import Asked
+from fastclaw.network.egress.enforcement import AccessRequest
 from fastclaw.network.egress.policy import Quota, Refused
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
     from typing import Any
 
-    from fastclaw.network.egress.enforcement import Gate
+    from fastclaw.network.egress.enforcement import PolicyEnforcer
     from fastclaw.network.egress.policy import Reason
+    from fastclaw.network.egress.socket_io import Listener
 
 _LENGTH_BYTES = 2  # before each message over TCP (RFC 1035, 4.2.2)
 _MOST_BYTES = 2 ** (8 * _LENGTH_BYTES) - 1
@@ -36,71 +37,30 @@ _RCODES: dict[Reason, Rcode] = {"unresolved": Rcode.SERVFAIL, "connect_timeout":
 """What is said instead of REFUSED; of a name that there is not, NXDOMAIN."""
 
 
-class Names:
-    """Parameters:
-    is_inside: whether a client's address is the sandbox's; questions of others are not answered.
+class DnsServer:
+    """Answers questions for addresses, over UDP and TCP.
+
+    Parameters:
+        is_inside: whether a client's address is the sandbox's; questions of others are not answered.
+        tasks: gets those of no listener, until they have ended.
     """
 
-    def __init__(self, gate: Gate, is_inside: Callable[[str], bool]) -> None:
-        self._gate, self._is_inside = gate, is_inside
+    def __init__(
+        self, enforcer: PolicyEnforcer, is_inside: Callable[[str], bool], tasks: set[asyncio.Task[Any]]
+    ) -> None:
+        self._enforcer, self._is_inside, self._tasks = enforcer, is_inside, tasks
         self._loop = asyncio.get_running_loop()
         self._quota = Quota(network_limits.DNS_QUESTIONS, network_limits.DNS_QUESTIONS_PER_S, None)
-        self._sockets: dict[int, socket.socket] = {}
-        self._tasks: dict[asyncio.Task[None], int] = {}
         self._clients = 0
         self._dropped = 0
-        self._timers: dict[int, asyncio.TimerHandle] = {}
         self._telling: asyncio.TimerHandle | None = None
 
-    def serve_udp(self, id: int, sock: socket.socket) -> None:
-        """Answer what comes over a bound socket; takes it over."""
-        self._serve(id, sock, self._on_datagrams)
-
-    def serve_tcp(self, id: int, sock: socket.socket) -> None:
-        """Answer what comes over connections to a listening socket; takes it over."""
-        self._serve(id, sock, self._on_connections)
-
-    def remove(self, id: int) -> None:
-        """Close a socket, and end what came over it. Idempotent."""
-        sock = self._sockets.pop(id, None)
-        if sock is None:
-            return
-        timer = self._timers.pop(id, None)
-        if timer is not None:
-            timer.cancel()
-        self._loop.remove_reader(sock)
-        sock.close()
-        for task, origin in self._tasks.items():
-            if origin == id:
-                task.cancel()
-
     async def aclose(self) -> None:
-        """Close all, and wait until nothing asks the gate any more. Idempotent."""
-        for id in list(self._sockets):
-            self.remove(id)
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        """Tell of questions that were dropped. Idempotent; the listeners are closed, and their tasks have ended."""
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
             await self._tell_of_dropped()
-
-    def _serve(self, id: int, sock: socket.socket, on_readable: Callable[[int, socket.socket], None]) -> None:
-        sock.setblocking(False)
-        self._sockets[id] = sock
-        self._loop.add_reader(sock, on_readable, id, sock)
-
-    def _spawn(self, id: int, work: Coroutine[Any, Any, None], on_end: Callable[[], None]) -> None:
-        """Parameters:
-        on_end: called also if `work` is cancelled before it began.
-        """
-        task = self._loop.create_task(work, name="names")
-        self._tasks[task] = id
-        task.add_done_callback(partial(self._on_end, on_end))
-
-    def _on_end(self, on_end: Callable[[], None], task: asyncio.Task[None]) -> None:
-        del self._tasks[task]
-        on_end()
 
     # --- questions ---
 
@@ -115,22 +75,22 @@ class Names:
         except ProtocolError:
             return None
         if not self._is_inside(peer):
-            await self._gate.refuse(_asked(query), "not_from_sandbox", f"a question for a name came from {peer}")
+            await self._record(query.name, "not_from_sandbox", f"a question for a name came from {peer}")
             return None
         if query.fault is not None:
-            await self._gate.refuse(_asked(query), "bad_request", f"a question for a name that is a {query.fault.name}")
+            await self._record(query.name, "bad_request", f"a question for a name that is a {query.fault.name}")
             return dns.failure(query, query.fault)
         return await self._look_up(query, dns.udp_bytes(query) if max_bytes is None else max_bytes)
 
     async def _look_up(self, query: dns.Query, max_bytes: int) -> bytes:
         try:
             name = await self._host_name(query)
-            addresses = await self._gate.admit(Asked("dns", name, 0))
+            addresses = await self._enforcer.admit(AccessRequest("dns", name, 0))
         except Missing:
             return dns.failure(query, Rcode.NXDOMAIN)
         except Refused as refused:
             return dns.failure(query, _RCODES.get(refused.reason, Rcode.REFUSED))
-        self._gate.remember(name, addresses)
+        self._enforcer.remember(name, addresses)
         return dns.answer(query, addresses, max_bytes)
 
     async def _host_name(self, query: dns.Query) -> str:
@@ -142,7 +102,10 @@ class Names:
         with suppress(BadHost):
             if query.name is not None and isinstance(host := parse_host(query.name), str):
                 return host
-        raise await self._gate.refuse(_asked(query), "bad_target", "a question for a name that no host can have")
+        raise await self._record(query.name, "bad_target", "a question for a name that no host can have")
+
+    async def _record(self, name: str | None, reason: Reason, text: str) -> Refused:
+        return await self._enforcer.record(Refused(reason, text), AccessRequest("dns", name or "", 0))
 
     def _may_ask(self) -> bool:
         """Whether one more question is taken up: then `_quota.leave` must follow. Else it is told of later."""
@@ -155,57 +118,51 @@ class Names:
 
     def _on_dropped(self) -> None:
         self._telling = None
-        self._spawn(_NOBODY, self._tell_of_dropped(), _nothing)
+        task = self._loop.create_task(self._tell_of_dropped())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _tell_of_dropped(self) -> None:
         dropped, self._dropped = self._dropped, 0
-        await self._gate.refuse(Asked("dns", "", 0), "too_fast", f"{dropped} questions for names were dropped")
+        await self._record(None, "too_fast", f"{dropped} questions for names were dropped")
 
     # --- over UDP ---
 
-    def _on_datagrams(self, id: int, sock: socket.socket) -> None:
+    def on_datagrams(self, listener: Listener) -> None:
+        """Take up the questions that wait at a bound socket."""
         for _ in range(network_limits.DNS_BURST):
             try:
-                message, peer = sock.recvfrom(network_limits.DNS_QUERY_BYTES)
+                message, peer = listener.socket.recvfrom(network_limits.DNS_QUERY_BYTES)
             except OSError:  # there is no more for now, or a report on an answer that did not arrive
                 return
             if self._may_ask():
-                self._spawn(id, self._on_datagram(sock, message, peer), self._quota.leave)
+                listener.spawn(self._on_datagram(listener.socket, message, peer), self._on_answered)
+
+    def _on_answered(self, _: None) -> None:
+        self._quota.leave()
 
     async def _on_datagram(self, sock: socket.socket, message: bytes, peer: tuple[Any, ...]) -> None:
         answer = await self._answer(message, peer[0])
         if answer is not None:
-            with suppress(OSError):  # who cannot be reached asks again
+            with suppress(OSError):  # a client that cannot be reached asks again
                 sock.sendto(answer, peer)
 
     # --- over TCP ---
 
-    def _on_connections(self, id: int, sock: socket.socket) -> None:
-        for _ in range(network_limits.DNS_BURST):
-            try:
-                client, peer = sock.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError:  # no descriptor is left
-                self._pause(id, sock)
-                return
+    def on_connections(self, listener: Listener) -> None:
+        """Take in the clients that wait at a listening socket."""
+        for client, peer in listener.accept(network_limits.DNS_BURST):
             if self._may_connect():
-                client.setblocking(False)
-                self._spawn(id, self._on_client(client, peer[0]), partial(self._on_client_gone, client))
+                listener.spawn(self._on_client(client, peer), partial(self._on_client_gone, client))
             else:
                 client.close()
-
-    def _pause(self, id: int, sock: socket.socket) -> None:
-        self._loop.remove_reader(sock)
-        resume = partial(self._loop.add_reader, sock, self._on_connections, id, sock)
-        self._timers[id] = self._loop.call_later(limits.ACCEPT_RETRY_MS / 1000, resume)
 
     def _may_connect(self) -> bool:
         """Whether one more client is served: then `_on_client_gone` must follow."""
         if self._clients >= network_limits.DNS_CLIENTS:
             return False
         try:
-            self._gate.enter()
+            self._enforcer.enter()
         except Refused:
             return False
         self._clients += 1
@@ -216,10 +173,10 @@ class Names:
             while await self._converse(client, peer):
                 pass
 
-    def _on_client_gone(self, client: socket.socket) -> None:
+    def _on_client_gone(self, client: socket.socket, _: None) -> None:
         client.close()
         self._clients -= 1
-        self._gate.leave()
+        self._enforcer.leave()
 
     async def _converse(self, client: socket.socket, peer: str) -> bool:
         """One question and its answer. False: no more.
@@ -252,15 +209,3 @@ class Names:
                 raise EOFError
             data += more
         return data
-
-
-_NOBODY = -1
-"""Where work comes from that no socket has brought."""
-
-
-def _nothing() -> None:
-    """What is to be done at the end of work that holds nothing."""
-
-
-def _asked(query: dns.Query) -> Asked:
-    return Asked("dns", query.name or "", 0)

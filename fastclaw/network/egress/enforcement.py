@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fastclaw import network_limits
-from fastclaw.network.egress.accounting import Decision, Journal
+from fastclaw.network.egress.accounting import AuditLog, Decision
 from fastclaw.network.egress.addresses import HOST_ADDRESSES, HOST_NAMES, is_special, parse_host, show
 from fastclaw.network.egress.dialing import NAMED, Dialled, LocalAddresses, Resolver, dial, open_tunnel
 from fastclaw.network.egress.policy import ANY_PORT, Policy, Quota, Refused
@@ -29,8 +29,8 @@ _FAILURES = frozenset({"unresolved", "unreachable", "connect_timeout", "idle_tim
 """What was allowed and could not be done. Every other reason is a refusal."""
 
 
-class Asked(NamedTuple):
-    """What somebody in the sandbox wants.
+class AccessRequest(NamedTuple):
+    """What a client in the sandbox wants to reach.
 
     Parameters:
         host: a name as `addresses.parse_host` gives it, or an address; for `transparent` without a name the original
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
         port: `ANY_PORT` for `dns`, and only for that.
         method: of an HTTP request.
         address: for `transparent`: the original destination; for a request inside a tunnel: where that leads.
-        has_secret: a secret is added to it: then the name has to be allowed and, asked for now, to be the address's,
+        has_secret: a secret is added to it: then the name has to be allowed and, access for now, to be the address's,
             whatever rule lists the address and whatever was answered before.
     """
 
@@ -50,20 +50,12 @@ class Asked(NamedTuple):
     has_secret: bool = False
 
 
-class _RefusedByRule(Refused):
-    """Parameters:
-    rule: that says so; None: no rule allows it.
-    """
-
-    def __init__(self, reason: Reason, text: str, rule: str | None) -> None:
-        super().__init__(reason, text)
-        self.rule = rule
-
-
 class _Admitted(NamedTuple):
-    """Parameters:
-    addresses: none where only a proxy outside can resolve the name.
-    upstream: the proxy outside through which it goes; None: straight.
+    """What may be connected to.
+
+    Parameters:
+        addresses: none where only a proxy outside can resolve the name.
+        upstream: the proxy outside through which it goes; None: straight.
     """
 
     addresses: list[Address]
@@ -77,7 +69,7 @@ class _Admitted(NamedTuple):
 
 
 class ByteMeter:
-    """What a tunnel tells of its bytes."""
+    """Counts the bytes of all tunnels and requests of a sandbox, and says when its budget is used up."""
 
     __slots__ = ("_counters", "_quota")
 
@@ -95,9 +87,12 @@ class ByteMeter:
         return self._quota.spend(n)
 
 
-class Gate:
-    """Parameters:
-    lookup: instead of the host's resolver.
+class PolicyEnforcer:
+    """Decides what leaves one sandbox, makes the connections, and counts and writes down each decision.
+
+    Parameters:
+        on_trouble: told once, in one line, that the audit log is incomplete.
+        lookup: instead of the host's resolver.
 
     Attributes:
         policy: the rules.
@@ -128,22 +123,22 @@ class Gate:
         self._timeout_s = config.connect_timeout_ms / 1000
         self._loop = asyncio.get_running_loop()
         self._answered: OrderedDict[tuple[str, Address], float] = OrderedDict()  # its end in loop time; soonest first
-        self._crowd: dict[Reason, int] = {}
-        self._telling: asyncio.Task[None] | None = None
+        self._turned_away: dict[Reason, int] = {}
+        self._writing: asyncio.Task[None] | None = None
         self._local = LocalAddresses()
         self._resolver = Resolver(self._timeout_s, lookup)
         log = config.log
-        self._journal = None if log is None else Journal(log, config.log_max_bytes, counters, on_trouble)
+        self._audit_log = None if log is None else AuditLog(log, config.log_max_bytes, counters, on_trouble)
 
     async def aclose(self) -> None:
         """End lookups, and write what is not written yet. Idempotent; nobody may be asking any more."""
         await self._resolver.aclose()
-        if (telling := self._telling) is not None:
-            await asyncio.wait((telling,), timeout=network_limits.EGRESS_LOG_FLUSH_MS / 1000)
-            telling.cancel()
-            await asyncio.wait((telling,))
-        if self._journal is not None:
-            await self._journal.aclose()
+        if (writing := self._writing) is not None:
+            await asyncio.wait((writing,), timeout=network_limits.EGRESS_LOG_FLUSH_MS / 1000)
+            writing.cancel()
+            await asyncio.wait((writing,))
+        if self._audit_log is not None:
+            await self._audit_log.aclose()
         self._local.close()
 
     # --- connections of clients ---
@@ -159,11 +154,13 @@ class Gate:
             self._counters.opened()
             return
         self._counters.denied(reason)
-        if self._journal is not None:
-            self._crowd[reason] = self._crowd.get(reason, 0) + 1
-            if self._telling is None:
-                self._telling = self._loop.create_task(self._tell_of_crowd(self._journal))
-        raise Refused(reason, _CROWDED[reason])
+        if self._audit_log is not None:
+            self._turned_away[reason] = self._turned_away.get(reason, 0) + 1
+            if self._writing is None:
+                self._writing = self._loop.create_task(self._write_turned_away(self._audit_log))
+        refused = Refused(reason, _TURNED_AWAY[reason])
+        refused.is_recorded = True
+        raise refused
 
     def leave(self) -> None:
         """A client that entered is gone."""
@@ -172,23 +169,23 @@ class Gate:
 
     # --- decisions ---
 
-    async def admit(self, asked: Asked) -> list[Address]:
+    async def admit(self, access: AccessRequest) -> list[Address]:
         """The addresses that may be connected to for this, best first; empty only where a proxy outside knows them.
 
         Raises:
             Refused: none may; or the name has none. Counted, and written down.
         """
         try:
-            admitted = await self._decide(asked)
+            admitted = await self._decide(access)
         except Refused as refused:
-            await self._note_refusal(asked, refused)
+            await self.record(refused, access)
             raise
-        await self._note_allowed(asked, admitted.verdict, admitted.address)
+        await self._note_allowed(access, admitted.verdict, admitted.address)
         return admitted.addresses
 
-    async def connect(self, asked: Asked) -> Dialled:
+    async def connect(self, access: AccessRequest) -> Dialled:
         """A connection to one of the addresses that are admitted: non-blocking, and the caller's to close. Through a
-        proxy outside it is a tunnel, but for plain requests (`asked.method`), which that proxy has to be asked for.
+        proxy outside it is a tunnel, but for plain requests (`access.method`), which that proxy has to be asked for.
 
         All of it within the configured `connect_timeout_ms`.
 
@@ -197,31 +194,40 @@ class Gate:
         """
         deadline = self._loop.time() + self._timeout_s
         try:
-            admitted = await self._decide(asked)
+            admitted = await self._decide(access)
             if admitted.upstream is None:
-                dialled = await self._dial(asked, admitted, deadline - self._loop.time())
+                dialled = await self._dial(access, admitted, deadline - self._loop.time())
             else:
-                dialled = await self._dial_upstream(asked, admitted.upstream, deadline)
+                dialled = await self._dial_upstream(access, admitted.upstream, deadline)
         except Refused as refused:
             if refused.reason in _FAILURES:
                 refused.text += self._hint
-            await self._note_refusal(asked, refused)
+            await self.record(refused, access)
             raise
         try:
-            await self._note_allowed(asked, admitted.verdict, dialled.address)
+            await self._note_allowed(access, admitted.verdict, dialled.address)
         except BaseException:
             dialled.socket.close()
             raise
         return dialled
 
-    async def refuse(self, asked: Asked | None, reason: Reason, text: str) -> Refused:
-        """Count and write down what somebody else has refused or failed at, and return it, to be raised.
+    async def record(self, refused: Refused, access: AccessRequest | None) -> Refused:
+        """Count a refusal or failure and write it down, unless that was done, and return it.
 
         Parameters:
-            asked: None: the client named nothing that could be understood.
+            access: None: the client named nothing that could be understood.
         """
-        refused = Refused(reason, text)
-        await self._note_refusal(asked or _NOTHING, refused)
+        if refused.is_recorded:
+            return refused
+        refused.is_recorded = True
+        has_failed = refused.reason in _FAILURES
+        (self._counters.failed if has_failed else self._counters.denied)(refused.reason)
+        if self._audit_log is not None:
+            about = access or _NOTHING
+            decision: Literal["failed", "denied"] = "failed" if has_failed else "denied"
+            await self._audit_log.write(
+                _line(about, about.address, refused.rule, refused.text, decision, refused.reason)
+            )
         return refused
 
     # --- what our own answers have said ---
@@ -241,20 +247,20 @@ class Gate:
 
     # --- how it is decided ---
 
-    async def _decide(self, asked: Asked) -> _Admitted:
+    async def _decide(self, access: AccessRequest) -> _Admitted:
         if not self._quota.spend(0):
             raise Refused("too_many_bytes", _NO_BYTES)
-        host, port = asked.host, asked.port
-        if (port == ANY_PORT) != (asked.how == "dns"):
+        host, port = access.host, access.port
+        if (port == ANY_PORT) != (access.how == "dns"):
             raise Refused("bad_target", f"{port} is no port to connect to")
-        if asked.how == "transparent" or asked.address is not None:
-            return await self._decide_turned(asked, asked.address)
+        if access.how == "transparent" or access.address is not None:
+            return await self._decide_turned(access, access.address)
         if not isinstance(host, str):
             return self._outwards(self._checked(host, [host], port))
         _pass(self.policy.judge_host(host, port))
-        if asked.how == "dns" and host in HOST_NAMES:
+        if access.how == "dns" and host in HOST_NAMES:
             raise Refused("special_address", f"{host} is reached through the proxy, by its name")
-        if self.upstream is None or asked.how == "dns":
+        if self.upstream is None or access.how == "dns":
             return self._checked(host, await self._addresses(host, port), port)
         return await self._decide_upstream(host, port)
 
@@ -286,20 +292,20 @@ class Gate:
             raise Refused("special_address", f"{show(host, port)} is fastclaw's own, or its engine's")
         return list(HOST_ADDRESSES)
 
-    async def _decide_turned(self, asked: Asked, address: Address | None) -> _Admitted:
-        """A connection that was meant for `address` and turned to us, by a client that says it is for `asked.host`.
+    async def _decide_turned(self, access: AccessRequest, address: Address | None) -> _Admitted:
+        """A connection that was meant for `address` and turned to us, by a client that says it is for `access.host`.
 
         An address that a rule lists needs no name, or may go by any that is not denied, unless a secret goes along.
         Else the name has to be allowed and to be the address's.
         """
         if address is None:
             raise Refused("no_name", "nobody knows where the connection was meant to go")
-        host, port = asked.host, asked.port
+        host, port = access.host, access.port
         listed = self.policy.lists(address, port)
         if isinstance(host, str):
-            if asked.has_secret or not listed:
+            if access.has_secret or not listed:
                 _pass(self.policy.judge_host(host, port))
-                is_known = not asked.has_secret and self.agrees(host, address)
+                is_known = not access.has_secret and self.agrees(host, address)
                 if not is_known and address not in await self._addresses(host, port):
                     raise Refused("name_mismatch", f"{address} is none of the addresses of {host}")
         elif host != address:
@@ -321,14 +327,14 @@ class Gate:
         _pass(first)
         return _Admitted([address for address, _ in passed], first)
 
-    async def _dial(self, asked: Asked, admitted: _Admitted, timeout_s: float) -> Dialled:
+    async def _dial(self, access: AccessRequest, admitted: _Admitted, timeout_s: float) -> Dialled:
         try:
-            return await dial(admitted.addresses, asked.port, timeout_s)
+            return await dial(admitted.addresses, access.port, timeout_s)
         except asyncio.CancelledError:  # the client has left; it was allowed all the same
-            await self._note_allowed(asked, admitted.verdict, admitted.address)
+            await self._note_allowed(access, admitted.verdict, admitted.address)
             raise
 
-    async def _dial_upstream(self, asked: Asked, upstream: Upstream, deadline: float) -> Dialled:
+    async def _dial_upstream(self, access: AccessRequest, upstream: Upstream, deadline: float) -> Dialled:
         """A tunnel through the proxy outside, or for a plain request a connection to it."""
         sock = None
         try:
@@ -336,8 +342,8 @@ class Gate:
                 host = parse_host(upstream.host)
                 found = await self._resolver.resolve(host) if isinstance(host, str) else [host]
                 sock = (await dial(found, upstream.port, self._timeout_s)).socket
-                if asked.method in (None, "CONNECT"):
-                    await open_tunnel(sock, upstream, show(asked.host, asked.port))
+                if access.method in (None, "CONNECT"):
+                    await open_tunnel(sock, upstream, show(access.host, access.port))
                     return Dialled(sock, None)
                 return Dialled(sock, None, is_proxy=True)
         except BaseException as error:
@@ -351,54 +357,47 @@ class Gate:
 
     # --- how it is written down ---
 
-    async def _note_allowed(self, asked: Asked, verdict: Verdict, address: Address | None) -> None:
+    async def _note_allowed(self, access: AccessRequest, verdict: Verdict, address: Address | None) -> None:
         self._counters.allowed()
-        if self._journal is not None:
-            await self._journal.write(
-                Decision(
-                    decision="allowed",
-                    how=asked.how,
-                    host=str(asked.host),
-                    port=asked.port,
-                    address=None if address is None else str(address),
-                    method=asked.method,
-                    rule=verdict.rule,
-                    text=verdict.text,
-                )
-            )
+        if self._audit_log is not None:
+            await self._audit_log.write(_line(access, address, verdict.rule, verdict.text))
 
-    async def _note_refusal(self, asked: Asked, refused: Refused) -> None:
-        has_failed = refused.reason in _FAILURES
-        (self._counters.failed if has_failed else self._counters.denied)(refused.reason)
-        if self._journal is not None:
-            await self._journal.write(
-                Decision(
-                    decision="failed" if has_failed else "denied",
-                    reason=refused.reason,
-                    how=asked.how,
-                    host=str(asked.host),
-                    port=asked.port,
-                    address=None if asked.address is None else str(asked.address),
-                    method=asked.method,
-                    rule=refused.rule if isinstance(refused, _RefusedByRule) else None,
-                    text=refused.text,
-                )
-            )
-
-    async def _tell_of_crowd(self, journal: Journal) -> None:
+    async def _write_turned_away(self, audit_log: AuditLog) -> None:
         """Write down clients that were turned away: a line for all that came while the line before was written."""
-        while self._crowd:
-            reason, count = self._crowd.popitem()
-            text = f"{_CROWDED[reason]}; {count} turned away"
-            await journal.write(Decision(decision="denied", reason=reason, how="connect", host="", port=0, text=text))
-        self._telling = None
+        while self._turned_away:
+            reason, count = self._turned_away.popitem()
+            text = f"{_TURNED_AWAY[reason]}; {count} turned away"
+            await audit_log.write(Decision(decision="denied", reason=reason, how="connect", host="", port=0, text=text))
+        self._writing = None
 
 
-_NOTHING = Asked("connect", "", 0)
+def _line(
+    access: AccessRequest,
+    address: Address | None,
+    rule: str | None,
+    text: str,
+    decision: Literal["allowed", "denied", "failed"] = "allowed",
+    reason: Reason | None = None,
+) -> Decision:
+    """For the audit log."""
+    return Decision(
+        decision=decision,
+        reason=reason,
+        how=access.how,
+        host=str(access.host),
+        port=access.port,
+        address=None if address is None else str(address),
+        method=access.method,
+        rule=rule,
+        text=text,
+    )
+
+
+_NOTHING = AccessRequest("connect", "", 0)
 
 _NO_BYTES = "the sandbox has used up its bytes (options.network.max_bytes)"
 
-_CROWDED: dict[Reason, str] = {
+_TURNED_AWAY: dict[Reason, str] = {
     "too_many_connections": "too many connections are open (options.network.max_connections)",
     "too_fast": "too many new connections in a second (options.network.max_connections_per_s)",
 }
@@ -411,4 +410,4 @@ def _pass(verdict: Verdict) -> None:
         Refused: it is a no.
     """
     if verdict.reason is not None:
-        raise _RefusedByRule(verdict.reason, verdict.text, verdict.rule)
+        raise Refused(verdict.reason, verdict.text, verdict.rule)

@@ -18,7 +18,6 @@ from fastclaw import network_limits
 from fastclaw.network.egress.addresses import plain
 from fastclaw.network.egress.dialing import NAMED, WANTS_CREDENTIALS, answered, authorization
 from fastclaw.network.egress.http_messages import (
-    Rejected,
     has_body,
     has_head,
     refusal,
@@ -27,13 +26,13 @@ from fastclaw.network.egress.http_messages import (
     switch_fields,
     trailer_fields,
 )
+from fastclaw.network.egress.policy import Refused
 
 if TYPE_CHECKING:
     from fastclaw.network.egress.addresses import Address
     from fastclaw.network.egress.dialing import Dialled
-    from fastclaw.network.egress.enforcement import Asked, Gate
+    from fastclaw.network.egress.enforcement import AccessRequest, PolicyEnforcer
     from fastclaw.network.egress.http_messages import Fields, Injections, Target
-    from fastclaw.network.egress.policy import Refused
     from fastclaw.network.egress.socket_io import IdleTimeout, SocketReader
     from fastclaw.network.egress.tunnel import Meter
 
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 SPENT = "the sandbox has used up its bytes (options.network.max_bytes)"
 
 
-class UpstreamFailed(Rejected):
+class ServerFailed(Refused):
     """The server speaks no HTTP, or the connection to it ended in the middle."""
 
     def __init__(self, text: str) -> None:
@@ -77,7 +76,7 @@ class _Peer:
         self._idle.moved()
 
 
-class Client(_Peer):
+class ClientPeer(_Peer):
     """Who asks.
 
     Parameters:
@@ -105,14 +104,14 @@ class Client(_Peer):
         """The head of the next request; None: there is none, and the client has closed.
 
         Raises:
-            Rejected: it is none.
+            Refused: it is none.
             OSError: the client is gone.
         """
         pending = self._pending
         while not has_head(pending):
             if not (data := await self._receive()):
                 if pending:
-                    raise Rejected("bad_request", "the connection was closed in the middle of a request's head")
+                    raise Refused("bad_request", "the connection was closed in the middle of a request's head")
                 return None
             if not pending and self._has_asked:  # the first request has its deadline from the start
                 self._idle.within(network_limits.EGRESS_HEAD_MS / 1000)
@@ -127,26 +126,26 @@ class Client(_Peer):
         """The next event of the request.
 
         Raises:
-            Rejected: it is none.
+            Refused: it is none.
             OSError: the client is gone.
         """
         try:
             return await self._event()
         except h11.RemoteProtocolError as error:
             # Without the bytes that it quotes: they may be a password.
-            raise Rejected("bad_request", f"not HTTP: {str(error).partition(': b')[0]}") from error
+            raise Refused("bad_request", f"not HTTP: {str(error).partition(': b')[0]}") from error
 
     async def send(self, event: h11.Event) -> None:
         """A piece of the answer; returns when the kernel has it.
 
         Raises:
-            UpstreamFailed: no answer has such a piece.
+            ServerFailed: no answer has such a piece.
             OSError: the client is gone.
         """
         try:
             data = self.http.send(event)
         except h11.LocalProtocolError as error:
-            raise UpstreamFailed("the server's answer cannot be passed on") from error
+            raise ServerFailed("the server's answer cannot be passed on") from error
         if data:
             await self._send(data)
 
@@ -165,7 +164,7 @@ class Client(_Peer):
         await self._loop.sock_sendall(self.sock, refusal(refused, has_body=self._method != b"HEAD"))
 
 
-class Upstream(_Peer):
+class ServerPeer(_Peer):
     """Who answers.
 
     Parameters:
@@ -186,13 +185,13 @@ class Upstream(_Peer):
         """The next event of the answer.
 
         Raises:
-            UpstreamFailed: it is none, or the server is gone.
-            Rejected: the budget of bytes is used up.
+            ServerFailed: it is none, or the server is gone.
+            Refused: the budget of bytes is used up.
         """
         try:
             return await self._event()
         except h11.RemoteProtocolError as error:
-            raise UpstreamFailed("the server closed the connection, or speaks no HTTP/1.1") from error
+            raise ServerFailed("the server closed the connection, or speaks no HTTP/1.1") from error
         except OSError as error:
             raise _broken(error) from error
 
@@ -200,8 +199,8 @@ class Upstream(_Peer):
         """A piece of the request; returns when the kernel has it.
 
         Raises:
-            UpstreamFailed: the server is gone, or does not want to read on.
-            Rejected: the budget of bytes is used up.
+            ServerFailed: the server is gone, or does not want to read on.
+            Refused: the budget of bytes is used up.
         """
         if data := self.http.send(event):
             _check_budget(self._meter.sent(len(data)))
@@ -216,7 +215,7 @@ class Upstream(_Peer):
         _check_budget(self._meter.received(len(data)))
         return data
 
-    def finish(self) -> None:
+    def end_answer(self) -> None:
         """An answer is through: be ready for another request, if it stays."""
         if self.http.our_state is h11.DONE and self.http.their_state is h11.DONE and not self.unread:
             self.http.start_next_cycle()
@@ -237,21 +236,21 @@ class Upstream(_Peer):
         return None  # it has closed, or speaks unasked
 
 
-def _broken(error: OSError) -> UpstreamFailed:
-    return UpstreamFailed(f"the connection to the server broke: {error.strerror}")
+def _broken(error: OSError) -> ServerFailed:
+    return ServerFailed(f"the connection to the server broke: {error.strerror}")
 
 
 def _check_budget(is_left: bool) -> None:
     if not is_left:
-        raise Rejected("too_many_bytes", SPENT)
+        raise Refused("too_many_bytes", SPENT)
 
 
 _SWITCHING = 101
 _REPEATABLE = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 
 
-class Joined(NamedTuple):
-    """The client is to be joined with this socket, which is the receiver's to close.
+class Handoff(NamedTuple):
+    """The client is to be handoff with this socket, which is the receiver's to close.
 
     Parameters:
         to_far, to_near: what was read of each before, for the other.
@@ -262,7 +261,7 @@ class Joined(NamedTuple):
     to_near: bytes = b""
 
 
-class Site(NamedTuple):
+class SandboxContext(NamedTuple):
     """What all connections of a sandbox share.
 
     Parameters:
@@ -271,7 +270,7 @@ class Site(NamedTuple):
         idle_s: how long nothing may move.
     """
 
-    gate: Gate
+    enforcer: PolicyEnforcer
     injections: Injections
     rules: bytes
     reader: SocketReader
@@ -279,19 +278,22 @@ class Site(NamedTuple):
 
     @property
     def idle_text(self) -> str:
+        """Why an idle connection is cut."""
         return f"nothing has moved for {self.idle_s:g} s (options.network.idle_timeout_ms)"
 
 
 class Forwarder:
-    """Parameters:
-    client: whose requests they are; stays its owner's.
+    """Carries out one client's requests, over one connection to a server at a time.
+
+    Parameters:
+        client: whose requests they are; stays its owner's.
     """
 
-    def __init__(self, client: Client, site: Site, idle: IdleTimeout) -> None:
+    def __init__(self, client: ClientPeer, context: SandboxContext, idle: IdleTimeout) -> None:
         self._client = client
-        self._site = site
+        self._context = context
         self._idle = idle
-        self._upstream: Upstream | None = None
+        self._upstream: ServerPeer | None = None
         self._serves: tuple[str | Address, int] | None = None
         self._injected: Fields = []
         self._is_proxy = False
@@ -302,57 +304,56 @@ class Forwarder:
             self._upstream.sock.close()
             self._upstream = None
 
-    def adopt(self, dialled: Dialled, asked: Asked) -> None:
-        """Use a connection that was made for `asked`; takes it over."""
-        self._upstream = Upstream(dialled.socket, self._idle, self._site.reader, self._site.gate.meter)
-        self._serves = None if dialled.address is None else (asked.host, asked.port)
+    def adopt(self, dialled: Dialled, access: AccessRequest) -> None:
+        """Use a connection that was made for `access`; takes it over."""
+        self._upstream = ServerPeer(dialled.socket, self._idle, self._context.reader, self._context.enforcer.meter)
+        self._serves = None if dialled.address is None else (access.host, access.port)
         self._is_proxy = dialled.is_proxy
 
-    async def forward(self, request: h11.Request, asked: Asked, target: Target) -> Joined | None:
+    async def forward(self, request: h11.Request, access: AccessRequest, target: Target) -> Handoff | None:
         """Carry out a request whose head has been read; returns when it is answered.
 
         Returns:
             After an answer of 101: whom to join the client with.
 
         Raises:
-            Refused: it may not be, or no connection comes about; counted.
-            Rejected: it went wrong in another way; not counted.
+            Refused: it may not be, no connection comes about, or it went wrong in another way.
             OSError: the client is gone.
         """
-        self._injected = self._site.injections.of(target.host)
+        self._injected = self._context.injections.of(target.host)
         if self._injected:
             if request.method == b"TRACE":
-                raise Rejected("unsafe_method", f"TRACE would show what is added to requests for {target.host}")
-            asked = asked._replace(has_secret=True)
+                raise Refused("unsafe_method", f"TRACE would show what is added to requests for {target.host}")
+            access = access._replace(has_secret=True)
         if not has_body(request):
             await self._client.next()  # its end
-        upstream = await self._reach(asked)
+        upstream = await self._reach(access)
         try:
             return await self._exchange(request, target, upstream)
-        except UpstreamFailed:
+        except ServerFailed:
             if not _may_repeat(request, upstream):
                 raise
         self.close()
-        return await self._exchange(request, target, await self._reach(asked))
+        return await self._exchange(request, target, await self._reach(access))
 
-    async def _reach(self, asked: Asked) -> Upstream:
+    async def _reach(self, access: AccessRequest) -> ServerPeer:
         """A connection to the server: the one that stands, if it is still one that may be."""
         self._idle.off()
-        whom = (asked.host, asked.port)
-        if self._upstream is None or whom != self._serves or not await self._may_serve(self._upstream, asked):
+        whom = (access.host, access.port)
+        if self._upstream is None or whom != self._serves or not await self._may_serve(self._upstream, access):
             self.close()
-            self.adopt(await self._site.gate.connect(asked), asked)
+            self.adopt(await self._context.enforcer.connect(access), access)
         self._idle.moved()
         assert self._upstream is not None
         return self._upstream
 
-    async def _may_serve(self, upstream: Upstream, asked: Asked) -> bool:
+    async def _may_serve(self, upstream: ServerPeer, access: AccessRequest) -> bool:
         address = upstream.idle_at()
-        return address is not None and address in map(plain, await self._site.gate.admit(asked))
+        return address is not None and address in map(plain, await self._context.enforcer.admit(access))
 
-    async def _exchange(self, request: h11.Request, target: Target, upstream: Upstream) -> Joined | None:
+    async def _exchange(self, request: h11.Request, target: Target, upstream: ServerPeer) -> Handoff | None:
         fields, path = request_fields(request, target, self._injected), target.path
-        if self._is_proxy and (outside := self._site.gate.upstream) is not None:
+        if self._is_proxy and (outside := self._context.enforcer.upstream) is not None:
             fields, path = [*fields, *authorization(outside)], target.url
         await upstream.send(h11.Request(method=request.method, target=path, headers=fields))
         if not has_body(request):
@@ -361,13 +362,13 @@ class Forwarder:
         try:
             async with asyncio.TaskGroup() as group:
                 body = group.create_task(self._pass_body(upstream))
-                joined = await self._answer(upstream)
+                handoff = await self._answer(upstream)
                 body.cancel()  # who has answered early needs no more of it
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return joined
+        return handoff
 
-    async def _pass_body(self, upstream: Upstream) -> None:
+    async def _pass_body(self, upstream: ServerPeer) -> None:
         event = None
         while not isinstance(event, h11.EndOfMessage):
             event = await self._client.next()
@@ -375,10 +376,10 @@ class Forwarder:
                 event = h11.EndOfMessage(headers=trailer_fields(event.headers.raw_items(), self._injected))
             try:
                 await upstream.send(event)
-            except UpstreamFailed:
+            except ServerFailed:
                 return  # it may have answered all the same: reading that will tell
 
-    async def _answer(self, upstream: Upstream) -> Joined | None:
+    async def _answer(self, upstream: ServerPeer) -> Handoff | None:
         is_current = self._client.http.their_http_version == b"1.1"
         while isinstance(event := await upstream.next(), h11.InformationalResponse):
             if event.status_code == _SWITCHING:
@@ -388,24 +389,24 @@ class Forwarder:
                 interim = h11.InformationalResponse(status_code=event.status_code, headers=fields, reason=event.reason)
                 await self._client.send(interim)
         if self._is_proxy and event.status_code == WANTS_CREDENTIALS:
-            raise UpstreamFailed(f"{NAMED}: {answered(event.status_code, 'a request')}")
+            raise ServerFailed(f"{NAMED}: {answered(event.status_code, 'a request')}")
         fields = response_fields(event)
         await self._client.send(h11.Response(status_code=event.status_code, headers=fields, reason=event.reason))
         while isinstance(event := await upstream.next(), h11.Data):
             await self._client.send(event)
         trailers = trailer_fields(event.headers.raw_items(), ()) if is_current else []
         await self._client.send(h11.EndOfMessage(headers=trailers))
-        upstream.finish()
+        upstream.end_answer()
         return None
 
-    async def _switch(self, answer: h11.InformationalResponse, upstream: Upstream) -> Joined:
+    async def _switch(self, answer: h11.InformationalResponse, upstream: ServerPeer) -> Handoff:
         fields = switch_fields(answer)
         await self._client.send(h11.InformationalResponse(status_code=_SWITCHING, headers=fields, reason=answer.reason))
         self._upstream = None
-        return Joined(upstream.sock, self._client.unread, upstream.unread)
+        return Handoff(upstream.sock, self._client.unread, upstream.unread)
 
 
-def _may_repeat(request: h11.Request, upstream: Upstream) -> bool:
+def _may_repeat(request: h11.Request, upstream: ServerPeer) -> bool:
     """Whether the server closed a connection that had served before, without having seen this request, most likely
     (RFC 9112, 9.3.1)."""
     return upstream.has_served and not upstream.has_spoken and request.method in _REPEATABLE and not has_body(request)

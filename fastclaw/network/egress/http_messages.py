@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import network_limits
 from fastclaw.network.egress.addresses import Address, BadHost, parse_authority, parse_host, show
-from fastclaw.network.egress.policy import RULES_NAME, STATUS
+from fastclaw.network.egress.policy import RULES_NAME, STATUS, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import h11
 
     from fastclaw.network.egress.addresses import Address
-    from fastclaw.network.egress.policy import Reason, Refused
     from fastclaw.network.egress.proxy_frames import Injection
 
 
@@ -31,19 +30,6 @@ HTTP_PORT = 80
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.DOTALL)
 _VERSIONS = (b"1.0", b"1.1")
 _NO_URL = f"this is a proxy: it wants an absolute URL or CONNECT; http://{RULES_NAME}/ shows where it leads"
-
-
-class Rejected(Exception):
-    """A request that is not carried out, or no further. Nobody has counted or written that down yet.
-
-    Parameters:
-        text: one line for people.
-    """
-
-    def __init__(self, reason: Reason, text: str) -> None:
-        super().__init__(text)
-        self.reason: Reason = reason
-        self.text = text
 
 
 class Target(NamedTuple):
@@ -72,15 +58,15 @@ def check(request: h11.Request) -> None:
     """What h11 lets pass and a proxy must not.
 
     Raises:
-        Rejected: the version is unknown, or where its body ends is not beyond doubt (RFC 9112, 6.1 and 11.2).
+        Refused: the version is unknown, or where its body ends is not beyond doubt (RFC 9112, 6.1 and 11.2).
     """
     names = [name for name, _ in request.headers]
     if request.http_version not in _VERSIONS:
-        raise Rejected("bad_request", "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        raise Refused("bad_request", "only HTTP/1.0 and HTTP/1.1 are spoken here")
     if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
-        raise Rejected("bad_request", "the length of the request's body is ambiguous")
+        raise Refused("bad_request", "the length of the request's body is ambiguous")
     if request.method == b"CONNECT" and has_body(request):
-        raise Rejected("bad_request", "CONNECT has no body")
+        raise Refused("bad_request", "CONNECT has no body")
 
 
 def has_body(request: h11.Request) -> bool:
@@ -95,12 +81,12 @@ def connect_target(request: h11.Request) -> Target:
     """Of `CONNECT host:port`.
 
     Raises:
-        Rejected: it is none.
+        Refused: it is none.
     """
     try:
         host, port = parse_authority(request.target.decode("ascii"), None)
     except BadHost as error:
-        raise Rejected("bad_target", f"CONNECT wants host:port: {error}") from error
+        raise Refused("bad_target", f"CONNECT wants host:port: {error}") from error
     return Target(host, port, b"")
 
 
@@ -108,20 +94,20 @@ def absolute_target(request: h11.Request) -> Target:
     """Of `GET http://host/path`, as a proxy is asked. Its Host field does not count (RFC 9112, 3.2.2).
 
     Raises:
-        Rejected: it has another form, another scheme, or a part that no request target may have.
+        Refused: it has another form, another scheme, or a part that no request target may have.
     """
     match = _ABSOLUTE.fullmatch(request.target)
     if match is None:
-        raise Rejected("bad_target", _NO_URL)
+        raise Refused("bad_target", _NO_URL)
     scheme, authority, path = match.groups()
     if scheme.lower() != b"http":
-        raise Rejected("bad_target", "only http:// URLs are requested this way; use CONNECT host:port for all others")
+        raise Refused("bad_target", "only http:// URLs are requested this way; use CONNECT host:port for all others")
     if b"@" in authority or b"#" in path:
-        raise Rejected("bad_target", "a request target has neither a user nor a fragment")
+        raise Refused("bad_target", "a request target has neither a user nor a fragment")
     try:
         host, port = parse_authority(authority.decode("ascii"), HTTP_PORT)
     except BadHost as error:
-        raise Rejected("bad_target", f"no host to send this to: {error}") from error
+        raise Refused("bad_target", f"no host to send this to: {error}") from error
     return Target(host, port, _origin_form(request.method, path))
 
 
@@ -138,17 +124,17 @@ def origin_target(request: h11.Request, host: str | Address, port: int) -> Targe
         host, port: where the connection was going to, and what counts where the request names none.
 
     Raises:
-        Rejected: it has no form that a server takes, or names another port.
+        Refused: it has no form that a server takes, or names another port.
     """
     if request.method == b"CONNECT":
-        raise Rejected("bad_target", "CONNECT is for proxies, and this connection was to a server")
+        raise Refused("bad_target", "CONNECT is for proxies, and this connection was to a server")
     if not request.target.startswith(b"/") and request.target != b"*":
         target = absolute_target(request)
     else:
         host, named = _named(request, host, port)
         target = Target(host, named, request.target)
     if target.port != port:
-        raise Rejected("name_mismatch", f"the request names port {target.port} on a connection to port {port}")
+        raise Refused("name_mismatch", f"the request names port {target.port} on a connection to port {port}")
     return target
 
 
@@ -159,7 +145,7 @@ def _named(request: h11.Request, host: str | Address, port: int) -> tuple[str | 
     try:
         return parse_authority(text.decode("ascii"), port)
     except (BadHost, UnicodeDecodeError) as error:
-        raise Rejected("bad_target", f"the Host field names no host: {error}") from error
+        raise Refused("bad_target", f"the Host field names no host: {error}") from error
 
 
 _END = b"\r\n\r\n"
@@ -179,19 +165,19 @@ def has_head(pending: bytearray) -> bool:
         pending: what came so far; empty lines before the request are taken away (RFC 9112, 2.2).
 
     Raises:
-        Rejected: no request begins like this.
+        Refused: no request begins like this.
     """
     while pending.startswith(b"\r\n"):
         del pending[:2]
     end = pending.find(_END)
     size = end if end >= 0 else len(pending)
     if size > network_limits.EGRESS_HEAD_BYTES:
-        raise Rejected("bad_request", f"the request's head is larger than {network_limits.EGRESS_HEAD_BYTES} bytes")
+        raise Refused("bad_request", f"the request's head is larger than {network_limits.EGRESS_HEAD_BYTES} bytes")
     # A CR at the very end may yet become the end of a line.
     if _BARE.search(pending, 0, size - (end < 0 and pending.endswith(b"\r"))):
-        raise Rejected("bad_request", "the request's head has a control character or a folded line")
+        raise Refused("bad_request", "the request's head has a control character or a folded line")
     if _NO_REQUEST.match(pending) and pending != b"\r":
-        raise Rejected("bad_request", "this is no HTTP/1.1 request; this port is an HTTP proxy's")
+        raise Refused("bad_request", "this is no HTTP/1.1 request; this port is an HTTP proxy's")
     return end >= 0
 
 

@@ -29,7 +29,7 @@ from fastclaw.network.egress.addresses import (
     show,
     special_kind,
 )
-from fastclaw.network.egress.rules import Book, Ports, Rule, lists_special, parse_rule
+from fastclaw.network.egress.rules import Ports, Rule, RuleIndex, lists_special, parse_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -107,12 +107,18 @@ class Refused(Exception):
 
     Parameters:
         text: one line for people.
+        rule: the entry that decided; None: none did.
+
+    Attributes:
+        is_recorded: it is counted and written down, which `PolicyEnforcer` does.
     """
 
-    def __init__(self, reason: Reason, text: str) -> None:
+    def __init__(self, reason: Reason, text: str, rule: str | None = None) -> None:
         super().__init__(text)
         self.reason: Reason = reason
         self.text = text
+        self.rule = rule
+        self.is_recorded = False
 
 
 class Policy:
@@ -127,9 +133,11 @@ class Policy:
 
     def __init__(self, allow: Sequence[str], deny: Sequence[str] = ()) -> None:
         self._allowed = allowed = _parse(allow, "allow")
-        self._allow = Book(allowed)
-        self._listed = Book(rule for rule in allowed if not isinstance(rule.host, str) and lists_special(rule.host))
-        self._deny = Book(_parse(deny, "deny"))
+        self._allow = RuleIndex(allowed)
+        self._listed = RuleIndex(
+            rule for rule in allowed if not isinstance(rule.host, str) and lists_special(rule.host)
+        )
+        self._deny = RuleIndex(_parse(deny, "deny"))
 
     def judge_host(self, host: str | Address, port: int) -> Verdict:
         """Whether a target may be tried, before anything is resolved.
@@ -165,10 +173,6 @@ class Policy:
             way = _BY_NAME if kind.startswith("loopback") else _LIST_IT
             return Verdict("special_address", None, f"{where} is {kind}; {way}")
         return _verdict(reason, rule, where)
-
-    def knows_name(self, name: str) -> Verdict:
-        """Whether a name may be reached on any port: then it may be resolved."""
-        return self.judge_host(name, ANY_PORT)
 
     @property
     def denies_names(self) -> bool:

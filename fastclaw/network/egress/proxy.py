@@ -66,7 +66,7 @@ class _Process:
         )
         self.pid = self._helper.pid
         self._grace_ms = network_limits.EGRESS_EXIT_MS
-        self._late = self._loop.call_later(network_limits.EGRESS_READY_MS / 1000, self.give_up, "it does not come up")
+        self._late = self._loop.call_later(network_limits.EGRESS_READY_MS / 1000, self.cancel, "it does not come up")
 
     def order(self, order: frames.Order, *fds: int) -> None:
         """Tell it something.
@@ -93,14 +93,14 @@ class _Process:
         try:
             report = frames.parse_report(frame)
         except ProtocolError:
-            self.give_up("it does not keep to its protocol")
+            self.cancel("it does not keep to its protocol")
             return
         if isinstance(report, frames.Ready):
             self._late.cancel()
         self._on_report(report)
 
-    def give_up(self, why: str) -> None:
-        """It is of no use any more: end it, without patience."""
+    def cancel(self, why: str) -> None:
+        """End it at once: it is of no use any more."""
         self._grace_ms = 0
         self._end(why)
 
@@ -116,8 +116,10 @@ class _Process:
 
 
 class EgressProxy:
-    """Parameters:
-    config: for all that it serves. It holds secrets; they go into a file without a name and nowhere else.
+    """Our side of one sandbox's egress proxy: its listeners, its counters, and the process while one is needed.
+
+    Parameters:
+        config: for all that it serves. It holds secrets; they go into a file without a name and nowhere else.
 
     Raises:
         OSError: no descriptor is left.
@@ -140,6 +142,9 @@ class EgressProxy:
         self._backoff = Backoff(self._loop.time, forgiven=1)
         self._failure: str | None = None
         self._told: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<EgressProxy {self._state}, {len(self._listeners)} listeners>"
 
     # --- listeners ---
 
@@ -182,14 +187,14 @@ class EgressProxy:
             try:
                 self._process.order(frames.Unlisten(id))
             except ExecFailed:
-                self._process.give_up("it does not keep up")
+                self._process.cancel("it does not keep up")
 
     def _hand_over(self, id: int, listener: _Listener) -> None:
         if self._process is not None:
             self._process.order(frames.Listen(id, listener.role), listener.socket.fileno())
 
     def _wake(self) -> None:
-        """Somebody has connected. Of two in one turn of the loop the first counts."""
+        """A client has connected. Of two in one turn of the loop the first counts."""
         if self._state != "idle":
             return
         for listener in self._listeners.values():
@@ -211,7 +216,7 @@ class EgressProxy:
             for id, listener in self._listeners.items():
                 self._hand_over(id, listener)
         except (OSError, ExecFailed) as error:
-            self._process.give_up(f"it cannot be told what to do: {error}")
+            self._process.cancel(f"it cannot be told what to do: {error}")
 
     def _on_report(self, report: frames.Report) -> None:
         if isinstance(report, frames.Ready):

@@ -34,8 +34,10 @@ _MOST_FDS = 2
 
 
 class EgressWorker:
-    """Parameters:
-    orders: connected to fastclaw; non-blocking.
+    """What the proxy's process does: obeys fastclaw's orders until the other end closes.
+
+    Parameters:
+        orders: connected to fastclaw; non-blocking.
     """
 
     def __init__(self, orders: socket.socket) -> None:
@@ -166,9 +168,11 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}{place}"
 
 
-class ToFastclaw(logging.Handler):
-    """Parameters:
-    log: takes each line.
+class ReportHandler(logging.Handler):
+    """Sends what this process logs to fastclaw.
+
+    Parameters:
+        log: takes each line.
     """
 
     def __init__(self, log: Callable[[str], None]) -> None:
@@ -186,7 +190,7 @@ async def _main(fd: int) -> None:
     orders = socket.socket(fileno=fd)
     orders.setblocking(False)
     worker = EgressWorker(orders)
-    logging.basicConfig(handlers=[ToFastclaw(worker.log)])
+    logging.basicConfig(handlers=[ReportHandler(worker.log)])
 
     def complain(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

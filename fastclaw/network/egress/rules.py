@@ -287,7 +287,7 @@ class Ports:
             yield (1 << last + 1) - (1 << first), text
 
 
-class Book:
+class RuleIndex:
     """Rules by what they name: a look-up takes as long among ten thousand as among ten."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:

@@ -105,7 +105,7 @@ class _End:
         self.socket.close()
 
 
-class _Way:
+class _Direction:
     """One direction: from `source` to `target`.
 
     Parameters:
@@ -245,7 +245,7 @@ class _Way:
         if not self._source.is_cut:
             with contextlib.suppress(OSError):  # it is gone itself
                 self._target.socket.shutdown(socket.SHUT_WR)
-        self.finish()
+        self.close()
         return False
 
     def _let_pipe_go(self) -> None:
@@ -253,7 +253,7 @@ class _Way:
             self._pipes.give_back(self._pipe)
             self._pipe = None
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Nothing moves any more; what waited is thrown away. Idempotent."""
         self.is_over = True
         self._held = _NOTHING
@@ -283,8 +283,8 @@ class Tunnel:
         self._poller = pipes.poller
         self._near = _End(near, self._poller)
         self._far = _End(far, self._poller)
-        self._to_far = _Way(self._near, self._far, pipes, meter.sent)
-        self._to_near = _Way(self._far, self._near, pipes, meter.received)
+        self._to_far = _Direction(self._near, self._far, pipes, meter.sent)
+        self._to_near = _Direction(self._far, self._near, pipes, meter.received)
         self._on_end: Callable[[Tunnel], None] | None = on_end
         self.last_moved = self._poller.loop.time()
         """When something last happened, in seconds of the loop's clock."""
@@ -323,9 +323,9 @@ class Tunnel:
         has_more = self._to_far.pump()
         has_more = self._to_near.pump() or has_more
         if self._near.is_gone:
-            self._to_near.finish()
+            self._to_near.close()
         if self._far.is_gone:
-            self._to_far.finish()
+            self._to_far.close()
         if self._to_far.is_spent or self._to_near.is_spent:
             self.close()
         elif self._to_far.is_over and self._to_near.is_over:
@@ -337,8 +337,8 @@ class Tunnel:
         on_end, self._on_end = self._on_end, None
         if on_end is None:
             return
-        self._to_far.finish()
-        self._to_near.finish()
+        self._to_far.close()
+        self._to_near.close()
         for end in (self._near, self._far):
             if is_cut:
                 reset_on_close(end.socket)
@@ -409,7 +409,7 @@ class PipePool:
 
 
 class Stream(Protocol):
-    """What has moved much without a pause.
+    """A direction that has moved much without a pause.
 
     Attributes:
         socket: where it comes from.
@@ -421,8 +421,10 @@ class Stream(Protocol):
 
 
 class Batching:
-    """Parameters:
-    loop: of the timer, which only runs while there are streams.
+    """Has the bytes of streams come in batches, until a stream pauses.
+
+    Parameters:
+        loop: of the timer, which only runs while there are streams.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

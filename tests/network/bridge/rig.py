@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from fastclaw.network.bridge import links
-from fastclaw.network.bridge.bridge import BridgeNetwork, our_tables, why_no_bridge
+from fastclaw.network.bridge.bridge import FirewalledBridge, our_tables, why_no_bridge
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ def left_of(interface: str) -> list[str]:
 class Started:
     """A network that is up, with its listeners."""
 
-    def __init__(self, network: BridgeNetwork) -> None:
+    def __init__(self, network: FirewalledBridge) -> None:
         self.network = network
         self.gateway = network.gateway
-        self.listeners: dict[Role, socket.socket] = dict(network.listeners())
+        self.listeners: dict[Role, socket.socket] = dict(network.take_listeners())
 
     @property
     def bridge(self) -> Bridge:
@@ -107,7 +107,7 @@ class Started:
 @asynccontextmanager
 async def started(directory: Path) -> AsyncIterator[Started]:
     """A network. Afterwards nothing of it is left, or the test fails."""
-    network = BridgeNetwork(directory)
+    network = FirewalledBridge(directory)
     await network.start()
     one = Started(network)
     try:

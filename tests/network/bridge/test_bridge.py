@@ -23,7 +23,7 @@ from fastclaw.linux.proc import Owner, this_process
 from fastclaw.network.bridge import bridge as bridge_module
 from fastclaw.network.bridge import firewall, links
 from fastclaw.network.bridge.bridge import (
-    BridgeNetwork,
+    FirewalledBridge,
     apply_rules,
     our_tables,
     remove_abandoned_networks,
@@ -60,10 +60,10 @@ NAMESPACE = "bridge-tests"
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-from fastclaw.network.bridge.bridge import BridgeNetwork
+from fastclaw.network.bridge.bridge import FirewalledBridge
 
 async def main() -> None:
-    network = BridgeNetwork(Path(sys.argv[1]))
+    network = FirewalledBridge(Path(sys.argv[1]))
     await network.start()
     print(network.interface, flush=True)
     await asyncio.Event().wait()
@@ -77,7 +77,7 @@ from pathlib import Path
 import msgspec
 from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan
-from fastclaw.network.bridge.bridge import BridgeNetwork
+from fastclaw.network.bridge.bridge import FirewalledBridge
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.linux.proc import this_process
 from fastclaw.podman.service.service import ManagedService
@@ -86,7 +86,7 @@ async def main() -> None:
     base = Path(sys.argv[1])
     service = ManagedService(msgspec.json.decode(sys.argv[2], type=ServicePlan), base / "s", base / "r")
     await service.start()
-    network = BridgeNetwork(base)
+    network = FirewalledBridge(base)
     await network.start()
     engine = EngineLifecycle(service.url)
     await engine.ensure_image(DEFAULT_IMAGE)
@@ -122,7 +122,7 @@ class Box:
         self._engine, self._image = engine, image
         self.id, self.pid = "", 0
 
-    async def start(self, network: BridgeNetwork) -> None:
+    async def start(self, network: FirewalledBridge) -> None:
         spec = container_spec(
             image=self._image,
             name=f"{NAMESPACE}-{os.getpid()}",
@@ -202,7 +202,7 @@ async def test_the_container_is_cut_off_when_the_network_goes(network: Started, 
 
 
 async def test_ending_twice_or_before_the_start_is_fine(tmp_path: Path) -> None:
-    network = BridgeNetwork(tmp_path)
+    network = FirewalledBridge(tmp_path)
     await network.aclose()
     await network.start()
     assert links.interfaces(network.interface) == [network.interface]
@@ -214,7 +214,7 @@ async def test_ending_twice_or_before_the_start_is_fine(tmp_path: Path) -> None:
 
 async def test_what_nobody_asked_for_is_closed(tmp_path: Path) -> None:
     """The check of descriptors after each test would notice its listeners."""
-    network = BridgeNetwork(tmp_path)
+    network = FirewalledBridge(tmp_path)
     await network.start()
     assert network.spec.resolv_conf is not None
     await network.aclose()
@@ -222,7 +222,7 @@ async def test_what_nobody_asked_for_is_closed(tmp_path: Path) -> None:
 
 async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     before = our_tables("nft")
-    network = BridgeNetwork(tmp_path)
+    network = FirewalledBridge(tmp_path)
     starting = asyncio.ensure_future(network.start())
     await asyncio.sleep(0)
     starting.cancel()
@@ -267,7 +267,7 @@ async def test_no_subnet_is_free(taken: int, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(network_limits, "BRIDGE_TRIES", 2)
     monkeypatch.setattr(secrets, "randbelow", lambda _: taken)
     with pytest.raises(StartFailed, match="no free subnet") as caught:
-        await BridgeNetwork(tmp_path).start()
+        await FirewalledBridge(tmp_path).start()
     assert caught.value.reason == "network_failed"
 
 
@@ -285,7 +285,7 @@ async def test_the_proxys_port_may_be_somebody_elses_on_this_host(
 async def test_a_host_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge_module, "find_program", lambda _: "/bin/false")
     with pytest.raises(StartFailed, match="nft: it gives no reason") as caught:
-        await BridgeNetwork(tmp_path).start()
+        await FirewalledBridge(tmp_path).start()
     assert caught.value.reason == "network_failed"
     assert (await why_no_bridge() or "").startswith("this host refuses")
 
@@ -293,7 +293,7 @@ async def test_a_host_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 async def test_a_host_without_nft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge_module, "find_program", lambda _: None)
     with pytest.raises(StartFailed, match="apt-get install nftables") as caught:
-        await BridgeNetwork(tmp_path).start()
+        await FirewalledBridge(tmp_path).start()
     assert caught.value.reason == "network_failed"
     assert "nftables" in (await why_no_bridge() or "")
     await remove_abandoned_networks()

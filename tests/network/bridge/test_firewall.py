@@ -16,7 +16,7 @@ from fastclaw.network.bridge.firewall import (
     SUBNETS,
     Bridge,
     BridgeFacts,
-    Ports,
+    ListenerPorts,
     is_free,
     next_host,
     parse_routes,
@@ -31,7 +31,7 @@ from fastclaw.network.bridge.firewall import (
 
 BRIDGE = Bridge(token="0123abcd", subnet=IPv4Network("10.90.7.0/24"))
 OWNER = Owner(12, 345, 678)
-PORTS = Ports(proxy=40_000, transparent=40_001, dns_udp=40_002, dns_tcp=40_003)
+PORTS = ListenerPorts(proxy=40_000, transparent=40_001, dns_udp=40_002, dns_tcp=40_003)
 ROUTES = """\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastclaw import network_limits
 from fastclaw.network.egress.accounting import Counters
-from fastclaw.network.egress.dns_server import Names
-from fastclaw.network.egress.enforcement import Gate
-from fastclaw.network.egress.proxy_frames import EgressConfig
+from fastclaw.network.egress.proxy_server import Server
+from tests.network.egress.rig import HERE, config
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from fastclaw.network.egress.addresses import Address
+    from fastclaw.network.egress.enforcement import PolicyEnforcer
 
 
 A, AAAA, HTTPS, TXT, ANY, AXFR, OPT = 1, 28, 65, 16, 255, 252, 41
@@ -92,7 +92,9 @@ def read(message: bytes) -> Told:
 
 
 WAIT_S = 20
-HERE = "127.0.0.1"
+UDP, TCP = 1, 2
+"""Numbers of the two listeners."""
+
 MANY = 100
 ZONE = {
     "a.example": ["5.5.5.1", "5.5.5.2", "2a00:1450::1"],
@@ -119,8 +121,11 @@ class Served:
         self.udp = bound(socket.SOCK_DGRAM)
         self.tcp = bound(socket.SOCK_STREAM)
         self.udp_at, self.tcp_at = self.udp.getsockname(), self.tcp.getsockname()
-        self.gate: Gate
-        self.names: Names
+        self.server: Server
+
+    @property
+    def enforcer(self) -> PolicyEnforcer:
+        return self.server.enforcer
 
     async def lookup(self, name: str) -> Sequence[Address]:
         self.asked.append(name)
@@ -169,33 +174,18 @@ def a_client(address: tuple[str, int], type: int = socket.SOCK_DGRAM) -> Iterato
 async def serving(
     allow: Sequence[str] = ("*.example",),
     deny: Sequence[str] = (),
-    *,
-    is_inside: Callable[[str], bool] = HERE.__eq__,
-    **changes: Any,
+    **options: Any,
 ) -> AsyncIterator[Served]:
-    config = EgressConfig(
-        allow=list(allow),
-        deny=list(deny),
-        inject=[],
-        log=changes.get("log"),
-        log_max_bytes=network_limits.EGRESS_LOG_BYTES,
-        max_connections=changes.get("max_connections", 100),
-        max_connections_per_s=1_000,
-        max_bytes=changes.get("max_bytes"),
-        idle_timeout_ms=network_limits.EGRESS_IDLE_MS,
-        connect_timeout_ms=changes.get("connect_timeout_ms", network_limits.EGRESS_CONNECT_MS),
-    )
     served = Served()
-    served.gate = Gate(config, served.counters, served.trouble.append, served.lookup)
-    served.names = Names(served.gate, is_inside)
-    served.names.serve_udp(1, served.udp)
-    served.names.serve_tcp(2, served.tcp)
+    settings = config(allow, deny=list(deny), **options)
+    served.server = Server(settings, served.counters, served.trouble.append, served.lookup)
+    served.server.add(UDP, "dns_udp", served.udp)
+    served.server.add(TCP, "dns_tcp", served.tcp)
     try:
         yield served
     finally:
-        await served.names.aclose()
+        await served.server.aclose()
         assert served.counters.snapshot()["open"] == 0
-        await served.gate.aclose()
         served.counters.close()
 
 

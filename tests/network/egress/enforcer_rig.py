@@ -1,4 +1,4 @@
-"""A gate with a resolver whose answers a test writes, and listeners on loopback."""
+"""An enforcer with a resolver whose answers a test writes, and listeners on loopback."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 
-from fastclaw import limits
 from fastclaw.network.egress.accounting import Counters
-from fastclaw.network.egress.enforcement import Asked, Gate
+from fastclaw.network.egress.enforcement import AccessRequest, PolicyEnforcer
 from fastclaw.network.egress.policy import Refused
-from fastclaw.network.egress.proxy_frames import EgressConfig
 from tests.balance import balanced
+from tests.network.egress.rig import config
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -28,21 +26,8 @@ ONE, TWO, SIX = ip_address("127.0.0.1"), ip_address("127.0.0.2"), ip_address("::
 PUBLIC, OTHER = ip_address("8.8.8.8"), ip_address("9.9.9.9")
 """Never connected to here: they are asked about only."""
 
-CONFIG = EgressConfig(
-    allow=[],
-    deny=[],
-    inject=[],
-    log=None,
-    log_max_bytes=limits.MIB,
-    max_connections=100,
-    max_connections_per_s=1_000,
-    max_bytes=None,
-    idle_timeout_ms=1_000,
-    connect_timeout_ms=10_000,
-)
 
-
-class Names:
+class ScriptedNames:
     """A resolver whose answers a test writes: a list of answers is given out one by one, the last one for ever."""
 
     def __init__(self, **answers: list[Any]) -> None:
@@ -59,15 +44,19 @@ class Names:
 
 
 class Rig:
-    def __init__(self, gate: Gate, counters: Counters, names: Names, log: Path | None) -> None:
-        self.gate, self.counters, self.names, self._log = gate, counters, names, log
+    """An enforcer, and what came of it."""
+
+    def __init__(self, enforcer: PolicyEnforcer, counters: Counters, names: ScriptedNames, log: Path | None) -> None:
+        self.enforcer, self.counters, self.names, self._log = enforcer, counters, names, log
 
     @property
     def counts(self) -> dict[str, Any]:
         return {name: count for name, count in self.counters.snapshot().items() if count and name != "bytes"}
 
     async def admits(self, host: str | Address, port: int = 443, address: Address | None = None) -> list[Address]:
-        return await self.gate.admit(Asked("connect" if address is None else "transparent", host, port, None, address))
+        return await self.enforcer.admit(
+            AccessRequest("connect" if address is None else "transparent", host, port, None, address)
+        )
 
     async def refusal(self, host: str | Address, port: int = 443, address: Address | None = None) -> str:
         with pytest.raises(Refused) as caught:
@@ -75,24 +64,24 @@ class Rig:
         return caught.value.reason
 
     async def lines(self) -> list[dict[str, Any]]:
-        """What was written down; the gate is closed for it."""
-        await self.gate.aclose()
+        """What was written down; the enforcer is closed for it."""
+        await self.enforcer.aclose()
         assert self._log is not None
         return [json.loads(line) for line in self._log.read_text().splitlines()]
 
 
 @asynccontextmanager
-async def gate(
-    allow: Sequence[str], deny: Sequence[str] = (), names: Names | None = None, **changes: Any
+async def an_enforcer(
+    allow: Sequence[str], deny: Sequence[str] = (), names: ScriptedNames | None = None, **changes: Any
 ) -> AsyncIterator[Rig]:
-    """A gate of its own, which leaves nothing behind."""
-    names = names or Names()
+    """An enforcer of its own, which leaves nothing behind."""
+    names = names or ScriptedNames()
     async with balanced():
         counters = Counters.create()
-        config = msgspec.structs.replace(CONFIG, allow=list(allow), deny=list(deny), **changes)
-        made = Gate(config, counters, pytest.fail, names)
+        settings = config(allow, deny=list(deny), **changes)
+        made = PolicyEnforcer(settings, counters, pytest.fail, names)
         try:
-            yield Rig(made, counters, names, None if config.log is None else Path(config.log))
+            yield Rig(made, counters, names, None if settings.log is None else Path(settings.log))
         finally:
             await made.aclose()
             counters.close()

@@ -14,8 +14,10 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h11
+import pytest
 
 from fastclaw.network.egress.accounting import Counters
+from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.proxy_frames import EgressConfig, Injection
 from fastclaw.network.egress.proxy_server import Server
 
@@ -83,6 +85,13 @@ UNREADABLE = [
 ]
 LENGTH_FIRST = b"\x16\x01\x00\x00" + bytes(0x112)
 """A message with its length of 278 in front, little-endian, as MongoDB's are."""
+
+
+async def reason_of(attempt: Awaitable[object]) -> str:
+    """Why it is refused."""
+    with pytest.raises(Refused) as caught:
+        await attempt
+    return caught.value.reason
 
 
 class Answer(NamedTuple):

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from fastclaw import network_limits
 from fastclaw.errors import StartFailed
-from fastclaw.network.egress.accounting import Counters, Decision, Journal, _line, now
+from fastclaw.network.egress.accounting import AuditLog, Counters, Decision, _line, now
 from fastclaw.network.egress.policy import REASONS
 from tests.balance import descriptors_left, open_descriptors
 
@@ -115,7 +115,7 @@ NOBODY = 65534
 
 
 class Kept:
-    """A journal with what it says.
+    """A audit_log with what it says.
 
     Attributes:
         said: of the disk's troubles.
@@ -124,11 +124,11 @@ class Kept:
     def __init__(self, path: Path, max_bytes: int, counters: Counters) -> None:
         self.said: list[str] = []
         self._counters = counters
-        self.journal = Journal(str(path), max_bytes, counters, self.said.append)
+        self.audit_log = AuditLog(str(path), max_bytes, counters, self.said.append)
 
     async def write(self, *numbers: int) -> None:
         for number in numbers:
-            await self.journal.write(decision(number))
+            await self.audit_log.write(decision(number))
 
     @property
     def lost(self) -> int:
@@ -137,13 +137,13 @@ class Kept:
 
 @asynccontextmanager
 async def kept(path: Path, max_bytes: int = network_limits.EGRESS_LOG_BYTES) -> AsyncIterator[Kept]:
-    """A journal that is closed at the end."""
+    """A audit_log that is closed at the end."""
     counters = Counters.create()
     made = Kept(path, max_bytes, counters)
     try:
         yield made
     finally:
-        await made.journal.aclose()
+        await made.audit_log.aclose()
         counters.close()
 
 
@@ -198,7 +198,7 @@ async def test_a_line_has_all_fields_in_their_order(tmp_path: Path) -> None:
         entry = Decision(
             decision="denied", reason="not_allowed", how="http", host="a.example", port=80, method="GET", text="no"
         )
-        await log.journal.write(entry)
+        await log.audit_log.write(entry)
     line = path.read_text()
     assert line.endswith("\n")
     assert line.count("\n") == 1
@@ -229,7 +229,7 @@ async def test_nothing_is_opened_and_no_thread_runs_without_a_line(tmp_path: Pat
     log = Kept(tmp_path / "log", 1, Counters.create())
     assert len(open_descriptors()) == len(before) + 2  # the counters
     assert threading.active_count() == threads
-    await log.journal.aclose()
+    await log.audit_log.aclose()
     log._counters.close()
     assert not (tmp_path / "log").exists()
 
@@ -252,7 +252,7 @@ async def test_no_line_is_lost_under_load_and_writers_wait(tmp_path: Path) -> No
             nonlocal most
             for number in range(first, first + each):
                 await log.write(number)
-                most = max(most, log.journal._lines.qsize())
+                most = max(most, log.audit_log._lines.qsize())
 
         await asyncio.gather(*(write(number * each) for number in range(writers)))
         assert most == network_limits.EGRESS_LOG_QUEUE
@@ -291,7 +291,7 @@ async def test_a_file_that_somebody_removes_is_made_anew(tmp_path: Path) -> None
     path = tmp_path / "log"
     async with kept(path) as log:
         await log.write(1)
-        await log.journal._lines.join()
+        await log.audit_log._lines.join()
         path.unlink()
         await log.write(2)
     assert numbers(path) == [2]
@@ -303,13 +303,13 @@ async def test_a_full_disk_is_said_once_and_its_lines_are_counted(tmp_path: Path
         with longest_file(3 * LINE + 10):
             for number in range(8):
                 await log.write(number)
-                await log.journal._lines.join()
+                await log.audit_log._lines.join()
             await log.write(*range(8, 20))
-            await log.journal._lines.join()
+            await log.audit_log._lines.join()
         assert numbers(path) == [0, 1, 2]
         assert log.lost == 17
         await log.write(20)
-        await log.journal._lines.join()
+        await log.audit_log._lines.join()
         assert (numbers(path), log.lost) == ([0, 1, 2, 20], 17)
     (said,) = log.said
     assert str(path) in said
@@ -322,7 +322,7 @@ async def test_of_a_batch_that_a_disk_takes_in_part_the_whole_lines_stay(tmp_pat
     with longest_file(5 * LINE + LINE // 2):
         async with kept(path) as log:
             await log.write(*range(9))
-            await log.journal._lines.join()
+            await log.audit_log._lines.join()
             assert log.lost == 4
     assert numbers(path) == [0, 1, 2, 3, 4]
 
@@ -331,7 +331,7 @@ async def test_a_directory_that_is_gone_loses_lines_until_it_is_back(tmp_path: P
     path = tmp_path / "logs" / "log"
     async with kept(path) as log:
         await log.write(1)
-        await log.journal._lines.join()
+        await log.audit_log._lines.join()
         assert (log.lost, len(log.said)) == (1, 1)
         path.parent.mkdir()
         await log.write(2)
@@ -344,8 +344,8 @@ async def test_no_line_is_lost_while_connections_have_all_descriptors(tmp_path: 
         with descriptors_left(0):
             await log.write(1, 2)
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(log.journal._lines.join(), 0.2)
-        await log.journal._lines.join()
+                await asyncio.wait_for(log.audit_log._lines.join(), 0.2)
+        await log.audit_log._lines.join()
         assert (log.lost, log.said) == (0, [])
     assert numbers(path) == [1, 2]
 
@@ -357,13 +357,13 @@ async def test_a_disk_that_hangs_makes_writers_wait_and_the_end_does_not(
     goes_on = threading.Event()
     async with kept(tmp_path / "log") as log:
         try:
-            log.journal._thread.submit(goes_on.wait)
+            log.audit_log._thread.submit(goes_on.wait)
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
                     while True:
                         await log.write(0)
-            handed = log.journal._unwritten
-            await log.journal.aclose()
+            handed = log.audit_log._unwritten
+            await log.audit_log.aclose()
         finally:
             goes_on.set()
         most = network_limits.EGRESS_LOG_QUEUE
@@ -374,9 +374,9 @@ async def test_a_disk_that_hangs_makes_writers_wait_and_the_end_does_not(
 
 def test_the_check_makes_the_file(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    Journal.check(str(path))
+    AuditLog.check(str(path))
     path.write_text("kept\n")
-    Journal.check(str(path))
+    AuditLog.check(str(path))
     assert path.read_text() == "kept\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -396,7 +396,7 @@ def test_the_check_says_what_is_wrong(tmp_path: Path, make: Any, why: str) -> No
     path = tmp_path / "logs" / "log"
     make(path)
     with pytest.raises(StartFailed, match=why) as raised:
-        Journal.check(str(path))
+        AuditLog.check(str(path))
     assert (raised.value.reason, raised.value.fault) == ("bad_log", "caller")
     assert str(path) in str(raised.value)
 
@@ -404,7 +404,7 @@ def test_the_check_says_what_is_wrong(tmp_path: Path, make: Any, why: str) -> No
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/full", "a\0b", ""])
 def test_the_check_refuses_devices_and_what_is_no_path(path: str) -> None:
     with pytest.raises(StartFailed, match=r"plain file|null byte|No such file"):
-        Journal.check(path)
+        AuditLog.check(path)
 
 
 def test_the_check_wants_a_directory_that_files_can_be_renamed_in() -> None:
@@ -414,7 +414,7 @@ def test_the_check_wants_a_directory_that_files_can_be_renamed_in() -> None:
         path.chmod(0o666)
         os.chmod(directory, 0o555)
         with somebody_usual(), pytest.raises(StartFailed, match="rotated"):
-            Journal.check(str(path))
+            AuditLog.check(str(path))
         os.chmod(directory, 0o700)
 
 

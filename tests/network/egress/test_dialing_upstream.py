@@ -132,7 +132,7 @@ async def test_what_a_rule_lists_inside_is_reached_straight() -> None:
         client = await rig.connect()
         for host in (HERE, "inside.test"):
             assert (await client.ask(f"GET http://{host}:{rig.origin.port}/ HTTP/1.1\nHost: x")).status == 200
-        rig.server.gate.policy = type(rig.server.gate.policy)([f"host.fastclaw.internal:{rig.origin.port}"])
+        rig.server.enforcer.policy = type(rig.server.enforcer.policy)([f"host.fastclaw.internal:{rig.origin.port}"])
         url = f"http://host.fastclaw.internal:{rig.origin.port}/"
         assert (await client.ask(f"GET {url} HTTP/1.1\nHost: x")).status == 200
         assert company.heads == []

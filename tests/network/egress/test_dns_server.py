@@ -7,26 +7,25 @@ import json
 import os
 import socket
 import sys
-import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits, network_limits
-from tests.balance import descriptors_left
+from fastclaw import network_limits
 from tests.network.egress.dns_rig import (
     AAAA,
     ANY,
     AXFR,
     FORMERR,
-    HERE,
     HTTPS,
     NOERROR,
     NXDOMAIN,
     REFUSED,
     SERVFAIL,
+    TCP,
     TXT,
+    UDP,
     WAIT_S,
     ZONE,
     A,
@@ -41,6 +40,7 @@ from tests.network.egress.dns_rig import (
     serving,
     wire_name,
 )
+from tests.network.egress.rig import HERE
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ async def test_a_name_that_may_be_reached_is_answered_and_known_again() -> None:
     async with serving() as served:
         assert (await served.ask("A.Example")).addresses == ZONE["a.example"][:2]
         assert (await served.ask("a.example", AAAA)).addresses == ZONE["a.example"][2:]
-        assert served.gate.agrees("a.example", ip_address("5.5.5.2"))
-        assert not served.gate.agrees("a.example", ip_address("5.5.5.3"))
+        assert served.enforcer.agrees("a.example", ip_address("5.5.5.2"))
+        assert not served.enforcer.agrees("a.example", ip_address("5.5.5.3"))
         assert served.counters.snapshot()["allowed"] == 2
         assert served.denied() == {}
 
@@ -112,7 +112,7 @@ async def test_no_name_leads_inside() -> None:
     async with serving(["*"]) as served:
         assert (await served.ask("rebound.example")).addresses == ["5.5.5.4"]
         assert (await served.ask("rebound.example", AAAA)).addresses == []
-        assert not served.gate.agrees("rebound.example", ip_address("127.0.0.1"))
+        assert not served.enforcer.agrees("rebound.example", ip_address("127.0.0.1"))
         for type in (A, AAAA):
             told = await served.ask("inside.example", type)
             assert (told.code, told.addresses) == (REFUSED, [])
@@ -139,7 +139,7 @@ async def test_a_name_that_cannot_be_resolved() -> None:
 
 async def test_a_sandbox_without_bytes_left_gets_no_answer_out_of_anybody() -> None:
     async with serving(max_bytes=1) as served:
-        served.gate.meter.sent(1)
+        served.enforcer.meter.sent(1)
         assert (await served.ask("a.example")).code == REFUSED
         assert served.asked == []
 
@@ -256,7 +256,7 @@ async def test_garbage_over_tcp_ends_the_connection(data: bytes) -> None:
 
 
 async def test_who_is_not_of_the_sandbox_gets_no_answer(tmp_path: Path) -> None:
-    async with serving(is_inside="10.9.8.7".__eq__, log=str(tmp_path / "log")) as served:
+    async with serving(subnet="10.9.8.0/24", log=str(tmp_path / "log")) as served:
         with a_client(served.tcp_at, socket.SOCK_STREAM) as stream, a_client(served.udp_at) as datagrams:
             datagrams.send(query())
             await say(stream, query())
@@ -284,8 +284,8 @@ for name in sys.argv[1:]:
     mounted = 'mount --bind "$1" /etc/resolv.conf && shift && exec "$@"'
     command = ["unshare", "-m", "sh", "-c", mounted, "sh", str(tmp_path / "resolv.conf"), sys.executable, "-c", program]
     async with serving(["*.example"]) as served:
-        served.names.serve_udp(3, bound(socket.SOCK_DGRAM, ("127.53.0.1", 53)))
-        served.names.serve_tcp(4, bound(socket.SOCK_STREAM, ("127.53.0.1", 53)))
+        served.server.add(3, "dns_udp", bound(socket.SOCK_DGRAM, ("127.53.0.1", 53)))
+        served.server.add(4, "dns_tcp", bound(socket.SOCK_STREAM, ("127.53.0.1", 53)))
         child = await asyncio.create_subprocess_exec(
             *command, "a.example", "many.example", "four.example", "b.test", stdout=asyncio.subprocess.PIPE
         )
@@ -309,7 +309,7 @@ async def test_a_flood_is_dropped_and_told_of_once(monkeypatch: pytest.MonkeyPat
             await asyncio.wait_for(served.stuck.wait(), WAIT_S)
             await served_up_to_here(served)
         assert sorted(served.asked) == ["stuck0.example", "stuck1.example", "stuck2.example"]
-        await served.names.aclose()
+        await served.server.aclose()
         assert served.denied() == {"too_fast": 1}
     assert "8 questions" in (tmp_path / "log").read_text()
 
@@ -351,10 +351,10 @@ async def test_clients_over_tcp_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_clients_over_tcp_are_connections_of_the_sandbox() -> None:
     async with serving(max_connections=1) as served:
-        served.gate.enter()
+        served.enforcer.enter()
         with a_client(served.tcp_at, socket.SOCK_STREAM) as client:
             assert await hear(client) == b""
-        served.gate.leave()
+        served.enforcer.leave()
         assert served.denied() == {"too_many_connections": 1}
 
 
@@ -387,28 +387,6 @@ async def send_for_ever(client: socket.socket, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(client, data)
 
 
-async def test_without_descriptors_it_goes_on_later() -> None:
-    async with serving() as served:
-        with a_client(served.tcp_at, socket.SOCK_STREAM) as client:
-            with descriptors_left(0):
-                used_s, wait_s = time.process_time(), 2 * limits.ACCEPT_RETRY_MS / 1000
-                await asyncio.sleep(wait_s)  # it tries, twice: no event says so
-                assert time.process_time() - used_s < wait_s / 10
-                assert served.counters.snapshot()["open"] == 0
-            await say(client, query())
-            assert read(await hear(client)).code == NOERROR
-
-
-async def test_it_may_be_removed_while_it_waits_for_descriptors() -> None:
-    async with serving() as served:
-        with a_client(served.tcp_at, socket.SOCK_STREAM) as client:
-            with descriptors_left(0):
-                await asyncio.sleep(limits.ACCEPT_RETRY_MS / 2000)
-                served.names.remove(2)
-            assert await hear(client) == b""
-            await asyncio.sleep(2 * limits.ACCEPT_RETRY_MS / 1000)  # the loop complains of a timer that is left
-
-
 # --- the end ---
 
 
@@ -419,13 +397,13 @@ async def test_what_is_removed_ends_and_the_others_do_not() -> None:
             await hear(client)
             await say(client, query(wire_name("stuck.example")))
             await asyncio.wait_for(served.stuck.wait(), WAIT_S)
-            served.names.remove(2)
-            served.names.remove(2)
+            served.server.remove(TCP)
+            served.server.remove(TCP)
             assert await hear(client) == b""
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(served.tcp_at)
         assert (await served.ask("a.example")).code == NOERROR
-        served.names.remove(1)
+        served.server.remove(UDP)
         with a_client(served.udp_at) as client:
             client.send(query())
             with pytest.raises(ConnectionRefusedError):
@@ -438,8 +416,8 @@ async def test_it_ends_in_the_middle_of_everything() -> None:
             other.send(query(wire_name("stuck.example")))
             await say(client, query(wire_name("stuck.example")))
             await asyncio.wait_for(served.stuck.wait(), WAIT_S)
-            await served.names.aclose()
-            await served.names.aclose()
+            await served.server.aclose()
+            await served.server.aclose()
             assert await hear(client) == b""
 
 
@@ -453,7 +431,7 @@ async def test_what_has_not_begun_ends_as_well() -> None:
 
             def end_at_once() -> None:  # in the turn of the loop in which the tasks are made, and before they run
                 for id in (1, 2):
-                    served.names.remove(id)
+                    served.server.remove(id)
                 loop.remove_reader(marker)
                 taken.set_result(None)
 

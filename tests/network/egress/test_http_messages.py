@@ -14,7 +14,6 @@ from fastclaw.network.egress.addresses import parse_host
 from fastclaw.network.egress.http_messages import (
     Fields,
     Injections,
-    Rejected,
     Target,
     absolute_target,
     check,
@@ -73,7 +72,7 @@ def test_what_is_no_url_for_a_proxy(target: str) -> None:
         with pytest.raises(h11.LocalProtocolError):
             a_request("GET", target)
         return
-    with pytest.raises(Rejected) as rejected:
+    with pytest.raises(Refused) as rejected:
         absolute_target(a_request("GET", target))
     assert rejected.value.reason == "bad_target"
 
@@ -90,7 +89,7 @@ def test_connect(target: str, expected: tuple[object, int]) -> None:
     "target", ["a.test", "a.test:", "a.test:0", ":443", "a:1:2", "http://a.test:1", "a.test:1/", "/"]
 )
 def test_what_is_no_target_of_connect(target: str) -> None:
-    with pytest.raises(Rejected) as rejected:
+    with pytest.raises(Refused) as rejected:
         connect_target(a_request("CONNECT", target))
     assert rejected.value.reason == "bad_target"
 
@@ -124,7 +123,7 @@ def test_a_request_that_was_meant_for_the_server(target: str, host: str, expecte
 )
 def test_what_no_server_is_asked(method: str, target: str, host: str, reason: str) -> None:
     request = h11.Request(method=method, target=target, headers=[(b"host", host.encode())])
-    with pytest.raises(Rejected) as rejected:
+    with pytest.raises(Refused) as rejected:
         origin_target(request, HERE, 80)
     assert rejected.value.reason == reason
 
@@ -168,7 +167,7 @@ def test_whether_a_body_follows(fields: dict[str, str], expected: bool) -> None:
     ],
 )
 def test_what_may_not_pass_although_h11_reads_it(request_: h11.Request) -> None:
-    with pytest.raises(Rejected) as rejected:
+    with pytest.raises(Refused) as rejected:
         check(request_)
     assert rejected.value.reason == "bad_request"
 
@@ -184,7 +183,7 @@ def test_any_target_is_one_or_is_refused(target: bytes) -> None:
         request = h11.Request(method=method, target=target, headers=[("host", "h")])
         try:
             found = parse(request)
-        except Rejected:
+        except Refused:
             continue
         assert 1 <= found.port <= 65535
         assert b"\r" not in found.authority
@@ -232,7 +231,7 @@ def test_what_a_server_may_take_for_a_request(words: bytes, expected: bool | Non
      b"GET / HTTP/2.0\r\n", b"x\rx", b"SSH-2.0-x\r\n", b"GET / HTTP/1.1\r\n A: b", b"GET / HTTP/1.1\r\nA: b\r\n\tc"],
 )  # fmt: skip
 def test_what_can_be_no_request_is_not_waited_for(data: bytes) -> None:
-    with pytest.raises(Rejected) as rejected:
+    with pytest.raises(Refused) as rejected:
         has_head(bytearray(data))
     assert rejected.value.reason == "bad_request"
 
@@ -243,7 +242,7 @@ def test_a_head_has_a_bound() -> None:
     assert not has_head(bytearray(fits))
     assert has_head(bytearray(fits + b"\r\n\r\n" + b"body" * network_limits.EGRESS_HEAD_BYTES))
     for more in (b"b", b"b\r\n\r\n"):
-        with pytest.raises(Rejected, match="larger"):
+        with pytest.raises(Refused, match="larger"):
             has_head(bytearray(fits + more))
 
 
@@ -252,7 +251,7 @@ def test_what_passes_has_only_whole_lines(parts: list[bytes]) -> None:
     pending = bytearray(b"GET http://a/ HTTP/1.1\r\n" + b"".join(parts) + b"\r\n\r\n")
     try:
         assert has_head(pending)
-    except Rejected:
+    except Refused:
         return
     head = bytes(pending).partition(b"\r\n\r\n")[0]
     assert head.replace(b"\r\n", b"").isascii()
@@ -270,7 +269,7 @@ def test_it_does_not_matter_in_which_pieces_a_head_comes(data: bytes, cut: int) 
                 pending += piece
                 if has_head(pending):
                     return True
-        except Rejected:
+        except Refused:
             return None
         return False
 

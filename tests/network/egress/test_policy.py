@@ -37,7 +37,7 @@ def judge_answer(policy: Policy, host: str, address: str, port: int = 443, *, is
 def test_nothing_is_allowed_without_a_rule() -> None:
     policy = Policy([])
     assert judge(policy, "example.com") == judge(policy, "8.8.8.8") == "not_allowed"
-    assert policy.knows_name("example.com").reason == "not_allowed"
+    assert policy.judge_host("example.com", ANY_PORT).reason == "not_allowed"
     assert policy.judge_host("example.com", 443).text == "no rule allows example.com:443"
 
 
@@ -236,7 +236,7 @@ def fits(rule: str, host: str | Address, port: int, *, deny: bool = False, close
 
 
 def naive(allow: list[str], deny: list[str], asked: list[str | Address], port: int, *, is_local: bool) -> str | None:
-    """The same decision rule by rule. Asked is a name, an address, or both."""
+    """The same decision rule by rule. AccessRequest is a name, an address, or both."""
     within = [inner for host in asked if not isinstance(host, str) and (inner := embedded_v4(host))]
     if any(fits(rule, host, port, deny=True) for rule in deny for host in [*asked, *within]):
         return "denied"
@@ -273,7 +273,7 @@ def test_deny_wins(rules: list[str], host: str | Address, address: Address, port
     own = host if not isinstance(host, str) else address
     assert policy.judge_host(host, port).reason is not None
     assert policy.judge_address(host, own, port, is_local=is_local).reason is not None
-    assert not isinstance(host, str) or policy.knows_name(host).reason is not None
+    assert not isinstance(host, str) or policy.judge_host(host, ANY_PORT).reason is not None
     assert not policy.allows_plain_http(host)
 
 
@@ -307,8 +307,6 @@ def test_any_port_is_one_of_all(
     open_ports = [port for port in ASKED if policy.judge_host(host, port).reason is None]
     assert (policy.judge_host(host, ANY_PORT).reason is None) == bool(open_ports)
     assert policy.allows_plain_http(host) == any(port != 443 for port in open_ports)
-    if isinstance(host, str):
-        assert policy.knows_name(host) == policy.judge_host(host, ANY_PORT)
     address = address if isinstance(host, str) else host
     reasons = [policy.judge_address(host, address, port, is_local=is_local).reason for port in ASKED]
     assert (policy.judge_address(host, address, ANY_PORT, is_local=is_local).reason is None) == (None in reasons)

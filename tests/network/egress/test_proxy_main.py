@@ -19,7 +19,7 @@ from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.accounting import Counters
-from fastclaw.network.egress.proxy_main import EgressWorker, ToFastclaw, describe, read_whole
+from fastclaw.network.egress.proxy_main import EgressWorker, ReportHandler, describe, read_whole
 from tests.balance import descriptors_left, open_descriptors
 from tests.network.egress.rig import HERE, PATIENCE_S, Client, config, listening, request
 
@@ -192,7 +192,7 @@ def test_a_description_has_the_kind_and_the_place_and_no_text() -> None:
 def test_a_line_of_the_log_has_no_text_of_an_exception() -> None:
     lines: list[str] = []
     logger = logging.getLogger("test-egress-worker")
-    handler = ToFastclaw(lines.append)
+    handler = ReportHandler(lines.append)
     logger.addHandler(handler)
     logger.propagate = False
     try:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits, network_limits
+from fastclaw import network_limits
 from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.proxy_frames import Injection
 from fastclaw.network.egress.proxy_server import Server
-from tests.balance import descriptors_left
+from fastclaw.network.egress.sessions import ProxyDialect
 from tests.network.egress.rig import HERE, Client, a_proxy, config, listening, request
 from tests.waiting import until
 
@@ -100,7 +100,7 @@ async def test_a_connection_that_was_accepted_just_now_ends_with_its_listener_as
     async with a_proxy() as rig:
         with socket.create_connection((HERE, rig.port)) as client:
             client.setblocking(False)
-            rig.server._on_ready(rig.server._places[1])
+            rig.server._on_connections(ProxyDialect, rig.server._listeners[1])
             rig.server.remove(1)  # before the session has had a turn
             await until(lambda: rig.open == 0)
             assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
@@ -114,26 +114,6 @@ async def test_closing_ends_everything() -> None:
         await rig.server.aclose()
         assert [await client.rest() for client in clients] == [b"", b"", b""]
         assert rig.open == 0
-
-
-async def test_without_descriptors_clients_wait_until_there_are_some(caplog: pytest.LogCaptureFixture) -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        await until(lambda: rig.open == 1)
-        waiting = [socket.create_connection((HERE, rig.port)) for _ in range(2)]
-        with descriptors_left(0):
-            await until(lambda: "no connection can be accepted" in caplog.text)
-        await until(lambda: rig.open == 3)
-        assert (await client.ask(f"GET {rig.url}/ HTTP/1.1\nHost: x")).status == 200
-        for sock in waiting:
-            sock.close()
-
-
-async def test_a_listener_that_pauses_can_be_removed() -> None:
-    async with a_proxy() as rig:
-        rig.server._pause(rig.server._places[1], OSError("no more"))
-        rig.server.remove(1)
-        await asyncio.sleep(2 * limits.ACCEPT_RETRY_MS / 1000)  # nothing may happen then
 
 
 async def test_questions_for_addresses_are_answered() -> None:

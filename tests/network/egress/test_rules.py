@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastclaw import network_limits
 from fastclaw.network.egress.addresses import MAX_PORT, BadHost
-from fastclaw.network.egress.rules import ALL, WEB, Book, Ports, Rule, Span, parse_rule, refuse_oneself
+from fastclaw.network.egress.rules import ALL, WEB, Ports, Rule, RuleIndex, Span, parse_rule, refuse_oneself
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_the_order_of_rules_for_one_host_does_not_matter(orders: tuple[list[Rule
 # --- many ---
 
 
-def texts(book: Book, host: str) -> list[str | None]:
+def texts(book: RuleIndex, host: str) -> list[str | None]:
     """Those that fit, in order."""
     try:
         found = book.of_address(ip_address(host))
@@ -232,7 +232,7 @@ def texts(book: Book, host: str) -> list[str | None]:
 
 def test_the_closest_comes_first() -> None:
     rules = ["*", "*.com", "*.example.com", "api.example.com", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3", "::/0"]
-    book = Book(map(parse_rule, rules))
+    book = RuleIndex(map(parse_rule, rules))
     assert texts(book, "api.example.com") == ["api.example.com", "*.example.com", "*.com", "*"]
     assert texts(book, "example.com") == ["*.com", "*"]
     assert texts(book, "com") == ["*"]
@@ -244,8 +244,8 @@ def test_the_closest_comes_first() -> None:
 
 
 def test_an_empty_book_has_nothing() -> None:
-    assert texts(Book([]), "example.com") == texts(Book([]), "10.0.0.1") == []
-    assert list(Book([]).of_any()) == []
+    assert texts(RuleIndex([]), "example.com") == texts(RuleIndex([]), "10.0.0.1") == []
+    assert list(RuleIndex([]).of_any()) == []
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import pytest
 from fastclaw import network_limits
 from fastclaw.linux.poller import Poller
 from fastclaw.network.egress.accounting import Counters
-from fastclaw.network.egress.enforcement import Asked, Gate
-from fastclaw.network.egress.forward import Forwarder, Joined, Site
-from fastclaw.network.egress.http_messages import Injections, Rejected
+from fastclaw.network.egress.enforcement import AccessRequest, PolicyEnforcer
+from fastclaw.network.egress.forward import Forwarder, Handoff, SandboxContext
+from fastclaw.network.egress.http_messages import Injections
+from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.sessions import TLS_DENIED, Session
 from fastclaw.network.egress.socket_io import SocketReader
 from tests.network.egress.rig import client_hello, config, request
@@ -26,46 +27,60 @@ if TYPE_CHECKING:
 GET = request("GET / HTTP/1.1\nHost: a")
 
 
-class Script(Session):
-    """A session that does as its requests say."""
+class Script:
+    """A dialect that does as its requests say."""
 
-    async def _serve(self) -> Joined | None:
-        if self._near.recv(1, socket.MSG_PEEK) == b"\x16":
-            hello, words = await self._hello(await self._reader.receive(self._near), is_listed=False)
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def serve(self) -> Handoff | None:
+        session = self._session
+        if session.near.recv(1, socket.MSG_PEEK) == b"\x16":
+            hello, words = await session.hello(await session.receive(session.near), is_listed=False)
             assert hello is not None
-            raise Rejected("no_name", f"{hello.name} {len(words)}")
-        return await self._converse()
+            raise Refused("no_name", f"{hello.name} {len(words)}")
+        return await session.converse(self.carry_out)
 
-    async def _carry_out(self, request: h11.Request, forwarder: Forwarder) -> Joined | None:
-        assert self._client is not None
+    async def carry_out(self, request: h11.Request, _: Forwarder) -> Handoff | None:
+        session = self._session
+        assert session.client is not None
         match request.target:
             case b"/joined":
-                return Joined(self._near, b"", b"")
+                return Handoff(session.near, b"", b"")
+            case b"/recorded":
+                raise await session.enforcer.record(Refused("denied", "so it is"), None)
             case b"/refused":
-                raise await self._gate.refuse(None, "denied", "so it is")
-            case b"/rejected":
-                raise Rejected("name_mismatch", "as it was not counted")
+                raise Refused("name_mismatch", "as it was not counted")
             case b"/broken":
-                await self._loop.sock_sendall(self._near, b"HTTP/1.1 200 OK\r\n")
-                self._client.http.send(h11.Response(status_code=200, headers=[("Content-Length", "5")]))
-                raise Rejected("unreachable", "in the middle")
+                await session.send_all(session.near, b"HTTP/1.1 200 OK\r\n")
+                session.client.http.send(h11.Response(status_code=200, headers=[("Content-Length", "5")]))
+                raise Refused("unreachable", "in the middle")
             case b"/gone":
                 raise ConnectionResetError
             case b"/silent":
-                self.asked = Asked("http", "a.test", 80)
-                self._idle.moved()
+                session.access = AccessRequest("http", "a.test", 80)
+                session.idle.moved()
                 await asyncio.Event().wait()
         return None
 
 
+class Listens(Script):
+    """One whose client may be silent."""
+
+    async def serve(self) -> Handoff | None:
+        return await self._session.converse(self.carry_out)
+
+
 class Stage:
-    """A gate, and sessions of one client each."""
+    """An enforcer, and sessions of one client each."""
 
-    def __init__(self, counters: Counters, site: Site) -> None:
+    def __init__(self, counters: Counters, context: SandboxContext) -> None:
         self.counters = counters
-        self._site = site
+        self._context = context
 
-    async def play(self, said: bytes, *, ends: bool = True) -> tuple[Joined | None, bytes]:
+    async def play(
+        self, said: bytes, dialect: type[Script] = Script, *, ends: bool = True
+    ) -> tuple[Handoff | None, bytes]:
         """What a session comes to that hears this, and what its client hears."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -73,23 +88,23 @@ class Stage:
             theirs.sendall(said)
             if ends:
                 theirs.shutdown(socket.SHUT_WR)
-            joined = await Script(ours, self._site).run()
-            assert (ours.fileno() == -1) is (joined is None)
+            handoff = await Session(ours, self._context, dialect).run()
+            assert (ours.fileno() == -1) is (handoff is None)
             theirs.setblocking(False)
             try:
-                return joined, theirs.recv(1000)
+                return handoff, theirs.recv(1000)
             except BlockingIOError:
-                return joined, b""
+                return handoff, b""
 
 
 @asynccontextmanager
 async def a_stage(idle_s: float = 20) -> AsyncIterator[Stage]:
     counters = Counters.create()
-    gate, poller = Gate(config(), counters, print), Poller()
+    enforcer, poller = PolicyEnforcer(config(), counters, print), Poller()
     try:
-        yield Stage(counters, Site(gate, Injections([]), b"", SocketReader(poller), idle_s))
+        yield Stage(counters, SandboxContext(enforcer, Injections([]), b"", SocketReader(poller), idle_s))
     finally:
-        await gate.aclose()
+        await enforcer.aclose()
         poller.close()
         counters.close()
 
@@ -98,15 +113,15 @@ def ask(path: str) -> bytes:
     return GET.replace(b" / ", f" {path} ".encode())
 
 
-async def test_a_client_to_be_joined_stays_open() -> None:
+async def test_a_client_to_be_handed_over_stays_open() -> None:
     async with a_stage() as stage:
-        joined, heard = await stage.play(ask("/joined"))
-        assert joined is not None
+        handoff, heard = await stage.play(ask("/joined"))
+        assert handoff is not None
         assert heard == b""
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "denied"), [("/refused", b"403", {"denied": 1}), ("/rejected", b"403", {"name_mismatch": 1})]
+    ("path", "status", "denied"), [("/recorded", b"403", {"denied": 1}), ("/refused", b"403", {"name_mismatch": 1})]
 )
 async def test_a_refusal_is_told_and_counted_once(path: str, status: bytes, denied: dict[str, int]) -> None:
     async with a_stage() as stage:
@@ -149,9 +164,7 @@ async def test_who_has_begun_to_ask_hears_that_it_took_too_long(
     monkeypatch.setattr(network_limits, "EGRESS_HEAD_MS", 100)
     monkeypatch.setattr(network_limits, "EGRESS_PART_MS", 100)
     async with a_stage() as stage:
-        if not said:
-            monkeypatch.setattr(Script, "_serve", Script._converse)
-        assert (await stage.play(said, ends=False))[1][:12] == heard
+        assert (await stage.play(said, Listens, ends=False))[1][:12] == heard
         assert stage.counters.snapshot()["denied"] == denied
 
 

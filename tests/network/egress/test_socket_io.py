@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fastclaw import limits, network_limits
-from fastclaw.linux.sockets import reset_on_close
-from fastclaw.network.egress.socket_io import IdleTimeout, SocketReader, close_gently
-from tests.network.egress.rig import listening
+from fastclaw.network.egress.socket_io import IdleTimeout, Listener, SocketReader, close_gently
+from tests.balance import descriptors_left
+from tests.network.egress.rig import HERE, listening
+from tests.waiting import turns, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -195,10 +196,89 @@ async def test_closing_gently_what_is_gone(reader: SocketReader) -> None:
     await close_gently(ours, reader)
 
 
-async def test_a_reset_does_not_look_like_an_end() -> None:
-    with listening() as listener, socket.create_connection(listener.getsockname()) as theirs:
-        cut, _ = listener.accept()
-        reset_on_close(cut)
-        cut.close()
-        with pytest.raises(ConnectionResetError):
-            theirs.recv(1)
+# --- listeners ---
+
+
+class Taking:
+    """A listener that closes whom it takes in."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.looks = 0
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.listener = Listener(listening(), self._on_ready, self.tasks)
+        self.at = self.listener.socket.getsockname()
+
+    def _on_ready(self, listener: Listener) -> None:
+        self.looks += 1
+        for client, peer in listener.accept(1):
+            assert not client.getblocking()
+            client.close()
+            self.taken.append(peer)
+
+
+async def test_clients_are_taken_in_and_those_over_a_burst_in_the_next_turn() -> None:
+    taking = Taking()
+    for _ in range(3):
+        socket.create_connection(taking.at).close()
+    await until(lambda: taking.taken == [HERE] * 3)
+    assert taking.looks >= 3
+    taking.listener.close()
+    taking.listener.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(taking.at)
+
+
+async def test_without_descriptors_clients_wait_until_there_are_some(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the loop does not spin meanwhile."""
+    monkeypatch.setattr(limits, "ACCEPT_RETRY_MS", 60_000)
+    taking = Taking()
+    with socket.create_connection(taking.at):
+        with descriptors_left(0):
+            await until(lambda: "no connection can be accepted" in caplog.text)
+            looks = taking.looks
+            await turns()
+            assert (taking.looks, taking.taken) == (looks, [])
+        monkeypatch.setattr(limits, "ACCEPT_RETRY_MS", 1)
+        taking.listener._watch()
+        await until(lambda: taking.taken == [HERE])
+    taking.listener.close()
+
+
+async def test_a_listener_may_be_closed_while_it_waits_for_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop complains of a reader that is added to a closed socket."""
+    monkeypatch.setattr(limits, "ACCEPT_RETRY_MS", 1)
+    taking = Taking()
+    with socket.create_connection(taking.at):
+        with descriptors_left(0):
+            await until(lambda: taking.looks > 0)
+            taking.listener.close()
+        retry = taking.listener._retry
+        assert retry is not None
+        assert retry.cancelled()
+
+
+async def test_tasks_end_with_their_listener_whether_they_have_begun_or_not(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> int:
+        raise ZeroDivisionError
+
+    async def say(number: int) -> int:
+        if number > 1:
+            await asyncio.Event().wait()
+        return number
+
+    taking = Taking()
+    results: list[int | None] = []
+    taking.listener.spawn(say(1), results.append)
+    taking.listener.spawn(fail(), results.append)
+    await until(lambda: results == [1, None])
+    assert "ZeroDivisionError" in caplog.text
+    taking.listener.spawn(say(2), results.append)
+    await turns()
+    taking.listener.spawn(say(3), results.append)
+    taking.listener.close()
+    assert len(taking.tasks) == 2
+    await until(lambda: results == [1, None, None, None])
+    assert taking.tasks == set()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -18,7 +17,8 @@ from tests.balance import descriptors_left, open_descriptors
 from tests.waiting import turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    import asyncio
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from fastclaw.linux.poller import Poller
 
@@ -108,18 +108,7 @@ class Source:
             self.peer = socket.create_connection(listener.getsockname())
             self.socket = listener.accept()[0]
         self.socket.setblocking(False)
-        self.paused = asyncio.Event()
-        self._streak = limits.TUNNEL_STREAM_BYTES
-
-    @property
-    def streak(self) -> int:
-        return self._streak
-
-    @streak.setter
-    def streak(self, count: int) -> None:
-        if count < limits.TUNNEL_STREAM_BYTES:
-            self.paused.set()
-        self._streak = count
+        self.streak = limits.TUNNEL_STREAM_BYTES
 
     @property
     def wakes_for(self) -> int:
@@ -130,87 +119,99 @@ class Source:
         self.socket.close()
 
 
+class Clock:
+    """The timers of a loop, which a test lets fire; itself the handle of the only one."""
+
+    def __init__(self) -> None:
+        self._due: Callable[[], None] | None = None
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Clock:
+        assert (delay_s, self._due) == (limits.TUNNEL_BATCH_MS / 1000, None)
+        self._due = callback
+        return self
+
+    def cancel(self) -> None:
+        self._due = None
+
+    def fire(self) -> bool:
+        """Whether a timer ran."""
+        due, self._due = self._due, None
+        if due is not None:
+            due()
+        return due is not None
+
+
 @pytest.fixture
-async def source() -> AsyncIterator[Source]:
+def source() -> Iterator[Source]:
     made = Source()
     yield made
     made.close()
 
 
 @pytest.fixture
-async def batching() -> AsyncIterator[Batching]:
-    made = Batching(asyncio.get_running_loop())
-    yield made
-    made.close()
+def clock() -> Clock:
+    return Clock()
 
 
-async def paused(source: Source) -> None:
-    async with asyncio.timeout(5):
-        await source.paused.wait()
+@pytest.fixture
+def batching(clock: Clock) -> Batching:
+    return Batching(cast("asyncio.AbstractEventLoop", clock))
 
 
-async def test_a_stream_wakes_for_batches_while_it_moves(batching: Batching, source: Source) -> None:
+def test_a_stream_wakes_for_batches_while_it_moves(batching: Batching, clock: Clock, source: Source) -> None:
     batching.join(source)
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    while loop.time() < began + 10 * limits.TUNNEL_BATCH_MS / 1000:
+    for _ in range(10):
         assert source.wakes_for == limits.TUNNEL_BATCH_BYTES
         source.streak += 100_000
-        await asyncio.sleep(0)
+        assert clock.fire()
 
 
-async def test_one_that_pauses_wakes_for_each_byte_and_has_to_prove_itself_again(
-    batching: Batching, source: Source
+def test_one_that_pauses_wakes_for_each_byte_and_has_to_prove_itself_again(
+    batching: Batching, clock: Clock, source: Source
 ) -> None:
     source.streak = 1 << 40
     batching.join(source)
-    await paused(source)
+    clock.fire()
     assert source.wakes_for == 1
-    assert source.streak <= limits.TUNNEL_STREAM_BYTES // 2
+    assert source.streak == limits.TUNNEL_STREAM_BYTES // 2
+    assert not clock.fire()
     batching.join(source)
     assert source.wakes_for == limits.TUNNEL_BATCH_BYTES
 
 
-async def test_to_join_twice_is_to_join_once(batching: Batching, source: Source) -> None:
-    batching.join(source)
-    before = source.streak
-    batching.join(source)
-    assert source.streak == before
-    await paused(source)
+def test_to_join_twice_is_to_join_once(batching: Batching, clock: Clock, source: Source) -> None:
+    for _ in range(2):
+        batching.join(source)
+    clock.fire()
     assert source.wakes_for == 1
-    assert source.streak == before // 2
+    assert source.streak == limits.TUNNEL_STREAM_BYTES // 2
 
 
-async def test_less_than_a_batch_is_told_all_the_same(poller: Poller, batching: Batching, source: Source) -> None:
-    told = asyncio.Event()
-    poller.watch(source.socket.fileno(), EDGES, lambda events: told.set())
+@pytest.mark.parametrize("ends", [False, True])
+async def test_less_than_a_batch_is_told_at_a_pause_and_an_end_at_once(
+    poller: Poller, batching: Batching, clock: Clock, source: Source, ends: bool
+) -> None:
+    told: list[int] = []
+    poller.watch(source.socket.fileno(), EDGES, told.append)
     batching.join(source)
     source.peer.send(b"the rest")
-    await turns(5)
-    assert not told.is_set() or source.wakes_for == 1
-    async with asyncio.timeout(5):
-        await told.wait()
+    if ends:
+        source.peer.shutdown(socket.SHUT_WR)
+    await turns()
+    assert bool(told) is ends
+    clock.fire()
+    await turns()
+    assert told
 
 
-async def test_an_end_is_told_at_once(poller: Poller, batching: Batching, source: Source) -> None:
-    told = asyncio.Event()
-    poller.watch(source.socket.fileno(), EDGES, lambda events: told.set())
-    batching.join(source)
-    source.peer.send(b"the rest")
-    source.peer.shutdown(socket.SHUT_WR)
-    await turns(5)
-    assert told.is_set()
-
-
-async def test_one_that_was_closed_is_forgotten(batching: Batching, source: Source) -> None:
+def test_one_that_was_closed_is_forgotten(batching: Batching, clock: Clock, source: Source) -> None:
     batching.join(source)
     source.socket.close()
-    await paused(source)
+    assert clock.fire()
+    assert not clock.fire()
 
 
-async def test_closed_it_looks_no_more(source: Source) -> None:
-    batching = Batching(asyncio.get_running_loop())
+def test_closed_it_looks_no_more(batching: Batching, clock: Clock, source: Source) -> None:
     batching.join(source)
     batching.close()
-    await asyncio.sleep(3 * limits.TUNNEL_BATCH_MS / 1000)  # it would have looked
-    assert source.wakes_for == limits.TUNNEL_BATCH_BYTES
+    assert not clock.fire()
