@@ -17,7 +17,7 @@ EGRESS_CONNECTIONS = 4_096
 six while both directions flow."""
 
 EGRESS_CONNECTIONS_PER_S = 5_000
-"""Default of `max_connections_per_s`: more than the proxy opens on one core, so it bounds nobody but a flood."""
+"""Default of `max_connections_per_s`: more than the proxy opens on one core, so it bounds floods only."""
 
 EGRESS_IDLE_MS = 900_000
 """Default of `idle_timeout_ms`: a long poll of an hour is rare, a tunnel forgotten by its program is not."""
@@ -26,7 +26,7 @@ EGRESS_CONNECT_MS = 10_000
 """Default of `connect_timeout_ms`, resolution included: three SYNs (tcp(7), tcp_syn_retries) and a retried query."""
 
 EGRESS_HEAD_MS = 15_000
-"""A client's request head, or the first bytes of a connection: who sends them slower is a slowloris."""
+"""A client's request head, or the first bytes of a connection: a slower client is a slowloris."""
 
 EGRESS_HEAD_BYTES = 32 * KIB
 """A request's line and headers: real ones with large cookies stay below 16 KiB; Go servers take 1 MiB."""
@@ -57,7 +57,7 @@ EGRESS_LOOKUPS_WAITING = 1_024
 """Names being resolved or waiting for it: 32 threads get through so many within `EGRESS_CONNECT_MS`, at 0.3 s each."""
 
 EGRESS_ADDRESSES = 32
-"""Addresses of one name that are looked at: an answer over UDP holds some 30, and who has more has them for balance."""
+"""Addresses of one name that are looked at: an answer over UDP holds some 30, and more are for load balancing."""
 
 EGRESS_ANSWERS = 1_024
 """Resolved names that are kept, about 1 KB each."""
@@ -120,7 +120,7 @@ DNS_PLAIN_BYTES = 512
 """An answer over UDP to a client that names no size of its own (RFC 1035, 2.3.4)."""
 
 DNS_UDP_BYTES = 1_232
-"""An answer over UDP, whatever size the client takes: IPv6's least MTU of 1 280 without its headers, so never in
+"""An answer over UDP, also to clients that take more: IPv6's least MTU of 1 280 without its headers, so never in
 fragments."""
 
 DNS_ANSWERS = 32
@@ -133,7 +133,7 @@ DNS_QUESTIONS = 256
 """Questions being answered: further ones are dropped, and asked again by their clients (resolv.conf(5), attempts)."""
 
 DNS_QUESTIONS_PER_S = 2_000
-"""New questions: a new connection takes two; more than a host's resolver answers, so it bounds nobody but a flood."""
+"""New questions: a new connection takes two; more than a host's resolver answers, so it bounds floods only."""
 
 DNS_BURST = 64
 """Questions or clients taken up before the loop has a turn: under a millisecond of work."""

@@ -40,7 +40,7 @@ _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _UNICAST = 254, 4, 0, 1
 
 
 def new_bridge(name: str, hardware_address: bytes) -> bytes:
-    """Make a bridge that is down, has this address, and asks nobody for multicast groups.
+    """Make a bridge that is down, has this address, and sends no multicast queries.
 
     The kernel says EEXIST where there is an interface of this name.
     """
@@ -95,7 +95,7 @@ def new_address(index: int, address: IPv4Address, prefix: int, broadcast: IPv4Ad
 
 
 def default_route(gateway: IPv4Address) -> bytes:
-    """Send everything that no other route is for to this neighbour, whatever was said before."""
+    """Set the default route to this neighbour, replacing an earlier one."""
     route = _ROUTE.pack(_AF_INET, 0, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _UNICAST, 0)
     return _message(_NEW_ROUTE, _CREATE | _REPLACE, route + _attribute(_GATEWAY, gateway.packed))
 

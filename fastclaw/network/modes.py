@@ -58,7 +58,7 @@ class EnvironmentNetwork:
 
     Parameters:
         spec: what the containers' create call says.
-        proxy: what serves the listeners; somebody else closes it.
+        proxy: what serves the listeners; the caller closes it.
 
     Attributes:
         env: variables for every process.
@@ -118,7 +118,7 @@ class BridgedNetwork(EnvironmentNetwork):
     """Mode `bridge`: a bridge whose firewall turns everything to the egress proxy.
 
     Parameters:
-        bridge: started; somebody else closes it.
+        bridge: started; the caller closes it.
     """
 
     def __init__(self, bridge: FirewalledBridge, proxy: EgressProxy) -> None:
@@ -147,7 +147,7 @@ async def open_network(
         has_spawner: the containers' init is fastclaw's own, which can listen inside.
         bridge: makes one, not started yet.
         setup: gets what must be closed.
-        engine: URL of the engine, which nobody inside reaches.
+        engine: URL of the engine, which is closed to the containers.
 
     Raises:
         InvalidParams: a secret that is not there.

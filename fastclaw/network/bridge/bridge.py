@@ -46,7 +46,7 @@ class FirewalledBridge:
     """A bridge for the containers of one environment, its firewall, and listeners on its gateway's address.
 
     Parameters:
-        directory: gets the containers' resolv.conf; somebody else removes it.
+        directory: gets the containers' resolv.conf; the caller removes it.
 
     Attributes:
         spec: for the containers' create calls.
@@ -115,7 +115,7 @@ class FirewalledBridge:
             await asyncio.shield(self._working)
 
     def _make(self) -> None:
-        """In a thread. That a subnet is somebody else's, too, shows only once it was tried."""
+        """In a thread. Whether a subnet is free shows only once it was tried."""
         for _ in range(network_limits.BRIDGE_TRIES):
             subnet = firewall.subnet_at(secrets.randbelow(firewall.SUBNETS))
             bridge = Bridge(token=secrets.token_hex(4), subnet=subnet)
@@ -127,7 +127,7 @@ class FirewalledBridge:
         raise StartFailed(f"no free subnet for a network in {network_limits.BRIDGE_TRIES} tries", "network_failed")
 
     def _try(self, bridge: Bridge) -> bool:
-        """Whether the bridge is there and its subnet is nobody else's. If not, nothing is left.
+        """Whether the bridge is there and its subnet is no other's. If not, nothing is left.
 
         Listeners come first, since the rules name their ports; rules before what they are for.
         """

@@ -40,7 +40,7 @@ class Bridge(Struct, frozen=True, kw_only=True):
     """One network.
 
     Parameters:
-        token: eight hexadecimal digits; nobody else on this host has them.
+        token: eight hexadecimal digits; unique on this host.
     """
 
     token: str
@@ -67,7 +67,7 @@ class Bridge(Struct, frozen=True, kw_only=True):
 
 
 class ListenerPorts(Struct, frozen=True, kw_only=True):
-    """Where fastclaw listens on the gateway's address: whatever was free, since containers see the customary ports and
+    """Where fastclaw listens on the gateway's address: any free ports, since containers see the customary ports and
     the host may have a proxy or a name server of its own."""
 
     proxy: int
@@ -82,7 +82,7 @@ class BridgeFacts(Struct, frozen=True, kw_only=True):
     Parameters:
         nft: path of the program; None where it is missing.
         refused: what the kernel said to a bridge in a throw-away network namespace; None where it took it, or where
-            nobody could try.
+            it was not tried.
     """
 
     is_root: bool
@@ -127,7 +127,7 @@ def _host_order(digits: str) -> int:
 
 
 def is_free(subnet: IPv4Network, routes: Iterable[IPv4Network]) -> bool:
-    """Whether a subnet takes nothing away from who is routed to already."""
+    """Whether a subnet overlaps no network that is routed to already."""
     return not any(route.prefixlen > POOL_PREFIX and route.overlaps(subnet) for route in routes)
 
 
@@ -154,7 +154,7 @@ def parse_tables(text: str) -> list[str]:
 def ruleset(table: str, bridge: Bridge, ports: ListenerPorts) -> str:
     """A transaction for `nft -f -`.
 
-    A drop in any base chain is final, whatever the tables of others accept, so only the chain that turns connections
+    A drop in any base chain is final, even where tables of others accept, so only the chain that turns connections
     must come before theirs (dstnat is -100; a nat chain may not come before connection tracking, -200).
     """
     return _RULES.format(
@@ -228,7 +228,8 @@ table inet {table} {{
     }}
 }}
 """
-"""`screen`: nothing gets as far as connection tracking but TCP and UDP of the subnet's own addresses; nobody else gets
-to the subnet. `turn`: what is asked of any address is asked of fastclaw. `arrive`: and nothing else of this host, the
-ports that it is turned to included. `pass`: nothing is forwarded. `leave`: the host says nothing by itself, no
-multicast and no IPv6 either, and its own processes do not reach the listeners, whose secrets are not for them."""
+"""`screen`: nothing gets as far as connection tracking but TCP and UDP of the subnet's own addresses; no other
+interface leads to the subnet. `turn`: what is asked of any address is asked of fastclaw. `arrive`: and nothing else of
+this host, the ports that it is turned to included. `pass`: nothing is forwarded. `leave`: the host says nothing by
+itself, no multicast and no IPv6 either, and its own processes do not reach the listeners, whose secrets are not for
+them."""

@@ -2,7 +2,7 @@
 
 Blocking, in threads that end afterwards: a namespace is entered by a thread of its own, since one of a pool would stay
 in it (setns(2)). A socket belongs to the namespace that its thread was in when it was made, wherever the thread goes.
-Knows what a container's network looks like from both sides; does not know the firewall, nor who listens.
+Knows what a container's network looks like from both sides; does not know the firewall or the listeners.
 """
 
 import asyncio
@@ -126,7 +126,7 @@ def enter(fd: int) -> None:
 
 
 def enter_new() -> None:
-    """Put this thread into a network namespace that nobody else is in, and that goes with it.
+    """Put this thread into a network namespace of its own, which ends with it.
 
     Raises:
         OSError: not allowed.
@@ -140,7 +140,7 @@ async def in_own_thread(call: Callable[[], T]) -> T:
     Cancelled, the call goes on to its end, which is why it must be bounded.
     """
     outcome: Future[T] = Future()
-    outcome.set_running_or_notify_cancel()  # from here on nobody can cancel it
+    outcome.set_running_or_notify_cancel()  # from here on it cannot be cancelled
     threading.Thread(target=_run, args=(call, outcome), name="fastclaw-netns").start()
     return await asyncio.wrap_future(outcome)
 
@@ -173,7 +173,7 @@ _PROC = Path("/proc")
 _ROUTES = Path("/proc/thread-self/net/route")
 
 _SETTINGS = (("ipv6", "disable_ipv6", 1), ("ipv4", "forwarding", 0), ("ipv4", "arp_ignore", 1))
-"""No IPv6; closed, too, while somebody has flushed the firewall; no word about the host's other addresses."""
+"""No IPv6; closed also while the firewall is flushed; no word about the host's other addresses."""
 
 
 def is_taken(bridge: Bridge) -> bool:
@@ -274,7 +274,7 @@ def _make_veth(outside: Netlink, bridge: Bridge, index: int, inside: int, first_
 def _prove(bridge: Bridge) -> None:
     """Whether this thread's namespace gets through: only if the packets of a connection to port 80 come back.
 
-    The listener that it is turned to is told of nobody who says nothing (TCP_DEFER_ACCEPT).
+    It sends nothing, so the listener does not accept it (TCP_DEFER_ACCEPT).
     """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

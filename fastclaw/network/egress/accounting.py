@@ -77,7 +77,7 @@ class Counters:
 
     @classmethod
     def attach(cls, fd: int) -> Self:
-        """Those that somebody else has made.
+        """The counters of an earlier `create`.
 
         Parameters:
             fd: taken over, also where it fails.
@@ -302,7 +302,7 @@ class AuditLog:
             if known.st_nlink and (known.st_size == 0 or known.st_size + need <= self._max_bytes):
                 return self._file, known.st_size
             await self._close_file()
-            if known.st_nlink:  # else somebody has removed it, and a new one is made
+            if known.st_nlink:  # else it was removed, and a new one is made
                 await self._rotate()
 
     async def _rotate(self) -> None:
@@ -326,7 +326,7 @@ class AuditLog:
             self._on_trouble(f"the decision log {self._path!r} is incomplete: {why}")
 
     async def aclose(self) -> None:
-        """Write what waits, and close the file. Idempotent; nobody may be writing any more.
+        """Write what waits, and close the file. Idempotent; no `write` may be under way.
 
         What the disk does not take within `network_limits.EGRESS_LOG_FLUSH_MS` counts as missing.
         """

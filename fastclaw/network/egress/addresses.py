@@ -20,8 +20,8 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 HOST_NAMES = frozenset(("host.fastclaw.internal", "host.docker.internal", "host.containers.internal"))
-"""What fastclaw's host is called inside: by us, and by the two engines whose word for it programs know. Nobody resolves
-these: they are the host's loopback."""
+"""What fastclaw's host is called inside: by us, and by the two engines whose word for it programs know. They are
+not resolved: they are the host's loopback."""
 
 HOST_ADDRESSES: tuple[IPv4Address | IPv6Address, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 """Where they lead."""
@@ -78,7 +78,7 @@ _ISATAP = (0x00005EFE, 0x02005EFE)
 
 
 class BadHost(ValueError):
-    """No host, or none that everybody reads alike. The message is one line for people."""
+    """No host, or one that two readers might read differently. The message is one line for people."""
 
 
 class _Ranges:

@@ -6,7 +6,7 @@ made to what it checked, as in RFC 8305 (happy eyeballs): the next address is tr
 has been silent for a while; the first that answers wins.
 
 Where a proxy outside (a company's) is given, connections leave through it, after the policy. It is asked for names,
-since its own rules know names, and since often nobody else can resolve them. Its credentials are said to it only.
+since its own rules know names, and since often only it can resolve them. Its credentials are said to it only.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Resolver:
         if answer is None or answer.expires <= self._loop.time():
             answer = await self._wait_for(name)
         if answer.refused is not None:
-            raise type(answer.refused)(answer.refused.reason, answer.refused.text)  # one for each who waited
+            raise type(answer.refused)(answer.refused.reason, answer.refused.text)  # an exception has one traceback
         return list(answer.addresses)
 
     async def aclose(self) -> None:
@@ -104,7 +104,7 @@ class Resolver:
         return task.result()
 
     async def _look_up(self, name: str) -> _Answer:
-        """Raises nothing but CancelledError: perhaps nobody waits any more."""
+        """Raises nothing but CancelledError, since its waiters may have left."""
         refused, addresses = None, []
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -90,7 +90,7 @@ def parse(message: bytes) -> Query:
     """A query, be it one that can only be refused: then `fault` says how.
 
     Raises:
-        ProtocolError: it is none, and must not be answered: who answers answers can be made to do it for ever.
+        ProtocolError: it is none, and must not be answered: two servers could answer each other for ever.
     """
     if len(message) < _HEAD.size:
         raise ProtocolError("a DNS message without a head")

@@ -1,6 +1,6 @@
 """Answers the sandbox's questions for addresses, of names that it may reach and of no others.
 
-A question for any other name goes nowhere: it is refused here, for the question itself tells whoever serves that name
+A question for any other name goes nowhere: it is refused here, for the question itself tells the servers of that name
 what is in it. What is answered are addresses that were checked, as for a connection; they are remembered, so that a
 connection to one of them may call itself by the name.
 """

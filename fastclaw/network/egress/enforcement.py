@@ -14,7 +14,7 @@ from fastclaw import network_limits
 from fastclaw.network.egress.accounting import AuditLog, Decision
 from fastclaw.network.egress.addresses import HOST_ADDRESSES, HOST_NAMES, is_special, parse_host, show
 from fastclaw.network.egress.dialing import NAMED, Dialled, LocalAddresses, Resolver, dial, open_tunnel
-from fastclaw.network.egress.policy import ANY_PORT, Policy, Quota, Refused
+from fastclaw.network.egress.policy import ANY_PORT, SPENT, Policy, Quota, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,7 +39,7 @@ class AccessRequest(NamedTuple):
         method: of an HTTP request.
         address: for `transparent`: the original destination; for a request inside a tunnel: where that leads.
         has_secret: a secret is added to it: then the name has to be allowed and, access for now, to be the address's,
-            whatever rule lists the address and whatever was answered before.
+            also where a rule lists the address or an answer named it.
     """
 
     how: Literal["connect", "http", "transparent", "dns"]
@@ -131,7 +131,7 @@ class PolicyEnforcer:
         self._audit_log = None if log is None else AuditLog(log, config.log_max_bytes, counters, on_trouble)
 
     async def aclose(self) -> None:
-        """End lookups, and write what is not written yet. Idempotent; nobody may be asking any more."""
+        """End lookups, and write what is not written yet. Idempotent; no request may be under way."""
         await self._resolver.aclose()
         if (writing := self._writing) is not None:
             await asyncio.wait((writing,), timeout=network_limits.EGRESS_LOG_FLUSH_MS / 1000)
@@ -222,12 +222,9 @@ class PolicyEnforcer:
         refused.is_recorded = True
         has_failed = refused.reason in _FAILURES
         (self._counters.failed if has_failed else self._counters.denied)(refused.reason)
-        if self._audit_log is not None:
-            about = access or _NOTHING
-            decision: Literal["failed", "denied"] = "failed" if has_failed else "denied"
-            await self._audit_log.write(
-                _line(about, about.address, refused.rule, refused.text, decision, refused.reason)
-            )
+        about = access or _NOTHING
+        decision: Literal["failed", "denied"] = "failed" if has_failed else "denied"
+        await self._write(about, about.address, refused.rule, refused.text, decision, refused.reason)
         return refused
 
     # --- what our own answers have said ---
@@ -249,7 +246,7 @@ class PolicyEnforcer:
 
     async def _decide(self, access: AccessRequest) -> _Admitted:
         if not self._quota.spend(0):
-            raise Refused("too_many_bytes", _NO_BYTES)
+            raise Refused("too_many_bytes", SPENT)
         host, port = access.host, access.port
         if (port == ANY_PORT) != (access.how == "dns"):
             raise Refused("bad_target", f"{port} is no port to connect to")
@@ -359,8 +356,31 @@ class PolicyEnforcer:
 
     async def _note_allowed(self, access: AccessRequest, verdict: Verdict, address: Address | None) -> None:
         self._counters.allowed()
+        await self._write(access, address, verdict.rule, verdict.text)
+
+    async def _write(
+        self,
+        access: AccessRequest,
+        address: Address | None,
+        rule: str | None,
+        text: str,
+        decision: Literal["allowed", "denied", "failed"] = "allowed",
+        reason: Reason | None = None,
+    ) -> None:
         if self._audit_log is not None:
-            await self._audit_log.write(_line(access, address, verdict.rule, verdict.text))
+            await self._audit_log.write(
+                Decision(
+                    decision=decision,
+                    reason=reason,
+                    how=access.how,
+                    host=str(access.host),
+                    port=access.port,
+                    address=None if address is None else str(address),
+                    method=access.method,
+                    rule=rule,
+                    text=text,
+                )
+            )
 
     async def _write_turned_away(self, audit_log: AuditLog) -> None:
         """Write down clients that were turned away: a line for all that came while the line before was written."""
@@ -371,31 +391,7 @@ class PolicyEnforcer:
         self._writing = None
 
 
-def _line(
-    access: AccessRequest,
-    address: Address | None,
-    rule: str | None,
-    text: str,
-    decision: Literal["allowed", "denied", "failed"] = "allowed",
-    reason: Reason | None = None,
-) -> Decision:
-    """For the audit log."""
-    return Decision(
-        decision=decision,
-        reason=reason,
-        how=access.how,
-        host=str(access.host),
-        port=access.port,
-        address=None if address is None else str(address),
-        method=access.method,
-        rule=rule,
-        text=text,
-    )
-
-
 _NOTHING = AccessRequest("connect", "", 0)
-
-_NO_BYTES = "the sandbox has used up its bytes (options.network.max_bytes)"
 
 _TURNED_AWAY: dict[Reason, str] = {
     "too_many_connections": "too many connections are open (options.network.max_connections)",

@@ -26,7 +26,7 @@ from fastclaw.network.egress.http_messages import (
     switch_fields,
     trailer_fields,
 )
-from fastclaw.network.egress.policy import Refused
+from fastclaw.network.egress.policy import SPENT, Refused
 
 if TYPE_CHECKING:
     from fastclaw.network.egress.addresses import Address
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from fastclaw.network.egress.tunnel import Meter
 
 
-SPENT = "the sandbox has used up its bytes (options.network.max_bytes)"
-
-
 class ServerFailed(Refused):
     """The server speaks no HTTP, or the connection to it ended in the middle."""
 
@@ -48,7 +45,7 @@ class ServerFailed(Refused):
 
 
 class _Peer:
-    """Owns its socket, non-blocking, unless somebody takes it over."""
+    """One end of an HTTP conversation. Owns its socket, non-blocking, until it is handed off."""
 
     def __init__(self, sock: socket.socket, http: h11.Connection, idle: IdleTimeout, reader: SocketReader) -> None:
         self.sock = sock
@@ -77,7 +74,7 @@ class _Peer:
 
 
 class ClientPeer(_Peer):
-    """Who asks.
+    """The client's end: requests come from it.
 
     Parameters:
         sock: accepted; taken over.
@@ -165,7 +162,7 @@ class ClientPeer(_Peer):
 
 
 class ServerPeer(_Peer):
-    """Who answers.
+    """The server's end: answers come from it.
 
     Parameters:
         sock: connected; taken over.
@@ -314,7 +311,7 @@ class Forwarder:
         """Carry out a request whose head has been read; returns when it is answered.
 
         Returns:
-            After an answer of 101: whom to join the client with.
+            After an answer of 101: the server to join the client with.
 
         Raises:
             Refused: it may not be, no connection comes about, or it went wrong in another way.
@@ -339,8 +336,8 @@ class Forwarder:
     async def _reach(self, access: AccessRequest) -> ServerPeer:
         """A connection to the server: the one that stands, if it is still one that may be."""
         self._idle.off()
-        whom = (access.host, access.port)
-        if self._upstream is None or whom != self._serves or not await self._may_serve(self._upstream, access):
+        wanted = (access.host, access.port)
+        if self._upstream is None or wanted != self._serves or not await self._may_serve(self._upstream, access):
             self.close()
             self.adopt(await self._context.enforcer.connect(access), access)
         self._idle.moved()
@@ -363,7 +360,7 @@ class Forwarder:
             async with asyncio.TaskGroup() as group:
                 body = group.create_task(self._pass_body(upstream))
                 handoff = await self._answer(upstream)
-                body.cancel()  # who has answered early needs no more of it
+                body.cancel()  # a server that has answered early needs no more of it
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return handoff

@@ -1,11 +1,11 @@
-"""HTTP requests and answers as bytes and fields: which are let through, for whom they are, and what goes on.
+"""HTTP requests and answers as bytes and fields: which are let through, their target, and what goes on.
 
 h11 reads requests; what it lets pass and two readers could understand in two ways is refused here, since the second
 reader would be the server behind this proxy (request smuggling, RFC 9112, 11.2). h11 forgives what old clients do (a
 bare LF ends a line, a line may be folded); a server behind a proxy may forgive other things. Nothing of that passes
 (RFC 9112, 2.2 and 5.2), and what can be no request is not waited for.
 
-Fields of one hop end here, with whatever Connection names; the proxy writes its own for the next hop (RFC 9110, 7.6).
+Fields of one hop end here, with those that Connection names; the proxy writes its own for the next hop (RFC 9110, 7.6).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NO_URL = f"this is a proxy: it wants an absolute URL or CONNECT; http://{RULES_
 
 
 class Target(NamedTuple):
-    """Whom a request is for.
+    """The server that a request is for.
 
     Parameters:
         path: what is asked of that server, in origin form.
@@ -83,11 +83,7 @@ def connect_target(request: h11.Request) -> Target:
     Raises:
         Refused: it is none.
     """
-    try:
-        host, port = parse_authority(request.target.decode("ascii"), None)
-    except BadHost as error:
-        raise Refused("bad_target", f"CONNECT wants host:port: {error}") from error
-    return Target(host, port, b"")
+    return Target(*_authority(request.target, None, "CONNECT wants host:port"), b"")
 
 
 def absolute_target(request: h11.Request) -> Target:
@@ -104,11 +100,7 @@ def absolute_target(request: h11.Request) -> Target:
         raise Refused("bad_target", "only http:// URLs are requested this way; use CONNECT host:port for all others")
     if b"@" in authority or b"#" in path:
         raise Refused("bad_target", "a request target has neither a user nor a fragment")
-    try:
-        host, port = parse_authority(authority.decode("ascii"), HTTP_PORT)
-    except BadHost as error:
-        raise Refused("bad_target", f"no host to send this to: {error}") from error
-    return Target(host, port, _origin_form(request.method, path))
+    return Target(*_authority(authority, HTTP_PORT, "no host to send this to"), _origin_form(request.method, path))
 
 
 def _origin_form(method: bytes, path: bytes) -> bytes:
@@ -131,21 +123,19 @@ def origin_target(request: h11.Request, host: str | Address, port: int) -> Targe
     if not request.target.startswith(b"/") and request.target != b"*":
         target = absolute_target(request)
     else:
-        host, named = _named(request, host, port)
-        target = Target(host, named, request.target)
+        named = next((value for name, value in request.headers if name == b"host"), b"")
+        where = _authority(named, port, "the Host field names no host") if named else (host, port)
+        target = Target(*where, request.target)
     if target.port != port:
         raise Refused("name_mismatch", f"the request names port {target.port} on a connection to port {port}")
     return target
 
 
-def _named(request: h11.Request, host: str | Address, port: int) -> tuple[str | Address, int]:
-    text = next((value for name, value in request.headers if name == b"host"), b"")
-    if not text:
-        return host, port
+def _authority(text: bytes, default_port: int | None, why: str) -> tuple[str | Address, int]:
     try:
-        return parse_authority(text.decode("ascii"), port)
+        return parse_authority(text.decode("ascii"), default_port)
     except (BadHost, UnicodeDecodeError) as error:
-        raise Refused("bad_target", f"the Host field names no host: {error}") from error
+        raise Refused("bad_target", f"{why}: {error}") from error
 
 
 _END = b"\r\n\r\n"

@@ -88,6 +88,10 @@ HTTPS_PORT = 443
 """Where nothing can be added to a request, since it is encrypted."""
 
 
+SPENT = "the sandbox has used up its bytes (options.network.max_bytes)"
+"""The text of `too_many_bytes`."""
+
+
 class Verdict(NamedTuple):
     """A decision.
 
@@ -237,7 +241,7 @@ Decided = tuple[Literal["denied", "not_allowed"] | None, str | None]
 
 
 def _decide(denying: Iterable[Ports], allowing: Iterable[Ports], port: int) -> Decided:
-    """Deny wins, in whatever order the rules were written."""
+    """Deny wins, in any order of the rules."""
     if port == ANY_PORT:
         return _decide_any(denying, allowing)
     if (rule := _find(denying, port)) is not None:

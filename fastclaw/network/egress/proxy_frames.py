@@ -7,7 +7,7 @@
     TROUBLE   from the proxy: something lasting that `health` should say, in one line
     LOGGED    from the proxy: one line for the log
 
-The configuration is in a file, since it holds secrets (a command line is everybody's to read) and may be long.
+The configuration is in a file, since it holds secrets (every user can read a command line) and may be long.
 Bytes in, values out; nothing here knows a socket.
 """
 
@@ -55,8 +55,8 @@ class EgressConfig(Struct, frozen=True, kw_only=True):
         log: path of the decision log; None: there is none.
         max_bytes: both directions together, for the sandbox's whole life; None is no limit.
         hint: what to say besides where nothing outside can be reached.
-        closed_ports: of this host, which nobody reaches by its names.
-        subnet: clients of a bridge come from here, as `a.b.c.d/n`; None: from whoever reaches the listener.
+        closed_ports: of this host, closed also by its names.
+        subnet: clients of a bridge come from here, as `a.b.c.d/n`; None: from anywhere.
     """
 
     allow: list[str]
@@ -129,7 +129,7 @@ def parse_order(frame: bytes, fds: int) -> Order:
         ProtocolError: it is none.
     """
     try:
-        order: Order = _ORDER.decode(frame)
+        order = _ORDER.decode(frame)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"the egress proxy got a frame that it does not know: {error}") from error
     if _FDS[type(order)] != fds:

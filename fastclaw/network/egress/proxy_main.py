@@ -53,7 +53,7 @@ class EgressWorker:
         """Until the other end closes.
 
         Raises:
-            Exception: whatever kept it from obeying an order.
+            Exception: what kept it from obeying an order.
         """
         self._loop.add_reader(self._orders.fileno(), self._on_order)
         try:
@@ -99,7 +99,7 @@ class EgressWorker:
             elif self._server is not None:
                 self._serve(self._server, order, fds)
         finally:
-            close_all(fds)  # those that nobody has taken over
+            close_all(fds)  # those that were not taken over
 
     def _configure(self, fds: list[int]) -> None:
         config = frames.parse_config(read_whole(fds[0]))
@@ -114,7 +114,7 @@ class EgressWorker:
         sock = socket.socket(fileno=fds.pop())
         try:
             server.add(order.id, order.role, sock)
-        except Exception as error:  # of whatever kind: that the others are served is worth more
+        except Exception as error:  # of any kind: the other listeners are served
             sock.close()
             self.say(f"a listener for {order.role} cannot be served: {describe(error)}")
 
@@ -149,7 +149,7 @@ def reserve_descriptors() -> None:
 
 
 def read_whole(fd: int) -> bytes:
-    """What is in a file, wherever somebody else's reading stands."""
+    """All of a file, independent of its offset."""
     return os.pread(fd, os.fstat(fd).st_size, 0)
 
 

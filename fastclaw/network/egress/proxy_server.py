@@ -170,7 +170,7 @@ class Server:
             near.close()
 
     async def _see_out(self, near: socket.socket, refused: Refused) -> None:
-        """Tell a client that is not served why, whatever it asked for."""
+        """Tell a client why it is not served, without reading its request."""
         await self.enforcer.record(refused, None)
         with suppress(OSError):  # it is gone
             near.send(refusal(refused, has_body=True))

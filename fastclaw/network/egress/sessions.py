@@ -5,7 +5,7 @@ nothing is decrypted, but its first words are looked at: a client that speaks TL
 wants, and that must be the one that it was allowed to reach. A server that speaks first is heard at once.
 
 A client of a `transparent` listener knows of no proxy: the firewall has turned its connection to us (DNAT). The kernel
-says where it was going; the client says whom it wants, in its TLS greeting or in the Host field of its request. That
+says where it was going; the client names its server, in its TLS greeting or in the Host field of its request. That
 has to agree with the address, and the connection goes to that address.
 
 Nothing is decided here: requests are read, decided elsewhere and carried out, and the client is told what became of
@@ -29,7 +29,7 @@ from fastclaw.network.egress import tls
 from fastclaw.network.egress.addresses import Address, BadHost, parse_host
 from fastclaw.network.egress.dialing import Dialled
 from fastclaw.network.egress.enforcement import AccessRequest
-from fastclaw.network.egress.forward import SPENT, ClientPeer, Forwarder, Handoff, SandboxContext
+from fastclaw.network.egress.forward import ClientPeer, Forwarder, Handoff, SandboxContext
 from fastclaw.network.egress.http_messages import (
     HTTP_PORT,
     absolute_target,
@@ -39,14 +39,14 @@ from fastclaw.network.egress.http_messages import (
     is_request,
     origin_target,
 )
-from fastclaw.network.egress.policy import RULES_NAME, Refused
+from fastclaw.network.egress.policy import RULES_NAME, SPENT, Refused
 from fastclaw.network.egress.socket_io import IdleTimeout, close_gently
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     CarryOut = Callable[[h11.Request, Forwarder], Awaitable[Handoff | None]]
-    """Does one request whose head has been read; whom to join the client with, where no HTTP follows."""
+    """Does one request whose head has been read; returns the server to join the client with, where no HTTP follows."""
 
 TLS_DENIED = bytes.fromhex("15 0303 0002 02 31")
 """A fatal alert, access_denied (RFC 8446, 6.2), in a record of its own."""
@@ -70,7 +70,7 @@ class Dialect(Protocol):
     """How a client speaks to the proxy."""
 
     async def serve(self) -> Handoff | None:
-        """All of one connection; whom to join it with in the end, if anybody."""
+        """All of one connection; the server to join it with in the end, or None."""
 
 
 class Session:
@@ -103,7 +103,7 @@ class Session:
         """Serve the client.
 
         Returns:
-            Whom to join it with; None: it is closed.
+            The server to join it with; None: it is closed.
         """
         handoff = None
         try:

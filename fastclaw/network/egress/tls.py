@@ -79,7 +79,7 @@ def sniff(data: bytes | bytearray) -> Hello | None:
             `network_limits.TLS_HELLO_RECORDS` records are ever waited for.
 
     Raises:
-        ProtocolError: it is none, or none that everybody would read alike.
+        ProtocolError: it is none, or two readers might read it differently.
     """
     hello = _message(data, _CLIENT_HELLO)
     if hello is None:
@@ -168,7 +168,7 @@ def _server_name(hello: bytes) -> str | None:
 
 
 def _extensions(hello: bytes, position: int) -> Iterator[tuple[int, bytes]]:
-    """The type and content of each. Types that nobody knows (RFC 8701) are among them."""
+    """The type and content of each. Reserved types (RFC 8701) are among them."""
     position, end = _vector(hello, position, 2)
     if end != len(hello):
         raise ProtocolError("a TLS ClientHello with bytes after its end")

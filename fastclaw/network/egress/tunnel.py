@@ -1,4 +1,4 @@
-"""A tunnel: two connected sockets, and whatever comes out of one goes into the other, in both directions.
+"""A tunnel: two connected sockets, and the bytes of each go to the other.
 
 Little is copied through one buffer that all tunnels share; what proves to be bulk is spliced through a borrowed pipe,
 without coming to this process at all (splice(2)). Bytes are taken from a socket only when the other one has taken all
@@ -8,8 +8,8 @@ all are lent, bytes are copied, which always works.
 A half-close is passed on once everything before it has been. What breaks off is not made to look like an end: the
 other side is reset then (RFC 9293, 3.5), after it got what was still readable.
 
-Streams wake this process for a quarter of a megabyte, and not for each segment, since each wake-up costs the sender,
-whom the kernel has do it, as much as this process. But of less than a batch the kernel says nothing then (SO_RCVLOWAT,
+Streams wake this process for half a megabyte, and not for each segment, since each wake-up costs the sender, in whose
+system call it happens, as much as this process. But of less than a batch the kernel says nothing then (SO_RCVLOWAT,
 socket(7)), so a timer looks at every stream; where nothing has moved since it looked before, what came is told at once,
 and so is every byte until it has proved to be a stream again.
 """
@@ -39,7 +39,7 @@ _NOTHING = memoryview(b"")
 
 
 class Meter(Protocol):
-    """Who counts the bytes. False: there may be no more, and the tunnel is cut."""
+    """Counts the bytes of tunnels. False: the budget is used up, and the tunnel is cut."""
 
     def sent(self, count: int, /) -> bool:
         """So many bytes went from near to far."""
@@ -264,7 +264,7 @@ class Tunnel:
     """Joins two sockets until both directions have ended, one side breaks off, the meter says stop, or `close`.
 
     Parameters:
-        near, far: connected stream sockets, non-blocking, and watched by nobody else; closed by the tunnel.
+        near, far: connected stream sockets, non-blocking, and not watched; closed by the tunnel.
         pipes: the process's.
         meter: told of all bytes, heads included, when they have been written.
         on_end: called exactly once, when both are closed; never from within `start`.
@@ -394,7 +394,7 @@ class PipePool:
         return pipe
 
     def give_back(self, pipe: Pipe) -> None:
-        """Whoever borrowed it has no more use for it. What is in it is thrown away."""
+        """Return a pipe that was borrowed. What is in it is thrown away."""
         self.lent -= 1
         if pipe.held or len(self._spare) >= limits.TUNNEL_SPARE_PIPES:
             pipe.close()
