@@ -51,6 +51,7 @@ def new_netns() -> int:
 
 async def test_the_bridge(network: Started) -> None:
     name = network.bridge.interface
+    assert repr(network.network) == f"<FirewalledBridge {name} {network.bridge.subnet}>"
     shown = ip("-d", "addr", "show", "dev", name)
     assert f"inet {network.gateway}/24 " in shown
     assert f"link/ether 02:fc:{':'.join(network.bridge.token[at : at + 2] for at in range(0, 8, 2))}" in shown

@@ -10,16 +10,17 @@ import ctypes
 import os
 import socket
 import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import pytest
 import uvloop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
-    from typing import Any
 
 Result = TypeVar("Result")
 
@@ -110,6 +111,29 @@ class Namespaces:
         sock.bind((address, port))
         sock.listen(64)
         return sock
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a network namespace without asking")
+
+
+def run_apart(program: str, *args: str, mounts: bool = False, **options: Any) -> str:
+    """What a Python program prints that runs in a network namespace of its own, and says nothing on stderr.
+
+    Parameters:
+        mounts: what it mounts is its own, too.
+        options: of `subprocess.run`.
+    """
+    alone = ["unshare", "--net", *(["--mount"] if mounts else [])]
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", program, *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return str(done.stdout)
 
 
 def _do(*argv: str, text: str | None = None) -> None:

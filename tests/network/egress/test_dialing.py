@@ -4,8 +4,6 @@ import asyncio
 import errno
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -19,6 +17,7 @@ from fastclaw.network.egress.addresses import Address
 from fastclaw.network.egress.dialing import LocalAddresses, dial
 from fastclaw.network.egress.policy import Refused
 from tests.balance import balanced
+from tests.network.egress.namespaces import needs_root, run_apart
 from tests.network.egress.rig import reason_of
 
 ONE, TWO, THREE, FOUR = (ip_address(f"127.0.0.{number}") for number in (1, 2, 3, 4))
@@ -296,13 +295,6 @@ local.close()
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a network namespace without asking")
+@needs_root
 def test_addresses_that_come_and_go() -> None:
-    done = subprocess.run(
-        ["unshare", "--net", sys.executable, "-c", IN_A_NAMESPACE],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run_apart(IN_A_NAMESPACE) == ""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import subprocess
-import sys
 import threading
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -19,6 +17,7 @@ from fastclaw.network.egress.dialing import Resolver
 from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.proxy import _environment
 from tests.balance import balanced
+from tests.network.egress.namespaces import needs_root, run_apart
 from tests.waiting import turns
 
 if TYPE_CHECKING:
@@ -88,21 +87,13 @@ except socket.gaierror:
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a resolv.conf without asking")
+@needs_root
 def test_no_search_domain_makes_another_name_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the environment that the proxy's process gets, and a resolv.conf as Kubernetes writes it."""
     monkeypatch.setenv("LOCALDOMAIN", "captured.test")
-    done = subprocess.run(
-        ["unshare", "--net", "--mount", sys.executable, "-c", SEARCHED],
-        env={**_environment(), "PYTHONPATH": os.getcwd()},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.stderr == ""
-    assert {line.strip(".\0") for line in done.stdout.split()} == {"name.test"}
+    env = {**_environment(), "PYTHONPATH": os.getcwd()}
+    asked = run_apart(SEARCHED, mounts=True, env=env, cwd=tmp_path).split()
+    assert {line.strip(".\0") for line in asked} == {"name.test"}
 
 
 async def test_a_name_that_cannot_be_asked_for() -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -33,6 +30,7 @@ from tests.network.egress.enforcer_rig import (
     port_of,
     was_connected_to,
 )
+from tests.network.egress.namespaces import needs_root, run_apart
 from tests.network.egress.rig import config, reason_of
 
 if TYPE_CHECKING:
@@ -187,18 +185,11 @@ asyncio.run(main(msgspec.json.decode(sys.argv[1], type=EgressConfig)))
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a network namespace without asking")
+@needs_root
 def test_a_public_address_of_this_host_is_refused_unless_it_is_listed() -> None:
     """In a network namespace whose own address is a public one."""
     settings = msgspec.json.encode(config(["*"])).decode()
-    done = subprocess.run(
-        ["unshare", "--net", sys.executable, "-c", OWN_ADDRESS, settings],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run_apart(OWN_ADDRESS, settings) == ""
 
 
 # --- DNS rebinding ---

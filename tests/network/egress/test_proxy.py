@@ -104,6 +104,8 @@ async def test_unused_it_is_neither_a_process_nor_a_thread() -> None:
         assert threading.active_count() == threads
         assert it.proxy.health() == {"proxy": "idle", **NOTHING}
         assert it.proxy.trouble is None
+        assert repr(it.proxy) == "<EgressProxy idle, 2 listeners>"
+    assert repr(it.proxy) == "<EgressProxy closed, 0 listeners>"
 
 
 async def test_the_first_connection_starts_it_and_none_is_lost() -> None:
