@@ -15,7 +15,7 @@ from fastclaw.linux.poller import Poller
 from fastclaw.network.egress.forward import ClientPeer, ServerFailed, ServerPeer
 from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.socket_io import IdleTimeout, SocketReader
-from tests.network.egress.rig import HERE, a_proxy, listening, reason_of, request
+from tests.network.egress.rig import HERE, Client, Rig, a_proxy, listening, reason_of, request
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -247,41 +247,35 @@ async def test_the_budget_ends_both_ways(most: int) -> None:
         assert await reason_of(_ask_and_hear(upstream)) == "too_many_bytes"
 
 
-async def test_a_request_arrives_as_its_target_and_not_as_its_host_field_says() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        answer = await client.ask(f"GET {rig.url}/a?b=%20c HTTP/1.1\nHost: elsewhere.test\nAccept: */*\nX-Mine: 1")
-        assert answer.status == 200
-        [seen] = rig.origin.seen
-        assert seen.line == "GET /a?b=%20c HTTP/1.1"
-        assert seen.fields == {
-            "host": f"{HERE}:{rig.origin.port}",
-            "accept": "*/*",
-            "x-mine": "1",
-            "via": "1.1 fastclaw",
-        }
-        assert answer.fields["via"] == "1.1 fastclaw"
+async def test_a_request_arrives_as_its_target_and_not_as_its_host_field_says(rig: Rig, client: Client) -> None:
+    answer = await client.ask(f"GET {rig.url}/a?b=%20c HTTP/1.1\nHost: elsewhere.test\nAccept: */*\nX-Mine: 1")
+    assert answer.status == 200
+    [seen] = rig.origin.seen
+    assert seen.line == "GET /a?b=%20c HTTP/1.1"
+    assert seen.fields == {
+        "host": f"{HERE}:{rig.origin.port}",
+        "accept": "*/*",
+        "x-mine": "1",
+        "via": "1.1 fastclaw",
+    }
+    assert answer.fields["via"] == "1.1 fastclaw"
 
 
-async def test_fields_of_one_hop_end_here_in_both_directions() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        hops = "Connection: keep-alive, X-Hop, Accept\nX-Hop: 1\nKeep-Alive: 5\nProxy-Connection: keep-alive\n"
-        hops += "Proxy-Authorization: Basic Zm9v\nTE: gzip\nUpgrade: h2c\nAccept: x"
-        answer = await client.ask(f"GET {rig.url}/hops HTTP/1.1\nHost: x\n{hops}")
-        assert set(rig.origin.seen[0].fields) == {"host", "via"}
-        assert answer.body == b"ok"
-        assert set(answer.fields) == {"content-length", "x-stays", "via"}
+async def test_fields_of_one_hop_end_here_in_both_directions(rig: Rig, client: Client) -> None:
+    hops = "Connection: keep-alive, X-Hop, Accept\nX-Hop: 1\nKeep-Alive: 5\nProxy-Connection: keep-alive\n"
+    hops += "Proxy-Authorization: Basic Zm9v\nTE: gzip\nUpgrade: h2c\nAccept: x"
+    answer = await client.ask(f"GET {rig.url}/hops HTTP/1.1\nHost: x\n{hops}")
+    assert set(rig.origin.seen[0].fields) == {"host", "via"}
+    assert answer.body == b"ok"
+    assert set(answer.fields) == {"content-length", "x-stays", "via"}
 
 
-async def test_connections_are_kept_on_both_sides_and_each_request_is_decided() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        for number in range(5):
-            answer = await client.ask(f"POST {rig.url}/{number} HTTP/1.1\nHost: x\nContent-Length: 3", b"abc")
-            assert answer.body.endswith(b"\r\n\r\nabc")
-        assert rig.origin.connections == 1
-        assert rig.counters.snapshot()["allowed"] == 5
+async def test_connections_are_kept_on_both_sides_and_each_request_is_decided(rig: Rig, client: Client) -> None:
+    for number in range(5):
+        answer = await client.ask(f"POST {rig.url}/{number} HTTP/1.1\nHost: x\nContent-Length: 3", b"abc")
+        assert answer.body.endswith(b"\r\n\r\nabc")
+    assert rig.origin.connections == 1
+    assert rig.counters.snapshot()["allowed"] == 5
 
 
 async def test_another_server_is_another_connection() -> None:
@@ -314,59 +308,49 @@ async def test_a_standing_connection_is_no_way_around_a_later_decision() -> None
         assert len(rig.origin.seen) == 1
 
 
-async def test_a_redirect_to_a_forbidden_address_leads_nowhere() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        answer = await client.ask(f"GET {rig.url}/redirect HTTP/1.1\nHost: x")
-        assert answer.status == 302
-        followed = await client.ask(f"GET {answer.fields['location']} HTTP/1.1\nHost: 169.254.169.254")
-        assert (followed.status, followed.reason) == (403, "special_address")
-        assert await client.rest() == b""
+async def test_a_redirect_to_a_forbidden_address_leads_nowhere(rig: Rig, client: Client) -> None:
+    answer = await client.ask(f"GET {rig.url}/redirect HTTP/1.1\nHost: x")
+    assert answer.status == 302
+    followed = await client.ask(f"GET {answer.fields['location']} HTTP/1.1\nHost: 169.254.169.254")
+    assert (followed.status, followed.reason) == (403, "special_address")
+    assert await client.rest() == b""
 
 
-async def test_a_server_that_has_closed_meanwhile_is_asked_anew() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        for _ in range(3):
-            answer = await client.ask(f"GET {rig.url}/closes HTTP/1.1\nHost: x")
-            assert (answer.status, answer.body) == (200, b"end")
-        assert rig.origin.connections == 3
+async def test_a_server_that_has_closed_meanwhile_is_asked_anew(rig: Rig, client: Client) -> None:
+    for _ in range(3):
+        answer = await client.ask(f"GET {rig.url}/closes HTTP/1.1\nHost: x")
+        assert (answer.status, answer.body) == (200, b"end")
+    assert rig.origin.connections == 3
 
 
 # --- bodies ---
 
 
-async def test_chunks_and_trailers_pass_in_both_directions() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        body = b"5\r\nhello\r\n1;x=y\r\n!\r\n0\r\nX-Sum: 6\r\nHost: evil\r\nTransfer-Encoding: chunked\r\n\r\n"
-        head = f"POST {rig.url}/chunked HTTP/1.1\nHost: x\nTE: trailers\nTransfer-Encoding: chunked"
-        answer = await client.ask(head, body)
-        assert answer.body == b"abcdefg"
-        assert answer.trailers == {"x-sum": "7"}
-        [seen] = rig.origin.seen
-        assert seen.body == b"hello![X-Sum: 6]"
-        assert (seen.fields["te"], seen.fields["connection"]) == ("trailers", "TE")
+async def test_chunks_and_trailers_pass_in_both_directions(rig: Rig, client: Client) -> None:
+    body = b"5\r\nhello\r\n1;x=y\r\n!\r\n0\r\nX-Sum: 6\r\nHost: evil\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = f"POST {rig.url}/chunked HTTP/1.1\nHost: x\nTE: trailers\nTransfer-Encoding: chunked"
+    answer = await client.ask(head, body)
+    assert answer.body == b"abcdefg"
+    assert answer.trailers == {"x-sum": "7"}
+    [seen] = rig.origin.seen
+    assert seen.body == b"hello![X-Sum: 6]"
+    assert (seen.fields["te"], seen.fields["connection"]) == ("trailers", "TE")
 
 
-async def test_a_client_of_http_1_0_gets_plain_bytes_and_a_close() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        await client.say(request(f"GET {rig.url}/chunked HTTP/1.0"))
-        head, _, body = (await client.rest()).partition(b"\r\n\r\n")
-        assert b"transfer-encoding" not in head.lower()
-        assert b"connection: close" in head.lower()
-        assert body == b"abcdefg"
-        assert rig.origin.seen[0].fields["via"] == "1.0 fastclaw"
+async def test_a_client_of_http_1_0_gets_plain_bytes_and_a_close(rig: Rig, client: Client) -> None:
+    await client.say(request(f"GET {rig.url}/chunked HTTP/1.0"))
+    head, _, body = (await client.rest()).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert b"connection: close" in head.lower()
+    assert body == b"abcdefg"
+    assert rig.origin.seen[0].fields["via"] == "1.0 fastclaw"
 
 
-async def test_a_body_that_runs_until_the_close_is_chunked_for_the_client_who_stays() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        answer = await client.ask(f"GET {rig.url}/until-close HTTP/1.1\nHost: x")
-        assert (answer.body, answer.fields["transfer-encoding"]) == (b"all of it", "chunked")
-        assert (await client.ask(f"GET {rig.url}/old HTTP/1.1\nHost: x")).body == b"old"
-        assert (await client.ask(f"GET {rig.url}/ HTTP/1.1\nHost: x")).status == 200
+async def test_a_body_that_runs_until_the_close_is_chunked_for_the_client_who_stays(rig: Rig, client: Client) -> None:
+    answer = await client.ask(f"GET {rig.url}/until-close HTTP/1.1\nHost: x")
+    assert (answer.body, answer.fields["transfer-encoding"]) == (b"all of it", "chunked")
+    assert (await client.ask(f"GET {rig.url}/old HTTP/1.1\nHost: x")).body == b"old"
+    assert (await client.ask(f"GET {rig.url}/ HTTP/1.1\nHost: x")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -378,13 +362,13 @@ async def test_a_body_that_runs_until_the_close_is_chunked_for_the_client_who_st
         ("GET", "/both-lengths", 200, None),
     ],
 )
-async def test_answers_whose_length_is_not_their_bodys(method: str, path: str, status: int, length: str | None) -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        answer = await client.ask(f"{method} {rig.url}{path} HTTP/1.1\nHost: x")
-        assert (answer.status, answer.fields.get("content-length")) == (status, length)
-        assert answer.body == (b"ok" if path == "/both-lengths" else b"")
-        assert (await client.ask(f"GET {rig.url}/ HTTP/1.1\nHost: x")).status == 200
+async def test_answers_whose_length_is_not_their_bodys(
+    rig: Rig, client: Client, method: str, path: str, status: int, length: str | None
+) -> None:
+    answer = await client.ask(f"{method} {rig.url}{path} HTTP/1.1\nHost: x")
+    assert (answer.status, answer.fields.get("content-length")) == (status, length)
+    assert answer.body == (b"ok" if path == "/both-lengths" else b"")
+    assert (await client.ask(f"GET {rig.url}/ HTTP/1.1\nHost: x")).status == 200
 
 
 async def test_a_large_body_waits_for_a_slow_reader() -> None:
@@ -419,141 +403,119 @@ async def test_a_large_body_goes_up_whole() -> None:
         assert rig.origin.seen[0].body == body
 
 
-async def test_a_server_that_answers_before_the_body_is_through_is_heard() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        answer = await client.ask(
-            f"POST {rig.url}/refuses-body HTTP/1.1\nHost: x\nContent-Length: 1000000", b"x" * 1000
-        )
-        assert (answer.status, answer.body) == (413, b"no\n")
-        assert await client.rest() == b""
-        await rig.still_works()
+async def test_a_server_that_answers_before_the_body_is_through_is_heard(rig: Rig, client: Client) -> None:
+    answer = await client.ask(f"POST {rig.url}/refuses-body HTTP/1.1\nHost: x\nContent-Length: 1000000", b"x" * 1000)
+    assert (answer.status, answer.body) == (413, b"no\n")
+    assert await client.rest() == b""
+    await rig.still_works()
 
 
 # --- expectations, hints, switches ---
 
 
-async def test_a_client_that_waits_for_100_gets_the_servers() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        await client.say(request(f"PUT {rig.url}/continue HTTP/1.1\nHost: x\nContent-Length: 4\nExpect: 100-continue"))
-        assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
-        await client.say(b"body")
-        answer = await client.answer("PUT")
-        assert answer.body.endswith(b"body")
-        assert rig.origin.seen[0].fields["expect"] == "100-continue"
+async def test_a_client_that_waits_for_100_gets_the_servers(rig: Rig, client: Client) -> None:
+    await client.say(request(f"PUT {rig.url}/continue HTTP/1.1\nHost: x\nContent-Length: 4\nExpect: 100-continue"))
+    assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+    await client.say(b"body")
+    answer = await client.answer("PUT")
+    assert answer.body.endswith(b"body")
+    assert rig.origin.seen[0].fields["expect"] == "100-continue"
 
 
-async def test_early_hints_pass_but_not_to_an_old_client() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        answer = await client.ask(f"GET {rig.url}/hints HTTP/1.1\nHost: x")
-        assert (answer.interim, answer.status) == ([103], 200)
-        old = await rig.connect()
-        await old.say(request(f"GET {rig.url}/hints HTTP/1.0"))
-        assert (await old.rest()).startswith(b"HTTP/1.1 200")
+async def test_early_hints_pass_but_not_to_an_old_client(rig: Rig, client: Client) -> None:
+    answer = await client.ask(f"GET {rig.url}/hints HTTP/1.1\nHost: x")
+    assert (answer.interim, answer.status) == ([103], 200)
+    old = await rig.connect()
+    await old.say(request(f"GET {rig.url}/hints HTTP/1.0"))
+    assert (await old.rest()).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_switch_makes_a_tunnel() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        head = f"GET {rig.url}/upgrade HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: Echo, h2c\nSec-Key: k"
-        await client.say(request(head) + b"early")
-        answer = await client.until(b"\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 101 ")
-        assert b"\r\nUpgrade: echo\r\n" in answer
-        assert await client.read(8) == b"hi!EARLY"
-        await client.say(b"more")
-        assert await client.read(4) == b"MORE"
-        client.writer.write_eof()
-        assert await client.rest() == b""
-        assert rig.origin.seen[0].fields["upgrade"] == "Echo"
-        await until(lambda: rig.open == 0)
+async def test_a_switch_makes_a_tunnel(rig: Rig, client: Client) -> None:
+    head = f"GET {rig.url}/upgrade HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: Echo, h2c\nSec-Key: k"
+    await client.say(request(head) + b"early")
+    answer = await client.until(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    assert b"\r\nUpgrade: echo\r\n" in answer
+    assert await client.read(8) == b"hi!EARLY"
+    await client.say(b"more")
+    assert await client.read(4) == b"MORE"
+    client.writer.write_eof()
+    assert await client.rest() == b""
+    assert rig.origin.seen[0].fields["upgrade"] == "Echo"
+    await until(lambda: rig.open == 0)
 
 
-async def test_no_switch_without_a_wish_for_one() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        answer = await client.ask(f"GET {rig.url}/unasked-101 HTTP/1.1\nHost: x\nUpgrade: echo")
-        assert (answer.status, answer.reason) == (502, "unreachable")
-        assert "upgrade" not in rig.origin.seen[0].fields
+async def test_no_switch_without_a_wish_for_one(rig: Rig, client: Client) -> None:
+    answer = await client.ask(f"GET {rig.url}/unasked-101 HTTP/1.1\nHost: x\nUpgrade: echo")
+    assert (answer.status, answer.reason) == (502, "unreachable")
+    assert "upgrade" not in rig.origin.seen[0].fields
 
 
-async def test_pipelined_requests_are_answered_in_order() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        post = request(f"POST {rig.url}/b HTTP/1.1\nHost: x\nContent-Length: 2") + b"hi"
-        await client.say(
-            request(f"GET {rig.url}/a HTTP/1.1\nHost: x") + post + request(f"GET {rig.url}/c HTTP/1.1\nHost: x")
-        )
-        assert [(await client.answer()).status for _ in range(3)] == [200, 200, 200]
-        assert [seen.line.split()[1] for seen in rig.origin.seen] == ["/a", "/b", "/c"]
+async def test_pipelined_requests_are_answered_in_order(rig: Rig, client: Client) -> None:
+    post = request(f"POST {rig.url}/b HTTP/1.1\nHost: x\nContent-Length: 2") + b"hi"
+    await client.say(
+        request(f"GET {rig.url}/a HTTP/1.1\nHost: x") + post + request(f"GET {rig.url}/c HTTP/1.1\nHost: x")
+    )
+    assert [(await client.answer()).status for _ in range(3)] == [200, 200, 200]
+    assert [seen.line.split()[1] for seen in rig.origin.seen] == ["/a", "/b", "/c"]
 
 
 # --- when a side breaks ---
 
 
 @pytest.mark.parametrize("path", ["/silent", "/garbage", "/bad-length", "/huge-head"])
-async def test_a_server_that_speaks_no_http_is_a_bad_gateway(path: str) -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        answer = await client.ask(f"GET {rig.url}{path} HTTP/1.1\nHost: x")
-        assert (answer.status, answer.reason) == (502, "unreachable")
-        assert rig.counters.snapshot()["failed"] == {"unreachable": 1}
-        await rig.still_works()
+async def test_a_server_that_speaks_no_http_is_a_bad_gateway(rig: Rig, client: Client, path: str) -> None:
+    answer = await client.ask(f"GET {rig.url}{path} HTTP/1.1\nHost: x")
+    assert (answer.status, answer.reason) == (502, "unreachable")
+    assert rig.counters.snapshot()["failed"] == {"unreachable": 1}
+    await rig.still_works()
 
 
 @pytest.mark.parametrize("path", ["/cut", "/cut-chunk"])
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-async def test_an_answer_that_breaks_off_does_not_look_whole(path: str, version: str) -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        await client.say(request(f"GET {rig.url}{path} HTTP/{version}\nHost: x"))
-        await client.until(b"only ten..")
-        with pytest.raises(ConnectionResetError):
-            await client.reader.read()
-        await rig.still_works()
+async def test_an_answer_that_breaks_off_does_not_look_whole(rig: Rig, client: Client, path: str, version: str) -> None:
+    await client.say(request(f"GET {rig.url}{path} HTTP/{version}\nHost: x"))
+    await client.until(b"only ten..")
+    with pytest.raises(ConnectionResetError):
+        await client.reader.read()
+    await rig.still_works()
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_body_takes_the_servers_connection_along() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        await client.say(request(f"POST {rig.url}/ HTTP/1.1\nHost: x\nContent-Length: 100") + b"half")
-        await until(lambda: rig.origin.connections == 1)
-        await client.close()
-        await asyncio.wait_for(rig.origin.gone.wait(), 20)
-        await until(lambda: rig.open == 0)
-        assert rig.origin.seen == []
+async def test_a_client_that_leaves_in_the_middle_of_its_body_takes_the_servers_connection_along(
+    rig: Rig, client: Client
+) -> None:
+    await client.say(request(f"POST {rig.url}/ HTTP/1.1\nHost: x\nContent-Length: 100") + b"half")
+    await until(lambda: rig.origin.connections == 1)
+    await client.close()
+    await asyncio.wait_for(rig.origin.gone.wait(), 20)
+    await until(lambda: rig.open == 0)
+    assert rig.origin.seen == []
 
 
-async def test_a_client_that_leaves_during_the_answer_takes_the_servers_connection_along() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        await client.say(request(f"GET {rig.url}/big/{1 << 30} HTTP/1.1\nHost: x"))
-        await client.until(b"\r\n\r\n")
-        client.writer.transport.abort()
-        await asyncio.wait_for(rig.origin.gone.wait(), 20)
-        await until(lambda: rig.open == 0)
+async def test_a_client_that_leaves_during_the_answer_takes_the_servers_connection_along(
+    rig: Rig, client: Client
+) -> None:
+    await client.say(request(f"GET {rig.url}/big/{1 << 30} HTTP/1.1\nHost: x"))
+    await client.until(b"\r\n\r\n")
+    client.writer.transport.abort()
+    await asyncio.wait_for(rig.origin.gone.wait(), 20)
+    await until(lambda: rig.open == 0)
 
 
-async def test_a_client_that_says_no_more_still_gets_its_answer() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        await client.say(request(f"GET {rig.url}/slow HTTP/1.1\nHost: x"))
-        client.writer.write_eof()
-        await until(lambda: len(rig.origin.seen) == 1)
-        rig.origin.go.set()
-        assert (await client.answer()).status == 200
-        assert await client.rest() == b""
+async def test_a_client_that_says_no_more_still_gets_its_answer(rig: Rig, client: Client) -> None:
+    await client.say(request(f"GET {rig.url}/slow HTTP/1.1\nHost: x"))
+    client.writer.write_eof()
+    await until(lambda: len(rig.origin.seen) == 1)
+    rig.origin.go.set()
+    assert (await client.answer()).status == 200
+    assert await client.rest() == b""
 
 
-async def test_a_body_that_is_no_body_is_refused_and_the_server_does_not_wait_for_it() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        head = f"POST {rig.url}/ HTTP/1.1\nHost: x\nTransfer-Encoding: chunked"
-        answer = await client.ask(head, b"5\r\nhello\r\nZZ\r\n")
-        assert (answer.status, answer.reason) == (400, "bad_request")
-        await asyncio.wait_for(rig.origin.gone.wait(), 20)
+async def test_a_body_that_is_no_body_is_refused_and_the_server_does_not_wait_for_it(rig: Rig, client: Client) -> None:
+    head = f"POST {rig.url}/ HTTP/1.1\nHost: x\nTransfer-Encoding: chunked"
+    answer = await client.ask(head, b"5\r\nhello\r\nZZ\r\n")
+    assert (answer.status, answer.reason) == (400, "bad_request")
+    await asyncio.wait_for(rig.origin.gone.wait(), 20)
 
 
 async def test_a_server_that_never_answers_is_given_up() -> None:

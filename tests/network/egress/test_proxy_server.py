@@ -15,7 +15,7 @@ from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.proxy_frames import Injection
 from fastclaw.network.egress.proxy_server import Server
 from fastclaw.network.egress.sessions import ProxyDialect
-from tests.network.egress.rig import HERE, Client, a_proxy, config, listening, request
+from tests.network.egress.rig import HERE, Client, Rig, a_proxy, config, listening, request
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -75,45 +75,42 @@ async def test_the_host_itself_is_a_stranger_on_its_own_bridge() -> None:
         assert not rig.server.is_inside(HERE)
 
 
-async def test_what_came_over_a_listener_ends_with_it_and_with_nothing_else() -> None:
-    async with a_proxy() as rig:
-        other = listening()
-        port = other.getsockname()[1]
-        rig.server.add(2, "proxy", other)
-        stays = await rig.tunnel()
-        tunnel, asking, silent = [await rig.connect(port) for _ in range(3)]
-        await tunnel.say(request(f"CONNECT {HERE}:{rig.origin.port} HTTP/1.1\nHost: x"))
-        await tunnel.until(b"\r\n\r\n")
-        assert (await tunnel.ask("GET / HTTP/1.1\nHost: x")).status == 200
-        await asking.say(request(f"GET {rig.url}/slow HTTP/1.1\nHost: x"))
-        await until(lambda: len(rig.origin.seen) == 2 and rig.open == 4)
-        rig.server.remove(2)
-        rig.server.remove(2)
-        assert [await client.rest() for client in (tunnel, asking, silent)] == [b"", b"", b""]
-        await until(lambda: rig.open == 1)
-        with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection(HERE, port)
-        assert (await stays.ask("GET / HTTP/1.1\nHost: x")).status == 200
+async def test_what_came_over_a_listener_ends_with_it_and_with_nothing_else(rig: Rig) -> None:
+    other = listening()
+    port = other.getsockname()[1]
+    rig.server.add(2, "proxy", other)
+    stays = await rig.tunnel()
+    tunnel, asking, silent = [await rig.connect(port) for _ in range(3)]
+    await tunnel.say(request(f"CONNECT {HERE}:{rig.origin.port} HTTP/1.1\nHost: x"))
+    await tunnel.until(b"\r\n\r\n")
+    assert (await tunnel.ask("GET / HTTP/1.1\nHost: x")).status == 200
+    await asking.say(request(f"GET {rig.url}/slow HTTP/1.1\nHost: x"))
+    await until(lambda: len(rig.origin.seen) == 2 and rig.open == 4)
+    rig.server.remove(2)
+    rig.server.remove(2)
+    assert [await client.rest() for client in (tunnel, asking, silent)] == [b"", b"", b""]
+    await until(lambda: rig.open == 1)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(HERE, port)
+    assert (await stays.ask("GET / HTTP/1.1\nHost: x")).status == 200
 
 
-async def test_a_connection_that_was_accepted_just_now_ends_with_its_listener_as_well() -> None:
-    async with a_proxy() as rig:
-        with socket.create_connection((HERE, rig.port)) as client:
-            client.setblocking(False)
-            rig.server._on_connections(ProxyDialect, rig.server._listeners[1])
-            rig.server.remove(1)  # before the session has had a turn
-            await until(lambda: rig.open == 0)
-            assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+async def test_a_connection_that_was_accepted_just_now_ends_with_its_listener_as_well(rig: Rig) -> None:
+    with socket.create_connection((HERE, rig.port)) as client:
+        client.setblocking(False)
+        rig.server._on_connections(ProxyDialect, rig.server._listeners[1])
+        rig.server.remove(1)  # before the session has had a turn
+        await until(lambda: rig.open == 0)
+        assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
 
 
-async def test_closing_ends_everything() -> None:
-    async with a_proxy() as rig:
-        clients = [await rig.tunnel(), await rig.connect(), await rig.connect()]
-        await clients[1].say(request(f"GET {rig.url}/slow HTTP/1.1\nHost: x"))
-        await until(lambda: len(rig.origin.seen) == 1)
-        await rig.server.aclose()
-        assert [await client.rest() for client in clients] == [b"", b"", b""]
-        assert rig.open == 0
+async def test_closing_ends_everything(rig: Rig) -> None:
+    clients = [await rig.tunnel(), await rig.connect(), await rig.connect()]
+    await clients[1].say(request(f"GET {rig.url}/slow HTTP/1.1\nHost: x"))
+    await until(lambda: len(rig.origin.seen) == 1)
+    await rig.server.aclose()
+    assert [await client.rest() for client in clients] == [b"", b"", b""]
+    assert rig.open == 0
 
 
 async def test_questions_for_addresses_are_answered() -> None:
@@ -139,17 +136,16 @@ async def test_questions_for_addresses_are_answered() -> None:
 
 
 async def test_a_bug_in_one_session_is_written_down_and_the_others_go_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with a_proxy() as rig:
-        with monkeypatch.context() as patched:
-            logging.getLogger("fastclaw").handlers.clear()  # the rig's own, for which this would be a failure
-            patched.setattr("fastclaw.network.egress.sessions.check", lambda request: 1 / 0)
-            client = await rig.connect()
-            await client.say(request(f"GET {rig.url}/ HTTP/1.1\nHost: x"))
-            assert await client.rest() == b""
-        assert "ZeroDivisionError" in caplog.text
-        await rig.still_works()
+    with monkeypatch.context() as patched:
+        logging.getLogger("fastclaw").handlers.clear()  # the rig's own, for which this would be a failure
+        patched.setattr("fastclaw.network.egress.sessions.check", lambda request: 1 / 0)
+        client = await rig.connect()
+        await client.say(request(f"GET {rig.url}/ HTTP/1.1\nHost: x"))
+        assert await client.rest() == b""
+    assert "ZeroDivisionError" in caplog.text
+    await rig.still_works()
 
 
 # --- secrets ---
@@ -206,11 +202,10 @@ async def test_a_clients_password_is_not_written_down(tmp_path: Path) -> None:
     assert "hunter2" not in log.read_text()
 
 
-async def test_many_connections_at_once() -> None:
-    async with a_proxy() as rig:
-        clients = await asyncio.gather(*(rig.tunnel() for _ in range(300)))
-        assert rig.open == 300
-        answers = await asyncio.gather(*(client.ask("GET / HTTP/1.1\nHost: x") for client in clients))
-        assert {answer.status for answer in answers} == {200}
-        await asyncio.gather(*(client.close() for client in clients))
-        await until(lambda: rig.open == 0)
+async def test_many_connections_at_once(rig: Rig) -> None:
+    clients = await asyncio.gather(*(rig.tunnel() for _ in range(300)))
+    assert rig.open == 300
+    answers = await asyncio.gather(*(client.ask("GET / HTTP/1.1\nHost: x") for client in clients))
+    assert {answer.status for answer in answers} == {200}
+    await asyncio.gather(*(client.close() for client in clients))
+    await until(lambda: rig.open == 0)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastclaw import network_limits
-from tests.network.egress.rig import HERE, LENGTH_FIRST, UNREADABLE, a_proxy, client_hello, request
+from tests.network.egress.rig import HERE, LENGTH_FIRST, UNREADABLE, Client, Rig, a_proxy, client_hello, request
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -28,37 +28,33 @@ LONG = "x" * (network_limits.EGRESS_HEAD_BYTES + 1)
 # --- tunnels ---
 
 
-async def test_a_tunnel_carries_bytes_both_ways_and_counts_them() -> None:
-    async with a_proxy() as rig:
-        client = await rig.tunnel()
-        answer = await client.ask("GET /inside HTTP/1.1\nHost: whatever")
-        assert answer.status == 200
-        sent = len(request("GET /inside HTTP/1.1\nHost: whatever"))
-        bytes_moved = rig.counters.snapshot()["bytes"]
-        assert bytes_moved["sent"] == sent
-        assert bytes_moved["received"] > sent
-        await client.close()
-        await until(lambda: rig.open == 0)
+async def test_a_tunnel_carries_bytes_both_ways_and_counts_them(rig: Rig) -> None:
+    client = await rig.tunnel()
+    answer = await client.ask("GET /inside HTTP/1.1\nHost: whatever")
+    assert answer.status == 200
+    sent = len(request("GET /inside HTTP/1.1\nHost: whatever"))
+    bytes_moved = rig.counters.snapshot()["bytes"]
+    assert bytes_moved["sent"] == sent
+    assert bytes_moved["received"] > sent
+    await client.close()
+    await until(lambda: rig.open == 0)
 
 
-async def test_what_comes_with_the_request_goes_first() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        where = f"{HERE}:{rig.origin.port}"
-        await client.say(request(f"CONNECT {where} HTTP/1.1\nHost: {where}") + request("GET /now HTTP/1.1\nHost: x"))
-        assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-        assert (await client.answer()).status == 200
+async def test_what_comes_with_the_request_goes_first(rig: Rig, client: Client) -> None:
+    where = f"{HERE}:{rig.origin.port}"
+    await client.say(request(f"CONNECT {where} HTTP/1.1\nHost: {where}") + request("GET /now HTTP/1.1\nHost: x"))
+    assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    assert (await client.answer()).status == 200
 
 
-async def test_a_server_that_speaks_first_is_heard_at_once() -> None:
-    async with a_proxy() as rig:
-        server = await asyncio.start_server(_greet, HERE, 0)
-        async with server:
-            client = await rig.tunnel(f"{HERE}:{server.sockets[0].getsockname()[1]}")
-            assert await client.read(len(SSH)) == SSH
-            await client.say(b"SSH-2.0-client\r\n")
-            assert await client.read(2) == b"ok"
-            assert await client.rest() == b""
+async def test_a_server_that_speaks_first_is_heard_at_once(rig: Rig) -> None:
+    server = await asyncio.start_server(_greet, HERE, 0)
+    async with server:
+        client = await rig.tunnel(f"{HERE}:{server.sockets[0].getsockname()[1]}")
+        assert await client.read(len(SSH)) == SSH
+        await client.say(b"SSH-2.0-client\r\n")
+        assert await client.read(2) == b"ok"
+        assert await client.rest() == b""
 
 
 async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -69,19 +65,17 @@ async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     await writer.wait_closed()
 
 
-async def test_a_client_that_only_listens_is_let_be() -> None:
-    async with a_proxy() as rig:
-        client = await rig.tunnel()
-        client.writer.write_eof()
-        assert await client.rest() == b""
-        await until(lambda: rig.open == 0)
+async def test_a_client_that_only_listens_is_let_be(rig: Rig) -> None:
+    client = await rig.tunnel()
+    client.writer.write_eof()
+    assert await client.rest() == b""
+    await until(lambda: rig.open == 0)
 
 
-async def test_a_server_that_closes_ends_the_tunnel() -> None:
-    async with a_proxy() as rig:
-        client = await rig.tunnel()
-        await client.say(request("GET /closes HTTP/1.1\nHost: x"))
-        assert (await client.rest()).endswith(b"end")
+async def test_a_server_that_closes_ends_the_tunnel(rig: Rig) -> None:
+    client = await rig.tunnel()
+    await client.say(request("GET /closes HTTP/1.1\nHost: x"))
+    assert (await client.rest()).endswith(b"end")
 
 
 async def test_an_idle_tunnel_is_cut_and_counted_as_that(tmp_path: Path) -> None:
@@ -161,15 +155,14 @@ async def test_tls_for_another_server_is_refused(target: str, name: str, reason:
 
 
 @pytest.mark.parametrize("words", [*UNREADABLE, LENGTH_FIRST, b"hello", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
-async def test_an_address_that_a_rule_lists_hears_whatever_is_said(words: bytes) -> None:
+async def test_an_address_that_a_rule_lists_hears_whatever_is_said(rig: Rig, words: bytes) -> None:
     """mandiant/flare-fakenet-ng#57: what looks like TLS in its first byte is not refused for being none."""
-    async with a_proxy() as rig:
-        server, heard = await _a_listener(len(words))
-        async with server:
-            client = await rig.tunnel(f"{HERE}:{server.sockets[0].getsockname()[1]}")
-            await client.say(words)
-            assert await asyncio.wait_for(heard, 20) == words
-            assert rig.denied == {}
+    server, heard = await _a_listener(len(words))
+    async with server:
+        client = await rig.tunnel(f"{HERE}:{server.sockets[0].getsockname()[1]}")
+        await client.say(words)
+        assert await asyncio.wait_for(heard, 20) == words
+        assert rig.denied == {}
 
 
 # --- a server that asks for another greeting (RFC 8446, 4.1.4) ---

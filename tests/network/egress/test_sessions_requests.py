@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fastclaw import network_limits
 from fastclaw.network.egress.enforcement import AccessRequest
 from fastclaw.network.egress.policy import Policy, Refused
-from tests.network.egress.rig import HERE, Rig, a_proxy, request
+from tests.network.egress.rig import HERE, Client, Rig, a_proxy, request
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -83,13 +83,11 @@ async def test_a_program_inside_can_read_the_rules_and_no_secret() -> None:
         assert rig.counters.snapshot()["allowed"] == 0
 
 
-async def test_the_refusal_of_a_head_has_no_body() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        await client.say(request("HEAD http://evil.test/ HTTP/1.1\nHost: evil.test"))
-        head, _, body = (await client.rest()).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 403 ")
-        assert body == b""
+async def test_the_refusal_of_a_head_has_no_body(client: Client) -> None:
+    await client.say(request("HEAD http://evil.test/ HTTP/1.1\nHost: evil.test"))
+    head, _, body = (await client.rest()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 403 ")
+    assert body == b""
 
 
 async def test_a_server_that_cannot_be_reached_is_a_bad_gateway() -> None:
@@ -274,13 +272,11 @@ BAD_BODIES = {
 
 
 @pytest.mark.parametrize("what", BAD_BODIES)
-async def test_what_is_no_body_ends_the_request(what: str) -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        await client.say(request(f"POST {rig.url}/ HTTP/1.1\nHost: x\nTransfer-Encoding: chunked") + BAD_BODIES[what])
-        assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
-        await rig.still_works()
-        assert [seen.line for seen in rig.origin.seen] == ["GET /next HTTP/1.1"]
+async def test_what_is_no_body_ends_the_request(rig: Rig, client: Client, what: str) -> None:
+    await client.say(request(f"POST {rig.url}/ HTTP/1.1\nHost: x\nTransfer-Encoding: chunked") + BAD_BODIES[what])
+    assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
+    await rig.still_works()
+    assert [seen.line for seen in rig.origin.seen] == ["GET /next HTTP/1.1"]
 
 
 PIECES = [
@@ -342,24 +338,20 @@ async def test_one_request_is_one_request_to_the_server(what: str) -> None:
         assert [seen.line for seen in rig.origin.seen] == ["POST /outer HTTP/1.1", "GET /next HTTP/1.1"]
 
 
-async def test_a_length_that_does_not_reach_leaves_a_second_request_that_is_judged() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        inner = "GET http://evil.test/ HTTP/1.1\r\nHost: x\r\n\r\n"
-        await client.say(f"POST {rig.url}/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n{inner}".encode())
-        assert (await client.answer("POST")).status == 200
-        refused = await client.answer()
-        assert (refused.status, refused.reason) == (403, "not_allowed")
-        assert len(rig.origin.seen) == 1
+async def test_a_length_that_does_not_reach_leaves_a_second_request_that_is_judged(rig: Rig, client: Client) -> None:
+    inner = "GET http://evil.test/ HTTP/1.1\r\nHost: x\r\n\r\n"
+    await client.say(f"POST {rig.url}/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n{inner}".encode())
+    assert (await client.answer("POST")).status == 200
+    refused = await client.answer()
+    assert (refused.status, refused.reason) == (403, "not_allowed")
+    assert len(rig.origin.seen) == 1
 
 
-async def test_a_request_in_pieces_is_read_as_one() -> None:
-    async with a_proxy() as rig:
-        client = await rig.connect()
-        for byte in request(f"GET {rig.url}/ HTTP/1.1\nHost: x"):
-            await client.say(bytes((byte,)))
-            await asyncio.sleep(0)
-        assert (await client.answer()).status == 200
+async def test_a_request_in_pieces_is_read_as_one(rig: Rig, client: Client) -> None:
+    for byte in request(f"GET {rig.url}/ HTTP/1.1\nHost: x"):
+        await client.say(bytes((byte,)))
+        await asyncio.sleep(0)
+    assert (await client.answer()).status == 200
 
 
 # --- slow clients ---
@@ -398,9 +390,8 @@ async def test_a_slow_second_request_is_not_waited_for_either(monkeypatch: pytes
         assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
 
 
-async def test_many_slow_clients_hold_nobody_up() -> None:
-    async with a_proxy() as rig:
-        for _ in range(200):
-            await (await rig.connect()).say(b"GET http://h/ HTTP/1.1\r\nHost: ")
-        await until(lambda: rig.open == 200)
-        await rig.still_works()
+async def test_many_slow_clients_hold_nobody_up(rig: Rig) -> None:
+    for _ in range(200):
+        await (await rig.connect()).say(b"GET http://h/ HTTP/1.1\r\nHost: ")
+    await until(lambda: rig.open == 200)
+    await rig.still_works()
