@@ -148,14 +148,6 @@ def line(method: str, request_id: Any, **params: Any) -> bytes:
     return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}) + b"\n"
 
 
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, zombies not counted."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def marked_processes(mark: str) -> list[int]:
     """Processes with `mark` in their command line."""
     found = []

@@ -19,6 +19,7 @@ from fastclaw.client import RuntimeClient
 from fastclaw.linux import proc
 from fastclaw.podman.service.plan import ServicePlan, service_env, tool_argv
 from fastclaw.podman.service.storage import service_paths
+from tests.pids import command_line
 
 PROMISED_S = 2.0
 """From SIGKILL until nothing is left. Measured: 0.9 s at most, where nobody takes the cores."""
@@ -91,11 +92,6 @@ def _trace(pid: int, needle: bytes) -> str:
             if needle in text:
                 return f"{pid} {name} {command_line(pid)[:200]!r}"
     return ""
-
-
-def command_line(pid: int) -> bytes:
-    """With a zero byte after each word."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 class Watch:

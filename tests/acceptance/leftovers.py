@@ -15,7 +15,7 @@ from pathlib import Path
 from fastclaw.linux import proc
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
-from fastclaw.processes.lane import PROCESS_ID_VARIABLE
+from tests.pids import has_not_ended
 
 TOKEN = f"fcl{uuid.uuid4().hex[:8]}"
 """In the command line of every program that is started by a test; the name of a template's worker, which has none."""
@@ -31,15 +31,9 @@ def programs() -> list[int]:
     for pid in proc.pids():
         with suppress(OSError):
             known = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/comm").read_bytes()
-            if TOKEN.encode() in known and not _has_ended(pid):
+            if TOKEN.encode() in known and has_not_ended(pid):
                 found.append(pid)
     return found
-
-
-def _has_ended(pid: int) -> bool:
-    """A worker's name stays until somebody has taken note of its end."""
-    stat = proc.read_stat(pid)
-    return stat is None or stat.gone
 
 
 def end_programs() -> None:
@@ -50,11 +44,6 @@ def end_programs() -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(LOOK_S)
-
-
-def marked(process_id: str) -> list[int]:
-    """Live processes of an exec."""
-    return [row.pid for row in proc.scan(PROCESS_ID_VARIABLE) if row.marker == process_id]
 
 
 def asleep() -> list[str]:

@@ -17,16 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastclaw import limits
 from fastclaw.client import RemoteProcess, RuntimeClient
 from tests.acceptance.hostile import OWNER, a_workspace
-from tests.acceptance.leftovers import (
-    LOOK_S,
-    TOKEN,
-    asleep,
-    end_programs,
-    marked,
-    nothing_left,
-    socket_directories,
-)
+from tests.acceptance.leftovers import LOOK_S, TOKEN, asleep, end_programs, nothing_left, socket_directories
 from tests.acceptance.slow_files import mounts_of, slow_files
+from tests.pids import marked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

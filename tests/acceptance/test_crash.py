@@ -23,8 +23,9 @@ from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from fastclaw.runtime import InitializeParams
 from fastclaw.runtimes import podman
-from tests.acceptance.homes import DAEMONS, PATIENCE_S, PROMISED_S, Home, Watch, command_line, killed, nothing_is_left
+from tests.acceptance.homes import DAEMONS, PATIENCE_S, PROMISED_S, Home, Watch, killed, nothing_is_left
 from tests.engine_fixtures import unusable
+from tests.pids import command_line
 from tests.waiting import until
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from fastclaw.linux import proc
-from tests.acceptance.homes import DAEMONS, PATIENCE_S, Home, command_line, nothing_is_left
-from tests.acceptance.leftovers import marked
-from tests.spawner.fake_spawner import busy_reapers_of, children_of, pump_of
+from tests.acceptance.homes import DAEMONS, PATIENCE_S, Home, nothing_is_left
+from tests.pids import children_of, command_line, marked
+from tests.spawner.fake_spawner import busy_reapers_of, pump_of
 from tests.waiting import until
 
 if TYPE_CHECKING:

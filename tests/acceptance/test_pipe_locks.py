@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, IoError
-from tests.acceptance.leftovers import TOKEN, end_programs, marked, programs
+from tests.acceptance.leftovers import TOKEN, end_programs, programs
 from tests.acceptance.pipe_locks import (
     ACT_S,
     LINGER_MS,
@@ -30,6 +30,7 @@ from tests.acceptance.pipe_locks import (
     local_lane,
 )
 from tests.acceptance.python_image import import_python_image
+from tests.pids import marked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -19,6 +19,7 @@ from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux import proc
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
+from tests.pids import marked
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -148,12 +149,6 @@ async def test_kill_takes_a_tree_with_a_new_session_in_it(runtime: RuntimeClient
         await asyncio.wait_for(process.kill(100), 20)
         assert marked(process.id) == []
         assert (await process.wait()).reason == "killed"
-
-
-def marked(process_id: str) -> list[int]:
-    """Live processes of an exec, as this host sees them."""
-    rows = proc.scan("FASTCLAW_PROCESS_ID")
-    return [row.pid for row in rows if row.marker == process_id]
 
 
 @pytest.mark.parametrize(

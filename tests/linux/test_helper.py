@@ -8,15 +8,19 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from subprocess import DEVNULL
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fastclaw import limits
 from fastclaw.linux.helper import Child, Helper, start_on_a_socket
 from tests.balance import balanced, children, descriptors_left
+from tests.pids import sleeps_in, state_of
 from tests.waiting import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SOON_MS = 30_000
 WAITS_FOR_EOF = [sys.executable, "-c", "import os, sys; os.read(int(sys.argv[1]), 1)"]
@@ -175,10 +179,10 @@ async def test_one_that_no_signal_reaches_is_let_go(
         ) as holder:
             await until(lambda: sleeps_in(holder.pid).startswith("unix_stream"))
             child = Child([sys.executable, "-c", "import os; os.write(0, b'x')"], fds={0: write})
-            await until(lambda: state(child.pid) == b"D")
+            await until(lambda: state_of(child.pid) == "D")
             async with asyncio.timeout(5):
                 await child.aclose(50)
-            assert state(child.pid) == b"D"
+            assert state_of(child.pid) == "D"
             assert f"process {child.pid}" in caplog.text
             holder.kill()
             await until(lambda: child.pidfd < 0)  # and it is reaped, since the loop still runs
@@ -223,13 +227,3 @@ async def test_a_helper_is_told_packets_with_descriptors() -> None:
         helper.close()
         assert repr(helper) in (f"<Helper {helper.pid}, closed>", f"<Helper {helper.pid}, ended>")
         await helper.aclose(SOON_MS)
-
-
-def sleeps_in(pid: int) -> str:
-    """The function of the kernel, by proc_pid_wchan(5)."""
-    return Path(f"/proc/{pid}/wchan").read_text()
-
-
-def state(pid: int) -> bytes:
-    """One letter, by proc_pid_stat(5)."""
-    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]

@@ -17,6 +17,7 @@ from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import static_busybox
 from fastclaw.podman.container_spec import INIT_TARGET, SHELL_INIT, InitPlan, container_spec
 from fastclaw.podman.service.facts import static_catatonit
+from tests.pids import state_of
 from tests.podman.conftest import EngineService
 from tests.waiting import until
 
@@ -66,7 +67,7 @@ class Box:
     def children(self) -> dict[int, str]:
         """State by pid of the children of PID 1."""
         pids = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return {int(pid): _state(int(pid)) for pid in pids}
+        return {int(pid): state_of(int(pid)) for pid in pids}
 
 
 def handles(status: dict[str, str], signum: int) -> bool:
@@ -81,13 +82,6 @@ def hard_limits(pid: int) -> dict[str, str]:
     """The hard limits of a process by name (proc(5), /proc/PID/limits)."""
     lines = Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]
     return {line[:26].strip(): line[26:].split()[1] for line in lines}
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "gone"
 
 
 @pytest.fixture

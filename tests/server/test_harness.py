@@ -16,7 +16,8 @@ import orjson
 import pytest
 
 from fastclaw import limits
-from tests.served import Served, is_running, line, marked_processes, resident_bytes, serve_command, served
+from tests.pids import has_not_ended
+from tests.served import Served, line, marked_processes, resident_bytes, serve_command, served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -195,7 +196,7 @@ def test_a_reader_that_stops_stops_the_reading(memory: Served) -> None:
         assert sent < 64 * limits.MIB
     grown = resident_bytes(memory.child.pid) - before
     assert grown < 8 * limits.OUTPUT_HIGH_WATER_BYTES
-    assert is_running(memory.child.pid)
+    assert has_not_ended(memory.child.pid)
     os.read(memory.output_fd, 1 << 20)
     memory.signal(signal.SIGTERM)
     assert memory.child.wait(limits.FINAL_FLUSH_MS / 1000 + 10) == 0

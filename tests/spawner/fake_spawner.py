@@ -16,6 +16,7 @@ from fastclaw.linux.packets import close_all
 from fastclaw.spawner import frames
 from fastclaw.spawner.link import Spawner, greet
 from fastclaw.spawner.spawner_host import find_spawner
+from tests.pids import children_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -358,26 +359,6 @@ def a_bare_host(reapers: int = 2, *, collect_bytes: int = ROOM_BYTES) -> Iterato
 # --- /proc ---
 
 
-def children_of(pid: int) -> list[int]:
-    """By proc_pid_task(5); empty where there is no such process."""
-    found: list[int] = []
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children") as listed:
-                found += map(int, listed.read().split())
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return found
-
-
-def descendants_of(pid: int) -> list[int]:
-    """Everybody below, parents first."""
-    found = children_of(pid)
-    for one in found:
-        found += children_of(one)
-    return found
-
-
 def pump_of(reaper: int) -> int:
     """Its first child: it is there before any command."""
     return children_of(reaper)[0]
@@ -401,22 +382,3 @@ def busy_reapers_of(spawner: int) -> list[int]:
 def reaper_of(spawner: int, command: int) -> int:
     """Which child of a spawner keeps a command."""
     return next(reaper for reaper in children_of(spawner) if command in children_of(reaper))
-
-
-def state_of(pid: int) -> str:
-    """Its letter by proc_pid_stat(5); empty where there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def is_there(pid: int) -> bool:
-    """Whether there is such a process, a zombie included."""
-    return state_of(pid) != ""
-
-
-def has_not_ended(pid: int) -> bool:
-    """The same without zombies: those of a dead spawner are init's to reap, whenever it pleases."""
-    return state_of(pid) not in {"", "Z"}

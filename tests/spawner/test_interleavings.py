@@ -27,17 +27,16 @@ from fastclaw import limits
 from fastclaw.linux.packets import close_all
 from fastclaw.processes.lane import Collection
 from fastclaw.spawner import frames
+from tests.pids import children_of, state_of
 from tests.spawner.fake_spawner import (
     PATIENCE_S,
     BareHost,
     a_bare_host,
     busy_reapers_of,
-    children_of,
     commands_of,
     end,
     hear_until,
     pump_of,
-    state_of,
 )
 from tests.spawner.rig import needs_root
 from tests.spawner.test_templates import a_rig

@@ -17,15 +17,8 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import Collected, Collection, Grace, LaneProcess, Output, StartSpec
 from tests.balance import open_descriptors
-from tests.spawner.fake_spawner import (
-    busy_reapers_of,
-    children_of,
-    commands_of,
-    descendants_of,
-    is_there,
-    pump_of,
-    reaper_of,
-)
+from tests.pids import children_of, descendants_of, is_there
+from tests.spawner.fake_spawner import busy_reapers_of, commands_of, pump_of, reaper_of
 from tests.spawner.locks import LEFT_LOCKED, STDOUT
 from tests.spawner.rig import PATIENCE_S, a_host, a_lane, needs_root, settled, spec
 from tests.waiting import until

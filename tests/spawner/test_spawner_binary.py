@@ -18,19 +18,8 @@ import pytest
 from fastclaw import limits
 from fastclaw.spawner import frames
 from fastclaw.spawner.spawner_host import find_spawner
-from tests.spawner.fake_spawner import (
-    BareHost,
-    a_bare_host,
-    busy_reapers_of,
-    children_of,
-    commands_of,
-    descendants_of,
-    has_not_ended,
-    is_there,
-    pump_of,
-    pumps_of,
-    state_of,
-)
+from tests.pids import children_of, descendants_of, has_not_ended, is_there, state_of
+from tests.spawner.fake_spawner import BareHost, a_bare_host, busy_reapers_of, commands_of, pump_of, pumps_of
 from tests.spawner.locks import a_locked_fifo
 from tests.spawner.rig import needs_root
 from tests.spawner.start_frames import HEAD

@@ -26,7 +26,8 @@ from fastclaw.spawner.frames import Identity
 from fastclaw.spawner.spawner_host import ARCHITECTURES, LocalHost, find_spawner, path_for, resolve_user, why_no_spawner
 from tests import odd_programs
 from tests.balance import balanced, descriptors_left, open_descriptors
-from tests.spawner.fake_spawner import commands_of, descendants_of, pumps_of
+from tests.pids import descendants_of
+from tests.spawner.fake_spawner import commands_of, pumps_of
 from tests.spawner.rig import STDIO, Client, a_host, a_lane, needs_root, run, settled, spec, start, start_spec
 from tests.waiting import until
 

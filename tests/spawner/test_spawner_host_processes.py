@@ -17,16 +17,8 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import Grace
 from tests.balance import children, open_descriptors
-from tests.spawner.fake_spawner import (
-    children_of,
-    commands_of,
-    descendants_of,
-    has_not_ended,
-    is_there,
-    pump_of,
-    reaper_of,
-    state_of,
-)
+from tests.pids import children_of, descendants_of, has_not_ended, is_there, state_of
+from tests.spawner.fake_spawner import commands_of, pump_of, reaper_of
 from tests.spawner.rig import a_host, a_lane, run, settled, spec, start
 from tests.waiting import until
 

@@ -27,14 +27,8 @@ from fastclaw.spawner.spawn_process import SpawnProcess
 from fastclaw.spawner.spawner_host import LocalHost
 from fastclaw.spawner.templates import Plans, TemplateInstance
 from tests.balance import balanced, descriptors_left, open_descriptors
-from tests.spawner.fake_spawner import (
-    busy_reapers_of,
-    commands_of,
-    descendants_of,
-    has_not_ended,
-    is_there,
-    pump_of,
-)
+from tests.pids import descendants_of, has_not_ended, is_there
+from tests.spawner.fake_spawner import busy_reapers_of, commands_of, pump_of
 from tests.spawner.rig import Running, needs_root
 from tests.waiting import until
 

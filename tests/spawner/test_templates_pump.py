@@ -15,17 +15,8 @@ import pytest
 from fastclaw import limits
 from fastclaw.linux.packets import close_all
 from fastclaw.spawner import frames
-from tests.spawner.fake_spawner import (
-    BareHost,
-    a_bare_host,
-    busy_reapers_of,
-    children_of,
-    commands_of,
-    end,
-    hear_until,
-    is_there,
-    pump_of,
-)
+from tests.pids import children_of, is_there
+from tests.spawner.fake_spawner import BareHost, a_bare_host, busy_reapers_of, commands_of, end, hear_until, pump_of
 from tests.spawner.test_templates import a_rig
 
 if TYPE_CHECKING:

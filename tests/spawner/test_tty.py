@@ -19,8 +19,9 @@ from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import Grace
 from fastclaw.spawner import frames
 from tests.balance import open_descriptors
+from tests.pids import children_of, has_not_ended
 from tests.spawner import rig
-from tests.spawner.fake_spawner import BareHost, children_of, commands_of, has_not_ended, pump_of, pumps_of, reaper_of
+from tests.spawner.fake_spawner import BareHost, commands_of, pump_of, pumps_of, reaper_of
 from tests.spawner.locks import a_locked_fifo
 from tests.spawner.rig import STDIO, Client, Running, a_host, a_lane, needs_root, settled
 from tests.waiting import until

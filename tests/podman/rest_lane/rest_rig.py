@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from podman import PodmanClient
 
-from fastclaw.linux import proc
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.container import Container
 from fastclaw.podman.containers import Containers
@@ -41,11 +40,6 @@ def spec(*cmd: str, stdin: bool = False, **more: Any) -> StartSpec:
     marker = f"rest-{os.getpid()}-{next(_numbers)}"
     env = more.pop("env", {}) | {PROCESS_ID_VARIABLE: marker}
     return StartSpec(process_id=marker, cmd=list(cmd), env=env, stdin=stdin, **more)
-
-
-def marked(process_id: str) -> list[int]:
-    """Live processes of one exec."""
-    return [row.pid for row in proc.scan(PROCESS_ID_VARIABLE) if row.marker == process_id]
 
 
 def grace(seconds: float = 0.0) -> Grace:

@@ -20,6 +20,7 @@ from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane.stdin import StdinHelpers
 from fastclaw.processes.lane import Collected, Collection, ExitStatus
 from fastclaw.processes.relayed_streams import Collector
+from tests.pids import marked
 from tests.podman.rest_lane.rest_rig import (
     NO_CONTAINER,
     SESSION,
@@ -31,7 +32,6 @@ from tests.podman.rest_lane.rest_rig import (
     fake_engine,
     frame,
     grace,
-    marked,
     spec,
     state,
 )

@@ -24,6 +24,7 @@ from fastclaw.podman.rest_lane.exec_calls import Started
 from fastclaw.podman.rest_lane.rest import RestLane, RestProcess
 from fastclaw.processes.lane import ExitStatus, Grace, ooms_from_now
 from fastclaw.processes.listeners import SocketDirectory
+from tests.pids import marked
 from tests.podman.rest_lane.rest_rig import (
     NO_CONTAINER,
     NO_SESSION,
@@ -40,7 +41,6 @@ from tests.podman.rest_lane.rest_rig import (
     frame,
     grace,
     make_container,
-    marked,
     read_all,
     remove_container,
     spec,

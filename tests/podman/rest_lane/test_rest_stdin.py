@@ -16,7 +16,8 @@ import pytest
 
 from fastclaw.linux import proc
 from fastclaw.linux.sockets import wait_readable
-from tests.podman.rest_lane.rest_rig import complete, grace, marked, spec
+from tests.pids import marked, sleeps_in, state_of
+from tests.podman.rest_lane.rest_rig import complete, grace, spec
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -89,13 +90,6 @@ async def locked(process: RestProcess) -> None:
     await until(lambda: any(sleeps_in(pid).startswith(_LOCKS) for pid in marked(process._marker)))
 
 
-def sleeps_in(pid: int) -> str:
-    """The function of the kernel."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/wchan").read_text()
-    return ""
-
-
 def feed(process: RestProcess) -> None:
     """Write until there is no room."""
     assert process.stdin_fd is not None
@@ -113,7 +107,7 @@ async def test_a_command_that_locks_its_stdin_stops_nobody_else(lane: RestLane, 
         assert await wait_readable(process.stdout_fd, 5_000)
         await locked(process)
         feed(process)
-        await until(lambda: b"D" in helper_states(lane))
+        await until(lambda: "D" in helper_states(lane))
         feed(process)
         other = await lane.start(spec("cat", stdin=True), 0)
         assert (await complete(other, b"fine"))[0] == b"fine"
@@ -137,7 +131,7 @@ async def test_what_a_command_left_locks_its_stdin(lane: RestLane, stdin_lock: b
         await locked(process)
         assert (await asyncio.wait_for(process.exited, 5)).exit_code == 3
         feed(process)
-        await until(lambda: b"D" in helper_states(lane))
+        await until(lambda: "D" in helper_states(lane))
         process.close_streams()
         await process.aclose()
         other = await lane.start(spec("cat", stdin=True), 0)
@@ -175,14 +169,8 @@ async def test_input_for_a_command_that_ends_meanwhile_costs_none_of_its_output(
         assert (out, err, status.exit_code) == (b"said\n", b"", 0)
 
 
-def helper_states(lane: RestLane) -> list[bytes]:
+def helper_states(lane: RestLane) -> list[str]:
     """One letter for each helper, by proc_pid_stat(5)."""
     server = lane._stdin_helpers._server
     assert server is not None
     return [state for pid, _ in proc.children(server.pid) if (state := state_of(pid))]
-
-
-def state_of(pid: int) -> bytes:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
-    return b""

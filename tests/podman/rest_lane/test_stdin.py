@@ -18,6 +18,7 @@ from fastclaw import limits
 from fastclaw.linux import proc
 from fastclaw.podman.rest_lane.stdin import Input, StdinHelpers
 from tests.balance import balanced, open_descriptors
+from tests.pids import has_not_ended, sleeps_in, state_of
 from tests.podman.rest_lane.rest_rig import write_all
 from tests.waiting import until
 
@@ -87,11 +88,6 @@ def server_of(helpers: StdinHelpers) -> int:
 def helper_pids(server: int) -> list[int]:
     """Helpers that there are, those included that are not reaped yet."""
     return [pid for pid, _ in proc.children(server)]
-
-
-def state(pid: int) -> bytes:
-    """One letter, by proc_pid_stat(5)."""
-    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
 
 
 def fill(fd: int) -> int:
@@ -213,7 +209,7 @@ async def test_a_pipe_that_is_locked_before_it_is_opened(monkeypatch: pytest.Mon
             began = time.monotonic()
             assert await helpers.open(process.pid) is None
             assert time.monotonic() - began < SOON_S
-            assert [state(pid) for pid in helper_pids(server_of(helpers))] == [b"D"]
+            assert [state_of(pid) for pid in helper_pids(server_of(helpers))] == ["D"]
             process.kill()
             await until(lambda: not helper_pids(server_of(helpers)))
 
@@ -230,7 +226,7 @@ async def test_a_pipe_that_is_locked_later_stops_only_its_helper() -> None:
             await until(lambda: sleeps_in(process.pid).startswith("unix_stream"))
             fill(entry.fd)
             (helper,) = helper_pids(server)
-            await until(lambda: state(helper) == b"D")
+            await until(lambda: state_of(helper) == "D")
             fill(entry.fd)
             beside = await opened(helpers, other)
             os.write(beside.fd, b"fine")
@@ -242,9 +238,9 @@ async def test_a_pipe_that_is_locked_later_stops_only_its_helper() -> None:
             began = time.monotonic()
             await helpers.aclose()
             assert time.monotonic() - began < limits.STDIN_SERVER_EXIT_MS / 1000
-            assert state(helper) == b"D"
+            assert state_of(helper) == "D"
             process.kill()
-            await until(lambda: not Path(f"/proc/{helper}").exists() or state(helper) in b"ZX")
+            await until(lambda: not Path(f"/proc/{helper}").exists() or state_of(helper) in "ZX")
 
 
 async def test_one_that_still_waits_after_its_end_is_killed() -> None:
@@ -325,15 +321,9 @@ async def test_an_owner_that_is_killed_leaves_no_server_and_no_helper() -> None:
         sleeper, *others = map(int, (await asyncio.to_thread(owner.stdout.readline)).split())
         assert len(others) == 2
         owner.kill()
-        await until(lambda: not any(is_alive(pid) for pid in others))
+        await until(lambda: not any(has_not_ended(pid) for pid in others))
         os.kill(sleeper, signal.SIGKILL)
-        await until(lambda: not is_alive(sleeper))
-
-
-def is_alive(pid: int) -> bool:
-    """Not gone, nor a zombie that its new parent has not reaped yet."""
-    found = proc.read_stat(pid)
-    return found is not None and not found.gone
+        await until(lambda: not has_not_ended(sleeper))
 
 
 async def warm_up(helpers: StdinHelpers) -> None:
@@ -351,8 +341,3 @@ async def lock(process: subprocess.Popen[bytes]) -> None:
     process.stdout.readline()
     os.write(process.stdin.fileno(), b"x")
     await until(lambda: sleeps_in(process.pid).startswith("unix_stream"))
-
-
-def sleeps_in(pid: int) -> str:
-    """The function of the kernel, by proc_pid_wchan(5)."""
-    return Path(f"/proc/{pid}/wchan").read_text()

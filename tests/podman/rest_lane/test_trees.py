@@ -28,6 +28,7 @@ from fastclaw.podman.rest_lane.http_client import Upgraded
 from fastclaw.podman.rest_lane.trees import ProcessTable, end_remote_tree, end_tree
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
 from tests.balance import balanced, descriptors_left
+from tests.pids import marked
 from tests.podman.rest_lane.rest_rig import (
     NO_CONTAINER,
     SESSION,
@@ -39,7 +40,6 @@ from tests.podman.rest_lane.rest_rig import (
     frame,
     grace,
     make_container,
-    marked,
     remove_container,
     spec,
     stderr_frame,
