@@ -1,6 +1,7 @@
 """The tables of legal moves."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -34,32 +35,23 @@ def test_where_they_begin() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "reason"),
+    ("require", "state", "reason"),
     [
-        (RuntimeState.STARTING, "already_initialized"),
-        (RuntimeState.RUNNING, "already_initialized"),
-        (RuntimeState.STOPPING, "shutting_down"),
-        (RuntimeState.STOPPED, "shutting_down"),
+        (lifecycle.require_new, RuntimeState.STARTING, "already_initialized"),
+        (lifecycle.require_new, RuntimeState.RUNNING, "already_initialized"),
+        (lifecycle.require_new, RuntimeState.STOPPING, "shutting_down"),
+        (lifecycle.require_new, RuntimeState.STOPPED, "shutting_down"),
+        (lifecycle.require_running, RuntimeState.NEW, "not_initialized"),
+        (lifecycle.require_running, RuntimeState.STARTING, "not_initialized"),
+        (lifecycle.require_running, RuntimeState.STOPPING, "shutting_down"),
+        (lifecycle.require_running, RuntimeState.STOPPED, "shutting_down"),
     ],
 )
-def test_who_may_not_initialize(state: RuntimeState, reason: str) -> None:
+def test_who_may_not_initialize_or_exec(
+    require: Callable[[RuntimeState], None], state: RuntimeState, reason: str
+) -> None:
     with pytest.raises(InvalidState) as raised:
-        lifecycle.require_new(state)
-    assert raised.value.reason == reason
-
-
-@pytest.mark.parametrize(
-    ("state", "reason"),
-    [
-        (RuntimeState.NEW, "not_initialized"),
-        (RuntimeState.STARTING, "not_initialized"),
-        (RuntimeState.STOPPING, "shutting_down"),
-        (RuntimeState.STOPPED, "shutting_down"),
-    ],
-)
-def test_who_may_not_exec(state: RuntimeState, reason: str) -> None:
-    with pytest.raises(InvalidState) as raised:
-        lifecycle.require_running(state)
+        require(state)
     assert raised.value.reason == reason
 
 

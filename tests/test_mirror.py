@@ -29,7 +29,6 @@ SUBJECTS = {
     "spawner/test_spawner_binary.py": "the C program, frame by frame",
     "spawner/test_tty.py": "the C program: terminals",
     "test_build_spawner.py": "scripts/build_spawner.py",
-    "test_cancel.py": "one call through all layers",
     "test_docs.py": "docs/",
     "test_exports.py": "what `import fastclaw` brings in",
     "test_folder_seconds.py": "tests/folder_seconds.py",

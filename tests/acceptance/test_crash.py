@@ -81,11 +81,6 @@ async def no_container_is_left(home: Home, plan: ServicePlan, containers: set[st
     assert traces_in_the_system(containers) == []
 
 
-@pytest.fixture
-def home(short_dir: Path) -> Home:
-    return Home(short_dir)
-
-
 @contextlib.asynccontextmanager
 async def started(home: Home, *words: str) -> AsyncIterator[RuntimeClient]:
     """Up and initialized; its end is the test's."""
@@ -115,40 +110,41 @@ MILESTONES: dict[str, Callable[[Home], Any]] = {
 }
 
 
-@pytest.mark.parametrize("milestone", MILESTONES)
-async def test_killed_during_initialize(home: Home, engine_plan: ServicePlan, milestone: str) -> None:
+@contextlib.asynccontextmanager
+async def initializing(
+    home: Home, plan: ServicePlan, milestone: str = "the container is being started"
+) -> AsyncIterator[tuple[RuntimeClient, asyncio.Future[Any]]]:
+    """A runtime that has come so far in its `initialize`. Whatever becomes of it, nothing is left of its container."""
     async with home.client("--runtime", "podman") as client:
         call = asyncio.ensure_future(client.initialize(NAMESPACE))
         await until(lambda: MILESTONES[milestone](home))
         seen = home.containers()
+        yield client, call
+    await no_container_is_left(home, plan, seen)
+
+
+@pytest.mark.parametrize("milestone", MILESTONES)
+async def test_killed_during_initialize(home: Home, engine_plan: ServicePlan, milestone: str) -> None:
+    async with initializing(home, engine_plan, milestone) as (client, call):
         assert not call.done(), "too late: it is up already"
         await killed(client)
         await quietly(call)
-    await no_container_is_left(home, engine_plan, seen)
 
 
 async def test_killed_together_with_the_engine_that_starts_a_container(home: Home, engine_plan: ServicePlan) -> None:
     """The engine has not written down then what runs already."""
-    async with home.client("--runtime", "podman") as client:
-        call = asyncio.ensure_future(client.initialize(NAMESPACE))
-        await until(lambda: MILESTONES["the container is being started"](home))
-        seen = home.containers()
+    async with initializing(home, engine_plan) as (client, call):
         kill_engine(client)
         await killed(client)
         await quietly(call)
-    await no_container_is_left(home, engine_plan, seen)
 
 
 async def test_an_engine_that_is_killed_while_it_starts_a_container(home: Home, engine_plan: ServicePlan) -> None:
     """We live, and cannot ask it to remove anything: its janitor does."""
-    async with home.client("--runtime", "podman") as client:
-        call = asyncio.ensure_future(client.initialize(NAMESPACE))
-        await until(lambda: MILESTONES["the container is being started"](home))
-        seen = home.containers()
+    async with initializing(home, engine_plan) as (client, call):
         kill_engine(client)
         with pytest.raises(StartFailed):
             await call
-    await no_container_is_left(home, engine_plan, seen)
 
 
 async def test_killed_while_idle(home: Home, engine_plan: ServicePlan) -> None:

@@ -22,17 +22,15 @@ from tests.acceptance.egress_rig import (
     SERVE,
     UNLISTED,
     Origin,
-    an_origin,
     inside,
     interfaces,
     options_of,
     served,
     tables,
 )
-from tests.acceptance.python_image import import_python_image
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.engine_fixtures import EngineService
@@ -49,17 +47,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "proxy-rest": {"lane": "rest", "containers": 1, "network": {"mode": "proxy"}},
 }
 BRIDGED = [way for way in WAYS if way != "proxy"]
-
-
-@pytest.fixture(scope="module")
-def origin() -> Iterator[Origin]:
-    with an_origin() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def image(engine_service: EngineService) -> str:
-    return import_python_image(engine_service.url)
 
 
 class World:

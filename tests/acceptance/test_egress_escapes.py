@@ -15,8 +15,7 @@ import pytest
 import pytest_asyncio
 
 from fastclaw import network_limits
-from tests.acceptance.egress_rig import CLIENT, GATEWAY, ORIGIN, UNLISTED, Canary, Origin, an_origin, inside, served
-from tests.acceptance.python_image import import_python_image
+from tests.acceptance.egress_rig import CLIENT, GATEWAY, ORIGIN, UNLISTED, Canary, Origin, inside, served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -81,17 +80,6 @@ class Box:
     def proxy(self) -> str:
         assert self.client.welcome is not None
         return self.client.welcome.env["HTTP_PROXY"].removeprefix("http://").partition(":")[0]
-
-
-@pytest.fixture(scope="module")
-def origin() -> Iterator[Origin]:
-    with an_origin() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def image(engine_service: EngineService) -> str:
-    return import_python_image(engine_service.url)
 
 
 @pytest.fixture(scope="module")

@@ -120,11 +120,6 @@ OWNERS = {
 
 
 @pytest.fixture
-def home(short_dir: Path) -> Home:
-    return Home(short_dir)
-
-
-@pytest.fixture
 def world(home: Home, lane: str) -> Iterator[World]:
     world = World(home, lane)
     yield world

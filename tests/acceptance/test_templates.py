@@ -16,7 +16,6 @@ from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.linux import proc
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
-from tests.acceptance.python_image import import_python_image
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -40,11 +39,6 @@ print(json.dumps({
 open("/dev/stderr", "w").write("again")
 sys.exit(9)
 """
-
-
-@pytest.fixture(scope="module")
-def image(engine_service: EngineService) -> str:
-    return import_python_image(engine_service.url)
 
 
 @pytest.fixture
