@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -19,6 +15,7 @@ from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.service.facts import host_facts, static_catatonit
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, plan_service
 from fastclaw.podman.service.service import ManagedService
+from tests.engine_fixtures import short_directory
 
 if TYPE_CHECKING:
     import asyncio
@@ -50,7 +47,7 @@ async def running_engine() -> AsyncIterator[Engine]:
     Raises:
         StartFailed: Podman cannot be used here.
     """
-    with _directory() as directory:
+    with short_directory() as directory:
         service = ManagedService(plan_service(host_facts(directory)), directory / "state", directory / "run")
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(service.aclose)
@@ -89,17 +86,3 @@ def engine_or_skip(runner: asyncio.Runner) -> Iterator[Engine]:
         pytest.skip(str(error))  # a developer without an engine still gets the other benches
     finally:
         runner.run(stack.aclose())
-
-
-@contextlib.contextmanager
-def _directory() -> Iterator[Path]:
-    """With a short path, for sockets; what the engine leaves mounted below it is unmounted first."""
-    path = Path(tempfile.mkdtemp(prefix="fcb", dir="/tmp"))
-    try:
-        yield path
-    finally:
-        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
-            point = line.split(" ")[4]
-            if point.startswith(f"{path}/"):
-                subprocess.run(["umount", "-l", point], check=True)
-        shutil.rmtree(path)

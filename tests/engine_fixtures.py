@@ -11,7 +11,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,10 +20,12 @@ from msgspec import Struct
 from podman import PodmanClient
 
 from fastclaw.errors import StartFailed
+from fastclaw.linux import proc
 from fastclaw.podman.base_image import default_archive, make_image
 from fastclaw.podman.service.facts import host_facts
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan, plan_service
 from fastclaw.podman.service.service import ManagedService
+from tests.pids import command_line
 
 
 class EngineService(Struct, frozen=True, kw_only=True):
@@ -71,10 +73,23 @@ def unusable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """What a private engine can be in: whoever still uses it in the end is ended, and what it mounted is unmounted."""
+    path = Path(tempfile.mkdtemp(prefix="fc", dir="/tmp"))
+    try:
+        yield path
+    finally:
+        _end_processes_of(path)
+        _unmount_below(path)
+        shutil.rmtree(path)
+
+
 @pytest.fixture
 def short_dir() -> Iterator[Path]:
     """A directory with a path short enough for sockets; what is mounted below it is unmounted first."""
-    yield from _short_dir()
+    with short_directory() as path:
+        yield path
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +105,7 @@ def engine_plan() -> ServicePlan:
 def engine_service(engine_plan: ServicePlan) -> Iterator[EngineService]:
     """A service with `.url` and `.image`, shared by all tests of the session."""
     loop = LoopThread()
-    for base in _short_dir():
+    with short_directory() as base:
         state_dir, run_dir = base / "s", base / "r"
         service = ManagedService(engine_plan, state_dir, run_dir)
         try:
@@ -107,16 +122,6 @@ def engine_service(engine_plan: ServicePlan) -> Iterator[EngineService]:
             loop.close()
 
 
-def _short_dir() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="fc", dir="/tmp"))
-    try:
-        yield path
-    finally:
-        _end_processes_of(path)
-        _unmount_below(path)
-        shutil.rmtree(path)
-
-
 def _import_image(url: str) -> None:
     with PodmanClient(base_url=url) as client:
         make_image(client.api, DEFAULT_IMAGE, default_archive())
@@ -130,15 +135,9 @@ def _remove_containers(url: str) -> None:
 
 def _end_processes_of(path: Path) -> None:
     """conmon starts a Podman when its container ends; it would go on writing below `path`."""
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and f"{path}/".encode() in _command_line(process):
-            _kill_and_wait(int(process.name))
-
-
-def _command_line(process: Path) -> bytes:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return (process / "cmdline").read_bytes()
-    return b""
+    for pid in proc.pids():
+        if f"{path}/".encode() in command_line(pid):
+            _kill_and_wait(pid)
 
 
 def _kill_and_wait(pid: int) -> None:
