@@ -1,7 +1,7 @@
 """The control groups that a process is in, as this host sees them: their limits, and how often those were hit.
 
 Both versions of the interface: cgroups(7), Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst. A file of
-theirs is read from memory, in a microsecond, and waits for nobody.
+theirs is read from memory, in a microsecond, and a read never waits.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class MemoryWatch:
     """How often the kernel's out-of-memory killer has been at work in a container.
 
     Where a limit is in force, the counter is read at the beginning and at the end of each command. Where none is, only
-    the host's own shortage kills, and it is read at the ends that look like it; what was killed before a command began,
-    and was noticed by nobody, is then taken for its own.
+    the host's own shortage kills, and it is read at the ends that look like it; what was killed before a command began
+    and was not noticed then is taken for its own.
 
     Parameters:
         group: where the memory controller has it; None: nothing is ever noticed.
@@ -138,14 +138,14 @@ class MemoryWatch:
         return self._kills
 
     def mark(self) -> int:
-        """What a command begins with."""
+        """The count of kills when a command begins, for `since`."""
         return self._kills if self._limit is None else self._read()
 
     def since(self, mark: int, is_killed: bool) -> OomKills | None:
-        """What was killed since then; None where nothing was.
+        """What was killed since a mark; None where nothing was.
 
         Parameters:
-            is_killed: the command has ended as one that was, or whose child was.
+            is_killed: the command ended as if it, or a child of its, had been killed.
         """
         if self._limit is None and not is_killed:
             return None
@@ -176,7 +176,7 @@ class MemoryWatch:
         return {**self._use(), "hits": hits, "oom_kills": self._read()}
 
     def close(self) -> None:
-        """Look for the last time, and give its descriptor back. Idempotent."""
+        """Read the counter for the last time and close its file. Idempotent."""
         if self._fd >= 0:
             self._read()
             os.close(self._fd)

@@ -1,7 +1,7 @@
 """Directories of this user alone: where they may be, and which of them are in use.
 
-A directory in use is locked (flock(2)) by the process that made it, for as long as that lives: the kernel lets go of
-the lock with it. A pid in its name would mean somebody else in another PID namespace, or nobody.
+A directory in use is locked (flock(2)) by the process that made it; the lock ends with that process. A pid in its name
+would not do: in another PID namespace it is another process's, or none's.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from fastclaw import answer_limits
 logger = logging.getLogger(__name__)
 
 _NOBODY = 65_534
-"""Who an owner is that the user namespace does not know (/proc/sys/kernel/overflowuid): nobody in here."""
+"""What the kernel shows for an owner that this user namespace does not map (/proc/sys/kernel/overflowuid)."""
 
 
 def from_environment(name: str) -> Path | None:
@@ -29,10 +29,10 @@ def from_environment(name: str) -> Path | None:
 
 
 def runtime_directory(most: int) -> Path | None:
-    """$XDG_RUNTIME_DIR, if it can be used: else the log says why not, and the caller takes another one.
+    """$XDG_RUNTIME_DIR; None where it is not set, and where it cannot be used, which is logged with the reason.
 
     Parameters:
-        most: bytes that it may have, so that there is room for the paths in it.
+        most: bytes that its path may have, so that there is room for the paths in it.
     """
     path = from_environment("XDG_RUNTIME_DIR")
     if path is None:
@@ -46,8 +46,8 @@ def runtime_directory(most: int) -> Path | None:
 
 
 def shared_runtime_directory() -> Path | None:
-    """$XDG_RUNTIME_DIR of whatever length, where other programs of this user have their sockets; None where it is not
-    this user's to use: `su` and `sudo -u` keep the caller's."""
+    """$XDG_RUNTIME_DIR of any length, where other programs of this user have their sockets; None where it is another
+    user's: `su` and `sudo -u` keep the caller's."""
     path = from_environment("XDG_RUNTIME_DIR")
     return path if path is not None and _why_unusable(path) is None else None
 
@@ -57,9 +57,10 @@ def _why_unusable(path: Path) -> str | None:
 
 
 def why_unsafe(path: Path) -> str | None:
-    """How somebody else could put another directory in a directory's place, in a few words; None where nobody can.
+    """Why another user could replace a directory, in a few words; None where none can.
 
-    Each one on the way is this user's or root's, and others cannot write it; or it is sticky, as /tmp is.
+    A safe one, and each directory above it, is this user's or root's, and either not writable by others or sticky, as
+    /tmp is.
     """
     try:
         real = path.resolve(strict=True)
@@ -75,16 +76,16 @@ def why_unsafe(path: Path) -> str | None:
 
 
 def make_private(path: Path) -> str | None:
-    """Make a directory that only this user can enter, its parents too where they are missing; or see that it is one.
+    """Make a directory that only this user can enter, and its missing parents; or check one that is there.
 
     Returns:
-        Why it is none, in a few words.
+        Why it is not private, in a few words; None where it is.
 
     Raises:
         OSError: it cannot be made.
     """
     for missing in reversed([one for one in (path, *path.parents) if not os.path.lexists(one)]):
-        with contextlib.suppress(FileExistsError):  # somebody was quicker; whose it is comes out below
+        with contextlib.suppress(FileExistsError):  # another process was quicker; the owner is looked at below
             missing.mkdir(mode=0o700)  # mkdir(parents=True) would give the parents what the umask leaves
             missing.chmod(0o700)  # the umask may take away what its owner needs
     found = path.lstat()
@@ -96,9 +97,10 @@ def make_private(path: Path) -> str | None:
 
 
 class HeldDirectory:
-    """A new directory of mode 0700, which is in use until it is removed or this process ends.
+    """A new directory of mode 0700, in use until it is removed or this process ends.
 
     Parameters:
+        parent: where it is made.
         prefix: of its name.
 
     Raises:
@@ -114,11 +116,11 @@ class HeldDirectory:
                 if _locks(self._fd) and self.is_there():
                     return
                 self.remove()
-            # Somebody took it for abandoned before it was locked.
+            # Another process took it for abandoned before it was locked.
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(parent))
 
     def is_there(self) -> bool:
-        """Whether nobody has removed it or put another one in its place."""
+        """Whether it has been neither removed nor replaced."""
         try:
             there, held = os.stat(self.path, follow_symlinks=False), os.fstat(self._fd)
         except OSError:
@@ -134,9 +136,13 @@ class HeldDirectory:
 
 
 def remove_abandoned(parent: Path, pattern: str) -> None:
-    """Remove directories of this user whose holder is gone, in whatever PID namespace it was."""
+    """Remove directories of this user whose holder has ended, also one of another PID namespace.
+
+    Parameters:
+        pattern: of their names, as for `Path.glob`.
+    """
     for path in parent.glob(pattern):
-        with contextlib.suppress(OSError):  # somebody else was quicker
+        with contextlib.suppress(OSError):  # another process was quicker
             if path.lstat().st_uid == os.geteuid():
                 _remove_unlocked(path)
 

@@ -1,8 +1,8 @@
 """What the first bytes of a file say of the program in it, and why execve(2) did not take it.
 
 execve has one word for many causes: "No such file or directory" is said of a script whose interpreter is missing and of
-a program whose loader is. Whoever looked at the files (a spawner's child, the engine) tells of the one at which it came
-to its end; the words are here. Sources: execve(2), elf(5), fs/binfmt_script.c, fs/binfmt_elf.c.
+a program whose loader is. A spawner's child or the engine has looked at the files and reports the one that could not be
+used; the words are here. Sources: execve(2), elf(5), fs/binfmt_script.c, fs/binfmt_elf.c.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class Finding(NamedTuple):
-    """The file at which an execve came to its end.
+    """The file that an execve could not use.
 
     Parameters:
         depth: 0 for the program itself; any other is the interpreter or loader of the file before it.
@@ -58,8 +58,7 @@ class Finding(NamedTuple):
 
 
 def why_refused(found: Finding, *, is_format: bool) -> str | None:
-    """What is wrong with the program, as the rest of a sentence about it; None where nothing is seen but what the errno
-    says.
+    """What is wrong with the program, as the rest of a sentence about it; None where only the errno tells.
 
     Parameters:
         is_format: the errno is about what is in the file (ENOEXEC, ELIBBAD), and not about the way to it.

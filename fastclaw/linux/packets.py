@@ -73,8 +73,10 @@ class _Waiting(NamedTuple):
 
 
 class Outbox:
-    """Parameters:
-    packets: non-blocking; stays the caller's.
+    """Frames on their way out through one packet socket, in order.
+
+    Parameters:
+        packets: non-blocking; the caller closes it.
     """
 
     __slots__ = ("_loop", "_packets", "_retry", "_waiting")
@@ -86,10 +88,10 @@ class Outbox:
         self._waiting: deque[_Waiting] = deque()
 
     def send(self, frame: bytes, fds: list[int], *, bounded: bool = True, on_dropped: OnDropped | None = None) -> None:
-        """Send a frame with these descriptors, which are closed afterwards. A dead other end is silently told nothing.
+        """Send a frame with these descriptors, which are closed afterwards; no error where the other end is gone.
 
         Parameters:
-            bounded: refuse where too much waits already; else the caller keeps to a bound.
+            bounded: refuse where `limits.OUTBOX_FRAMES` wait already; without it the caller keeps to a bound.
             on_dropped: called later, with the reason, where the frame had to wait and turned out to be one that cannot
                 be sent; without it, that is logged.
 
@@ -122,7 +124,7 @@ class Outbox:
             raise
         except OSError as error:
             if error.errno in _GONE:
-                return  # whoever reads the other direction learns of it
+                return  # the reader of the other direction learns of it
             reason = "overloaded" if error.errno in _PASSING else "io_error"
             raise ExecFailed(f"a helper process cannot be told: {os.strerror(error.errno or 0)}", reason) from error
 

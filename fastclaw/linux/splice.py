@@ -1,7 +1,7 @@
-"""Moving bytes between a pipe and a socket: in the kernel where it can, through this process where it can't.
+"""Moving bytes between a pipe and a socket: in the kernel where that works, else by copying.
 
-Which of the two is chosen once, by trying (`kind`), and shown by `health`. A mover never loses what it has taken from
-the source: what the destination did not take, the copying one holds for its next call.
+Which of the two is found out once (`kind`), and shown by `health`. A mover never loses what it has taken from the
+source: the copying one holds what the target did not take for its next call.
 """
 
 import functools
@@ -53,13 +53,13 @@ class Copy:
 
 
 def is_holding(move: Move) -> bool:
-    """Whether `move` has taken bytes that the target has not: then only the target is worth waiting for."""
+    """Whether `move` holds bytes that the target has not taken: then only the target is worth waiting for."""
     return isinstance(move, Copy) and move.is_holding
 
 
 @functools.cache
 def kind() -> Literal["splice", "copy"]:
-    """What works here, found out once by moving a byte from a pipe to a socket and one back."""
+    """What works on this host, found out once by moving a byte from a pipe to a socket and one back."""
     ours, theirs = socket.socketpair()
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
