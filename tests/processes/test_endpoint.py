@@ -16,7 +16,7 @@ from fastclaw import limits
 from fastclaw.linux import splice
 from fastclaw.processes.endpoint import Endpoint
 from fastclaw.runtime import OnDisconnect
-from tests.linux.rig import Client, EndpointRig, PipeEnd, endpoint
+from tests.processes.endpoint_rig import Client, EndpointRig, PipeEnd, endpoint
 from tests.waiting import turns, until
 
 SOCKET_ROOM = 1 << 20

@@ -15,7 +15,7 @@ from fastclaw import limits
 from fastclaw.linux import splice
 from fastclaw.linux.splice import Copy, Move, is_holding
 from fastclaw.processes.endpoint import Relay
-from tests.linux.rig import PipeEnd, endpoint
+from tests.processes.endpoint_rig import PipeEnd, endpoint
 from tests.waiting import until
 
 

@@ -16,7 +16,7 @@ from fastclaw.processes.lane import Collected, Collection, ExitStatus, Grace
 from fastclaw.processes.listeners import ProcessSockets, SocketDirectory
 from fastclaw.processes.relayed_streams import Collector, LocalStreams, OutputBudget, PipedProcess
 from tests.balance import open_descriptors
-from tests.linux.rig import Client, PipeEnd
+from tests.processes.endpoint_rig import Client, PipeEnd
 from tests.waiting import turns, until
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.server.stdio import ByteSink, ByteSource
-from tests.linux.rig import PipeEnd
+from tests.processes.endpoint_rig import PipeEnd
 from tests.waiting import turns, until
 
 if TYPE_CHECKING:

@@ -201,9 +201,11 @@ async def test_no_pipe_no_way_in(argv: list[str]) -> None:
 
 
 async def test_a_pipe_that_is_locked_before_it_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "STDIN_OPEN_MS", 200)
     async with some_helpers() as helpers:
         await warm_up(helpers)
+        monkeypatch.setattr(
+            limits, "STDIN_OPEN_MS", 200
+        )  # with the server up: its own start takes longer on a busy host
         with a_process(sys.executable, "-c", LOCKS_ITS_STDIN) as process:
             await lock(process)
             began = time.monotonic()
