@@ -72,6 +72,7 @@ NO_GREETING: dict[str, tuple[Callable[[FakeSpawner], object], str, str]] = {
     "a kernel that lists no children": (lambda fake: fake.say_hello(facts=2), "CONFIG_PROC_CHILDREN", "unsupported"),
     "a letter": (lambda fake: fake.control.send(b"x"), "cut short", "protocol_error"),
     "another protocol": (lambda fake: fake.control.send(b"GET / HTTP/1.1\r\n\r\n"), "no spawner", "protocol_error"),
+    "the longest": (lambda fake: fake.control.send(b"x" * limits.SPAWN_HELLO_BYTES), "no spawner", "protocol_error"),
     "zeros": (lambda fake: fake.control.send(bytes(16)), "no spawner", "protocol_error"),
 }
 
@@ -507,6 +508,11 @@ async def test_a_file_is_read_by_an_idle_pump_which_is_waited_for() -> None:
         os.close(file)
         seen.fake.tell(frames.ANSWER, id, 0, 7)
         assert await reading == b"content"
+        reading = asyncio.ensure_future(seen.spawner.read_file("/missing"))
+        id, _, file = await seen.fake.hear_read()
+        os.close(file)
+        seen.fake.tell(frames.ANSWER, id, errno.ENOENT, 0)
+        assert await reading == b""
         seen.spawner.close()
         await settle(processes)
 

@@ -159,8 +159,9 @@ async def test_a_signal_may_be_for_its_group(process: SpawnProcess, recorder: Re
 @pytest.mark.parametrize("signum", [-1, 0, 65, 4711])
 async def test_what_is_no_signal_is_not_sent(process: SpawnProcess, recorder: Recorder, signum: int) -> None:
     process.on_started()
-    with pytest.raises(ExecFailed):
+    with pytest.raises(ExecFailed) as refused:
         process.signal(signum)
+    assert refused.value.reason == "unsupported"
     assert recorder.orders == []
 
 
