@@ -1,8 +1,8 @@
-"""How a process that is not our child ended, from its pidfd: no polling of the engine, no signal sent to a stranger.
+"""How a process that is not our child ended, from its pidfd, and signals that cannot hit another process.
 
 Owns two outside facts. Linux 6.15 keeps the wait status behind the pidfd once the process was reaped
 (PIDFD_GET_INFO with PIDFD_INFO_EXIT, include/uapi/linux/pidfd.h). Before the reap, and on any kernel, a zombie shows it
-in /proc to those who may trace it. It does not know of engines or trees.
+in /proc to readers that may trace it. Knows nothing of engines or trees.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PIDFD_GET_INFO = (3 << 30) | (_INFO.size << 16) | (0xFF << 8) | 11  # _IOWR(PID
 
 
 def send_signal(pidfd: int, pid: int, signum: int, *, group: bool = False) -> None:
-    """To the process, if it is there.
+    """Send a signal to the process, if it is there.
 
     Parameters:
         group: to the process group that it is in now, unless that is ours too. It goes by its number, which was its own

@@ -91,8 +91,7 @@ def is_running(pid: int, starttime: int) -> bool:
 def zombie_status(pid: int) -> int | None:
     """The wait status (wait(2)) of a process that has ended and is not reaped; None for every other one.
 
-    To whoever may not trace the process the kernel shows 0 (proc_pid_stat(5)), which is no status then: only root can
-    tell an exit code of 0.
+    The kernel shows 0 to a reader without the right to trace the process (proc_pid_stat(5)): 0 counts only for root.
     """
     data = _read(f"{PROC}/{pid}/stat", _STAT_BYTES)
     field = _fields(data, _EXIT_CODE + 1) if data else [b""]
@@ -132,11 +131,11 @@ def scan(variable: str) -> list[Row]:
 
 
 def scan_with_doubt(variable: str) -> tuple[list[Row], bool]:
-    """As `scan`, and whether it may have missed somebody who is alive at its end.
+    """As `scan`, and whether it may have missed a process that is alive at its end.
 
-    A child may be born behind the reader's back while its parent ends in front of it. So whoever was born meanwhile
-    is read too, until nobody is born between two looks: then the scan is complete. It is in doubt where births do not
-    cease for `limits.TREE_CATCH_UPS` looks.
+    A child may start with a number that was passed already, while its parent ends with one still to come. So processes
+    started meanwhile are read too, until none starts between two looks: then the scan is complete. It is in doubt where
+    that does not happen within `limits.TREE_CATCH_UPS` looks.
     """
     name, latest = os.fsencode(variable), _last_pid()
     rows = _rows(pids(), name)
@@ -191,7 +190,7 @@ def children(parent: int) -> list[tuple[int, Stat]]:
 
 def is_podman_pause(pid: int) -> bool:
     """Whether this is the process that keeps the user namespace of a rootless Podman. The first Podman of a session
-    starts it, with its own environment, and it stays for all later ones: it is what nobody has left behind (podman,
+    starts it, with its own environment, and it stays for all later ones: it is no leftover (podman,
     pkg/rootless/rootless_linux.c, `create_pause_process`)."""
     words = _read(f"{PROC}/{pid}/cmdline", _STAT_BYTES).split(b"\0")
     is_catatonit = words[0].endswith(b"catatonit") and words[1:2] == [b"-P"]

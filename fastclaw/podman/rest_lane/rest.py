@@ -7,7 +7,7 @@ nothing is read) says so. How many starts a container gets at once is the runtim
 process's demultiplexer, its pidfd and the task that asks for the exit code. There are three sources for the end, the
 first one wins:
 
-1. The pidfd, where the engine is on this host: the kernel's wait status, also while nobody reads the output (conmon
+1. The pidfd, where the engine is on this host: the kernel's wait status, also while the output is not read (conmon
    then hangs in a write and the engine still says running). Signals become 128+n, as the engine itself would say.
 2. The end of the stream, then inspect: the engine saves the exit before it closes the stream.
 3. Neither: `unknown`, or `container_gone` where the container no longer runs.
@@ -270,8 +270,8 @@ class _Launch:
         process.stdout_fd, stdout, process.stderr_fd, stderr = pipes[:4]
         stdin, process.stdin_fd = pipes[4:] or (None, None)
         if stdin is not None and (started.ended or (started.pidfd is not None and is_readable(started.pidfd))):
-            # Nobody reads it. The engine would throw away what it has not passed on yet, when input comes for a command
-            # that has ended (attachExecHTTP in libpod/oci_conmon_exec_common.go, 4.3.1).
+            # No reader is left. The engine would throw away what it has not passed on yet, when input comes for a
+            # command that has ended (attachExecHTTP in libpod/oci_conmon_exec_common.go, 4.3.1).
             os.close(stdin)
             stdin = None
         if direct is not None:
@@ -407,7 +407,7 @@ class RestProcess(PipedProcess):
             self._learn()
 
     def signal(self, signum: int, *, group: bool = False) -> None:
-        """As `LaneProcess`; by pidfd, so never to a stranger that has the number by now."""
+        """As `LaneProcess`; by pidfd, so never to another process that has the number by now."""
         if self._pidfd >= 0:
             send_signal(self._pidfd, self._pid, signum, group=group)
         elif not self.exited.done():
@@ -426,7 +426,7 @@ class RestProcess(PipedProcess):
 
     def _look_at_engine(self, reads_before: int) -> None:
         """Nothing of the tree is left, so the end of its streams is due. The engine's own reader, conmon, sleeps where
-        a neighbour of the same user has locked the pipe, and then nobody else can say it."""
+        a neighbour of the same user has locked the pipe, and then nothing else can say it."""
         self._look = None
         assert self._demux is not None
         if not self._demux.awaits_engine or self._demux.reads != reads_before:

@@ -192,11 +192,11 @@ def open_stdin(pid: int) -> int | None:
 
 
 def pass_on(source: int, target: int) -> None:
-    """Copy until the source has ended, or nobody reads the target any more. Waits as long as it takes.
+    """Copy until the source has ended, or the target has no reader any more. Waits as long as it takes.
 
     Parameters:
         source: read end of a pipe. Not spliced: that would wait for the target with the source's lock held, and lock
-            out who writes to it.
+            out its writer.
         target: write end of a pipe, made blocking.
     """
     os.set_blocking(target, True)

@@ -53,7 +53,7 @@ async def end_tree(
 ) -> None:
     """End everything on this host that belongs to one exec, and return once nothing of it is left.
 
-    Processes that are found while others are dying are ended too. A zombie counts as gone, whoever has to reap it.
+    Processes that are found while others are dying are ended too. A zombie counts as gone.
     This process, its ancestors and process 1 are never touched.
 
     Parameters:
@@ -121,7 +121,7 @@ class ProcessTable:
             marker: value of the marker variable that every process of the tree was born with.
             roots: pids known to belong to it; those that are gone are ignored.
             led: members that are gone: pid to the last tick at which that number was surely theirs. Their sessions
-                and groups still belong to the tree where somebody in them is older than that: a number is not given
+                and groups still belong to the tree where a process in them is older than that: a number is not given
                 out again while a session or group of that number has a process (free_pid in kernel/pid.c).
             protected: never members, and nothing is reached through them. Process 1 always is.
         """
@@ -230,7 +230,7 @@ class _Held:
         self.send(signal.SIGKILL)
 
     def _kill_group(self) -> None:
-        """In one go, so that nobody in it forks away; a kernel that cannot do it leaves it to the rounds."""
+        """In one go, so that no member forks away; a kernel that cannot do it leaves it to the rounds."""
         with suppress(OSError):
             signal.pidfd_send_signal(self.fd, signal.SIGKILL, None, PIDFD_SIGNAL_PROCESS_GROUP)
 

@@ -6,8 +6,7 @@ import asyncio
 import json
 import os
 import shutil
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -64,29 +63,16 @@ async def read_all(fd: int) -> bytes:
         os.close(fd)
 
 
-def resolve(ready: asyncio.Future[None]) -> None:
-    """Once; level-triggered watchers call again."""
-    if not ready.done():
-        ready.set_result(None)
-
-
 async def write_all(fd: int, data: bytes) -> None:
     """To the end or until nobody reads; closes it."""
-    loop = asyncio.get_running_loop()
-    rest_of_it = memoryview(data)
-    try:
-        while rest_of_it:
+    left = memoryview(data)
+    with suppress(BrokenPipeError):
+        while left:
             try:
-                rest_of_it = rest_of_it[os.write(fd, rest_of_it) :]
+                left = left[os.write(fd, left) :]
             except BlockingIOError:
-                ready = loop.create_future()
-                loop.add_writer(fd, partial(resolve, ready))
-                await ready
-                loop.remove_writer(fd)
-    except BrokenPipeError:
-        pass
-    finally:
-        os.close(fd)
+                await asyncio.sleep(0.001)
+    os.close(fd)
 
 
 async def complete(process: RestProcess, data: bytes = b"") -> tuple[bytes, bytes, ExitStatus]:
@@ -217,7 +203,7 @@ UPGRADED = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\
 NO_CONTAINER = answer(404, b'{"message":"no container with name or ID \\"c\\" found: no such container"}')
 NO_SESSION = answer(404, b'{"message":"no exec session with ID 5e55 found: no such exec session"}')
 FAKE_TIMEOUT_MS = 150
-"""Deadline of calls to engines made of a script."""
+"""Deadline of calls to engines made of a script, where it is not given: some of them never answer."""
 
 
 def state(*, running: bool, code: int = 0, pid: int = 0) -> bytes:
@@ -258,14 +244,14 @@ class FakeEngine:
         connections: how many there have been.
     """
 
-    def __init__(self, path: Path, serve: Serve) -> None:
+    def __init__(self, path: Path, serve: Serve, timeout_ms: int) -> None:
         self.url = f"unix://{path}"
         self.asked: list[Request] = []
         self.connections = 0
         self._serve = serve
         self._tasks: set[asyncio.Task[None]] = set()
-        self.calls = ExecCalls(self.url, FAKE_TIMEOUT_MS)
-        self.lane = RestLane(self.url, FixedContainers(["c"]), local=False, timeout_ms=FAKE_TIMEOUT_MS)
+        self.calls = ExecCalls(self.url, timeout_ms)
+        self.lane = RestLane(self.url, FixedContainers(["c"]), local=False, timeout_ms=timeout_ms)
 
     def steps(self) -> list[str]:
         """What was asked, in words."""
@@ -296,10 +282,10 @@ class FakeEngine:
 
 
 @asynccontextmanager
-async def fake_engine(directory: Path, serve: Serve) -> AsyncIterator[FakeEngine]:
+async def fake_engine(directory: Path, serve: Serve, timeout_ms: int = FAKE_TIMEOUT_MS) -> AsyncIterator[FakeEngine]:
     """An engine that answers as `serve` says; a connection is closed when that raises EOFError."""
     path = directory / "engine.sock"
-    engine = FakeEngine(path, serve)
+    engine = FakeEngine(path, serve, timeout_ms)
     server = await asyncio.start_unix_server(engine.accept, path)
     try:
         yield engine

@@ -59,7 +59,7 @@ async def failure(directory: Path, step: str, wire: bytes, *, close: bool = Fals
             await writer.drain()
             raise EOFError
 
-    async with fake_engine(directory, serve) as engine:
+    async with fake_engine(directory, serve, 10_000 if wire or close else FAKE_TIMEOUT_MS) as engine:
         with pytest.raises(ExecFailed) as caught:
             await CALLS[step](engine.calls)
     return caught.value

@@ -149,11 +149,16 @@ def stream(*wires: bytes, end: bool = True) -> Iterator[socket.socket]:
 
 
 async def proof(
-    directory: Path, sock: socket.socket, inspect: bytes, *, head: bytes = b"", local: bool = False, cmd: str = "x"
+    directory: Path,
+    sock: socket.socket,
+    inspect: bytes,
+    head: bytes = b"",
+    given: StartSpec | None = None,
+    local: bool = False,
 ) -> Started:
     """What is found out with these answers to inspect."""
     async with fake_engine(directory, answering(inspect=inspect)) as engine:
-        return await confirm(engine.calls, "5e55", sock, head, spec(cmd), local=local)
+        return await confirm(engine.calls, "5e55", sock, head, given or spec("x"), local=local)
 
 
 async def test_elsewhere_a_pid_is_the_proof(short_dir: Path) -> None:
@@ -198,7 +203,7 @@ async def test_a_failed_execve_is_told_from_a_command_of_that_name(short_dir: Pa
         await proof(short_dir, sock, state(running=False, code=255))
     assert caught.value.reason == "not_executable"
     with stream(stderr_frame(EXEC_TEXT)) as sock:
-        started = await proof(short_dir, sock, state(running=False, code=255), cmd="y")
+        started = await proof(short_dir, sock, state(running=False, code=255), given=spec("y"))
     assert (started.exit_code, started.ended) == (255, True)
 
 
@@ -263,10 +268,8 @@ def child(*cmd: str, env: dict[str, str] | None = None) -> Iterator[int]:
 
 async def local_proof(directory: Path, given_spec: StartSpec, pid: int, *wires: bytes, code: int = 0) -> Started:
     """With an engine that names this pid. The pidfd is the caller's."""
-    engine_says = answering(inspect=state(running=True, pid=pid, code=code))
-    async with fake_engine(directory, engine_says) as engine:
-        with stream(*wires) as sock:
-            return await confirm(engine.calls, "5e55", sock, b"", given_spec, local=True)
+    with stream(*wires) as sock:
+        return await proof(directory, sock, state(running=True, pid=pid, code=code), given=given_spec, local=True)
 
 
 async def test_here_the_marker_is_the_proof(short_dir: Path) -> None:

@@ -72,6 +72,7 @@ async def test_phases_of_a_start_are_timed(lane: RestLane) -> None:
     process = await lane.start(spec("true"), 0)
     await complete(process)
     assert set(process.timings) == {"create_us", "start_us", "proof_us"}
+    assert repr(lane).startswith("<RestLane local <HttpClient ")
     assert all(value > 0 for value in process.timings.values())
 
 

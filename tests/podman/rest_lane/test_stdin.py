@@ -39,6 +39,12 @@ os.splice(empty.fileno(), again, 1)
 """After a byte: splice(2) from an empty socket to a pipe waits for data with the pipe's lock held."""
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take long to start the server."""
+    monkeypatch.setattr(limits, "STDIN_OPEN_MS", 20_000)
+
+
 @asynccontextmanager
 async def some_helpers() -> AsyncIterator[StdinHelpers]:
     """All gone afterwards."""
@@ -203,9 +209,7 @@ async def test_no_pipe_no_way_in(argv: list[str]) -> None:
 async def test_a_pipe_that_is_locked_before_it_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     async with some_helpers() as helpers:
         await warm_up(helpers)
-        monkeypatch.setattr(
-            limits, "STDIN_OPEN_MS", 200
-        )  # with the server up: its own start takes longer on a busy host
+        monkeypatch.setattr(limits, "STDIN_OPEN_MS", 200)
         with a_process(sys.executable, "-c", LOCKS_ITS_STDIN) as process:
             await lock(process)
             began = time.monotonic()

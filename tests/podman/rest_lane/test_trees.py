@@ -202,19 +202,22 @@ async def test_killed_at_once(name: str) -> None:
         assert command.child.wait() == -signal.SIGKILL
 
 
-async def test_term_ends_it_within_the_grace() -> None:
-    async with started("trap 'exit 7' TERM; echo up; while :; do sleep 0.01; done") as command:
+@pytest.mark.parametrize(
+    "script",
+    [
+        "trap 'exit 7' TERM; echo up; while :; do sleep 0.01; done",
+        "trap 'exit 7' TERM; echo up; kill -STOP $$; exit 1",
+    ],
+    ids=["runs", "is stopped"],
+)
+async def test_term_ends_it_within_the_grace(script: str) -> None:
+    async with started(script) as command:
+        if "STOP" in script:
+            await asyncio.to_thread(os.waitid, os.P_PID, command.child.pid, os.WSTOPPED)
         async with asyncio.timeout(10):
             await end_tree(command.marker, command.child.pid, grace(30))
         assert command.child.wait() == 7
         assert command.left() == set()
-
-
-async def test_a_stopped_process_gets_its_term() -> None:
-    async with started("trap 'exit 7' TERM; echo up; kill -STOP $$; exit 1") as command:
-        await asyncio.to_thread(os.waitid, os.P_PID, command.child.pid, os.WSTOPPED)
-        await end_tree(command.marker, command.child.pid, grace(30))
-        assert command.child.wait() == 7
 
 
 async def test_kill_comes_only_when_the_grace_is_grace() -> None:
