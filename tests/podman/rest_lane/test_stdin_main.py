@@ -17,6 +17,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.linux import proc
+from fastclaw.linux.packets import close_all
 from fastclaw.podman.rest_lane.stdin_main import END, OPENED, ORDER, START, open_stdin
 from tests.balance import open_descriptors
 from tests.podman.rest_lane.test_stdin import a_process
@@ -43,15 +44,22 @@ class Server:
         self.pid = self._child.pid
         self._ours: list[int] = []
 
-    def start(self, id: int, pid: int) -> Way:
-        """START, with both pipes."""
+    def start(self, id: int, pid: int, says: bytes = OPENED) -> int:
+        """START, with both pipes; nothing is said where there is no way in. The write end of the first."""
         source, write = os.pipe2(os.O_CLOEXEC)
         told, tell = os.pipe2(os.O_CLOEXEC)
-        self._ours += [write, told]
+        self._ours.append(write)
         socket.send_fds(self.orders, [ORDER.pack(START, id, pid)], [source, tell])
-        os.close(source)
-        os.close(tell)
-        return Way(write, told)
+        close_all((source, tell))
+        assert select.select([told], [], [], SOON_S)[0], "no answer"
+        assert os.read(told, 10) == says
+        os.close(told)
+        return write
+
+    def finish(self, fd: int) -> None:
+        """No more input."""
+        self._ours.remove(fd)
+        os.close(fd)
 
     def end(self, id: int) -> None:
         self.orders.send(ORDER.pack(END, id, 0))
@@ -67,28 +75,7 @@ class Server:
         finally:
             self._child.kill()
             self._child.wait()
-            for fd in self._ours:
-                os.close(fd)
-
-
-class Way:
-    """Our ends of a helper's pipes."""
-
-    def __init__(self, fd: int, told: int) -> None:
-        self.fd = fd
-        self.told = told
-
-    def answer(self) -> bytes:
-        """`OPENED`, or nothing: there is no way in."""
-        ready, _, _ = select.select([self.told], [], [], SOON_S)
-        assert ready, "no answer"
-        return os.read(self.told, 10)
-
-    def close(self) -> None:
-        """No more input; the number stays ours."""
-        nowhere = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(nowhere, self.fd, inheritable=False)
-        os.close(nowhere)
+            close_all(self._ours)
 
 
 @contextmanager
@@ -114,19 +101,18 @@ def read(process: subprocess.Popen[bytes]) -> bytes:
 def test_each_has_a_helper_of_its_own() -> None:
     with a_server() as server, a_process("cat") as one, a_process("cat") as other:
         ways = [server.start(number, process.pid) for number, process in enumerate((one, other))]
-        assert [way.answer() for way in ways] == [OPENED, OPENED]
         assert len(server.helpers()) == 2
         for number, (way, process) in enumerate(zip(ways, (one, other), strict=True)):
             shut(process)
-            os.write(way.fd, b"%d" % number)
-            way.close()
+            os.write(way, b"%d" % number)
+            server.finish(way)
             assert read(process) == b"%d" % number, "no end is held by the other's helper"
 
 
 @pytest.mark.parametrize("pid", [2**22 + 1, 1])
 def test_where_there_is_no_such_pipe_there_is_no_way_in(pid: int) -> None:
     with a_server() as server:
-        assert server.start(1, pid).answer() == b""
+        server.start(1, pid, says=b"")
         wait_until(lambda: server.helpers() == [])
         server.end(1)
         server.end(77)  # nobody
@@ -136,8 +122,7 @@ def test_an_order_without_its_descriptors_is_none() -> None:
     """The kernel drops those for which the receiver has no number left (unix(7))."""
     with a_server() as server, a_process("cat") as process:
         server.orders.send(ORDER.pack(START, 1, process.pid))
-        way = server.start(2, process.pid)
-        assert way.answer() == OPENED
+        server.start(2, process.pid)
         assert len(server.helpers()) == 1
 
 
@@ -146,10 +131,9 @@ def test_an_id_is_free_again_when_its_helper_has_ended() -> None:
         for number in range(3):
             with a_process("cat") as process:
                 way = server.start(1, process.pid)
-                assert way.answer() == OPENED
                 shut(process)
-                os.write(way.fd, b"%d" % number)
-                way.close()
+                os.write(way, b"%d" % number)
+                server.finish(way)
                 assert read(process) == b"%d" % number
                 wait_until(lambda: server.helpers() == [])
 
@@ -157,15 +141,15 @@ def test_an_id_is_free_again_when_its_helper_has_ended() -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_for_its_owner_is_not_for_it(signum: int) -> None:
     with a_server() as server, a_process("cat") as process:
-        assert server.start(1, process.pid).answer() == OPENED  # so it is up
+        server.start(1, process.pid)  # so it is up
         os.kill(server.pid, signum)
-        assert server.start(2, process.pid).answer() == OPENED
+        server.start(2, process.pid)
 
 
 def test_a_helper_holds_nothing_that_is_the_server_s() -> None:
     """Else its owner would not see the server end, nor another's reader the end of its input."""
     with a_server() as server, a_process("cat") as process:
-        assert server.start(1, process.pid).answer() == OPENED
+        server.start(1, process.pid)
         (helper,) = server.helpers()
         links = [os.readlink(entry) for entry in Path(f"/proc/{helper}/fd").iterdir()]
         assert not any(link.startswith("socket:") for link in links)
