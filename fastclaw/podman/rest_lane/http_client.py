@@ -212,12 +212,14 @@ class _Exchange:
             raise
 
     async def _read_answer(self, sock: socket.socket) -> None:
-        while not self._is_complete():
+        is_complete = False
+        while not is_complete:
             data = await asyncio.get_running_loop().sock_recv(sock, HTTP_READ_BYTES)
             if not data and not self.answered:
                 raise ConnectionResetError("the engine closed the connection without an answer")
             self.answered = True
             self._connection.receive_data(data)
+            is_complete = self._is_complete()
 
     def _render(self, method: str, path: str, body: bytes | None, upgrade: bool) -> bytes:
         headers = [("Host", "engine")]
@@ -225,8 +227,11 @@ class _Exchange:
             headers += [("Connection", "Upgrade"), ("Upgrade", "tcp")]  # Podman wants exactly this word
         if body is not None:
             headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        events = [h11.Request(method=method, target=path, headers=headers), h11.Data(body or b""), h11.EndOfMessage()]
-        return b"".join(self._connection.send(event) or b"" for event in events)
+        head = self._connection.send(h11.Request(method=method, target=path, headers=headers)) or b""
+        if body is not None:
+            self._connection.send(h11.Data(body))
+        self._connection.send(h11.EndOfMessage())
+        return head + (body or b"")
 
     def _is_complete(self) -> bool:
         """Take in what has come."""
