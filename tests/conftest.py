@@ -21,6 +21,7 @@ import pytest
 import uvloop
 
 from tests.balance import children, open_descriptors
+from tests.waiting import InstantLoop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -88,16 +89,17 @@ def _uvloop() -> asyncio.AbstractEventLoop:
 
 BOTH_LOOPS = (
     "tests/linux/",
-    "tests/processes/test_collector",
     "tests/processes/test_endpoint",
     "tests/processes/test_relay",
     "tests/processes/test_listeners",
     "tests/server/test_stdio",
-    "tests/server/test_workers",
     "tests/podman/rest_lane/test_stdin",
     "tests/podman/rest_lane/test_http_client",
 )
 """Where descriptors are watched, the loop itself matters: these tests run on asyncio's and on uvloop."""
+
+NO_CLOCK = ("tests/processes/test_starts", "tests/processes/test_table")
+"""Tests of timing alone: they run on a loop whose clock jumps from timer to timer."""
 
 
 def pytest_asyncio_loop_factories(
@@ -106,6 +108,8 @@ def pytest_asyncio_loop_factories(
     """The loops of one test: both where the loop itself matters."""
     if item.nodeid.startswith(BOTH_LOOPS):
         return {"asyncio": _stock_loop, "uvloop": _uvloop}
+    if item.nodeid.startswith(NO_CLOCK):
+        return {"instant": lambda: _observed(InstantLoop())}
     return {"uvloop": _uvloop}
 
 
