@@ -268,7 +268,7 @@ def own_streams() -> Iterator[tuple[int, int, int]]:
     with ExitStack() as release:  # in reverse: where all are one socket, only the first saw its flag untouched
         streams = OwnedDescriptor.input(0), OwnedDescriptor.output(1), OwnedDescriptor.output(2)
         for owned in streams:
-            release.callback(owned.release)
+            release.callback(owned.close)
         yield streams[0].fd, streams[1].fd, streams[2].fd
 
 

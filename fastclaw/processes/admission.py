@@ -73,6 +73,10 @@ class Admission:
         self._waiting = 0
         self._occupied = 0
 
+    def __repr__(self) -> str:
+        now = self.statistics()
+        return f"<Admission live={now.live}/{now.max_processes} starting={now.starting} waiting={now.waiting}>"
+
     def statistics(self) -> AdmissionStatistics:
         """A snapshot."""
         starting = self._max_starting - len(self._slots)

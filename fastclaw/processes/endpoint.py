@@ -18,17 +18,17 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.linux import splice
 from fastclaw.linux.sockets import has_hung_up, ready_events
 from fastclaw.linux.splice import Move, is_holding
+from fastclaw.processes.lane import StreamsOwner
 from fastclaw.processes.listeners import Listener, drop_input, is_trusted_peer, turn_away
 
 if TYPE_CHECKING:
     from fastclaw.linux.poller import Poller
-    from fastclaw.linux.splice import Move
     from fastclaw.runtime import OnDisconnect
 
 
@@ -50,44 +50,23 @@ class _Client:
         self.outbound_done = False
 
 
-class Owner(Protocol):
-    """Whoever holds an endpoint and wants to know."""
-
-    def on_abandoned(self) -> None:
-        """A client left, and `on_disconnect` is `kill`."""
-
-    def on_gap(self) -> None:
-        """A client left output unread in its socket: it is lost."""
-
-    def on_drained(self) -> None:
-        """The output's end has reached a client. Called once for each endpoint."""
-
-    def on_clients(self) -> None:
-        """A client is served now, or left."""
-
-
-class _Nobody:
-    """Owns what is closed."""
-
-    def on_abandoned(self) -> None: ...
-
-    def on_gap(self) -> None: ...
-
-    def on_drained(self) -> None: ...
-
-    def on_clients(self) -> None: ...
-
-
-_SILENT = _Nobody()
+_NO_OWNER = StreamsOwner()
+"""Of a closed endpoint: it references nobody, so that no reference cycle waits for the collector."""
 
 
 class Endpoint:
-    """Parameters:
-    owner: is told.
-    listener: owned, its path is unlinked at the end.
-    output_fd: read end of the process's stdout or stderr; owned.
-    input_fd: write end of the process's stdin, or None; owned.
-    on_disconnect: what a client that leaves for good means.
+    """One socket of a process: relays one of its outputs, and its input if it has one, to one client at a time.
+
+    Parameters:
+        owner: is told of abandonment and gaps.
+        listener: owned, its path is unlinked at the end.
+        output_fd: read end of the process's stdout or stderr; owned.
+        input_fd: write end of the process's stdin, or None; owned.
+        on_disconnect: what a client that leaves for good means.
+        on_change: called when a client is served or has left, and when `drained` has become true.
+
+    Attributes:
+        drained: the output's end has reached a client.
     """
 
     __slots__ = (
@@ -99,6 +78,7 @@ class Endpoint:
         "_listener",
         "_loop",
         "_move_output",
+        "_on_change",
         "_on_disconnect",
         "_outbound",
         "_output_fd",
@@ -111,12 +91,13 @@ class Endpoint:
 
     def __init__(
         self,
-        owner: Owner,
+        owner: StreamsOwner,
         listener: Listener,
         output_fd: int,
         input_fd: int | None,
         watcher: Poller,
         on_disconnect: OnDisconnect,
+        on_change: Callable[[], None],
     ) -> None:
         self._owner = owner
         self._listener = listener
@@ -124,8 +105,9 @@ class Endpoint:
         self._input_fd = input_fd
         self._watcher = watcher
         self._on_disconnect = on_disconnect
+        self._on_change = on_change
         self._loop = watcher.loop
-        self._move_output = self._output_mover()
+        self._move_output = splice.mover()
         self._client: _Client | None = None
         self._outbound: Relay | None = None
         self._senders: deque[_Client] = _NOBODY
@@ -135,6 +117,10 @@ class Endpoint:
         self._retry: asyncio.TimerHandle | None = None
         self.drained = False
         watcher.watch_listener(listener.fd, self._on_connection)
+
+    def __repr__(self) -> str:
+        state = "closed" if not self._is_open else "listening" if self._is_listening else "released"
+        return f"<Endpoint {self._listener.path} {state}{' connected' * self.connected}{' drained' * self.drained}>"
 
     @property
     def moved_out(self) -> int:
@@ -161,8 +147,8 @@ class Endpoint:
         return bool(_int_of(self._output_fd, termios.FIONREAD))
 
     def is_blocked(self) -> bool:
-        """Whether who writes to the output waits: nobody takes from it, and its pipe has no room. That only a writer's
-        end says (poll(2)), so one is opened for a moment."""
+        """Whether writers of the output wait: no client takes from it, and its pipe is full. Only a writer's end tells
+        (poll(2)), so one is opened for a moment."""
         if not self._is_open or (self._outbound is not None and not self._outbound.waits_for_room):
             return False
         try:
@@ -173,18 +159,6 @@ class Endpoint:
             return not ready_events(writing, select.POLLOUT)
         finally:
             os.close(writing)
-
-    # --- what is different for a terminal ---
-
-    def _output_mover(self) -> Move:
-        return splice.mover()
-
-    def _input_mover(self) -> Move:
-        return splice.mover()
-
-    def _end_input(self, fd: int) -> None:
-        """Have the process read EOF; `fd` is closed, now or soon."""
-        os.close(fd)
 
     # --- connections ---
 
@@ -225,7 +199,7 @@ class Endpoint:
             self._senders = self._senders or deque()
             self._senders.append(client)
             self._take_input()
-        self._owner.on_clients()
+        self._on_change()
 
     def _client_left(self, client: _Client) -> None:
         """The peer closed for good. What it sent before stays in its socket until stdin has taken it."""
@@ -238,10 +212,10 @@ class Endpoint:
         self._stop_outbound(client)
         if self._on_disconnect == "kill":
             self._owner.on_abandoned()
-        owner = self._owner
+        on_change = self._on_change
         if not self._is_listening:
-            self.close()  # nobody can come back
-        owner.on_clients()
+            self.close()  # no client can come back
+        on_change()
 
     # --- outbound: process → client ---
 
@@ -262,7 +236,7 @@ class Endpoint:
         self._stop_outbound(client)
         if not self.drained:
             self.drained = True
-            self._owner.on_drained()
+            self._on_change()
         if not self._is_listening:
             self.close()
 
@@ -285,7 +259,7 @@ class Endpoint:
                 client.fd,
                 self._input_fd,
                 self._input_fd,
-                self._input_mover(),
+                splice.mover(),
                 lambda error: self._input_ended(client, error),
             )
             client.inbound.start()
@@ -316,7 +290,7 @@ class Endpoint:
             if client.inbound is not None:
                 client.inbound.stop()
         input_fd, self._input_fd = self._input_fd, None
-        self._end_input(input_fd)
+        os.close(input_fd)
         for client in senders:
             self._refuse_input(client)
 
@@ -359,8 +333,8 @@ class Endpoint:
         client.socket.close()
 
     def release(self) -> None:
-        """Unlink the path: nobody else may connect. Who is connected reads to the end, or leaves; then, or now where
-        nobody is, everything is closed. Idempotent."""
+        """Unlink the path, so that no other client can connect. A connected client reads to the end, or leaves; then,
+        or now where there is none, everything is closed. Idempotent."""
         self._stop_listening()
         if self._client is None or self.drained:
             self.close()
@@ -390,7 +364,7 @@ class Endpoint:
             if client.fd >= 0:
                 self._close(client)
         os.close(self._output_fd)
-        self._owner = _SILENT  # what is closed keeps nobody: it would take the collector to free them both
+        self._owner, self._on_change = _NO_OWNER, _NO_OWNER.on_clients
 
 
 def _int_of(fd: int, request: int) -> int:

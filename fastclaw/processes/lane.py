@@ -15,20 +15,20 @@ streams are the lane's then, and `LaneProcess.collected` brings what came of the
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from msgspec import Struct, field
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.linux.cgroups import OomKills
+from fastclaw.linux.cgroups import MemoryWatch, OomKills
 from fastclaw.runtime import Keep, OnLimit, Orphans
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable
 
     from fastclaw.runtime import OnDisconnect
@@ -91,22 +91,12 @@ class ExitStatus(Struct, frozen=True, kw_only=True):
     ooms: OomKills | None = None
 
 
-class Memory(Protocol):
-    """An environment's memory: `cgroups.MemoryWatch`."""
-
-    def mark(self) -> int:
-        """What a command begins with."""
-
-    def since(self, mark: int, is_killed: bool) -> OomKills | None:
-        """What was killed since then. `is_killed`: the command has ended as one that was, or whose child was."""
-
-
 Ooms = Callable[[bool], OomKills | None]
 """What was killed for want of memory in a command's life. Told whether it has ended as one that was killed, or whose
 child was."""
 
 
-def ooms_from_now(memory: Memory | None) -> Ooms:
+def ooms_from_now(memory: MemoryWatch | None) -> Ooms:
     """For a command that begins now. `memory`: of its environment; None: nothing of it is to be seen."""
     if memory is None:
         return _never
@@ -173,8 +163,10 @@ PROCESS_ID_VARIABLE = "FASTCLAW_PROCESS_ID"
 """Marks every process of an exec in its environment: how descendants that left the tree are found again."""
 
 
-class Owner(Protocol):
-    """Whose streams they are."""
+class StreamsOwner:
+    """Is told what becomes of a process's streams. A method that a subclass leaves out does nothing."""
+
+    __slots__ = ()
 
     def on_abandoned(self) -> None:
         """A client left, and `on_disconnect` is `kill`."""
@@ -189,47 +181,56 @@ class Owner(Protocol):
         """A client came or left, or one that reads stopped reading, or began again: `Streams.is_unread` may differ."""
 
 
-class Streams(Protocol):
-    """Wherever they are held.
+class Streams:
+    """The streams of a process. This base is what a process has that has no sockets: a run, or one that is closed.
 
     Attributes:
         drained: both outputs have reached clients to their ends.
     """
 
-    drained: bool
+    __slots__ = ("drained",)
+
+    def __init__(self) -> None:
+        self.drained = True
 
     def is_unread(self) -> bool:
         """Whether an output that is not at its end has no client, or one that reads nothing, as far as is known."""
+        return False
 
     def is_served(self) -> bool:
-        """Whether somebody is connected to an output that is not at its end."""
+        """Whether a client is connected to an output that is not at its end."""
+        return False
 
     def has_pending_output(self) -> bool:
         """Whether output waits for a reader, as far as is known at once."""
+        return False
 
     def look(self) -> bool:
         """Find out what waits and who reads, for the methods above. A client reads nothing if output has waited for it
-        at `limits.STALLED_LOOKS` in a row and it has taken none; so two looks are a while apart, and what comes sooner
-        is none.
+        at `limits.STALLED_LOOKS` in a row and it has taken none. Looks that come too soon after one do not count.
 
         Returns:
             Whether the answer is known a moment later only.
         """
+        return False
 
     def blocked(self) -> asyncio.Future[int]:
-        """Which outputs have no room, so that who writes to them waits, while nobody takes from them: 1 for stdout, 2
-        for stderr, or both. Where a command keeps whoever looks from looking, no answer comes."""
+        """Which outputs are full while no client takes from them, so that their writers wait: 1 for stdout, 2 for
+        stderr, 3 for both. No answer comes while a pipe is locked by its command."""
+        asked = asyncio.get_running_loop().create_future()
+        asked.set_result(0)
+        return asked
 
-    def close(self, *, cut: bool = False) -> None:
-        """Unlink the sockets: nobody may connect any more. Output without a client is thrown away; clients read on.
-        Idempotent but for `cut`.
+    def release(self, *, cut: bool = False) -> None:
+        """Unlink the sockets, so that no client can connect any more. Output without a client is thrown away; clients
+        read on. Idempotent but for `cut`.
 
         Parameters:
             cut: end clients that read nothing, too; that is a gap.
         """
 
-    def give_up(self) -> None:
-        """The environment goes: nothing is to be held here any longer. Idempotent."""
+    def close(self) -> None:
+        """Hold nothing here any longer: the environment goes. Idempotent."""
 
 
 class LaneProcess(ABC):
@@ -256,7 +257,7 @@ class LaneProcess(ABC):
     timings: dict[str, int]
 
     @abstractmethod
-    def serve(self, owner: Owner, sockets: Any, watcher: Any, on_disconnect: OnDisconnect) -> Streams:
+    def serve(self, owner: StreamsOwner, sockets: Any, watcher: Any, on_disconnect: OnDisconnect) -> Streams:
         """Let clients reach the streams of an exec. Called once, before `started`.
 
         Parameters:

@@ -112,8 +112,7 @@ class ProcessPool:
         self._count = 0
 
     def __repr__(self) -> str:
-        counts = " ".join(f"{name}={count}" for name, count in self.table.counts().items())
-        return f"<ProcessPool {self._prefix} lane={self._lane.name} {counts}>"
+        return f"<ProcessPool {self._prefix} lane={self._lane.name} {self.table}>"
 
     # --- exec ---
 
@@ -199,7 +198,7 @@ class ProcessPool:
             on_exit=self._exited,
             on_drained=self.table.drained,
             on_clients=self.table.clients_changed,
-            on_abandoned=self._abandoned,
+            on_abandoned=self._end_later,
             on_closed=self._closed,
         )
         return begun.process
@@ -360,7 +359,7 @@ class ProcessPool:
             self.table.free_key(process)
             return
         if process is not None:
-            process.give_up()
+            process.close()
         elif lane_process is not None:
             if lane_process.collected is None:
                 lane_process.close_streams()
@@ -384,9 +383,6 @@ class ProcessPool:
         if self.table.is_live(process):  # else it is being taken back
             self.table.exited(process)
             self._starts.leave(process.ticket)
-
-    def _abandoned(self, process: Process) -> None:
-        self._end_later(process, "killed")
 
     def _closed(self, process: Process) -> None:
         """Nobody of ours needs its streams any more. Those of a run may still have a writer, which is not to notice."""
@@ -481,7 +477,7 @@ class ProcessPool:
         with self._grace(grace_ms) as grace:
             await process.end_tree(grace, reason)
 
-    def _end_later(self, process: Process, reason: ExitReason) -> None:
+    def _end_later(self, process: Process, reason: ExitReason = "killed") -> None:
         if process.is_running and process.end_reason is None:
             process.end_reason = reason
         process.ending = self._own(self._end_logged(process, reason))

@@ -15,64 +15,39 @@ from msgspec import UNSET, structs
 from fastclaw.answer_limits import SHOWN_COMMAND_BYTES, WORD_BYTES
 from fastclaw.lifecycle import ProcessState, process_machine
 from fastclaw.params import fingerprint, has_tty
-from fastclaw.processes.lane import ExitStatus, Grace
+from fastclaw.processes.lane import ExitStatus, Grace, Streams, StreamsOwner
 from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo, RunRequest, StreamName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastclaw.processes.admission import Ticket
-    from fastclaw.processes.lane import LaneProcess, Streams
+    from fastclaw.processes.lane import LaneProcess
 
 
-class _Closed:
-    """The streams of a process that has no sockets, any more or at all: so it does not keep them, nor they it."""
-
-    drained = True
-
-    def is_unread(self) -> bool:
-        return False
-
-    def is_served(self) -> bool:
-        return False
-
-    def has_pending_output(self) -> bool:
-        return False
-
-    def look(self) -> bool:
-        return False
-
-    def blocked(self) -> asyncio.Future[int]:
-        asked = asyncio.get_running_loop().create_future()
-        asked.set_result(0)
-        return asked
-
-    def close(self, *, cut: bool = False) -> None: ...
-
-    def give_up(self) -> None: ...
+_NO_STREAMS = Streams()
 
 
-CLOSED = _Closed()
+class Process(StreamsOwner):
+    """A process in the table: its id, streams, state and exit record.
 
-
-class Process:
-    """Parameters:
-    request: what it was asked for; not kept, for it may be long and the record lives for minutes. Of its command line
-        that much stays which `list` shows.
-    lane_process: what the lane starts.
-    on_exit: called once, when the command has ended and `record` is there.
-    on_drained: called when both outputs have reached a client, or never.
-    on_clients: called after the exit, when a client came or left: `streams.is_unread()` may differ.
-    on_closed: called once, when its sockets and pipes are closed for good.
-    on_abandoned: called when a client left a process whose `on_disconnect` is `kill`.
+    Parameters:
+        request: what it was asked for. Not kept, since it may be long and the record lives for minutes: of the command
+            line only what `list` shows.
+        lane_process: what the lane starts.
+        on_exit: called once, when the command has ended and `record` is there.
+        on_drained: called when both outputs have reached a client, or never.
+        on_clients: called after the exit, when a client came or left: `streams.is_unread()` may differ.
+        on_closed: called once, when its sockets and pipes are closed for good.
+        on_abandoned: called when a client left a process whose `on_disconnect` is `kill`.
 
     Attributes:
-        streams: set by whoever found a place for them, before anything else happens to it; none for a run.
+        streams: of an exec, from the moment its sockets listen until they are closed.
         result: where its sockets are, once they listen; a run has none.
         request_mark: tells its request from another one with the same key.
         written: bytes of both outputs of a run that has been answered.
-        ending: what is under way to end it, by its time or its limit: done once nothing is left of it.
-        was_sent_kill: a caller has sent it SIGKILL, so that this is no victim of the out-of-memory killer's.
+        ending: what ends it for its time or its limit: done once nothing is left of it.
+        was_sent_kill: a caller has sent it SIGKILL: then the out-of-memory killer is not to blame.
     """
 
     __slots__ = (
@@ -137,7 +112,7 @@ class Process:
         self.was_limited = False
         self.was_sent_kill = False
         self.written = (0, 0)
-        self.streams: Streams = CLOSED
+        self.streams = _NO_STREAMS
         self.timeout: asyncio.TimerHandle | None = None
         self.ending: asyncio.Future[None] | None = None
         self.end_reason: ExitReason | None = None
@@ -152,6 +127,9 @@ class Process:
         self._on_closed = on_closed
         self.exited: asyncio.Future[ExitRecord] = self._loop.create_future()
         lane_process.exited.add_done_callback(self._exited)
+
+    def __repr__(self) -> str:
+        return f"<Process {self.id} {self._machine.state.name.lower()} {self.cmd[0]!r}>"
 
     def began(self, **timings: int) -> None:
         """The command runs: from here its run time counts. `timings`: microseconds of what came before, by phase."""
@@ -168,11 +146,6 @@ class Process:
     def is_running(self) -> bool:
         """Whether the command has not ended, as far as is known."""
         return self._machine.state is ProcessState.RUNNING
-
-    @property
-    def is_drained(self) -> bool:
-        """Whether clients have been given both streams to the end."""
-        return self.streams.drained
 
     def info(self, blocked: list[StreamName] | None = None) -> ProcessInfo:
         """Its line in `list`. `blocked`: outputs that are known to be."""
@@ -216,7 +189,7 @@ class Process:
         self.has_ended(ExitStatus(reason="unknown") if exited.cancelled() else exited.result())
 
     def has_ended(self, status: ExitStatus) -> None:
-        """From whoever knows it, at the latest with the output of a run. Idempotent."""
+        """The command has ended; of a run this is known with its output at the latest. Idempotent."""
         if self.is_running:
             self._finish(status)
             self._on_exit(self)
@@ -246,20 +219,16 @@ class Process:
         return status.reason if self.end_reason is None or status.reason == "unknown" else self.end_reason
 
     def on_abandoned(self) -> None:
-        """A client left it for good, which kills it."""
         self._on_abandoned(self)
 
     def on_drained(self) -> None:
-        """Clients have got both of its streams to the end."""
         self._on_drained(self)
 
     def on_clients(self) -> None:
-        """A client came, left, stopped reading or began again; while the command lives, nobody minds."""
         if not self.is_running:
             self._on_clients(self)
 
     def on_gap(self) -> None:
-        """A client left output unread, which is lost."""
         self.gap = True
 
     async def end_tree(self, grace: Grace, reason: ExitReason) -> None:
@@ -271,35 +240,33 @@ class Process:
 
     @property
     def is_closed(self) -> bool:
-        """Whether its sockets are gone and nobody is connected any more."""
+        """Whether its sockets are gone and no client is connected any more."""
         return self._machine.state is ProcessState.CLOSED
 
-    def close_sockets(self, *, cut: bool = False) -> None:
-        """Unlink both sockets, and close them and the pipes behind them as soon as nobody who is connected reads on.
-        Idempotent; only after the exit.
+    def release(self, *, cut: bool = False) -> None:
+        """Unlink both sockets; once no connected client reads on, close them and the pipes behind them. Idempotent;
+        only after the exit.
 
         Parameters:
-            cut: end who is connected and reads nothing, too.
+            cut: end clients that read nothing, too.
         """
         if self._machine.state is ProcessState.LINGERING:
-            self.streams.close(cut=cut)
+            self.streams.release(cut=cut)
             if not self.streams.is_served():
-                self._close()
+                self._close_streams()
 
-    def _close(self) -> None:
-        if (
-            self._machine.state is ProcessState.LINGERING
-        ):  # closing the streams may have told us, and so have ended here
+    def _close_streams(self) -> None:
+        if self._machine.state is ProcessState.LINGERING:  # `release` may have called back, and so have ended here
             self._machine.move(ProcessState.CLOSED)
-            self.streams = CLOSED
+            self.streams = _NO_STREAMS
             self._on_closed(self)
 
-    def give_up(self) -> None:
-        """The environment goes: an end that was not seen by now will never be known."""
+    def close(self) -> None:
+        """Close everything: the environment goes. A process that still runs gets the exit `unknown`. Idempotent."""
         if self.is_running:
             self._finish(ExitStatus(reason="unknown"))
-        self.streams.give_up()
-        self._close()
+        self.streams.close()
+        self._close_streams()
 
 
 def _wake(woken: asyncio.Future[None], _done: object = None) -> None:

@@ -16,12 +16,12 @@ from fastclaw import limits
 from fastclaw.errors import FastclawError
 from fastclaw.linux.packets import close_all
 from fastclaw.processes.endpoint import Endpoint
-from fastclaw.processes.lane import Collected, ExitStatus, Grace, LaneProcess, Output
+from fastclaw.processes.lane import Collected, ExitStatus, Grace, LaneProcess, Output, Streams
 from fastclaw.processes.run_output import OutputStore
 
 if TYPE_CHECKING:
     from fastclaw.linux.poller import Poller
-    from fastclaw.processes.lane import Collection, Owner, Streams
+    from fastclaw.processes.lane import Collection, StreamsOwner
     from fastclaw.processes.listeners import ProcessSockets
     from fastclaw.runtime import OnDisconnect
 
@@ -65,7 +65,7 @@ class _Outlet:
         self._looks = self._looks + 1 if is_idle else 0
         self._seen = progress
 
-    def close(self, *, cut: bool) -> bool:
+    def release(self, *, cut: bool) -> bool:
         """Whether a client was cut off."""
         was_cut = cut and self.is_stalled
         if was_cut:
@@ -75,49 +75,33 @@ class _Outlet:
         return was_cut
 
 
-class LocalStreams:
-    """Held in this process. `sockets` and `pipes` are taken over."""
+class LocalStreams(Streams):
+    """Streams that this process relays. `sockets` and `pipes` are taken over."""
 
-    __slots__ = ("_is_open", "_looked_at", "_loop", "_outlets", "_owner", "drained")
+    __slots__ = ("_is_open", "_looked_at", "_loop", "_outlets", "_owner")
 
     def __init__(
-        self, owner: Owner, sockets: ProcessSockets, pipes: Pipes, watcher: Poller, on_disconnect: OnDisconnect
+        self, owner: StreamsOwner, sockets: ProcessSockets, pipes: Pipes, watcher: Poller, on_disconnect: OnDisconnect
     ) -> None:
         self._owner = owner
         self._loop = watcher.loop
         self._looked_at = -math.inf
         self._is_open = True
         self.drained = False
+        stdio, stderr = sockets
         self._outlets = (
-            _Outlet(Endpoint(self, sockets.stdio, pipes.stdout, pipes.stdin, watcher, on_disconnect)),
-            _Outlet(Endpoint(self, sockets.stderr, pipes.stderr, None, watcher, "hold")),
+            _Outlet(Endpoint(owner, stdio, pipes.stdout, pipes.stdin, watcher, on_disconnect, self._on_change)),
+            _Outlet(Endpoint(owner, stderr, pipes.stderr, None, watcher, "hold", self._on_change)),
         )
 
-    # --- what the endpoints say ---
-
-    def on_abandoned(self) -> None:
-        """From an endpoint."""
-        self._owner.on_abandoned()
-
-    def on_gap(self) -> None:
-        """From an endpoint."""
-        self._owner.on_gap()
-
-    def on_drained(self) -> None:
-        """From an endpoint; the second one counts."""
-        if all(outlet.endpoint.drained for outlet in self._outlets):
+    def _on_change(self) -> None:
+        if not self.drained and all(outlet.endpoint.drained for outlet in self._outlets):
             self.drained = True
             self._owner.on_drained()
-        else:
-            self.on_clients()
-
-    def on_clients(self) -> None:
-        """From an endpoint."""
+            return
         for outlet in self._outlets:
             outlet.forget_who_left()
         self._owner.on_clients()
-
-    # --- what the owner wants to know ---
 
     def is_unread(self) -> bool:
         return any(
@@ -150,15 +134,13 @@ class LocalStreams:
         asked.set_result(sum(1 << which for which, outlet in enumerate(self._outlets) if outlet.endpoint.is_blocked()))
         return asked
 
-    # --- the end ---
-
-    def close(self, *, cut: bool = False) -> None:
+    def release(self, *, cut: bool = False) -> None:
         self._is_open = False
-        were_cut = [outlet.close(cut=cut) for outlet in self._outlets]
+        were_cut = [outlet.release(cut=cut) for outlet in self._outlets]
         if any(were_cut):
             self._owner.on_gap()
 
-    def give_up(self) -> None:
+    def close(self) -> None:
         self._is_open = False
         for outlet in self._outlets:
             outlet.endpoint.close()
@@ -180,7 +162,9 @@ class PipedProcess(LaneProcess):
     def _pipes(self) -> Pipes:
         return Pipes(self.stdin_fd, self.stdout_fd, self.stderr_fd)
 
-    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> Streams:
+    def serve(
+        self, owner: StreamsOwner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
+    ) -> Streams:
         return LocalStreams(owner, sockets, self._pipes(), watcher, on_disconnect)
 
     def close_streams(self) -> None:
@@ -299,14 +283,16 @@ class _Inlet:
 
 
 class Collector:
-    """Parameters:
-    process: the lane's, whose descriptors are taken over.
-    budget: of all runs; what is held counts until the result is there.
-    least_drain_ms: where a lane's last output comes later than the news of the exit.
+    """Feeds a run its input and collects both of its outputs.
+
+    Parameters:
+        process: the lane's, whose descriptors are taken over.
+        budget: of all runs; what is held counts until the result is there.
+        least_drain_ms: where a lane's last output comes later than the news of the exit.
 
     Attributes:
         collected, streams_ended: the process's futures of that name.
-        ending: ends a run that has too much output; whoever closes this waits for it.
+        ending: ends a run that has too much output; the owner that closes this waits for it.
 
     Raises:
         OSError: the loop cannot watch them. Everything is closed then.

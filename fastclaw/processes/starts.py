@@ -41,6 +41,9 @@ class StartQueue:
         self._waiting: set[asyncio.Future[None]] = set()
         self._closed = False
 
+    def __repr__(self) -> str:
+        return f"<StartQueue{' closed' if self._closed else ''} {self._admission}>"
+
     def ask(self) -> Ticket:
         """Ask for a start. The caller owns the ticket and must `leave` it; before it starts, it waits for its `turn`.
 

@@ -38,6 +38,9 @@ class ProcessTable:
         self._has_asked = False
         self._look_at = 0.0
 
+    def __repr__(self) -> str:
+        return f"<ProcessTable {' '.join(f'{name}={count}' for name, count in self.counts().items())}>"
+
     def __iter__(self) -> Iterator[Process]:
         return iter(list(self._processes.values()))
 
@@ -86,8 +89,8 @@ class ProcessTable:
         del self._live[process.id]
         process.expires_at = self._loop.time()
         self._kept[process.id] = process
-        if process.is_drained:
-            process.close_sockets()
+        if process.streams.drained:
+            process.release()
         else:
             self._lingering[process.id] = process
             self._place(process)
@@ -96,7 +99,7 @@ class ProcessTable:
     def drained(self, process: Process) -> None:
         """Clients have both streams to the end: a process that has ended needs its sockets no more."""
         if not process.is_running:
-            self._close(process)
+            self._release(process)
 
     def clients_changed(self, process: Process) -> None:
         """A client of a process that has ended came or left, stopped reading or began again."""
@@ -105,7 +108,7 @@ class ProcessTable:
         if process.id in self._lingering or process.streams.is_served():
             self._place(process)
         else:
-            self._close(process)
+            self._release(process)
         if self._surplus() > 0:
             self._enforce_soon()
 
@@ -115,7 +118,7 @@ class ProcessTable:
             if timer is not None:
                 timer.cancel()
         for process in {**self._read, **self._unread, **self._processes}.values():
-            process.give_up()
+            process.close()
         for table in (self._processes, self._by_key, self._live):
             table.clear()
         for stage in (self._lingering, self._unread, self._read, self._kept):
@@ -127,10 +130,10 @@ class ProcessTable:
         there.pop(process.id, None)
         here.setdefault(process.id, process)
 
-    def _close(self, process: Process, *, cut: bool = False) -> None:
+    def _release(self, process: Process, *, cut: bool = False) -> None:
         """Whoever is connected and reads goes on reading, and is known here until it has left."""
         self._lingering.pop(process.id, None)
-        process.close_sockets(cut=cut)
+        process.release(cut=cut)
         if not process.is_closed:
             self._place(process)
             return
@@ -158,7 +161,7 @@ class ProcessTable:
     def _close_lingering(self, now: float) -> None:
         linger = self._options.linger_ms / 1000
         while self._lingering and (oldest := next(iter(self._lingering.values()))).expires_at + linger <= now:
-            self._close(oldest)
+            self._release(oldest)
         if self._are_many():
             self._look(now)
         self._close_surplus()
@@ -190,7 +193,7 @@ class ProcessTable:
         oldest.sort(key=lambda process: process.streams.has_pending_output())
         for process in oldest:
             if self._surplus() > 0 and process.id in self._unread:
-                self._close(process, cut=True)
+                self._release(process, cut=True)
 
     def _surplus(self) -> int:
         return len(self._unread) - self._options.max_lingering
@@ -208,7 +211,7 @@ class ProcessTable:
         ):
             process = self._kept.popitem(last=False)[1]
             if process.id in self._lingering:
-                self._close(process)
+                self._release(process)
             del self._processes[process.id]
             self.free_key(process)
 

@@ -16,7 +16,7 @@ from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import Collection, ExitStatus, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.processes.relayed_streams import Collector, OutputBudget, PipedProcess
 from fastclaw.runtimes.managed import Environment, ManagedRuntime
-from fastclaw.runtimes.memory_programs import BUILT_IN, Program
+from fastclaw.runtimes.memory_programs import BUILT_IN, Program, Writer
 from fastclaw.spawner.spawn_process import resources_refused
 from fastclaw.spawner.spawner_host import resolve_user
 
@@ -91,7 +91,6 @@ class MemoryLane(Lane):
         return process
 
     async def run(self, spec: StartSpec, collection: Collection, container_index: int) -> MemoryProcess:
-        """As `Lane.run`."""
         process = self._start(spec)
         try:
             process.collect(collection, self._budget)
@@ -278,10 +277,12 @@ class PipeSource(asyncio.ReadTransport):
         self.resume_reading()
 
     def pause_reading(self) -> None:
+        """Let what comes wait in the pipe."""
         if self._fd is not None:
             self._loop.remove_reader(self._fd)
 
     def resume_reading(self) -> None:
+        """Read on; also how reading begins."""
         if self._fd is not None:
             self._loop.add_reader(self._fd, self._readable)
 
@@ -298,16 +299,18 @@ class PipeSource(asyncio.ReadTransport):
             self.pause_reading()
 
     def is_closing(self) -> bool:
+        """Whether it is closed."""
         return self._fd is None
 
     def close(self) -> None:
+        """Close the pipe. Idempotent."""
         self.pause_reading()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
 
-class PipeWriter:
+class PipeWriter(Writer):
     """Writes to a pipe with backpressure: `programs.Writer`. Takes `fd` over; it must not block."""
 
     def __init__(self, fd: int) -> None:

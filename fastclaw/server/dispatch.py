@@ -131,6 +131,9 @@ class Dispatcher:
         self._turn: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def __repr__(self) -> str:
+        return f"<Dispatcher in_flight={len(self._in_flight)}{' held' * self._held} {self.calls.machine.state.value}>"
+
     # --- from bytes to calls ---
 
     def receive(self, data: bytes) -> None:

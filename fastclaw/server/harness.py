@@ -30,6 +30,10 @@ class RuntimeHarness:
 
     def __init__(self, runtime: Runtime | Callable[[InitializeParams], Runtime]) -> None:
         self._choose = (lambda _: runtime) if isinstance(runtime, Runtime) else runtime
+        self._session: _Session | None = None
+
+    def __repr__(self) -> str:
+        return f"<RuntimeHarness {self._session or 'not serving'}>"
 
     def run(self) -> None:
         """Serve on an event loop of its own: the blocking form of `serve`.
@@ -50,9 +54,11 @@ class RuntimeHarness:
         await_children()
         claim = StdioClaim()
         try:
-            await _Session(self._choose, claim).run()
+            self._session = _Session(self._choose, claim)
+            await self._session.run()
         finally:
-            claim.release()
+            self._session = None
+            claim.close()
 
 
 class _Session:
@@ -65,6 +71,10 @@ class _Session:
         self._loop = asyncio.get_running_loop()
         self._shutdown_asked: asyncio.Event = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        calls = self._dispatcher.calls
+        return f"<Session {calls.machine.state.value}: {calls.runtime}>"
 
     async def run(self) -> None:
         signals = heeded(_SHUTDOWN_SIGNALS)

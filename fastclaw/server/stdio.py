@@ -44,7 +44,7 @@ class OwnedDescriptor:
         """To write to."""
         return cls(fd, os.O_WRONLY)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Close what was opened, undo what was changed."""
         if self.fd == self._inherited:
             os.set_blocking(self.fd, self._was_blocking)
@@ -73,7 +73,7 @@ def require_standard_descriptors() -> None:
 
 
 class StdioClaim:
-    """Takes fd 0 and 1 for the protocol; `release` puts them back as they were.
+    """Takes fd 0 and 1 for the protocol; `close` puts them back as they were.
 
     Attributes:
         input_fd, output_fd: the protocol's descriptors.
@@ -97,12 +97,12 @@ class StdioClaim:
         os.close(null)
         os.dup2(2, 1)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Undo the claim."""
         global _claimed
         # In reverse: where both are one socket, only the input's claim saw its flag untouched.
-        self._output.release()
-        self._input.release()
+        self._output.close()
+        self._input.close()
         for target, saved in enumerate(self._saved):
             os.dup2(saved, target)
             os.close(saved)

@@ -22,7 +22,8 @@ from fastclaw.spawner.spawn_process import end_tree, resources_refused
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fastclaw.processes.lane import Grace, Memory
+    from fastclaw.linux.cgroups import MemoryWatch
+    from fastclaw.processes.lane import Grace
     from fastclaw.spawner.spawn_process import SpawnProcess
 
 _ALL = 0
@@ -128,7 +129,7 @@ class Spawner:
     ) -> None:
         self.hello = hello
         self.alive = True
-        self.memory: Memory | None = None
+        self.memory: MemoryWatch | None = None
         self._control, self._channel, self._on_end, self._on_growth = control, channel, on_end, on_growth
         self._loop = asyncio.get_running_loop()
         self._orders, self._requests = Outbox(control, self._loop), Outbox(channel, self._loop)

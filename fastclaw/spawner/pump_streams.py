@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
+from fastclaw.processes.lane import Streams
 from fastclaw.processes.listeners import is_trusted_peer, turn_away
 from fastclaw.spawner import frames
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastclaw.linux.poller import Poller
-    from fastclaw.processes.lane import Owner
+    from fastclaw.processes.lane import StreamsOwner
     from fastclaw.processes.listeners import Listener, ProcessSockets
     from fastclaw.runtime import OnDisconnect
     from fastclaw.spawner.spawn_process import SpawnProcess
@@ -27,16 +28,13 @@ if TYPE_CHECKING:
 STDIO, STDERR = 0, 1
 
 
-class SpawnStreams:
+class SpawnStreams(Streams):
     """The streams of a process whose pump moves them.
 
     Parameters:
         process: its pump takes clients, RELEASE and LOOK.
         owner: is told of abandonment, gaps, and that both outputs have been read.
         sockets: taken over.
-
-    Attributes:
-        drained: both outputs have reached clients to their ends.
     """
 
     __slots__ = (
@@ -55,14 +53,18 @@ class SpawnStreams:
         "_sockets",
         "_stalled",
         "_watcher",
-        "drained",
     )
 
     def __init__(
-        self, process: SpawnProcess, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
+        self,
+        process: SpawnProcess,
+        owner: StreamsOwner,
+        sockets: ProcessSockets,
+        watcher: Poller,
+        on_disconnect: OnDisconnect,
     ) -> None:
         self._pump: SpawnProcess | None = process
-        self._owner: Owner | None = owner
+        self._owner: StreamsOwner | None = owner
         self._sockets = sockets
         self._watcher = watcher
         self._kills = on_disconnect == "kill"
@@ -159,7 +161,7 @@ class SpawnStreams:
             asked.set_result(outputs)
 
     def _on_left(self, which: int, gap: bool) -> None:
-        was_connected = self._connected & 1 << which  # else `close` has cut it off
+        was_connected = self._connected & 1 << which  # else `release` has cut it off
         self._connected &= ~(1 << which)
         self._stalled &= self._connected
         owner = self._owner
@@ -263,12 +265,7 @@ class SpawnStreams:
 
     # --- the end ---
 
-    def close(self, *, cut: bool = False) -> None:
-        """Stop listening. Output without a client is thrown away; connected clients read on.
-
-        Parameters:
-            cut: end clients that read nothing, too.
-        """
+    def release(self, *, cut: bool = False) -> None:
         ends = self._stalled & ~self._delivered if cut else 0
         if ends:
             self._connected &= ~ends
@@ -289,6 +286,6 @@ class SpawnStreams:
         self._watcher.unwatch(self._sockets.stderr.fd)
         self._sockets.close()
 
-    def give_up(self) -> None:
-        """Close; output that is unread when the spawner ends is lost."""
-        self.close()
+    def close(self) -> None:
+        """As `release`; output that is unread when the spawner ends is lost."""
+        self.release()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fastclaw.linux.cgroups import OomKills
     from fastclaw.linux.executable import Finding
     from fastclaw.linux.poller import Poller
-    from fastclaw.processes.lane import Collection, Owner, StartSpec, Streams
+    from fastclaw.processes.lane import Collection, StartSpec, Streams, StreamsOwner
     from fastclaw.processes.listeners import ProcessSockets
     from fastclaw.runtime import OnDisconnect
     from fastclaw.spawner.link import Spawner
@@ -103,8 +103,9 @@ class SpawnProcess(LaneProcess):
         state = "gone" if self.is_gone else "exited" if self.exited.done() else has_begun
         return f"<{type(self).__name__} {self.id} {state}>"
 
-    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> Streams:
-        """As `LaneProcess.serve`: its pump moves the bytes."""
+    def serve(
+        self, owner: StreamsOwner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
+    ) -> Streams:
         self._streams = SpawnStreams(self, owner, sockets, watcher, on_disconnect)
         return self._streams
 

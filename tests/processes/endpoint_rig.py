@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw.linux.poller import Poller
 from fastclaw.processes.endpoint import Endpoint
+from fastclaw.processes.lane import StreamsOwner
 from fastclaw.processes.listeners import SocketDirectory
 from tests.waiting import until
 
@@ -120,19 +121,16 @@ class Client:
         self.socket.close()
 
 
-class Rig:
-    """Owns an endpoint of any kind, and holds its clients.
+class EndpointRig(StreamsOwner):
+    """Owns an endpoint, and holds its clients and the process's ends of the pipes.
 
     Attributes:
-        endpoint: set by who derives from this.
-        listener: for the endpoint.
+        stdin, stdout: the process's ends.
         abandoned, gaps, drained, changes: how often the endpoint said so; the last: that a client came or left.
         then: called when it says that it is drained.
     """
 
-    endpoint: Endpoint
-
-    def __init__(self, directory: SocketDirectory) -> None:
+    def __init__(self, directory: SocketDirectory, on_disconnect: OnDisconnect, has_stdin: bool) -> None:
         self.abandoned = 0
         self.gaps = 0
         self.changes = 0
@@ -140,9 +138,15 @@ class Rig:
         self.drained = 0
         self.watcher = Poller()
         self._sockets = directory.open("p")
-        self.listener = self._sockets.stdio
-        self.path = self.listener.path
+        self.path = self._sockets.stdio.path
         self._clients: list[Client] = []
+        flags = os.O_NONBLOCK | os.O_CLOEXEC
+        output, stdout = os.pipe2(flags)
+        stdin, input_fd = os.pipe2(flags) if has_stdin else (-1, None)
+        self.stdin, self.stdout = PipeEnd(stdin), PipeEnd(stdout)
+        self.endpoint = Endpoint(
+            self, self._sockets.stdio, output, input_fd, self.watcher, on_disconnect, self.on_change
+        )
 
     def on_abandoned(self) -> None:
         self.abandoned += 1
@@ -150,12 +154,13 @@ class Rig:
     def on_gap(self) -> None:
         self.gaps += 1
 
-    def on_drained(self) -> None:
-        self.drained += 1
-        self.then()
-
-    def on_clients(self) -> None:
-        self.changes += 1
+    def on_change(self) -> None:
+        """For the endpoint."""
+        if self.endpoint.drained and not self.drained:
+            self.drained = 1
+            self.then()
+        else:
+            self.changes += 1
 
     def connect_blind(self) -> Client:
         """A client that is in the backlog, not served yet."""
@@ -182,23 +187,6 @@ class Rig:
         self.watcher.close()
         for client in self._clients:
             client.close()
-
-
-class EndpointRig(Rig):
-    """Attributes:
-    stdin, stdout: the process's ends.
-    """
-
-    def __init__(self, directory: SocketDirectory, on_disconnect: OnDisconnect, has_stdin: bool) -> None:
-        super().__init__(directory)
-        flags = os.O_NONBLOCK | os.O_CLOEXEC
-        output, stdout = os.pipe2(flags)
-        stdin, input_fd = os.pipe2(flags) if has_stdin else (-1, None)
-        self.stdin, self.stdout = PipeEnd(stdin), PipeEnd(stdout)
-        self.endpoint = Endpoint(self, self.listener, output, input_fd, self.watcher, on_disconnect)
-
-    def close(self) -> None:
-        super().close()
         self.stdin.close()
         self.stdout.close()
 

@@ -83,9 +83,11 @@ async def test_half_close_is_eof_on_stdin_while_output_flows() -> None:
 async def test_eof_of_the_output_while_input_flows() -> None:
     async with endpoint() as rig:
         client = await rig.connect()
+        assert repr(rig.endpoint) == f"<Endpoint {rig.path} listening connected>"
         rig.stdout.close()
         assert await client.read() == b""
         assert rig.drained == 1
+        assert repr(rig.endpoint) == f"<Endpoint {rig.path} listening connected drained>"
         await client.send(b"still")
         assert await rig.stdin.read() == b"still"
         client.end_input()
@@ -461,6 +463,7 @@ async def test_closing_unlinks_and_is_idempotent() -> None:
         client = await rig.connect()
         rig.endpoint.close()
         rig.endpoint.close()
+        assert repr(rig.endpoint) == f"<Endpoint {rig.path} closed>"
         assert not os.path.exists(rig.path)  # noqa: ASYNC240 - one stat
         assert await client.read() == b""
         assert await rig.stdin.read() == b""

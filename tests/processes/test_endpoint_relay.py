@@ -15,6 +15,7 @@ from fastclaw import limits
 from fastclaw.linux import splice
 from fastclaw.linux.splice import Copy, Move, is_holding
 from fastclaw.processes.endpoint import Relay
+from fastclaw.processes.listeners import Listener
 from tests.processes.endpoint_rig import PipeEnd, endpoint
 from tests.waiting import until
 
@@ -82,7 +83,7 @@ async def test_released_while_it_is_out_of_descriptors_it_does_not_listen_again(
     async with endpoint() as rig:
         client = await rig.connect()
         with monkeypatch.context() as patch:
-            patch.setattr(type(rig.listener), "accept", _refuse)
+            patch.setattr(Listener, "accept", _refuse)
             late = rig.connect_blind()
             await until(lambda: rig.endpoint._retry is not None)
             rig.endpoint.release()

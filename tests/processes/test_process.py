@@ -23,10 +23,13 @@ async def test_its_line_in_the_list() -> None:
         result = await pool.exec(ExecRequest(cmd=["a", "b"]))
         process = pool.table.find(result.process_id)
         assert (process.info().state, process.info().cmd) == ("running", ["a", "b"])
+        assert repr(process) == f"<Process {process.id} running 'a'>"
         lane.processes[0].exited.set_result(ExitStatus(reason="signaled", signal=11))
         await turns()
         info = process.info()
         assert (info.state, info.exit_code, info.signal, info.reason) == ("exited", None, 11, "signaled")
+        assert repr(process) == f"<Process {process.id} lingering 'a'>"
+        assert repr(pool.table) == "<ProcessTable live=0 lingering=1 kept=1>"
 
 
 async def test_output_left_unread_shows_in_the_record_even_after_the_exit() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.linux.poller import Poller
-from fastclaw.processes.lane import Collected, Collection, ExitStatus, Grace
+from fastclaw.processes.lane import Collected, Collection, ExitStatus, Grace, StreamsOwner
 from fastclaw.processes.listeners import ProcessSockets, SocketDirectory
 from fastclaw.processes.relayed_streams import Collector, LocalStreams, OutputBudget, PipedProcess
 from tests.balance import open_descriptors
@@ -54,7 +54,7 @@ class Program(PipedProcess):
             end.close()
 
 
-class Scene:
+class Scene(StreamsOwner):
     """Attributes:
     told: what the owner was told, in order, but for `on_clients`.
     changes: how often it was told of clients.
@@ -110,7 +110,7 @@ class Scene:
             assert self.streams.look() is False, "what is found is known at once"
 
     def close(self) -> None:
-        self.streams.give_up()
+        self.streams.close()
         self.watcher.close()
         self.program.close()
         for client in self._clients:
@@ -291,8 +291,8 @@ async def test_closed_without_clients_nothing_is_left() -> None:
     async with a_scene() as scene:
         await scene.program.stdout.write(b"unread")
         before = open_descriptors()
-        scene.streams.close()
-        scene.streams.close()
+        scene.streams.release()
+        scene.streams.release()
         assert len(before) - len(open_descriptors()) == 5
         assert not scene.is_listening()
         assert not scene.streams.has_pending_output()
@@ -307,7 +307,7 @@ async def test_closed_who_is_there_reads_to_the_end_and_nobody_else_may_come(cut
     async with a_scene() as scene:
         stdio = await scene.stdio()
         await scene.program.stdout.write(b"before")
-        scene.streams.close(cut=cut)
+        scene.streams.release(cut=cut)
         assert not scene.is_listening()
         assert scene.streams.is_served()
         assert not scene.streams.is_unread()
@@ -328,7 +328,7 @@ async def _write_and_close(end: PipeEnd, data: bytes) -> None:
 async def test_closed_a_client_that_leaves_ends_it() -> None:
     async with a_scene() as scene:
         stdio, errors = await scene.stdio(), await scene.errors()
-        scene.streams.close()
+        scene.streams.release()
         for client, end in ((stdio, scene.program.stdout), (errors, scene.program.stderr)):
             before = scene.changes
             client.close()
@@ -342,7 +342,7 @@ async def test_closed_a_client_that_leaves_ends_it() -> None:
 async def test_closed_both_that_are_there_may_drain_it() -> None:
     async with a_scene() as scene:
         clients = await scene.stdio(), await scene.errors()
-        scene.streams.close()
+        scene.streams.release()
         await scene.program.stderr.write(b"last")
         scene.program.close()
         assert [await client.read_to_end() for client in clients] == [b"", b"last"]
@@ -356,10 +356,10 @@ async def test_a_cut_ends_who_reads_nothing_with_a_gap_and_nobody_else() -> None
         stdio, errors = await scene.stdio(), await scene.errors()
         await flood(scene.program.stdout)
         await scene.looks()
-        scene.streams.close()
+        scene.streams.release()
         assert scene.told == []
         assert scene.streams.is_unread()
-        scene.streams.close(cut=True)
+        scene.streams.release(cut=True)
         assert scene.told == ["gap"]
         assert scene.streams.is_served()
         assert not scene.streams.is_unread()
@@ -368,7 +368,7 @@ async def test_a_cut_ends_who_reads_nothing_with_a_gap_and_nobody_else() -> None
         await scene.program.stderr.write(b"is read")
         assert await errors.read() == b"is read"
         assert len(await stdio.read_to_end()) > 0
-        scene.streams.close(cut=True)
+        scene.streams.release(cut=True)
         assert scene.told == ["gap"], "once"
 
 
@@ -376,8 +376,8 @@ async def test_given_up_everything_is_closed_whoever_is_there() -> None:
     async with a_scene() as scene:
         stdio = await scene.stdio()
         await flood(scene.program.stdout)
-        scene.streams.give_up()
-        scene.streams.give_up()
+        scene.streams.close()
+        scene.streams.close()
         assert not scene.is_listening()
         assert not scene.streams.is_served()
         with pytest.raises(BrokenPipeError):

@@ -40,8 +40,10 @@ async def test_the_next_is_woken_in_order() -> None:
         ticket = await task
         order.append(task)
         assert [other.done() for other in waiting[len(order) :]] == [False] * (3 - len(order))
+    assert repr(queue) == "<StartQueue <Admission live=1/1 starting=1 waiting=0>>"
     queue.leave(ticket)
     queue.close()
+    assert repr(queue) == "<StartQueue closed <Admission live=0/1 starting=0 waiting=0>>"
 
 
 async def test_waiting_too_long_is_overloaded() -> None:

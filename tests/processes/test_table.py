@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fastclaw.linux.poller import Poller
-    from fastclaw.processes.lane import Owner
+    from fastclaw.processes.lane import StreamsOwner
     from fastclaw.processes.listeners import ProcessSockets
     from fastclaw.processes.pool import ProcessPool
     from fastclaw.processes.process import Process
@@ -339,7 +339,9 @@ class Answering(ScriptedProcess):
         if self.stdin_fd is not None:
             os.close(self.stdin_fd)
 
-    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> Streams:
+    def serve(
+        self, owner: StreamsOwner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
+    ) -> Streams:
         self.streams = SpawnStreams(self, owner, sockets, watcher, on_disconnect)  # type: ignore[arg-type]  # has enough
         return self.streams
 

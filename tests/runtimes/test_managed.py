@@ -103,7 +103,8 @@ async def test_up_and_down(make: type[ManagedRuntime]) -> None:
     assert health.status == "healthy"
     assert health.details["relay"] == "splice"
     assert health.details["processes"]["live"] == 0
-    assert re.fullmatch(rf"<{make.__name__} <ProcessPool \w+ lane=\w+ live=0 lingering=0 kept=0>>", repr(runtime))
+    empty = "<ProcessTable live=0 lingering=0 kept=0>"
+    assert re.fullmatch(rf"<{make.__name__} <ProcessPool \w+ lane=\w+ {empty}>>", repr(runtime))
     result = await runtime.exec(ExecRequest(cmd=["true"]))
     async with asyncio.timeout(10):
         record = await runtime.wait(result.process_id)

@@ -349,6 +349,7 @@ async def test_slow_calls_do_not_hold_up_quick_ones() -> None:
         for number in range(100):
             wire.post("exec", number, cmd=["wait"])
         assert (await wire.call("health", "quick"))["id"] == "quick"
+        assert repr(wire.dispatcher) == "<Dispatcher in_flight=100 running>"
         wire.runtime.gate.set()
         assert len(await wire.answers(101)) == 101
 

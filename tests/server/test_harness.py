@@ -168,17 +168,20 @@ from fastclaw.server.harness import RuntimeHarness
 from fastclaw.runtimes.memory import MemoryRuntime
 class Noisy(MemoryRuntime):
     async def health(self):
-        print("stray", flush=True)
+        print(repr(harness), flush=True)
         os.system("echo from a child")
         return await super().health()
-RuntimeHarness(Noisy()).run()
+harness = RuntimeHarness(Noisy())
+assert repr(harness) == "<RuntimeHarness not serving>"
+harness.run()
 """
     with Served([sys.executable, "-c", code], tmp_path / "log") as child:
         child.initialize()
         assert child.call("health")["result"]["status"] == "healthy"
         child.end_input()
         assert child.exit_code() == 0
-    assert (tmp_path / "log").read_text() == "stray\nfrom a child\n"
+    assert (tmp_path / "log").read_text().endswith("kept=0>>>>>\nfrom a child\n")
+    assert (tmp_path / "log").read_text().startswith("<RuntimeHarness <Session running: <Noisy <ProcessPool ")
 
 
 def test_a_reader_that_stops_stops_the_reading(memory: Served) -> None:

@@ -42,7 +42,7 @@ print("stray", flush=True)
 assert sys.stdin.read() == ""
 os.system("echo child")
 os.write(claim.output_fd, os.read(claim.input_fd, 100))
-claim.release()
+claim.close()
 print("after", flush=True)
 assert os.read(0, 100) == b""
 """
@@ -57,10 +57,10 @@ claim = StdioClaim()
 try:
     StdioClaim()
 except IoError:
-    claim.release()
+    claim.close()
 else:
     sys.exit(1)
-StdioClaim().release()
+StdioClaim().close()
 """)
 
 
@@ -85,7 +85,7 @@ claim = StdioClaim()
 os.write(1, b"stray")
 os.write(2, b"stray")
 os.write(claim.output_fd, b"wire")
-claim.release()
+claim.close()
 """
     assert run(code, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE).stdout == b"wire"
 
@@ -132,7 +132,7 @@ def test_one_socket_as_both_is_set_back_at_the_end() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         run(
-            "claim = StdioClaim()\nassert not os.get_blocking(claim.input_fd)\nclaim.release()",
+            "claim = StdioClaim()\nassert not os.get_blocking(claim.input_fd)\nclaim.close()",
             stdin=theirs,
             stdout=theirs,
         )

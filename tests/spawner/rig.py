@@ -14,7 +14,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.processes.lane import ExitStatus, Grace, LaneProcess, StartSpec
+from fastclaw.processes.lane import ExitStatus, Grace, LaneProcess, StartSpec, StreamsOwner
 from fastclaw.processes.relayed_streams import PipedProcess
 from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawn_process import SpawnProcess
@@ -152,7 +152,7 @@ class Running:
 # --- a process that is served, as the pool does it ---
 
 
-class Owner:
+class Owner(StreamsOwner):
     """Remembers what it is told. `clients`: how often that something has changed about them."""
 
     def __init__(self) -> None:

@@ -83,7 +83,7 @@ class Scene:
         return client
 
     def close(self) -> None:
-        self.streams.close()
+        self.streams.release()
         self.pump.close()
         for client in self._clients:
             client.close()
@@ -170,7 +170,7 @@ async def test_one_that_waited_when_all_was_closed_is_forgotten(
         monkeypatch.setattr(type(scene.sockets.stdio), "accept", fail)
         scene.connect(STDIO)
         await turn()
-        scene.streams.close()
+        scene.streams.release()
         await asyncio.sleep(0.02)  # its time has come: nothing happens
 
 
@@ -330,8 +330,8 @@ async def test_closed_nobody_may_connect_and_its_pump_throws_away(stalled: int, 
         await scene.join(STDERR)
         scene.streams.on_event(frames.WAITING, 1, stalled)
         before = open_descriptors()
-        scene.streams.close(cut=cut)
-        scene.streams.close(cut=cut)
+        scene.streams.release(cut=cut)
+        scene.streams.release(cut=cut)
         ends = bool(cut and stalled)
         assert scene.pump.orders == [(frames.RELEASE, int(ends))]
         assert scene.owner.told == (["gap"] if ends else [])
@@ -344,11 +344,11 @@ async def test_closed_nobody_may_connect_and_its_pump_throws_away(stalled: int, 
 async def test_one_that_has_closed_may_still_be_cut(short_dir: Path) -> None:
     async with a_scene(short_dir) as scene:
         await scene.join(STDIO)
-        scene.streams.close()
-        scene.streams.close(cut=True)
+        scene.streams.release()
+        scene.streams.release(cut=True)
         assert (scene.pump.orders, scene.owner.told) == ([(frames.RELEASE, 0)], [])
         scene.streams.on_event(frames.WAITING, 1, 1 << STDIO)
-        scene.streams.close(cut=True)
+        scene.streams.release(cut=True)
         assert (scene.pump.orders, scene.owner.told) == ([(frames.RELEASE, 0), (frames.RELEASE, 1)], ["gap"])
 
 
@@ -356,14 +356,14 @@ async def test_who_was_cut_has_abandoned_nobody(short_dir: Path) -> None:
     async with a_scene(short_dir, "kill") as scene:
         await scene.join(STDIO)
         scene.streams.on_event(frames.WAITING, 1, 1 << STDIO)
-        scene.streams.close(cut=True)
+        scene.streams.release(cut=True)
         scene.streams.on_event(frames.LEFT, STDIO, 0)
         assert scene.owner.told == ["gap"]
 
 
 async def test_closed_without_clients_there_is_no_gap(short_dir: Path) -> None:
     async with a_scene(short_dir) as scene:
-        scene.streams.close(cut=True)
+        scene.streams.release(cut=True)
         assert scene.owner.told == []
 
 
@@ -371,7 +371,7 @@ async def test_closed_who_is_there_reads_on_and_what_is_told_of_it_counts(short_
     async with a_scene(short_dir, "kill") as scene:
         await scene.join(STDIO)
         await scene.join(STDERR)
-        scene.streams.close()
+        scene.streams.release()
         scene.streams.on_event(frames.LEFT, STDERR, 1)
         assert scene.owner.told == ["gap"]
         scene.streams.on_event(frames.ENDED, STDIO, 0)
@@ -382,5 +382,5 @@ async def test_closed_who_is_there_reads_on_and_what_is_told_of_it_counts(short_
 async def test_closed_when_its_pump_is_free_it_is_told_nothing(short_dir: Path) -> None:
     async with a_scene(short_dir) as scene:
         scene.streams.on_free()
-        scene.streams.close()
+        scene.streams.release()
         assert scene.pump.orders == []

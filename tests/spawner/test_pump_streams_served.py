@@ -56,7 +56,7 @@ class Served:
             return (await asyncio.shield(self.process.exited)).exit_code
 
     def close(self) -> None:
-        self.streams.close()
+        self.streams.release()
         for client in self._clients:
             client.close()
 
@@ -177,7 +177,7 @@ async def test_output_that_a_client_left_in_its_socket_is_a_gap(short_dir: Path)
 async def test_what_nobody_reads_is_thrown_away_after_close(short_dir: Path) -> None:
     async with a_stage(short_dir) as (host, stage):
         served = await stage.start("sh", "-c", "head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2; exit 5")
-        served.streams.close()
+        served.streams.release()
         assert await served.exited() == 5
         await settled(host)
         assert served.owner.told == []
@@ -189,7 +189,7 @@ async def test_who_is_there_and_reads_reads_on_after_close(cut: bool, short_dir:
         served = await stage.start("sh", "-c", "echo up; read go; head -c 3000000 /dev/zero; exit 6")
         client = served.connect(STDIO)
         assert await read(client) == b"up\n"
-        served.streams.close(cut=cut)
+        served.streams.release(cut=cut)
         client.send(b"go\n")
         data = bytearray()
         while part := await read(client):
@@ -212,7 +212,7 @@ async def test_a_client_that_reads_nothing_is_seen_and_ended_by_a_cut(
                 served.streams.look()
                 await asyncio.sleep(0.01)
         assert not served.process.exited.done()
-        served.streams.close(cut=True)
+        served.streams.release(cut=True)
         assert await served.exited() == 6
         assert await read(other) == b""
         await settled(host)

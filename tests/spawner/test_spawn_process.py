@@ -11,7 +11,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.linux.cgroups import OomKills
+from fastclaw.linux.cgroups import MemoryWatch, OomKills
 from fastclaw.linux.executable import Finding
 from fastclaw.processes.lane import Collection, ExitStatus, Grace, Output, StartSpec
 from fastclaw.spawner import frames
@@ -20,7 +20,6 @@ from tests.balance import open_descriptors
 from tests.spawner.fake_spawner import outputs
 
 if TYPE_CHECKING:
-    from fastclaw.processes.lane import Memory
     from fastclaw.runtime import Keep
 
 USAGE = {"user_us": 1, "system_us": 2, "max_rss_kb": 3}
@@ -31,7 +30,7 @@ PLACE = 5
 class Recorder:
     """In a spawner's place: remembers what it is told to do."""
 
-    memory: Memory | None = None
+    memory: MemoryWatch | None = None
 
     def __init__(self) -> None:
         self.orders: list[tuple[object, ...]] = []
@@ -111,10 +110,11 @@ async def test_a_refusal_is_the_start_s(process: SpawnProcess) -> None:
     assert process.is_free
 
 
-class Shortage:
+class Shortage(MemoryWatch):
     """An environment in which so many are killed between a command's begin and its end."""
 
     def __init__(self, kills: int) -> None:
+        super().__init__(None)
         self._kills = kills
 
     def mark(self) -> int:

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from fastclaw.podman.containers import Containers
     from fastclaw.podman.rest_lane.http_client import Upgraded
     from fastclaw.podman.rest_lane.stdin import Input
-    from fastclaw.processes.lane import Collected, Collection, Ooms, Owner, StartSpec, Streams
+    from fastclaw.processes.lane import Collected, Collection, Ooms, StartSpec, Streams, StreamsOwner
     from fastclaw.processes.listeners import ProcessSockets
     from fastclaw.runtime import OnDisconnect
 
@@ -346,7 +346,7 @@ class RestProcess(PipedProcess):
         self._orphans: asyncio.Task[None] | None = None
         self._demux: Demux | None = None
         self._look: asyncio.TimerHandle | None = None
-        self._owner: Owner | None = None
+        self._owner: StreamsOwner | None = None
         self._collector: Collector | None = None
         self._is_closed = False
         self.collected: asyncio.Future[Collected] | None = None
@@ -371,7 +371,9 @@ class RestProcess(PipedProcess):
         if ended and self._pidfd < 0:
             self._learn()
 
-    def serve(self, owner: Owner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> Streams:
+    def serve(
+        self, owner: StreamsOwner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
+    ) -> Streams:
         """As `LaneProcess`."""
         self._owner = owner
         return super().serve(owner, sockets, watcher, on_disconnect)

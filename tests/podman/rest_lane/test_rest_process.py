@@ -22,7 +22,7 @@ from fastclaw.podman.rest_lane import rest
 from fastclaw.podman.rest_lane.demux import Demux
 from fastclaw.podman.rest_lane.exec_calls import Started
 from fastclaw.podman.rest_lane.rest import RestLane, RestProcess
-from fastclaw.processes.lane import ExitStatus, Grace, ooms_from_now
+from fastclaw.processes.lane import ExitStatus, Grace, StreamsOwner, ooms_from_now
 from fastclaw.processes.listeners import SocketDirectory
 from tests.pids import marked
 from tests.podman.rest_lane.rest_rig import (
@@ -264,21 +264,17 @@ async def test_an_engine_that_died_did_not_end_the_command(short_dir: Path) -> N
             assert (await asyncio.wait_for(process.exited, 5)).exit_code == 6
 
 
-class Told:
+class Told(StreamsOwner):
     """An owner, and what it was told."""
 
     def __init__(self) -> None:
         self.gap = self.drained = False
-
-    def on_abandoned(self) -> None: ...
 
     def on_gap(self) -> None:
         self.gap = True
 
     def on_drained(self) -> None:
         self.drained = True
-
-    def on_clients(self) -> None: ...
 
 
 async def test_an_engine_that_sleeps_when_the_tree_is_gone_is_not_waited_for(
@@ -301,7 +297,7 @@ async def test_an_engine_that_sleeps_when_the_tree_is_gone_is_not_waited_for(
                 assert await read_all(err.detach()) == b""
             assert owner.gap
             assert owner.drained
-            streams.give_up()
+            streams.close()
             process.stdout_fd, process.stderr_fd = os.dup(0), os.dup(0)  # for `drop`: the streams have closed theirs
     watcher.close()
     directory.remove()
