@@ -9,10 +9,9 @@ import msgspec
 from fastclaw.linux import own_process
 from fastclaw.options import Options
 from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.service.daemon import EngineStatus, engine_start, engine_status, engine_stop
 from fastclaw.podman.service.facts import engine_url, host_facts
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, HostFacts, ServicePlan, plan_service
-from fastclaw.podman.service.service import ManagedService
+from fastclaw.podman.service.service import EngineStatus, ManagedService, engine_start, engine_status, engine_stop
 from fastclaw.podman.service.storage import default_run_dir, default_state_dir
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")

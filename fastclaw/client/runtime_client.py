@@ -13,9 +13,8 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from fastclaw import limits
-from fastclaw.client.child import Child, Stderr
 from fastclaw.client.remote_process import RemoteProcess
-from fastclaw.client.rpc import Calls
+from fastclaw.client.rpc import Calls, Child, Stderr
 from fastclaw.errors import FastclawError, ProtocolError
 from fastclaw.runtime import ExecResult, ExitReason, ExitRecord, HealthStatus, InitializeResult, ProcessInfo, RunResult
 

@@ -3,8 +3,8 @@
 # The checks register themselves when they are imported.
 from fastclaw.conformance import check_exec, check_lifecycle, check_run, check_run_limits, check_streams  # noqa: F401
 from fastclaw.conformance.promises import BY_ID, PROMISES, Promise
+from fastclaw.conformance.rig import MEMORY, POSIX, VOCABULARIES, Vocabulary
 from fastclaw.conformance.runner import Finding, Report, check
-from fastclaw.conformance.vocabulary import MEMORY, POSIX, VOCABULARIES, Vocabulary
 
 __all__ = [
     "BY_ID",

@@ -8,9 +8,20 @@ from typing import Any
 
 from fastclaw import limits
 from fastclaw.conformance.check_lifecycle import begin_family
-from fastclaw.conformance.rig import Rig, Session, bearers, drain, drain_soon, must_be_seen, none_bears, seen, soon
+from fastclaw.conformance.rig import (
+    Rig,
+    Session,
+    bearers,
+    drain,
+    drain_soon,
+    leaves,
+    must_be_seen,
+    none_bears,
+    outlives,
+    seen,
+    soon,
+)
 from fastclaw.conformance.runner import proves
-from fastclaw.conformance.vocabulary import leaves, outlives
 from fastclaw.conformance.wire import EXEC_FAILED, INVALID_STATE, NotOffered, ending, expect, refused
 
 MISSING = "no-such-thing-here"

@@ -8,9 +8,23 @@ from typing import Any
 
 from fastclaw import limits
 from fastclaw.conformance.check_exec import MISSING, OUTLIVED_MS, OUTLIVES_S, has_shape
-from fastclaw.conformance.rig import Rig, Session, bearers, has_written, must_be_seen, none_bears, same, seen, soon
+from fastclaw.conformance.rig import (
+    LEFT_BYTES,
+    Rig,
+    Session,
+    bearers,
+    becomes,
+    has_written,
+    leaves,
+    must_be_seen,
+    none_bears,
+    outlives,
+    same,
+    seen,
+    soon,
+    writes_on,
+)
 from fastclaw.conformance.runner import proves
-from fastclaw.conformance.vocabulary import LEFT_BYTES, becomes, leaves, outlives, writes_on
 from fastclaw.conformance.wire import EXEC_FAILED, ending, expect, given, outputs
 
 DEFAULT_LIMIT = limits.MIB

@@ -7,9 +7,8 @@ import orjson
 
 from fastclaw import limits
 from fastclaw.conformance.check_run import DEFAULT_LIMIT, HIGHEST_LIMIT, TEXT, encoded
-from fastclaw.conformance.rig import Process, Rig, Session, bearers, echoed, none_bears, same, seen, soon
+from fastclaw.conformance.rig import Process, Rig, Session, bearers, echoed, leaves, none_bears, same, seen, soon
 from fastclaw.conformance.runner import proves
-from fastclaw.conformance.vocabulary import leaves
 from fastclaw.conformance.wire import (
     CANCELLED,
     EXEC_FAILED,

@@ -13,6 +13,7 @@ from pathlib import Path
 from fastclaw import limits
 from fastclaw.client.remote_process import Channel
 from fastclaw.conformance.rig import (
+    LEFT_BYTES,
     Process,
     Rig,
     Session,
@@ -24,9 +25,9 @@ from fastclaw.conformance.rig import (
     read_exactly,
     same,
     soon,
+    writes_on,
 )
 from fastclaw.conformance.runner import proves
-from fastclaw.conformance.vocabulary import LEFT_BYTES, writes_on
 from fastclaw.conformance.wire import INVALID_PARAMS, Broken, NotOffered, expect
 from fastclaw.errors import IoError
 

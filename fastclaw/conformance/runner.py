@@ -13,10 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from fastclaw import limits
-from fastclaw.client.child import Stderr
+from fastclaw.client.rpc import Stderr
 from fastclaw.conformance.promises import BY_ID, PROMISES, Promise
-from fastclaw.conformance.rig import Rig, Session
-from fastclaw.conformance.vocabulary import Vocabulary
+from fastclaw.conformance.rig import Rig, Session, Vocabulary
 from fastclaw.conformance.wire import Broken, NotOffered
 from fastclaw.errors import FastclawError
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import orjson
 
 from fastclaw import limits
-from fastclaw.client.child import Child, Stderr
+from fastclaw.client.rpc import Child, Stderr
 from fastclaw.errors import FastclawError
 from fastclaw.server.framing import LineFramer, Oversized
 

@@ -1,7 +1,7 @@
 """Child processes of our own: started, seen to end by their pidfd, ended within a deadline, reaped by nobody else.
 
 `Child` is any program; `Helper` is one that lives on a packet socket, as most of ours do: it ends when that closes,
-however fastclaw ended. Knows nothing of what they do.
+however fastclaw ended. `Backoff` says when something that ended is started again. Knows nothing of what they do.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import starmap
 from subprocess import DEVNULL
@@ -23,6 +24,7 @@ from fastclaw.linux.sockets import is_readable, wait_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
 
 logger = logging.getLogger(__name__)
 
@@ -260,3 +262,47 @@ def _inheritable() -> list[int]:
 def _reap(pid: int) -> None:
     with suppress(ChildProcessError):  # SIGCHLD is ignored in here, so the kernel has reaped it (wait(2))
         os.waitpid(pid, 0)
+
+
+class Backoff:
+    """The pause before the next start of one thing that is kept running.
+
+    Parameters:
+        now: the time, in seconds.
+        forgiven: failures at the beginning that cost the first pause only.
+
+    Attributes:
+        failures: in a row, since it last was up for `limits.REVIVE_PROVEN_MS`.
+    """
+
+    __slots__ = ("_now", "_up_since", "failures")
+
+    def __init__(self, now: Callable[[], float], forgiven: int = 0) -> None:
+        self._now = now
+        self._up_since: float | None = None
+        self.failures = -forgiven
+
+    def came_up(self) -> None:
+        """It has been started."""
+        self._up_since = self._now()
+
+    def ended(self) -> None:
+        """It has ended, or could not be started. One that was up for long enough has not failed."""
+        up_since, self._up_since = self._up_since, None
+        is_proven = up_since is not None and (self._now() - up_since) * 1000 >= limits.REVIVE_PROVEN_MS
+        self.failures = 0 if is_proven else self.failures + 1
+
+    def failed(self) -> None:
+        """A successor did not come up; nothing is said of what may still be up."""
+        self.failures += 1
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds before the next attempt."""
+        return pause_s(self.failures)
+
+
+def pause_s(failures: int) -> float:
+    """Seconds before the next attempt after so many failures: doubled each time, up to `limits.REVIVE_LAST_MS`."""
+    pause: float = limits.REVIVE_FIRST_MS / 1000 * 2 ** min(max(failures, 0), 30)
+    return min(pause, limits.REVIVE_LAST_MS / 1000)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError
-from fastclaw.linux.restart import Backoff
+from fastclaw.linux.helper import Backoff
 from fastclaw.podman.container import Container, SpawnerContainer
 from fastclaw.spawner.spawner_host import HostSlot, SpawnerHost
 

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
-from fastclaw.linux.helper import Child, start_on_a_socket
-from fastclaw.linux.restart import Backoff
+from fastclaw.linux.helper import Backoff, Child, start_on_a_socket
 from fastclaw.spawner import frames, users
 from fastclaw.spawner.link import greet
 from fastclaw.spawner.templates import Templates

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
-from fastclaw.linux.restart import Backoff
+from fastclaw.linux.helper import Backoff
 from fastclaw.linux.rlimits import rlimits
 from fastclaw.processes.lane import Collection, Grace, StartSpec
 from fastclaw.spawner import frames

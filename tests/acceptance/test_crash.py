@@ -17,8 +17,8 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
+from fastclaw.linux.helper import pause_s
 from fastclaw.linux.proc import start_time
-from fastclaw.linux.restart import pause_s
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from fastclaw.runtime import InitializeParams

@@ -13,7 +13,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
-from fastclaw.linux.restart import pause_s
+from fastclaw.linux.helper import pause_s
 from fastclaw.podman.container import Container
 from fastclaw.podman.containers import Containers, SpawnerSlot
 from fastclaw.podman.rest_lane.rest import RestLane

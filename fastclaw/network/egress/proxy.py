@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fastclaw import network_limits
 from fastclaw.errors import ExecFailed, ProtocolError
-from fastclaw.linux.helper import Helper
+from fastclaw.linux.helper import Backoff, Helper
 from fastclaw.linux.packets import close_all
-from fastclaw.linux.restart import Backoff
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.accounting import Counters
 

@@ -34,8 +34,7 @@ import orjson
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.linux.executable import Finding, interpreter_of, loader_of, why_refused
-from fastclaw.linux.pidfd import wait_status
-from fastclaw.linux.proc import has_variable
+from fastclaw.linux.proc import has_variable, wait_status
 from fastclaw.linux.sockets import is_readable
 from fastclaw.podman.rest_lane import engine_errors
 from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Demultiplexer

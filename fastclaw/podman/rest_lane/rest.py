@@ -33,7 +33,7 @@ from msgspec import structs
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.packets import close_all
-from fastclaw.linux.pidfd import send_signal, wait_status
+from fastclaw.linux.proc import send_signal, wait_status
 from fastclaw.linux.sockets import is_readable
 from fastclaw.podman.rest_lane.demux import Demux
 from fastclaw.podman.rest_lane.exec_calls import (

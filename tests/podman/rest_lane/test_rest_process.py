@@ -15,7 +15,7 @@ from podman import PodmanClient
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.linux import pidfd
+from fastclaw.linux import proc
 from fastclaw.linux.poller import Poller
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane import rest
@@ -80,7 +80,7 @@ async def test_exit_codes_and_streams_are_exact(
 @pytest.mark.podman
 async def test_exit_codes_without_the_kernels_help(lane: RestLane, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on kernels before 6.15, once conmon has reaped the process: inspect has to tell."""
-    for module in (pidfd, rest):
+    for module in (proc, rest):
         monkeypatch.setattr(module, "wait_status", lambda fd, pid: None)
     for code in (0, 5):
         process = await lane.start(spec("sh", "-c", f"sleep 0.2; exit {code}"), 0)

@@ -13,9 +13,8 @@ import pytest
 from fastclaw.errors import StartFailed
 from fastclaw.linux.proc import start_time
 from fastclaw.linux.sockets import wait_readable
-from fastclaw.podman.service.daemon import engine_start, engine_status, engine_stop
 from fastclaw.podman.service.plan import ServicePlan
-from fastclaw.podman.service.service import answers_ping
+from fastclaw.podman.service.service import answers_ping, engine_start, engine_status, engine_stop
 
 
 async def test_start_status_stop(engine_plan: ServicePlan, short_dir: Path) -> None:
@@ -107,7 +106,7 @@ async def test_it_outlives_the_command_that_started_it(engine_plan: ServicePlan,
     script = (
         "import asyncio, sys, msgspec; from pathlib import Path; "
         "from fastclaw.podman.service.plan import ServicePlan; "
-        "from fastclaw.podman.service.daemon import engine_start; "
+        "from fastclaw.podman.service.service import engine_start; "
         "base = Path(sys.argv[2]); plan = msgspec.json.decode(sys.argv[1], type=ServicePlan); "
         "print(asyncio.run(engine_start(plan, base / 's', base / 'r')).pid)"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import limits
-from fastclaw.client.child import Child
+from fastclaw.client.rpc import Child
 from fastclaw.errors import FastclawError, IoError
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.conformance import MEMORY, POSIX, VOCABULARIES, Vocabulary
-from fastclaw.conformance.rig import bearers, has_written, seen, soon
-from fastclaw.conformance.vocabulary import LEFT_BYTES, leaves, outlives, writes_on
+from fastclaw.conformance.rig import LEFT_BYTES, bearers, has_written, leaves, outlives, seen, soon, writes_on
 from fastclaw.linux import proc
 from fastclaw.runtimes.memory_programs import BUILT_IN
 from tests.runtimes.test_memory_programs import Paper, a_stdin

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw.linux import pidfd
-from fastclaw.linux.pidfd import send_signal, wait_status
+from fastclaw.linux import proc
+from fastclaw.linux.proc import send_signal, wait_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ def zombie(script: str) -> Iterator[tuple[int, int]]:
 @pytest.fixture
 def older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that keeps no status: the ioctl has another number, which no kernel knows."""
-    monkeypatch.setattr(pidfd, "_PIDFD_GET_INFO", pidfd._PIDFD_GET_INFO ^ 0xF0)
+    monkeypatch.setattr(proc, "_PIDFD_GET_INFO", proc._PIDFD_GET_INFO ^ 0xF0)
 
 
 @pytest.fixture(params=["this", "older"])

@@ -3,7 +3,7 @@
 import itertools
 
 from fastclaw import limits
-from fastclaw.linux.restart import Backoff, pause_s
+from fastclaw.linux.helper import Backoff, pause_s
 
 FIRST_S, LAST_S, PROVEN_S = (
     number / 1000 for number in (limits.REVIVE_FIRST_MS, limits.REVIVE_LAST_MS, limits.REVIVE_PROVEN_MS)
