@@ -98,7 +98,9 @@ BOTH_LOOPS = (
 )
 """Where descriptors are watched, the loop itself matters: these tests run on asyncio's and on uvloop."""
 
-NO_CLOCK = ("tests/processes/test_starts", "tests/processes/test_table")
+NO_CLOCK = tuple(
+    f"tests/processes/test_{name}.py" for name in ("pool", "process", "run", "start_steps", "starts", "table")
+)
 """Tests of timing alone: they run on a loop whose clock jumps from timer to timer."""
 
 

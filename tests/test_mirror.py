@@ -22,6 +22,7 @@ SUBJECTS = {
     "podman/test_sandbox.py": "what a container is, seen from inside",
     "processes/test_lingering.py": "bounds on what has ended, over real pumps",
     "processes/test_run.py": "one call through all modules of the folder",
+    "server/test_cancel.py": "one call through all layers",
     "processes/test_start_steps.py": "a start that fails at each of its steps",
     "spawner/test_fuzz.py": "the C program",
     "spawner/test_interleavings.py": "the C program: two things at once",

@@ -166,67 +166,6 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
         made.close()
 
 
-async def feed_all(rig: Rig, data: bytes, rng: random.Random) -> None:
-    loop = asyncio.get_running_loop()
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(rig.feed, view[: rng.choice((1, 100, 4096, 100_000))]) :]
-        except BlockingIOError:
-            writable = asyncio.Event()
-            loop.add_writer(rig.feed, writable.set)
-            await writable.wait()
-            loop.remove_writer(rig.feed)
-        if rng.random() < 0.2:
-            await asyncio.sleep(0)
-    rig.close_feed()
-
-
-async def read_all(rig: Rig, rng: random.Random) -> bytes:
-    loop = asyncio.get_running_loop()
-    digest = bytearray()
-    while data := await loop.sock_recv(rig.theirs, rng.choice((1, 500, 65536, 300_000))):
-        digest += data
-    return bytes(digest)
-
-
-@pytest.mark.parametrize("seed", range(5))
-async def test_everything_arrives_whatever_the_chunks(rig: Rig, seed: int) -> None:
-    rng = random.Random(seed)
-    data = rng.randbytes(300_000)
-    rig.relay.start()
-    feeding = asyncio.create_task(feed_all(rig, data, random.Random(seed + 100)))
-    async with asyncio.timeout(20):
-        reading = asyncio.create_task(read_all(rig, rng))
-        assert await rig.ended is None
-        rig.ours.shutdown(socket.SHUT_WR)
-        assert await reading == data
-    await feeding
-    assert rig.relay.moved == len(data)
-
-
-async def test_a_reader_that_stops_stops_the_writer(rig: Rig) -> None:
-    loop = asyncio.get_running_loop()
-    rig.relay.start()
-    written = 0
-    quiet = 0
-    while quiet < 50:  # turns of the loop in which nothing more was taken
-        await asyncio.sleep(0)
-        try:
-            written += os.write(rig.feed, PATTERN)
-            quiet = 0
-        except BlockingIOError:
-            quiet += 1
-    sockets_hold = rig.ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    assert written <= 2 * limits.BULK_PIPE_BYTES + sockets_hold
-    rig.close_feed()
-    received = 0
-    async with asyncio.timeout(10):
-        while received < written:
-            received += len(await loop.sock_recv(rig.theirs, 1 << 20))
-        assert await rig.ended is None
-
-
 async def test_the_last_bytes_reach_a_slow_reader_while_the_writer_stays(rig: Rig) -> None:
     """What a full target left behind must not wait for more from the source."""
     loop = asyncio.get_running_loop()

@@ -61,31 +61,6 @@ async def lingering(runtime: LocalRuntime) -> int:
     return int((await runtime.health()).details["processes"]["lingering"])
 
 
-HOLDS = "sleep 1000 & exit 0"
-"""Leaves somebody who holds both streams and writes nothing."""
-
-
-async def test_the_one_without_output_goes_first_though_it_is_not_the_oldest() -> None:
-    async with running(max_lingering=2) as runtime:
-        first = await ended(runtime, "echo first")
-        silent = await ended(runtime, HOLDS)
-        third = await ended(runtime, "echo third")
-        await gone(silent)
-        for process, output in ((first, b"first\n"), (third, b"third\n")):
-            assert await read_all(await Channel.connect(process.stdio_addr)) == output
-        record = await runtime.wait(silent.process_id)
-        assert record.gap is not True
-        await runtime.kill(silent.process_id, 0)
-
-
-async def test_where_all_have_output_the_oldest_goes() -> None:
-    async with running(max_lingering=2) as runtime:
-        processes = [await ended(runtime, f"echo {number}") for number in range(4)]
-        await until(lambda: not any(is_listening(process) for process in processes[:2]))
-        for number, process in enumerate(processes[2:], 2):
-            assert await read_all(await Channel.connect(process.stdio_addr)) == b"%d\n" % number
-
-
 async def gone(process: ExecResult) -> None:
     await until(lambda: not is_listening(process))
 

@@ -1,7 +1,6 @@
 """exec, kill, wait and the end of all, over a lane that does what the test says."""
 
 import asyncio
-import errno
 import os
 import signal
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from fastclaw.errors import ExecFailed, InvalidParams, InvalidState
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
-from fastclaw.processes.listeners import SocketDirectory
+from fastclaw.processes.pool import ProcessPool
 from fastclaw.runtime import ExecRequest
 from tests.processes.lanes import ScriptedLane, a_pool
 from tests.waiting import turns, until
@@ -20,107 +19,49 @@ def request(*cmd: str, **fields: Any) -> ExecRequest:
     return ExecRequest(cmd=[*cmd] or ["x"], **fields)
 
 
-async def test_what_the_lane_is_asked_for() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(request("a", "b", env={"BOTH": "request"}, stdin=False))
-        spec = lane.processes[0].spec
-        assert (spec.cmd, spec.working_dir, spec.stdin) == (["a", "b"], "/base", False)
-        assert spec.variables == {"BASE": "1", "BOTH": "request", PROCESS_ID_VARIABLE: result.process_id}
-        await pool.exec(request(working_dir="/own"))
-        assert lane.processes[1].spec.working_dir == "/own"
+async def test_what_the_lane_is_asked_for(lane: ScriptedLane, pool: ProcessPool) -> None:
+    result = await pool.exec(request("a", "b", env={"BOTH": "request"}, stdin=False))
+    spec = lane.processes[0].spec
+    assert (spec.cmd, spec.working_dir, spec.stdin) == (["a", "b"], "/base", False)
+    assert spec.variables == {"BASE": "1", "BOTH": "request", PROCESS_ID_VARIABLE: result.process_id}
+    await pool.exec(request(working_dir="/own"))
+    assert lane.processes[1].spec.working_dir == "/own"
 
 
-async def test_a_terminal_and_its_size() -> None:
-    lane = ScriptedLane()
+async def test_a_terminal_and_its_size(lane: ScriptedLane, pool: ProcessPool) -> None:
     lane.capabilities = ["tty"]
-    async with a_pool(lane) as pool:
-        await pool.exec(request(tty_size=(50, 132)))
-        result = await pool.exec(request(tty=True, tty_size=(50, 132)))
-        assert [process.spec.tty for process in lane.processes] == [None, (50, 132)]
+    await pool.exec(request(tty_size=(50, 132)))
+    result = await pool.exec(request(tty=True, tty_size=(50, 132)))
+    assert [process.spec.tty for process in lane.processes] == [None, (50, 132)]
+    pool.resize(result.process_id, 7, 9)
+    assert lane.processes[1].sizes == [(7, 9)]
+    lane.processes[1].end()
+    await pool.wait(result.process_id, None)
+    pool.resize(result.process_id, 1, 1)
+    assert lane.processes[1].sizes == [(7, 9)]
+
+
+async def test_what_cannot_be_resized(pool: ProcessPool) -> None:
+    result = await pool.exec(request())
+    with pytest.raises(InvalidParams) as raised:
         pool.resize(result.process_id, 7, 9)
-        assert lane.processes[1].sizes == [(7, 9)]
-        lane.processes[1].end()
-        await pool.wait(result.process_id, None)
-        pool.resize(result.process_id, 1, 1)
-        assert lane.processes[1].sizes == [(7, 9)]
-
-
-async def test_what_cannot_be_resized() -> None:
-    async with a_pool(ScriptedLane()) as pool:
-        result = await pool.exec(request())
-        with pytest.raises(InvalidParams) as raised:
-            pool.resize(result.process_id, 7, 9)
-        assert (raised.value.reason, raised.value.data["path"]) == ("no_tty", "$.process_id")
-        with pytest.raises(InvalidState):
-            pool.resize("unknown", 7, 9)
-
-
-async def test_an_unknown_limit_is_named_before_anything_starts() -> None:
-    lane = ScriptedLane()
-    lane.capabilities = ["limits"]
-    lane.gate.clear()  # a start would hang here
-    async with a_pool(lane) as pool:
-        with pytest.raises(InvalidParams) as raised:
-            await pool.exec(request(limits={"nofiles": 1}))
-        assert raised.value.data["nearest"] == "nofile"
-        assert lane.starting == 0
+    assert (raised.value.reason, raised.value.data["path"]) == ("no_tty", "$.process_id")
+    with pytest.raises(InvalidState):
+        pool.resize("unknown", 7, 9)
 
 
 @pytest.mark.parametrize("fields", [{"tty": True}, {"user": "root"}, {"limits": {"nofile": 10}}])
-async def test_what_the_lane_does_not_offer_is_refused(fields: dict[str, Any]) -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        with pytest.raises(InvalidParams) as raised:
-            await pool.exec(request(**fields))
-        assert raised.value.reason == "unsupported"
-        lane.capabilities = list(fields)
+async def test_what_the_lane_does_not_offer_is_refused(
+    lane: ScriptedLane, pool: ProcessPool, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidParams) as raised:
         await pool.exec(request(**fields))
+    assert raised.value.reason == "unsupported"
+    lane.capabilities = list(fields)
+    await pool.exec(request(**fields))
 
 
-async def test_a_failed_start_leaves_no_socket_and_no_ticket() -> None:
-    lane = ScriptedLane()
-    lane.failure = ExecFailed("no", "not_found")
-    async with a_pool(lane, max_live=1, max_starting=1) as pool:
-        for _ in range(3):
-            with pytest.raises(ExecFailed):
-                await pool.exec(request())
-        assert list(pool._sockets.path.iterdir()) == []
-        assert pool.health()["live"] == 0
-        lane.failure = None
-        await pool.exec(request())
-
-
-async def test_a_cancelled_start_leaves_no_socket_and_no_ticket() -> None:
-    lane = ScriptedLane()
-    lane.gate.clear()
-    async with a_pool(lane, max_live=1) as pool:
-        starting = asyncio.create_task(pool.exec(request()))
-        await turns()
-        starting.cancel()
-        await asyncio.wait((starting,))
-        assert list(pool._sockets.path.iterdir()) == []
-        assert pool.health()["starting"] == 0
-        lane.gate.set()
-        await pool.exec(request())
-
-
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC])
-async def test_no_room_for_sockets_is_overloaded(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: SocketDirectory, process_id: str) -> None:
-        raise OSError(number, os.strerror(number))
-
-    async with a_pool(ScriptedLane()) as pool:
-        monkeypatch.setattr(SocketDirectory, "open", refuse)
-        with pytest.raises(ExecFailed) as raised:
-            await pool.exec(request())
-        assert raised.value.reason == "overloaded"
-        monkeypatch.undo()
-        await pool.exec(request())
-
-
-async def test_starts_in_flight_are_bounded_and_the_queue_too() -> None:
-    lane = ScriptedLane()
+async def test_starts_in_flight_are_bounded_and_the_queue_too(lane: ScriptedLane) -> None:
     lane.gate.clear()
     async with a_pool(lane, max_starting=3, queue_limit=2) as pool:
         calls = [asyncio.create_task(pool.exec(request())) for _ in range(5)]
@@ -134,8 +75,7 @@ async def test_starts_in_flight_are_bounded_and_the_queue_too() -> None:
         assert lane.most_starting == 3
 
 
-async def test_a_full_pool_starts_the_next_when_one_ends() -> None:
-    lane = ScriptedLane()
+async def test_a_full_pool_starts_the_next_when_one_ends(lane: ScriptedLane) -> None:
     async with a_pool(lane, max_live=1) as pool:
         await pool.exec(request())
         waiting = asyncio.create_task(pool.exec(request()))
@@ -145,45 +85,40 @@ async def test_a_full_pool_starts_the_next_when_one_ends() -> None:
         await waiting
 
 
-async def test_the_exit_record() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(request())
-        running = await pool.wait(result.process_id, 0)
-        assert (running.state, running.reason) == ("running", None)
-        waiting = asyncio.create_task(pool.wait(result.process_id, None))
-        await turns()
-        lane.processes[0].end(exit_code=3)
-        record = await waiting
-        assert (record.state, record.exit_code, record.signal, record.reason) == ("exited", 3, None, "exited")
-        assert {"queued_us", "start_us", "run_us", "lane_us"} <= set(record.timings)
-        assert await pool.wait(result.process_id, None) == record
+async def test_the_exit_record(lane: ScriptedLane, pool: ProcessPool) -> None:
+    result = await pool.exec(request())
+    running = await pool.wait(result.process_id, 0)
+    assert (running.state, running.reason) == ("running", None)
+    waiting = asyncio.create_task(pool.wait(result.process_id, None))
+    await turns()
+    lane.processes[0].end(exit_code=3)
+    record = await waiting
+    assert (record.state, record.exit_code, record.signal, record.reason) == ("exited", 3, None, "exited")
+    assert {"queued_us", "start_us", "run_us", "lane_us"} <= set(record.timings)
+    assert await pool.wait(result.process_id, None) == record
 
 
 @pytest.mark.parametrize("linger_ms", [0, 60_000])
-async def test_the_lane_gets_its_process_back_once_with_its_sockets(linger_ms: int) -> None:
-    lane = ScriptedLane()
+async def test_the_lane_gets_its_process_back_once_with_its_sockets(lane: ScriptedLane, linger_ms: int) -> None:
     async with a_pool(lane, linger_ms=linger_ms) as pool:
         await pool.exec(request())
         lane.processes[0].end()
         await turns()
         await until(lambda: pool.table._soon is None)
+        await turns()
         assert lane.processes[0].closed == (0 if linger_ms else 1)
     assert lane.processes[0].closed == 1
 
 
 @pytest.mark.parametrize("reason", ["unknown", "container_gone"])
-async def test_an_end_that_is_not_known_is_not_made_up(reason: Any) -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(request())
-        lane.processes[0].exited.set_result(ExitStatus(reason=reason))
-        record = await pool.wait(result.process_id, None)
-        assert (record.exit_code, record.signal, record.reason) == (None, None, reason)
+async def test_an_end_that_is_not_known_is_not_made_up(lane: ScriptedLane, pool: ProcessPool, reason: Any) -> None:
+    result = await pool.exec(request())
+    lane.processes[0].exited.set_result(ExitStatus(reason=reason))
+    record = await pool.wait(result.process_id, None)
+    assert (record.exit_code, record.signal, record.reason) == (None, None, reason)
 
 
-async def test_kill_is_killed_whatever_the_exit_was_and_again_is_fine() -> None:
-    lane = ScriptedLane()
+async def test_kill_is_killed_whatever_the_exit_was_and_again_is_fine(lane: ScriptedLane) -> None:
     async with a_pool(lane, kill_grace_ms=1234) as pool:
         result = await pool.exec(request())
         began = asyncio.get_running_loop().time()
@@ -195,99 +130,56 @@ async def test_kill_is_killed_whatever_the_exit_was_and_again_is_fine() -> None:
         assert (await pool.wait(result.process_id, None)).reason == "killed"
 
 
-async def test_killing_what_ended_by_itself_does_not_change_its_record() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(request())
-        lane.processes[0].end(exit_code=5)
-        record = await pool.wait(result.process_id, None)
-        await pool.kill(result.process_id, 0)
-        assert len(lane.processes[0].graces) == 1  # for the orphans that it left
-        assert await pool.wait(result.process_id, None) == record
+async def test_killing_what_ended_by_itself_does_not_change_its_record(lane: ScriptedLane, pool: ProcessPool) -> None:
+    result = await pool.exec(request())
+    lane.processes[0].end(exit_code=5)
+    record = await pool.wait(result.process_id, None)
+    await pool.kill(result.process_id, 0)
+    assert len(lane.processes[0].graces) == 1  # for the orphans that it left
+    assert await pool.wait(result.process_id, None) == record
 
 
-async def test_a_timeout_kills_and_says_so() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(request(timeout_ms=10))
-        async with asyncio.timeout(5):
-            assert (await pool.wait(result.process_id, None)).reason == "timeout"
-
-
-async def test_one_that_ends_itself_at_its_time_limit_keeps_its_exit_code() -> None:
+async def test_one_that_ends_itself_at_its_time_limit_keeps_its_exit_code(
+    lane: ScriptedLane, pool: ProcessPool
+) -> None:
     """mastra-ai/mastra#24406: who sees 0 must not take it for a success. TERM came, and it tidied up."""
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(request(timeout_ms=10))
-        lane.processes[0].may_end.clear()
-        await until(lambda: lane.processes[0].graces)
-        lane.processes[0].end(exit_code=0)
-        record = await pool.wait(result.process_id, None)
-        assert (record.exit_code, record.reason) == (0, "timeout")
-        lane.processes[0].may_end.set()
+    result = await pool.exec(request(timeout_ms=10))
+    lane.processes[0].may_end.clear()
+    await until(lambda: lane.processes[0].graces)
+    lane.processes[0].end(exit_code=0)
+    record = await pool.wait(result.process_id, None)
+    assert (record.exit_code, record.reason) == (0, "timeout")
+    lane.processes[0].may_end.set()
 
 
-async def test_a_client_that_leaves_kills_where_that_was_asked_for() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(request(on_disconnect="kill"))
-        _, writer = await asyncio.open_unix_connection(result.stdio_addr)
-        await asyncio.sleep(0.01)
-        writer.close()
-        async with asyncio.timeout(5):
-            assert (await pool.wait(result.process_id, None)).reason == "killed"
+async def test_a_client_that_leaves_kills_where_that_was_asked_for(lane: ScriptedLane, pool: ProcessPool) -> None:
+    result = await pool.exec(request(on_disconnect="kill"))
+    _, writer = await asyncio.open_unix_connection(result.stdio_addr)
+    await until(pool.table.find(result.process_id).streams.is_served)
+    writer.close()
+    async with asyncio.timeout(5):
+        assert (await pool.wait(result.process_id, None)).reason == "killed"
 
 
-async def test_signals_go_to_live_processes_only() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(request())
-        pool.signal(result.process_id, signal.SIGUSR1)
-        lane.processes[0].end()
-        await pool.wait(result.process_id, None)
-        pool.signal(result.process_id, signal.SIGUSR2)
-        assert lane.processes[0].signals == [signal.SIGUSR1]
+async def test_signals_go_to_live_processes_only(lane: ScriptedLane, pool: ProcessPool) -> None:
+    result = await pool.exec(request())
+    pool.signal(result.process_id, signal.SIGUSR1)
+    lane.processes[0].end()
+    await pool.wait(result.process_id, None)
+    pool.signal(result.process_id, signal.SIGUSR2)
+    assert lane.processes[0].signals == [signal.SIGUSR1]
 
 
-async def test_unknown_processes() -> None:
-    async with a_pool(ScriptedLane()) as pool:
-        with pytest.raises(InvalidState):
-            await pool.kill("x", None)
-        with pytest.raises(InvalidState):
-            await pool.wait("x", None)
-        with pytest.raises(InvalidState):
-            pool.signal("x", 9)
+async def test_unknown_processes(pool: ProcessPool) -> None:
+    with pytest.raises(InvalidState):
+        await pool.kill("x", None)
+    with pytest.raises(InvalidState):
+        await pool.wait("x", None)
+    with pytest.raises(InvalidState):
+        pool.signal("x", 9)
 
 
-async def test_the_same_key_never_runs_twice() -> None:
-    lane = ScriptedLane()
-    lane.gate.clear()
-    async with a_pool(lane) as pool:
-        calls = [asyncio.create_task(pool.exec(request(key="k"))) for _ in range(5)]
-        await turns()
-        calls[0].cancel()  # the one who asked first goes, the others still get their process
-        lane.gate.set()
-        results = await asyncio.gather(*calls[1:])
-        assert len(lane.processes) == 1
-        assert all(result == results[0] for result in results)
-        assert await pool.exec(request(key="k")) == results[0]
-        with pytest.raises(InvalidParams) as raised:
-            await pool.exec(request("other", key="k"))
-        assert raised.value.data["path"] == "$.key"
-
-
-async def test_a_key_whose_start_failed_is_free() -> None:
-    lane = ScriptedLane()
-    lane.failure = ExecFailed("no", "not_found")
-    async with a_pool(lane) as pool:
-        with pytest.raises(ExecFailed):
-            await pool.exec(request(key="k"))
-        lane.failure = None
-        await pool.exec(request(key="k"))
-
-
-async def test_the_end_of_all() -> None:
-    lane = ScriptedLane()
+async def test_the_end_of_all(lane: ScriptedLane) -> None:
     async with a_pool(lane, max_starting=4) as pool:
         live = [await pool.exec(request()) for _ in range(3)]
         lane.gate.clear()
@@ -306,45 +198,39 @@ async def test_the_end_of_all() -> None:
             await pool.exec(request())
 
 
-async def test_hasten_ends_every_grace() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        with pool._grace(60_000) as grace:
-            pool.hasten()
-            assert grace.ends_at == 0.0
-        assert pool._graces == []
+async def test_hasten_ends_every_grace(lane: ScriptedLane, pool: ProcessPool) -> None:
+    with pool._grace(60_000) as grace:
+        pool.hasten()
+        assert grace.ends_at == 0.0
+    assert pool._graces == []
 
 
-async def test_what_was_not_seen_to_end_is_unknown_when_the_environment_goes() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(request())
-        waiting = asyncio.create_task(pool.wait(result.process_id, None))
-        await turns()
-        await pool.aclose()
-        assert (await waiting).reason == "unknown"
-        assert not os.path.exists(result.stdio_addr)  # noqa: ASYNC240 - one stat
-        pool._watcher = type(pool._watcher)()  # for the second aclose of the fixture
+async def test_what_was_not_seen_to_end_is_unknown_when_the_environment_goes(
+    lane: ScriptedLane, pool: ProcessPool
+) -> None:
+    result = await pool.exec(request())
+    waiting = asyncio.create_task(pool.wait(result.process_id, None))
+    await turns()
+    await pool.aclose()
+    assert (await waiting).reason == "unknown"
+    assert not os.path.exists(result.stdio_addr)  # noqa: ASYNC240 - one stat
+    pool._watcher = type(pool._watcher)()  # for the second aclose of the fixture
 
 
-async def test_the_list_goes_on_after_what_is_forgotten_by_now() -> None:
-    lane = ScriptedLane()
+async def test_the_list_goes_on_after_what_is_forgotten_by_now(lane: ScriptedLane) -> None:
     async with a_pool(lane, keep_exited=0) as pool:
         ids = [(await pool.exec(request(str(number)))).process_id for number in range(12)]
         assert [one.process_id for one in await pool.listed(None)] == ids
         assert [one.process_id for one in await pool.listed(ids[9])] == ids[10:]
         lane.processes[9].end()
-        async with asyncio.timeout(5):
-            while len(await pool.listed(None)) == 12:  # noqa: ASYNC110 - nobody is told when a record goes
-                await asyncio.sleep(0.001)
+        await until(lambda: len(list(pool.table)) == 11)
         assert [one.process_id for one in await pool.listed(ids[9])] == ids[10:]
         assert await pool.listed(ids[-1]) == []
 
 
 @pytest.mark.parametrize("after", ["", "1", "x-1", "-", "{prefix}-", "{prefix}-x", "{prefix}-1000", "{prefix}-\u0661"])
-async def test_the_list_goes_on_after_nothing_unknown(after: str) -> None:
-    async with a_pool(ScriptedLane()) as pool:
-        prefix = (await pool.exec(request())).process_id.partition("-")[0]
-        with pytest.raises(InvalidParams) as raised:
-            await pool.listed(after.format(prefix=prefix))
-        assert raised.value.data["path"] == "$.after"
+async def test_the_list_goes_on_after_nothing_unknown(pool: ProcessPool, after: str) -> None:
+    prefix = (await pool.exec(request())).process_id.partition("-")[0]
+    with pytest.raises(InvalidParams) as raised:
+        await pool.listed(after.format(prefix=prefix))
+    assert raised.value.data["path"] == "$.after"

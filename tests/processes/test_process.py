@@ -11,67 +11,47 @@ from hypothesis import strategies as st
 from fastclaw.answer_limits import SHOWN_COMMAND_BYTES, WORD_BYTES
 from fastclaw.lifecycle import ProcessState
 from fastclaw.processes.lane import ExitStatus
+from fastclaw.processes.pool import ProcessPool
 from fastclaw.processes.process import shown_command
 from fastclaw.runtime import ExecRequest
-from tests.processes.lanes import ScriptedLane, a_pool
+from tests.processes.lanes import ScriptedLane
 from tests.waiting import turns, until
 
 
-async def test_its_line_in_the_list() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(ExecRequest(cmd=["a", "b"]))
-        process = pool.table.find(result.process_id)
-        assert (process.info().state, process.info().cmd) == ("running", ["a", "b"])
-        assert repr(process) == f"<Process {process.id} running 'a'>"
-        lane.processes[0].exited.set_result(ExitStatus(reason="signaled", signal=11))
-        await turns()
-        info = process.info()
-        assert (info.state, info.exit_code, info.signal, info.reason) == ("exited", None, 11, "signaled")
-        assert repr(process) == f"<Process {process.id} lingering 'a'>"
-        assert repr(pool.table) == "<ProcessTable live=0 lingering=1 kept=1>"
+async def test_its_line_in_the_list(lane: ScriptedLane, pool: ProcessPool) -> None:
+    result = await pool.exec(ExecRequest(cmd=["a", "b"]))
+    process = pool.table.find(result.process_id)
+    assert (process.info().state, process.info().cmd) == ("running", ["a", "b"])
+    assert repr(process) == f"<Process {process.id} running 'a'>"
+    lane.processes[0].exited.set_result(ExitStatus(reason="signaled", signal=11))
+    await turns()
+    info = process.info()
+    assert (info.state, info.exit_code, info.signal, info.reason) == ("exited", None, 11, "signaled")
+    assert repr(process) == f"<Process {process.id} lingering 'a'>"
+    assert repr(pool.table) == "<ProcessTable live=0 lingering=1 kept=1>"
 
 
-async def test_output_left_unread_shows_in_the_record_even_after_the_exit() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(ExecRequest(cmd=["x"]))
-        process = pool.table.find(result.process_id)
-        lane.processes[0].exited.set_result(ExitStatus(reason="exited", exit_code=0))
-        await turns()
-        assert process.record().gap is not True
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(result.stdio_addr)
-            os.write(lane.processes[0].their_stdout, b"unread")
-            client.setblocking(False)
-            assert await asyncio.get_running_loop().sock_recv(client, 1) == b"u"
-        await until(lambda: process.record().gap is True)
+async def test_output_left_unread_shows_in_the_record_even_after_the_exit(
+    lane: ScriptedLane, pool: ProcessPool
+) -> None:
+    result = await pool.exec(ExecRequest(cmd=["x"]))
+    process = pool.table.find(result.process_id)
+    lane.processes[0].exited.set_result(ExitStatus(reason="exited", exit_code=0))
+    await turns()
+    assert process.record().gap is not True
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(result.stdio_addr)
+        os.write(lane.processes[0].their_stdout, b"unread")
+        client.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(client, 1) == b"u"
+    await until(lambda: process.record().gap is True)
 
 
-async def test_stdout_may_end_long_before_stderr_and_the_exit() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(ExecRequest(cmd=["x"]))
-        theirs = lane.processes[0]
-        os.close(theirs.their_stdout)
-        theirs.their_stdout = -1
-        out, out_writer = await asyncio.open_unix_connection(result.stdio_addr)
-        assert await out.read() == b""
-        err, err_writer = await asyncio.open_unix_connection(result.stderr_addr)
-        os.write(theirs.their_stderr, b"still here")
-        assert await err.read(100) == b"still here"
-        assert pool.table.find(result.process_id).is_running
-        for writer in (out_writer, err_writer):
-            writer.close()
-
-
-async def test_a_cancelled_exit_is_unknown() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(ExecRequest(cmd=["x"]))
-        lane.processes[0].exited.cancel()
-        assert (await pool.wait(result.process_id, None)).reason == "unknown"
-        assert pool.table.find(result.process_id).state is ProcessState.LINGERING
+async def test_a_cancelled_exit_is_unknown(lane: ScriptedLane, pool: ProcessPool) -> None:
+    result = await pool.exec(ExecRequest(cmd=["x"]))
+    lane.processes[0].exited.cancel()
+    assert (await pool.wait(result.process_id, None)).reason == "unknown"
+    assert pool.table.find(result.process_id).state is ProcessState.LINGERING
 
 
 words = st.text(st.characters(exclude_categories=()), max_size=40) | st.integers(0, 9_000).map("é".__mul__)

@@ -171,8 +171,7 @@ async def test_a_failure(start: Any, name: str, says_later: bool, monkeypatch: p
 
 
 @pytest.mark.parametrize("start", [an_exec, a_run])
-async def test_a_command_that_never_ran(start: Any) -> None:
-    lane = ScriptedLane()
+async def test_a_command_that_never_ran(lane: ScriptedLane, start: Any) -> None:
     lane.says_later = True
     async with a_pool(lane, max_live=1) as pool:
         starting = asyncio.ensure_future(start(pool))
@@ -192,8 +191,7 @@ async def test_a_command_that_never_ran(start: Any) -> None:
 
 
 @pytest.mark.parametrize("start", [an_exec, a_run])
-async def test_a_cancellation_while_it_waits_for_its_turn(start: Any) -> None:
-    lane = ScriptedLane()
+async def test_a_cancellation_while_it_waits_for_its_turn(lane: ScriptedLane, start: Any) -> None:
     async with a_pool(lane, max_live=1) as pool:
         await an_exec(pool)
         waiting = asyncio.ensure_future(start(pool))
@@ -209,8 +207,7 @@ async def test_a_cancellation_while_it_waits_for_its_turn(start: Any) -> None:
 
 @pytest.mark.parametrize("key", [None, "k"])
 @pytest.mark.parametrize("start", [an_exec, a_run])
-async def test_a_cancellation_in_the_lane(start: Any, key: str | None) -> None:
-    lane = ScriptedLane()
+async def test_a_cancellation_in_the_lane(lane: ScriptedLane, start: Any, key: str | None) -> None:
     lane.gate.clear()
     async with a_pool(lane, max_live=1) as pool:
         starting = asyncio.ensure_future(start(pool, key=key))
@@ -224,8 +221,9 @@ async def test_a_cancellation_in_the_lane(start: Any, key: str | None) -> None:
 @pytest.mark.parametrize("in_that_turn", [False, True])
 @pytest.mark.parametrize("key", [None, "k"])
 @pytest.mark.parametrize("start", [an_exec, a_run])
-async def test_a_cancellation_before_or_as_the_command_runs(start: Any, key: str | None, in_that_turn: bool) -> None:
-    lane = ScriptedLane()
+async def test_a_cancellation_before_or_as_the_command_runs(
+    lane: ScriptedLane, start: Any, key: str | None, in_that_turn: bool
+) -> None:
     lane.says_later = True
     async with a_pool(lane, max_live=1) as pool:
         starting = asyncio.ensure_future(start(pool, key=key))
@@ -248,8 +246,7 @@ async def test_a_cancellation_before_or_as_the_command_runs(start: Any, key: str
         await an_exec(pool, key=key)
 
 
-async def test_a_second_cancellation_does_not_stop_the_first() -> None:
-    lane = ScriptedLane()
+async def test_a_second_cancellation_does_not_stop_the_first(lane: ScriptedLane) -> None:
     async with a_pool(lane, max_live=1) as pool:
         running = asyncio.ensure_future(a_run(pool))
         await turns()
@@ -265,22 +262,19 @@ async def test_a_second_cancellation_does_not_stop_the_first() -> None:
 
 
 @pytest.mark.parametrize("start", [an_exec, a_run])
-async def test_what_cannot_be_ended_is_said(start: Any) -> None:
-    lane = ScriptedLane()
+async def test_what_cannot_be_ended_is_said(lane: ScriptedLane, pool: ProcessPool, start: Any) -> None:
     lane.says_later = start is an_exec
-    async with a_pool(lane) as pool:
-        starting = asyncio.ensure_future(start(pool))
-        await turns()
-        lane.processes[0].failure = ExecFailed("it sits in the kernel", "engine_timeout")
-        starting.cancel()
-        with pytest.raises(ExecFailed) as raised:
-            await starting
-        assert raised.value.reason == "engine_timeout"
-        lane.processes[0].failure = None
+    starting = asyncio.ensure_future(start(pool))
+    await turns()
+    lane.processes[0].failure = ExecFailed("it sits in the kernel", "engine_timeout")
+    starting.cancel()
+    with pytest.raises(ExecFailed) as raised:
+        await starting
+    assert raised.value.reason == "engine_timeout"
+    lane.processes[0].failure = None
 
 
-async def test_the_end_of_all_while_a_start_is_taken_back() -> None:
-    lane = ScriptedLane()
+async def test_the_end_of_all_while_a_start_is_taken_back(lane: ScriptedLane) -> None:
     async with a_pool(lane) as pool:
         running = asyncio.ensure_future(a_run(pool))
         await turns()

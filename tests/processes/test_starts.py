@@ -75,39 +75,17 @@ async def test_each_waits_for_its_own_time() -> None:
     queue.close()
 
 
-async def test_a_cancelled_wait_gives_its_place_up() -> None:
-    queue, admission = a_queue()
-    ticket = await queue.admit()
-    gone, stays = asyncio.create_task(queue.admit()), asyncio.create_task(queue.admit())
-    await turns()
-    gone.cancel()
-    await asyncio.wait((gone,))
-    queue.leave(ticket)
-    queue.leave(await stays)
-    assert admission.statistics()[:3] == (0, 0, 0)
-    queue.close()
-
-
-async def test_cancelled_in_the_turn_in_which_it_is_admitted() -> None:
+@pytest.mark.parametrize("when", ["long before", "just before", "just after"])
+async def test_cancelled_before_or_after_it_is_admitted_it_gives_its_place_up(when: str) -> None:
     queue, admission = a_queue()
     ticket = await queue.admit()
     gone, next_one = asyncio.create_task(queue.admit()), asyncio.create_task(queue.admit())
     await turns()
-    queue.leave(ticket)
+    if when == "just after":
+        queue.leave(ticket)
     gone.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await gone
-    queue.leave(await next_one)
-    assert admission.statistics()[:3] == (0, 0, 0)
-    queue.close()
-
-
-async def test_admitted_in_the_turn_in_which_it_was_cancelled() -> None:
-    queue, admission = a_queue()
-    ticket = await queue.admit()
-    gone, next_one = asyncio.create_task(queue.admit()), asyncio.create_task(queue.admit())
-    await turns()
-    gone.cancel()
+    if when == "long before":
+        await asyncio.wait((gone,))
     queue.leave(ticket)
     with pytest.raises(asyncio.CancelledError):
         await gone
@@ -384,16 +362,13 @@ async def test_only_what_the_lane_has_refused_never_ran(process: ScriptedProcess
     assert not never_ran(process), "it may run at any moment"
     started.set_exception(ExecFailed("no", "not_found"))
     assert never_ran(process)
-
-
-@pytest.mark.parametrize("is_cancelled", [False, True])
-async def test_what_runs_or_was_given_up_may_have_run(process: ScriptedProcess, is_cancelled: bool) -> None:
-    started = process.started = asyncio.get_running_loop().create_future()
-    if is_cancelled:
-        started.cancel()
-    else:
-        started.set_result(None)
-    assert not never_ran(process)
+    for is_cancelled in (False, True):
+        started = process.started = asyncio.get_running_loop().create_future()
+        if is_cancelled:
+            started.cancel()
+        else:
+            started.set_result(None)
+        assert not never_ran(process), "it has run, or may have"
 
 
 @pytest.mark.parametrize(

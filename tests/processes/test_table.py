@@ -62,63 +62,54 @@ async def read_to_end(path: str) -> bytes:
     return data
 
 
-async def test_an_ended_process_lingers_until_both_streams_were_read() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        process = await ended(pool, lane, b"output")
-        assert process.state is ProcessState.LINGERING
-        assert await read_to_end(process.result.stdio_addr) == b"output"
-        await turns()
-        assert is_listening(process)
-        assert await read_to_end(process.result.stderr_addr) == b""
-        await until(lambda: process.state is ProcessState.CLOSED)
-        assert not is_listening(process)
-        assert is_known(pool, process)
+async def test_an_ended_process_lingers_until_both_streams_were_read(lane: ScriptedLane, pool: ProcessPool) -> None:
+    process = await ended(pool, lane, b"output")
+    assert process.state is ProcessState.LINGERING
+    assert await read_to_end(process.result.stdio_addr) == b"output"
+    await turns()
+    assert is_listening(process)
+    assert await read_to_end(process.result.stderr_addr) == b""
+    await until(lambda: process.state is ProcessState.CLOSED)
+    assert not is_listening(process)
+    assert is_known(pool, process)
 
 
-async def test_a_running_process_whose_streams_were_read_closes_at_its_exit() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane) as pool:
-        result = await pool.exec(ExecRequest(cmd=["x"]))
-        process = pool.table.find(result.process_id)
-        lane.processes[-1].close_theirs()
-        assert await read_to_end(result.stdio_addr) == b""
-        assert await read_to_end(result.stderr_addr) == b""
-        assert is_listening(process)
-        lane.processes[-1].end()
-        await until(lambda: process.state is ProcessState.CLOSED)
+async def test_a_running_process_whose_streams_were_read_closes_at_its_exit(
+    lane: ScriptedLane, pool: ProcessPool
+) -> None:
+    result = await pool.exec(ExecRequest(cmd=["x"]))
+    process = pool.table.find(result.process_id)
+    lane.processes[-1].close_theirs()
+    assert await read_to_end(result.stdio_addr) == b""
+    assert await read_to_end(result.stderr_addr) == b""
+    assert is_listening(process)
+    lane.processes[-1].end()
+    await until(lambda: process.state is ProcessState.CLOSED)
 
 
-async def test_lingering_ends_after_its_time() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane, linger_ms=30) as pool:
-        process = await ended(pool, lane, b"unread")
-        assert is_listening(process)
-        await until(lambda: process.state is ProcessState.CLOSED)
-        assert not is_listening(process)
-        assert is_known(pool, process)
-
-
-async def test_lingering_ends_in_time_though_an_older_record_is_kept_for_longer() -> None:
+async def test_lingering_ends_in_time_though_an_older_record_is_kept_for_longer(lane: ScriptedLane) -> None:
     """The one timer stands at the older record's end; the younger's sockets fall due before that."""
-    lane = ScriptedLane()
     async with a_pool(lane, linger_ms=30, keep_exited_ms=600_000) as pool:
         older = await ended(pool, lane)
         await read_to_end(older.result.stdio_addr)
         await read_to_end(older.result.stderr_addr)
         await until(lambda: older.state is ProcessState.CLOSED)
-        younger = await ended(pool, lane)
-        await until(lambda: younger.state is ProcessState.CLOSED, seconds=2)
+        began = asyncio.get_running_loop().time()
+        younger = await ended(pool, lane, b"unread")
+        assert is_listening(younger)
+        await until(lambda: younger.state is ProcessState.CLOSED)
+        assert asyncio.get_running_loop().time() - began < 0.1
+        assert not is_listening(younger)
+        assert is_known(pool, younger)
 
 
-async def test_no_time_to_linger() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane, linger_ms=0) as pool:
+@pytest.mark.parametrize("option", ["linger_ms", "max_lingering"])
+async def test_no_time_or_no_room_to_linger(lane: ScriptedLane, option: str) -> None:
+    async with a_pool(lane, **{option: 0}) as pool:
         assert (await ended(pool, lane, b"unread")).state is ProcessState.CLOSED
 
 
-async def test_over_max_lingering_the_empty_go_first_then_the_oldest() -> None:
-    lane = ScriptedLane()
+async def test_over_max_lingering_the_empty_go_first_then_the_oldest(lane: ScriptedLane) -> None:
     async with a_pool(lane, max_lingering=2) as pool:
         first = await ended(pool, lane, b"output")
         empty = await ended(pool, lane)
@@ -127,12 +118,6 @@ async def test_over_max_lingering_the_empty_go_first_then_the_oldest() -> None:
         fourth = await ended(pool, lane, b"output")
         assert [is_listening(process) for process in (first, third, fourth)] == [False, True, True]
         assert pool.table.counts() == {"live": 0, "lingering": 2, "kept": 4}
-
-
-async def test_no_room_to_linger() -> None:
-    lane = ScriptedLane()
-    async with a_pool(lane, max_lingering=0) as pool:
-        assert not is_listening(await ended(pool, lane, b"output"))
 
 
 # --- clients that are connected when the command has ended ---
@@ -169,8 +154,7 @@ async def settled(pool: ProcessPool) -> None:
     await turns()
 
 
-async def test_a_client_that_reads_does_not_count() -> None:
-    lane = ScriptedLane()
+async def test_a_client_that_reads_does_not_count(lane: ScriptedLane) -> None:
     async with a_pool(lane, max_lingering=1) as pool:
         process = await begun(pool)
         async with connected(process) as out:
@@ -186,8 +170,7 @@ async def test_a_client_that_reads_does_not_count() -> None:
         assert process.record().gap is not True
 
 
-async def test_one_of_whom_one_stream_is_read_counts_and_loses_the_other_only() -> None:
-    lane = ScriptedLane()
+async def test_one_of_whom_one_stream_is_read_counts_and_loses_the_other_only(lane: ScriptedLane) -> None:
     async with a_pool(lane, max_lingering=0) as pool:
         process = await begun(pool)
         async with connected(process, stderr=False) as out:
@@ -205,8 +188,7 @@ async def test_one_of_whom_one_stream_is_read_counts_and_loses_the_other_only() 
         assert process.record().gap is not True
 
 
-async def test_a_client_that_leaves_makes_it_count_from_then_on() -> None:
-    lane = ScriptedLane()
+async def test_a_client_that_leaves_makes_it_count_from_then_on(lane: ScriptedLane) -> None:
     async with a_pool(lane, max_lingering=1) as pool:
         first = await begun(pool)
         async with connected(first):
@@ -218,8 +200,7 @@ async def test_a_client_that_leaves_makes_it_count_from_then_on() -> None:
         assert [is_listening(process) for process in (first, second)] == [False, True]  # nobody waits for its output
 
 
-async def test_a_client_that_comes_in_time_saves_it() -> None:
-    lane = ScriptedLane()
+async def test_a_client_that_comes_in_time_saves_it(lane: ScriptedLane) -> None:
     async with a_pool(lane, max_lingering=1) as pool:
         await begun(pool)
         first = next(iter(pool.table))
@@ -230,8 +211,9 @@ async def test_a_client_that_comes_in_time_saves_it() -> None:
             assert [is_listening(process) for process in (first, second)] == [True, True]
 
 
-async def test_after_its_time_a_reader_reads_on_and_nobody_else_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    lane = ScriptedLane()
+async def test_after_its_time_a_reader_reads_on_and_nobody_else_may_come(
+    lane: ScriptedLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with a_pool(lane, linger_ms=30, keep_exited_ms=60) as pool:
         process = await begun(pool)
         async with connected(process) as out:
@@ -250,10 +232,9 @@ async def test_after_its_time_a_reader_reads_on_and_nobody_else_may_come(monkeyp
 
 @pytest.mark.parametrize("linger_ms", [10, 60_000])
 async def test_one_that_is_connected_and_reads_nothing_counts_and_is_cut_off_with_a_gap(
-    linger_ms: int, monkeypatch: pytest.MonkeyPatch
+    lane: ScriptedLane, linger_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "PUMP_LOOK_MS", 40)
-    lane = ScriptedLane()
     async with a_pool(lane, max_lingering=0, linger_ms=linger_ms) as pool:
         reading, stalled = await begun(pool), await begun(pool)
         async with connected(reading) as out, connected(stalled) as deaf:
@@ -275,9 +256,10 @@ async def test_one_that_is_connected_and_reads_nothing_counts_and_is_cut_off_wit
         await until(lambda: stalled.is_closed)
 
 
-async def test_one_that_reads_slowly_is_not_one_that_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_reads_slowly_is_not_one_that_reads_nothing(
+    lane: ScriptedLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "PUMP_LOOK_MS", 20)
-    lane = ScriptedLane()
     async with a_pool(lane, max_lingering=0) as pool:
         process = await begun(pool)
         with socket.socket(socket.AF_UNIX) as out, socket.socket(socket.AF_UNIX) as err:
@@ -306,8 +288,7 @@ async def fill(fd: int) -> None:
             await asyncio.sleep(0)
 
 
-async def test_the_end_of_all_ends_who_reads_on() -> None:
-    lane = ScriptedLane()
+async def test_the_end_of_all_ends_who_reads_on(lane: ScriptedLane) -> None:
     async with AsyncExitStack() as stack:
         async with a_pool(lane, linger_ms=10, keep_exited_ms=20) as pool:
             process = await begun(pool)
@@ -426,8 +407,7 @@ async def test_many_at_once_are_dealt_with_a_few_at_a_time() -> None:
 # --- records ---
 
 
-async def test_records_are_kept_up_to_their_number() -> None:
-    lane = ScriptedLane()
+async def test_records_are_kept_up_to_their_number(lane: ScriptedLane) -> None:
     async with a_pool(lane, keep_exited=2) as pool:
         processes = [await ended(pool, lane, b"x") for _ in range(4)]
         assert [is_known(pool, process) for process in processes] == [False, False, True, True]
@@ -437,8 +417,7 @@ async def test_records_are_kept_up_to_their_number() -> None:
         assert raised.value.reason == "unknown_process"
 
 
-async def test_records_are_kept_for_their_time() -> None:
-    lane = ScriptedLane()
+async def test_records_are_kept_for_their_time(lane: ScriptedLane) -> None:
     async with a_pool(lane, keep_exited_ms=30) as pool:
         process = await ended(pool, lane, b"x")
         assert is_known(pool, process)
@@ -447,8 +426,7 @@ async def test_records_are_kept_for_their_time() -> None:
         assert pool.table.counts() == {"live": 0, "lingering": 0, "kept": 0}
 
 
-async def test_a_live_process_is_never_forgotten() -> None:
-    lane = ScriptedLane()
+async def test_a_live_process_is_never_forgotten(lane: ScriptedLane) -> None:
     async with a_pool(lane, keep_exited=0, keep_exited_ms=0, linger_ms=0, max_lingering=0) as pool:
         result = await pool.exec(ExecRequest(cmd=["x"]))
         for _ in range(3):
@@ -458,8 +436,7 @@ async def test_a_live_process_is_never_forgotten() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"keep_exited": 0}, {"keep_exited_ms": 30}])
-async def test_a_key_is_free_once_its_record_is_gone(options: dict[str, Any]) -> None:
-    lane = ScriptedLane()
+async def test_a_key_is_free_once_its_record_is_gone(lane: ScriptedLane, options: dict[str, Any]) -> None:
     async with a_pool(lane, **options) as pool:
         first = await pool.exec(ExecRequest(cmd=["x"], key="k"))
         assert await pool.exec(ExecRequest(cmd=["x"], key="k")) == first

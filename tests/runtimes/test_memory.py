@@ -41,15 +41,6 @@ async def test_a_program_behind_a_real_socket() -> None:
     await runtime.stop()
 
 
-async def test_a_program_that_is_not_there() -> None:
-    runtime = MemoryRuntime()
-    await runtime.start(InitializeParams(namespace="n"))
-    with pytest.raises(ExecFailed) as raised:
-        await runtime.exec(ExecRequest(cmd=["nonsense"]))
-    assert raised.value.reason == "not_found"
-    await runtime.stop()
-
-
 async def test_the_workspace_is_told() -> None:
     runtime = MemoryRuntime()
     started = await runtime.start(InitializeParams(namespace="n", options={"workspace": {"target": "/tmp"}}))

@@ -66,11 +66,6 @@ def test_eof_ends_it_with_0_and_nothing_left(runtime: str, tmp_path: Path) -> No
         assert not os.path.exists(directory)
 
 
-def test_eof_before_initialize(memory: Served) -> None:
-    memory.end_input()
-    assert memory.exit_code() == 0
-
-
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_0_and_nothing_left(signum: signal.Signals, local: Served) -> None:
     local.initialize()
@@ -138,13 +133,6 @@ def test_eof_in_the_middle_of_1_000_execs(local: Served) -> None:
     assert [error for error in refused if error["data"]["reason"] != "shutting_down"] == []
     assert marked_processes(mark) == []
     assert not os.path.exists(directory)
-
-
-def test_a_burst_of_execs_and_the_answers_to_each(local: Served) -> None:
-    local.initialize()
-    local.send(b"".join(line("exec", number, cmd=["true"]) for number in range(200)))
-    ids = {local.answer(number)["result"]["process_id"] for number in range(200)}
-    assert len(ids) == 200
 
 
 @pytest.mark.parametrize("source", ["file", "null"])

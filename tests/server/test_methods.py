@@ -11,7 +11,7 @@ from fastclaw import answer_limits, limits
 from fastclaw.errors import ExecFailed, InvalidParams
 from fastclaw.runtime import ExecRequest, ExecResult, HealthStatus, InitializeParams, InitializeResult, ProcessInfo
 from fastclaw.server.methods import METHODS
-from tests.server.test_dispatch import ExtendedRuntime, Wire, WithoutTerminals, a_wire, health
+from tests.server.wire import ExtendedRuntime, Wire, WithoutTerminals, a_wire, health
 
 
 async def test_resize_is_a_control_call_of_a_runtime_with_terminals() -> None:
@@ -49,25 +49,23 @@ async def pages(wire: Wire, **params: Any) -> list[list[str]]:
         after = result["next"]
 
 
-async def test_a_list_beyond_a_line_comes_in_pages() -> None:
+async def test_a_list_beyond_a_line_comes_in_pages(wire: Wire) -> None:
     """ColeMurray/background-agents PR 1968, openclaw/openclaw#71793: one long line ended the session."""
-    async with a_wire() as wire:
-        wire.runtime.processes = processes(1_100, "\0" * 8_000)  # JSON makes 53 MB of it
-        found = await pages(wire)
-        assert len(found) == 2
-        assert [*found[0], *found[1]] == [one.process_id for one in wire.runtime.processes]
-        lengths = [len(line) for line in wire.lines]
-        assert limits.MAX_LINE_BYTES - 50_000 < lengths[0] <= limits.MAX_LINE_BYTES
+    wire.runtime.processes = processes(1_100, "\0" * 8_000)  # JSON makes 53 MB of it
+    found = await pages(wire)
+    assert len(found) == 2
+    assert [*found[0], *found[1]] == [one.process_id for one in wire.runtime.processes]
+    lengths = [len(line) for line in wire.lines]
+    assert limits.MAX_LINE_BYTES - 50_000 < lengths[0] <= limits.MAX_LINE_BYTES
 
 
-async def test_a_list_by_limit() -> None:
-    async with a_wire() as wire:
-        wire.runtime.processes = processes(5, "y")
-        assert [len(page) for page in await pages(wire, limit=2)] == [2, 2, 1]
-        assert [len(page) for page in await pages(wire, limit=5)] == [5]
-        for wrong in (0, -1, "x"):
-            error = (await wire.call("list", limit=wrong))["error"]
-            assert error["data"]["path"] == "$.limit"
+async def test_a_list_by_limit(wire: Wire) -> None:
+    wire.runtime.processes = processes(5, "y")
+    assert [len(page) for page in await pages(wire, limit=2)] == [2, 2, 1]
+    assert [len(page) for page in await pages(wire, limit=5)] == [5]
+    for wrong in (0, -1, "x"):
+        error = (await wire.call("list", limit=wrong))["error"]
+        assert error["data"]["path"] == "$.limit"
 
 
 LONG = "\x01" * (limits.MAX_LINE_BYTES // 8)
@@ -103,26 +101,24 @@ async def test_an_error_is_short_whatever_it_quotes(method: str, params: dict[st
             assert {"kind", "reason", "fault", "retryable"} <= set(answer["error"]["data"])
 
 
-async def test_10_000_answers_to_a_batch_are_one_line() -> None:
+async def test_10_000_answers_to_a_batch_are_one_line(wire: Wire) -> None:
     """Every id as long as may be, every answer too long for its share."""
-    async with a_wire() as wire:
-        wire.runtime.status = HealthStatus(status="degraded", message="\0" * 5_000, details={"x": "y" * 5_000})
-        request_id = "é" * answer_limits.MAX_ID_CHARS
-        each = [health(request_id), orjson.dumps({"jsonrpc": "2.0", "id": request_id, "method": "m" * 2_000})]
-        wire.feed(b"[" + b",".join(each * (limits.MAX_BATCH_ITEMS // 2)) + b"]\n")
-        (answers,) = await wire.answers(1)
-        assert len(wire.lines[0]) <= limits.MAX_LINE_BYTES
-        assert len(answers) == limits.MAX_BATCH_ITEMS
-        assert {answer["id"] for answer in answers} == {request_id}
-        assert {answer["result"]["status"] for answer in answers if "result" in answer} == {"degraded"}
-        assert {answer["error"]["code"] for answer in answers if "error" in answer} == {-32601}
+    wire.runtime.status = HealthStatus(status="degraded", message="\0" * 5_000, details={"x": "y" * 5_000})
+    request_id = "é" * answer_limits.MAX_ID_CHARS
+    each = [health(request_id), orjson.dumps({"jsonrpc": "2.0", "id": request_id, "method": "m" * 2_000})]
+    wire.feed(b"[" + b",".join(each * (limits.MAX_BATCH_ITEMS // 2)) + b"]\n")
+    (answers,) = await wire.answers(1)
+    assert len(wire.lines[0]) <= limits.MAX_LINE_BYTES
+    assert len(answers) == limits.MAX_BATCH_ITEMS
+    assert {answer["id"] for answer in answers} == {request_id}
+    assert {answer["result"]["status"] for answer in answers if "result" in answer} == {"degraded"}
+    assert {answer["error"]["code"] for answer in answers if "error" in answer} == {-32601}
 
 
-async def test_health_is_no_book() -> None:
-    async with a_wire() as wire:
-        wire.runtime.status = HealthStatus(status="healthy", details={"x": "y" * answer_limits.MAX_HEALTH_BYTES})
-        result = (await wire.call("health"))["result"]
-        assert (result["status"], list(result["details"])) == ("healthy", ["left_out"])
+async def test_health_is_no_book(wire: Wire) -> None:
+    wire.runtime.status = HealthStatus(status="healthy", details={"x": "y" * answer_limits.MAX_HEALTH_BYTES})
+    result = (await wire.call("health"))["result"]
+    assert (result["status"], list(result["details"])) == ("healthy", ["left_out"])
 
 
 async def test_an_answer_beyond_its_line_is_an_error() -> None:
