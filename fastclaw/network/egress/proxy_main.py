@@ -236,11 +236,6 @@ def _prepare() -> None:
     gc.set_threshold(*limits.GC_THRESHOLDS)
 
 
-if __name__ == "__main__":
-    _prepare()
-    own_process.run(_main(int(sys.argv[1])))
-
-
 Done = TypeVar("Done")
 
 logger = logging.getLogger(__name__)
@@ -403,3 +398,8 @@ def _rules(config: EgressConfig) -> bytes:
 
 def _nothing(_: Refused | None) -> None:
     """What is to be done once it is written down."""
+
+
+if __name__ == "__main__":
+    _prepare()
+    own_process.run(_main(int(sys.argv[1])))
