@@ -19,7 +19,7 @@ FIRST_ID, ID_RANGES = 0x7000_0000, 1024
 UIDS-GIDS.md: 0x70000000 to 0x7FFDFFFF are unused)."""
 
 Capabilities = Literal["none", "default"] | list[str]
-"""What root inside may (podman/privileges.py)."""
+"""What root inside may (podman/container_spec.py)."""
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=answer_limits.MAX_PATH_CHARS)]
@@ -137,9 +137,9 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         oci_runtime: name of the OCI runtime; None is what works here.
         user: default user inside.
         user_namespace: `private`: root inside is nobody on this host; `host`: it is the engine's root; `auto`: the
-            first where that can be had (podman/privileges.py).
+            first where that can be had (podman/container_spec.py).
         id_ranges: the host's ids for it.
-        capabilities: what root inside may: `none`, `default`, or names (podman/privileges.py); None is `default`
+        capabilities: what root inside may: `none`, `default`, or names (podman/container_spec.py); None is `default`
             in a user namespace of ours, and else `none`.
         templates: what `exec` may have forked, by name; only on this host and on the spawn lane.
         disk_bytes: what each container may write beside the workspace; refused where the storage keeps no such quota.

@@ -21,8 +21,7 @@ from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of
 from fastclaw.linux.sockets import listen_privately, peer
-from fastclaw.podman.container_spec import spawner_pids
-from fastclaw.podman.privileges import mask
+from fastclaw.podman.container_spec import mask, spawner_pids
 from fastclaw.spawner import users
 from fastclaw.spawner.link import greet
 from fastclaw.spawner.spawner_host import SpawnerHost

@@ -1,6 +1,6 @@
 """What root inside may in one environment, and whose the workspace is: decided before the first container is made.
 
-Gathers the facts for `podman/privileges.py`, and takes a range of this host's ids for the environment. Starts nothing.
+Gathers the facts for `container_spec.py`, and takes a range of this host's ids for the environment. Starts nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux import proc
 from fastclaw.options import Options
-from fastclaw.podman import privileges
-from fastclaw.podman.privileges import Ids, NamespaceFacts, read_capabilities
+from fastclaw.podman import container_spec
+from fastclaw.podman.container_spec import Ids, NamespaceFacts, read_capabilities
 from fastclaw.podman.service.facts import has_mounts_below
 from fastclaw.podman.service.storage import private_directory
 from fastclaw.spawner import users
@@ -58,7 +58,7 @@ class Rights(Struct, frozen=True, kw_only=True):
         """How the workspace's directory is mounted, besides the usual."""
         if self.ids is None or self.owner is None or self.user is None:
             return None
-        return privileges.mount_option(self.ids, self.owner, self.user)
+        return container_spec.mount_option(self.ids, self.owner, self.user)
 
     @property
     def volume_owner(self) -> str | None:
@@ -127,7 +127,7 @@ async def settle_rights(
 
 def why_no_user_namespace(version: EngineVersion, *, is_here: bool) -> str | None:
     """Why containers without a workspace get none of their own on this engine; None where they do."""
-    return privileges.why_none(_facts(Options(), version, None, is_here=is_here))
+    return container_spec.why_none(_facts(Options(), version, None, is_here=is_here))
 
 
 def _why_none(options: Options, facts: NamespaceFacts, *, has_spawner: bool) -> str | None:
@@ -135,7 +135,7 @@ def _why_none(options: Options, facts: NamespaceFacts, *, has_spawner: bool) -> 
         return "options.user_namespace is host"
     if options.user_namespace == "auto" and not has_spawner:
         return "on the REST lane streams belong to the host's root, and cannot be opened again inside (/dev/stdout)"
-    why_none = privileges.why_none(facts)
+    why_none = container_spec.why_none(facts)
     if why_none is not None and options.user_namespace == "private":
         raise StartFailed(f"no user namespace: {why_none}; set options.user_namespace to auto", "unsupported")
     return why_none

@@ -7,7 +7,7 @@ from fastclaw.network.egress.policy import Policy
 from fastclaw.network.egress.rules import parse_rule, refuse_oneself
 from fastclaw.options import IdRanges, Network, Options, no_templates
 from fastclaw.params import convert
-from fastclaw.podman.privileges import read_capabilities
+from fastclaw.podman.container_spec import read_capabilities
 from fastclaw.runtime import InitializeParams
 
 FRAMING_HEADERS = frozenset(

@@ -21,7 +21,7 @@ from fastclaw import limits
 from fastclaw.client import RemoteProcess, RuntimeClient
 from fastclaw.linux import proc
 from fastclaw.linux.cgroups import group_of, limit_in
-from fastclaw.podman.privileges import mask
+from fastclaw.podman.container_spec import mask
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE
 from tests.engine_fixtures import unusable
 

@@ -17,7 +17,7 @@ from fastclaw import limits
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.options import FIRST_ID
-from fastclaw.podman.privileges import DEFAULT, mask
+from fastclaw.podman.container_spec import DEFAULT, mask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

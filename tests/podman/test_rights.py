@@ -17,7 +17,7 @@ from fastclaw.errors import StartFailed
 from fastclaw.options import FIRST_ID, Options
 from fastclaw.podman import rights
 from fastclaw.podman.api import EngineVersion
-from fastclaw.podman.privileges import DEFAULT, Ids
+from fastclaw.podman.container_spec import DEFAULT, Ids
 from fastclaw.podman.rights import IdRange, Rights, settle_rights, take_id_range
 
 if TYPE_CHECKING:

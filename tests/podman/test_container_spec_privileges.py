@@ -12,7 +12,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import InvalidParams
 from fastclaw.options import FIRST_ID, ID_RANGES
-from fastclaw.podman.privileges import (
+from fastclaw.podman.container_spec import (
     DEFAULT,
     NUMBERS,
     Ids,
