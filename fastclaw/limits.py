@@ -51,6 +51,35 @@ FINAL_FLUSH_MS = 2_000
 """How long the last answers may take to leave when the supervisor does not read them: with `SHUTDOWN_TIMEOUT_MS` before
 it, well under the supervisor's 30 s."""
 
+# --- Answers, and what is kept for them -----------------------------------------------------------------
+
+MOST_PER_CHARACTER = 6
+"""Bytes that JSON writes for one character: `\\u0000` for NUL; nothing takes more."""
+
+MAX_ID_CHARS = 256
+"""An id that is a string: it comes back with its answer, and 10 000 answers to a batch are one line. A UUID has 36."""
+
+MAX_ERROR_BYTES = 64 * KIB
+"""One error as a line: the words of an engine that failed, up to 16 KiB of them, and what JSON makes of those."""
+
+MIN_ERROR_BYTES = 256
+"""What is around the texts of an error that was cut: names, code and words, some 180 bytes."""
+
+MAX_HEALTH_BYTES = 256 * KIB
+"""One answer to `health`: 2 KB, and with 64 templates or a long list of rules some tens of KB."""
+
+MAX_PATH_CHARS = 4_096
+"""A path among the options, one of which comes back as `workspace_root`: the kernel's PATH_MAX (limits.h)."""
+
+HOLD_TRIES = 8
+"""Directories that are made before one can be locked: whoever takes one for abandoned does so within microseconds."""
+
+SHOWN_COMMAND_BYTES = 4 * KIB
+"""Of a command line, what `list` shows and a record keeps: 10 000 records of long ones take 40 MB, not gigabytes."""
+
+WORD_BYTES = 50
+"""What each word of it costs besides its text: what Python keeps around a string (sys.getsizeof(""))."""
+
 # --- Defaults of `options` -------------------------------------------------------------------------
 
 MAX_PROCESSES = 4_096
@@ -225,103 +254,10 @@ victim takes seconds to be gone, and a neighbour's end may have been what was no
 TREE_SCAN_MS = 20
 """Pause between two looks at a process tree that is being killed: processes die in well under a millisecond."""
 
-# --- The managed engine ----------------------------------------------------------------------------
-
-ENGINE_READY_MS = 20_000
-"""A new service until its first answered ping: 0.2 s measured on an idle machine, seconds on a first start
-with a cold disk."""
-
-ENGINE_STOP_MS = 5_000
-"""TERM to KILL of the service: Podman gives open connections one second (pkg/api/server/server.go, 4.3.1)."""
-
-ENGINE_GROUP_LOOKS = 3
-"""At what is left of a service's process group: what was ended may just have started another one."""
-
-JANITOR_DRAIN_MS = 1_500
-"""TERM to KILL of a service whose owner was killed: Podman gives open connections one second, and after two seconds
-nothing of a killed owner shall be left."""
-
-JANITOR_CALL_MS = 10_000
-"""One Podman command of a janitor: 0.1 s measured on an idle machine; one that hangs must not outlive us for ever."""
-
-JANITOR_TRIES = 3
-"""How often a janitor removes what stays: a successor that starts at once removes the same containers."""
-
-ENGINE_READY_POLL_MS = 10
-"""Pause between two pings of a service that is coming up: far below its start-up time."""
-
-EXIT_COMMAND_DELAY_S = 60
-"""How long conmon and the session outlive an exec where conmon has no stand-in (podman/service/plan.py). Podman's 300
-keeps two processes per exec for five minutes; with 2 and 10, four containers at full rate lost sessions before the exit
-code was asked for (measured, Podman 4.3.1, 2 CPUs)."""
-
-ENGINE_LOG_BYTES = 16 * KIB
-"""Tail of the service's stderr that is kept for error messages: some hundred lines, and the last say why it ended."""
-
-ENGINE_LOCK_MS = 5_000
-"""Waiting for another fastclaw that prepares the same state directory: it holds the lock for a few file operations."""
-
-LIFECYCLE_THREADS = 8
-"""Threads for podman-py: four containers created at once, and room for calls that hang until their deadline."""
-
-LIFECYCLE_TIMEOUT_SLACK_MS = 1_000
-"""By how much the event loop waits longer than the HTTP client: the client's own, more exact error goes first."""
-
-PULL_TIMEOUT_MS = 110_000
-"""An image pull, within `START_TIMEOUT_MS`."""
-
-TELL_FIRST_S = 1
-"""After it the log says that an image is still being made or pulled: who waits longer takes it for hanging."""
-
-TELL_AGAIN_S = 10
-"""Until the log says it again: a pull may take minutes."""
-
-MAX_IMAGE_BYTES = 128 * MIB
-"""All files of the default image, which is made in memory: a static busybox has 2 MB, Debian's shell and tools 20."""
-
-CONTAINER_GONE_MS = 5_000
-"""How long a container may refuse to be removed because its own end is removing it: 0.1 s when idle."""
-
-CONTAINER_STOP_S = 1
-"""Podman's TERM to KILL of a container's init, in seconds: by then its processes have been ended one by one."""
-
-PROGRAM_ANSWER_MS = 5_000
-"""A program asked for its version or its list of applets: milliseconds; a machine that swaps may take longer."""
-
-MAX_NOFILE = 1_048_576
-"""fs.nr_open's default: no process may have more, and an RLIM_INFINITY must become a number."""
-
-# --- Tunnels (network/egress/tunnel.py) --------------------------------------------------------------------
-
-TUNNEL_BUFFER_BYTES = 64 * KIB
-"""One read that is copied: more is spliced, which costs two calls and no copy."""
-
-TUNNEL_PIPE_BYTES = 1 * MIB
-"""A pipe that tunnels splice through: the largest an unprivileged process may ask for (fs.pipe-max-size)."""
-
-TUNNEL_PIPES = 256
-"""Pipes that tunnels use at a time: each is held by a direction whose reader is slow; further ones are copied."""
-
-TUNNEL_SPARE_PIPES = 16
-"""Pipes kept for the next that needs one: a bulk transfer takes and returns one at every burst."""
-
-TUNNEL_BURST = 8
-"""Steps of one direction before it gives the loop back: a full pipe is two, and a millisecond; others wait so long."""
+# --- Descriptors -----------------------------------------------------------------------------------
 
 POLLER_EVENTS = 256
 """Sockets dealt with in one turn of the loop: some milliseconds when all are busy."""
-
-TUNNEL_STREAM_BYTES = 8 * MIB
-"""What a direction has to move without a pause to be taken for a stream: it lasts for milliseconds then, so that
-another one at its end is nothing."""
-
-TUNNEL_BATCH_BYTES = 512 * KIB
-"""What a stream wakes the proxy for: half a pipe. Measured on loopback with two cores: on a busy machine some 15 % more
-bytes a second than waking for each segment, on a quiet one as many; twice as much is nothing better."""
-
-TUNNEL_BATCH_MS = 4
-"""How often streams are looked at, for a rest that is less than a batch: at 1 ms, a loaded machine has them all look
-paused (5 % fewer bytes a second)."""
 
 # --- The client ------------------------------------------------------------------------------------
 

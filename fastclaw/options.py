@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct, field
 
-from fastclaw import answer_limits, limits, network_limits
+from fastclaw import limits, network_limits
 from fastclaw.errors import InvalidParams
 from fastclaw.runtime import Milliseconds, User
 
@@ -22,7 +22,7 @@ Capabilities = Literal["none", "default"] | list[str]
 """What root inside may (podman/container_spec.py)."""
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
-AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=answer_limits.MAX_PATH_CHARS)]
+AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=limits.MAX_PATH_CHARS)]
 Name = Annotated[str, Meta(min_length=1)]
 """Empty is a variable that is not set, and not the default."""
 Rule = Annotated[str, Meta(min_length=1, max_length=network_limits.EGRESS_RULE_BYTES)]

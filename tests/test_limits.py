@@ -6,10 +6,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from fastclaw import answer_limits, limits, network_limits
+from fastclaw import engine_limits, limits, network_limits
 
 PACKAGE = Path(limits.__file__).parent
-MODULES = (limits, answer_limits, network_limits)
+MODULES = (limits, engine_limits, network_limits)
 BODY = [statement for one in MODULES for statement in ast.parse(Path(str(one.__file__)).read_text()).body]
 
 
@@ -29,9 +29,11 @@ def used(tree: ast.AST) -> set[str]:
     names = set()
     for node in ast.walk(tree):
         match node:
-            case ast.Attribute(value=ast.Name(id="limits" | "answer_limits" | "network_limits"), attr=name):
+            case ast.Attribute(value=ast.Name(id="limits" | "engine_limits" | "network_limits"), attr=name):
                 names.add(name)
-            case ast.ImportFrom(module="fastclaw.limits" | "fastclaw.answer_limits", names=aliases):
+            case ast.ImportFrom(
+                module="fastclaw.limits" | "fastclaw.engine_limits" | "fastclaw.network_limits", names=aliases
+            ):
                 names |= {alias.name for alias in aliases}
     return names
 

@@ -14,7 +14,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from fastclaw import answer_limits
+from fastclaw import limits
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class HeldDirectory:
     """
 
     def __init__(self, parent: Path, prefix: str) -> None:
-        for _ in range(answer_limits.HOLD_TRIES):
+        for _ in range(limits.HOLD_TRIES):
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
             with contextlib.suppress(FileNotFoundError):
                 self.path.chmod(0o700)  # as in `make_private`

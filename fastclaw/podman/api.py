@@ -22,7 +22,7 @@ from msgspec import Struct
 from podman.api.client import APIClient, APIResponse
 from podman.errors import APIError
 
-from fastclaw import limits
+from fastclaw import engine_limits, limits
 from fastclaw.errors import StartFailed
 from fastclaw.podman.base_image import default_archive, make_image
 from fastclaw.podman.podman_client import (
@@ -78,7 +78,7 @@ class EngineLifecycle:
         self.url = url
         self._reserve = reserve
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(limits.LIFECYCLE_THREADS, "fastclaw-engine")
+        self._threads = ThreadPoolExecutor(engine_limits.LIFECYCLE_THREADS, "fastclaw-engine")
         self._local = threading.local()
         self._clients: list[APIClient] = []
         self._clients_lock = threading.Lock()
@@ -139,7 +139,7 @@ class EngineLifecycle:
 
     async def _pull(self, reference: str) -> None:
         with _told(f"pulling the image {reference}"):
-            await self._run(lambda client: _pull(client, reference), limits.PULL_TIMEOUT_MS / 1000)
+            await self._run(lambda client: _pull(client, reference), engine_limits.PULL_TIMEOUT_MS / 1000)
 
     async def has_image(self, reference: str) -> bool:
         """Whether the image is in the engine's storage."""
@@ -207,7 +207,7 @@ class EngineLifecycle:
             StartFailed: the disk is full, and its files stay there although the engine knows it no longer.
         """
         with self._room_for(lambda: client.post(f"/containers/{container}/stop", params={"timeout": "0"})):
-            deadline = time.monotonic() + limits.CONTAINER_GONE_MS / 1000
+            deadline = time.monotonic() + engine_limits.CONTAINER_GONE_MS / 1000
             params = {"force": "true", "timeout": "0", "v": "true"}
             while (response := client.delete(f"/containers/{container}", params=params)).status_code >= 400:
                 if not _exists(client, f"/containers/{container}/exists"):
@@ -216,7 +216,7 @@ class EngineLifecycle:
                     return
                 if time.monotonic() > deadline:
                     response.raise_for_status()
-                time.sleep(limits.ENGINE_READY_POLL_MS / 1000)  # the engine sends no event when it is done
+                time.sleep(engine_limits.ENGINE_READY_POLL_MS / 1000)  # the engine sends no event when it is done
 
     @contextmanager
     def _room_for(self, stop: Callable[[], object]) -> Iterator[None]:
@@ -283,7 +283,7 @@ class EngineLifecycle:
         seconds = timeout_s or self._timeout_s
         with mapped_errors(self.url, seconds):
             future = self._submit(call, seconds)
-            async with asyncio.timeout(seconds + limits.LIFECYCLE_TIMEOUT_SLACK_MS / 1000):
+            async with asyncio.timeout(seconds + engine_limits.LIFECYCLE_TIMEOUT_SLACK_MS / 1000):
                 return await asyncio.wrap_future(future)
 
     def _submit(self, call: Callable[[APIClient], T], seconds: float) -> Future[T]:
@@ -313,9 +313,9 @@ def _told(what: str) -> Iterator[None]:
     def tell(seconds: int) -> None:
         nonlocal timer
         logger.warning("%s: %d s so far", what, seconds)
-        timer = loop.call_later(limits.TELL_AGAIN_S, tell, seconds + limits.TELL_AGAIN_S)
+        timer = loop.call_later(engine_limits.TELL_AGAIN_S, tell, seconds + engine_limits.TELL_AGAIN_S)
 
-    timer = loop.call_later(limits.TELL_FIRST_S, tell, limits.TELL_FIRST_S)
+    timer = loop.call_later(engine_limits.TELL_FIRST_S, tell, engine_limits.TELL_FIRST_S)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from podman.api.client import APIClient
 
-from fastclaw import limits
+from fastclaw import engine_limits
 from fastclaw.errors import StartFailed
 from fastclaw.podman.service.facts import elf_loader, find_program, is_static_elf
 
@@ -102,7 +102,7 @@ def _libraries(program: Path) -> set[Path] | None:
             capture_output=True,
             text=True,
             env={},  # whatever LD_LIBRARY_PATH says here does not hold inside
-            timeout=limits.PROGRAM_ANSWER_MS / 1000,
+            timeout=engine_limits.PROGRAM_ANSWER_MS / 1000,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
@@ -212,7 +212,7 @@ def busybox_archive(busybox: Path) -> bytes:
 def programs_archive(taken: Taken) -> bytes:
     """A root file system as a tar archive: these files, and what a process expects to find."""
     size = sum(path.stat().st_size for path in taken.files.values())
-    if size > limits.MAX_IMAGE_BYTES:
+    if size > engine_limits.MAX_IMAGE_BYTES:
         raise StartFailed(f"the default image would have {size} bytes; set options.image", "image_not_found")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -235,7 +235,7 @@ def _parents(paths: Iterable[str]) -> set[str]:
 def applets(busybox: Path) -> list[str]:
     """The names under which this busybox can be called, without its own and without those that are `LEFT_OUT`."""
     listed = subprocess.run(
-        [busybox, "--list"], capture_output=True, text=True, check=True, timeout=limits.PROGRAM_ANSWER_MS / 1000
+        [busybox, "--list"], capture_output=True, text=True, check=True, timeout=engine_limits.PROGRAM_ANSWER_MS / 1000
     )
     return [name for name in listed.stdout.split() if name not in LEFT_OUT]
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastclaw import limits
+from fastclaw import engine_limits, limits
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of
@@ -488,5 +488,5 @@ def _is_monitor(pid: int, containers: Collection[str]) -> bool:
 
 def _command(pid: int) -> list[str]:
     with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
-        return file.read(limits.ENGINE_LOG_BYTES).decode("utf-8", "surrogateescape").split("\0")
+        return file.read(engine_limits.ENGINE_LOG_BYTES).decode("utf-8", "surrogateescape").split("\0")
     return [""]

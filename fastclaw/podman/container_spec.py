@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from fastclaw import limits
+from fastclaw import engine_limits, limits
 from fastclaw.errors import InvalidParams
 from fastclaw.options import Capabilities
 
@@ -171,7 +171,7 @@ def _lifecycle(init: InitPlan) -> dict[str, Any]:
         "entrypoint": init.command,
         "command": [],
         "remove": True,
-        "stop_timeout": limits.CONTAINER_STOP_S,
+        "stop_timeout": engine_limits.CONTAINER_STOP_S,
         "systemd": "false",
         "log_configuration": {"driver": "none"},
         "healthconfig": {"Test": ["NONE"]},

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, structs
 
-from fastclaw.answer_limits import SHOWN_COMMAND_BYTES, WORD_BYTES
 from fastclaw.lifecycle import ProcessState, process_machine
+from fastclaw.limits import SHOWN_COMMAND_BYTES, WORD_BYTES
 from fastclaw.params import fingerprint, has_tty
 from fastclaw.processes.lane import ExitStatus, Grace, Streams, StreamsOwner
 from fastclaw.runtime import ExecRequest, ExecResult, ExitReason, ExitRecord, ProcessInfo, RunRequest, StreamName

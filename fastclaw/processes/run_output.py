@@ -12,7 +12,7 @@ from typing import NamedTuple
 from msgspec import UNSET, UnsetType, structs
 
 from fastclaw import limits
-from fastclaw.answer_limits import MOST_PER_CHARACTER
+from fastclaw.limits import MOST_PER_CHARACTER
 from fastclaw.processes.lane import Collected, Output
 from fastclaw.runtime import ExitRecord, Keep, RunResult
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from fastclaw import answer_limits, limits
+from fastclaw import limits
 from fastclaw.errors import FastclawError, InvalidRequest, ParseError
 from fastclaw.params import NO_PARAMS
 
@@ -85,8 +85,8 @@ def _request_id(given: Any) -> RequestId | None:
     if type(given) is int and given in _ID_BITS:
         return given
     if type(given) is str:
-        if len(given) > answer_limits.MAX_ID_CHARS:
-            raise InvalidRequest(f'"id" has at most {answer_limits.MAX_ID_CHARS} characters')
+        if len(given) > limits.MAX_ID_CHARS:
+            raise InvalidRequest(f'"id" has at most {limits.MAX_ID_CHARS} characters')
         return given
     if given is msgspec.UNSET:
         return None
@@ -123,19 +123,17 @@ def array(parts: list[bytes]) -> msgspec.Raw:
     return msgspec.Raw(b"[" + b",".join(parts) + b"]")
 
 
-def encode_error(
-    request_id: RequestId | None, error: FastclawError, room: int = answer_limits.MAX_ERROR_BYTES
-) -> bytes:
+def encode_error(request_id: RequestId | None, error: FastclawError, room: int = limits.MAX_ERROR_BYTES) -> bytes:
     """One error answer as a line of at most `room` bytes. The id is null where the request could not be read.
 
     Whatever an error quotes, a name of 20 MB for example, is cut where it would not fit.
     """
     line = _error_line(request_id, error.to_wire())
-    room = min(room, answer_limits.MAX_ERROR_BYTES)
+    room = min(room, limits.MAX_ERROR_BYTES)
     if len(line) <= room:
         return line
-    around = len(orjson.dumps(request_id)) + answer_limits.MIN_ERROR_BYTES
-    return _error_line(request_id, _cut(error, max(room - around, 0) // (2 * answer_limits.MOST_PER_CHARACTER)))
+    around = len(orjson.dumps(request_id)) + limits.MIN_ERROR_BYTES
+    return _error_line(request_id, _cut(error, max(room - around, 0) // (2 * limits.MOST_PER_CHARACTER)))
 
 
 def _error_line(request_id: RequestId | None, error: dict[str, Any]) -> bytes:

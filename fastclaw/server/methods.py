@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from fastclaw import __version__, answer_limits, lifecycle, limits
+from fastclaw import __version__, lifecycle, limits
 from fastclaw.errors import InvalidState, MethodNotFound
 from fastclaw.lifecycle import RuntimeState
 from fastclaw.params import (
@@ -93,7 +93,7 @@ def _encode_list(request_id: RequestId, room: int, found: list[ProcessInfo], par
     for process in found[: params.limit]:
         row = jsonrpc.encoded(process)
         room -= len(row) + len(b",")
-        if rows and room < len(process.process_id) * answer_limits.MOST_PER_CHARACTER:
+        if rows and room < len(process.process_id) * limits.MOST_PER_CHARACTER:
             break
         rows.append(row)
     more = {"next": found[len(rows) - 1].process_id} if len(rows) < len(found) else {}
@@ -103,9 +103,9 @@ def _encode_list(request_id: RequestId, room: int, found: list[ProcessInfo], par
 def _encode_health(request_id: RequestId, room: int, status: HealthStatus, params: NoParams) -> bytes:
     """The word and what is wrong; the details where they are no book."""
     line = jsonrpc.encode_result(request_id, status)
-    if len(line) <= min(room, answer_limits.MAX_HEALTH_BYTES):
+    if len(line) <= min(room, limits.MAX_HEALTH_BYTES):
         return line
-    message = None if status.message is None else status.message[: answer_limits.MIN_ERROR_BYTES]
+    message = None if status.message is None else status.message[: limits.MIN_ERROR_BYTES]
     details = {"left_out": f"{len(line)} bytes"}
     return jsonrpc.encode_result(request_id, HealthStatus(status=status.status, message=message, details=details))
 

@@ -6,7 +6,7 @@ import asyncio
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from fastclaw import limits
+from fastclaw import engine_limits
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container import Container, SpawnerContainer
 from fastclaw.podman.container_spec import LABEL_NAMESPACE, InitPlan, container_spec
@@ -101,4 +101,4 @@ class Fleet:
         """Return once the engine has these and no others."""
         async with asyncio.timeout(PATIENCE_S):
             while await self.containers() != {*containers}:  # noqa: ASYNC110 - the engine sends no event
-                await asyncio.sleep(limits.ENGINE_READY_POLL_MS / 1000)
+                await asyncio.sleep(engine_limits.ENGINE_READY_POLL_MS / 1000)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import engine_limits, limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.proc import start_time
 from fastclaw.podman.api import EngineLifecycle
@@ -220,8 +220,8 @@ async def test_an_image_that_cannot_be_made_is_pulled(
 async def test_what_takes_long_is_told(
     silent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(limits, "TELL_FIRST_S", 0.05)
-    monkeypatch.setattr(limits, "TELL_AGAIN_S", 0.05)
+    monkeypatch.setattr(engine_limits, "TELL_FIRST_S", 0.05)
+    monkeypatch.setattr(engine_limits, "TELL_AGAIN_S", 0.05)
     async with asking(silent) as engine:
         with pytest.raises(StartFailed):
             await engine.make_image("localhost/x:1")
@@ -252,7 +252,7 @@ async def test_an_engine_that_never_answers(silent: str) -> None:
 async def test_more_hanging_calls_than_threads(silent: str) -> None:
     """Those that get no thread in time answer as well."""
     async with asking(silent) as engine:
-        calls = [engine.version() for _ in range(3 * limits.LIFECYCLE_THREADS)]
+        calls = [engine.version() for _ in range(3 * engine_limits.LIFECYCLE_THREADS)]
         results = await asyncio.gather(*calls, return_exceptions=True)
     assert {result.reason for result in results if isinstance(result, StartFailed)} == {"engine_timeout"}
     assert all(isinstance(result, StartFailed) for result in results)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from podman import PodmanClient
 
-from fastclaw import limits
+from fastclaw import engine_limits
 from fastclaw.errors import StartFailed
 from fastclaw.podman.base_image import (
     LEFT_OUT,
@@ -129,7 +129,7 @@ def test_where_there_is_nothing_it_says_what_to_do() -> None:
 def test_a_huge_program_is_refused(tmp_path: Path) -> None:
     huge = tmp_path / "sh"
     with huge.open("wb") as file:
-        file.truncate(limits.MAX_IMAGE_BYTES + 1)
+        file.truncate(engine_limits.MAX_IMAGE_BYTES + 1)
     taken = Taken()
     taken.add("bin/sh", huge)
     with pytest.raises(StartFailed, match=r"set options\.image"):

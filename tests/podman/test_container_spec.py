@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw import limits
+from fastclaw import engine_limits, limits
 from fastclaw.linux.proc import Owner
 from fastclaw.podman.container_spec import (
     HOSTS,
@@ -52,7 +52,7 @@ def test_the_safe_defaults() -> None:
         "entrypoint": ["/bin/sh", "-c", SHELL_INIT],
         "command": [],
         "remove": True,
-        "stop_timeout": limits.CONTAINER_STOP_S,
+        "stop_timeout": engine_limits.CONTAINER_STOP_S,
         "systemd": "false",
         "log_configuration": {"driver": "none"},
         "healthconfig": {"Test": ["NONE"]},

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from podman import PodmanClient
 
-from fastclaw import limits
+from fastclaw import engine_limits, limits
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import static_busybox
@@ -188,7 +188,7 @@ async def test_the_init_ends_at_once_on_a_signal(box: Box, init: InitPlan, signu
     try:
         async with asyncio.timeout(30):
             while not handles(box.status(), signum):
-                assert not await wait_readable(pidfd, limits.ENGINE_READY_POLL_MS)
+                assert not await wait_readable(pidfd, engine_limits.ENGINE_READY_POLL_MS)
         os.kill(box.pid, signum)
         assert await wait_readable(pidfd, 1_000)
     finally:

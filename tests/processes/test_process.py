@@ -8,8 +8,8 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw.answer_limits import SHOWN_COMMAND_BYTES, WORD_BYTES
 from fastclaw.lifecycle import ProcessState
+from fastclaw.limits import SHOWN_COMMAND_BYTES, WORD_BYTES
 from fastclaw.processes.lane import ExitStatus
 from fastclaw.processes.pool import ProcessPool
 from fastclaw.processes.process import shown_command

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw import answer_limits, limits
+from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidRequest, ParseError
 from fastclaw.runtime import HealthStatus
 from fastclaw.server import jsonrpc
@@ -33,13 +33,13 @@ def test_ids_come_back_exactly(request_id: int | str) -> None:
 
 
 def test_a_string_id_has_a_bound() -> None:
-    longest = "é" * answer_limits.MAX_ID_CHARS
+    longest = "é" * limits.MAX_ID_CHARS
     assert one(request(id=longest)).id == longest
     with pytest.raises(InvalidRequest, match="256 characters"):
         jsonrpc.decode(request(id=longest + "é"))
 
 
-@given(st.text(max_size=answer_limits.MAX_ID_CHARS), st.text(), st.text(), st.integers(1, 50_000))
+@given(st.text(max_size=limits.MAX_ID_CHARS), st.text(), st.text(), st.integers(1, 50_000))
 def test_an_error_fits_its_room(request_id: str, text: str, path: str, times: int) -> None:
     room = (limits.MAX_LINE_BYTES - 1) // limits.MAX_BATCH_ITEMS - 1
     line = jsonrpc.encode_error(request_id, ExecFailed(text * times, "template_gone", path=path * times), room)

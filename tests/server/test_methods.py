@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from fastclaw import answer_limits, limits
+from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidParams
 from fastclaw.runtime import ExecRequest, ExecResult, HealthStatus, InitializeParams, InitializeResult, ProcessInfo
 from fastclaw.server.methods import METHODS
@@ -96,7 +96,7 @@ async def test_an_error_is_short_whatever_it_quotes(method: str, params: dict[st
 
     async with a_wire(Quoting()) as wire:
         answer = await wire.call(method, **params)
-        assert len(wire.lines[0]) <= answer_limits.MAX_ERROR_BYTES
+        assert len(wire.lines[0]) <= limits.MAX_ERROR_BYTES
         if "error" in answer:
             assert {"kind", "reason", "fault", "retryable"} <= set(answer["error"]["data"])
 
@@ -104,7 +104,7 @@ async def test_an_error_is_short_whatever_it_quotes(method: str, params: dict[st
 async def test_10_000_answers_to_a_batch_are_one_line(wire: Wire) -> None:
     """Every id as long as may be, every answer too long for its share."""
     wire.runtime.status = HealthStatus(status="degraded", message="\0" * 5_000, details={"x": "y" * 5_000})
-    request_id = "é" * answer_limits.MAX_ID_CHARS
+    request_id = "é" * limits.MAX_ID_CHARS
     each = [health(request_id), orjson.dumps({"jsonrpc": "2.0", "id": request_id, "method": "m" * 2_000})]
     wire.feed(b"[" + b",".join(each * (limits.MAX_BATCH_ITEMS // 2)) + b"]\n")
     (answers,) = await wire.answers(1)
@@ -116,7 +116,7 @@ async def test_10_000_answers_to_a_batch_are_one_line(wire: Wire) -> None:
 
 
 async def test_health_is_no_book(wire: Wire) -> None:
-    wire.runtime.status = HealthStatus(status="healthy", details={"x": "y" * answer_limits.MAX_HEALTH_BYTES})
+    wire.runtime.status = HealthStatus(status="healthy", details={"x": "y" * limits.MAX_HEALTH_BYTES})
     result = (await wire.call("health"))["result"]
     assert (result["status"], list(result["details"])) == ("healthy", ["left_out"])
 

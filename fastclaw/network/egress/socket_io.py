@@ -44,7 +44,9 @@ class SocketReader:
                 await self.first(sock)
                 continue
             self._streak += 1
-            if self._streak > limits.TUNNEL_BURST:  # tasks that always find something leave the loop to others as well
+            if (
+                self._streak > network_limits.TUNNEL_BURST
+            ):  # tasks that always find something leave the loop to others as well
                 self._streak = 0
                 await asyncio.sleep(0)
             return data

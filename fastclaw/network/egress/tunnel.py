@@ -22,7 +22,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Protocol
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.linux import splice
 from fastclaw.linux.poller import BROKEN, EDGES, EDGES_BOTH_WAYS, ENDED, READABLE, WRITABLE
 from fastclaw.linux.sockets import reset_on_close
@@ -139,7 +139,7 @@ class _Direction:
 
     def pump(self) -> bool:
         """Move what can be moved, at most a burst of it. Whether there may be more to do at once."""
-        steps = limits.TUNNEL_BURST
+        steps = network_limits.TUNNEL_BURST
         while steps and not self.is_over and self._step():
             steps -= 1
         return not steps
@@ -198,7 +198,7 @@ class _Direction:
 
     def _fill(self, pipe: Pipe) -> bool:
         try:
-            count = os.splice(self._source.fd, pipe.write_end, limits.TUNNEL_PIPE_BYTES, flags=_SPLICE_FLAGS)
+            count = os.splice(self._source.fd, pipe.write_end, network_limits.TUNNEL_PIPE_BYTES, flags=_SPLICE_FLAGS)
         except OSError as error:
             return self._not_read(error)
         pipe.held = count
@@ -209,7 +209,7 @@ class _Direction:
             self.streak = 0
         else:
             self.streak += count
-            if self.streak >= limits.TUNNEL_STREAM_BYTES:
+            if self.streak >= network_limits.TUNNEL_STREAM_BYTES:
                 self._pipes.batching.join(self)
         return True
 
@@ -355,7 +355,7 @@ class Pipe:
         self.read_end, self.write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.held = 0
         with contextlib.suppress(OSError):  # the user's pipe quota is used up (fs.pipe-user-pages-soft)
-            fcntl.fcntl(self.read_end, fcntl.F_SETPIPE_SZ, limits.TUNNEL_PIPE_BYTES)
+            fcntl.fcntl(self.read_end, fcntl.F_SETPIPE_SZ, network_limits.TUNNEL_PIPE_BYTES)
 
     def close(self) -> None:
         """Close both ends, with what is in them."""
@@ -371,10 +371,10 @@ class PipePool:
         most: pipes lent at a time; further borrowers get none.
     """
 
-    def __init__(self, poller: Poller, most: int = limits.TUNNEL_PIPES) -> None:
+    def __init__(self, poller: Poller, most: int = network_limits.TUNNEL_PIPES) -> None:
         self.poller = poller
         self.batching = Batching(poller.loop)
-        self.buffer = memoryview(bytearray(limits.TUNNEL_BUFFER_BYTES))
+        self.buffer = memoryview(bytearray(network_limits.TUNNEL_BUFFER_BYTES))
         self.lent = 0
         self._most = most if splice.kind() == "splice" else 0
         self._spare: list[Pipe] = []
@@ -396,7 +396,7 @@ class PipePool:
     def give_back(self, pipe: Pipe) -> None:
         """Return a pipe that was borrowed. What is in it is thrown away."""
         self.lent -= 1
-        if pipe.held or len(self._spare) >= limits.TUNNEL_SPARE_PIPES:
+        if pipe.held or len(self._spare) >= network_limits.TUNNEL_SPARE_PIPES:
             pipe.close()
         else:
             self._spare.append(pipe)
@@ -435,13 +435,13 @@ class Batching:
     def join(self, stream: Stream) -> None:
         """Have a stream's bytes come in batches, until it pauses. Idempotent."""
         if stream not in self._streaks:
-            self._streaks[stream] = stream.streak = min(stream.streak, limits.TUNNEL_STREAM_BYTES)
-            _wake_for(stream, limits.TUNNEL_BATCH_BYTES)
+            self._streaks[stream] = stream.streak = min(stream.streak, network_limits.TUNNEL_STREAM_BYTES)
+            _wake_for(stream, network_limits.TUNNEL_BATCH_BYTES)
             if self._timer is None:
                 self._set_timer()
 
     def _set_timer(self) -> None:
-        self._timer = self._loop.call_later(limits.TUNNEL_BATCH_MS / 1000, self._look)
+        self._timer = self._loop.call_later(network_limits.TUNNEL_BATCH_MS / 1000, self._look)
 
     def _look(self) -> None:
         self._timer = None

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from fastclaw import limits
+from fastclaw import engine_limits, limits
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.linux import own_process
 from fastclaw.linux.directories import shared_runtime_directory
@@ -67,7 +67,7 @@ def host_facts(state_dir: Path) -> HostFacts:
         setpriv=_util_linux_setpriv(),
         unshare=find_program("unshare"),
         python=sys.executable or None,
-        nofile=hard_limit(resource.RLIMIT_NOFILE, limits.MAX_NOFILE),
+        nofile=hard_limit(resource.RLIMIT_NOFILE, engine_limits.MAX_NOFILE),
         nproc=hard_limit(resource.RLIMIT_NPROC, int(PID_MAX.read_text())),
         storage_driver=storage_driver(state_dir),
         user_systemd=_user_systemd(),
@@ -85,7 +85,7 @@ def program_version(path: str) -> str | None:
     """The first dotted number that `PROGRAM --version` prints, or None where it does not answer."""
     try:
         done = subprocess.run(
-            [path, "--version"], capture_output=True, timeout=limits.PROGRAM_ANSWER_MS / 1000, check=False
+            [path, "--version"], capture_output=True, timeout=engine_limits.PROGRAM_ANSWER_MS / 1000, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -6,7 +6,7 @@ Unlike the service it may be started from any thread: it watches the whole proce
 import socket
 from subprocess import DEVNULL
 
-from fastclaw import limits
+from fastclaw import engine_limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.helper import Child
 from fastclaw.linux.sockets import wait_readable
@@ -48,8 +48,8 @@ class Janitor:
         Raises:
             StartFailed: `engine_unavailable`: it ended; `engine_timeout`.
         """
-        if not await wait_readable(self._life.fileno(), limits.ENGINE_READY_MS):
-            raise StartFailed(f"the janitor is not ready after {limits.ENGINE_READY_MS} ms", "engine_timeout")
+        if not await wait_readable(self._life.fileno(), engine_limits.ENGINE_READY_MS):
+            raise StartFailed(f"the janitor is not ready after {engine_limits.ENGINE_READY_MS} ms", "engine_timeout")
         if self._life.recv(len(ARMED)) != ARMED:
             raise StartFailed("the janitor ended at once", "engine_unavailable")
 
@@ -57,7 +57,7 @@ class Janitor:
         """Have it remove everything now, as it does where we are killed. It goes on where that takes longer."""
         self._life.close()
         try:
-            await self._child.ends(limits.ENGINE_STOP_MS)
+            await self._child.ends(engine_limits.ENGINE_STOP_MS)
         finally:
             self._child.close()
 
@@ -65,4 +65,4 @@ class Janitor:
         """End it: everything is removed. Idempotent."""
         self._child.kill()
         self._life.close()
-        await self._child.aclose(limits.ENGINE_STOP_MS)
+        await self._child.aclose(engine_limits.ENGINE_STOP_MS)

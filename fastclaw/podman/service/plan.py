@@ -10,8 +10,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from fastclaw import limits
-from fastclaw.answer_limits import DISK_RESERVE_BYTES
+from fastclaw import engine_limits
+from fastclaw.engine_limits import DISK_RESERVE_BYTES
 from fastclaw.errors import StartFailed
 
 DEFAULT_IMAGE = "localhost/fastclaw-default:1"
@@ -105,7 +105,7 @@ class HostFacts(Struct, frozen=True, kw_only=True):
             where missing.
         conmon_version: as `conmon --version` says it, or None.
         user_network: pasta or slirp4netns, by which a rootless engine's containers reach a network.
-        nofile, nproc: hard limits of this process, at most `limits.MAX_NOFILE` and kernel.pid_max.
+        nofile, nproc: hard limits of this process, at most `engine_limits.MAX_NOFILE` and kernel.pid_max.
         storage_driver: what the state directory's file system can carry, or None where Podman may decide.
         state_executable: the state directory's file system lets programs run.
         user_systemd: a systemd of this user's own answers, so that cgroups can be had without root.
@@ -183,9 +183,9 @@ class JanitorOrder(Struct, frozen=True, kw_only=True):
     label: str
     nft: str | None = None
     tables: str = ""
-    drain_ms: int = limits.JANITOR_DRAIN_MS
-    call_ms: int = limits.JANITOR_CALL_MS
-    tries: int = limits.JANITOR_TRIES
+    drain_ms: int = engine_limits.JANITOR_DRAIN_MS
+    call_ms: int = engine_limits.JANITOR_CALL_MS
+    tries: int = engine_limits.JANITOR_TRIES
     reserve: str = ""
     reserve_bytes: int = DISK_RESERVE_BYTES
 
@@ -354,7 +354,7 @@ def conf_text(plan: ServicePlan, conmon: str) -> str:
         f"runtime = {_toml(plan.oci_runtime)}",
         f"cgroup_manager = {_toml(_cgroup_manager(facts))}",
         'events_logger = "none"',
-        f"exit_command_delay = {limits.EXIT_COMMAND_DELAY_S}",
+        f"exit_command_delay = {engine_limits.EXIT_COMMAND_DELAY_S}",
         f"conmon_path = {_toml([conmon])}",
     ]
     if facts.netavark is not None:

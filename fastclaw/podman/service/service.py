@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from fastclaw import limits
+from fastclaw import engine_limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.helper import Child
@@ -105,7 +105,7 @@ class ManagedService:
 
         Raises:
             StartFailed: `engine_unavailable` with the service's last words when it dies, `engine_timeout` when it does
-                not answer within `limits.ENGINE_READY_MS`. Nothing is left then.
+                not answer within `engine_limits.ENGINE_READY_MS`. Nothing is left then.
         """
         try:
             self._own_dir = own_dir = service_dir(self._run_dir)
@@ -185,16 +185,16 @@ class ServiceProcess:
 
     def _read_log(self) -> None:
         with suppress(BlockingIOError):
-            data = os.read(self._stderr, limits.ENGINE_LOG_BYTES)
+            data = os.read(self._stderr, engine_limits.ENGINE_LOG_BYTES)
             if not data:
                 asyncio.get_running_loop().remove_reader(self._stderr)
             self._log += data
-            del self._log[: -limits.ENGINE_LOG_BYTES]
+            del self._log[: -engine_limits.ENGINE_LOG_BYTES]
 
     async def aclose(self) -> None:
         """End and reap it. Called once."""
         try:
-            await end_service(self.child.pid, self.child.pidfd, limits.ENGINE_STOP_MS)
+            await end_service(self.child.pid, self.child.pidfd, engine_limits.ENGINE_STOP_MS)
         finally:
             asyncio.get_running_loop().remove_reader(self._stderr)
             os.close(self._stderr)
@@ -211,13 +211,13 @@ async def await_answer(service: Child, socket: str, last_words: Callable[[], str
         StartFailed: `engine_unavailable`: it has ended; `engine_timeout`.
     """
     try:
-        async with asyncio.timeout(limits.ENGINE_READY_MS / 1000):
+        async with asyncio.timeout(engine_limits.ENGINE_READY_MS / 1000):
             while not await answers_ping(socket):
-                if await service.ends(limits.ENGINE_READY_POLL_MS):
+                if await service.ends(engine_limits.ENGINE_READY_POLL_MS):
                     raise StartFailed(f"podman ended at once{last_words()}", "engine_unavailable")
     except TimeoutError as error:
         raise StartFailed(
-            f"podman does not answer after {limits.ENGINE_READY_MS} ms{last_words()}", "engine_timeout"
+            f"podman does not answer after {engine_limits.ENGINE_READY_MS} ms{last_words()}", "engine_timeout"
         ) from error
 
 
@@ -243,7 +243,7 @@ async def end_service(pid: int, pidfd: int, grace_ms: int) -> None:
     make that namespace it may end at TERM without passing it on (seen with 4.3.1).
     """
     await end_process(pidfd, grace_ms)
-    for _ in range(limits.ENGINE_GROUP_LOOKS):
+    for _ in range(engine_limits.ENGINE_GROUP_LOOKS):
         rest = list(_open_group(pid))
         try:
             for other in rest:
@@ -289,7 +289,7 @@ def _send(pidfd: int, signum: int) -> None:
         signal.pidfd_send_signal(pidfd, signum)
 
 
-LOCK_MS = limits.ENGINE_READY_MS + limits.ENGINE_STOP_MS
+LOCK_MS = engine_limits.ENGINE_READY_MS + engine_limits.ENGINE_STOP_MS
 """Another process may be bringing the same service up, and failing."""
 
 
@@ -379,7 +379,7 @@ async def _start(plan: ServicePlan, paths: ServicePaths, home: Path) -> None:
     try:
         await await_answer(service, paths.socket, lambda: f": {_last_line(log)}; see {log}")
     except BaseException:
-        await end_service(service.pid, service.pidfd, limits.ENGINE_STOP_MS)
+        await end_service(service.pid, service.pidfd, engine_limits.ENGINE_STOP_MS)
         service.close()
         raise
     service.detach()
@@ -402,7 +402,7 @@ async def _end_recorded(home: Path, pid: int) -> None:
         return
     try:
         if _recorded(home) == pid:
-            await end_service(pid, pidfd, limits.ENGINE_STOP_MS)
+            await end_service(pid, pidfd, engine_limits.ENGINE_STOP_MS)
             _reap(pid)
     finally:
         os.close(pidfd)
@@ -415,7 +415,7 @@ def _reap(pid: int) -> None:
 
 async def _answers_in_time(socket: str) -> bool:
     try:
-        async with asyncio.timeout(limits.PROGRAM_ANSWER_MS / 1000):
+        async with asyncio.timeout(engine_limits.PROGRAM_ANSWER_MS / 1000):
             return await answers_ping(socket)
     except TimeoutError:
         return False

@@ -25,8 +25,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fastclaw import answer_limits, limits
-from fastclaw.answer_limits import PODMAN_RUNROOT_BYTES
+from fastclaw import engine_limits, limits
+from fastclaw.engine_limits import PODMAN_RUNROOT_BYTES
 from fastclaw.errors import StartFailed
 from fastclaw.limits import MIB
 from fastclaw.linux.directories import (
@@ -185,9 +185,9 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a lock file for a few file operations.
 
     Raises:
-        StartFailed: `engine_timeout`: another process holds it for longer than `limits.ENGINE_LOCK_MS`.
+        StartFailed: `engine_timeout`: another process holds it for longer than `engine_limits.ENGINE_LOCK_MS`.
     """
-    fd = lock_file(path, limits.ENGINE_LOCK_MS)
+    fd = lock_file(path, engine_limits.ENGINE_LOCK_MS)
     try:
         yield
     finally:
@@ -217,7 +217,7 @@ def _flock(fd: int, path: Path, timeout_ms: int) -> None:
             return
         if time.monotonic() > deadline:
             raise StartFailed(f"{path} is locked by another process; try again", "engine_timeout")
-        time.sleep(limits.ENGINE_READY_POLL_MS / 1000)
+        time.sleep(engine_limits.ENGINE_READY_POLL_MS / 1000)
 
 
 def _forget_last_boot(store: Path) -> None:
@@ -258,7 +258,7 @@ def keep_reserve(path: Path) -> None:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(fd, 0, answer_limits.DISK_RESERVE_BYTES)
+            os.posix_fallocate(fd, 0, engine_limits.DISK_RESERVE_BYTES)
         finally:
             os.close(fd)
         draft.replace(path)
@@ -278,7 +278,7 @@ def has_room(directory: Path) -> bool:
         found = os.statvfs(directory)
     except OSError:
         return True
-    return found.f_bavail * found.f_frsize >= answer_limits.DISK_RESERVE_BYTES and (
+    return found.f_bavail * found.f_frsize >= engine_limits.DISK_RESERVE_BYTES and (
         found.f_favail > 0 or not found.f_files
     )
 
@@ -303,7 +303,7 @@ def why_full(disk: dict[str, Any] | None) -> str | None:
     """What is wrong with a disk, in one line; None where it has room."""
     if disk is None:
         return None
-    if disk["free_bytes"] < answer_limits.DISK_LOW_BYTES:
+    if disk["free_bytes"] < engine_limits.DISK_LOW_BYTES:
         free, size = disk["free_bytes"] // MIB, disk["bytes"] // MIB
         return f"the disk of {disk['path']} is full: {free} of {size} MiB are free"
     if disk["free_files"] == 0:

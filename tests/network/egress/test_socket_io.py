@@ -112,7 +112,7 @@ async def test_who_always_finds_something_leaves_the_loop_to_others(reader: Sock
 
     task = asyncio.create_task(other())
     with a_pair() as (ours, theirs):
-        for _ in range(4 * limits.TUNNEL_BURST):
+        for _ in range(4 * network_limits.TUNNEL_BURST):
             theirs.send(b"x" * 10)
             assert await reader.receive(ours) == b"x" * 10
     assert 2 <= turns <= 8

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.linux import splice
 from fastclaw.network.egress.tunnel import PipePool
 from tests.balance import descriptors_left, open_descriptors
@@ -101,14 +101,14 @@ async def test_the_rest_of_a_stream_arrives_while_its_sender_stays(poller: Polle
     rig = Rig("tcp", pool)
     rig.tunnel.start()
     seen = set()
-    total = 5 * limits.TUNNEL_STREAM_BYTES
+    total = 5 * network_limits.TUNNEL_STREAM_BYTES
     sending = asyncio.create_task(send(rig.client, bytes(total)))
     for _ in range(total // MIB):
         assert len(await receive(rig.origin, MIB)) == MIB
         seen.add(rig.near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT))
     await sending
-    assert limits.TUNNEL_BATCH_BYTES in seen  # it was taken for one
-    for size in (1, 1000, limits.TUNNEL_BATCH_BYTES - 1):
+    assert network_limits.TUNNEL_BATCH_BYTES in seen  # it was taken for one
+    for size in (1, 1000, network_limits.TUNNEL_BATCH_BYTES - 1):
         await send(rig.client, bytes(size))
         assert len(await receive(rig.origin, size)) == size
     rig.close()
@@ -230,7 +230,7 @@ async def test_a_reader_that_stops_stops_the_writer(rig: Rig) -> None:
     taken = await fill(rig.client)
     assert rig.pool.lent <= 1
     in_sockets = rig.meter.forth
-    assert taken - in_sockets <= limits.TUNNEL_PIPE_BYTES + 4 * 128 * limits.KIB
+    assert taken - in_sockets <= network_limits.TUNNEL_PIPE_BYTES + 4 * 128 * limits.KIB
     rig.client.shutdown(socket.SHUT_WR)  # the end waits behind everything that waits
     assert len(await receive(rig.origin, taken + 1)) == taken
     assert rig.pool.lent == 0
@@ -273,8 +273,8 @@ async def test_heads_wait_for_nothing(rig: Rig) -> None:
 
 
 async def test_after_a_burst_it_goes_on_without_another_event(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "TUNNEL_BURST", 1)
-    data = random.Random(4).randbytes(2 * limits.TUNNEL_BUFFER_BYTES + 1000)
+    monkeypatch.setattr(network_limits, "TUNNEL_BURST", 1)
+    data = random.Random(4).randbytes(2 * network_limits.TUNNEL_BUFFER_BYTES + 1000)
     await send(rig.client, data)
     rig.client.shutdown(socket.SHUT_WR)
     await turns()
@@ -291,7 +291,7 @@ async def test_the_meter_cuts_it(pool: PipePool, way: str) -> None:
         await asyncio.gather(send(source, bytes(64 * MIB)), receive(target, 64 * MIB))
     await rig.has_ended()
     spent = rig.meter.forth + rig.meter.back
-    assert 100_000 <= spent < 100_000 + limits.TUNNEL_PIPE_BYTES
+    assert 100_000 <= spent < 100_000 + network_limits.TUNNEL_PIPE_BYTES
     rig.close()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import network_limits
 from fastclaw.linux import splice
 from fastclaw.linux.poller import EDGES
 from fastclaw.network.egress.tunnel import Batching, Pipe, PipePool
@@ -38,7 +38,7 @@ def lend(pool: PipePool) -> Pipe:
 
 async def test_a_pipe_is_large_and_blocks_nobody(pool: PipePool) -> None:
     pipe = lend(pool)
-    assert fcntl.fcntl(pipe.write_end, fcntl.F_GETPIPE_SZ) == limits.TUNNEL_PIPE_BYTES
+    assert fcntl.fcntl(pipe.write_end, fcntl.F_GETPIPE_SZ) == network_limits.TUNNEL_PIPE_BYTES
     assert not os.get_blocking(pipe.read_end)
     assert not os.get_blocking(pipe.write_end)
     assert not os.get_inheritable(pipe.read_end)
@@ -78,10 +78,10 @@ async def test_there_are_so_many_and_no_more(poller: Poller) -> None:
 
 async def test_only_a_few_are_kept(pool: PipePool) -> None:
     before = len(open_descriptors())
-    lent = [lend(pool) for _ in range(limits.TUNNEL_SPARE_PIPES + 3)]
+    lent = [lend(pool) for _ in range(network_limits.TUNNEL_SPARE_PIPES + 3)]
     for pipe in lent:
         pool.give_back(pipe)
-    assert len(open_descriptors()) == before + 2 * limits.TUNNEL_SPARE_PIPES
+    assert len(open_descriptors()) == before + 2 * network_limits.TUNNEL_SPARE_PIPES
 
 
 async def test_without_descriptors_there_is_none_until_there_are(pool: PipePool) -> None:
@@ -108,7 +108,7 @@ class Source:
             self.peer = socket.create_connection(listener.getsockname())
             self.socket = listener.accept()[0]
         self.socket.setblocking(False)
-        self.streak = limits.TUNNEL_STREAM_BYTES
+        self.streak = network_limits.TUNNEL_STREAM_BYTES
 
     @property
     def wakes_for(self) -> int:
@@ -126,7 +126,7 @@ class Clock:
         self._due: Callable[[], None] | None = None
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Clock:
-        assert (delay_s, self._due) == (limits.TUNNEL_BATCH_MS / 1000, None)
+        assert (delay_s, self._due) == (network_limits.TUNNEL_BATCH_MS / 1000, None)
         self._due = callback
         return self
 
@@ -161,7 +161,7 @@ def batching(clock: Clock) -> Batching:
 def test_a_stream_wakes_for_batches_while_it_moves(batching: Batching, clock: Clock, source: Source) -> None:
     batching.join(source)
     for _ in range(10):
-        assert source.wakes_for == limits.TUNNEL_BATCH_BYTES
+        assert source.wakes_for == network_limits.TUNNEL_BATCH_BYTES
         source.streak += 100_000
         assert clock.fire()
 
@@ -173,10 +173,10 @@ def test_one_that_pauses_wakes_for_each_byte_and_has_to_prove_itself_again(
     batching.join(source)
     clock.fire()
     assert source.wakes_for == 1
-    assert source.streak == limits.TUNNEL_STREAM_BYTES // 2
+    assert source.streak == network_limits.TUNNEL_STREAM_BYTES // 2
     assert not clock.fire()
     batching.join(source)
-    assert source.wakes_for == limits.TUNNEL_BATCH_BYTES
+    assert source.wakes_for == network_limits.TUNNEL_BATCH_BYTES
 
 
 def test_to_join_twice_is_to_join_once(batching: Batching, clock: Clock, source: Source) -> None:
@@ -184,7 +184,7 @@ def test_to_join_twice_is_to_join_once(batching: Batching, clock: Clock, source:
         batching.join(source)
     clock.fire()
     assert source.wakes_for == 1
-    assert source.streak == limits.TUNNEL_STREAM_BYTES // 2
+    assert source.streak == network_limits.TUNNEL_STREAM_BYTES // 2
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, Literal
 
-from fastclaw import limits
+from fastclaw import limits, network_limits
 from fastclaw.network.egress.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ async def pour(sock: socket.socket, data: bytes, rng: random.Random) -> None:
     """Send in pieces of any size, with pauses, then half-close."""
     view = memoryview(data)
     while view:
-        size = rng.choice((1, 100, 4096, limits.TUNNEL_BUFFER_BYTES, 300_000))
+        size = rng.choice((1, 100, 4096, network_limits.TUNNEL_BUFFER_BYTES, 300_000))
         await send(sock, bytes(view[:size]))
         view = view[size:]
         if rng.random() < 0.2:

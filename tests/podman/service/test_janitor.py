@@ -78,7 +78,7 @@ async def test_one_that_ends_at_once() -> None:
 
 
 async def test_one_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastclaw.limits.ENGINE_READY_MS", 50)
+    monkeypatch.setattr("fastclaw.engine_limits.ENGINE_READY_MS", 50)
     janitor = Janitor(["/bin/sh", "-c", "exec sleep 1000"], ENV)
     with pytest.raises(StartFailed, match="not ready") as caught:
         await janitor.ready()

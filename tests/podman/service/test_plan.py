@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fastclaw import limits
+from fastclaw import engine_limits
 from fastclaw.errors import StartFailed
 from fastclaw.podman.service.plan import (
     HostFacts,
@@ -149,7 +149,7 @@ def test_settings_file() -> None:
             "runtime": "crun",
             "cgroup_manager": "cgroupfs",
             "events_logger": "none",
-            "exit_command_delay": limits.EXIT_COMMAND_DELAY_S,
+            "exit_command_delay": engine_limits.EXIT_COMMAND_DELAY_S,
             "conmon_path": ["/usr/bin/conmon"],
         },
         "network": {"network_backend": "netavark"},

@@ -110,7 +110,7 @@ async def test_a_program_that_is_not_there(engine_plan: ServicePlan, short_dir: 
 async def test_a_service_that_never_answers(
     engine_plan: ServicePlan, short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastclaw.limits.ENGINE_READY_MS", 100)
+    monkeypatch.setattr("fastclaw.engine_limits.ENGINE_READY_MS", 100)
     silent = msgspec.structs.replace(engine_plan, bind_launcher=["/bin/sh", "-c", "exec sleep 60"])
     service = ManagedService(silent, short_dir / "s", short_dir / "r")
     with pytest.raises(StartFailed, match="does not answer") as caught:

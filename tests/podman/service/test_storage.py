@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fastclaw import answer_limits, limits
+from fastclaw import engine_limits, limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.proc import boot_id
 from fastclaw.podman.service.plan import HostFacts, ServicePaths, ServicePlan, plan_service
@@ -263,7 +263,7 @@ def test_a_held_lock_times_out_and_a_freed_one_is_taken(tmp_path: Path) -> None:
 def test_a_reserve_takes_room_until_it_is_given_up(tmp_path: Path) -> None:
     reserve = tmp_path / "key" / "reserve"
     keep_reserve(reserve)
-    assert reserve.stat().st_blocks * 512 >= answer_limits.DISK_RESERVE_BYTES
+    assert reserve.stat().st_blocks * 512 >= engine_limits.DISK_RESERVE_BYTES
     before = reserve.stat()
     keep_reserve(reserve)
     assert reserve.stat().st_ino == before.st_ino
@@ -294,7 +294,7 @@ def test_how_full_a_disk_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"free_bytes": answer_limits.DISK_LOW_BYTES - 1}, "the disk of /x is full: 15 of 64 MiB are free"),
+        ({"free_bytes": engine_limits.DISK_LOW_BYTES - 1}, "the disk of /x is full: 15 of 64 MiB are free"),
         ({"free_files": 0}, "the disk of /x is full: it has no inodes left"),
         ({"free_files": None}, None),
     ],

@@ -1,0 +1,77 @@
+"""The bounds of an engine of our own, and of the disk that it is on. Kept to as those of limits.py are."""
+
+from fastclaw.limits import KIB, MIB
+
+ENGINE_READY_MS = 20_000
+"""A new service until its first answered ping: 0.2 s measured on an idle machine, seconds on a first start
+with a cold disk."""
+
+ENGINE_STOP_MS = 5_000
+"""TERM to KILL of the service: Podman gives open connections one second (pkg/api/server/server.go, 4.3.1)."""
+
+ENGINE_GROUP_LOOKS = 3
+"""At what is left of a service's process group: what was ended may just have started another one."""
+
+JANITOR_DRAIN_MS = 1_500
+"""TERM to KILL of a service whose owner was killed: Podman gives open connections one second, and after two seconds
+nothing of a killed owner shall be left."""
+
+JANITOR_CALL_MS = 10_000
+"""One Podman command of a janitor: 0.1 s measured on an idle machine; one that hangs must not outlive us for ever."""
+
+JANITOR_TRIES = 3
+"""How often a janitor removes what stays: a successor that starts at once removes the same containers."""
+
+ENGINE_READY_POLL_MS = 10
+"""Pause between two pings of a service that is coming up: far below its start-up time."""
+
+EXIT_COMMAND_DELAY_S = 60
+"""How long conmon and the session outlive an exec where conmon has no stand-in (podman/service/plan.py). Podman's 300
+keeps two processes per exec for five minutes; with 2 and 10, four containers at full rate lost sessions before the exit
+code was asked for (measured, Podman 4.3.1, 2 CPUs)."""
+
+ENGINE_LOG_BYTES = 16 * KIB
+"""Tail of the service's stderr that is kept for error messages: some hundred lines, and the last say why it ended."""
+
+ENGINE_LOCK_MS = 5_000
+"""Waiting for another fastclaw that prepares the same state directory: it holds the lock for a few file operations."""
+
+LIFECYCLE_THREADS = 8
+"""Threads for podman-py: four containers created at once, and room for calls that hang until their deadline."""
+
+LIFECYCLE_TIMEOUT_SLACK_MS = 1_000
+"""By how much the event loop waits longer than the HTTP client: the client's own, more exact error goes first."""
+
+PULL_TIMEOUT_MS = 110_000
+"""An image pull, within `START_TIMEOUT_MS`."""
+
+TELL_FIRST_S = 1
+"""After it the log says that an image is still being made or pulled: who waits longer takes it for hanging."""
+
+TELL_AGAIN_S = 10
+"""Until the log says it again: a pull may take minutes."""
+
+MAX_IMAGE_BYTES = 128 * MIB
+"""All files of the default image, which is made in memory: a static busybox has 2 MB, Debian's shell and tools 20."""
+
+CONTAINER_GONE_MS = 5_000
+"""How long a container may refuse to be removed because its own end is removing it: 0.1 s when idle."""
+
+CONTAINER_STOP_S = 1
+"""Podman's TERM to KILL of a container's init, in seconds: by then its processes have been ended one by one."""
+
+PROGRAM_ANSWER_MS = 5_000
+"""A program asked for its version or its list of applets: milliseconds; a machine that swaps may take longer."""
+
+MAX_NOFILE = 1_048_576
+"""fs.nr_open's default: no process may have more, and an RLIM_INFINITY must become a number."""
+
+DISK_RESERVE_BYTES = 1 * MIB
+"""Room that is given up to remove a container on a full disk: Podman's lists of layers and containers, and a write to
+its database, take some 100 KB (measured, 4.3.1)."""
+
+DISK_LOW_BYTES = 16 * MIB
+"""Free room below which `health` says that a disk is full: what a container takes until it runs, some times over."""
+
+PODMAN_RUNROOT_BYTES = 50
+"""Of the path of its runroot, Podman takes so much: conmon's sockets are below it (libpod/options.go, 4.3.1 to 5)."""
