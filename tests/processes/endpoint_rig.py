@@ -65,6 +65,13 @@ class PipeEnd:
             except BlockingIOError:
                 return written
 
+    async def flood(self) -> None:
+        """Write until nothing more is taken for twenty turns of the loop."""
+        quiet = 0
+        while quiet < 20:
+            quiet = 0 if self.fill() else quiet + 1
+            await asyncio.sleep(0)
+
     def close(self) -> None:
         """Idempotent."""
         if self.fd >= 0:

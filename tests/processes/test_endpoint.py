@@ -33,66 +33,60 @@ def mover(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return str(request.param)
 
 
-async def test_output_from_before_the_connection_waits() -> None:
-    async with endpoint() as rig:
-        await rig.stdout.write(b"early")
-        client = await rig.connect()
-        assert await client.read() == b"early"
+async def test_output_from_before_the_connection_waits(rig: EndpointRig) -> None:
+    await rig.stdout.write(b"early")
+    client = await rig.connect()
+    assert await client.read() == b"early"
 
 
-async def test_a_process_that_nobody_reads_blocks() -> None:
-    async with endpoint() as rig:
-        assert rig.stdout.fill() == limits.PIPE_BYTES
-        await turns(20)
-        with pytest.raises(BlockingIOError):
-            os.write(rig.stdout.fd, b"x")
+async def test_a_process_that_nobody_reads_blocks(rig: EndpointRig) -> None:
+    assert rig.stdout.fill() == limits.PIPE_BYTES
+    await turns(20)
+    with pytest.raises(BlockingIOError):
+        os.write(rig.stdout.fd, b"x")
 
 
-async def test_input_and_output() -> None:
-    async with endpoint() as rig:
-        client = await rig.connect()
-        await client.send(b"to the process")
-        assert await rig.stdin.read() == b"to the process"
-        await rig.stdout.write(b"to the client")
-        assert await client.read() == b"to the client"
+async def test_input_and_output(rig: EndpointRig) -> None:
+    client = await rig.connect()
+    await client.send(b"to the process")
+    assert await rig.stdin.read() == b"to the process"
+    await rig.stdout.write(b"to the client")
+    assert await client.read() == b"to the client"
 
 
-async def test_a_second_client_is_turned_away_and_the_first_served_on() -> None:
-    async with endpoint() as rig:
-        first = await rig.connect()
-        second = rig.connect_blind()
-        second.socket.send(b"for nobody")
-        assert await second.read() == b"", "an end, and no reset"
-        await first.send(b"x")
-        assert await rig.stdin.read() == b"x"
+async def test_a_second_client_is_turned_away_and_the_first_served_on(rig: EndpointRig) -> None:
+    first = await rig.connect()
+    second = rig.connect_blind()
+    second.socket.send(b"for nobody")
+    assert await second.read() == b"", "an end, and no reset"
+    await first.send(b"x")
+    assert await rig.stdin.read() == b"x"
 
 
-async def test_half_close_is_eof_on_stdin_while_output_flows() -> None:
-    async with endpoint() as rig:
-        client = await rig.connect()
-        await client.send(b"all of it")
-        client.end_input()
-        assert await rig.stdin.read() == b"all of it"
-        assert await rig.stdin.read() == b""
-        await rig.stdout.write(b"answer")
-        rig.stdout.close()
-        assert await client.read_to_end() == b"answer"
-        await until(lambda: not rig.endpoint.connected)
+async def test_half_close_is_eof_on_stdin_while_output_flows(rig: EndpointRig) -> None:
+    client = await rig.connect()
+    await client.send(b"all of it")
+    client.end_input()
+    assert await rig.stdin.read() == b"all of it"
+    assert await rig.stdin.read() == b""
+    await rig.stdout.write(b"answer")
+    rig.stdout.close()
+    assert await client.read_to_end() == b"answer"
+    await until(lambda: not rig.endpoint.connected)
 
 
-async def test_eof_of_the_output_while_input_flows() -> None:
-    async with endpoint() as rig:
-        client = await rig.connect()
-        assert repr(rig.endpoint) == f"<Endpoint {rig.path} listening connected>"
-        rig.stdout.close()
-        assert await client.read() == b""
-        assert rig.drained == 1
-        assert repr(rig.endpoint) == f"<Endpoint {rig.path} listening connected drained>"
-        await client.send(b"still")
-        assert await rig.stdin.read() == b"still"
-        client.end_input()
-        assert await rig.stdin.read() == b""
-        await rig.vacant()
+async def test_eof_of_the_output_while_input_flows(rig: EndpointRig) -> None:
+    client = await rig.connect()
+    assert repr(rig.endpoint) == f"<Endpoint {rig.path} listening connected>"
+    rig.stdout.close()
+    assert await client.read() == b""
+    assert rig.drained == 1
+    assert repr(rig.endpoint) == f"<Endpoint {rig.path} listening connected drained>"
+    await client.send(b"still")
+    assert await rig.stdin.read() == b"still"
+    client.end_input()
+    assert await rig.stdin.read() == b""
+    await rig.vacant()
 
 
 @pytest.mark.parametrize(
@@ -128,19 +122,18 @@ async def test_half_close_alone_does_not_count_as_leaving() -> None:
         await until(lambda: rig.abandoned == 1)
 
 
-async def test_what_a_client_sent_before_it_left_is_delivered_even_to_a_slow_process() -> None:
-    async with endpoint() as rig:
-        client = await rig.connect()
-        sent = 0
-        for _ in range(20):
-            sent += client.fill()
-            await asyncio.sleep(0)
-        client.close()
-        await rig.vacant()
-        received = bytearray()
-        while data := await rig.stdin.read(50_000):
-            received += data
-        assert received == b"c" * sent
+async def test_what_a_client_sent_before_it_left_is_delivered_even_to_a_slow_process(rig: EndpointRig) -> None:
+    client = await rig.connect()
+    sent = 0
+    for _ in range(20):
+        sent += client.fill()
+        await asyncio.sleep(0)
+    client.close()
+    await rig.vacant()
+    received = bytearray()
+    while data := await rig.stdin.read(50_000):
+        received += data
+    assert received == b"c" * sent
 
 
 async def test_two_clients_that_left_are_delivered_one_after_the_other() -> None:
@@ -266,26 +259,24 @@ async def test_output_left_unread_in_the_middle_of_a_move_is_a_gap() -> None:
         assert rig.gaps == 1
 
 
-async def test_a_process_that_closes_its_stdin_refuses_input_and_goes_on_writing() -> None:
-    async with endpoint() as rig:
-        client = await rig.connect()
-        rig.stdin.close()
-        with pytest.raises(BrokenPipeError):
-            await _send_for_ever(client)
-        await rig.stdout.write(b"still here")
-        assert await client.read() == b"still here"
-        rig.stdout.close()
-        assert await client.read() == b""
+async def test_a_process_that_closes_its_stdin_refuses_input_and_goes_on_writing(rig: EndpointRig) -> None:
+    client = await rig.connect()
+    rig.stdin.close()
+    with pytest.raises(BrokenPipeError):
+        await _send_for_ever(client)
+    await rig.stdout.write(b"still here")
+    assert await client.read() == b"still here"
+    rig.stdout.close()
+    assert await client.read() == b""
 
 
-async def test_a_client_blocked_on_a_full_stdin_learns_that_nobody_reads() -> None:
-    async with endpoint() as rig:
-        client = await rig.connect()
-        sending = asyncio.create_task(client.send(b"x" * (2 * STDIN_ROOM)))
-        await until(lambda: _is_full(rig.stdin))
-        rig.stdin.close()
-        with pytest.raises(BrokenPipeError):
-            await sending
+async def test_a_client_blocked_on_a_full_stdin_learns_that_nobody_reads(rig: EndpointRig) -> None:
+    client = await rig.connect()
+    sending = asyncio.create_task(client.send(b"x" * (2 * STDIN_ROOM)))
+    await until(lambda: _is_full(rig.stdin))
+    rig.stdin.close()
+    with pytest.raises(BrokenPipeError):
+        await sending
 
 
 async def _send_for_ever(client: Client) -> None:
@@ -309,18 +300,17 @@ def _is_full(end: PipeEnd) -> bool:
     return bool(struct.unpack("i", waiting)[0] >= limits.PIPE_BYTES)
 
 
-async def test_the_end_is_clean_even_with_input_unread() -> None:
+async def test_the_end_is_clean_even_with_input_unread(rig: EndpointRig) -> None:
     """A close with unread input would be ECONNRESET for the client, and cost it output that it had not read yet."""
-    async with endpoint() as rig:
-        client = await rig.connect()
-        await rig.stdout.write(b"o" * 1000)
-        for _ in range(20):
-            client.fill()
-            await asyncio.sleep(0)
-        rig.stdout.close()
-        await until(lambda: rig.drained == 1)
-        rig.endpoint.close()
-        assert await client.read_to_end() == b"o" * 1000
+    client = await rig.connect()
+    await rig.stdout.write(b"o" * 1000)
+    for _ in range(20):
+        client.fill()
+        await asyncio.sleep(0)
+    rig.stdout.close()
+    await until(lambda: rig.drained == 1)
+    rig.endpoint.close()
+    assert await client.read_to_end() == b"o" * 1000
 
 
 async def test_without_stdin_input_is_refused() -> None:
@@ -344,172 +334,164 @@ async def test_a_client_after_the_end_of_output_reads_eof() -> None:
         assert rig.drained == 1
 
 
-async def test_a_reader_that_never_reads_holds_no_more_than_pipe_and_socket() -> None:
-    async with endpoint() as rig:
-        await rig.connect()
-        written = 0
-        for _ in range(300):
-            written += rig.stdout.fill()
-            await asyncio.sleep(0)
-        assert written <= 2 * limits.BULK_PIPE_BYTES + SOCKET_ROOM
-        assert rig.endpoint.has_pending_output()
+async def test_a_reader_that_never_reads_holds_no_more_than_pipe_and_socket(rig: EndpointRig) -> None:
+    await rig.connect()
+    written = 0
+    for _ in range(300):
+        written += rig.stdout.fill()
+        await asyncio.sleep(0)
+    assert written <= 2 * limits.BULK_PIPE_BYTES + SOCKET_ROOM
+    assert rig.endpoint.has_pending_output()
 
 
-async def test_a_process_that_never_reads_holds_no_more_than_pipe_and_socket() -> None:
-    async with endpoint() as rig:
-        client = await rig.connect()
-        sent = 0
-        for _ in range(300):
-            sent += client.fill()
-            await asyncio.sleep(0)
-        assert sent <= STDIN_ROOM
+async def test_a_process_that_never_reads_holds_no_more_than_pipe_and_socket(rig: EndpointRig) -> None:
+    client = await rig.connect()
+    sent = 0
+    for _ in range(300):
+        sent += client.fill()
+        await asyncio.sleep(0)
+    assert sent <= STDIN_ROOM
 
 
-async def test_a_few_bytes_of_input_do_not_enlarge_the_pipe() -> None:
+async def test_a_few_bytes_of_input_do_not_enlarge_the_pipe(rig: EndpointRig) -> None:
     """Pipes of 1 MiB are few per user (fs.pipe-user-pages-soft)."""
-    async with endpoint() as rig:
-        client = await rig.connect()
-        for _ in range(3):
-            await client.send(b"x" * 1000)
-            assert len(await rig.stdin.read()) > 0
-        assert fcntl.fcntl(rig.stdin.fd, fcntl.F_GETPIPE_SZ) == limits.PIPE_BYTES
+    client = await rig.connect()
+    for _ in range(3):
+        await client.send(b"x" * 1000)
+        assert len(await rig.stdin.read()) > 0
+    assert fcntl.fcntl(rig.stdin.fd, fcntl.F_GETPIPE_SZ) == limits.PIPE_BYTES
 
 
-async def test_a_blocked_stdin_does_not_hold_up_the_output() -> None:
-    async with endpoint() as rig:
-        client = await rig.connect()
-        for _ in range(50):
-            client.fill()
-            await asyncio.sleep(0)
-        await rig.stdout.write(b"x")
-        assert await client.read() == b"x"
+async def test_a_blocked_stdin_does_not_hold_up_the_output(rig: EndpointRig) -> None:
+    client = await rig.connect()
+    for _ in range(50):
+        client.fill()
+        await asyncio.sleep(0)
+    await rig.stdout.write(b"x")
+    assert await client.read() == b"x"
 
 
-async def test_64_mib_through_and_back_with_a_checksum() -> None:
+async def test_64_mib_through_and_back_with_a_checksum(rig: EndpointRig) -> None:
     size = 64 * limits.MIB
     block = random.Random(0).randbytes(limits.MIB)
-    async with endpoint() as rig:
-        client = await rig.connect()
+    client = await rig.connect()
 
-        async def send() -> None:
-            for _ in range(size // len(block)):
-                await client.send(block)
-            client.end_input()
-
-        async def process() -> None:
-            while data := await rig.stdin.read(limits.MIB):
-                await rig.stdout.write(data)
-            rig.stdout.close()
-
-        async def receive() -> str:
-            digest = hashlib.blake2b()
-            while data := await client.read(limits.MIB):
-                digest.update(data)
-            return digest.hexdigest()
-
-        async with asyncio.timeout(30):
-            _, _, found = await asyncio.gather(send(), process(), receive())
-        expected = hashlib.blake2b()
+    async def send() -> None:
         for _ in range(size // len(block)):
-            expected.update(block)
-        assert found == expected.hexdigest()
+            await client.send(block)
+        client.end_input()
+
+    async def process() -> None:
+        while data := await rig.stdin.read(limits.MIB):
+            await rig.stdout.write(data)
+        rig.stdout.close()
+
+    async def receive() -> str:
+        digest = hashlib.blake2b()
+        while data := await client.read(limits.MIB):
+            digest.update(data)
+        return digest.hexdigest()
+
+    async with asyncio.timeout(30):
+        _, _, found = await asyncio.gather(send(), process(), receive())
+    expected = hashlib.blake2b()
+    for _ in range(size // len(block)):
+        expected.update(block)
+    assert found == expected.hexdigest()
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_random_chunks_both_ways(seed: int) -> None:
+async def test_random_chunks_both_ways(rig: EndpointRig, seed: int) -> None:
     rng = random.Random(seed)
     down, up = rng.randbytes(rng.randrange(400_000)), rng.randbytes(rng.randrange(400_000))
-    async with endpoint() as rig:
-        client = await rig.connect()
+    client = await rig.connect()
 
-        async def feed(write: object, data: bytes, pace: random.Random) -> None:
-            assert callable(write)
-            while data:
-                size = pace.choice((1, 37, 4096, 65536, 200_000))
-                await write(data[:size])
-                data = data[size:]
-                if pace.random() < 0.3:
-                    await asyncio.sleep(0)
+    async def feed(write: object, data: bytes, pace: random.Random) -> None:
+        assert callable(write)
+        while data:
+            size = pace.choice((1, 37, 4096, 65536, 200_000))
+            await write(data[:size])
+            data = data[size:]
+            if pace.random() < 0.3:
+                await asyncio.sleep(0)
 
-        async def take(read: object, pace: random.Random) -> bytes:
-            assert callable(read)
-            found = bytearray()
-            while data := await read(pace.choice((100, 5000, 65536, 300_000))):
-                found += data
-                if pace.random() < 0.3:
-                    await asyncio.sleep(0)
-            return bytes(found)
+    async def take(read: object, pace: random.Random) -> bytes:
+        assert callable(read)
+        found = bytearray()
+        while data := await read(pace.choice((100, 5000, 65536, 300_000))):
+            found += data
+            if pace.random() < 0.3:
+                await asyncio.sleep(0)
+        return bytes(found)
 
-        async def output() -> None:
-            await feed(rig.stdout.write, down, random.Random(seed + 1))
-            rig.stdout.close()
-
-        async def input_() -> None:
-            await feed(client.send, up, random.Random(seed + 2))
-            client.end_input()
-
-        _, _, got_down, got_up = await asyncio.gather(
-            output(),
-            input_(),
-            take(client.read, random.Random(seed + 3)),
-            take(rig.stdin.read, random.Random(seed + 4)),
-        )
-        assert got_down == down
-        assert got_up == up
-
-
-async def test_closing_unlinks_and_is_idempotent() -> None:
-    async with endpoint() as rig:
-        client = await rig.connect()
-        rig.endpoint.close()
-        rig.endpoint.close()
-        assert repr(rig.endpoint) == f"<Endpoint {rig.path} closed>"
-        assert not os.path.exists(rig.path)  # noqa: ASYNC240 - one stat
-        assert await client.read() == b""
-        assert await rig.stdin.read() == b""
-        with pytest.raises(BrokenPipeError):
-            os.write(rig.stdout.fd, b"x")
-
-
-async def test_closing_from_within_on_drained() -> None:
-    """As the table of processes does it, in the middle of the endpoint's own callback."""
-    async with endpoint() as rig:
-        client = await rig.connect()
-        rig.then = rig.endpoint.close
-        await client.send(b"never read")
-        await rig.stdout.write(b"all")
+    async def output() -> None:
+        await feed(rig.stdout.write, down, random.Random(seed + 1))
         rig.stdout.close()
-        assert await client.read_to_end() == b"all"
-        assert not os.path.exists(rig.path)  # noqa: ASYNC240 - one stat
+
+    async def input_() -> None:
+        await feed(client.send, up, random.Random(seed + 2))
+        client.end_input()
+
+    _, _, got_down, got_up = await asyncio.gather(
+        output(),
+        input_(),
+        take(client.read, random.Random(seed + 3)),
+        take(rig.stdin.read, random.Random(seed + 4)),
+    )
+    assert got_down == down
+    assert got_up == up
 
 
-async def test_a_descriptor_shortage_does_not_spin_and_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with endpoint() as rig:
-        tries = 0
-
-        class NoRoom:
-            def accept(self) -> None:
-                nonlocal tries
-                tries += 1
-                raise OSError(errno.EMFILE, "no descriptor")
-
-            fd = rig.endpoint._listener.fd
-
-        monkeypatch.setattr(rig.endpoint, "_listener", NoRoom())
-        client = rig.connect_blind()
-        await until(lambda: tries > 0)
-        await turns(50)
-        assert tries == 1
-        monkeypatch.undo()
-        await rig.stdout.write(b"served")
-        assert await client.read() == b"served"
+async def test_closing_unlinks_and_is_idempotent(rig: EndpointRig) -> None:
+    client = await rig.connect()
+    rig.endpoint.close()
+    rig.endpoint.close()
+    assert repr(rig.endpoint) == f"<Endpoint {rig.path} closed>"
+    assert not os.path.exists(rig.path)  # noqa: ASYNC240 - one stat
+    assert await client.read() == b""
+    assert await rig.stdin.read() == b""
+    with pytest.raises(BrokenPipeError):
+        os.write(rig.stdout.fd, b"x")
 
 
-async def test_closing_during_a_descriptor_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with endpoint() as rig:
-        rig.endpoint._accept_later()
-        rig.endpoint.close()
-        assert rig.endpoint._retry is None
+async def test_closing_from_within_on_drained(rig: EndpointRig) -> None:
+    """As the table of processes does it, in the middle of the endpoint's own callback."""
+    client = await rig.connect()
+    rig.then = rig.endpoint.close
+    await client.send(b"never read")
+    await rig.stdout.write(b"all")
+    rig.stdout.close()
+    assert await client.read_to_end() == b"all"
+    assert not os.path.exists(rig.path)  # noqa: ASYNC240 - one stat
+
+
+async def test_a_descriptor_shortage_does_not_spin_and_passes(
+    rig: EndpointRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    class NoRoom:
+        def accept(self) -> None:
+            nonlocal tries
+            tries += 1
+            raise OSError(errno.EMFILE, "no descriptor")
+
+        fd = rig.endpoint._listener.fd
+
+    monkeypatch.setattr(rig.endpoint, "_listener", NoRoom())
+    client = rig.connect_blind()
+    await until(lambda: tries > 0)
+    await turns(50)
+    assert tries == 1
+    monkeypatch.undo()
+    await rig.stdout.write(b"served")
+    assert await client.read() == b"served"
+
+
+async def test_closing_during_a_descriptor_shortage(rig: EndpointRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.endpoint._accept_later()
+    rig.endpoint.close()
+    assert rig.endpoint._retry is None
 
 
 @pytest.mark.parametrize("seed", range(3))
