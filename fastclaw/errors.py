@@ -98,7 +98,7 @@ class FastclawError(Exception):
 
     @staticmethod
     def from_wire(error: Any) -> "FastclawError":
-        """The exception for an `error` member, whoever wrote it: nothing in it is trusted to have the right shape.
+        """The exception for an `error` member. Nothing in it is trusted to have the right shape.
 
         A code that is not ours becomes a `ProtocolError` with `data["code"]`.
         """

@@ -62,16 +62,6 @@ class Machine(Generic[State]):
         self.state = to
 
 
-def runtime_machine() -> Machine[RuntimeState]:
-    """A runtime that was just created."""
-    return Machine(RUNTIME_MOVES, RuntimeState.NEW)
-
-
-def process_machine() -> Machine[ProcessState]:
-    """A process that was just started."""
-    return Machine(PROCESS_MOVES, ProcessState.RUNNING)
-
-
 def require_new(state: RuntimeState) -> None:
     """Let `initialize` pass.
 

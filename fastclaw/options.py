@@ -15,7 +15,7 @@ RuntimeName = Literal["auto", "podman", "local", "memory"]
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)[1:]
 
 FIRST_ID, ID_RANGES = 0x7000_0000, 1024
-"""Ids that nobody else gives away: above those of containers of systemd, below its foreign ones (systemd,
+"""Ids that no other program gives away: above those of containers of systemd, below its foreign ones (systemd,
 UIDS-GIDS.md: 0x70000000 to 0x7FFDFFFF are unused)."""
 
 Capabilities = Literal["none", "default"] | list[str]

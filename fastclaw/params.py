@@ -84,7 +84,7 @@ _UNKNOWN = re.compile(r"contains unknown field `([^`]+)`")
 def reader(shape: type[Shape]) -> Callable[[msgspec.Raw], Shape]:
     """For one method: makes its params, JSON as it came, the struct; once, with nothing in between.
 
-    What it gives raises ParseError (what a field would take is no text) and InvalidParams as `convert` does.
+    The function raises ParseError (a string cannot be decoded) and InvalidParams as `convert` does.
     """
     decode = msgspec.json.Decoder(shape).decode
 
@@ -146,7 +146,7 @@ def _structs_within(shape: type[Struct]) -> list[type[Struct]]:
 
 
 def check_exec(request: ExecRequest | RunRequest) -> None:
-    """What a struct's shape cannot say: bytes that no argv, environment or path can carry, limits that there are not.
+    """Check what a struct's shape cannot say: bytes that no argv, environment or path can carry, unknown limits.
 
     Raises:
         InvalidParams: with the path of the value.
@@ -213,7 +213,7 @@ def directory_of(working_dir: str | None, default: str | None, base: str) -> str
     Parameters:
         working_dir: what the request names, if anything.
         default: where one starts that names nothing.
-        base: where that is, whoever decides it.
+        base: the absolute path of that directory.
     """
     if working_dir is None or working_dir.startswith("/"):
         return working_dir or default
@@ -229,7 +229,7 @@ def fingerprint(request: ExecRequest | RunRequest) -> bytes:
 
 
 def _check_forked(request: ExecRequest | RunRequest) -> None:
-    """What a worker cannot have that is forked: it is its template's user, and was there before its terminal."""
+    """Refuse what a forked worker cannot have: a user or a terminal of its own."""
     for name, is_asked in (("user", request.user is not None), ("tty", has_tty(request))):
         if is_asked:
             raise InvalidParams(f"$.{name} cannot be had with a template", "unsupported", path=f"$.{name}")
@@ -243,7 +243,7 @@ def has_tty(request: ExecRequest | RunRequest) -> bool:
 def check_offered(
     request: ExecRequest | RunRequest, lane: str, capabilities: Collection[str], templates: Collection[str]
 ) -> None:
-    """What not every lane can do.
+    """Refuse what this lane does not offer.
 
     Parameters:
         lane: its name.

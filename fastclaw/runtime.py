@@ -17,7 +17,7 @@ ExitReason = Literal["exited", "signaled", "killed", "timeout", "oom", "containe
 StreamName = Literal["stdout", "stderr"]
 HealthWord = Literal["healthy", "degraded", "unhealthy"]
 Orphans = Literal["keep", "kill"]
-"""What becomes of what a command leaves running when it ends."""
+"""Whether processes that a command leaves running are ended with it."""
 Keep = Literal["head", "tail", "ends"]
 """Which part of an output over its limit is given: `ends` is its first and its last half."""
 OnLimit = Literal["truncate", "kill"]
@@ -57,8 +57,7 @@ class InitializeResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Parameters:
         env: environment variables for every process.
         workspace_root: where the workspace is inside.
-        warnings: what is otherwise than somebody who asked for an environment will think, each in a line with the
-            reason.
+        warnings: where the environment differs from what was asked for or is usual, each in a line with the reason.
     """
 
     env: dict[str, str] = field(default_factory=dict)
@@ -205,8 +204,8 @@ class ProcessInfo(Struct, frozen=True, kw_only=True):
         cmd: its command line, or the beginning of a long one.
         cmd_truncated: present and True where that is so.
         started_at: Unix time in seconds.
-        blocked: present where who writes to an output waits at this moment, because it is full and nobody takes from
-            it: which ones.
+        blocked: outputs that are full while no client takes from them, so that their writers wait; left out where
+            there are none.
     """
 
     process_id: str

@@ -29,11 +29,6 @@ def test_every_state_is_in_its_table_and_the_last_is_final() -> None:
     assert not PROCESS_MOVES[ProcessState.CLOSED]
 
 
-def test_where_they_begin() -> None:
-    assert lifecycle.runtime_machine().state is RuntimeState.NEW
-    assert lifecycle.process_machine().state is ProcessState.RUNNING
-
-
 @pytest.mark.parametrize(
     ("require", "state", "reason"),
     [

@@ -1,8 +1,8 @@
 """One socket of a process: serves one client at a time, and outlives each of them.
 
-The outbound half is one pipe of the process relayed to whoever is connected; nothing is read from the pipe while nobody
-is. The inbound half takes what clients send, one client after the other, into the process's stdin; what a client sent
-before it left is still delivered. Both halves of a client end on their own.
+The outbound half relays one pipe of the process to the connected client; while there is none, the pipe is not read. The
+inbound half takes what clients send, one client after the other, into the process's stdin; what a client sent before it
+left is still delivered. Both halves of a client end on their own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _INT = struct.Struct("i")
 _NOBODY: deque[_Client] = deque(maxlen=0)
-"""No senders: most endpoints have none for most of their life."""
+"""No senders: the usual state, shared by all endpoints."""
 
 
 class _Client:
@@ -51,7 +51,7 @@ class _Client:
 
 
 _NO_OWNER = StreamsOwner()
-"""Of a closed endpoint: it references nobody, so that no reference cycle waits for the collector."""
+"""Of a closed endpoint: it keeps no reference, so that no cycle waits for the collector."""
 
 
 class Endpoint:
@@ -282,7 +282,7 @@ class Endpoint:
         self._limit_senders()
 
     def close_input(self) -> None:
-        """EOF on the process's stdin; whoever still sends is told that nobody reads. Idempotent."""
+        """EOF on the process's stdin; clients that still send get EPIPE. Idempotent."""
         if self._input_fd is None:
             return
         senders, self._senders = self._senders, _NOBODY
@@ -368,7 +368,7 @@ class Endpoint:
 
 
 def _int_of(fd: int, request: int) -> int:
-    """What an ioctl says that gives a number."""
+    """The number that an ioctl gives."""
     number = bytearray(_INT.size)
     fcntl.ioctl(fd, request, number)
     return int(_INT.unpack(number)[0])
@@ -384,7 +384,7 @@ class Relay:
         source, target: descriptors, both non-blocking; one of them a pipe.
         pipe: the one of the two that is a pipe: it is enlarged when the stream proves to be a bulk one.
         on_end: called once, unless stopped before: None at the source's end, the error when either side broke;
-            ECONNRESET where a reader has left something unread, if nobody else was told of that.
+            ECONNRESET where a reader has left something unread, unless that was told otherwise.
     """
 
     __slots__ = ("_loop", "_move", "_on_end", "_pipe", "_source", "_source_is_pipe", "_target", "_waits_for", "moved")

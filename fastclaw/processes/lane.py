@@ -48,7 +48,7 @@ class StartSpec(Struct, frozen=True, kw_only=True):
         template: forked from this one instead, where the lane offers it; `cmd` is its argv.
         merge_stderr: its stderr is its stdout; stderr is at its end at once.
         holds_stdin: a client that leaves for good does not end its stdin.
-        orphans: whether the lane ends what is left of the tree when the command itself has ended.
+        orphans: whether the lane ends the rest of the tree when the command itself has ended.
     """
 
     process_id: str
@@ -92,8 +92,8 @@ class ExitStatus(Struct, frozen=True, kw_only=True):
 
 
 Ooms = Callable[[bool], OomKills | None]
-"""What was killed for want of memory in a command's life. Told whether it has ended as one that was killed, or whose
-child was."""
+"""What the out-of-memory killer killed in a command's life. Told whether the command, or its child, seems to have been
+killed."""
 
 
 def ooms_from_now(memory: MemoryWatch | None) -> Ooms:
@@ -109,7 +109,7 @@ def _never(is_killed: bool) -> None:
 
 SIGKILLED = 9
 KILLED_CODE = 128 + SIGKILLED
-"""What a shell, or an engine, makes of somebody who was killed."""
+"""The exit code by which shells and engines report SIGKILL."""
 
 
 class Collection(Struct, frozen=True, kw_only=True):
@@ -120,7 +120,7 @@ class Collection(Struct, frozen=True, kw_only=True):
         output_limit: bytes of each stream that are kept.
         keep: which ones of a longer stream.
         on_limit: whether a longer stream ends the tree.
-        drain_ms: how long after the exit a stream is still waited for that somebody holds open.
+        drain_ms: how long after the exit to wait for a stream that another process holds open.
     """
 
     input: bytes = b""
@@ -142,8 +142,8 @@ class Output(NamedTuple):
 
 
 class Collected(Struct, kw_only=True):
-    """A command that has ended, and what it wrote. Whoever has used the outputs drops them here: the process's record
-    is kept for minutes.
+    """A command that has ended, and what it wrote. The pool drops the outputs once it has used them: the process's
+    record is kept for minutes.
 
     Parameters:
         incomplete: there may have been more, which could not be had.
@@ -241,10 +241,9 @@ class LaneProcess(ABC):
         exited: resolves once, when the command itself has ended; never with an exception. Not before every byte
             that the lane can know of is in its streams or on its way there.
         collected: for a run, resolves once after `exited` or together with it; fails with `ExecFailed` only where
-            `started` does. Whoever waits for it may cancel it: then nobody wants it, and the lane must not mind. None
-            for an exec.
+            `started` does. The pool may cancel it, when the result is not wanted any more. None for an exec.
         streams_ended: for a run whose streams this process reads: resolves when nothing holds them any more. What is
-            written until then is read and thrown away, so that no writer has a SIGPIPE of it. None: nobody must wait.
+            written until then is read and thrown away, so that no writer gets SIGPIPE. None: nothing is waited for.
         timings: microseconds by phase of the start, for the exit record.
     """
 
@@ -270,7 +269,7 @@ class LaneProcess(ABC):
         """
 
     def close_streams(self) -> None:  # noqa: B027 - most lanes hold none
-        """For an exec that nobody will `serve`, because its start got no further."""
+        """Instead of `serve`, for an exec whose start has failed before it."""
 
     @abstractmethod
     def signal(self, signum: int, *, group: bool = False) -> None:
@@ -299,7 +298,7 @@ class LaneProcess(ABC):
         """
 
     def aclose(self) -> Awaitable[None] | None:
-        """Give back what the lane holds for this process. Called once, after `exited`, when nobody reads the pipes; of
+        """Give back what the lane holds for this process. Called once, after `exited`, when its streams are closed; of
         a run, when `streams_ended` is done, or earlier where the environment itself goes.
 
         Returns:

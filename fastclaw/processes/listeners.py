@@ -26,7 +26,7 @@ def runtime_parent() -> Path:
     """Where short-lived private directories go: $XDG_RUNTIME_DIR, else /run, else /tmp.
 
     Making a socket's path takes 10 µs in memory and 70 to 500 µs on a disk (ext4, measured), twice for each exec. So
-    where nobody has chosen and /run is on a disk, as in many VMs and containers, /dev/shm goes before them.
+    without $XDG_RUNTIME_DIR, if /run is on a disk, as in many VMs and containers, /dev/shm goes before them.
 
     Raises:
         IoError: none of them can be used.
@@ -87,7 +87,7 @@ class SocketDirectory:
 
 
 class Listener(NamedTuple):
-    """A listening socket: its descriptor, and the path that is unlinked with it. Whoever holds it closes it, once."""
+    """A listening socket: its descriptor, and the path that is unlinked with it. The holder closes it, once."""
 
     fd: int
     path: str
@@ -96,7 +96,7 @@ class Listener(NamedTuple):
         """The next connection, non-blocking.
 
         Raises:
-            BlockingIOError: nobody waits any more.
+            BlockingIOError: no client waits any more.
             OSError: no descriptor is to be had.
         """
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self.fd)
@@ -121,7 +121,7 @@ class ProcessSockets(NamedTuple):
     stderr: Listener
 
     def unlink(self) -> None:
-        """Unlink both, where somebody else has closed them."""
+        """Unlink both; they are closed elsewhere."""
         for listener in self:
             with contextlib.suppress(OSError):
                 os.unlink(listener.path)

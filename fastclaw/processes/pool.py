@@ -26,14 +26,13 @@ from fastclaw.params import (
     has_input,
 )
 from fastclaw.processes.admission import Admission, TicketState
-from fastclaw.processes.lane import SIGKILLED, Grace, Lane, LaneProcess, Output, StartSpec
+from fastclaw.processes.lane import SIGKILLED, Collection, Grace, Lane, LaneProcess, Output, StartSpec
 from fastclaw.processes.process import Process
 from fastclaw.processes.run_output import result_of, result_without_output
 from fastclaw.processes.starts import (
     Begun,
     KeyedCalls,
     StartQueue,
-    collection_of,
     explained,
     never_ran,
     require_same,
@@ -71,7 +70,7 @@ class ProcessPool:
 
     Parameters:
         environment: variables that every process gets before those of its request.
-        working_dir: where a process starts whose request names no directory; None leaves that to the lane.
+        working_dir: the directory of requests that name none; None leaves it to the lane.
         base_dir: where that is, for a request that names a relative one.
         sockets: where the sockets go.
         containers, max_starting: how starts are spread (`admission`).
@@ -263,8 +262,15 @@ class ProcessPool:
         if ticket.state is TicketState.WAITING:
             await self._starts.turn(ticket)
         begun = Begun(ticket, asked_at)
+        wanted = Collection(
+            input=data,
+            output_limit=request.output_limit,
+            keep=request.keep,
+            on_limit=request.on_limit,
+            drain_ms=request.drain_ms,
+        )
         try:
-            begun.lane_process = await self._lane.run(spec, collection_of(request, data), ticket.container_index)
+            begun.lane_process = await self._lane.run(spec, wanted, ticket.container_index)
             process = self._process(request, spec, begun)
             self._begin_run(process, request.timeout_ms, begun)
             assert begun.lane_process.collected is not None
@@ -276,9 +282,9 @@ class ProcessPool:
             raise
 
     def _begin_run(self, process: Process, timeout_ms: int | None, begun: Begun) -> None:
-        """Nobody waits for the start of a run: its task is woken once, by the result.
+        """The task of a run does not wait for its start: it is woken once, by the result.
 
-        Its time counts from here: one that has locked its pipes at once may not have been told to run by then.
+        Its time counts from here: the news that it runs may be late, where the command locks its pipes at once.
         """
         started = process.lane_process.started
         if timeout_ms is not None:
@@ -300,7 +306,7 @@ class ProcessPool:
         if error is None:
             try:
                 self._begin(process, None, begun)
-            except Exception as failure:  # its task must not wait for what nobody counts
+            except Exception as failure:  # a run that is in no table would never end
                 error = failure
         collected = process.lane_process.collected
         if error is not None and collected is not None and not collected.done():
@@ -343,7 +349,7 @@ class ProcessPool:
             await asyncio.shield(self._own(self._end_untold(begun, begun.lane_process)))
 
     async def _end_untold(self, begun: Begun, lane_process: LaneProcess) -> None:
-        """End what nobody is told of, but for the record of a run that was on its way."""
+        """End a process whose start is not answered. Of a run that has begun the record stays."""
         process = begun.process
         try:
             if process is not None and self.table.has(process):
@@ -367,7 +373,7 @@ class ProcessPool:
         self._starts.leave(begun.ticket)
 
     async def _take_back_key(self, key: str) -> None:
-        """A start with a key that was through in the very moment in which the last one who wanted it left."""
+        """End a process whose start succeeded in the moment in which the last caller with its key was cancelled."""
         process = self.table.with_key(key)
         if process is not None:
             self.table.free_key(process)
@@ -375,7 +381,7 @@ class ProcessPool:
 
     async def _end_told(self, process: Process) -> None:
         await self._end(process, 0, "killed")
-        self.table.drained(process)  # nobody knows of its sockets
+        self.table.drained(process)  # its sockets were told to no client
 
     # --- the end of one ---
 
@@ -385,7 +391,7 @@ class ProcessPool:
             self._starts.leave(process.ticket)
 
     def _closed(self, process: Process) -> None:
-        """Nobody of ours needs its streams any more. Those of a run may still have a writer, which is not to notice."""
+        """Its streams are closed here. Those of a run may still have a writer: they are read on until it is gone."""
         lane_process = process.lane_process
         streams_ended = lane_process.streams_ended
         if streams_ended is None or streams_ended.done():
@@ -430,9 +436,9 @@ class ProcessPool:
         return [process.info(blocked.get(process)) for process in processes]
 
     async def _blocked(self, processes: Iterable[Process], most: int, wait_ms: int) -> dict[Process, list[StreamName]]:
-        """Outputs that are full while nobody takes from them, of as many live processes; of others nothing is known.
+        """Outputs that are full while no client takes from them, of the first `most` live processes.
 
-        Nobody is waited for twice: who locks its pipe says nothing for as long as it likes.
+        An answer that did not come in `wait_ms` is not waited for again: a command can lock its pipe for ever.
         """
         held = (one for one in processes if one.is_running and not one.is_run)
         asked = {one: one.streams.blocked() for one in itertools.islice(held, most)}
@@ -512,7 +518,7 @@ class ProcessPool:
                 async with asyncio.timeout(budget_ms / 1000):
                     await self._lane.end_all([process.lane_process for process in processes], grace)
             except (TimeoutError, RuntimeSdkError) as error:
-                # The environment's own teardown, which follows, takes what is left.
+                # The environment's own teardown follows, and ends the rest.
                 logger.warning("not every process ended in time: %s", error or f"{budget_ms} ms passed")
 
     def hasten(self) -> None:

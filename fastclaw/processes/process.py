@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, structs
 
-from fastclaw.lifecycle import ProcessState, process_machine
+from fastclaw.lifecycle import PROCESS_MOVES, Machine, ProcessState
 from fastclaw.limits import SHOWN_COMMAND_BYTES, WORD_BYTES
 from fastclaw.params import fingerprint, has_tty
 from fastclaw.processes.lane import ExitStatus, Grace, Streams, StreamsOwner
@@ -116,7 +116,7 @@ class Process(StreamsOwner):
         self.timeout: asyncio.TimerHandle | None = None
         self.ending: asyncio.Future[None] | None = None
         self.end_reason: ExitReason | None = None
-        self._machine = process_machine()
+        self._machine = Machine(PROCESS_MOVES, ProcessState.RUNNING)
         self._loop = asyncio.get_running_loop()
         self._running_since = self._loop.time()
         self._timings: dict[str, int] = {}

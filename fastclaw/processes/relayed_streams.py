@@ -1,7 +1,7 @@
-"""The streams of processes whose pipes this process holds: of the lanes without a spawner.
+"""Streams whose pipes this process holds: those of the lanes without a spawner.
 
-The other ends of the pipes are this process's own too, or a program's in it; what a hostile command holds is touched by
-helpers only. Knows nothing of how a process was started.
+The other ends of the pipes belong to this process too; pipes of a hostile command are touched by helper processes only.
+Knows nothing of how a process was started.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Outlet:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether output has waited at so many looks for a client who has taken none."""
+        """Whether output has waited for the client at several looks, and it has taken none."""
         return self._looks >= limits.STALLED_LOOKS and self.is_served()
 
     def is_served(self) -> bool:
@@ -192,7 +192,7 @@ class OutputBudget:
 
 
 class _CollectedStream:
-    """The read end of one output; owned. It is read whether or not somebody still wants what comes."""
+    """The read end of one output; owned. It is read on when its bytes are not wanted any more."""
 
     __slots__ = ("_collector", "_fd", "_loop", "store")
 
@@ -204,14 +204,14 @@ class _CollectedStream:
 
     @property
     def ended(self) -> bool:
-        """Nobody can write to it any more, or it was closed."""
+        """It has no writer any more, or was closed."""
         return self._fd < 0
 
     def start(self) -> None:
         self._loop.add_reader(self._fd, self._readable)
 
     def _readable(self) -> None:
-        """What there is, within a bound: a writer without a pause must not keep the loop."""
+        """Read what is there, within a bound: an endless writer must not keep the loop."""
         for _ in range(limits.RELAY_BURST):
             if self._read() < limits.PIPE_BYTES:
                 return
@@ -246,7 +246,7 @@ class _CollectedStream:
 
 
 class _Inlet:
-    """The write end of stdin; owned. It is closed behind the last byte, or when nobody reads."""
+    """The write end of stdin; owned. It is closed behind the last byte, or when it has no reader."""
 
     __slots__ = ("_fd", "_loop", "_rest", "_waits")
 
@@ -400,7 +400,7 @@ class Collector:
             self._timer.cancel()
             self._timer = None
         outputs = self._take_all()
-        if self.collected.done():  # told already, or nobody wants to know any more
+        if self.collected.done():  # told already, or cancelled
             return
         self.collected.set_result(
             Collected(
@@ -424,7 +424,7 @@ class Collector:
         return store.output()
 
     def close(self) -> None:
-        """The environment goes, or the process was given up: close everything, whoever still writes. Idempotent."""
+        """Close everything, writers or not: the environment goes, or the process was given up. Idempotent."""
         self._finish(incomplete=True)
         self._close_all()
         if not self.streams_ended.done():

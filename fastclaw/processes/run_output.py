@@ -1,4 +1,4 @@
-"""The output of a run: what is kept of a stream while it comes, and what of it is given, and in which form.
+"""The output of a run: what is kept of each stream while it comes, and how it is given in the answer.
 
 Owns the cuts: at the limit, between characters, and once more where the encoded answer would not fit its line. Knows
 neither descriptors nor how a line is written, but for how long JSON makes a text.
@@ -75,7 +75,7 @@ def cut(output: Output, limit: int, keep: Keep) -> Output:
     return Output(output.head[:head], (output.head + output.tail)[-tail:] if tail else b"", output.total)
 
 
-# --- What is given ---
+# --- the answer ---
 
 
 class _Given(NamedTuple):
@@ -143,7 +143,7 @@ def _whole(data: bytes) -> _Given:
 
 
 def _cut(head: bytes, tail: bytes, total: int, keep: Keep) -> _Given:
-    """A stream without its middle, its beginning or its end: text where what is left of it is some."""
+    """A stream without its middle, its beginning or its end, as text where it is UTF-8."""
     first, last = head[: whole_characters(head)], tail[_stray_bytes(tail) :]
     try:
         text, encoded = str(first, "utf-8") + str(last, "utf-8"), UNSET
@@ -184,7 +184,7 @@ def _length(first: int) -> int:
     return 4 if first >= 0xF0 else 3 if first >= 0xE0 else 2
 
 
-# --- Whether it fits ---
+# --- whether it fits ---
 
 
 def may_be_too_long(result: RunResult, request_id: int | str, room: int) -> bool:
@@ -201,7 +201,7 @@ def may_be_too_long(result: RunResult, request_id: int | str, room: int) -> bool
 
 
 def without_output(result: RunResult) -> RunResult:
-    """The same with both streams empty: what is around them."""
+    """The same with both streams empty: the rest of the answer."""
     more = {f"{name}_base64": "" for name in _STREAMS if getattr(result, f"{name}_base64") is not UNSET}
     texts = {name: "" for name in _STREAMS if getattr(result, name) is not None}
     return structs.replace(result, **texts, **more)

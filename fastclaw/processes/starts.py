@@ -1,6 +1,6 @@
-"""A start on its way: its turn, its key, and what of it is to be taken back where nothing comes of it.
+"""A start on its way: its turn, its key, and what must be taken back if it fails.
 
-The decisions are `admission`'s; the clock, the futures and the tasks are here. What has been answered is the table's.
+`admission` decides; clock, futures and tasks are here. Processes that run are in the table.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, InvalidState, IoError, RuntimeSdkError
 from fastclaw.processes.admission import Admission, Ticket, TicketState
-from fastclaw.processes.lane import Collection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from fastclaw.processes.lane import LaneProcess
     from fastclaw.processes.process import Process
-    from fastclaw.runtime import RunRequest
 
 # --- its turn ---
 
@@ -166,8 +164,8 @@ class KeyedCalls:
     """The calls by key, while they are in flight.
 
     Parameters:
-        own: makes a task of a call that outlives whoever made it.
-        take_back: ends what a key stands for that nobody was told of.
+        own: makes a task of a call; it outlives its caller.
+        take_back: ends the process of a key whose start has no caller left.
     """
 
     def __init__(
@@ -188,8 +186,8 @@ class KeyedCalls:
     async def join(self, key: str, mark: bytes, begin: Callable[[], Awaitable[Any]]) -> Any:
         """The result of the call with this key; `begin` makes one where there is none.
 
-        Whoever is cancelled only leaves, as long as somebody else waits. With the last one the call is cancelled, and
-        this returns once that is through.
+        A caller that is cancelled leaves the call to the others. With the last one the call is cancelled, and this
+        returns once that is through.
 
         Raises:
             InvalidParams: the call in flight is another request.
@@ -229,11 +227,11 @@ class KeyedCalls:
 # --- what there is of it ---
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EAGAIN})
-"""What the kernel says when there is not enough of something now: trying later may help."""
+"""The kernel's errors for a resource that is short now: trying later may help."""
 
 
 class Begun:
-    """What there is of a start so far: all that is to be taken back where nothing comes of it."""
+    """A start on its way: all that must be taken back if it fails."""
 
     __slots__ = ("admitted_at", "asked_at", "lane_process", "process", "ticket")
 
@@ -245,25 +243,14 @@ class Begun:
         self.process: Process | None = None
 
 
-def collection_of(request: RunRequest, data: bytes) -> Collection:
-    """What a run wants of its streams. `data`: its whole input."""
-    return Collection(
-        input=data,
-        output_limit=request.output_limit,
-        keep=request.keep,
-        on_limit=request.on_limit,
-        drain_ms=request.drain_ms,
-    )
-
-
 def never_ran(lane_process: LaneProcess) -> bool:
-    """The lane has said so, and has seen to it that nothing is left."""
+    """Whether the lane has refused the start, and left nothing behind."""
     started = lane_process.started
     return started is not None and started.done() and not started.cancelled() and started.exception() is not None
 
 
 def explained(error: OSError) -> RuntimeSdkError:
-    """What the kernel refused, in the contract's words."""
+    """A refusal of the kernel as an error of the contract."""
     text = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in _EXHAUSTED:
         return ExecFailed(f"{text}; fewer processes at a time, or a higher limit (fastclaw doctor)", "overloaded")

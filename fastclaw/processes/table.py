@@ -1,7 +1,7 @@
-"""All processes of a runtime: who lives, who lingers, whose record is kept, and until when.
+"""All processes of a runtime: which ones live, which ones linger, whose records are kept, and until when.
 
 Each stage after the exit is first in, first out with one common time to live, so every step is O(1) and one timer
-serves all. Of what has ended and is not read to its end, only that counts as lingering of which nobody reads a stream.
+serves all. Only processes with a stream that no client reads count against `max_lingering`.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ class ProcessTable:
         return self._by_key.get(key)
 
     def free_key(self, process: Process) -> None:
-        """Its request was not answered with it: whoever comes with its key again starts another."""
+        """Its request was not answered with it: the next one with its key starts another."""
         if process.key is not None and self._by_key.get(process.key) is process:
             del self._by_key[process.key]
 
@@ -125,13 +125,13 @@ class ProcessTable:
             stage.clear()
 
     def _place(self, process: Process) -> None:
-        """Among those with a stream that nobody reads, or among the others."""
+        """Put it among those with an unread stream, or among the others."""
         here, there = (self._unread, self._read) if process.streams.is_unread() else (self._read, self._unread)
         there.pop(process.id, None)
         here.setdefault(process.id, process)
 
     def _release(self, process: Process, *, cut: bool = False) -> None:
-        """Whoever is connected and reads goes on reading, and is known here until it has left."""
+        """Release its sockets. While a client reads on, it stays in its stage."""
         self._lingering.pop(process.id, None)
         process.release(cut=cut)
         if not process.is_closed:
@@ -143,7 +143,7 @@ class ProcessTable:
     # --- bounds ---
 
     def _enforce_soon(self, delay_ms: int = limits.ENFORCE_DELAY_MS) -> None:
-        """Whoever waits for this exit is answered first: closing what others have left takes as long as all else."""
+        """Enforce a moment later, so that calls that wait for this exit are answered first: closing takes its time."""
         if self._soon is None:
             self._soon = self._loop.call_later(delay_ms / 1000, self._on_soon)
 
@@ -167,7 +167,7 @@ class ProcessTable:
         self._close_surplus()
 
     def _are_many(self) -> bool:
-        """Whether there would be too many if nobody read."""
+        """Whether there would be too many if no client read."""
         return len(self._unread) + len(self._read) > self._options.max_lingering
 
     def _look(self, now: float) -> None:
@@ -180,8 +180,7 @@ class ProcessTable:
             process.streams.look()
 
     def _close_surplus(self) -> None:
-        """Of those with a stream that nobody reads: first the ones without output, then those that have been so for
-        longest, among the oldest few."""
+        """Release some of the oldest with an unread stream: first those without output, then the oldest."""
         surplus = self._surplus()
         if surplus <= 0:
             self._has_asked = False

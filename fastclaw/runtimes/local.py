@@ -38,7 +38,7 @@ class LocalRuntime(ManagedRuntime):
         setup.push_async_callback(host.aclose)
         await host.start()
         self._host = host
-        lane = SpawnLane(host, can_set_user=True)  # who may not become somebody is told so, whoever asks
+        lane = SpawnLane(host, can_set_user=True)  # a user that cannot be taken is refused at each start
         return Environment(lane, {}, workspace, 1, options.max_starting or limits.MAX_STARTING_SPAWN)
 
     def _trouble(self) -> str | None:
@@ -49,7 +49,7 @@ class LocalRuntime(ManagedRuntime):
 
 
 def _refuse_limits(options: Options) -> None:
-    """Refuse a filtered network or a bound on the disk: nobody is to believe that it is there."""
+    """Refuse a filtered network or a bound on the disk: they would be promised and not kept."""
     asked = {
         "network": options.network not in (Network(), Network(mode="open")),
         "disk_bytes": options.disk_bytes is not None,

@@ -174,12 +174,10 @@ class ManagedRuntime(ProcessRuntime):
         await asyncio.shield(self._setup.aclose())
 
     def hasten(self) -> None:
-        """See `Runtime.hasten`."""
         if self._pool is not None:
             self._pool.hasten()
 
     async def health(self) -> HealthStatus:
-        """See `Runtime.health`."""
         if self._pool is None or self._environment is None or self._room is None or self._sockets is None:
             return HealthStatus(status="unhealthy", message="not running")
         unreachable = self._sockets.trouble
@@ -209,29 +207,22 @@ class ManagedRuntime(ProcessRuntime):
         return self._pool
 
     def exec(self, request: ExecRequest) -> Coroutine[Any, Any, ExecResult]:
-        """See `Runtime.exec`."""
         return self.pool.exec(request)
 
     def run(self, request: RunRequest) -> Coroutine[Any, Any, RunResult]:
-        """See `ProcessRuntime.run`."""
         return self.pool.run(request)
 
     def kill(self, process_id: str, grace_ms: int | None = None) -> Coroutine[Any, Any, None]:
-        """See `Runtime.kill`."""
         return self.pool.kill(process_id, grace_ms)
 
     def wait(self, process_id: str, timeout_ms: int | None = None) -> Coroutine[Any, Any, ExitRecord]:
-        """See `ProcessRuntime.wait`."""
         return self.pool.wait(process_id, timeout_ms)
 
     def list_processes(self, after: str | None = None) -> Coroutine[Any, Any, list[ProcessInfo]]:
-        """See `ProcessRuntime.list_processes`."""
         return self.pool.listed(after)
 
     async def signal(self, process_id: str, signal: int, *, group: bool = False) -> None:
-        """See `ProcessRuntime.signal`."""
         self.pool.signal(process_id, signal, group=group)
 
     async def resize(self, process_id: str, rows: int, columns: int) -> None:
-        """See `ProcessRuntime.resize`."""
         self.pool.resize(process_id, rows, columns)

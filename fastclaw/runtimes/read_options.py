@@ -53,7 +53,7 @@ def _check_id_ranges(ranges: IdRanges) -> None:
 
 
 def _check_network(network: Network) -> None:
-    """Rules that can be read, and none where nobody would heed them."""
+    """Check the rules, and refuse settings that the mode does not use."""
     policy = Policy(network.allow, network.deny)
     for index, text in enumerate(network.allow):
         try:

@@ -66,7 +66,7 @@ class Call:
         return f"<Call {self.request.method} id={self.request.id!r} {state}>"
 
     def cut_short(self, why: FastclawError) -> None:
-        """Cancel it. Only the first one counts: what is being taken back is not disturbed in it."""
+        """Cancel it. Only the first call counts: the taking back is not disturbed by a second."""
         if self.why is None:
             self.why = why
             if self.task is not None:
@@ -88,7 +88,7 @@ class _Batch:
     """Collects the answers of a batch and sends them as one line when the last is there.
 
     Attributes:
-        room: what each answer may have, so that the line is none that nobody reads: its comma or bracket counts.
+        room: the most bytes of each answer, its comma or bracket counted, so that the line keeps its limit.
     """
 
     __slots__ = ("_answers", "_missing", "_send", "room")
@@ -192,7 +192,7 @@ class Dispatcher:
             self._turn = self._loop.call_soon(self._begin_some)
 
     def _begin_some(self) -> None:
-        """As many as one turn of the loop has room for; what is urgent may come in between."""
+        """Begin as many as one turn of the loop has room for; urgent requests may come in between."""
         self._turn = None
         if self._held:
             return
@@ -204,7 +204,7 @@ class Dispatcher:
         self._begin_soon()
 
     def _next(self) -> Call:
-        """What is urgent, but for one of the others now and then. One of the two queues holds something."""
+        """The next urgent request, and one of the others now and then. One of the two queues is not empty."""
         if not self._urgent:
             return self._waiting.popleft()
         if not self._waiting:
@@ -323,7 +323,6 @@ def _bug(request: jsonrpc.Request) -> bytes | None:
 
 
 def _too_long(call: Call, length: int) -> bytes | None:
-    """For an answer that its line has no room for: in a batch each has a share, and a runtime may answer with a
-    book."""
+    """For an answer over the limit of its line. In a batch each has a share of it."""
     text = f"the answer has {length} bytes, and room for {call.room}; ask for less at a time"
     return _refusal(call.request, InvalidRequest(text, "line_too_long"), call.room)

@@ -112,7 +112,7 @@ class _Session:
         self._shutdown_asked.set()
 
     async def _shut_down(self) -> None:
-        """Bring the runtime down, once, whoever asks and however often."""
+        """Bring the runtime down, once, however often this is called."""
         self._begin_shutdown()
         if self._stopping is None:
             # Now, not in the task: what was read together with the shutdown comes after it.

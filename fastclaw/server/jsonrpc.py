@@ -42,7 +42,7 @@ Item = Request | FastclawError
 
 
 class _Message(msgspec.Struct):
-    """A request as it came. What its members are is checked afterwards, so that each gets a sentence of its own."""
+    """A request as it came. Its members are checked afterwards, so that each has an error message of its own."""
 
     jsonrpc: Any = None
     method: Any = None
@@ -141,7 +141,7 @@ def _error_line(request_id: RequestId | None, error: dict[str, Any]) -> bytes:
 
 
 def _cut(error: FastclawError, most: int) -> dict[str, Any]:
-    """What a program branches on, and the beginning of the two texts that say where and why."""
+    """The fields that programs branch on, and the beginnings of path and message."""
     told = error.to_wire()
     names = ("kind", "reason", "fault", "retryable")
     data: dict[str, Any] = {name: told["data"][name] for name in names}

@@ -11,7 +11,7 @@ import msgspec
 
 from fastclaw import __version__, lifecycle, limits
 from fastclaw.errors import InvalidState, MethodNotFound
-from fastclaw.lifecycle import RuntimeState
+from fastclaw.lifecycle import RUNTIME_MOVES, Machine, RuntimeState
 from fastclaw.params import (
     CancelParams,
     KillParams,
@@ -101,7 +101,7 @@ def _encode_list(request_id: RequestId, room: int, found: list[ProcessInfo], par
 
 
 def _encode_health(request_id: RequestId, room: int, status: HealthStatus, params: NoParams) -> bytes:
-    """The word and what is wrong; the details where they are no book."""
+    """Status and message; the details only if they are short enough."""
     line = jsonrpc.encode_result(request_id, status)
     if len(line) <= min(room, limits.MAX_HEALTH_BYTES):
         return line
@@ -132,7 +132,7 @@ class Calls:
         self._choose = choose
         self._shut_down = shut_down
         self._cancel = cancel
-        self.machine = lifecycle.runtime_machine()
+        self.machine = Machine(RUNTIME_MOVES, RuntimeState.NEW)
 
     async def initialize(self, params: InitializeParams) -> dict[str, Any]:
         """`initialize`: choose the runtime and start it."""
@@ -165,7 +165,7 @@ class Calls:
         assert runtime is not None
         return runtime
 
-    # What comes by the thousand has no coroutine of its own here: the runtime's is handed on.
+    # The frequent calls have no coroutine of their own here: the runtime's is handed on.
 
     def exec(self, params: ExecRequest) -> Awaitable[Any]:
         """`exec`."""

@@ -2,7 +2,7 @@
 
 Rules:
 1. While a claim is held, fd 0 is /dev/null and fd 1 is stderr, so a stray print or a child cannot touch the wire.
-2. An inherited pipe or terminal is opened again, so that making it non-blocking does not change it for the others who
+2. An inherited pipe or terminal is opened again, so that making it non-blocking does not change it for the others that
    share it. What cannot be opened again (a socket, a pipe of another user) is set non-blocking and set back at the end.
 3. A regular file or /dev/null cannot be polled: as stdin it is read by a thread, as stdout it is written directly.
 """
@@ -21,7 +21,7 @@ _claimed = False
 
 
 class OwnedDescriptor:
-    """A non-blocking descriptor for what an inherited one is, without changing it for the others who share it (rule 2).
+    """A non-blocking descriptor of an inherited file, which is not changed for the others that share it (rule 2).
 
     Attributes:
         fd: use this one.
@@ -234,14 +234,14 @@ class ByteSink:
             self._on_pressure(True)
 
     async def drain(self) -> None:
-        """Return once all is in the kernel or the reader is gone. One caller at a time, who sets the deadline."""
+        """Return once all is in the kernel or the reader is gone. One caller at a time, which sets the deadline."""
         self._flush()
         if self._size and not self._broken:
             self._drained = self._loop.create_future()
             await self._drained
 
     def close(self) -> None:
-        """Drop what is left. The descriptor stays the owner's."""
+        """Drop what was not written. The descriptor stays the owner's."""
         self._discard()
 
     def _flush(self) -> None:

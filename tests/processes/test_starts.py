@@ -12,9 +12,8 @@ import pytest
 
 from fastclaw.errors import ExecFailed, InvalidParams, InvalidState, IoError
 from fastclaw.processes.admission import Admission, TicketState
-from fastclaw.processes.lane import Collection, StartSpec
-from fastclaw.processes.starts import Begun, KeyedCalls, StartQueue, collection_of, explained, never_ran, require_same
-from fastclaw.runtime import RunRequest
+from fastclaw.processes.lane import StartSpec
+from fastclaw.processes.starts import Begun, KeyedCalls, StartQueue, explained, never_ran, require_same
 from tests.processes.lanes import ScriptedProcess
 from tests.waiting import turns
 
@@ -347,13 +346,6 @@ def test_of_a_start_that_has_just_been_admitted_there_is_a_place() -> None:
     assert (begun.ticket, begun.asked_at) == (ticket, 5)
     assert (begun.lane_process, begun.process) == (None, None)
     assert Begun(ticket, 5).admitted_at >= begun.admitted_at
-
-
-def test_what_a_run_wants_of_its_streams() -> None:
-    request = RunRequest(cmd=["x"], output_limit=5, keep="tail", on_limit="kill", drain_ms=7)
-    wanted = Collection(input=b"in", output_limit=5, keep="tail", on_limit="kill", drain_ms=7)
-    assert collection_of(request, b"in") == wanted
-    assert collection_of(RunRequest(cmd=["x"]), b"") == Collection()
 
 
 async def test_only_what_the_lane_has_refused_never_ran(process: ScriptedProcess) -> None:
