@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bench.messages import chunks, exec_lines
 from bench.ratios import Ratios, compare
 from fastclaw import limits
-from fastclaw.server.framing import LineFramer
+from fastclaw.server.jsonrpc import LineFramer
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture

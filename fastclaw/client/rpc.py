@@ -18,7 +18,7 @@ import orjson
 
 from fastclaw import limits
 from fastclaw.errors import FastclawError, InvalidParams, InvalidRequest, IoError, ProtocolError
-from fastclaw.server.framing import LineFramer, Oversized
+from fastclaw.server.jsonrpc import LineFramer, Oversized
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import orjson
 from fastclaw import limits
 from fastclaw.client.rpc import Child, Stderr
 from fastclaw.errors import FastclawError
-from fastclaw.server.framing import LineFramer, Oversized
+from fastclaw.server.jsonrpc import LineFramer, Oversized
 
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS = -32700, -32600, -32601, -32602
 EXEC_FAILED, INVALID_STATE, CANCELLED = -32000, -32002, -32800

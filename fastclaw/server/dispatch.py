@@ -23,7 +23,7 @@ from fastclaw.errors import (
 )
 from fastclaw.lifecycle import RuntimeState
 from fastclaw.server import jsonrpc
-from fastclaw.server.framing import LineFramer, Oversized
+from fastclaw.server.jsonrpc import LineFramer, Oversized
 from fastclaw.server.methods import METHODS, Calls
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.linux.rlimits import rlimits
+from fastclaw.params import rlimits
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, Collection, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.spawner import frames
 from fastclaw.spawner.spawn_process import SpawnProcess, text_refused

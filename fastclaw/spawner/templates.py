@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
 from fastclaw.linux.helper import Backoff
-from fastclaw.linux.rlimits import rlimits
+from fastclaw.params import rlimits
 from fastclaw.processes.lane import Collection, Grace, StartSpec
 from fastclaw.spawner import frames
 from fastclaw.spawner.spawn_process import (

@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import limits
-from fastclaw.linux.rlimits import NUMBERS
+from fastclaw.params import NUMBERS
 from fastclaw.spawner import frames
 
 if TYPE_CHECKING:

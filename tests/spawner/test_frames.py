@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fastclaw import limits, template
 from fastclaw.errors import ExecFailed, ProtocolError
-from fastclaw.linux.rlimits import NUMBERS
+from fastclaw.params import NUMBERS
 from fastclaw.processes.lane import Collection
 from fastclaw.spawner import frames
 from fastclaw.spawner.frames import (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw.server.framing import OVERSIZED, LineFramer, Oversized
+from fastclaw.server.jsonrpc import OVERSIZED, LineFramer, Oversized
 
 LIMIT = 8
 

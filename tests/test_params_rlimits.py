@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastclaw.errors import InvalidParams
-from fastclaw.linux.rlimits import NUMBERS, rlimits
+from fastclaw.params import NUMBERS, rlimits
 
 
 def test_the_numbers_are_those_of_this_kernel() -> None:
