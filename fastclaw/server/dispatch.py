@@ -46,11 +46,12 @@ class Call:
         room: the most bytes that line may have.
 
     Attributes:
-        task: runs it; None until it has begun.
+        task: runs it; None while it waits for its turn.
+        has_begun: whether the task has come as far as to be cancelled.
         why: it was cut short, and this is its answer.
     """
 
-    __slots__ = ("_answered", "method", "reply", "request", "room", "task", "why")
+    __slots__ = ("_answered", "has_begun", "method", "reply", "request", "room", "task", "why")
 
     def __init__(self, request: jsonrpc.Request, method: Method, reply: Reply, room: int) -> None:
         self.request = request
@@ -58,6 +59,7 @@ class Call:
         self.reply = reply
         self.room = room
         self.task: asyncio.Task[None] | None = None
+        self.has_begun = False
         self.why: FastclawError | None = None
         self._answered: asyncio.Future[None] | None = None
 
@@ -69,7 +71,9 @@ class Call:
         """Cancel it. Only the first call counts: the taking back is not disturbed by a second."""
         if self.why is None:
             self.why = why
-            if self.task is not None:
+            if (
+                self.has_begun and self.task is not None
+            ):  # a task that is cancelled before its first step answers nothing
                 self.task.cancel()
 
     def answered(self) -> asyncio.Future[None]:
@@ -129,7 +133,6 @@ class Dispatcher:
         self._overtaken = 0
         self._held = False
         self._turn: asyncio.Handle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Dispatcher in_flight={len(self._in_flight)}{' held' * self._held} {self.calls.machine.state.value}>"
@@ -198,9 +201,8 @@ class Dispatcher:
             return
         there_are = len(self._urgent) + len(self._waiting)
         for _ in range(min(there_are, max(limits.CALLS_PER_TURN, there_are // limits.CALLS_SHARE))):
-            task = self._loop.create_task(self._answer(self._next()))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            call = self._next()
+            call.task = self._loop.create_task(self._answer(call))
         self._begin_soon()
 
     def _next(self) -> Call:
@@ -219,7 +221,7 @@ class Dispatcher:
 
     async def _answer(self, call: Call) -> None:
         request, method = call.request, call.method
-        call.task = asyncio.current_task()
+        call.has_begun = True
         try:
             if call.why is not None:
                 raise call.why
@@ -288,10 +290,12 @@ class Dispatcher:
         """Cancel everything that is still in flight. Idempotent."""
         self._waiting.clear()
         self._urgent.clear()
-        tasks = list(self._tasks)
+        tasks = [call.task for call in self._in_flight if call.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._in_flight.clear()
+        self._by_id.clear()
 
 
 async def _all_answered(calls: Iterable[Call], timeout_s: float | None) -> None:
