@@ -122,20 +122,6 @@ async def test_half_close_alone_does_not_count_as_leaving() -> None:
         await until(lambda: rig.abandoned == 1)
 
 
-async def test_what_a_client_sent_before_it_left_is_delivered_even_to_a_slow_process(rig: EndpointRig) -> None:
-    client = await rig.connect()
-    sent = 0
-    for _ in range(20):
-        sent += client.fill()
-        await asyncio.sleep(0)
-    client.close()
-    await rig.vacant()
-    received = bytearray()
-    while data := await rig.stdin.read(50_000):
-        received += data
-    assert received == b"c" * sent
-
-
 async def test_two_clients_that_left_are_delivered_one_after_the_other() -> None:
     async with endpoint("hold") as rig:
         expected = b""
@@ -173,19 +159,6 @@ async def test_clients_that_left_with_undelivered_input_are_bounded() -> None:
         assert await rig.stdin.read() == b"late"
 
 
-async def test_output_goes_on_for_the_next_client_without_a_byte_lost() -> None:
-    async with endpoint("hold") as rig:
-        first = await rig.connect()
-        await rig.stdout.write(b"one")
-        assert await first.read() == b"one"
-        first.close()
-        await rig.vacant()
-        await rig.stdout.write(b"two")
-        second = await rig.connect()
-        assert await second.read() == b"two"
-        assert rig.gaps == 0
-
-
 async def test_a_client_that_closes_and_comes_back_at_once_is_served() -> None:
     """Both events are due in one turn of the loop; the new connection must not find the old one in its way."""
     async with endpoint("hold") as rig:
@@ -195,6 +168,7 @@ async def test_a_client_that_closes_and_comes_back_at_once_is_served() -> None:
             client = rig.connect_blind()
             await rig.stdout.write(b"%03d" % number)
             assert await client.read() == b"%03d" % number
+        assert rig.gaps == 0
 
 
 async def test_rapid_connects_and_disconnects_lose_no_output() -> None:

@@ -12,13 +12,13 @@ from msgspec import UNSET
 
 from fastclaw.errors import ExecFailed, InvalidParams
 from fastclaw.processes.lane import ExitStatus, StartSpec
-from fastclaw.runtime import ExecRequest, InitializeParams, RunRequest
+from fastclaw.runtime import ExecRequest, InitializeParams, RunRequest, RunResult
 from fastclaw.runtimes.memory import MemoryRuntime
 from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool
 from tests.waiting import turns, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from fastclaw.processes.pool import ProcessPool
 
@@ -30,6 +30,13 @@ def request(*cmd: str, **fields: Any) -> RunRequest:
 async def started(lane: ScriptedLane, number: int = 1) -> None:
     await turns()
     assert len(lane.processes) == number
+
+
+async def begun(lane: ScriptedLane, run: Coroutine[Any, Any, RunResult]) -> asyncio.Task[RunResult]:
+    """A run whose command the lane has started."""
+    running = asyncio.create_task(run)
+    await started(lane)
+    return running
 
 
 # --- over a scripted lane ---
@@ -55,16 +62,14 @@ async def test_what_the_lane_is_asked_for(lane: ScriptedLane) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"input": ""}, {"input_base64": ""}])
 async def test_no_input_is_an_empty_stdin(lane: ScriptedLane, pool: ProcessPool, more: dict[str, str]) -> None:
-    running = asyncio.ensure_future(pool.run(request(**more)))
-    await started(lane)
+    running = await begun(lane, pool.run(request(**more)))
     assert lane.processes[0].spec.stdin is False
     lane.processes[0].give()
     await running
 
 
 async def test_while_it_runs_it_is_a_process_like_any_other(lane: ScriptedLane, pool: ProcessPool) -> None:
-    running = asyncio.ensure_future(pool.run(request("a", "b")))
-    await started(lane)
+    running = await begun(lane, pool.run(request("a", "b")))
     (info,) = [process.info() for process in pool.table]
     assert (info.state, info.cmd, pool.health()["live"]) == ("running", ["a", "b"], 1)
     waiting = asyncio.ensure_future(pool.wait(info.process_id, None))
@@ -86,8 +91,7 @@ async def test_while_it_runs_it_is_a_process_like_any_other(lane: ScriptedLane, 
 async def test_a_start_that_is_told_later(lane: ScriptedLane) -> None:
     lane.says_later = True
     async with a_pool(lane, max_starting=1) as pool:
-        running = asyncio.ensure_future(pool.run(request()))
-        await started(lane)
+        running = await begun(lane, pool.run(request()))
         assert (pool.health()["starting"], list(pool.table)) == (1, [])
         lane.processes[0].started.set_result(None)  # type: ignore[union-attr]
         await turns()
@@ -99,8 +103,7 @@ async def test_a_start_that_is_told_later(lane: ScriptedLane) -> None:
 async def test_all_at_once(lane: ScriptedLane, pool: ProcessPool) -> None:
     """STARTED, the exit and the output, as they come in one batch."""
     lane.says_later = True
-    running = asyncio.ensure_future(pool.run(request()))
-    await started(lane)
+    running = await begun(lane, pool.run(request()))
     lane.processes[0].started.set_result(None)  # type: ignore[union-attr]
     lane.processes[0].give(b"x", 1)
     assert (await running).exit_code == 1
@@ -108,8 +111,7 @@ async def test_all_at_once(lane: ScriptedLane, pool: ProcessPool) -> None:
 
 
 async def test_output_before_the_news_of_the_exit(lane: ScriptedLane, pool: ProcessPool) -> None:
-    running = asyncio.ensure_future(pool.run(request()))
-    await started(lane)
+    running = await begun(lane, pool.run(request()))
     process = lane.processes[0]
     exited, process.exited = process.exited, asyncio.get_running_loop().create_future()
     process.give(b"x", 2)
@@ -119,8 +121,7 @@ async def test_output_before_the_news_of_the_exit(lane: ScriptedLane, pool: Proc
 
 
 async def test_a_kill_ends_it_and_its_answer_says_so(lane: ScriptedLane, pool: ProcessPool) -> None:
-    running = asyncio.ensure_future(pool.run(request()))
-    await started(lane)
+    running = await begun(lane, pool.run(request()))
     await pool.kill(next(iter(pool.table)).id, 0)
     assert (await running).reason == "killed"
 
@@ -135,8 +136,7 @@ class HeldProcess(ScriptedProcess):
 
 async def test_its_time_ends_the_tree_before_the_answer(lane: ScriptedLane, pool: ProcessPool) -> None:
     lane.make = HeldProcess
-    running = asyncio.ensure_future(pool.run(request(timeout_ms=10)))
-    await started(lane)
+    running = await begun(lane, pool.run(request(timeout_ms=10)))
     process = lane.processes[0]
     await until(lambda: process.graces)
     process.give(exit_code=0)  # it obeys, and what it started does not
@@ -147,8 +147,7 @@ async def test_its_time_ends_the_tree_before_the_answer(lane: ScriptedLane, pool
 
 
 async def test_a_time_that_was_not_used_up_ends_nothing(lane: ScriptedLane, pool: ProcessPool) -> None:
-    running = asyncio.ensure_future(pool.run(request(timeout_ms=20)))
-    await started(lane)
+    running = await begun(lane, pool.run(request(timeout_ms=20)))
     lane.processes[0].exited.set_result(ExitStatus(reason="exited", exit_code=0))
     await asyncio.sleep(0.05)  # the time itself is what is tested
     lane.processes[0].give()
@@ -157,8 +156,7 @@ async def test_a_time_that_was_not_used_up_ends_nothing(lane: ScriptedLane, pool
 
 
 async def test_over_its_limit_it_was_killed_and_nothing_is_left(lane: ScriptedLane, pool: ProcessPool) -> None:
-    running = asyncio.ensure_future(pool.run(request(on_limit="kill")))
-    await started(lane)
+    running = await begun(lane, pool.run(request(on_limit="kill")))
     lane.processes[0].give(b"x", limited=True)
     result = await running
     assert result.reason == "killed"
@@ -167,8 +165,7 @@ async def test_over_its_limit_it_was_killed_and_nothing_is_left(lane: ScriptedLa
 
 
 async def test_too_much_of_all_runs_is_overloaded_and_frees_its_key(lane: ScriptedLane, pool: ProcessPool) -> None:
-    running = asyncio.ensure_future(pool.run(request(key="k")))
-    await started(lane)
+    running = await begun(lane, pool.run(request(key="k")))
     lane.processes[0].give(overloaded=True)
     with pytest.raises(ExecFailed) as raised:
         await running
@@ -181,8 +178,7 @@ async def test_too_much_of_all_runs_is_overloaded_and_frees_its_key(lane: Script
 
 
 async def test_the_output_is_not_kept_with_the_record(lane: ScriptedLane, pool: ProcessPool) -> None:
-    running = asyncio.ensure_future(pool.run(request(input="x" * 1000)))
-    await started(lane)
+    running = await begun(lane, pool.run(request(input="x" * 1000)))
     collected = lane.processes[0].collected
     lane.processes[0].give(b"said")
     result = await running
@@ -210,8 +206,7 @@ async def test_a_key_joins_what_is_in_flight_and_later_gets_the_record(lane: Scr
 
 
 async def test_a_key_of_another_request(lane: ScriptedLane, pool: ProcessPool) -> None:
-    running = asyncio.ensure_future(pool.run(request("x", key="k", env={"A": "1", "B": "2"})))
-    await started(lane)
+    running = await begun(lane, pool.run(request("x", key="k", env={"A": "1", "B": "2"})))
     others: list[RunRequest | ExecRequest] = [
         request("y", key="k"),
         request("x", key="k", input="x"),
@@ -254,8 +249,7 @@ async def test_the_last_one_who_leaves_a_key_takes_the_run_back(lane: ScriptedLa
 
 async def test_a_cancelled_run_is_ended_with_its_grace_and_with_proof(lane: ScriptedLane) -> None:
     async with a_pool(lane, kill_grace_ms=5_000) as pool:
-        running = asyncio.ensure_future(pool.run(request()))
-        await started(lane)
+        running = await begun(lane, pool.run(request()))
         process = lane.processes[0]
         process.may_end.clear()
         running.cancel()
