@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,25 +16,33 @@ from fastclaw.errors import IoError
 from fastclaw.processes.listeners import SocketDirectory, is_trusted_peer, runtime_parent, turn_away
 
 
+@pytest.fixture
+def directory() -> Iterator[SocketDirectory]:
+    made = SocketDirectory()
+    yield made
+    made.remove()
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_modes_and_paths() -> None:
-    previous = os.umask(0o077)
-    os.umask(0)
-    directory = SocketDirectory()
-    try:
-        sockets = directory.open("0123abcd-1")
-        assert mode(directory.path) == 0o700
-        paths = [Path(listener.path) for listener in sockets]
-        assert [mode(path) for path in paths] == [0o600, 0o600]
-        assert all(len(os.fsencode(path)) <= limits.SOCKET_PATH_BYTES for path in paths)
-        sockets.close()
-        assert not any(path.exists() for path in paths)
-    finally:
-        os.umask(previous)
-        directory.remove()
+@pytest.fixture
+def any_mode() -> Iterator[None]:
+    """Nothing is masked."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_modes_and_paths(any_mode: None, directory: SocketDirectory) -> None:
+    sockets = directory.open("0123abcd-1")
+    assert mode(directory.path) == 0o700
+    paths = [Path(listener.path) for listener in sockets]
+    assert [mode(path) for path in paths] == [0o600, 0o600]
+    assert all(len(os.fsencode(path)) <= limits.SOCKET_PATH_BYTES for path in paths)
+    sockets.close()
+    assert not any(path.exists() for path in paths)
     directory.remove()
     assert not directory.path.exists()
 
@@ -51,15 +60,11 @@ def test_a_parent_that_is_not_there(short_dir: Path) -> None:
         SocketDirectory(short_dir / "gone")
 
 
-def test_a_second_socket_that_fails_takes_the_first_with_it() -> None:
-    directory = SocketDirectory()
-    try:
-        (directory.path / "p.err").mkdir()
-        with pytest.raises(OSError, match="in use"):
-            directory.open("p")
-        assert [path.name for path in directory.path.iterdir()] == ["p.err"]
-    finally:
-        directory.remove()
+def test_a_second_socket_that_fails_takes_the_first_with_it(directory: SocketDirectory) -> None:
+    (directory.path / "p.err").mkdir()
+    with pytest.raises(OSError, match="in use"):
+        directory.open("p")
+    assert [path.name for path in directory.path.iterdir()] == ["p.err"]
 
 
 def test_where_directories_go(monkeypatch: pytest.MonkeyPatch, short_dir: Path) -> None:

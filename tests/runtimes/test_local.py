@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -58,52 +57,45 @@ async def test_the_local_workspace(tmp_path: Path) -> None:
     await runtime.stop()
 
 
-@asynccontextmanager
-async def running() -> AsyncIterator[LocalRuntime]:
+@pytest.fixture
+async def local() -> AsyncIterator[LocalRuntime]:
     runtime = LocalRuntime()
     await runtime.start(params())
-    try:
-        async with asyncio.timeout(60):
-            yield runtime
-    finally:
-        await runtime.stop()
+    yield runtime
+    await runtime.stop()
 
 
 @pytest.mark.promise("T-TTY", "T-TTY-SIZE")
-async def test_a_terminal() -> None:
-    async with running() as runtime:
-        out, record = await ended(runtime, "sh", "-c", "tty; stty size; exit 3", tty=True, tty_size=(7, 9))
-        name, size, _ = out.split(b"\r\n")
-        assert (name[:9], size, record.exit_code) == (b"/dev/pts/", b"7 9", 3)
+async def test_a_terminal(local: LocalRuntime) -> None:
+    out, record = await ended(local, "sh", "-c", "tty; stty size; exit 3", tty=True, tty_size=(7, 9))
+    name, size, _ = out.split(b"\r\n")
+    assert (name[:9], size, record.exit_code) == (b"/dev/pts/", b"7 9", 3)
 
 
 @pytest.mark.promise("T-LIMITS")
 @pytest.mark.parametrize(("name", "option"), [("nofile", "n"), ("core", "c"), ("stack", "s"), ("cpu", "t")])
-async def test_a_limit_is_soft_and_hard(name: str, option: str) -> None:
+async def test_a_limit_is_soft_and_hard(local: LocalRuntime, name: str, option: str) -> None:
     unit = {"stack": 1024, "core": 512}.get(name, 1)  # what ulimit counts in
-    async with running() as runtime:
-        script = f"ulimit -S{option}; ulimit -H{option}"
-        out, _ = await ended(runtime, "sh", "-c", script, limits={name: 200 * unit})
-        assert out == b"200\n200\n"
+    script = f"ulimit -S{option}; ulimit -H{option}"
+    out, _ = await ended(local, "sh", "-c", script, limits={name: 200 * unit})
+    assert out == b"200\n200\n"
 
 
 @pytest.mark.promise("T-LIMITS")
-async def test_limits_hold(tmp_path: Path) -> None:
-    async with running() as runtime:
-        await check_limits(lambda *cmd, **request: ended(runtime, *cmd, **request), str(tmp_path))
+async def test_limits_hold(local: LocalRuntime, tmp_path: Path) -> None:
+    await check_limits(lambda *cmd, **request: ended(local, *cmd, **request), str(tmp_path))
 
 
 @pytest.mark.promise("T-LIMITS-NAME")
-async def test_limits_that_cannot_be_had(tmp_path: Path) -> None:
-    async with running() as runtime:
-        for limits, error, reason, words in (
-            ({"nofiles": 1}, InvalidParams, "invalid_params", "did you mean 'nofile'?"),
-            ({"nofile": 2**40}, ExecFailed, "permission_denied", "limits {'nofile': 1099511627776}"),
-        ):
-            with pytest.raises(error, match=re.escape(words)) as raised:
-                await runtime.exec(ExecRequest(cmd=["touch", f"{tmp_path}/started"], limits=limits))
-            assert raised.value.reason == reason
-        assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - a directory of none
+async def test_limits_that_cannot_be_had(local: LocalRuntime, tmp_path: Path) -> None:
+    for limits, error, reason, words in (
+        ({"nofiles": 1}, InvalidParams, "invalid_params", "did you mean 'nofile'?"),
+        ({"nofile": 2**40}, ExecFailed, "permission_denied", "limits {'nofile': 1099511627776}"),
+    ):
+        with pytest.raises(error, match=re.escape(words)) as raised:
+            await local.exec(ExecRequest(cmd=["touch", f"{tmp_path}/started"], limits=limits))
+        assert raised.value.reason == reason
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - a directory of none
 
 
 @pytest.mark.promise("T-TEMPLATE-NAME")

@@ -29,6 +29,18 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(fd)
 
 
+class Read(ByteSource):
+    """A source, what it has brought, and how often its end."""
+
+    def __init__(self, fd: int) -> None:
+        self.got: list[bytes] = []
+        self.ended = 0
+        super().__init__(fd, self.got.append, self._at_end)
+
+    def _at_end(self) -> None:
+        self.ended += 1
+
+
 def run(code: str, **options: object) -> subprocess.CompletedProcess[bytes]:
     """Run `code` with fds of its own: `StdioClaim` is about fd 0 and 1 of a whole process."""
     prelude = "import os, sys\nfrom fastclaw.server.stdio import StdioClaim\nfrom fastclaw.errors import IoError\n"
@@ -141,37 +153,33 @@ def test_one_socket_as_both_is_set_back_at_the_end() -> None:
 
 async def test_a_source_reads_pauses_resumes_and_ends(pipe: tuple[int, int]) -> None:
     read_end, write_end = pipe[0], os.dup(pipe[1])
-    got: list[bytes] = []
-    ended: list[bool] = []
-    source = ByteSource(read_end, got.append, lambda: ended.append(True))
+    source = Read(read_end)
     os.write(write_end, b"a")
     source.resume()
     source.resume()
-    await until(lambda: got == [b"a"])
+    await until(lambda: source.got == [b"a"])
     source.pause()
     source.pause()
     os.write(write_end, b"b")
     await turns(10)
-    assert got == [b"a"]
+    assert source.got == [b"a"]
     source.resume()
-    await until(lambda: got == [b"a", b"b"])
+    await until(lambda: source.got == [b"a", b"b"])
     source.close()
     source.resume()
     os.close(write_end)
-    assert ended == []
+    assert not source.ended
 
 
 async def test_the_end_of_a_pipe_is_told_once() -> None:
     read_end, write_end = os.pipe2(os.O_NONBLOCK)
-    got: list[bytes] = []
-    ended: list[bool] = []
-    source = ByteSource(read_end, got.append, lambda: ended.append(True))
+    source = Read(read_end)
     source.resume()
     os.write(write_end, b"last")
     os.close(write_end)
-    await until(lambda: bool(ended))
+    await until(lambda: source.ended)
     await turns(10)
-    assert (got, ended) == ([b"last"], [True])
+    assert (source.got, source.ended) == ([b"last"], 1)
     os.close(read_end)
 
 
@@ -180,23 +188,21 @@ async def test_a_regular_file_is_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "in"
     path.write_bytes(data)
     fd = os.open(path, os.O_RDONLY)
-    got: list[bytes] = []
-    ended: list[bool] = []
-    source = ByteSource(fd, got.append, lambda: ended.append(True))
+    source = Read(fd)
     source.resume()
-    await until(lambda: bool(got))
+    await until(lambda: source.got)
     source.pause()
     source.resume()
-    await until(lambda: bool(ended))
-    assert b"".join(got) == data
+    await until(lambda: source.ended)
+    assert b"".join(source.got) == data
     os.close(fd)
 
 
 async def test_dev_null_ends_at_once() -> None:
     fd = os.open(os.devnull, os.O_RDONLY)
-    ended: list[bool] = []
-    ByteSource(fd, lambda data: None, lambda: ended.append(True)).resume()
-    await until(lambda: bool(ended))
+    source = Read(fd)
+    source.resume()
+    await until(lambda: source.ended)
     os.close(fd)
 
 
@@ -206,8 +212,7 @@ async def test_a_sink_writes_one_turns_writes_at_once(pipe: tuple[int, int]) -> 
     sink.write(b"b\n")
     with pytest.raises(BlockingIOError):
         os.read(pipe[0], 10)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await turns(2)
     assert os.read(pipe[0], 10) == b"a\nb\n"
     sink.close()
 
