@@ -242,7 +242,7 @@ class Endpoint:
 
     def _stop_outbound(self, client: _Client) -> None:
         if self._outbound is not None:
-            self._outbound.stop()
+            self._outbound.cancel()
             self._outbound = None
         client.outbound_done = True
         self._close_if_through(client)
@@ -288,7 +288,7 @@ class Endpoint:
         senders, self._senders = self._senders, _NOBODY
         for client in senders:
             if client.inbound is not None:
-                client.inbound.stop()
+                client.inbound.cancel()
         input_fd, self._input_fd = self._input_fd, None
         os.close(input_fd)
         for client in senders:
@@ -325,7 +325,7 @@ class Endpoint:
             self._client = None
         self._watcher.unwatch(client.fd)
         if client.inbound is not None:
-            client.inbound.stop()
+            client.inbound.cancel()
         client.fd = -1
         with contextlib.suppress(OSError):
             client.socket.shutdown(socket.SHUT_RDWR)
@@ -357,7 +357,7 @@ class Endpoint:
         self._stop_listening()
         clients = {id(client): client for client in (self._client, *self._senders) if client is not None}
         if self._outbound is not None:
-            self._outbound.stop()
+            self._outbound.cancel()
             self._outbound = None
         self.close_input()
         for client in clients.values():
@@ -378,12 +378,12 @@ OnEnd = Callable[[OSError | None], None]
 
 
 class Relay:
-    """Moves bytes until the source ends, the target breaks, or `stop`. Owns no descriptor.
+    """Moves bytes until the source ends, the target breaks, or `cancel`. Owns no descriptor.
 
     Parameters:
         source, target: descriptors, both non-blocking; one of them a pipe.
         pipe: the one of the two that is a pipe: it is enlarged when the stream proves to be a bulk one.
-        on_end: called once, unless stopped before: None at the source's end, the error when either side broke;
+        on_end: called once, unless cancelled before: None at the source's end, the error when either side broke;
             ECONNRESET where a reader has left something unread, unless that was told otherwise.
     """
 
@@ -412,7 +412,7 @@ class Relay:
         else:
             self._wait_for_source()
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
         """Leave both descriptors alone from now on. Idempotent; `on_end` will not be called."""
         if self._waits_for == self._source:
             self._loop.remove_reader(self._source)
@@ -421,12 +421,12 @@ class Relay:
         self._waits_for = None
 
     def _wait_for_source(self) -> None:
-        self.stop()
+        self.cancel()
         self._loop.add_reader(self._source, self._pump, self._wait_for_target)
         self._waits_for = self._source
 
     def _wait_for_target(self) -> None:
-        self.stop()
+        self.cancel()
         self._loop.add_writer(self._target, self._pump, self._wait_for_source)
         self._waits_for = self._target
 
@@ -474,5 +474,5 @@ class Relay:
             self._pipe = None
 
     def _end(self, error: OSError | None) -> None:
-        self.stop()
+        self.cancel()
         self._on_end(error)

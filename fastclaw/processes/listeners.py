@@ -81,7 +81,7 @@ class SocketDirectory:
             stdio.close()
             raise
 
-    def remove(self) -> None:
+    def close(self) -> None:
         """Remove the directory with all that is in it. Idempotent."""
         self._held.remove()
 

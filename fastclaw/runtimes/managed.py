@@ -141,7 +141,7 @@ class ManagedRuntime(ProcessRuntime):
         raise_file_limit()
         host = host_limits()
         self._sockets = sockets = SocketDirectory()
-        self._setup.callback(sockets.remove)
+        self._setup.callback(sockets.close)
         self._environment = environment = await self._bring_up(namespace, options, sockets, self._setup)
         if options.templates and "template" not in environment.lane.capabilities:
             raise no_templates(f"the {environment.lane.name} lane")

@@ -461,7 +461,7 @@ def test_a_runtime_that_dies_is_one_line(local: Runner) -> None:
         assert process.stderr is not None
         assert "exited with code -9" in assert_one_line(own_words(process.stderr.read()))
     wait_until(lambda: not local.left())
-    SocketDirectory().remove()  # the next start removes the directory that the dead one left
+    SocketDirectory().close()  # the next start removes the directory that the dead one left
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ async def local() -> AsyncIterator[RuntimeClient]:
     async with RuntimeClient.spawn([*SERVE, "local"], namespace="client-run") as client:
         yield client
     assert client.exit_code in (0, -signal.SIGKILL)
-    SocketDirectory().remove()  # removes that of a killed one
+    SocketDirectory().close()  # removes that of a killed one
 
 
 async def none_runs(rt: RuntimeClient) -> None:

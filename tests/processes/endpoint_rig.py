@@ -207,4 +207,4 @@ async def endpoint(on_disconnect: OnDisconnect = "eof", *, has_stdin: bool = Tru
         yield rig
     finally:
         rig.close()
-        directory.remove()
+        directory.close()

@@ -174,4 +174,4 @@ async def a_pool(
         await pool.aclose()
         for process in lane.processes:
             process.close_theirs()
-        sockets.remove()
+        sockets.close()

@@ -138,7 +138,7 @@ class Rig:
             self.feed = -1
 
     def close(self) -> None:
-        self.relay.stop()
+        self.relay.cancel()
         self.close_feed()
         os.close(self.source)
         self.ours.close()
@@ -179,7 +179,7 @@ async def test_a_second_relay_goes_on_where_the_first_was_stopped(relayed: Rig) 
     os.write(relayed.feed, data)
     relayed.relay.start()
     received = bytearray(await loop.sock_recv(relayed.theirs, 100))
-    relayed.relay.stop()
+    relayed.relay.cancel()
     while True:
         try:
             received += relayed.theirs.recv(1 << 20)
@@ -256,8 +256,8 @@ async def test_a_reader_that_goes_with_everything_has_left_nothing(relayed: Rig)
 
 async def test_stopped_it_touches_nothing(relayed: Rig) -> None:
     relayed.relay.start()
-    relayed.relay.stop()
-    relayed.relay.stop()
+    relayed.relay.cancel()
+    relayed.relay.cancel()
     os.write(relayed.feed, b"x")
     relayed.close_feed()
     for _ in range(5):

@@ -20,7 +20,7 @@ from fastclaw.processes.listeners import SocketDirectory, is_trusted_peer, runti
 def directory() -> Iterator[SocketDirectory]:
     made = SocketDirectory()
     yield made
-    made.remove()
+    made.close()
 
 
 def mode(path: Path) -> int:
@@ -43,7 +43,7 @@ def test_modes_and_paths(any_mode: None, directory: SocketDirectory) -> None:
     assert all(len(os.fsencode(path)) <= limits.SOCKET_PATH_BYTES for path in paths)
     sockets.close()
     assert not any(path.exists() for path in paths)
-    directory.remove()
+    directory.close()
     assert not directory.path.exists()
 
 
@@ -89,7 +89,7 @@ def test_a_long_runtime_directory_is_not_used(
     assert all(len(path) <= limits.SOCKET_PATH_BYTES for _, path in sockets)
     assert f"XDG_RUNTIME_DIR is not used: it has {len(str(long))} bytes, and may have " in caplog.text
     sockets.close()
-    directory.remove()
+    directory.close()
 
 
 def test_this_user_is_trusted() -> None:
@@ -113,7 +113,7 @@ def test_another_user_is_not_trusted() -> None:
         connection.close()
     assert client.returncode == 0
     sockets.close()
-    directory.remove()
+    directory.close()
 
 
 @pytest.mark.parametrize("sent", [b"", b"for nobody", bytes(200_000)])
@@ -150,5 +150,5 @@ def test_the_directory_of_a_dead_owner_goes_and_that_of_a_live_one_stays(short_d
     assert first.trouble is None
     shutil.rmtree(first.path)
     assert "is gone" in str(first.trouble)
-    first.remove()
-    second.remove()
+    first.close()
+    second.close()

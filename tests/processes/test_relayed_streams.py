@@ -126,7 +126,7 @@ class Scene(StreamsOwner):
         self.program.close()
         for client in self._clients:
             client.close()
-        self.directory.remove()
+        self.directory.close()
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import pytest
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.local import LocalRuntime
-from tests.processes.rlimits_rig import check_limits
-from tests.runtimes.commands import ended
+from tests.runtimes.commands import check_limits, ended
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

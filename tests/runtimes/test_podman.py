@@ -20,8 +20,7 @@ from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.podman.service.service import ManagedService
 from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.podman import ContainerRuntime, remove_abandoned, why_not_spawn
-from tests.processes.rlimits_rig import check_limits
-from tests.runtimes.commands import ended
+from tests.runtimes.commands import check_limits, ended
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -98,7 +98,7 @@ async def a_scene(short_dir: Path, on_disconnect: OnDisconnect = "eof") -> Async
     finally:
         scene.close()
         watcher.close()
-        directory.remove()
+        directory.close()
 
 
 async def turn() -> None:

@@ -93,7 +93,7 @@ class Stage:
             with contextlib.suppress(ExecFailed):
                 await served.process.end_tree(Grace(0.0))
             served.close()
-            directory.remove()
+            directory.close()
         self._watcher.close()
 
 

@@ -300,7 +300,7 @@ async def test_an_engine_that_sleeps_when_the_tree_is_gone_is_not_waited_for(
             streams.close()
             process.stdout_fd, process.stderr_fd = os.dup(0), os.dup(0)  # for `drop`: the streams have closed theirs
     watcher.close()
-    directory.remove()
+    directory.close()
 
 
 def held(pid: int) -> Started:
