@@ -85,19 +85,6 @@ async def test_a_full_pool_starts_the_next_when_one_ends(lane: ScriptedLane) -> 
         await waiting
 
 
-async def test_the_exit_record(lane: ScriptedLane, pool: ProcessPool) -> None:
-    result = await pool.exec(request())
-    running = await pool.wait(result.process_id, 0)
-    assert (running.state, running.reason) == ("running", None)
-    waiting = asyncio.create_task(pool.wait(result.process_id, None))
-    await turns()
-    lane.processes[0].end(exit_code=3)
-    record = await waiting
-    assert (record.state, record.exit_code, record.signal, record.reason) == ("exited", 3, None, "exited")
-    assert {"queued_us", "start_us", "run_us", "lane_us"} <= set(record.timings)
-    assert await pool.wait(result.process_id, None) == record
-
-
 @pytest.mark.parametrize("linger_ms", [0, 60_000])
 async def test_the_lane_gets_its_process_back_once_with_its_sockets(lane: ScriptedLane, linger_ms: int) -> None:
     async with a_pool(lane, linger_ms=linger_ms) as pool:
@@ -152,15 +139,6 @@ async def test_one_that_ends_itself_at_its_time_limit_keeps_its_exit_code(
     lane.processes[0].may_end.set()
 
 
-async def test_a_client_that_leaves_kills_where_that_was_asked_for(lane: ScriptedLane, pool: ProcessPool) -> None:
-    result = await pool.exec(request(on_disconnect="kill"))
-    _, writer = await asyncio.open_unix_connection(result.stdio_addr)
-    await until(pool.table.find(result.process_id).streams.is_served)
-    writer.close()
-    async with asyncio.timeout(5):
-        assert (await pool.wait(result.process_id, None)).reason == "killed"
-
-
 async def test_signals_go_to_live_processes_only(lane: ScriptedLane, pool: ProcessPool) -> None:
     result = await pool.exec(request())
     pool.signal(result.process_id, signal.SIGUSR1)
@@ -168,15 +146,6 @@ async def test_signals_go_to_live_processes_only(lane: ScriptedLane, pool: Proce
     await pool.wait(result.process_id, None)
     pool.signal(result.process_id, signal.SIGUSR2)
     assert lane.processes[0].signals == [signal.SIGUSR1]
-
-
-async def test_unknown_processes(pool: ProcessPool) -> None:
-    with pytest.raises(InvalidState):
-        await pool.kill("x", None)
-    with pytest.raises(InvalidState):
-        await pool.wait("x", None)
-    with pytest.raises(InvalidState):
-        pool.signal("x", 9)
 
 
 async def test_the_end_of_all(lane: ScriptedLane) -> None:

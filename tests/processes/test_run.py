@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +16,7 @@ from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool
 from tests.waiting import turns, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import Coroutine
 
     from fastclaw.processes.pool import ProcessPool
 
@@ -263,59 +261,6 @@ async def test_a_cancelled_run_is_ended_with_its_grace_and_with_proof(lane: Scri
         assert running.cancelled()
         (info,) = [known.info() for known in pool.table]
         assert (info.state, info.reason) == ("exited", "killed")
-
-
-# --- the in-process runtime ---
-
-
-@pytest.fixture
-async def memory(request: pytest.FixtureRequest) -> AsyncIterator[MemoryRuntime]:
-    runtime = MemoryRuntime()
-    await runtime.start(InitializeParams(namespace="run", options=getattr(request, "param", {})))
-    yield runtime
-    await runtime.stop()
-
-
-async def test_bytes_in_bytes_out(memory: MemoryRuntime) -> None:
-    data = os.urandom(3 << 20)
-    result = await memory.run(request("cat", input_base64=base64.b64encode(data).decode(), output_limit=len(data)))
-    assert result.stdout is None
-    assert base64.b64decode(str(result.stdout_base64)) == data
-    assert (result.stderr, result.dropped, result.gap_at) == ("", {"stdout": 0, "stderr": 0}, UNSET)
-
-
-async def test_both_streams_and_one_of_them(memory: MemoryRuntime) -> None:
-    apart = await memory.run(request("stderr", "word"))
-    merged = await memory.run(request("stderr", "word", merge_stderr=True))
-    assert (apart.stdout, apart.stderr) == ("", "word\n")
-    assert (merged.stdout, merged.stderr) == ("word\n", "")
-
-
-async def test_the_whole_of_a_flood_is_counted(memory: MemoryRuntime) -> None:
-    result = await memory.run(request("out", str(5 << 20), output_limit=1000))
-    assert result.dropped["stdout"] == (5 << 20) - 1000
-    killed = await memory.run(request("out", str(256 << 20), output_limit=1000, on_limit="kill"))
-    assert (killed.reason, killed.dropped["stdout"] < 256 << 20) == ("killed", True)
-
-
-@pytest.mark.parametrize("memory", [{"run_output_bytes": 1000}], indirect=True)
-async def test_the_bound_of_all_runs(memory: MemoryRuntime) -> None:
-    assert (await memory.run(request("out", "1000"))).stdout_base64 is not UNSET
-    with pytest.raises(ExecFailed) as raised:
-        await memory.run(request("out", "1001"))
-    assert (raised.value.reason, raised.value.retryable) == ("overloaded", True)
-    assert (await memory.run(request("out", "1000"))).stdout_base64 is not UNSET
-
-
-async def test_a_relative_directory(memory: MemoryRuntime) -> None:
-    for directory, wanted in ((".", "/\n"), ("tmp", "/tmp\n"), ("./tmp/", "/tmp\n"), ("/tmp", "/tmp\n"), (None, "/\n")):
-        assert (await memory.run(request("pwd", working_dir=directory))).stdout == wanted
-
-
-async def test_64_at_once(memory: MemoryRuntime) -> None:
-    texts = [f"{number} é\n" * (200 * number) for number in range(64)]
-    results = await asyncio.gather(*(memory.run(request("cat", input=text)) for text in texts))
-    assert [result.stdout for result in results] == texts
 
 
 async def test_an_end_in_the_middle_of_a_run() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import signal
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidParams
 from fastclaw.processes.lane import ExitStatus, Grace, LaneProcess, StartSpec
-from fastclaw.runtime import ExecRequest, InitializeParams
+from fastclaw.runtime import InitializeParams
 from fastclaw.runtimes.memory import MemoryLane, MemoryRuntime, PipeSource, PipeWriter
 from tests.spawner.rig import finish, read_all
 
@@ -23,21 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastclaw.runtimes.memory_programs import Env, Reader, Writer
-
-
-async def test_a_program_behind_a_real_socket() -> None:
-    runtime = MemoryRuntime()
-    await runtime.start(InitializeParams(namespace="n"))
-    result = await runtime.exec(ExecRequest(cmd=["cat"]))
-    reader, writer = await asyncio.open_unix_connection(result.stdio_addr)
-    data = hashlib.shake_256(b"x").digest(1_000_000)
-    writer.write(data)
-    writer.write_eof()
-    async with asyncio.timeout(20):
-        assert await reader.read() == data
-        assert (await runtime.wait(result.process_id)).exit_code == 0
-    writer.close()
-    await runtime.stop()
 
 
 async def test_the_workspace_is_told() -> None:

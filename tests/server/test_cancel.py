@@ -99,34 +99,6 @@ async def test_it_is_answered_after_what_it_took_back_and_that_once_nothing_is_l
     assert "result" in await wire.call(method, "a", cmd=["x"])
 
 
-async def test_of_a_wait_only_the_waiting_ends(wire: Wire, runtime: SlowToEnd) -> None:
-    wire.post("wait", 1, process_id="p")
-    wire.post("wait", 2, process_id="p")
-    await turns()
-    assert (await wire.call("cancel", 3, id=1)) is not None
-    assert cancelled(by_id(await wire.answers(2))[1])
-    runtime.gate.set()
-    assert by_id(await wire.answers(3))[2]["result"]["state"] == "exited"
-
-
-async def test_a_notification_cancels_and_is_not_answered(wire: Wire) -> None:
-    wire.post("run", 1, cmd=["x"])
-    wire.post("cancel", id=1)
-    assert cancelled((await wire.answers(1))[0])
-    await wire.nothing_more()
-    assert len(wire.lines) == 1
-
-
-@pytest.mark.parametrize("unknown", ["no such", -1, 2**64 - 1, "1"])
-async def test_what_is_unknown_or_answered_is_nothing(wire: Wire, runtime: SlowToEnd, unknown: Any) -> None:
-    wire.post("run", 1, cmd=["x"])
-    assert (await wire.call("cancel", "c", id=unknown))["result"] == {}
-    runtime.gate.set()
-    await wire.answers(2)
-    assert (await wire.call("cancel", "c", id=1))["result"] == {}
-    assert runtime.taken_back == 0
-
-
 async def test_other_methods_are_left_alone() -> None:
     async with a_wire(initialized=False) as wire:
         wire.runtime.start_gate = asyncio.Event()

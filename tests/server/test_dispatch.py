@@ -17,51 +17,6 @@ from tests.server.wire import ExtendedRuntime, ScriptedRuntime, Wire, a_wire, he
 from tests.waiting import until
 
 
-async def test_initialize_tells_what_the_contract_says() -> None:
-    async with a_wire(initialized=False) as wire:
-        result = (await wire.call("initialize", namespace="n"))["result"]
-        assert result["env"] == {"A": "1"}
-        assert "workspace_root" not in result
-        assert set(result["server"]) == {"name", "version"}
-        assert result["capabilities"] == []
-
-
-@pytest.mark.parametrize(
-    ("line", "code"),
-    [
-        (b"{", -32700),
-        (b"1", -32600),
-        (b"[]", -32600),
-        (b"x" * (limits.MAX_LINE_BYTES + 1), -32600),
-    ],
-)
-async def test_what_is_no_request_gets_one_error_without_id_and_the_next_is_served(
-    wire: Wire, line: bytes, code: int
-) -> None:
-    wire.feed(line + b"\n" + health("next") + b"\n")
-    first, second = await wire.answers(2)
-    assert (first["id"], first["error"]["code"]) == (None, code)
-    assert (second["id"], second["result"]["status"]) == ("next", "healthy")
-    await wire.nothing_more()
-    assert len(wire.lines) == 2
-
-
-@pytest.mark.parametrize(
-    ("method", "params", "code", "path"),
-    [
-        ("nonsense", {}, -32601, None),
-        ("exec", {"cmd": [1]}, -32602, "$.cmd[0]"),
-        ("signal", {"process_id": "p", "signal": "NOPE"}, -32602, "$.signal"),
-    ],
-)
-async def test_what_is_no_call_names_the_field(
-    wire: Wire, method: str, params: Any, code: int, path: str | None
-) -> None:
-    error = (await wire.call(method, **params))["error"]
-    assert error["code"] == code
-    assert error["data"].get("path") == path
-
-
 async def test_before_initialize() -> None:
     async with a_wire(initialized=False) as wire:
         assert (await wire.call("health"))["result"] == {"status": "unhealthy", "message": "not initialized"}
@@ -72,16 +27,6 @@ async def test_before_initialize() -> None:
         assert (await wire.call("shutdown"))["result"] == {}
 
 
-async def test_twice_initialize(wire: Wire) -> None:
-    assert (await wire.call("initialize", namespace="n"))["error"]["data"]["reason"] == "already_initialized"
-
-
-async def test_initialize_that_fails_may_be_tried_again() -> None:
-    async with a_wire(initialized=False) as wire:
-        assert (await wire.call("initialize", namespace="?"))["error"]["data"]["path"] == "$.namespace"
-        assert "result" in await wire.call("initialize", namespace="n")
-
-
 async def test_a_runtime_without_extensions() -> None:
     async with a_wire(ScriptedRuntime()) as wire:
         for method, params in (
@@ -90,11 +35,6 @@ async def test_a_runtime_without_extensions() -> None:
             ("signal", {"process_id": "p", "signal": 9}),
         ):
             assert (await wire.call(method, **params))["error"]["code"] == -32601
-
-
-async def test_duplicate_ids_are_each_answered(wire: Wire) -> None:
-    wire.feed((health(7) + b"\n") * 3)
-    assert [answer["id"] for answer in await wire.answers(3)] == [7, 7, 7]
 
 
 async def test_notifications_are_done_and_not_answered(wire: Wire) -> None:
@@ -108,13 +48,6 @@ async def test_notifications_are_done_and_not_answered(wire: Wire) -> None:
     assert wire.runtime.count == 4
 
 
-async def test_10_000_requests_in_one_feed(wire: Wire) -> None:
-    wire.feed(b"".join(health(number) + b"\n" for number in range(10_000)))
-    answers = await wire.answers(10_000)
-    assert sorted(answer["id"] for answer in answers) == list(range(10_000))
-    assert all(answer["result"]["status"] == "healthy" for answer in answers)
-
-
 async def test_a_batch_is_answered_as_one_line_when_all_is_done(wire: Wire) -> None:
     waiting = {"jsonrpc": "2.0", "id": "slow", "method": "exec", "params": {"cmd": ["wait"]}}
     notification = {"jsonrpc": "2.0", "method": "health"}
@@ -123,12 +56,6 @@ async def test_a_batch_is_answered_as_one_line_when_all_is_done(wire: Wire) -> N
     wire.runtime.gate.set()
     batch = (await wire.answers(2))[1]
     assert sorted(str(answer["id"]) for answer in batch) == ["None", "quick", "slow"]
-
-
-async def test_a_batch_of_notifications_is_not_answered(wire: Wire) -> None:
-    wire.feed(b'[{"jsonrpc":"2.0","method":"health"},{"jsonrpc":"2.0","method":"nope"}]\n')
-    await wire.nothing_more()
-    assert wire.lines == []
 
 
 @pytest.mark.parametrize("cmd", ["crash", "leak_cancel", "strange", "surrogate"])

@@ -37,35 +37,6 @@ def sockets_of(child: Served) -> str:
     return os.path.dirname(str(child.exec("true")["stdio_addr"]))
 
 
-def test_a_whole_conversation(local: Served) -> None:
-    result = local.initialize()
-    assert result["server"]["name"] == "fastclaw"
-    process = local.exec("sh", "-c", "read line; echo got $line; echo err >&2; exit 3")
-    with socket.socket(socket.AF_UNIX) as stdio, socket.socket(socket.AF_UNIX) as stderr:
-        stdio.connect(process["stdio_addr"])
-        stderr.connect(process["stderr_addr"])
-        stdio.sendall(b"hello\n")
-        assert stdio.recv(100) == b"got hello\n"
-        assert stdio.recv(100) == b""
-        assert stderr.recv(100) == b"err\n"
-    record = local.call("wait", process_id=process["process_id"])["result"]
-    assert (record["exit_code"], record["reason"]) == (3, "exited")
-    assert local.call("shutdown")["result"] == {}
-    assert local.exit_code() == 0
-    assert not os.path.exists(os.path.dirname(process["stdio_addr"]))
-
-
-@pytest.mark.parametrize("runtime", ["memory", "local"])
-def test_eof_ends_it_with_0_and_nothing_left(runtime: str, tmp_path: Path) -> None:
-    for child in served(tmp_path, runtime):
-        child.initialize()
-        directory = sockets_of(child)
-        child.exec("sleep", "1000")
-        child.end_input()
-        assert child.exit_code() == 0
-        assert not os.path.exists(directory)
-
-
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_0_and_nothing_left(signum: signal.Signals, local: Served) -> None:
     local.initialize()
