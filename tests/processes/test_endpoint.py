@@ -33,25 +33,11 @@ def mover(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return str(request.param)
 
 
-async def test_output_from_before_the_connection_waits(rig: EndpointRig) -> None:
-    await rig.stdout.write(b"early")
-    client = await rig.connect()
-    assert await client.read() == b"early"
-
-
 async def test_a_process_that_nobody_reads_blocks(rig: EndpointRig) -> None:
     assert rig.stdout.fill() == limits.PIPE_BYTES
     await turns(20)
     with pytest.raises(BlockingIOError):
         os.write(rig.stdout.fd, b"x")
-
-
-async def test_input_and_output(rig: EndpointRig) -> None:
-    client = await rig.connect()
-    await client.send(b"to the process")
-    assert await rig.stdin.read() == b"to the process"
-    await rig.stdout.write(b"to the client")
-    assert await client.read() == b"to the client"
 
 
 async def test_a_second_client_is_turned_away_and_the_first_served_on(rig: EndpointRig) -> None:

@@ -146,16 +146,6 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what flows ---
 
 
-async def test_three_streams(scene: Scene) -> None:
-    stdio, errors = await scene.stdio(), await scene.errors()
-    await stdio.send(b"in")
-    assert await scene.program.stdin.read() == b"in"
-    await scene.program.stdout.write(b"out")
-    await scene.program.stderr.write(b"err")
-    assert (await stdio.read(), await errors.read()) == (b"out", b"err")
-    assert not scene.streams.drained
-
-
 async def test_drained_once_both_have_been_read_to_the_end(scene: Scene) -> None:
     scene.program.close()
     assert await (await scene.errors()).read_to_end() == b""

@@ -252,14 +252,6 @@ async def test_a_runtime_without_run() -> None:
         assert (await wire.call("run", cmd=["x"]))["error"]["code"] == -32601
 
 
-async def test_the_answer_of_a_run(wire: Wire) -> None:
-    result = (await wire.call("run", cmd=["say"]))["result"]
-    assert result == {
-        "process_id": "p", "state": "exited", "exit_code": 0, "signal": None, "reason": "exited", "timings": {},
-        "usage": None, "stdout": "x", "stderr": "", "dropped": {"stdout": 0, "stderr": 0},
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("keep", ["head", "tail", "ends"])
 async def test_an_answer_that_would_not_fit_its_line_is_cut(wire: Wire, runtime: SlowToEnd, keep: str) -> None:
     runtime.said = "\0" * (8 << 20)

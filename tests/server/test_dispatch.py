@@ -17,16 +17,6 @@ from tests.server.wire import ExtendedRuntime, ScriptedRuntime, Wire, a_wire, he
 from tests.waiting import until
 
 
-async def test_before_initialize() -> None:
-    async with a_wire(initialized=False) as wire:
-        assert (await wire.call("health"))["result"] == {"status": "unhealthy", "message": "not initialized"}
-        for method, params in (("exec", {"cmd": ["x"]}), ("kill", {"process_id": "p"}), ("list", {})):
-            error = (await wire.call(method, **params))["error"]
-            assert (error["code"], error["data"]["reason"]) == (-32002, "not_initialized")
-            assert error["message"].startswith("invalid state: ")
-        assert (await wire.call("shutdown"))["result"] == {}
-
-
 async def test_a_runtime_without_extensions() -> None:
     async with a_wire(ScriptedRuntime()) as wire:
         for method, params in (

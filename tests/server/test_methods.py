@@ -59,15 +59,6 @@ async def test_a_list_beyond_a_line_comes_in_pages(wire: Wire) -> None:
     assert limits.MAX_LINE_BYTES - 50_000 < lengths[0] <= limits.MAX_LINE_BYTES
 
 
-async def test_a_list_by_limit(wire: Wire) -> None:
-    wire.runtime.processes = processes(5, "y")
-    assert [len(page) for page in await pages(wire, limit=2)] == [2, 2, 1]
-    assert [len(page) for page in await pages(wire, limit=5)] == [5]
-    for wrong in (0, -1, "x"):
-        error = (await wire.call("list", limit=wrong))["error"]
-        assert error["data"]["path"] == "$.limit"
-
-
 LONG = "\x01" * (limits.MAX_LINE_BYTES // 8)
 """What is quoted: JSON takes six bytes for each of it, and Python's repr four."""
 
