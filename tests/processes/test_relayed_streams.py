@@ -168,6 +168,15 @@ async def test_what_a_client_that_leaves_stdio_means(scene: Scene, told: list[st
     assert scene.told == told
 
 
+async def test_output_that_a_client_left_in_its_socket_is_a_gap_without_stdin_too(scene: Scene) -> None:
+    errors = await scene.errors()
+    await scene.program.stderr.write(b"unread")
+    await until(lambda: not scene.streams.has_pending_output())
+    assert await errors.read(1) == b"u"
+    errors.close()
+    await until(lambda: scene.told == ["gap"])
+
+
 # --- who reads ---
 
 
