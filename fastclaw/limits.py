@@ -71,8 +71,9 @@ MAX_HEALTH_BYTES = 256 * KIB
 MAX_PATH_CHARS = 4_096
 """A path among the options, one of which comes back as `workspace_root`: the kernel's PATH_MAX (limits.h)."""
 
-HOLD_TRIES = 8
-"""Directories that are made before one can be locked: whoever takes one for abandoned does so within microseconds."""
+HOLD_TRIES = 64
+"""Directories that are made before one can be locked: another process may take a new one for abandoned in between.
+Where four did nothing but make and sweep, eight in a row were lost once."""
 
 SHOWN_COMMAND_BYTES = 4 * KIB
 """Of a command line, what `list` shows and a record keeps: 10 000 records of long ones take 40 MB, not gigabytes."""
@@ -96,13 +97,13 @@ QUEUE_LIMIT = 10_000
 """exec calls waiting for a start: beyond it a caller is better served by `overloaded` than by the wait."""
 
 QUEUE_TIMEOUT_MS = 30_000
-"""How long an exec call may wait for its turn: the patience of the sibling supervisors with a call."""
+"""How long an exec call may wait for its turn: as long as the sibling supervisors wait for an answer."""
 
 KILL_GRACE_MS = 1_000
 """TERM to KILL: Docker's and Podman's 10 s would take up all of `SHUTDOWN_TIMEOUT_MS`."""
 
 SHUTDOWN_TIMEOUT_MS = 10_000
-"""The supervisor's own patience with an extension is 30 s (notes on anyclaw v0.11.0); this stays well under it."""
+"""The supervisor waits 30 s for an extension (notes on anyclaw v0.11.0); this stays well under it."""
 
 KEEP_EXITED_MS = 300_000
 """How long an exit record can be asked for; Docker and Podman keep exec sessions for the same five minutes."""
@@ -262,7 +263,7 @@ POLLER_EVENTS = 256
 # --- The client ------------------------------------------------------------------------------------
 
 CLIENT_CALL_MS = 30_000
-"""An answer to a call that does not wait for anything slow: the patience of the sibling supervisors."""
+"""An answer to a call that does not wait for anything slow: as long as the sibling supervisors wait."""
 
 CLIENT_INITIALIZE_MS = START_TIMEOUT_MS + 10_000
 """The runtime's own deadline for its start goes first, so that the caller reads its reason."""
@@ -292,7 +293,7 @@ CLIENT_CONNECT_MS = 5_000
 CLIENT_CONNECT_RETRY_MS = 5
 """Pause before the next try at a full backlog: the kernel has no event for room in it."""
 
-# --- What one process takes from the host (processes/capacity.py) -----------------------------------
+# --- What one process takes from the host (processes/admission.py) ----------------------------------
 
 FILES_PER_PROCESS = 8
 """Two listeners, two connections, three pipe ends, one pidfd: where this process moves the bytes."""
@@ -342,7 +343,7 @@ MEMORY_WRITER_BYTES = 64 * KIB
 MEMORY_MAX_OUT_BYTES = 1024 * MIB
 """The most that the built-in program `out` writes, so that a typing error does not run for hours."""
 
-# --- The spawner (spawner/; what is also in spawner.c is compared by a test) ------
+# --- The spawner (what is also in spawner/c is compared by a test) ----------------------------------
 
 SPAWN_FRAME_BYTES = 16 * KIB
 """One frame: a usual command with its environment takes 1 to 4 KB; a longer one comes as a file. Every reaper has one
@@ -516,7 +517,7 @@ WANTED_INOTIFY = 128
 """inotify instances: the kernel's default; the engine takes one per exec whose exit it waits for, then polls
 instead."""
 
-# --- Runs and what ends with them (runtime.py, processes/run_output.py, processes/collector.py, dispatch.py) ---------
+# --- Runs and what ends with them -----------------------------------------------------------------------
 
 RUN_OUTPUT_LIMIT_BYTES = 1 * MIB
 """Of each stream of a run, unless it asks for another: what one command says is a few KB, a build's log 100 KB."""

@@ -26,7 +26,7 @@ _TAKEN_BACK = frozenset({"exec", "run", "wait"})
 """Methods whose calls are cancelled at the runtime too where they are cancelled here."""
 
 
-class Calls:
+class PendingCalls:
     """The table of open calls of one client.
 
     Parameters:

@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from fastclaw import limits
 from fastclaw.client.remote_process import RemoteProcess
-from fastclaw.client.rpc import Calls, Child, Stderr
+from fastclaw.client.rpc import Child, PendingCalls, Stderr
 from fastclaw.errors import FastclawError, ProtocolError
 from fastclaw.runtime import ExecResult, ExitReason, ExitRecord, HealthStatus, InitializeResult, ProcessInfo, RunResult
 
@@ -121,7 +121,7 @@ class RuntimeClient:
         self._env = env
         self._stderr = stderr
         self._child: Child | None = None
-        self._calls: Calls | None = None
+        self._calls: PendingCalls | None = None
         self._extra_shutdown_ms = 0
         self.welcome: Welcome | None = None
 
@@ -147,7 +147,7 @@ class RuntimeClient:
 
     async def __aenter__(self) -> Self:
         child = Child(on_data=lambda data: calls.feed(data), on_lost=lambda why: calls.lose(why))
-        calls = Calls(child.write, child.writable)
+        calls = PendingCalls(child.write, child.writable)
         await child.start(self._command, self._env, self._stderr)
         self._child, self._calls = child, calls
         if self._namespace is not None:

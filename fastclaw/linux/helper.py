@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import starmap
 from subprocess import DEVNULL

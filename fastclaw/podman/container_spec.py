@@ -5,13 +5,15 @@ of Podman 4.3.1 (pkg/specgen/specgen.go); later versions still read them.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
 from fastclaw import engine_limits, limits
 from fastclaw.errors import InvalidParams
-from fastclaw.options import Capabilities
+
+if TYPE_CHECKING:
+    from fastclaw.options import Capabilities
 
 LABEL_NAMESPACE = "io.fastclaw.namespace"
 LABEL_OWNER = "io.fastclaw.owner"
@@ -388,7 +390,7 @@ DEFAULT = tuple(name for name in NUMBERS if name not in UNUSUAL)
 PATH = "$.options.capabilities"
 
 
-def read_capabilities(wanted: Capabilities) -> tuple[str, ...]:
+def read_capabilities(wanted: "Capabilities") -> tuple[str, ...]:
     """The names that are meant, with their prefix, by number.
 
     Raises:

@@ -83,9 +83,9 @@ class Endpoint:
         "_outbound",
         "_output_fd",
         "_owner",
+        "_poller",
         "_retry",
         "_senders",
-        "_watcher",
         "drained",
     )
 
@@ -95,7 +95,7 @@ class Endpoint:
         listener: Listener,
         output_fd: int,
         input_fd: int | None,
-        watcher: Poller,
+        poller: Poller,
         on_disconnect: OnDisconnect,
         on_change: Callable[[], None],
     ) -> None:
@@ -103,10 +103,10 @@ class Endpoint:
         self._listener = listener
         self._output_fd = output_fd
         self._input_fd = input_fd
-        self._watcher = watcher
+        self._poller = poller
         self._on_disconnect = on_disconnect
         self._on_change = on_change
-        self._loop = watcher.loop
+        self._loop = poller.loop
         self._move_output = splice.mover()
         self._client: _Client | None = None
         self._outbound: Relay | None = None
@@ -116,7 +116,7 @@ class Endpoint:
         self._is_listening = True
         self._retry: asyncio.TimerHandle | None = None
         self.drained = False
-        watcher.watch_listener(listener.fd, self._on_connection)
+        poller.watch_listener(listener.fd, self._on_connection)
 
     def __repr__(self) -> str:
         state = "closed" if not self._is_open else "listening" if self._is_listening else "released"
@@ -180,17 +180,17 @@ class Endpoint:
 
     def _accept_later(self) -> None:
         """Out of descriptors: the client waits in the backlog, and the loop must not spin on it meanwhile."""
-        self._watcher.unwatch(self._listener.fd)
+        self._poller.unwatch(self._listener.fd)
         self._retry = self._loop.call_later(limits.ACCEPT_RETRY_MS / 1000, self._accept_again)
 
     def _accept_again(self) -> None:
         self._retry = None
         if self._accepting and self._is_listening:
-            self._watcher.watch_listener(self._listener.fd, self._on_connection)
+            self._poller.watch_listener(self._listener.fd, self._on_connection)
 
     def _serve(self, client: _Client) -> None:
         self._client = client
-        self._watcher.watch_hangup(client.fd, lambda: self._client_left(client))
+        self._poller.watch_hangup(client.fd, lambda: self._client_left(client))
         self._outbound = Relay(self._output_fd, client.fd, self._output_fd, self._move_output, self._output_ended)
         self._outbound.start()
         if self._input_fd is None:
@@ -206,7 +206,7 @@ class Endpoint:
         if self._client is not client:
             return
         self._client = None
-        self._watcher.unwatch(client.fd)
+        self._poller.unwatch(client.fd)
         if client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET:
             self._owner.on_gap()  # it closed with output of ours unread; AF_UNIX does not say how much
         self._stop_outbound(client)
@@ -232,7 +232,7 @@ class Endpoint:
             return
         with contextlib.suppress(OSError):  # the client may be gone already
             client.socket.shutdown(socket.SHUT_WR)
-        self._watcher.unwatch(client.fd)  # from here our own shutdown makes a half-close look like a hang-up
+        self._poller.unwatch(client.fd)  # from here our own shutdown makes a half-close look like a hang-up
         self._stop_outbound(client)
         if not self.drained:
             self.drained = True
@@ -309,9 +309,9 @@ class Endpoint:
             if not self._is_listening:
                 return
             if accepting:
-                self._watcher.watch_listener(self._listener.fd, self._on_connection)
+                self._poller.watch_listener(self._listener.fd, self._on_connection)
             else:
-                self._watcher.unwatch(self._listener.fd)
+                self._poller.unwatch(self._listener.fd)
 
     # --- the end ---
 
@@ -323,7 +323,7 @@ class Endpoint:
         """Close so that the client reads what it was sent and then a clean EOF, never a reset."""
         if self._client is client:
             self._client = None
-        self._watcher.unwatch(client.fd)
+        self._poller.unwatch(client.fd)
         if client.inbound is not None:
             client.inbound.cancel()
         client.fd = -1
@@ -346,7 +346,7 @@ class Endpoint:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        self._watcher.unwatch(self._listener.fd)
+        self._poller.unwatch(self._listener.fd)
         self._listener.close()
 
     def close(self) -> None:
@@ -449,7 +449,7 @@ class Relay:
                 return
             self.moved += moved
             # A short move most likely emptied a pipe: asking again would cost a call for an EAGAIN. A socket is read on
-            # until EAGAIN or its end: after a reset (POLLERR) uvloop calls once more and then drops the watcher.
+            # until EAGAIN or its end: after a reset (POLLERR) uvloop calls once more and then drops the poller.
             if moved >= limits.PIPE_BYTES:
                 self._enlarge()
             elif self._source_is_pipe:

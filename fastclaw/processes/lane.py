@@ -256,13 +256,13 @@ class LaneProcess(ABC):
     timings: dict[str, int]
 
     @abstractmethod
-    def serve(self, owner: StreamsOwner, sockets: Any, watcher: Any, on_disconnect: OnDisconnect) -> Streams:
+    def serve(self, owner: StreamsOwner, sockets: Any, poller: Any, on_disconnect: OnDisconnect) -> Streams:
         """Let clients reach the streams of an exec. Called once, before `started`.
 
         Parameters:
             owner: is told what becomes of them.
             sockets: `sockets.ProcessSockets`, listening; taken over, unless this fails.
-            watcher: `poller.Poller`, for them.
+            poller: `poller.Poller`, for them.
 
         Raises:
             OSError: there is not enough of something.

@@ -97,7 +97,7 @@ class ProcessPool:
         self._working_dir = working_dir
         self._base_dir = base_dir
         self._loop = asyncio.get_running_loop()
-        self._watcher = Poller()
+        self._poller = Poller()
         self.table = ProcessTable(options)
         self._admission = Admission(containers, max_starting, max_live, options.queue_limit)
         self._starts = StartQueue(self._admission, options.queue_timeout_ms / 1000)
@@ -212,7 +212,7 @@ class ProcessPool:
         sockets = None
         try:
             sockets = self._sockets.open(process.id)
-            process.streams = lane_process.serve(process, sockets, self._watcher, on_disconnect)
+            process.streams = lane_process.serve(process, sockets, self._poller, on_disconnect)
         except BaseException:
             lane_process.close_streams()
             if sockets is not None:
@@ -227,7 +227,7 @@ class ProcessPool:
         """The kernel may have refused to watch one of them (fs.epoll.max_user_watches)."""
         for listener in sockets:
             with contextlib.suppress(OSError):  # the one that is not watched
-                self._watcher.unwatch(listener.fd)
+                self._poller.unwatch(listener.fd)
         sockets.close()
 
     def _begin(self, process: Process, timeout_ms: int | None, begun: Begun) -> None:
@@ -533,7 +533,7 @@ class ProcessPool:
         for lane_process in list(self._draining):
             self._drained(lane_process)
         await asyncio.gather(*self._tasks, *self._closings, return_exceptions=True)
-        self._watcher.close()
+        self._poller.close()
 
     def health(self) -> dict[str, Any]:
         """Counts and bounds."""

@@ -81,17 +81,17 @@ class LocalStreams(Streams):
     __slots__ = ("_is_open", "_looked_at", "_loop", "_outlets", "_owner")
 
     def __init__(
-        self, owner: StreamsOwner, sockets: ProcessSockets, pipes: Pipes, watcher: Poller, on_disconnect: OnDisconnect
+        self, owner: StreamsOwner, sockets: ProcessSockets, pipes: Pipes, poller: Poller, on_disconnect: OnDisconnect
     ) -> None:
         self._owner = owner
-        self._loop = watcher.loop
+        self._loop = poller.loop
         self._looked_at = -math.inf
         self._is_open = True
         self.drained = False
         stdio, stderr = sockets
         self._outlets = (
-            _Outlet(Endpoint(owner, stdio, pipes.stdout, pipes.stdin, watcher, on_disconnect, self._on_change)),
-            _Outlet(Endpoint(owner, stderr, pipes.stderr, None, watcher, "hold", self._on_change)),
+            _Outlet(Endpoint(owner, stdio, pipes.stdout, pipes.stdin, poller, on_disconnect, self._on_change)),
+            _Outlet(Endpoint(owner, stderr, pipes.stderr, None, poller, "hold", self._on_change)),
         )
 
     def _on_change(self) -> None:
@@ -163,9 +163,9 @@ class PipedProcess(LaneProcess):
         return Pipes(self.stdin_fd, self.stdout_fd, self.stderr_fd)
 
     def serve(
-        self, owner: StreamsOwner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
+        self, owner: StreamsOwner, sockets: ProcessSockets, poller: Poller, on_disconnect: OnDisconnect
     ) -> Streams:
-        return LocalStreams(owner, sockets, self._pipes(), watcher, on_disconnect)
+        return LocalStreams(owner, sockets, self._pipes(), poller, on_disconnect)
 
     def close_streams(self) -> None:
         close_all(fd for fd in self._pipes() if fd is not None)

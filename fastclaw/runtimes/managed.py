@@ -197,7 +197,7 @@ class ManagedRuntime(ProcessRuntime):
 
     @property
     def pool(self) -> ProcessPool:
-        """The processes.
+        """The processes. The harness asks for none before `initialize`; others may.
 
         Raises:
             InvalidState: `not_initialized`: it is not running.

@@ -311,7 +311,7 @@ class PipeSource(asyncio.ReadTransport):
 
 
 class PipeWriter(Writer):
-    """Writes to a pipe with backpressure: `programs.Writer`. Takes `fd` over; it must not block."""
+    """Writes to a pipe with backpressure: `memory_programs.Writer`. Takes `fd` over; it must not block."""
 
     def __init__(self, fd: int) -> None:
         self._fd: int | None = fd

@@ -177,11 +177,6 @@ class LineFramer:
         self._held = bytearray()  # not a list of pieces: 16 million of two bytes each would take a GiB
         self._dropping = False
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the unfinished line."""
-        return len(self._held)
-
     def feed(self, data: bytes) -> list[bytes | Oversized]:
         """Take what one read brought, give back the lines that it completed, in order."""
         pieces = data.split(b"\n")

@@ -415,7 +415,7 @@ class Spawner:
         elif op in (frames.DONE, frames.EXITED):
             self._starting.pop(id, None)
             self._let_go(process, is_gone=b & frames.WITH_EMPTY, is_free=b & frames.WITH_FREE)
-            process.on_exited(a, user_us, system_us, max_rss_kb)  # last: callbacks may run at once (`Prompt`)
+            process.on_exited(a, user_us, system_us, max_rss_kb)  # last: it may call back
             if op == frames.DONE:
                 process.on_collected(self._frame[frames.EVENT.size : size], b)
         elif op == frames.EMPTY:

@@ -49,10 +49,10 @@ class SpawnStreams(Streams):
         "_looked_at",
         "_may_have_output",
         "_owner",
+        "_poller",
         "_pump",
         "_sockets",
         "_stalled",
-        "_watcher",
     )
 
     def __init__(
@@ -60,13 +60,13 @@ class SpawnStreams(Streams):
         process: SpawnProcess,
         owner: StreamsOwner,
         sockets: ProcessSockets,
-        watcher: Poller,
+        poller: Poller,
         on_disconnect: OnDisconnect,
     ) -> None:
         self._pump: SpawnProcess | None = process
         self._owner: StreamsOwner | None = owner
         self._sockets = sockets
-        self._watcher = watcher
+        self._poller = poller
         self._kills = on_disconnect == "kill"
         self._connected = self._delivered = self._stalled = 0
         self._is_free = self._is_gone = self.drained = False
@@ -74,8 +74,8 @@ class SpawnStreams(Streams):
         self._look: asyncio.TimerHandle | None = None
         self._looked_at = -math.inf
         self._blocked: asyncio.Future[int] | None = None
-        watcher.watch_listener(sockets.stdio.fd, self._on_stdio)
-        watcher.watch_listener(sockets.stderr.fd, self._on_stderr)
+        poller.watch_listener(sockets.stdio.fd, self._on_stdio)
+        poller.watch_listener(sockets.stderr.fd, self._on_stderr)
 
     # --- clients that come ---
 
@@ -103,12 +103,12 @@ class SpawnStreams(Streams):
 
     def _accept_later(self, fd: int, callback: Callable[[], None]) -> None:
         """Out of descriptors: the client waits in the backlog, and the loop must not spin on it meanwhile."""
-        self._watcher.unwatch(fd)
-        loop = self._watcher.loop
+        self._poller.unwatch(fd)
+        loop = self._poller.loop
 
         def again() -> None:
             if self._is_open:
-                self._watcher.watch_listener(fd, callback)
+                self._poller.watch_listener(fd, callback)
 
         loop.call_later(limits.ACCEPT_RETRY_MS / 1000, again)
 
@@ -201,7 +201,7 @@ class SpawnStreams(Streams):
 
     def _look_later(self) -> None:
         if self._is_gone and not self._is_free and self._look is None and self._pump is not None:
-            self._look = self._watcher.loop.call_later(limits.PUMP_LOOK_MS / 1000, self._look_now)
+            self._look = self._poller.loop.call_later(limits.PUMP_LOOK_MS / 1000, self._look_now)
 
     def _look_now(self) -> None:
         self._look = None
@@ -245,7 +245,7 @@ class SpawnStreams(Streams):
     def look(self) -> bool:
         """The pump answers. Main ends the clients of a pump that is in the same call at two LOOKs, so LOOKs are a while
         apart, however many callers there are."""
-        now = self._watcher.loop.time()
+        now = self._poller.loop.time()
         if self._pump is None or now < self._looked_at + limits.PUMP_LOOK_MS / 2000:
             return False
         self._looked_at = now
@@ -256,7 +256,7 @@ class SpawnStreams(Streams):
         """The pump answers, unless a locked pipe blocks it."""
         if self._blocked is not None:
             return self._blocked
-        asked = self._blocked = self._watcher.loop.create_future()
+        asked = self._blocked = self._poller.loop.create_future()
         if self._pump is None:
             self._on_blocked(0)
         else:
@@ -282,8 +282,8 @@ class SpawnStreams(Streams):
 
     def _stop_listening(self) -> None:
         self._is_open = False
-        self._watcher.unwatch(self._sockets.stdio.fd)
-        self._watcher.unwatch(self._sockets.stderr.fd)
+        self._poller.unwatch(self._sockets.stdio.fd)
+        self._poller.unwatch(self._sockets.stderr.fd)
         self._sockets.close()
 
     def close(self) -> None:

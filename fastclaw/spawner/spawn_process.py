@@ -104,9 +104,9 @@ class SpawnProcess(LaneProcess):
         return f"<{type(self).__name__} {self.id} {state}>"
 
     def serve(
-        self, owner: StreamsOwner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
+        self, owner: StreamsOwner, sockets: ProcessSockets, poller: Poller, on_disconnect: OnDisconnect
     ) -> Streams:
-        self._streams = SpawnStreams(self, owner, sockets, watcher, on_disconnect)
+        self._streams = SpawnStreams(self, owner, sockets, poller, on_disconnect)
         return self._streams
 
     # --- what the spawner says ---

@@ -257,7 +257,7 @@ def _gid(name: str) -> int:
 BINARIES = Path(__file__).parent / "bin"
 
 ARCHITECTURES = ("x86_64", "aarch64")
-"""Those that spawner.c has system calls for, as uname(2) names them."""
+"""Those that spawner/c has system calls for, as uname(2) names them."""
 
 
 def path_for(architecture: str) -> Path:

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw.client.rpc import Calls
+from fastclaw.client.rpc import PendingCalls
 from fastclaw.errors import BY_CODE, FastclawError, IoError, ProtocolError
 from tests.strategies import JSON
 from tests.waiting import turns
 
 
-def _calls(written: list[bytes]) -> Calls:
+def _calls(written: list[bytes]) -> PendingCalls:
     writable = asyncio.Event()
     writable.set()
-    return Calls(written.append, writable)
+    return PendingCalls(written.append, writable)
 
 
 async def test_one_write_per_turn_of_the_loop() -> None:
@@ -35,7 +35,7 @@ async def test_one_write_per_turn_of_the_loop() -> None:
 async def test_a_paused_writer_holds_calls_back() -> None:
     written: list[bytes] = []
     writable = asyncio.Event()
-    calls = Calls(written.append, writable)
+    calls = PendingCalls(written.append, writable)
     call = asyncio.ensure_future(calls.call("x", None, None))
     await turns()
     assert written == []
@@ -166,7 +166,7 @@ async def test_an_answer_to_nobody_is_not_kept() -> None:
 
 async def test_a_call_that_never_left_is_not_cancelled() -> None:
     written: list[bytes] = []
-    calls = Calls(written.append, asyncio.Event())  # the other side does not read
+    calls = PendingCalls(written.append, asyncio.Event())  # the other side does not read
     call = asyncio.ensure_future(calls.call("exec", {}, None))
     await turns()
     call.cancel()

@@ -143,7 +143,7 @@ class EndpointRig(StreamsOwner):
         self.changes = 0
         self.then: Callable[[], None] = lambda: None
         self.drained = 0
-        self.watcher = Poller()
+        self.poller = Poller()
         self._sockets = directory.open("p")
         self.path = self._sockets.stdio.path
         self._clients: list[Client] = []
@@ -152,7 +152,7 @@ class EndpointRig(StreamsOwner):
         stdin, input_fd = os.pipe2(flags) if has_stdin else (-1, None)
         self.stdin, self.stdout = PipeEnd(stdin), PipeEnd(stdout)
         self.endpoint = Endpoint(
-            self, self._sockets.stdio, output, input_fd, self.watcher, on_disconnect, self.on_change
+            self, self._sockets.stdio, output, input_fd, self.poller, on_disconnect, self.on_change
         )
 
     def on_abandoned(self) -> None:
@@ -191,7 +191,7 @@ class EndpointRig(StreamsOwner):
         """Everything."""
         self.endpoint.close()
         self._sockets.stderr.close()
-        self.watcher.close()
+        self.poller.close()
         for client in self._clients:
             client.close()
         self.stdin.close()

@@ -183,7 +183,7 @@ async def test_what_was_not_seen_to_end_is_unknown_when_the_environment_goes(
     await pool.aclose()
     assert (await waiting).reason == "unknown"
     assert not os.path.exists(result.stdio_addr)  # noqa: ASYNC240 - one stat
-    pool._watcher = type(pool._watcher)()  # for the second aclose of the fixture
+    pool._poller = type(pool._poller)()  # for the second aclose of the fixture
 
 
 async def test_the_list_goes_on_after_what_is_forgotten_by_now(lane: ScriptedLane) -> None:

@@ -75,10 +75,10 @@ class Scene(StreamsOwner):
         self.told: list[str] = []
         self.changes = 0
         self.directory = SocketDirectory()
-        self.watcher = Poller()
+        self.poller = Poller()
         self.sockets: ProcessSockets = self.directory.open("p")
         self.program = Program()
-        streams = self.program.serve(self, self.sockets, self.watcher, on_disconnect)
+        streams = self.program.serve(self, self.sockets, self.poller, on_disconnect)
         assert isinstance(streams, LocalStreams)
         self.streams = streams
         self._clients: list[Client] = []
@@ -122,7 +122,7 @@ class Scene(StreamsOwner):
 
     def close(self) -> None:
         self.streams.close()
-        self.watcher.close()
+        self.poller.close()
         self.program.close()
         for client in self._clients:
             client.close()

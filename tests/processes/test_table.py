@@ -321,9 +321,9 @@ class Answering(ScriptedProcess):
             os.close(self.stdin_fd)
 
     def serve(
-        self, owner: StreamsOwner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
+        self, owner: StreamsOwner, sockets: ProcessSockets, poller: Poller, on_disconnect: OnDisconnect
     ) -> Streams:
-        self.streams = SpawnStreams(self, owner, sockets, watcher, on_disconnect)  # type: ignore[arg-type]  # has enough
+        self.streams = SpawnStreams(self, owner, sockets, poller, on_disconnect)  # type: ignore[arg-type]  # has enough
         return self.streams
 
     def attach(self, which: int, fd: int) -> None:

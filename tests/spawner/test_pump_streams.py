@@ -64,11 +64,11 @@ class FakePump:
 class Scene:
     """Streams of a process that a fake pump has."""
 
-    def __init__(self, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect) -> None:
-        self.sockets, self.watcher = sockets, watcher
+    def __init__(self, sockets: ProcessSockets, poller: Poller, on_disconnect: OnDisconnect) -> None:
+        self.sockets, self.poller = sockets, poller
         self.owner, self.pump = Owner(), FakePump()
         pump: Any = self.pump  # it has what is used
-        self.streams = SpawnStreams(pump, self.owner, sockets, watcher, on_disconnect)
+        self.streams = SpawnStreams(pump, self.owner, sockets, poller, on_disconnect)
         self._clients: list[socket.socket] = []
 
     def connect(self, which: int) -> socket.socket:
@@ -91,13 +91,13 @@ class Scene:
 
 @asynccontextmanager
 async def a_scene(short_dir: Path, on_disconnect: OnDisconnect = "eof") -> AsyncIterator[Scene]:
-    directory, watcher = SocketDirectory(short_dir), Poller()
-    scene = Scene(directory.open("p"), watcher, on_disconnect)
+    directory, poller = SocketDirectory(short_dir), Poller()
+    scene = Scene(directory.open("p"), poller, on_disconnect)
     try:
         yield scene
     finally:
         scene.close()
-        watcher.close()
+        poller.close()
         directory.close()
 
 

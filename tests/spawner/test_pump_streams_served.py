@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 class Served:
     """A process with streams as the pool gives it some."""
 
-    def __init__(self, process: SpawnProcess, directory: SocketDirectory, watcher: Poller, how: OnDisconnect) -> None:
+    def __init__(self, process: SpawnProcess, directory: SocketDirectory, poller: Poller, how: OnDisconnect) -> None:
         self.process, self.owner = process, Owner()
         self.sockets = directory.open("p")
-        served = process.serve(self.owner, self.sockets, watcher, how)
+        served = process.serve(self.owner, self.sockets, poller, how)
         assert isinstance(served, SpawnStreams)
         self.streams = served
         self._clients: list[socket.socket] = []
@@ -76,14 +76,14 @@ class Stage:
 
     def __init__(self, lane: SpawnLane, short_dir: Path) -> None:
         self._lane, self._short_dir = lane, short_dir
-        self._watcher = Poller()
+        self._poller = Poller()
         self._served: list[tuple[Served, SocketDirectory]] = []
 
     async def start(self, *cmd: str, on_disconnect: OnDisconnect = "eof", **more: object) -> Served:
         process = await self._lane.start(spec(*cmd, holds_stdin=on_disconnect == "hold", **more), 0)
         assert isinstance(process, SpawnProcess)
         directory = SocketDirectory(self._short_dir)
-        served = Served(process, directory, self._watcher, on_disconnect)
+        served = Served(process, directory, self._poller, on_disconnect)
         self._served.append((served, directory))
         await process.started
         return served
@@ -94,7 +94,7 @@ class Stage:
                 await served.process.end_tree(Grace(0.0))
             served.close()
             directory.close()
-        self._watcher.close()
+        self._poller.close()
 
 
 async def test_a_conversation_to_its_end(short_dir: Path) -> None:

@@ -31,8 +31,6 @@ FIRST_HOST, LAST_HOST = 2, 254
 HTTP_PORTS = (80, 443)
 DNS_PORT = 53
 
-TOKEN = re.compile(r"[0-9a-f]{8}")
-INTERFACE = re.compile(r"fc([0-9a-f]{8})(v\d+)?")
 TABLE = re.compile(r"fastclaw_(\d+)_(\d+)_(\d+)_([0-9a-f]{8})")
 
 

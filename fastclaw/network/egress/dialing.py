@@ -160,13 +160,13 @@ class LocalAddresses:
         Where the kernel does not say, the answer is yes: what cannot be told apart from us is treated as us.
         """
         inner = embedded_v4(address)
-        return self._is_local(address) or (inner is not None and self._is_local(inner))
+        return self._ask_is_local(address) or (inner is not None and self._ask_is_local(inner))
 
     def close(self) -> None:
         """Close the socket. Idempotent; every address is local then."""
         self._socket.close()
 
-    def _is_local(self, address: Address) -> bool:
+    def _ask_is_local(self, address: Address) -> bool:
         self._sequence = (self._sequence + 1) & 0xFFFF_FFFF
         try:
             self._socket.send(netlink.get_route(address, self._sequence))

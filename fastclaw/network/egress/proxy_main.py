@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 _MOST_FDS = 2
 
 
-class EgressWorker:
+class ProxyProcess:
     """What the proxy's process does: obeys fastclaw's orders until the other end closes.
 
     Parameters:
@@ -209,7 +209,7 @@ async def _main(fd: int) -> None:
     """Never returns: the end does not wait for a name server or a disk that threads of ours may wait for."""
     orders = socket.socket(fileno=fd)
     orders.setblocking(False)
-    worker = EgressWorker(orders)
+    worker = ProxyProcess(orders)
     logging.basicConfig(handlers=[ReportHandler(worker.log)])
 
     def complain(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

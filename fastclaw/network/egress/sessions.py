@@ -152,7 +152,7 @@ class Session:
             forwarder.close()
         return None
 
-    async def hello(self, words: bytes, *, is_listed: bool) -> tuple[tls.Hello | None, bytes]:
+    async def hello(self, words: bytes, *, is_listed: bool) -> tuple[tls.ClientHello | None, bytes]:
         """A client's TLS greeting, or None where it speaks something else; with all bytes that were read.
 
         Parameters:
@@ -196,7 +196,7 @@ class Session:
             words += more
         return found, words
 
-    async def join_tls(self, far: socket.socket, hello: tls.Hello, words: bytes) -> Handoff:
+    async def join_tls(self, far: socket.socket, hello: tls.ClientHello, words: bytes) -> Handoff:
         """Join a client whose greeting was checked with its server.
 
         A server may ask for another greeting (HelloRetryRequest); that has to name the same server. So what comes
@@ -476,7 +476,7 @@ class TransparentDialect:
         session.idle.off()
         return (await session.enforcer.connect(session.access)).socket
 
-    async def _join(self, hello: tls.Hello, words: bytes) -> Handoff:
+    async def _join(self, hello: tls.ClientHello, words: bytes) -> Handoff:
         far = await self._connect(self._address if hello.name is None else _tls_name(hello.name))
         try:
             return await self._session.join_tls(far, hello, words)

@@ -42,7 +42,7 @@ _HOST_NAME = 0
 _NAME = re.compile(rb"[0-9A-Za-z._:-]{1,254}")
 
 
-class Hello(NamedTuple):
+class ClientHello(NamedTuple):
     """What a ClientHello says.
 
     Parameters:
@@ -56,9 +56,11 @@ class Hello(NamedTuple):
 
 
 class _Message(NamedTuple):
-    """Parameters:
-    size: of the records that carry it.
-    is_alone: nothing follows it in the last of them.
+    """A handshake message.
+
+    Parameters:
+        size: of the records that carry it.
+        is_alone: nothing follows it in the last of them.
     """
 
     body: bytes
@@ -71,7 +73,7 @@ def may_be_tls(data: bytes) -> bool:
     return data[:1] != b"" and data[0] in _RECORDS and data[1:_VERSION_BYTES] in (b"", _MAJOR.to_bytes())
 
 
-def sniff(data: bytes | bytearray) -> Hello | None:
+def sniff(data: bytes | bytearray) -> ClientHello | None:
     """The ClientHello that a connection begins with; None: more bytes are needed. What follows it is ignored.
 
     Parameters:
@@ -86,7 +88,7 @@ def sniff(data: bytes | bytearray) -> Hello | None:
         return None
     if not hello.is_alone:
         raise ProtocolError("a TLS ClientHello with something behind it in its record")
-    return Hello(_server_name(hello.body), hello.size)
+    return ClientHello(_server_name(hello.body), hello.size)
 
 
 def asks_again(data: bytes) -> bool | None:
@@ -102,7 +104,7 @@ def asks_again(data: bytes) -> bool | None:
     return None if answer is None else answer.body[_VERSION_BYTES:_VERSION_AND_RANDOM_BYTES] == _RETRY
 
 
-def sniff_again(data: bytes) -> Hello | None:
+def sniff_again(data: bytes) -> ClientHello | None:
     """The ClientHello after a HelloRetryRequest; None: more bytes are needed.
 
     Parameters:
@@ -117,7 +119,7 @@ def sniff_again(data: bytes) -> Hello | None:
         if position > network_limits.TLS_EARLY_BYTES:
             raise ProtocolError(f"more than {network_limits.TLS_EARLY_BYTES} bytes between two TLS ClientHellos")
     hello = sniff(data[position:])
-    return None if hello is None else Hello(hello.name, position + hello.size)
+    return None if hello is None else ClientHello(hello.name, position + hello.size)
 
 
 def _message(data: bytes | bytearray, kind: int) -> _Message | None:

@@ -83,7 +83,7 @@ class _End:
         if events & BROKEN and self.has_ended:  # it was reset after its end: no read will tell
             self.is_gone = True
 
-    def is_full(self) -> None:
+    def note_full(self) -> None:
         """A write would have blocked."""
         self.is_writable = False
         if not self._watches_writing:
@@ -230,7 +230,7 @@ class _Direction:
 
     def _not_written(self, error: OSError) -> bool:
         if isinstance(error, BlockingIOError):
-            self._target.is_full()
+            self._target.note_full()
             return False
         self._target.refused_write()
         return False

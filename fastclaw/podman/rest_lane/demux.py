@@ -293,7 +293,7 @@ class Demux:
             self._loop.remove_reader(self._sock.fileno())
 
     def _readable(self) -> None:
-        """Read until there is nothing: uvloop drops a watcher after one call when the peer reset the connection
+        """Read until there is nothing: uvloop drops a poller after one call when the peer reset the connection
         (libuv stops a poll at POLLERR), so what is left would never be announced again."""
         for _ in range(RELAY_BURST):
             try:

@@ -219,7 +219,7 @@ class _Exchange:
                 raise ConnectionResetError("the engine closed the connection without an answer")
             self.answered = True
             self._connection.receive_data(data)
-            is_complete = self._is_complete()
+            is_complete = self._take_in()
 
     def _render(self, method: str, path: str, body: bytes | None, upgrade: bool) -> bytes:
         headers = [("Host", "engine")]
@@ -233,7 +233,7 @@ class _Exchange:
         self._connection.send(h11.EndOfMessage())
         return head + (body or b"")
 
-    def _is_complete(self) -> bool:
+    def _take_in(self) -> bool:
         """Take in what has come."""
         while True:
             event = self._connection.next_event()

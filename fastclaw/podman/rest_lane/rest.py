@@ -372,11 +372,11 @@ class RestProcess(PipedProcess):
             self._learn()
 
     def serve(
-        self, owner: StreamsOwner, sockets: ProcessSockets, watcher: Poller, on_disconnect: OnDisconnect
+        self, owner: StreamsOwner, sockets: ProcessSockets, poller: Poller, on_disconnect: OnDisconnect
     ) -> Streams:
         """As `LaneProcess`."""
         self._owner = owner
-        return super().serve(owner, sockets, watcher, on_disconnect)
+        return super().serve(owner, sockets, poller, on_disconnect)
 
     def collect(self, collection: Collection, budget: OutputBudget) -> None:
         """Have its streams fed and collected here.

@@ -4,7 +4,7 @@ On this host TERM goes out, then KILL, until scans find nothing more. Every sign
 before the process was looked at again, so a process number that is given out anew cannot be hit (pidfd_open(2)).
 Processes of a container are ended by their numbers on the host. Trees that are ended at the same time share the scans.
 
-Which processes belong to a tree is decided from a snapshot of the process table alone (`ProcessTable`). A process that
+Which processes belong to a tree is decided from a snapshot of the process table alone (`KernelTable`). A process that
 wants to leave its tree can lose its parent (double fork), its group and session (setsid) or its environment (`env -i`),
 but rarely all of them at once. So membership follows every one of these ties and is closed under descent. Not found is
 a process that has lost its parent, its session *and* its environment before the first look.
@@ -77,7 +77,7 @@ async def end_tree(
 # --- which processes belong to a tree ---
 
 
-class ProcessTable:
+class KernelTable:
     """A snapshot of the live processes, indexed so that one question costs as much as its answer is long."""
 
     __slots__ = ("by_pid", "children", "groups", "marked", "sessions")
@@ -155,7 +155,7 @@ class ProcessTable:
 class Snapshot(NamedTuple):
     """One scan of the process table. `doubt`: one that was born meanwhile and is alive may not be in it."""
 
-    table: ProcessTable
+    table: KernelTable
     doubt: bool
 
 
@@ -185,7 +185,7 @@ class Scanner:
 
     def _table(self) -> Snapshot:
         rows, doubt = proc.scan_with_doubt(PROCESS_ID_VARIABLE)
-        return Snapshot(ProcessTable(rows), doubt)
+        return Snapshot(KernelTable(rows), doubt)
 
 
 def kill_marked(marker: str) -> None:
@@ -292,7 +292,7 @@ class _TreeKiller:
         self._starved = True
         return True
 
-    def _alive(self, table: ProcessTable) -> list[int]:
+    def _alive(self, table: KernelTable) -> list[int]:
         """Members of earlier rounds that are still there: theirs stay members when a parent between has died."""
         return [
             pid
@@ -300,7 +300,7 @@ class _TreeKiller:
             if pid in table.by_pid and table.by_pid[pid].starttime == held.row.starttime
         ]
 
-    def _hold(self, table: ProcessTable, row: proc.Row, found: set[int]) -> None:
+    def _hold(self, table: KernelTable, row: proc.Row, found: set[int]) -> None:
         try:
             fd = os.pidfd_open(row.pid)
         except ProcessLookupError:

@@ -19,7 +19,7 @@ from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.accounting import Counters
-from fastclaw.network.egress.proxy_main import EgressWorker, ReportHandler, describe, read_whole
+from fastclaw.network.egress.proxy_main import ProxyProcess, ReportHandler, describe, read_whole
 from tests.balance import descriptors_left, open_descriptors
 from tests.network.egress.rig import HERE, PATIENCE_S, Client, config, listening, request
 
@@ -76,7 +76,7 @@ async def a_worker() -> AsyncIterator[tuple[Other, asyncio.Task[None]]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     other = Other(ours)
     with theirs:
-        task = asyncio.create_task(EgressWorker(theirs).run())
+        task = asyncio.create_task(ProxyProcess(theirs).run())
         try:
             yield other, task
         finally:

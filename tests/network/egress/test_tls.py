@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fastclaw import network_limits
 from fastclaw.errors import ProtocolError
-from fastclaw.network.egress.tls import HANDSHAKE, Hello, asks_again, may_be_tls, sniff, sniff_again
+from fastclaw.network.egress.tls import HANDSHAKE, ClientHello, asks_again, may_be_tls, sniff, sniff_again
 
 NAME = "Files.Example.org"
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -84,7 +84,7 @@ def respread(flight: bytes, sizes: list[int]) -> bytes:
 def test_a_real_one_names_its_server(version: ssl.TLSVersion, name: str, told: str) -> None:
     assert heard(real(version, name)) == [told]
     found = sniff(bytearray(real(version, name)) + b"\x17anything")
-    assert found == Hello(told, len(real(version, name)))
+    assert found == ClientHello(told, len(real(version, name)))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -133,7 +133,7 @@ def test_a_server_that_asks_for_another_greeting_is_told_from_one_that_does_not(
 @given(st.lists(st.tuples(st.sampled_from([0x14, 0x17]), st.binary(max_size=300)), max_size=4))
 def test_the_second_greeting_comes_behind_what_a_client_may_say_before(between: list[tuple[int, bytes]]) -> None:
     before = b"".join(record(data, kind) for kind, data in between)
-    assert sniff_again(before + real() + b"more") == Hello(NAME.lower(), len(before + real()))
+    assert sniff_again(before + real() + b"more") == ClientHello(NAME.lower(), len(before + real()))
     assert {sniff_again((before + real())[:size]) for size in range(0, len(before + real()), 97)} == {None}
 
 
@@ -241,7 +241,7 @@ def test_a_byte_that_is_wrong_does_no_harm(at: int, change: int) -> None:
     flight = bytearray(real())
     flight[at % len(flight)] ^= change
     with contextlib.suppress(ProtocolError):
-        assert isinstance(sniff(flight), Hello | None)
+        assert isinstance(sniff(flight), ClientHello | None)
 
 
 @given(st.tuples(*[st.integers(1, 16_384)] * network_limits.TLS_HELLO_RECORDS))

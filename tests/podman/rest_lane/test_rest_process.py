@@ -281,11 +281,11 @@ async def test_an_engine_that_sleeps_when_the_tree_is_gone_is_not_waited_for(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "PUMP_LOOK_MS", LOOK_MS)
-    owner, directory, watcher = Told(), SocketDirectory(), Poller()
+    owner, directory, poller = Told(), SocketDirectory(), Poller()
     with subprocess.Popen(["sleep", "100"]) as child:  # noqa: ASYNC220 - a fork takes no time worth waiting for
         async with stand_in(short_dir, answering(), held(child.pid)) as (process, engine):
             sockets = directory.open("p")
-            streams = process.serve(owner, sockets, watcher, "hold")
+            streams = process.serve(owner, sockets, poller, "hold")
             with socket.socket(socket.AF_UNIX) as out, socket.socket(socket.AF_UNIX) as err:
                 out.connect(sockets.stdio.path)
                 err.connect(sockets.stderr.path)
@@ -299,7 +299,7 @@ async def test_an_engine_that_sleeps_when_the_tree_is_gone_is_not_waited_for(
             assert owner.drained
             streams.close()
             process.stdout_fd, process.stderr_fd = os.dup(0), os.dup(0)  # for `drop`: the streams have closed theirs
-    watcher.close()
+    poller.close()
     directory.close()
 
 

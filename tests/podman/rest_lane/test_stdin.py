@@ -293,7 +293,7 @@ async def test_where_no_server_can_be_started_there_is_no_way_in(monkeypatch: py
 
 OWNS_HELPERS = """
 import asyncio, subprocess
-from fastclaw.linux import proc as procfs
+from fastclaw.linux import proc
 from fastclaw.podman.rest_lane.stdin import StdinHelpers
 
 async def main():
@@ -301,7 +301,7 @@ async def main():
     process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE)
     entry = await helpers.open(process.pid)
     server = helpers._server.pid
-    print(process.pid, server, *(pid for pid, _ in procfs.children(server)), flush=True)
+    print(process.pid, server, *(pid for pid, _ in proc.children(server)), flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(main())

@@ -25,7 +25,7 @@ from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.rest_lane import trees
 from fastclaw.podman.rest_lane.exec_calls import ExecCalls
 from fastclaw.podman.rest_lane.http_client import Upgraded
-from fastclaw.podman.rest_lane.trees import ProcessTable, end_remote_tree, end_tree
+from fastclaw.podman.rest_lane.trees import KernelTable, end_remote_tree, end_tree
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
 from tests.balance import balanced, descriptors_left
 from tests.pids import marked
@@ -64,7 +64,7 @@ def row(
 
 
 def members(*rows: proc.Row, **how: object) -> set[int]:
-    return ProcessTable(rows).members("m", **how)  # type: ignore[arg-type]  # a test's shorthand
+    return KernelTable(rows).members("m", **how)  # type: ignore[arg-type]  # a test's shorthand
 
 
 def test_descendants_of_a_root() -> None:
@@ -104,7 +104,7 @@ def test_a_number_given_out_anew_is_not_taken_for_the_dead_leader() -> None:
 
 
 def test_ancestors_end_at_a_parent_outside_the_snapshot() -> None:
-    table = ProcessTable([row(5, 4), row(6, 5), row(7, 6)])
+    table = KernelTable([row(5, 4), row(6, 5), row(7, 6)])
     assert table.ancestors(7) == {7, 6, 5}
     assert table.ancestors(99) == set()
 
@@ -144,7 +144,7 @@ def test_more_roots_never_mean_fewer_members(table: list[proc.Row], roots: set[i
 
 @given(tables)
 def test_ancestors_terminate_on_any_table(table: list[proc.Row]) -> None:
-    snapshot = ProcessTable(table)
+    snapshot = KernelTable(table)
     for one in table:
         assert one.pid in snapshot.ancestors(one.pid)
 
@@ -284,7 +284,7 @@ async def test_many_at_once_share_their_scans(monkeypatch: pytest.MonkeyPatch) -
     def counted(variable: str, scan: object = proc.scan_with_doubt) -> object:
         nonlocal scans
         scans += 1
-        return scan(variable)  # type: ignore[operator]  # procfs.scan_with_doubt itself
+        return scan(variable)  # type: ignore[operator]  # proc.scan_with_doubt itself
 
     monkeypatch.setattr(proc, "scan_with_doubt", counted)
     async with balanced():
