@@ -109,12 +109,6 @@ def _bridge() -> None:
     need_bridge()
 
 
-@pytest.fixture
-async def network(tmp_path: Path) -> AsyncIterator[Started]:
-    async with started(tmp_path) as one:
-        yield one
-
-
 class Box:
     """A container on a network."""
 

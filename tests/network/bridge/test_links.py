@@ -18,24 +18,16 @@ from fastclaw.linux import netlink as rtnetlink
 from fastclaw.network.bridge import firewall, links
 from fastclaw.network.bridge.firewall import Bridge
 from fastclaw.network.bridge.links import Netlink
-from tests.network.bridge.rig import ip, need_bridge, room, started
+from tests.network.bridge.rig import ip, need_bridge, room
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from tests.network.bridge.rig import Started
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _bridge() -> None:
     need_bridge()
-
-
-@pytest.fixture
-async def network(tmp_path: Path) -> AsyncIterator[Started]:
-    async with started(tmp_path) as one:
-        yield one
 
 
 def setting(family: str, interface: str, name: str) -> str:

@@ -48,12 +48,6 @@ def _bridge() -> None:
 
 
 @pytest.fixture
-async def network(tmp_path: Path) -> AsyncIterator[Started]:
-    async with started(tmp_path) as one:
-        yield one
-
-
-@pytest.fixture
 async def inside(network: Started) -> AsyncIterator[Room]:
     async with room(network) as one:
         yield one
