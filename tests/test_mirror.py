@@ -28,6 +28,7 @@ SUBJECTS = {
     "spawner/test_interleavings.py": "the C program: two things at once",
     "spawner/test_runs.py": "the C program: runs",
     "spawner/test_spawner_binary.py": "the C program, frame by frame",
+    "spawner/test_spawner_users.py": "the C program: users",
     "spawner/test_tty.py": "the C program: terminals",
     "test_build_spawner.py": "scripts/build_spawner.py",
     "test_docs.py": "docs/",
