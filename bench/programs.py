@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -43,7 +44,7 @@ class Programs:
         static = ["-static"] if source.stem in _STATIC else []
         subprocess.run(["cc", *_FLAGS, *static, "-o", program, source], check=True)
 
-    def measure(self, name: str, *arguments: object, fds: tuple[int, ...] = ()) -> list[dict[str, float]]:
+    def measure(self, name: str, *arguments: object, fds: tuple[int, ...] = ()) -> list[dict[str, Any]]:
         """Run a program to its end; the lines of JSON that it prints. It gets `fds` of our descriptors, and no stdin.
 
         Raises:

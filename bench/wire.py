@@ -57,7 +57,7 @@ def floor(programs: Programs, way: str, command: Command, count: int, at_once: i
     """
     streams = ["pipes" if pipes else "bare", len(command.input), len(command.output)]
     (told,) = programs.measure("run_floor", way, count, at_once, *streams, *command.floor)
-    return Times(**told)  # type: ignore[arg-type]  # `calls` is a whole number
+    return Times(**told)
 
 
 class Wire:
@@ -103,4 +103,4 @@ class Wire:
             *words,
         ]
         told = self._programs.measure("rpc_client", *arguments, fds=(out, in_))
-        return [Times(**one) for one in told]  # type: ignore[arg-type]  # `calls` is a whole number
+        return [Times(**one) for one in told]

@@ -16,10 +16,13 @@ _EAGER_LOOKS = 50
 
 
 async def until(holds: Callable[[], object], seconds: float = DEADLINE_S) -> None:
-    """Return once `holds()` is true; AssertionError after so many seconds. The loop goes on meanwhile."""
+    """Return once `holds()`, awaited if need be, is true; AssertionError after so many seconds. The loop goes on."""
     end = time.monotonic() + seconds
     for look in itertools.count():
-        if holds():
+        held = holds()
+        if inspect.isawaitable(held):
+            held = await asyncio.wait_for(held, max(end - time.monotonic(), 0))
+        if held:
             return
         _check(end, holds, seconds)
         await asyncio.sleep(0 if look < _EAGER_LOOKS else _LOOK_S)

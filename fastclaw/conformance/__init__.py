@@ -1,7 +1,12 @@
 """Public checks that any runtime extension, in any language, must pass over stdio."""
 
-# The checks register themselves when they are imported.
-from fastclaw.conformance import check_exec, check_lifecycle, check_run, check_run_limits, check_streams  # noqa: F401
+from fastclaw.conformance import (  # noqa: F401 - they register themselves
+    check_exec,
+    check_lifecycle,
+    check_run,
+    check_run_limits,
+    check_streams,
+)
 from fastclaw.conformance.promises import BY_ID, PROMISES, Promise
 from fastclaw.conformance.rig import MEMORY, POSIX, VOCABULARIES, Vocabulary
 from fastclaw.conformance.runner import Finding, Report, check

@@ -1,6 +1,5 @@
 """Checks of how a process starts, why it does not, how it is killed, and what is told of it."""
 
-import asyncio
 import signal
 import time
 import uuid
@@ -441,9 +440,11 @@ async def _blocked_outputs(rig: Rig, session: Session) -> None:
     async def blocked() -> object:
         return (await session.listed())[process.id].get("blocked")
 
-    async with asyncio.timeout(limits.CHECK_SOON_MS / 1000):
-        while (seen := await blocked()) is None:  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(limits.CHECK_POLL_MS / 1000)
+    async def is_blocked() -> bool:
+        return await blocked() is not None
+
+    await soon("an output that nobody reads is called blocked", is_blocked)
+    seen = await blocked()
     expect(seen == ["stdout"], f"of an output that nobody reads, list says {seen}")
     out, _ = await process.outputs()
     expect(len(out) == BLOCKING_BYTES, f"{len(out)} bytes came")

@@ -11,7 +11,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -453,7 +453,7 @@ async def _pour(channel: Channel, data: bytes) -> None:
 # --- What is seen from outside the protocol: paths and /proc ---
 
 
-async def soon(what: str, holds: Callable[[], bool], timeout_ms: int | None = None) -> None:
+async def soon(what: str, holds: Callable[[], bool | Awaitable[bool]], timeout_ms: int | None = None) -> None:
     """Look until it holds; for what sends no event.
 
     Parameters:
@@ -464,7 +464,10 @@ async def soon(what: str, holds: Callable[[], bool], timeout_ms: int | None = No
     """
     within_ms = limits.CHECK_SOON_MS if timeout_ms is None else timeout_ms
     deadline = time.monotonic() + within_ms / 1000
-    while not holds():
+    while True:
+        held = holds()
+        if held if isinstance(held, bool) else await held:
+            return
         if time.monotonic() > deadline:
             raise Broken(f"{what}: not within {within_ms} ms")
         await asyncio.sleep(limits.CHECK_POLL_MS / 1000)

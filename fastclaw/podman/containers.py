@@ -223,8 +223,7 @@ class RotatingSlot(Slot[Container]):
 
     async def _retire(self, container: Container) -> None:
         """Wait until no process needs it, daemons that a command left included, then remove it."""
-        # The engine sends no event when a container falls idle.
-        while container.alive and (container.live or not await container.is_idle()):  # noqa: ASYNC110
+        while container.alive and (container.live or not await container.is_idle()):  # noqa: ASYNC110 - it sends no event
             await asyncio.sleep(limits.DRAIN_LOOK_MS / 1000)
         await super()._retire(container)
 

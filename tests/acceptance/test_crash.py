@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(60)
 
 NAMESPACE = "crash"
-LOOK_S = 0.002
 """Between two looks at what sends no event: /proc and the engine's directories."""
 
 CROWD = 50
@@ -339,9 +338,14 @@ async def kill_container(engine: EngineLifecycle) -> str:
 
 async def becomes(client: RuntimeClient, status: str) -> str | None:
     """What health says with it."""
-    async with asyncio.timeout(PATIENCE_S):
-        while (health := await client.health()).status != status:  # noqa: ASYNC110 - it does not tell
-            await asyncio.sleep(LOOK_S)
+    health = await client.health()
+
+    async def is_so() -> bool:
+        nonlocal health
+        health = await client.health()
+        return health.status == status
+
+    await until(is_so, PATIENCE_S)
     return health.message
 
 
@@ -362,9 +366,11 @@ async def test_a_container_that_dies_takes_its_processes_and_comes_back(
     assert await becomes(client, "healthy") is None
     async with await shell(client, "echo again") as process:
         assert (await process.communicate())[0] == b"again\n"
-    async with asyncio.timeout(PATIENCE_S):
-        while await engine.inspect_container(dead) is not None:  # noqa: ASYNC110 - the engine sends no event
-            await asyncio.sleep(LOOK_S)
+
+    async def is_removed() -> bool:
+        return await engine.inspect_container(dead) is None
+
+    await until(is_removed, PATIENCE_S)
 
 
 async def test_containers_that_keep_dying_come_back_later_and_later(

@@ -28,6 +28,7 @@ from tests.acceptance.egress_rig import (
     served,
     tables,
 )
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -202,9 +203,11 @@ async def test_a_container_that_dies_is_followed_by_one_with_the_same_network(wo
     async with await world.client.exec(["sleep", "1000"], stdin=False) as process:
         os.kill(init_of(process.id), signal.SIGKILL)
         assert (await process.wait()).reason == "container_gone"
-    async with asyncio.timeout(20):
-        while (await world.client.health()).status != "healthy":  # noqa: ASYNC110 - it does not tell
-            await asyncio.sleep(0.01)
+
+    async def is_healthy() -> bool:
+        return (await world.client.health()).status == "healthy"
+
+    await until(is_healthy, 20)
     assert (await world.inside("fetch", "http://origin.test/"))["status"] == 200
 
 

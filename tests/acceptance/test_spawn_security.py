@@ -539,9 +539,7 @@ async def test_who_makes_the_spawner_the_first_victim_ends_the_container_and_not
         async with await box.start("sleep", "1000", user=OTHER) as neighbour, await box.start("sh", "-c", script):
             record = await ended(neighbour)
             assert (record.reason, record.oom_kills) == ("container_gone", 1)
-        async with asyncio.timeout(WAIT_S):
-            while not await is_back(box):  # noqa: ASYNC110 - the client hears of a new container by asking
-                await asyncio.sleep(limits.REVIVE_FIRST_MS / 1000)
+        await until(lambda: is_back(box), WAIT_S)
         assert await box.works()
 
 

@@ -16,6 +16,7 @@ from fastclaw import limits
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import ExecFailed, InvalidParams, InvalidState, IoError
 from fastclaw.processes.listeners import SocketDirectory
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -44,9 +45,11 @@ async def local() -> AsyncIterator[RuntimeClient]:
 
 async def none_runs(rt: RuntimeClient) -> None:
     """Soon; the cancellation of a caller does not wait for the runtime."""
-    async with asyncio.timeout(10):
-        while any(process.state == "running" for process in await rt.list()):  # noqa: ASYNC110 - it sends no event
-            await asyncio.sleep(0.01)
+
+    async def none() -> bool:
+        return all(process.state != "running" for process in await rt.list())
+
+    await until(none, 10)
 
 
 async def test_text_and_bytes(memory: RuntimeClient) -> None:
@@ -69,8 +72,7 @@ async def test_environment_directory_and_a_key(memory: RuntimeClient) -> None:
 
 async def test_a_cancelled_run_and_one_without_an_answer_in_time(memory: RuntimeClient) -> None:
     running = asyncio.ensure_future(memory.run(["sleep", "1000"]))
-    while not await memory.list():  # noqa: ASYNC110 - the runtime sends no event of it
-        await asyncio.sleep(0.005)
+    await until(memory.list)
     running.cancel()
     await asyncio.wait((running,))
     assert running.cancelled()
@@ -143,9 +145,11 @@ async def test_list_and_health_say_who_is_blocked_on_output_that_nobody_reads(lo
     out = await local.exec(["dd", "if=/dev/zero", "bs=3000", "count=100", "status=none"])
     err = await local.exec(["sh", "-c", "echo read; exec dd if=/dev/zero of=/dev/stderr bs=4096 count=100 status=none"])
     both = {out.id: ["stdout"], err.id: ["stderr"]}
-    async with asyncio.timeout(10):
-        while await blocked() != both:  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.005)
+
+    async def both_are() -> bool:
+        return await blocked() == both
+
+    await until(both_are, 10)
     assert (await local.health()).details["processes"]["blocked"] == 2
     assert await err.stdout_read() == b"read\n"  # its client takes stdout, and has not begun with stderr
     assert len((await out.communicate())[0]) == 300_000
@@ -159,9 +163,11 @@ async def test_list_and_health_say_who_is_blocked_on_output_that_nobody_reads(lo
 async def test_a_client_that_does_not_read_is_nobody(local: RuntimeClient) -> None:
     process = await local.exec(["head", "-c", "10000000", "/dev/zero"])
     await process.connect()
-    async with asyncio.timeout(10):
-        while (await local.list())[0].blocked != ["stdout"]:  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.005)
+
+    async def is_blocked() -> bool:
+        return (await local.list())[0].blocked == ["stdout"]
+
+    await until(is_blocked, 10)
     out, _ = await process.communicate()
     assert len(out) == 10_000_000
     await process.aclose()

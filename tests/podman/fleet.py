@@ -6,11 +6,11 @@ import asyncio
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from fastclaw import engine_limits
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container import Container, SpawnerContainer
 from fastclaw.podman.container_spec import LABEL_NAMESPACE, InitPlan, container_spec
 from fastclaw.spawner.spawner_host import find_spawner
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -99,6 +99,8 @@ class Fleet:
 
     async def only(self, *containers: str) -> None:
         """Return once the engine has these and no others."""
-        async with asyncio.timeout(PATIENCE_S):
-            while await self.containers() != {*containers}:  # noqa: ASYNC110 - the engine sends no event
-                await asyncio.sleep(engine_limits.ENGINE_READY_POLL_MS / 1000)
+
+        async def has_these() -> bool:
+            return await self.containers() == {*containers}
+
+        await until(has_these, PATIENCE_S)

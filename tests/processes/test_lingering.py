@@ -90,9 +90,10 @@ async def connected(process: ExecResult) -> AsyncIterator[tuple[Channel, Channel
 
 
 async def nothing_lingers(runtime: LocalRuntime) -> None:
-    async with asyncio.timeout(10):
-        while await lingering(runtime):  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.005)
+    async def none() -> bool:
+        return not await lingering(runtime)
+
+    await until(none, 10)
 
 
 @pytest.mark.promise("P-READING")
