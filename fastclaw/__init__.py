@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from fastclaw.server.harness import RuntimeHarness
 
 __all__ = [
+    "EnvironmentInfo",
+    "EnvironmentRequest",
+    "EnvironmentRuntime",
     "ExecFailed",
     "ExecRequest",
     "ExecResult",
@@ -26,6 +29,7 @@ __all__ = [
     "InvalidRequest",
     "InvalidState",
     "IoError",
+    "ListedEnvironment",
     "MethodNotFound",
     "ParseError",
     "ProcessInfo",

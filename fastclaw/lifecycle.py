@@ -1,4 +1,4 @@
-"""The legal moves of a runtime and of a process, as tables that everything else reads.
+"""The legal moves of a runtime, of an environment and of a process, as tables that everything else reads.
 
 A state changes only through `move`; a move that the table lacks is a bug and raises. Which call is allowed in which
 state of a runtime is a table as well, with the error that a call gets otherwise.
@@ -28,6 +28,16 @@ class ProcessState(Enum):
     CLOSED = "exited, sockets closed"
 
 
+class EnvironmentState(Enum):
+    """An environment, from its name being taken until nothing of it is left."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    RESETTING = "being reset"
+    STOPPING = "stopping"
+    GONE = "gone"
+
+
 State = TypeVar("State", bound=Enum)
 
 RUNTIME_MOVES: Final[dict[RuntimeState, frozenset[RuntimeState]]] = {
@@ -43,6 +53,15 @@ PROCESS_MOVES: Final[dict[ProcessState, frozenset[ProcessState]]] = {
     ProcessState.RUNNING: frozenset({ProcessState.LINGERING}),
     ProcessState.LINGERING: frozenset({ProcessState.CLOSED}),
     ProcessState.CLOSED: frozenset(),
+}
+
+ENVIRONMENT_MOVES: Final[dict[EnvironmentState, frozenset[EnvironmentState]]] = {
+    EnvironmentState.STARTING: frozenset({EnvironmentState.RUNNING, EnvironmentState.STOPPING}),
+    EnvironmentState.RUNNING: frozenset({EnvironmentState.RESETTING, EnvironmentState.STOPPING}),
+    # A reset that could not make anything new leaves what there was.
+    EnvironmentState.RESETTING: frozenset({EnvironmentState.RUNNING, EnvironmentState.STOPPING}),
+    EnvironmentState.STOPPING: frozenset({EnvironmentState.GONE}),
+    EnvironmentState.GONE: frozenset(),
 }
 
 
@@ -85,3 +104,13 @@ def require_running(state: RuntimeState) -> None:
     if state in (RuntimeState.STOPPING, RuntimeState.STOPPED):
         raise InvalidState("the runtime is shutting down", "shutting_down")
     raise InvalidState("call initialize first", "not_initialized")
+
+
+def require_usable(state: EnvironmentState, name: str) -> None:
+    """Let every call pass that needs what is in an environment.
+
+    Raises:
+        InvalidState: `environment_busy`.
+    """
+    if state is not EnvironmentState.RUNNING:
+        raise InvalidState(f"environment {name!r} is {state.value}; try again", "environment_busy")

@@ -255,6 +255,24 @@ victim takes seconds to be gone, and a neighbour's end may have been what was no
 TREE_SCAN_MS = 20
 """Pause between two looks at a process tree that is being killed: processes die in well under a millisecond."""
 
+# --- Environments ----------------------------------------------------------------------------------
+
+MAX_ENVIRONMENTS = 4_096
+"""Environments of one connection, ready ones of pools among them: as many as processes, since each has at least one."""
+
+MAX_POOL_KINDS = 64
+"""Kinds of environment that are kept ready: each is looked at whenever there is room for one more."""
+
+PROCESS_PREFIX_BYTES = 4
+"""What tells the processes of one environment from those of all others, also of other connections."""
+
+RESET_KILL_MS = 5_000
+"""A reset's wait for the end of every process: a kernel ends thousands in some 100 ms; what takes longer than this ends
+with the container, which follows."""
+
+FILES_PER_ENVIRONMENT = 12
+"""Descriptors that an environment holds here while nothing runs in it: spawner, init, memory, listeners, locks."""
+
 # --- Descriptors -----------------------------------------------------------------------------------
 
 POLLER_EVENTS = 256

@@ -1,4 +1,4 @@
-"""`options` of `initialize`: names, shapes and defaults of everything a user may set.
+"""`options` of `initialize` and `environment_start`: names, shapes and defaults of everything a user may set.
 
 Unknown names are refused, with the nearest known one. Which runtime heeds which option is said beside it.
 """
@@ -9,7 +9,7 @@ from msgspec import Meta, Struct, field
 
 from fastclaw import limits, network_limits
 from fastclaw.errors import InvalidParams
-from fastclaw.runtime import Milliseconds, User
+from fastclaw.runtime import Milliseconds, PoolKinds, User
 
 RuntimeName = Literal["auto", "podman", "local", "memory"]
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)[1:]
@@ -144,6 +144,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         templates: what `exec` may have forked, by name; only on this host and on the spawn lane.
         disk_bytes: what each container may write beside the workspace; refused where the storage keeps no such quota.
         run_output_bytes: what all runs may have collected at a time; over it, one is ended and `overloaded`.
+        lifetime_ms: after which the environment is ended, as by `environment_stop`; None is as long as fastclaw runs.
     """
 
     runtime: RuntimeName = "auto"
@@ -184,6 +185,34 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     run_output_bytes: Annotated[int, Meta(ge=0)] = limits.RUN_OUTPUT_BYTES
     engine_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.ENGINE_TIMEOUT_MS
     start_timeout_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] = limits.START_TIMEOUT_MS
+    lifetime_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+
+
+class PoolKind(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One kind of environment, and how many of it are kept ready.
+
+    Parameters:
+        size: how many; 0 keeps none any more.
+    """
+
+    size: Annotated[int, Meta(ge=0, le=limits.MAX_ENVIRONMENTS)]
+
+
+class HostOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`options` of `initialize`: those of the environment `main`, and of what all environments have in common.
+
+    Parameters:
+        environment: whether `main` is started.
+        pool: what is kept ready.
+    """
+
+    environment: bool = True
+    pool: PoolKinds = field(default_factory=list)
+
+
+INHERITED = ("runtime", "lane", "url", "storage", "state_dir", "oci_runtime", "id_ranges", "engine_timeout_ms")
+"""What an environment takes from `initialize` where its own options do not say: which engine, and how it is asked.
+Nothing of what is inside."""
 
 
 def no_templates(where: str) -> InvalidParams:

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidParams, ParseError
-from fastclaw.runtime import ExecRequest, Extent, Milliseconds, RunRequest
+from fastclaw.runtime import ExecRequest, Extent, Milliseconds, PoolKinds, RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -32,7 +32,13 @@ _MAX_SIGNAL = 64
 
 
 class NoParams(Struct, frozen=True):
-    """health, shutdown."""
+    """shutdown, environment_list."""
+
+
+class HealthParams(Struct, frozen=True):
+    """health: of one environment, or of the runtime."""
+
+    environment: str | None = None
 
 
 class ListParams(Struct, frozen=True):
@@ -40,6 +46,19 @@ class ListParams(Struct, frozen=True):
 
     after: str | None = None
     limit: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    environment: str | None = None
+
+
+class EnvironmentParams(Struct, frozen=True):
+    """environment_stop, environment_reset."""
+
+    environment: str
+
+
+class PoolParams(Struct, frozen=True):
+    """pool_set."""
+
+    pool: PoolKinds
 
 
 class KillParams(Struct, frozen=True):

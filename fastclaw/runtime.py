@@ -31,10 +31,18 @@ User = Annotated[str, Meta(min_length=1)]
 RunTime = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 """Milliseconds a command may run."""
 Key = Annotated[str, Meta(min_length=1, max_length=limits.MAX_KEY_BYTES)]
+PlainName = Annotated[
+    str, Meta(min_length=1, max_length=limits.MAX_NAMESPACE_BYTES, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+]
+"""Of a namespace or of an environment."""
+MAIN = "main"
+"""The environment that `initialize` starts, and that is meant where a call names none."""
 OutputBytes = Annotated[int, Meta(ge=0, le=limits.MAX_RUN_OUTPUT_BYTES)]
 
 _TTY_SIZE = (limits.TTY_ROWS, limits.TTY_COLUMNS)
 _OUTPUT_LIMIT, _DRAIN_MS = limits.RUN_OUTPUT_LIMIT_BYTES, limits.DRAIN_MS
+PoolKinds = Annotated[list[dict[str, Any]], Meta(max_length=limits.MAX_POOL_KINDS)]
+"""What is kept ready: each an environment's options with its `size` (`options.PoolKind`)."""
 
 
 class InitializeParams(Struct, frozen=True, kw_only=True):
@@ -45,9 +53,7 @@ class InitializeParams(Struct, frozen=True, kw_only=True):
         options: the runtime's own settings, not looked at by the harness.
     """
 
-    namespace: Annotated[
-        str, Meta(min_length=1, max_length=limits.MAX_NAMESPACE_BYTES, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
-    ]
+    namespace: PlainName
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,6 +69,78 @@ class InitializeResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     env: dict[str, str] = field(default_factory=dict)
     workspace_root: str | None = None
     warnings: list[str] = field(default_factory=list)
+
+
+MadeBy = Literal["engine", "clone"]
+"""Who made the container of an environment: the engine, or fastclaw after an engine's container of the same kind."""
+
+
+class EnvironmentRequest(Struct, frozen=True, kw_only=True):
+    """One environment to start.
+
+    Parameters:
+        environment: its name; None takes one that is free.
+        token: idempotency token: a second start with the same token answers for the first one's environment.
+        options: as `initialize` has them, for this environment alone.
+    """
+
+    environment: PlainName | None = None
+    token: Key | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class EnvironmentInfo(InitializeResult, frozen=True, kw_only=True, omit_defaults=True):
+    """An environment that is up.
+
+    Parameters:
+        environment: its name.
+        lane: how processes are started in it.
+        working_dir: where a process starts that names no directory, as an absolute path inside.
+        user: who a process is that names no user: `uid:gid` inside, or as it was asked for where that is not known.
+        home: that user's home directory, where it is known.
+        container: name of its container, where it is one.
+        image: what that was made of.
+        made_by: who made the container.
+        why_no_clone: why it was not cloned, in one line.
+        capabilities: the optional parts of the contract that there are in it.
+    """
+
+    environment: str
+    lane: str
+    working_dir: str
+    user: str
+    home: str | None = None
+    container: str | None = None
+    image: str | None = None
+    made_by: MadeBy | None = None
+    why_no_clone: str | None = None
+    capabilities: list[str] = field(default_factory=list)
+
+
+class ListedEnvironment(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of `environment_list`.
+
+    Parameters:
+        state: a word of `lifecycle.EnvironmentState`.
+        started_at: Unix time in seconds at which it was asked for.
+        ends_at: the same of the end of its lifetime, where it has one.
+        live: processes that run in it.
+        token: the one that it was started with.
+        container, image, lane, made_by: as in `EnvironmentInfo`, once it is up.
+        labels: what its container is found by; a clone's are known to nobody but fastclaw.
+    """
+
+    environment: str
+    state: str
+    started_at: float
+    ends_at: float | None = None
+    live: int = 0
+    token: str | None = None
+    lane: str | None = None
+    container: str | None = None
+    image: str | None = None
+    made_by: MadeBy | None = None
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -84,6 +162,7 @@ class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         template: forked from this one of `options.templates`, where the lane offers it; `cmd` is the worker's argv.
         merge_stderr: what it writes to stderr goes to stdout, in the order of its writes; stderr is at its end at once.
         orphans: whether what it leaves running is ended when the command itself has ended.
+        environment: in which it runs; None is `main`.
     """
 
     cmd: Annotated[list[str], Meta(min_length=1)]
@@ -100,6 +179,7 @@ class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     template: str | None = None
     merge_stderr: bool = False
     orphans: Orphans = "keep"
+    environment: str | None = None
 
 
 class RunRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -114,6 +194,7 @@ class RunRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         keep: which part of a longer one that is.
         on_limit: whether a longer one ends the command with its tree.
         drain_ms: how long after the exit a stream is still read that something else than the command holds open.
+        environment: in which it runs; None is `main`.
     """
 
     cmd: Annotated[list[str], Meta(min_length=1)]
@@ -132,6 +213,7 @@ class RunRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     keep: Keep = "ends"
     on_limit: OnLimit = "truncate"
     drain_ms: Milliseconds = _DRAIN_MS
+    environment: str | None = None
 
 
 class ExecResult(Struct, frozen=True, kw_only=True):
@@ -322,3 +404,66 @@ class ProcessRuntime(Runtime):
             InvalidParams: `no_tty`, it has no terminal.
         """
         raise InvalidParams("this runtime offers no terminals", "no_tty", path="$.process_id")
+
+
+class EnvironmentRuntime(ProcessRuntime):
+    """A runtime of many environments that share nothing. `exec` and `run` name theirs in the request."""
+
+    @abstractmethod
+    async def environment_start(self, request: EnvironmentRequest) -> EnvironmentInfo:
+        """Bring one more environment up; called concurrently. One that fails, or is cancelled, leaves nothing.
+
+        Raises:
+            StartFailed: the environment cannot be had.
+            InvalidParams: an option is unknown or has the wrong shape; the token was used with other options.
+            InvalidState: `environment_exists`: the name is taken; `environment_stopped` while it came up.
+        """
+
+    @abstractmethod
+    async def environment_stop(self, name: str) -> None:
+        """End one with everything in it; return when nothing of it is left.
+
+        Raises:
+            InvalidState: `unknown_environment`.
+        """
+
+    @abstractmethod
+    async def environment_reset(self, name: str) -> EnvironmentInfo:
+        """Bring one back to the state of its image: every process ends, with the reason `killed`, and what was written
+        is gone, but for directories of the host.
+
+        Raises:
+            StartFailed: nothing new can be had; the environment is as it was.
+            InvalidState: `unknown_environment`, `environment_busy`, `environment_stopped` meanwhile.
+        """
+
+    @abstractmethod
+    def environment_list(self) -> list[ListedEnvironment]:
+        """All that there are, those on their way up or down too, in the order of their starts."""
+
+    @abstractmethod
+    async def pool_set(self, kinds: list[dict[str, Any]]) -> None:
+        """Keep other environments ready than before.
+
+        Parameters:
+            kinds: options with a `size`, for all that are kept from now on.
+
+        Raises:
+            InvalidParams: as `environment_start`.
+        """
+
+    @abstractmethod
+    async def health(self, environment: str | None = None) -> HealthStatus:
+        """How one is; None: how `main` is, and what all have in common.
+
+        Raises:
+            InvalidState: `unknown_environment`.
+        """
+
+    @abstractmethod
+    async def list_processes(self, after: str | None = None, environment: str | None = None) -> list[ProcessInfo]:
+        """As `ProcessRuntime.list_processes`, of one environment.
+
+        Raises:
+            InvalidState: `unknown_environment`.
+        """

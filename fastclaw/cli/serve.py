@@ -1,7 +1,6 @@
 """`fastclaw serve`: the runtime as a supervisor starts it. Its log is one line per event on stderr, as text or JSON; a
 traceback is one line too."""
 
-import functools
 import gc
 import logging
 import sys
@@ -13,7 +12,7 @@ import orjson
 from fastclaw import limits
 from fastclaw.linux import own_process
 from fastclaw.options import RUNTIMES
-from fastclaw.runtimes.choose import choose_runtime
+from fastclaw.runtimes.host import EnvironmentHost
 from fastclaw.server import stdio
 from fastclaw.server.harness import RuntimeHarness
 
@@ -78,4 +77,4 @@ def serve(runtime: str, log_format: Literal["text", "json"], log_level: str) -> 
     configure_log(log_format, log_level)
     stdio.require_standard_descriptors()
     collect_less_often()
-    own_process.run(RuntimeHarness(functools.partial(choose_runtime, default=runtime)).serve())
+    own_process.run(RuntimeHarness(EnvironmentHost(runtime)).serve())

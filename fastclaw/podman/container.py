@@ -100,6 +100,7 @@ class Container:
         self.alive = False
         self.memory: MemoryWatch | None = None
         self.execs = self.live = 0
+        self._dead = asyncio.Event()
 
     def __repr__(self) -> str:
         state = "up" if self.alive else "not up"
@@ -190,6 +191,7 @@ class Container:
     def mark_dead(self) -> None:
         """The container has ended, as its pidfd, its spawner or an exec says. Idempotent."""
         self._close()
+        self._dead.set()
         if self.alive:
             self.alive = False
             self._on_death()
@@ -216,10 +218,13 @@ class Container:
         return False
 
     async def kill(self) -> None:
-        """End everything in it at once: the kernel kills a PID namespace with its init (pid_namespaces(7))."""
+        """End everything in it at once: the kernel kills a PID namespace with its init, which is dead once all others
+        are (pid_namespaces(7))."""
         if self._pidfd is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            with suppress(TimeoutError):  # its removal follows, and says what is wrong
+                await asyncio.wait_for(self._dead.wait(), limits.RESET_KILL_MS / 1000)
         elif self.alive and not self.is_local:
             await self._engine.remove_container(self.id)
 

@@ -24,6 +24,8 @@ from fastclaw.spawner.spawner_host import HostSlot, SpawnerHost
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
+    from fastclaw.spawner.frames import Identity
+
 logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Container)
@@ -188,6 +190,11 @@ class SpawnerSlot(Slot[SpawnerContainer], HostSlot):
             raise _gone()
         return host
 
+    @property
+    def identity(self) -> Identity | None:
+        """Who a process is that names no user, as far as is known."""
+        return None if (host := self.host) is None else host.identity
+
     def health(self) -> dict[str, object]:
         """As `HostSlot.health`."""
         return {"reapers": 0, "kept": 0} if (host := self.host) is None else host.health()
@@ -244,6 +251,9 @@ class Containers:
 
     def __len__(self) -> int:
         return len(self.slots)
+
+    identity: Identity | None = None
+    """Not known: the engine looks it up for each exec."""
 
     @property
     def is_local(self) -> bool:

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import logging
 import operator
-import secrets
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +24,7 @@ from fastclaw.params import (
     fingerprint,
     has_input,
 )
-from fastclaw.processes.admission import Admission, TicketState
+from fastclaw.processes.admission import Admission, HostRoom, TicketState
 from fastclaw.processes.lane import SIGKILLED, Collection, Grace, Lane, LaneProcess, Output, StartSpec
 from fastclaw.processes.process import Process
 from fastclaw.processes.run_output import result_of, result_without_output
@@ -69,12 +68,14 @@ class ProcessPool:
     """The processes of one environment: exec, run, kill, wait, list, signal, and the end of all.
 
     Parameters:
+        prefix: what all ids of its processes begin with, up to the hyphen.
         environment: variables that every process gets before those of its request.
         working_dir: the directory of requests that name none; None leaves it to the lane.
         base_dir: where that is, for a request that names a relative one.
         sockets: where the sockets go.
         containers, max_starting: how starts are spread (`admission`).
         max_live: the most processes at a time.
+        room: what is shared with other environments; None: nothing is.
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class ProcessPool:
         options: Options,
         sockets: SocketDirectory,
         *,
+        prefix: str,
         environment: dict[str, str],
         working_dir: str | None,
         base_dir: str,
         containers: int,
         max_starting: int,
         max_live: int,
+        room: HostRoom | None = None,
     ) -> None:
         self._lane = lane
         self._options = options
@@ -99,19 +102,19 @@ class ProcessPool:
         self._loop = asyncio.get_running_loop()
         self._poller = Poller()
         self.table = ProcessTable(options)
-        self._admission = Admission(containers, max_starting, max_live, options.queue_limit)
-        self._starts = StartQueue(self._admission, options.queue_timeout_ms / 1000)
+        self._admission = Admission(containers, max_starting, max_live, options.queue_limit, room, lane.files_each)
+        self._starts = StartQueue(self._admission, options.queue_timeout_ms / 1000, room)
         self._keyed = KeyedCalls(self._own, self._take_back_key)
         self._draining: set[LaneProcess] = set()
         self._tasks: set[asyncio.Future[Any]] = set()
         self._closings: set[asyncio.Future[None]] = set()
         self._graces: list[Grace] = []
         self._silent: set[asyncio.Future[int]] = set()
-        self._prefix = secrets.token_hex(4)
+        self.prefix = prefix
         self._count = 0
 
     def __repr__(self) -> str:
-        return f"<ProcessPool {self._prefix} lane={self._lane.name} {self.table}>"
+        return f"<ProcessPool {self.prefix} lane={self._lane.name} {self.table}>"
 
     # --- exec ---
 
@@ -172,7 +175,7 @@ class ProcessPool:
             check_offered(request, self._lane.name, self._lane.capabilities, self._options.templates)
         self._count += 1
         return StartSpec(
-            process_id=f"{self._prefix}-{self._count}",
+            process_id=f"{self.prefix}-{self._count}",
             cmd=request.cmd,
             base_env=self._environment,
             env=request.env,
@@ -460,7 +463,7 @@ class ProcessPool:
     def _number(self, process_id: str) -> int:
         prefix, _, digits = process_id.partition("-")
         is_number = digits.isascii() and digits.isdecimal()
-        if prefix != self._prefix or not is_number or len(digits) > len(str(self._count)):
+        if prefix != self.prefix or not is_number or len(digits) > len(str(self._count)):
             raise InvalidParams("$.after is no process of this runtime; take the `next` of an answer", path="$.after")
         return int(digits)
 
@@ -505,15 +508,44 @@ class ProcessPool:
 
     # --- the end of all ---
 
-    async def end_all(self) -> None:
-        """Turn away what waits, end every process; bounded by half of `shutdown_timeout_ms`."""
-        self._starts.close()
+    async def end_all(self, why: FastclawError | None = None) -> None:
+        """Turn away what waits, end every process; bounded by half of `shutdown_timeout_ms`.
+
+        Parameters:
+            why: what those that wait are told; None: that the runtime is shutting down.
+        """
+        self._starts.close(why)
         await self._cancel_tasks()
+        budget_ms = self._options.shutdown_timeout_ms // 2  # the other half is for the environment
+        await self._end_everything(min(self._options.kill_grace_ms, budget_ms), budget_ms)
+
+    async def end_now(self, why: FastclawError) -> None:
+        """End every process at once, and go on in a place of which it is told by `move`.
+
+        Parameters:
+            why: what those that wait for their start are told.
+        """
+        self._starts.turn_away(why)
+        live = self.table.live()
+        await self._end_everything(0, limits.RESET_KILL_MS)
+        if live:
+            await asyncio.wait([process.exited for process in live], timeout=limits.RESET_KILL_MS / 1000)
+
+    def move(self, lane: Lane, environment: dict[str, str]) -> None:
+        """Start processes there from now on. The old place is gone, and with it what was not read.
+
+        Parameters:
+            lane: of the same kind as before.
+            environment: as for the class.
+        """
+        self._lane, self._environment = lane, environment
+        self.table.cut()
+
+    async def _end_everything(self, grace_ms: int, budget_ms: int) -> None:
         processes = self.table.live()
         for process in processes:
             process.end_reason = process.end_reason or "killed"
-        budget_ms = self._options.shutdown_timeout_ms // 2  # the other half is for the environment
-        with self._grace(min(self._options.kill_grace_ms, budget_ms)) as grace:
+        with self._grace(grace_ms) as grace:
             try:
                 async with asyncio.timeout(budget_ms / 1000):
                     await self._lane.end_all([process.lane_process for process in processes], grace)

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, InvalidState, IoError, RuntimeSdkError
-from fastclaw.processes.admission import Admission, Ticket, TicketState
+from fastclaw.processes.admission import Admission, HostRoom, Ticket, TicketState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,15 +29,18 @@ class StartQueue:
     Parameters:
         admission: who may start.
         timeout_s: how long a call may wait.
+        room: what is shared with other environments; None: nothing is.
     """
 
-    def __init__(self, admission: Admission, timeout_s: float) -> None:
+    def __init__(self, admission: Admission, timeout_s: float, room: HostRoom | None = None) -> None:
         self._admission = admission
+        self._room = room
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._closed = False
+        admission.hungry = self._on_room
 
     def __repr__(self) -> str:
         return f"<StartQueue{' closed' if self._closed else ''} {self._admission}>"
@@ -94,13 +97,28 @@ class StartQueue:
     def leave(self, ticket: Ticket) -> None:
         """The start failed or the process ended. Idempotent."""
         self._wake(self._admission.leave(ticket))
+        if self._room is not None:
+            self._room.serve()
 
-    def close(self) -> None:
-        """Turn away all that wait, and all that come."""
+    def _on_room(self) -> None:
+        self._wake(self._admission.next_one())
+
+    def turn_away(self, error: FastclawError) -> None:
+        """Fail all that wait."""
+        for turn in list(self._waiting):
+            _fail(turn, error)
+
+    def close(self, error: FastclawError | None = None) -> None:
+        """Turn away all that wait, and all that come.
+
+        Parameters:
+            error: what those that wait are told; None: that the runtime is shutting down.
+        """
         self._closed = True
         self._disarm()
-        for turn in list(self._waiting):
-            _fail(turn, InvalidState("the runtime is shutting down", "shutting_down"))
+        self.turn_away(error or InvalidState("the runtime is shutting down", "shutting_down"))
+        if self._room is not None:
+            self._room.forget(self._admission.hungry)
 
     def _wake(self, tickets: list[Ticket]) -> None:
         while tickets:
@@ -142,10 +160,10 @@ def _fail(turn: asyncio.Future[None], error: FastclawError) -> None:
 # --- its key ---
 
 
-def require_same(first: bytes, again: bytes) -> None:
-    """Raises InvalidParams: the key was used for another request. Both are `params.fingerprint`s."""
+def require_same(first: bytes, again: bytes, name: str = "key") -> None:
+    """Raises InvalidParams: the key was used for another request. Both are fingerprints of requests."""
     if first != again:
-        raise InvalidParams("$.key was used for another request; take a new key", path="$.key")
+        raise InvalidParams(f"$.{name} was used for another request; take a new {name}", path=f"$.{name}")
 
 
 class _Joined:
@@ -165,14 +183,17 @@ class KeyedCalls:
 
     Parameters:
         own: makes a task of a call; it outlives its caller.
-        take_back: ends the process of a key whose start has no caller left.
+        take_back: ends what the call with a key has started, which has no caller left.
+        name: of the field that has the key.
     """
 
     def __init__(
         self,
         own: Callable[[Awaitable[Any]], asyncio.Future[Any]],
         take_back: Callable[[str], Awaitable[None]],
+        name: str = "key",
     ) -> None:
+        self._name = name
         self._own = own
         self._take_back = take_back
         self._calls: dict[str, _Joined] = {}
@@ -196,7 +217,7 @@ class KeyedCalls:
         joined = self._calls.get(key)
         if joined is None:
             joined = self._begin(key, mark, begin)
-        require_same(joined.mark, mark)
+        require_same(joined.mark, mark, self._name)
         joined.waiting += 1
         try:
             return await asyncio.shield(joined.task)

@@ -72,7 +72,7 @@ class ProcessTable:
         """Raises InvalidState: `unknown_process`."""
         process = self._processes.get(process_id)
         if process is None:
-            raise InvalidState(f"no process {process_id!r}; it never was, or its record has expired", "unknown_process")
+            raise unknown_process(process_id)
         return process
 
     def with_key(self, key: str) -> Process | None:
@@ -111,6 +111,13 @@ class ProcessTable:
             self._release(process)
         if self._surplus() > 0:
             self._enforce_soon()
+
+    def cut(self) -> None:
+        """Close the sockets of all that have ended; what was not read of them is a gap."""
+        for process in {**self._read, **self._unread}.values():
+            if process.streams.has_pending_output():
+                process.on_gap()
+            self._release(process, cut=True)
 
     def close(self) -> None:
         """Forget everything; close what is still open, whatever its state."""
@@ -232,3 +239,8 @@ class ProcessTable:
     def _on_timer(self) -> None:
         self._timer = None
         self._enforce()
+
+
+def unknown_process(process_id: str) -> InvalidState:
+    """For an id that is no process's."""
+    return InvalidState(f"no process {process_id!r}; it never was, or its record has expired", "unknown_process")

@@ -1,53 +1,60 @@
-"""Chooses the runtime when `initialize` comes: by `options.runtime`, else by what the command line said.
+"""Which kind of sandbox an environment gets: by `options.runtime`, else by what the command line said.
 
 `auto` takes podman where an engine is usable and `local`, which isolates nothing, with a warning where none is.
 """
 
 import difflib
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from fastclaw.errors import InvalidParams
-from fastclaw.options import RUNTIMES
+from fastclaw.options import RUNTIMES, Options
 from fastclaw.podman.service.facts import why_no_engine
-from fastclaw.runtime import InitializeParams, ProcessRuntime
-from fastclaw.runtimes.local import LocalRuntime
-from fastclaw.runtimes.memory import MemoryRuntime
 from fastclaw.runtimes.read_options import read_options
+from fastclaw.runtimes.sandbox import SandboxFactory
 
 logger = logging.getLogger(__name__)
 
 
-def choose_runtime(params: InitializeParams, default: str = "auto") -> ProcessRuntime:
-    """The runtime to start.
+def choose(given: Mapping[str, Any], default: str = "auto") -> tuple[str, list[str]]:
+    """The runtime of an environment, and what its owner has to know of that, each in a line.
 
     Parameters:
-        params: as the supervisor sent them: `url` and `oci_runtime` decide whether an engine is usable.
-        default: taken where `options.runtime` is left out or `auto`.
+        given: options as the supervisor sent them: `url` and `oci_runtime` decide whether an engine is usable.
+        default: taken where `runtime` is left out or `auto`.
 
     Raises:
         InvalidParams: there is no such runtime (`data.nearest`), or another option is wrong.
     """
-    wanted = params.options.get("runtime", "auto")
+    wanted = given.get("runtime", "auto")
     wanted = default if wanted == "auto" else str(wanted)
     if wanted not in ("auto", *RUNTIMES):
         raise _unknown(wanted)
-    if wanted == "memory":
-        return MemoryRuntime()
-    if wanted == "local":
-        return LocalRuntime()
-    reason = why_no_engine(read_options(params)) if wanted == "auto" else None
+    if wanted != "auto":
+        return wanted, []
+    reason = why_no_engine(read_options(given, Options))
     if reason is None:
-        return _podman()
+        return "podman", []
     warning = f"no usable engine ({reason}); taking the local runtime, which isolates nothing"
     logger.warning("%s", warning)
-    return LocalRuntime([warning])
+    return "local", [warning]
 
 
-def _podman() -> ProcessRuntime:
-    """Loaded when it is needed: Podman's client takes as long as all the rest of `fastclaw serve`."""
-    from fastclaw.runtimes.podman import ContainerRuntime
+def factory_of(runtime: str) -> type[SandboxFactory]:
+    """What makes the sandboxes of a runtime. Loaded when it is needed: Podman's client takes as long as all the rest of
+    `fastclaw serve`."""
+    if runtime == "memory":
+        from fastclaw.runtimes.memory import MemorySandboxes
 
-    return ContainerRuntime()
+        return MemorySandboxes
+    if runtime == "local":
+        from fastclaw.runtimes.local import LocalSandboxes
+
+        return LocalSandboxes
+    from fastclaw.runtimes.podman import PodmanSandboxes
+
+    return PodmanSandboxes
 
 
 def _unknown(wanted: str) -> InvalidParams:

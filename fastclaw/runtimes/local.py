@@ -3,14 +3,12 @@
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from fastclaw import limits
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.options import Network, Options
-from fastclaw.processes.listeners import SocketDirectory
-from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
+from fastclaw.runtimes.sandbox import Sandbox, SandboxFactory, SandboxFacts, plans
 from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawner_host import LocalHost
 
@@ -19,33 +17,47 @@ logger = logging.getLogger(__name__)
 NO_ISOLATION = "no isolation: processes run on this host as this user"
 
 
-class LocalRuntime(ManagedRuntime):
+class LocalSandbox(Sandbox):
+    """This host, with a spawner of its own."""
+
+    _host: LocalHost | None = None
+
+    async def _bring_up(self, setup: contextlib.AsyncExitStack) -> SandboxFacts:
+        options = self.options
+        _refuse_limits(options)
+        logger.warning("local runtime: %s", NO_ISOLATION)
+        workspace = _workspace(options)
+        self._host = host = LocalHost(plans(options, workspace, python_path=None), options.run_output_bytes)
+        setup.push_async_callback(host.aclose)
+        await host.start()
+        return SandboxFacts(
+            lane=SpawnLane(host, can_set_user=True),  # a user that cannot be taken is refused at each start
+            workspace=workspace,
+            directory=workspace or os.getcwd(),
+            user=options.user or f"{os.geteuid()}:{os.getegid()}",
+            home=os.environ.get("HOME") if options.user is None else None,
+            max_starting=options.max_starting or limits.MAX_STARTING_SPAWN,
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        return self._host is not None and self._host.host is not None
+
+    @property
+    def trouble(self) -> str | None:
+        return None if self.is_alive else "the spawner has ended; another is being started"
+
+    def details(self) -> dict[str, Any]:
+        return {"isolation": "none"}
+
+
+class LocalSandboxes(SandboxFactory):
     """Runs commands on this host. For where there is no engine, and for development."""
 
     name = "local"
 
-    def __init__(self, warnings: Sequence[str] = ()) -> None:
-        super().__init__(warnings)
-        self._host: LocalHost | None = None
-
-    async def _bring_up(
-        self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
-    ) -> Environment:
-        _refuse_limits(options)
-        logger.warning("local runtime: %s", NO_ISOLATION)
-        workspace = _workspace(options)
-        host = LocalHost(plans(options, workspace, python_path=None), options.run_output_bytes)
-        setup.push_async_callback(host.aclose)
-        await host.start()
-        self._host = host
-        lane = SpawnLane(host, can_set_user=True)  # a user that cannot be taken is refused at each start
-        return Environment(lane, {}, workspace, 1, options.max_starting or limits.MAX_STARTING_SPAWN)
-
-    def _trouble(self) -> str | None:
-        return None if self._host is None or self._host.host else "the spawner has ended; another is being started"
-
-    def _details(self) -> dict[str, Any]:
-        return {"isolation": "none"}
+    def make(self, options: Options) -> LocalSandbox:
+        return LocalSandbox(options)
 
 
 def _refuse_limits(options: Options) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
 import traceback
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import Collection, ExitStatus, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.processes.relayed_streams import Collector, OutputBudget, PipedProcess
-from fastclaw.runtimes.managed import Environment, ManagedRuntime
 from fastclaw.runtimes.memory_programs import BUILT_IN, Program, Writer
+from fastclaw.runtimes.sandbox import Sandbox, SandboxFactory, SandboxFacts
 from fastclaw.spawner.spawn_process import resources_refused
 from fastclaw.spawner.spawner_host import resolve_user
 
@@ -24,21 +23,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from fastclaw.options import Options
-    from fastclaw.processes.listeners import SocketDirectory
 
 
-class MemoryRuntime(ManagedRuntime):
+class MemorySandbox(Sandbox):
     """Runs the programs of `fastclaw.runtimes.memory_programs`. No isolation, no processes."""
+
+    is_alive = True
+
+    async def _bring_up(self, setup: AsyncExitStack) -> SandboxFacts:
+        options = self.options
+        target = options.workspace.target if options.workspace else None
+        lane = MemoryLane(directories=[target] if target else [], run_output_bytes=options.run_output_bytes)
+        return SandboxFacts(
+            lane=lane,
+            workspace=target,
+            directory=target or "/",
+            user=options.user or f"{os.geteuid()}:{os.getegid()}",
+            max_starting=options.max_starting or limits.MAX_STARTING_SPAWN,
+        )
+
+
+class MemorySandboxes(SandboxFactory):
+    """Coroutines instead of processes, for users' own tests."""
 
     name = "memory"
 
-    async def _bring_up(
-        self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
-    ) -> Environment:
-        target = options.workspace.target if options.workspace else None
-        lane = MemoryLane(directories=[target] if target else [], run_output_bytes=options.run_output_bytes)
-        most = options.max_starting or limits.MAX_STARTING_SPAWN
-        return Environment(lane, {}, target, 1, most, directory="/")
+    def make(self, options: Options) -> MemorySandbox:
+        return MemorySandbox(options)
 
 
 _ENDING = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)

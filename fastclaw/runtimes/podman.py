@@ -15,17 +15,14 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
-
 from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.own_process import dumps_after_setuid
-from fastclaw.linux.proc import is_dead, parse_label, this_process
+from fastclaw.linux.proc import this_process
 from fastclaw.network.bridge.bridge import FirewalledBridge, remove_abandoned_networks
 from fastclaw.network.modes import EnvironmentNetwork, beside, open_network, overruled
 from fastclaw.options import Options, no_templates
-from fastclaw.podman.api import EngineLifecycle, EngineVersion
-from fastclaw.podman.container import Container, SpawnerContainer, end_monitors
+from fastclaw.podman.container import Container, SpawnerContainer
 from fastclaw.podman.container_spec import (
     HOSTS,
     LABEL_NAMESPACE,
@@ -34,23 +31,26 @@ from fastclaw.podman.container_spec import (
     ContainerNetwork,
     InitPlan,
     Workspace,
+    container_labels,
     container_spec,
     spawner_pids,
 )
 from fastclaw.podman.containers import Containers, SpawnerSlot
+from fastclaw.podman.engines import Engines
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rights import USER_FILES, Rights, settle_rights
-from fastclaw.podman.service.facts import engine_url, own_plan, own_state_dir, static_catatonit
+from fastclaw.podman.service.facts import static_catatonit
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
-from fastclaw.podman.service.service import ManagedService
-from fastclaw.podman.service.storage import default_run_dir, disk_of, why_full
-from fastclaw.runtimes.managed import Environment, ManagedRuntime, plans
+from fastclaw.podman.service.storage import disk_of, why_full
+from fastclaw.runtimes.sandbox import Sandbox, SandboxFactory, SandboxFacts, plans
 from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastclaw.podman.api import EngineLifecycle, EngineVersion
+    from fastclaw.podman.engines import Engine
     from fastclaw.processes.lane import Lane
     from fastclaw.processes.listeners import SocketDirectory
 
@@ -83,55 +83,82 @@ class _Up(NamedTuple):
     network: EnvironmentNetwork
 
 
-class ContainerRuntime(ManagedRuntime):
-    """Runs commands in a container, or on the REST lane spread over `options.containers` of them."""
+class PodmanSandboxes(SandboxFactory):
+    """Containers of engines that are each connected once."""
 
     name = "podman"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._engine: dict[str, Any] = {}
-        self._service: ManagedService | None = None
+    def __init__(self, namespace: str, sockets: SocketDirectory) -> None:
+        super().__init__(namespace, sockets)
+        self.engines = Engines(namespace)
+        self._networks: asyncio.Task[None] | None = None
+
+    def make(self, options: Options) -> PodmanSandbox:
+        return PodmanSandbox(options, self)
+
+    async def remove_abandoned_networks(self) -> None:
+        """Once: those of every fastclaw that was killed on this host."""
+        if self._networks is None:
+            self._networks = asyncio.get_running_loop().create_task(remove_abandoned_networks())
+        await asyncio.shield(self._networks)
+
+    async def aclose(self) -> None:
+        if self._networks is not None:
+            await asyncio.wait((self._networks,))
+        await self.engines.aclose()
+
+
+class PodmanSandbox(Sandbox):
+    """A container, or on the REST lane `options.containers` of them, with its network, its ids and its volume."""
+
+    def __init__(self, options: Options, factory: PodmanSandboxes) -> None:
+        super().__init__(options)
+        self._factory = factory
         self._rights = Rights()
         self._why_not_spawn: str | None = None
+        self._engine: Engine | None = None
         self._up: _Up | None = None
 
-    async def _bring_up(
-        self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
-    ) -> Environment:
+    async def _bring_up(self, setup: contextlib.AsyncExitStack) -> SandboxFacts:
+        timeout_ms = self.options.start_timeout_ms
         try:
-            async with asyncio.timeout(options.start_timeout_ms / 1000):
-                return await self._bring_up_in_time(namespace, options, sockets, setup)
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await self._bring_up_in_time(setup)
         except TimeoutError as error:
             raise StartFailed(
-                f"the environment is not up after {options.start_timeout_ms} ms (options.start_timeout_ms)",
-                "engine_timeout",
+                f"the environment is not up after {timeout_ms} ms (options.start_timeout_ms)", "engine_timeout"
             ) from error
 
-    async def _bring_up_in_time(
-        self, namespace: str, options: Options, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
-    ) -> Environment:
-        engine, version = await self._open_engine(options, setup)
-        await asyncio.gather(remove_abandoned(engine, namespace), remove_abandoned_networks())
-        plan = ContainerPlan(namespace, options, engine)
-        await engine.ensure_image(plan.image, options.pull)
-        await self._settle_rights(plan, version, setup)
+    async def _bring_up_in_time(self, setup: contextlib.AsyncExitStack) -> SandboxFacts:
+        options, sockets = self.options, self._factory.sockets
+        engine, _ = await asyncio.gather(self._factory.engines.get(options), self._factory.remove_abandoned_networks())
+        self._engine = engine
+        plan = ContainerPlan(self._factory.namespace, options, engine.lifecycle)
+        await plan.engine.ensure_image(plan.image, options.pull)
+        await self._settle_rights(plan, engine.version, setup)
         if plan.is_here:
-            plan.hosts = _write_hosts(sockets, plan.rights)
+            plan.hosts = _write_hosts(sockets, plan, setup)
         await _make_volume(plan, setup)
         self._up = up = await self._lane(plan, sockets, setup)
-        most = limits.MAX_STARTING_SPAWN if up.lane.name == "spawn" else limits.MAX_STARTING_REST
         warnings = [*self._warnings(up.lane), *overruled(options.network)]
         for warning in warnings:
             logger.warning("%s", warning)
-        return Environment(
-            up.lane,
-            beside(up.network.env, options.env),
-            plan.working_dir,
-            len(up.containers),
-            options.max_starting or most,
-            await engine.image_directory(plan.image),
-            warnings,
+        most = limits.MAX_STARTING_SPAWN if up.lane.name == "spawn" else limits.MAX_STARTING_REST
+        who = up.containers.identity
+        return SandboxFacts(
+            lane=up.lane,
+            env=beside(up.network.env, options.env),
+            workspace=plan.working_dir,
+            directory=plan.working_dir or await plan.engine.image_directory(plan.image),
+            containers=len(up.containers),
+            max_starting=options.max_starting or most,
+            user=plan.user if who is None else f"{who.uid}:{who.gid}",
+            home=None if who is None else who.home,
+            container=plan.first_name,
+            image=plan.image,
+            made_by="engine",
+            warnings=warnings,
+            labels=container_labels(plan.namespace, this_process().label, 0),
         )
 
     def _warnings(self, lane: Lane) -> list[str]:
@@ -140,26 +167,9 @@ class ContainerRuntime(ManagedRuntime):
             return found
         if self._why_not_spawn is not None:
             found.append(f"the REST lane, which is far slower: {self._why_not_spawn}")
-        if not self._engine["managed"]:
+        if self._engine is not None and self._engine.service is None:
             found.append(MONITORS_STAY)
         return found
-
-    async def _open_engine(
-        self, options: Options, setup: contextlib.AsyncExitStack
-    ) -> tuple[EngineLifecycle, EngineVersion]:
-        """The engine that the user named, or one of our own."""
-        url, reserve = engine_url(options), None
-        is_managed = url is None
-        if url is None:
-            self._service = service = ManagedService(own_plan(options), own_state_dir(options), default_run_dir())
-            setup.push_async_callback(service.aclose)
-            await service.start()
-            url, reserve = service.url, service.reserve
-        engine = EngineLifecycle(url, options.engine_timeout_ms / 1000, reserve)
-        setup.push_async_callback(engine.aclose)
-        version = await engine.version()
-        self._engine = {"managed": is_managed, **msgspec.structs.asdict(version)}
-        return engine, version
 
     async def _settle_rights(
         self, plan: ContainerPlan, version: EngineVersion, setup: contextlib.AsyncExitStack
@@ -198,30 +208,39 @@ class ContainerRuntime(ManagedRuntime):
                     return up
         return await _rest_lane(plan, await _connect(plan, sockets, setup, has_spawner=False), setup)
 
-    def _trouble(self) -> str | None:
+    @property
+    def is_alive(self) -> bool:
+        return self._up is not None and self._up.containers.counts()["usable"] > 0
+
+    async def kill(self) -> None:
+        if self._up is not None:
+            await self._up.containers.kill()
+
+    @property
+    def trouble(self) -> str | None:
         if self._up is None:
             return None
         counts = self._up.containers.counts()
         missing = counts["places"] - counts["usable"]
         if missing:
             return f"{missing} of {counts['places']} containers are gone; they are being replaced"
-        if self._service is not None and self._service.trouble is not None:
-            return self._service.trouble
-        return why_full(self._disk()) or self._up.network.trouble
+        assert self._engine is not None
+        return self._engine.trouble or why_full(self._disk()) or self._up.network.trouble
 
     def _disk(self) -> dict[str, Any] | None:
         """Of the storage, where that is on this host."""
         here = self._up is not None and self._up.containers.is_local
-        return disk_of(Path(self._engine["storage"])) if here and self._engine["storage"] else None
+        storage = "" if self._engine is None else self._engine.version.storage
+        return disk_of(Path(storage)) if here and storage else None
 
-    def _details(self) -> dict[str, Any]:
-        if self._up is None:
+    def details(self) -> dict[str, Any]:
+        if self._up is None or self._engine is None:
             return {}
         reason = {"why_not_spawn": self._why_not_spawn} if self._why_not_spawn else {}
         disk = self._disk()
         return {
             **reason,
-            "engine": self._engine,
+            "engine": self._engine.health(),
             "rights": self._rights.health(),
             "containers": self._up.containers.counts(),
             "limits": self._up.containers.limits(),
@@ -255,7 +274,7 @@ async def _spawn_lane(
 
     def make(on_death: Callable[[], None]) -> SpawnerContainer:
         name = plan.next_name()
-        path = f"{sockets.path}/{name[-8:]}.init"
+        path = f"{sockets.path}/{name.removeprefix(f'fastclaw-{plan.namespace}-')}.init"
         init = InitPlan(spawner=str(binary), socket=path, template_module=module)
         return SpawnerContainer(
             plan.engine,
@@ -319,13 +338,14 @@ async def _make_volume(plan: ContainerPlan, setup: contextlib.AsyncExitStack) ->
     await plan.engine.create_volume(name, labels, plan.rights.volume_owner)
 
 
-def _write_hosts(sockets: SocketDirectory, rights: Rights) -> str:
+def _write_hosts(sockets: SocketDirectory, plan: ContainerPlan, setup: contextlib.AsyncExitStack) -> str:
     """The containers' hosts(5), for their root to write to, as an environment is one file system."""
-    path = Path(sockets.path, "hosts")
+    path, ids = Path(sockets.path, f"{plan.token}.hosts"), plan.rights.ids
+    setup.callback(path.unlink, missing_ok=True)
     path.write_text(HOSTS, encoding="ascii")
     path.chmod(0o644)
-    if rights.ids is not None:
-        os.chown(path, rights.ids, rights.ids)
+    if ids is not None:
+        os.chown(path, ids, ids)
     return str(path)
 
 
@@ -333,6 +353,7 @@ class ContainerPlan:
     """What all containers of an environment have in common; each gets a name of its own.
 
     Attributes:
+        token: tells its containers from those of all others.
         user: the default user, by name or number.
         hosts: a file of this host in the place of their hosts(5); None leaves that to the engine.
     """
@@ -342,7 +363,7 @@ class ContainerPlan:
         self.image = options.image or DEFAULT_IMAGE
         self.user, self.rights = "0", Rights()
         self.hosts: str | None = None
-        self._token = secrets.token_hex(4)
+        self.token = secrets.token_hex(4)
         self._numbers = itertools.count()
 
     @property
@@ -354,16 +375,21 @@ class ContainerPlan:
     def workspace(self) -> Workspace | None:
         """The user's directory, else a volume, and where it is inside."""
         place = self.options.workspace
-        return None if place is None else (place.source or f"fastclaw-{self.namespace}-{self._token}", place.target)
+        return None if place is None else (place.source or f"fastclaw-{self.namespace}-{self.token}", place.target)
 
     @property
     def working_dir(self) -> str | None:
         """The workspace as the processes see it."""
         return self.workspace[1] if self.workspace else None
 
+    @property
+    def first_name(self) -> str:
+        """Of the container that is there first."""
+        return f"fastclaw-{self.namespace}-{self.token}-0"
+
     def next_name(self) -> str:
         """A name for one more container."""
-        return f"fastclaw-{self.namespace}-{self._token}-{next(self._numbers)}"
+        return f"fastclaw-{self.namespace}-{self.token}-{next(self._numbers)}"
 
     def probe(self) -> dict[str, Any]:
         """The body of the create call for a container that never runs."""
@@ -396,17 +422,3 @@ class ContainerPlan:
             ids=self.rights.ids,
             oci_runtime=options.oci_runtime,
         )
-
-
-async def remove_abandoned(engine: EngineLifecycle, namespace: str) -> None:
-    """Remove the containers and volumes that a dead fastclaw left in this namespace."""
-    mine = {LABEL_NAMESPACE: namespace}
-    containers, volumes = await asyncio.gather(engine.list_containers(mine), engine.list_volumes(mine))
-    dead = [found.id for found in containers if is_dead(parse_label(found.labels.get(LABEL_OWNER, "")))]
-    if dead:
-        logger.info("removing %d containers that a dead owner left", len(dead))
-    await asyncio.gather(*(engine.remove_container(container) for container in dead))
-    if dead and engine.url.startswith("unix:"):
-        await asyncio.to_thread(end_monitors, dead)
-    unused = [found.name for found in volumes if is_dead(parse_label(found.labels.get(LABEL_OWNER, "")))]
-    await asyncio.gather(*(engine.remove_volume(volume) for volume in unused))

@@ -1,5 +1,8 @@
 """Reads the `options` of `initialize`: shapes by msgspec, and what a shape cannot say by the rules of each part."""
 
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
 from fastclaw import limits
 from fastclaw.errors import InvalidParams
 from fastclaw.network.egress.addresses import BadHost
@@ -8,7 +11,6 @@ from fastclaw.network.egress.rules import parse_rule, refuse_oneself
 from fastclaw.options import IdRanges, Network, Options, no_templates
 from fastclaw.params import convert
 from fastclaw.podman.container_spec import read_capabilities
-from fastclaw.runtime import InitializeParams
 
 FRAMING_HEADERS = frozenset(
     {
@@ -27,14 +29,20 @@ FRAMING_HEADERS = frozenset(
 """Headers that say where a request goes and where it ends: not to be injected."""
 
 
-def read_options(params: InitializeParams) -> Options:
-    """The options of one `initialize`.
+Shape = TypeVar("Shape", bound=Options)
+
+
+def read_options(given: Mapping[str, Any], shape: type[Shape], path: str = "$.options") -> Shape:
+    """The options of one environment, and more where the shape has more.
+
+    Parameters:
+        path: where they are in the params, for an error.
 
     Raises:
         InvalidParams: `unknown_option` with `data.nearest`, a wrong shape, a rule that is none, or what contradicts
             itself.
     """
-    options = convert(params.options, Options, "$.options")
+    options = convert(given, shape, path)
     _check_network(options.network)
     _check_id_ranges(options.id_ranges)
     if options.capabilities is not None:

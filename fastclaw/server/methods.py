@@ -14,9 +14,12 @@ from fastclaw.errors import InvalidState, MethodNotFound
 from fastclaw.lifecycle import RUNTIME_MOVES, Machine, RuntimeState
 from fastclaw.params import (
     CancelParams,
+    EnvironmentParams,
+    HealthParams,
     KillParams,
     ListParams,
     NoParams,
+    PoolParams,
     ResizeParams,
     SignalParams,
     WaitParams,
@@ -25,6 +28,10 @@ from fastclaw.params import (
 )
 from fastclaw.processes.run_output import fitted, may_be_too_long, without_output
 from fastclaw.runtime import (
+    MAIN,
+    EnvironmentInfo,
+    EnvironmentRequest,
+    EnvironmentRuntime,
     ExecRequest,
     HealthStatus,
     InitializeParams,
@@ -100,7 +107,7 @@ def _encode_list(request_id: RequestId, room: int, found: list[ProcessInfo], par
     return jsonrpc.encode_result(request_id, {"processes": jsonrpc.array(rows), **more})
 
 
-def _encode_health(request_id: RequestId, room: int, status: HealthStatus, params: NoParams) -> bytes:
+def _encode_health(request_id: RequestId, room: int, status: HealthStatus, params: HealthParams) -> bytes:
     """Status and message; the details only if they are short enough."""
     line = jsonrpc.encode_result(request_id, status)
     if len(line) <= min(room, limits.MAX_HEALTH_BYTES):
@@ -152,15 +159,27 @@ class Calls:
         server = {"name": SERVER_NAME, "version": __version__}
         return {**msgspec.to_builtins(result), "server": server, "capabilities": runtime.capabilities}
 
-    def _running(self) -> Runtime:
+    def _running(self, environment: str | None = None) -> Runtime:
+        """The runtime, which has one environment or knows them by name."""
         lifecycle.require_running(self.machine.state)
-        assert self.runtime is not None
-        return self.runtime
+        runtime = self.runtime
+        assert runtime is not None
+        if environment is not None and environment != MAIN and not isinstance(runtime, EnvironmentRuntime):
+            raise InvalidState(f"this runtime has no environment but {MAIN!r}", "unknown_environment")
+        return runtime
 
-    def _extended(self) -> ProcessRuntime:
+    def _extended(self, environment: str | None = None) -> ProcessRuntime:
         runtime = self.runtime
         if runtime is not None and not isinstance(runtime, ProcessRuntime):
             raise MethodNotFound("this runtime offers initialize, exec, health, kill and shutdown")
+        runtime = self._running(environment)
+        assert isinstance(runtime, ProcessRuntime)
+        return runtime
+
+    def _environments(self) -> EnvironmentRuntime:
+        runtime = self.runtime
+        if runtime is not None and not isinstance(runtime, EnvironmentRuntime):
+            raise MethodNotFound("this runtime has one environment only")
         lifecycle.require_running(self.machine.state)
         assert runtime is not None
         return runtime
@@ -169,11 +188,11 @@ class Calls:
 
     def exec(self, params: ExecRequest) -> Awaitable[Any]:
         """`exec`."""
-        return self._running().exec(params)
+        return self._running(params.environment).exec(params)
 
     def run(self, params: RunRequest) -> Awaitable[Any]:
         """`run`."""
-        return self._extended().run(params)
+        return self._extended(params.environment).run(params)
 
     def wait(self, params: WaitParams) -> Awaitable[Any]:
         """`wait`."""
@@ -181,7 +200,10 @@ class Calls:
 
     def list(self, params: ListParams) -> Awaitable[Any]:
         """`list`."""
-        return self._extended().list_processes(params.after)
+        runtime = self._extended(params.environment)
+        if isinstance(runtime, EnvironmentRuntime):
+            return runtime.list_processes(params.after, params.environment)
+        return runtime.list_processes(params.after)
 
     async def cancel(self, params: CancelParams) -> dict[str, Any]:
         """`cancel`: answered after the request that it took back."""
@@ -189,11 +211,40 @@ class Calls:
         await self._cancel(params.id)
         return _NOTHING
 
-    async def health(self, params: NoParams) -> HealthStatus:
-        """`health`: of the runtime, or of the connection while there is none."""
+    async def health(self, params: HealthParams) -> HealthStatus:
+        """`health`: of the runtime, of one environment, or of the connection while there is none."""
         if self.machine.state is not RuntimeState.RUNNING:
             return HealthStatus(status="unhealthy", message=self.machine.state.value)
-        return await self._running().health()
+        runtime = self._running(params.environment)
+        if isinstance(runtime, EnvironmentRuntime):
+            return await runtime.health(params.environment)
+        return await runtime.health()
+
+    # --- environments ---
+
+    def environment_start(self, params: EnvironmentRequest) -> Awaitable[EnvironmentInfo]:
+        """`environment_start`."""
+        return self._environments().environment_start(params)
+
+    async def environment_stop(self, params: EnvironmentParams) -> dict[str, Any]:
+        """`environment_stop`."""
+        await self._environments().environment_stop(params.environment)
+        return _NOTHING
+
+    def environment_reset(self, params: EnvironmentParams) -> Awaitable[EnvironmentInfo]:
+        """`environment_reset`."""
+        return self._environments().environment_reset(params.environment)
+
+    async def environment_list(self, params: NoParams) -> dict[str, Any]:
+        """`environment_list`."""
+        return {"environments": self._environments().environment_list()}
+
+    async def pool_set(self, params: PoolParams) -> dict[str, Any]:
+        """`pool_set`."""
+        await self._environments().pool_set(params.pool)
+        return _NOTHING
+
+    # --- processes by id ---
 
     async def kill(self, params: KillParams) -> dict[str, Any]:
         """`kill`."""
@@ -220,6 +271,7 @@ class Calls:
 
 
 _no_params = reader(NoParams)
+_one_environment = reader(EnvironmentParams)
 
 METHODS: dict[str, Method] = {
     "initialize": Method(reader(InitializeParams), Calls.initialize, yields_to_shutdown=True),
@@ -227,11 +279,18 @@ METHODS: dict[str, Method] = {
     "run": Method(reader(RunRequest), Calls.run, yields_to_shutdown=True, is_cancellable=True, encode=_encode_run),
     "wait": Method(reader(WaitParams), Calls.wait, is_cancellable=True),
     "cancel": Method(reader(CancelParams), Calls.cancel, is_control=True, is_urgent=True),
-    "health": Method(_no_params, Calls.health, is_control=True, is_urgent=True, encode=_encode_health),
+    "health": Method(reader(HealthParams), Calls.health, is_control=True, is_urgent=True, encode=_encode_health),
     "kill": Method(reader(KillParams), Calls.kill, is_control=True, is_urgent=True),
     "signal": Method(reader(SignalParams), Calls.signal, is_control=True, is_urgent=True),
     "resize": Method(reader(ResizeParams), Calls.resize, is_control=True),
     "list": Method(reader(ListParams), Calls.list, is_control=True, encode=_encode_list),
+    "environment_start": Method(
+        reader(EnvironmentRequest), Calls.environment_start, yields_to_shutdown=True, is_cancellable=True
+    ),
+    "environment_stop": Method(_one_environment, Calls.environment_stop, is_control=True),
+    "environment_reset": Method(_one_environment, Calls.environment_reset, yields_to_shutdown=True),
+    "environment_list": Method(_no_params, Calls.environment_list, is_control=True),
+    "pool_set": Method(reader(PoolParams), Calls.pool_set, is_control=True),
     "shutdown": Method(_no_params, Calls.shutdown, is_control=True),
     "stop": Method(_no_params, Calls.shutdown, is_control=True),
 }

@@ -23,6 +23,7 @@ from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from fastclaw.runtime import InitializeParams
 from fastclaw.runtimes import podman
+from fastclaw.runtimes.host import EnvironmentHost
 from tests.acceptance.homes import DAEMONS, PATIENCE_S, PROMISED_S, Home, Watch, killed, nothing_is_left
 from tests.engine_fixtures import unusable
 from tests.pids import command_line
@@ -412,7 +413,7 @@ def other_init(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
 
 async def failure(engine_service: EngineService) -> StartFailed:
     """How a start on the spawn lane fails; the runtime itself has to take back everything."""
-    runtime = podman.ContainerRuntime()
+    runtime = EnvironmentHost("podman")
     options = {"url": engine_service.url, "image": engine_service.image, "lane": "spawn"}
     with pytest.raises(StartFailed) as caught:
         await runtime.start(InitializeParams(namespace=NAMESPACE, options=options))

@@ -160,6 +160,7 @@ async def a_pool(
         lane,
         Options(**options),
         sockets,
+        prefix="0123abcd",
         environment={"BASE": "1", "BOTH": "base"},
         working_dir="/base",
         base_dir="/base",

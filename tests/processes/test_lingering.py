@@ -16,7 +16,7 @@ from fastclaw import limits
 from fastclaw.client.remote_process import Channel
 from fastclaw.errors import InvalidState
 from fastclaw.runtime import ExecRequest, ExecResult, InitializeParams
-from fastclaw.runtimes.local import LocalRuntime
+from fastclaw.runtimes.host import EnvironmentHost
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def running(**options: Any) -> AsyncIterator[LocalRuntime]:
-    runtime = LocalRuntime()
+async def running(**options: Any) -> AsyncIterator[EnvironmentHost]:
+    runtime = EnvironmentHost("local")
     await runtime.start(InitializeParams(namespace="lingering", options=options))
     try:
         async with asyncio.timeout(60):
@@ -35,11 +35,11 @@ async def running(**options: Any) -> AsyncIterator[LocalRuntime]:
         await runtime.stop()
 
 
-async def begin(runtime: LocalRuntime, script: str) -> ExecResult:
+async def begin(runtime: EnvironmentHost, script: str) -> ExecResult:
     return await runtime.exec(ExecRequest(cmd=["sh", "-c", script]))
 
 
-async def ended(runtime: LocalRuntime, script: str) -> ExecResult:
+async def ended(runtime: EnvironmentHost, script: str) -> ExecResult:
     process = await begin(runtime, script)
     assert (await runtime.wait(process.process_id)).state == "exited"
     return process
@@ -57,7 +57,7 @@ async def read_all(channel: Channel) -> bytes:
     return data
 
 
-async def lingering(runtime: LocalRuntime) -> int:
+async def lingering(runtime: EnvironmentHost) -> int:
     return int((await runtime.health()).details["processes"]["lingering"])
 
 
@@ -65,7 +65,7 @@ async def gone(process: ExecResult) -> None:
     await until(lambda: not is_listening(process))
 
 
-async def forgotten(runtime: LocalRuntime, process: ExecResult) -> None:
+async def forgotten(runtime: EnvironmentHost, process: ExecResult) -> None:
     """Its record is kept no more."""
     with suppress(InvalidState):
         while await runtime.wait(process.process_id):  # noqa: ASYNC110 - nobody is told
@@ -89,7 +89,7 @@ async def connected(process: ExecResult) -> AsyncIterator[tuple[Channel, Channel
         err.close()
 
 
-async def nothing_lingers(runtime: LocalRuntime) -> None:
+async def nothing_lingers(runtime: EnvironmentHost) -> None:
     async def none() -> bool:
         return not await lingering(runtime)
 

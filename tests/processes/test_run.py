@@ -11,7 +11,7 @@ from msgspec import UNSET
 from fastclaw.errors import ExecFailed, InvalidParams
 from fastclaw.processes.lane import ExitStatus, StartSpec
 from fastclaw.runtime import ExecRequest, InitializeParams, RunRequest, RunResult
-from fastclaw.runtimes.memory import MemoryRuntime
+from fastclaw.runtimes.host import EnvironmentHost
 from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool
 from tests.waiting import turns, until
 
@@ -264,7 +264,7 @@ async def test_a_cancelled_run_is_ended_with_its_grace_and_with_proof(lane: Scri
 
 
 async def test_an_end_in_the_middle_of_a_run() -> None:
-    runtime = MemoryRuntime()
+    runtime = EnvironmentHost("memory")
     await runtime.start(InitializeParams(namespace="run", options={}))
     running = asyncio.ensure_future(runtime.run(request("sleep", "100")))
     await turns()

@@ -11,7 +11,7 @@ import pytest
 
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.runtime import ExecRequest, InitializeParams
-from fastclaw.runtimes.local import LocalRuntime
+from fastclaw.runtimes.host import EnvironmentHost
 from tests.runtimes.commands import check_limits, ended
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def params(**options: Any) -> InitializeParams:
 
 
 async def test_stop_ends_what_runs() -> None:
-    runtime = LocalRuntime()
+    runtime = EnvironmentHost("local")
     await runtime.start(params(kill_grace_ms=100))
     results = [await runtime.exec(ExecRequest(cmd=["sleep", "1000"])) for _ in range(5)]
     waits = [asyncio.create_task(runtime.wait(result.process_id)) for result in results]
@@ -35,7 +35,7 @@ async def test_stop_ends_what_runs() -> None:
 
 
 async def test_local_says_that_it_isolates_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    runtime = LocalRuntime()
+    runtime = EnvironmentHost("local")
     await runtime.start(params())
     assert (await runtime.health()).details["isolation"] == "none"
     assert "no isolation" in caplog.text
@@ -43,7 +43,7 @@ async def test_local_says_that_it_isolates_nothing(caplog: pytest.LogCaptureFixt
 
 
 async def test_the_local_workspace(tmp_path: Path) -> None:
-    runtime = LocalRuntime()
+    runtime = EnvironmentHost("local")
     with pytest.raises(StartFailed) as raised:
         await runtime.start(params(workspace={"target": "/nowhere/at/all"}))
     assert raised.value.reason == "bad_mount"
@@ -57,15 +57,15 @@ async def test_the_local_workspace(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def local() -> AsyncIterator[LocalRuntime]:
-    runtime = LocalRuntime()
+async def local() -> AsyncIterator[EnvironmentHost]:
+    runtime = EnvironmentHost("local")
     await runtime.start(params())
     yield runtime
     await runtime.stop()
 
 
 @pytest.mark.promise("T-TTY", "T-TTY-SIZE")
-async def test_a_terminal(local: LocalRuntime) -> None:
+async def test_a_terminal(local: EnvironmentHost) -> None:
     out, record = await ended(local, "sh", "-c", "tty; stty size; exit 3", tty=True, tty_size=(7, 9))
     name, size, _ = out.split(b"\r\n")
     assert (name[:9], size, record.exit_code) == (b"/dev/pts/", b"7 9", 3)
@@ -73,7 +73,7 @@ async def test_a_terminal(local: LocalRuntime) -> None:
 
 @pytest.mark.promise("T-LIMITS")
 @pytest.mark.parametrize(("name", "option"), [("nofile", "n"), ("core", "c"), ("stack", "s"), ("cpu", "t")])
-async def test_a_limit_is_soft_and_hard(local: LocalRuntime, name: str, option: str) -> None:
+async def test_a_limit_is_soft_and_hard(local: EnvironmentHost, name: str, option: str) -> None:
     unit = {"stack": 1024, "core": 512}.get(name, 1)  # what ulimit counts in
     script = f"ulimit -S{option}; ulimit -H{option}"
     out, _ = await ended(local, "sh", "-c", script, limits={name: 200 * unit})
@@ -81,12 +81,12 @@ async def test_a_limit_is_soft_and_hard(local: LocalRuntime, name: str, option: 
 
 
 @pytest.mark.promise("T-LIMITS")
-async def test_limits_hold(local: LocalRuntime, tmp_path: Path) -> None:
+async def test_limits_hold(local: EnvironmentHost, tmp_path: Path) -> None:
     await check_limits(lambda *cmd, **request: ended(local, *cmd, **request), str(tmp_path))
 
 
 @pytest.mark.promise("T-LIMITS-NAME")
-async def test_limits_that_cannot_be_had(local: LocalRuntime, tmp_path: Path) -> None:
+async def test_limits_that_cannot_be_had(local: EnvironmentHost, tmp_path: Path) -> None:
     for limits, error, reason, words in (
         ({"nofiles": 1}, InvalidParams, "invalid_params", "did you mean 'nofile'?"),
         ({"nofile": 2**40}, ExecFailed, "permission_denied", "limits {'nofile': 1099511627776}"),
@@ -99,7 +99,7 @@ async def test_limits_that_cannot_be_had(local: LocalRuntime, tmp_path: Path) ->
 
 @pytest.mark.promise("T-TEMPLATE-NAME")
 async def test_a_template() -> None:
-    runtime = LocalRuntime()
+    runtime = EnvironmentHost("local")
     cmd = [sys.executable, "-m", "fastclaw.template"]
     template = {"cmd": cmd, "env": {"A": "template", "B": "template", "C": "template"}}
     await runtime.start(params(templates={"py": template}, env={"A": "options", "D": "options"}))
@@ -117,7 +117,7 @@ async def test_a_template() -> None:
 
 
 async def test_a_template_that_does_not_come_up_leaves_nothing() -> None:
-    runtime = LocalRuntime()
+    runtime = EnvironmentHost("local")
     with pytest.raises(StartFailed, match="template 'bad'") as raised:
         await runtime.start(params(templates={"bad": {"cmd": ["false"]}}))
     assert raised.value.reason == "template_failed"
@@ -126,7 +126,7 @@ async def test_a_template_that_does_not_come_up_leaves_nothing() -> None:
 
 
 async def test_local_refuses_a_bound_on_the_disk() -> None:
-    runtime = LocalRuntime()
+    runtime = EnvironmentHost("local")
     with pytest.raises(InvalidParams) as raised:
         await runtime.start(params(disk_bytes=1 << 20))
     assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", "$.options.disk_bytes")

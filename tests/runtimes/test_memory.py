@@ -15,7 +15,8 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidParams
 from fastclaw.processes.lane import ExitStatus, Grace, LaneProcess, StartSpec
 from fastclaw.runtime import InitializeParams
-from fastclaw.runtimes.memory import MemoryLane, MemoryRuntime, PipeSource, PipeWriter
+from fastclaw.runtimes.host import EnvironmentHost
+from fastclaw.runtimes.memory import MemoryLane, PipeSource, PipeWriter
 from tests.spawner.rig import finish, read_all
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
 
 async def test_the_workspace_is_told() -> None:
-    runtime = MemoryRuntime()
+    runtime = EnvironmentHost("memory")
     started = await runtime.start(InitializeParams(namespace="n", options={"workspace": {"target": "/tmp"}}))
     assert started.workspace_root == "/tmp"
     await runtime.stop()
 
 
 async def test_templates_are_refused() -> None:
-    runtime = MemoryRuntime()
+    runtime = EnvironmentHost("memory")
     options = {"templates": {"t": {"cmd": ["cat"]}}}
     with pytest.raises(InvalidParams) as raised:
         await runtime.start(InitializeParams(namespace="n", options=options))

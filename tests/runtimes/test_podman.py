@@ -13,13 +13,12 @@ from msgspec import structs
 from fastclaw import limits
 from fastclaw.client.remote_process import Channel
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
-from fastclaw.linux.proc import this_process
 from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container_spec import LABEL_NAMESPACE, InitPlan, container_spec
-from fastclaw.podman.service.plan import DEFAULT_IMAGE
+from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from fastclaw.podman.service.service import ManagedService
 from fastclaw.runtime import ExecRequest, InitializeParams
-from fastclaw.runtimes.podman import ContainerRuntime, remove_abandoned, why_not_spawn
+from fastclaw.runtimes.host import EnvironmentHost
+from fastclaw.runtimes.podman import why_not_spawn
 from tests.runtimes.commands import check_limits, ended
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ async def containers(engine: EngineLifecycle) -> set[str]:
     return {found.id for found in await engine.list_containers({LABEL_NAMESPACE: NAMESPACE})}
 
 
-class Told(ContainerRuntime):
+class Told(EnvironmentHost):
     """Attributes:
     warnings: what the answer to `initialize` said.
     """
@@ -58,7 +57,7 @@ class Told(ContainerRuntime):
 @asynccontextmanager
 async def running(**options: Any) -> AsyncIterator[Told]:
     """A runtime that is up, stopped at the end."""
-    runtime = Told()
+    runtime = Told("podman")
     try:
         runtime.warnings = (await runtime.start(InitializeParams(namespace=NAMESPACE, options=options))).warnings
         yield runtime
@@ -66,7 +65,7 @@ async def running(**options: Any) -> AsyncIterator[Told]:
         await runtime.stop()
 
 
-async def output(runtime: ContainerRuntime, *cmd: str, **request: Any) -> bytes:
+async def output(runtime: EnvironmentHost, *cmd: str, **request: Any) -> bytes:
     """What a command without stdin writes on stdout."""
     return (await ended(runtime, *cmd, stdin=False, **request))[0]
 
@@ -236,34 +235,13 @@ async def test_a_start_that_fails_says_why_and_leaves_nothing(
 
 
 async def test_a_start_that_failed_may_be_tried_again(engine: EngineLifecycle) -> None:
-    runtime = ContainerRuntime()
+    runtime = EnvironmentHost("podman")
     wrong = InitializeParams(namespace=NAMESPACE, options={"url": engine.url, "nonsense": 1})
     with pytest.raises(InvalidParams):
         await runtime.start(wrong)
     await runtime.start(InitializeParams(namespace=NAMESPACE, options={"url": engine.url, "containers": 1}))
     assert await output(runtime, "echo", "second") == b"second\n"
     await runtime.stop()
-
-
-async def test_only_what_a_dead_owner_left_is_removed(engine: EngineLifecycle) -> None:
-    me = this_process()
-    later = me._replace(start_time=me.start_time + 1)
-    alive, dead, last_boot = me.label, later.label, me._replace(boot_id="0").label
-    elsewhere = later._replace(pid_namespace=me.pid_namespace + 1).label
-    made = {}
-    owners = {"alive": alive, "elsewhere": elsewhere, "dead": dead, "boot": last_boot, "strange": "x"}
-    for name, owner in owners.items():
-        made[name] = await engine.create_container(left_behind(DEFAULT_IMAGE, name, owner, NAMESPACE))
-    made["other"] = await engine.create_container(left_behind(DEFAULT_IMAGE, "o", dead, "another"))
-    await remove_abandoned(engine, NAMESPACE)
-    assert await containers(engine) == {made["alive"], made["elsewhere"], made["strange"]}
-    assert await engine.inspect_container(made["other"]) is not None
-    for container in made.values():
-        await engine.remove_container(container)
-
-
-def left_behind(image: str, name: str, owner: str, namespace: str) -> dict[str, Any]:
-    return container_spec(image=image, name=f"left-{name}", namespace=namespace, owner=owner, init=InitPlan())
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ import pytest
 from fastclaw import limits
 from fastclaw.errors import InvalidParams
 from fastclaw.options import Inject, Network, Options, SecretSource, Template, Workspace
-from fastclaw.runtime import InitializeParams
 from fastclaw.runtimes.read_options import read_options
 
 
 def read(**options: Any) -> Options:
-    return read_options(InitializeParams(namespace="n", options=options))
+    return read_options(options, Options)
 
 
 def test_the_defaults_are_the_limits() -> None:

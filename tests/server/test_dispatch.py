@@ -190,6 +190,28 @@ async def test_shutdown_cancels_execs_and_answers_all(wire: Wire) -> None:
     assert len(wire.lines) == 2_002
 
 
+ENVIRONMENT_METHODS = {
+    "environment_start",
+    "environment_stop",
+    "environment_reset",
+    "environment_list",
+    "pool_set",
+}
+
+
+async def test_a_runtime_of_one_environment_has_no_others(wire: Wire) -> None:
+    for method in ENVIRONMENT_METHODS:
+        params: dict[str, Any] = {"environment": "e", "pool": []}
+        assert (await wire.call(method, **params))["error"]["data"]["reason"] == "method_not_found"
+    for method in ("exec", "run"):
+        answer = await wire.call(method, cmd=["x"], environment="e")
+        assert answer["error"]["data"]["reason"] == "unknown_environment"
+    assert "result" in await wire.call("exec", cmd=["x"], environment="main")
+    for method in ("list", "health"):
+        assert (await wire.call(method, environment="e"))["error"]["data"]["reason"] == "unknown_environment"
+        assert "result" in await wire.call(method, environment="main")
+
+
 async def test_only_health_is_answered_after_shutdown(wire: Wire) -> None:
     assert (await wire.call("shutdown"))["result"] == {}
     assert (await wire.call("health"))["result"]["status"] == "unhealthy"
@@ -206,7 +228,7 @@ async def test_only_health_is_answered_after_shutdown(wire: Wire) -> None:
         "shutdown": {},
         "stop": {},
     }
-    assert {*calls, "health"} == set(METHODS)
+    assert {*calls, "health"} == set(METHODS) - ENVIRONMENT_METHODS
     for method, params in calls.items():
         assert (await wire.call(method, **params))["error"]["data"]["reason"] == "shutting_down"
 

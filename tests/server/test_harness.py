@@ -124,13 +124,13 @@ def test_a_stray_print_does_not_touch_the_wire(tmp_path: Path) -> None:
     code = """
 import os
 from fastclaw.server.harness import RuntimeHarness
-from fastclaw.runtimes.memory import MemoryRuntime
-class Noisy(MemoryRuntime):
-    async def health(self):
+from fastclaw.runtimes.host import EnvironmentHost
+class Noisy(EnvironmentHost):
+    async def health(self, environment=None):
         print(repr(harness), flush=True)
         os.system("echo from a child")
         return await super().health()
-harness = RuntimeHarness(Noisy())
+harness = RuntimeHarness(Noisy("memory"))
 assert repr(harness) == "<RuntimeHarness not serving>"
 harness.run()
 """
@@ -139,8 +139,8 @@ harness.run()
         assert child.call("health")["result"]["status"] == "healthy"
         child.end_input()
         assert child.exit_code() == 0
-    assert (tmp_path / "log").read_text().endswith("kept=0>>>>>\nfrom a child\n")
-    assert (tmp_path / "log").read_text().startswith("<RuntimeHarness <Session running: <Noisy <ProcessPool ")
+    assert (tmp_path / "log").read_text().endswith("1 environments>>>\nfrom a child\n")
+    assert (tmp_path / "log").read_text().startswith("<RuntimeHarness <Session running: <Noisy ")
 
 
 def test_a_reader_that_stops_stops_the_reading(memory: Served) -> None:
@@ -204,12 +204,12 @@ def test_one_harness_per_process() -> None:
 import asyncio
 from fastclaw.errors import IoError
 from fastclaw.server.harness import RuntimeHarness
-from fastclaw.runtimes.memory import MemoryRuntime
+from fastclaw.runtimes.host import EnvironmentHost
 async def main():
-    first = asyncio.create_task(RuntimeHarness(MemoryRuntime()).serve())
+    first = asyncio.create_task(RuntimeHarness(EnvironmentHost("memory")).serve())
     await asyncio.sleep(0)
     try:
-        await RuntimeHarness(MemoryRuntime()).serve()
+        await RuntimeHarness(EnvironmentHost("memory")).serve()
     except IoError:
         pass
     else:

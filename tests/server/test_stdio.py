@@ -105,10 +105,10 @@ claim.close()
 def test_a_closed_descriptor_is_found_before_a_loop_takes_its_place() -> None:
     run("""
 from fastclaw.server.harness import RuntimeHarness
-from fastclaw.runtimes.memory import MemoryRuntime
+from fastclaw.runtimes.host import EnvironmentHost
 os.close(0)
 try:
-    RuntimeHarness(MemoryRuntime()).run()
+    RuntimeHarness(EnvironmentHost("memory")).run()
 except IoError:
     os._exit(0)
 os._exit(1)

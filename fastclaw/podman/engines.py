@@ -1,0 +1,145 @@
+"""The engines that the environments of one connection use: each connected once, however many environments it has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fastclaw.linux.proc import is_dead, parse_label
+from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.container import end_monitors
+from fastclaw.podman.container_spec import LABEL_NAMESPACE, LABEL_OWNER
+from fastclaw.podman.service.facts import engine_url, own_plan, own_state_dir
+from fastclaw.podman.service.service import ManagedService
+from fastclaw.podman.service.storage import default_run_dir
+
+if TYPE_CHECKING:
+    from fastclaw.options import Options
+    from fastclaw.podman.api import EngineVersion
+
+logger = logging.getLogger(__name__)
+
+_DECIDING = ("url", "storage", "state_dir", "oci_runtime", "engine_timeout_ms")
+"""Options that make it another engine, or another way of asking it."""
+
+
+class Engine:
+    """An engine that the user named, or one of our own.
+
+    Attributes:
+        lifecycle: asks it.
+        version: what it is.
+        service: it, where it is our own.
+    """
+
+    lifecycle: EngineLifecycle
+    version: EngineVersion
+
+    def __init__(self) -> None:
+        self.service: ManagedService | None = None
+        self._setup = AsyncExitStack()
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.service or self.lifecycle.url}>"
+
+    async def start(self, options: Options, namespace: str) -> None:
+        """Connect, and remove what a dead fastclaw has left in this namespace.
+
+        Raises:
+            StartFailed, InvalidParams: nothing is left then.
+        """
+        try:
+            url, reserve = engine_url(options), None
+            if url is None:
+                self.service = service = ManagedService(own_plan(options), own_state_dir(options), default_run_dir())
+                self._setup.push_async_callback(service.aclose)
+                await service.start()
+                url, reserve = service.url, service.reserve
+            self.lifecycle = EngineLifecycle(url, options.engine_timeout_ms / 1000, reserve)
+            self._setup.push_async_callback(self.lifecycle.aclose)
+            self.version, _ = await asyncio.gather(
+                self.lifecycle.version(), remove_abandoned(self.lifecycle, namespace)
+            )
+        except BaseException:
+            await self.aclose()
+            raise
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with it now, in one line."""
+        return None if self.service is None else self.service.trouble
+
+    def health(self) -> dict[str, Any]:
+        """What `health.details.engine` says."""
+        return {"managed": self.service is not None, **msgspec.structs.asdict(self.version)}
+
+    async def aclose(self) -> None:
+        """Close the connection, and end an engine of our own. Idempotent."""
+        await asyncio.shield(self._setup.aclose())
+
+
+class Engines:
+    """The engines in use.
+
+    Parameters:
+        namespace: of their containers.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._starts: dict[bytes, asyncio.Task[Engine]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Engines {len(self._starts)}>"
+
+    async def get(self, options: Options) -> Engine:
+        """The engine that the options mean: connected by the first that asks. A cancelled caller ends no other's wait.
+
+        Raises:
+            StartFailed, InvalidParams: it cannot be had; the next one tries again.
+        """
+        key = msgspec.json.encode([getattr(options, name) for name in _DECIDING])
+        start = self._starts.get(key)
+        if start is None:
+            start = self._starts[key] = asyncio.get_running_loop().create_task(self._start(options))
+            start.add_done_callback(lambda start: self._forget_failed(key, start))
+        return await asyncio.shield(start)
+
+    async def _start(self, options: Options) -> Engine:
+        engine = Engine()
+        await engine.start(options, self._namespace)
+        return engine
+
+    def _forget_failed(self, key: bytes, start: asyncio.Task[Engine]) -> None:
+        if start.cancelled() or start.exception() is not None:
+            del self._starts[key]
+
+    async def aclose(self) -> None:
+        """Close all of them; nobody asks any more. Idempotent."""
+        starts = list(self._starts.values())
+        for start in starts:
+            start.cancel()  # nothing happens to one that is through
+        ended = await asyncio.gather(*starts, return_exceptions=True)
+        self._starts.clear()
+        engines = [engine for engine in ended if isinstance(engine, Engine)]
+        for result in await asyncio.gather(*(engine.aclose() for engine in engines), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+
+async def remove_abandoned(engine: EngineLifecycle, namespace: str) -> None:
+    """Remove the containers and volumes that a dead fastclaw left in this namespace."""
+    mine = {LABEL_NAMESPACE: namespace}
+    containers, volumes = await asyncio.gather(engine.list_containers(mine), engine.list_volumes(mine))
+    dead = [found.id for found in containers if is_dead(parse_label(found.labels.get(LABEL_OWNER, "")))]
+    if dead:
+        logger.info("removing %d containers that a dead owner left", len(dead))
+    await asyncio.gather(*(engine.remove_container(container) for container in dead))
+    if dead and engine.url.startswith("unix:"):
+        await asyncio.to_thread(end_monitors, dead)
+    unused = [found.name for found in volumes if is_dead(parse_label(found.labels.get(LABEL_OWNER, "")))]
+    await asyncio.gather(*(engine.remove_volume(volume) for volume in unused))

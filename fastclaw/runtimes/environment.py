@@ -1,0 +1,295 @@
+"""One environment: the sandbox in which its processes run, which a reset renews, and their pool, which stays.
+
+Knows neither its neighbours nor the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
+
+from fastclaw import limits
+from fastclaw.errors import FastclawError, InvalidState
+from fastclaw.lifecycle import ENVIRONMENT_MOVES, EnvironmentState, Machine, require_usable
+from fastclaw.linux import splice
+from fastclaw.linux.own_process import host_limits
+from fastclaw.options import Options, no_templates
+from fastclaw.processes.admission import Capacity, HostRoom, capacity
+from fastclaw.processes.pool import ProcessPool
+from fastclaw.runtime import EnvironmentInfo, HealthStatus, HealthWord, ListedEnvironment
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from fastclaw.processes.listeners import SocketDirectory
+    from fastclaw.runtimes.sandbox import Sandbox, SandboxFacts
+
+logger = logging.getLogger(__name__)
+
+CAPABILITIES = ["wait", "list", "run", "cancel", "timeout_ms", "on_disconnect", "key"]
+"""What the pool offers over any lane; the lane adds its own."""
+
+
+class Environment:
+    """An environment of a runtime.
+
+    Parameters:
+        name: unique among those that there are.
+        runtime: the kind of its sandboxes.
+        options: of it alone.
+        token, mark: the one that it was asked for with, and the fingerprint of that request.
+        sockets: a directory for its processes' sockets.
+        room: what it shares with the others.
+        notes: the first of its warnings.
+
+    Attributes:
+        pool: its processes; None until it is up.
+        machine: its state.
+        prefix: of the ids of its processes, once it is up.
+        ends_at: Unix time in seconds of the end of its lifetime; None: it has none.
+        starting, ending: the tasks that bring it up and take it down, which the host owns.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        runtime: str,
+        options: Options,
+        token: str | None,
+        mark: bytes,
+        sockets: SocketDirectory,
+        room: HostRoom,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.name, self.runtime, self.options = name, runtime, options
+        self.token, self.mark, self.prefix = token, mark, ""
+        self.machine = Machine(ENVIRONMENT_MOVES, EnvironmentState.STARTING)
+        self.pool: ProcessPool | None = None
+        self.ends_at: float | None = None
+        self._lifetime: asyncio.TimerHandle | None = None
+        self.starting: asyncio.Task[None] | None = None
+        self.ending: asyncio.Task[None] | None = None
+        self._sockets, self._room, self._notes = sockets, room, notes
+        self._sandbox: Sandbox | None = None
+        self._removals: set[asyncio.Task[None]] = set()
+        self._capacity: Capacity | None = None
+        self._asked_at = time.time()
+        room.hold(limits.FILES_PER_ENVIRONMENT)
+
+    def __repr__(self) -> str:
+        return f"<Environment {self.name} {self.machine.state.value} {self.pool or ''}>"
+
+    # --- up ---
+
+    def move_in(self, sandbox: Sandbox, prefix: str) -> None:
+        """It is up, in a sandbox that is, and that it owns from now on, also where this fails.
+
+        Parameters:
+            prefix: for the ids of its processes.
+
+        Raises:
+            InvalidParams: `unsupported`: templates on a lane that has none.
+        """
+        self._sandbox, self.prefix = sandbox, prefix
+        facts, options = sandbox.facts, self.options
+        if options.templates and "template" not in facts.lane.capabilities:
+            raise no_templates(f"the {facts.lane.name} lane")
+        self._capacity = capacity(host_limits(), options.max_processes, facts.lane.files_each)
+        self.pool = ProcessPool(
+            facts.lane,
+            options,
+            self._sockets,
+            prefix=prefix,
+            environment=self._variables(facts),
+            working_dir=facts.workspace,
+            base_dir=facts.directory,
+            containers=facts.containers,
+            max_starting=facts.max_starting,
+            max_live=self._capacity.processes,
+            room=self._room,
+        )
+        self.machine.move(EnvironmentState.RUNNING)
+
+    def begin_lifetime(self, on_end: Callable[[], None]) -> None:
+        """From now on its lifetime counts, if it has one.
+
+        Parameters:
+            on_end: called when that is over, where it was not stopped before.
+        """
+        lifetime_ms = self.options.lifetime_ms
+        if lifetime_ms is not None:
+            self.ends_at = time.time() + lifetime_ms / 1000
+            self._lifetime = asyncio.get_running_loop().call_later(lifetime_ms / 1000, on_end)
+
+    def _variables(self, facts: SandboxFacts) -> dict[str, str]:
+        return {**self.options.env, **facts.env}
+
+    def usable(self) -> ProcessPool:
+        """Its processes, for a call that starts one or looks at them.
+
+        Raises:
+            InvalidState: `environment_busy`.
+        """
+        require_usable(self.machine.state, self.name)
+        assert self.pool is not None
+        return self.pool
+
+    def sandbox(self) -> Sandbox:
+        """The one in use.
+
+        Raises:
+            InvalidState: `environment_busy`.
+        """
+        require_usable(self.machine.state, self.name)
+        assert self._sandbox is not None
+        return self._sandbox
+
+    # --- reset ---
+
+    async def reset(self, renew: Callable[[], Awaitable[Sandbox]]) -> None:
+        """Move into a new sandbox, and have nothing run in the old one, which is removed meanwhile.
+
+        Parameters:
+            renew: gives one that is up.
+
+        Raises:
+            StartFailed: there is no new one; everything is as it was.
+            InvalidState: `environment_busy`; `environment_stopped` meanwhile.
+        """
+        pool, old = self.usable(), self.sandbox()
+        self.machine.move(EnvironmentState.RESETTING)
+        try:
+            new = await renew()
+        except BaseException:
+            if self.machine.state is EnvironmentState.RESETTING:
+                self.machine.move(EnvironmentState.RUNNING)
+            raise
+        if self.machine.state is not EnvironmentState.RESETTING:
+            self._remove(new)
+            raise stopped(self.name)
+        self._sandbox = new
+        try:
+            await pool.end_now(InvalidState(f"environment {self.name!r} is being reset; try again", "environment_busy"))
+            await old.kill()
+        finally:
+            self._remove(old)
+            pool.move(new.facts.lane, self._variables(new.facts))
+            if self.machine.state is EnvironmentState.RESETTING:
+                self.machine.move(EnvironmentState.RUNNING)
+
+    def _remove(self, sandbox: Sandbox) -> None:
+        task = asyncio.get_running_loop().create_task(self._removed(sandbox))
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+
+    async def _removed(self, sandbox: Sandbox) -> None:
+        try:
+            await sandbox.aclose()
+        except FastclawError as error:  # the next `initialize` of the namespace removes it
+            logger.warning("what environment %s had before its reset is not removed: %s", self.name, str(error))
+
+    # --- down ---
+
+    async def stop(self, why: FastclawError | None = None) -> None:
+        """End everything in it and remove it. For one that is up, or could not come up; called once.
+
+        Parameters:
+            why: what calls that wait for a start are told; None: that the runtime is shutting down.
+        """
+        self.machine.move(EnvironmentState.STOPPING)
+        if self._lifetime is not None:
+            self._lifetime.cancel()
+        try:
+            if self.pool is not None:
+                await self.pool.end_all(why)
+                await asyncio.shield(self.pool.aclose())  # the sockets close before what is behind them
+        finally:
+            try:
+                await asyncio.gather(*self._removals)
+                if self._sandbox is not None:
+                    await self._sandbox.aclose()
+            finally:
+                self.machine.move(EnvironmentState.GONE)
+                self._room.let_go(limits.FILES_PER_ENVIRONMENT)
+                self._room.serve()
+
+    def hasten(self) -> None:
+        """Cut the grace of a stop short."""
+        if self.pool is not None:
+            self.pool.hasten()
+
+    # --- what is said of it ---
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What the pool offers over any lane, and what the lane adds."""
+        lane = [] if self._sandbox is None else self._sandbox.facts.lane.capabilities
+        return list(dict.fromkeys([*CAPABILITIES, *lane]))
+
+    def info(self) -> EnvironmentInfo:
+        """The answer to its start."""
+        assert self._sandbox is not None
+        facts = self._sandbox.facts
+        return EnvironmentInfo(
+            environment=self.name,
+            lane=facts.lane.name,
+            env=dict(facts.env),
+            workspace_root=facts.workspace,
+            working_dir=facts.directory,
+            user=facts.user,
+            home=facts.home,
+            container=facts.container,
+            image=facts.image,
+            made_by=facts.made_by,
+            why_no_clone=facts.why_no_clone,
+            capabilities=self.capabilities,
+            warnings=[*self._notes, *facts.warnings],
+        )
+
+    def listed(self) -> ListedEnvironment:
+        """Its line of `environment_list`."""
+        state, facts = self.machine.state, None if self._sandbox is None else self._sandbox.facts
+        row = ListedEnvironment(
+            environment=self.name,
+            state=state.value,
+            started_at=self._asked_at,
+            ends_at=self.ends_at,
+            token=self.token,
+        )
+        if facts is None or self.pool is None:
+            return row
+        return structs.replace(
+            row,
+            live=len(self.pool.table.live()),
+            lane=facts.lane.name,
+            container=facts.container,
+            image=facts.image,
+            made_by=facts.made_by,
+            labels=dict(facts.labels),
+        )
+
+    async def health(self) -> HealthStatus:
+        """How it is."""
+        if self.pool is None or self._sandbox is None or self._capacity is None:
+            return HealthStatus(status="unhealthy", message=f"environment {self.name!r} is {self.machine.state.value}")
+        unreachable = self._sockets.trouble
+        trouble = unreachable or self._sandbox.trouble
+        details: dict[str, Any] = {
+            "runtime": self.runtime,
+            "lane": self._sandbox.facts.lane.health(),
+            "relay": splice.kind(),
+            "processes": await self.pool.health_now(),
+            "bound_by": self._capacity.binds,
+            **self._sandbox.details(),
+        }
+        word: HealthWord = "unhealthy" if unreachable else "degraded" if trouble else "healthy"
+        return HealthStatus(status=word, message=trouble, details=details)
+
+
+def stopped(name: str) -> InvalidState:
+    """For calls on an environment that ends meanwhile."""
+    return InvalidState(f"environment {name!r} was stopped", "environment_stopped")

@@ -1,0 +1,335 @@
+"""The runtime that `fastclaw serve` serves: many environments in one process, which share nothing that they can see.
+
+Owns their names, tokens and lifetimes, and what they have in common: the directory of the sockets, the room for
+processes, and a factory for each kind of sandbox. What is in an environment is `environment`'s affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fastclaw import limits
+from fastclaw.errors import FastclawError, InvalidParams, InvalidState, StartFailed
+from fastclaw.linux.own_process import host_limits, raise_file_limit
+from fastclaw.options import INHERITED, HostOptions, Options
+from fastclaw.processes.admission import HostRoom, host_room
+from fastclaw.processes.listeners import SocketDirectory
+from fastclaw.processes.starts import KeyedCalls, require_same
+from fastclaw.processes.table import unknown_process
+from fastclaw.runtime import (
+    MAIN,
+    EnvironmentRequest,
+    EnvironmentRuntime,
+    HealthStatus,
+    InitializeResult,
+)
+from fastclaw.runtimes.choose import choose, factory_of
+from fastclaw.runtimes.environment import CAPABILITIES, Environment, stopped
+from fastclaw.runtimes.read_options import read_options
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from fastclaw.processes.pool import ProcessPool
+    from fastclaw.runtime import (
+        EnvironmentInfo,
+        ExecRequest,
+        ExecResult,
+        ExitRecord,
+        InitializeParams,
+        ListedEnvironment,
+        ProcessInfo,
+        RunRequest,
+        RunResult,
+    )
+    from fastclaw.runtimes.sandbox import Sandbox, SandboxFactory
+
+logger = logging.getLogger(__name__)
+
+
+class EnvironmentHost(EnvironmentRuntime):
+    """Environments by name, of any kind.
+
+    Parameters:
+        runtime: taken where `options.runtime` is left out or `auto`.
+    """
+
+    def __init__(self, runtime: str = "auto") -> None:
+        self._default = runtime
+        self._environments: dict[str, Environment] = {}
+        self._by_token: dict[str, Environment] = {}
+        self._by_prefix: dict[str, Environment] = {}
+        self._factories: dict[str, SandboxFactory] = {}
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._tokens = KeyedCalls(self._own, self._take_back, "token")
+        self._inherited: dict[str, Any] = {}
+        self._numbers = itertools.count(1)
+        self._namespace = ""
+        self._sockets: SocketDirectory | None = None
+        self._room: HostRoom | None = None
+
+    def __repr__(self) -> str:
+        state = "not running" if self._sockets is None else self._namespace
+        return f"<{type(self).__name__} {state}, {len(self._environments)} environments>"
+
+    # --- up and down ---
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What there is in `main`, or in any environment where there is no `main`, and that there are many."""
+        main = self._environments.get(MAIN)
+        return [*(CAPABILITIES if main is None else main.capabilities), "environments"]
+
+    async def start(self, params: InitializeParams) -> InitializeResult:
+        """See `Runtime.start`. One that fails has undone what it did, and may be tried again."""
+        options = read_options(params.options, HostOptions)
+        self._inherited = {name: params.options[name] for name in INHERITED if name in params.options}
+        self.stop_timeout_ms = options.shutdown_timeout_ms
+        self._namespace = params.namespace
+        try:
+            raise_file_limit()
+            self._sockets, self._room = SocketDirectory(), host_room(host_limits())
+            return await self._start_main(params.options) if options.environment else InitializeResult()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start_main(self, given: dict[str, Any]) -> EnvironmentInfo:
+        hosts = set(HostOptions.__struct_fields__) - set(Options.__struct_fields__)
+        options = {name: value for name, value in given.items() if name not in hosts}
+        return await self._start(EnvironmentRequest(environment=MAIN, options=options))
+
+    async def stop(self) -> None:
+        """See `Runtime.stop`. Idempotent."""
+        environments = list(self._environments.values())
+        await _gather_all(self._end(environment, None) for environment in environments)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.shield(self._tear_down())
+
+    async def _tear_down(self) -> None:
+        factories = list(self._factories.values())
+        self._factories.clear()
+        try:
+            await _gather_all(asyncio.ensure_future(factory.aclose()) for factory in factories)
+        finally:
+            if self._sockets is not None:
+                self._sockets.close()
+            self._sockets = self._room = None
+
+    def hasten(self) -> None:
+        for environment in self._environments.values():
+            environment.hasten()
+
+    # --- environments ---
+
+    async def environment_start(self, request: EnvironmentRequest) -> EnvironmentInfo:
+        """See `EnvironmentRuntime.environment_start`."""
+        token = request.token
+        if token is None:
+            return await self._start(request)
+        mark = _fingerprint(request)
+        if not await self._tokens.has(token) and (known := self._by_token.get(token)) is not None:
+            require_same(known.mark, mark, "token")
+            known.usable()
+            return known.info()
+        info: EnvironmentInfo = await self._tokens.join(token, mark, lambda: self._start(request, mark))
+        return info
+
+    async def _start(self, request: EnvironmentRequest, mark: bytes = b"") -> EnvironmentInfo:
+        environment = self._admit(request, mark)
+        self._environments[environment.name] = environment
+        if request.token is not None:
+            self._by_token[request.token] = environment
+        environment.starting = asyncio.get_running_loop().create_task(self._bring_up(environment))
+        try:
+            await asyncio.wait((environment.starting,))
+            if environment.starting.cancelled():  # by its `environment_stop`
+                raise stopped(environment.name)
+            environment.starting.result()
+            environment.begin_lifetime(lambda: self._lifetime_over(environment))
+            return environment.info()
+        except BaseException:
+            await asyncio.shield(self._end(environment, stopped(environment.name)))
+            raise
+
+    def _admit(self, request: EnvironmentRequest, mark: bytes) -> Environment:
+        """One that is not up yet: its name is free, and its options are some."""
+        if self._sockets is None or self._room is None:
+            raise InvalidState("call initialize first", "not_initialized")
+        given = {**self._inherited, **request.options}
+        runtime, notes = choose(given, self._default)
+        options = read_options(given, Options)
+        name = request.environment or self._free_name()
+        if name in self._environments:
+            text = f"there is an environment {name!r}; stop it, or take another name"
+            raise InvalidState(text, "environment_exists")
+        if len(self._environments) >= limits.MAX_ENVIRONMENTS:
+            raise StartFailed(f"there are {limits.MAX_ENVIRONMENTS} environments; end one", "overloaded")
+        return Environment(name, runtime, options, request.token, mark, self._sockets, self._room, notes)
+
+    def _free_name(self) -> str:
+        return next(name for number in self._numbers if (name := f"e{number}") not in self._environments)
+
+    def _factory(self, runtime: str) -> SandboxFactory:
+        if runtime not in self._factories:
+            assert self._sockets is not None
+            self._factories[runtime] = factory_of(runtime)(self._namespace, self._sockets)
+        return self._factories[runtime]
+
+    async def _bring_up(self, environment: Environment) -> None:
+        sandbox = await self._obtain(environment)
+        prefix = self._free_prefix()
+        self._by_prefix[prefix] = environment
+        environment.move_in(sandbox, prefix)
+
+    async def _obtain(self, environment: Environment) -> Sandbox:
+        """One that is up."""
+        sandbox = self._factory(environment.runtime).make(environment.options)
+        await sandbox.start()
+        return sandbox
+
+    def _free_prefix(self) -> str:
+        while (prefix := secrets.token_hex(limits.PROCESS_PREFIX_BYTES)) in self._by_prefix:
+            pass
+        return prefix
+
+    def _lifetime_over(self, environment: Environment) -> None:
+        logger.info("environment %s has lived for its %s ms", environment.name, environment.options.lifetime_ms)
+        self._own(self._end_logged(environment))
+
+    async def _end_logged(self, environment: Environment) -> None:
+        try:
+            await self._end(environment, stopped(environment.name))
+        except FastclawError as error:
+            logger.warning("environment %s could not be ended: %s", environment.name, str(error))
+
+    async def environment_stop(self, name: str) -> None:
+        """See `EnvironmentRuntime.environment_stop`."""
+        await asyncio.shield(self._end(self._find(name), stopped(name)))
+
+    def _end(self, environment: Environment, why: FastclawError | None) -> asyncio.Task[None]:
+        """The task that ends it: the same for all that ask. It is not cancelled with one of them."""
+        if environment.ending is None:
+            environment.ending = asyncio.get_running_loop().create_task(self._ended(environment, why))
+        return environment.ending
+
+    async def _ended(self, environment: Environment, why: FastclawError | None) -> None:
+        try:
+            if environment.starting is not None:
+                environment.starting.cancel()
+                await asyncio.wait((environment.starting,))
+            await environment.stop(why)
+        finally:
+            del self._environments[environment.name]
+            self._by_prefix.pop(environment.prefix, None)
+            if environment.token is not None:
+                del self._by_token[environment.token]
+
+    async def environment_reset(self, name: str) -> EnvironmentInfo:
+        """See `EnvironmentRuntime.environment_reset`."""
+        environment = self._find(name)
+        await environment.reset(lambda: self._obtain(environment))
+        return environment.info()
+
+    def environment_list(self) -> list[ListedEnvironment]:
+        """See `EnvironmentRuntime.environment_list`."""
+        return [environment.listed() for environment in self._environments.values()]
+
+    async def pool_set(self, kinds: list[dict[str, Any]]) -> None:
+        """See `EnvironmentRuntime.pool_set`."""
+        raise InvalidParams("no pools yet", "unsupported")
+
+    async def health(self, environment: str | None = None) -> HealthStatus:
+        """See `EnvironmentRuntime.health`."""
+        if environment is not None:
+            return await self._find(environment).health()
+        shared = {"environments": {"running": len(self._environments)}}
+        main = self._environments.get(MAIN)
+        if main is None:
+            if self._sockets is None:
+                return HealthStatus(status="unhealthy", message="not running")
+            return HealthStatus(status="healthy", details=shared)
+        status = await main.health()
+        return msgspec.structs.replace(status, details={**status.details, **shared})
+
+    def _find(self, name: str | None) -> Environment:
+        environment = self._environments.get(name or MAIN)
+        if environment is None:
+            if self._sockets is None:
+                raise InvalidState("call initialize first", "not_initialized")
+            text = f"there is no environment {name or MAIN!r}: it never was, or has ended"
+            raise InvalidState(text, "unknown_environment")
+        return environment
+
+    # --- processes: what the pool gives is handed on, with no coroutine of its own ---
+
+    def pool(self, environment: str | None = None) -> ProcessPool:
+        """The processes of one environment.
+
+        Raises:
+            InvalidState: `unknown_environment`, `environment_busy`.
+        """
+        return self._find(environment).usable()
+
+    def exec(self, request: ExecRequest) -> Coroutine[Any, Any, ExecResult]:
+        return self.pool(request.environment).exec(request)
+
+    def run(self, request: RunRequest) -> Coroutine[Any, Any, RunResult]:
+        return self.pool(request.environment).run(request)
+
+    def list_processes(
+        self, after: str | None = None, environment: str | None = None
+    ) -> Coroutine[Any, Any, list[ProcessInfo]]:
+        return self.pool(environment).listed(after)
+
+    def kill(self, process_id: str, grace_ms: int | None = None) -> Coroutine[Any, Any, None]:
+        return self._pool_of(process_id).kill(process_id, grace_ms)
+
+    def wait(self, process_id: str, timeout_ms: int | None = None) -> Coroutine[Any, Any, ExitRecord]:
+        return self._pool_of(process_id).wait(process_id, timeout_ms)
+
+    async def signal(self, process_id: str, signal: int, *, group: bool = False) -> None:
+        self._pool_of(process_id).signal(process_id, signal, group=group)
+
+    async def resize(self, process_id: str, rows: int, columns: int) -> None:
+        self._pool_of(process_id).resize(process_id, rows, columns)
+
+    def _pool_of(self, process_id: str) -> ProcessPool:
+        environment = self._by_prefix.get(process_id.partition("-")[0])
+        if environment is None or environment.pool is None:
+            raise unknown_process(process_id)
+        return environment.pool
+
+    # --- tasks ---
+
+    def _own(self, work: Any) -> asyncio.Future[Any]:
+        task: asyncio.Future[Any] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _take_back(self, token: str) -> None:
+        """A start with a token succeeded in the moment in which its last caller was cancelled."""
+        known = self._by_token.get(token)
+        if known is not None:
+            await asyncio.shield(self._end(known, None))
+
+
+def _fingerprint(request: EnvironmentRequest) -> bytes:
+    """Tells starts apart that have the same token."""
+    encoded = msgspec.json.encode([request.environment, request.options], order="deterministic")
+    return hashlib.sha256(encoded).digest()
+
+
+async def _gather_all(work: Any) -> None:
+    """Do all of it to the end, even if some of it fails; then raise the first error."""
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
