@@ -270,6 +270,24 @@ RESET_KILL_MS = 5_000
 """A reset's wait for the end of every process: a kernel ends thousands in some 100 ms; what takes longer than this ends
 with the container, which follows."""
 
+MEMORY_PER_ENVIRONMENT = 4 * MIB
+"""Of one in which nothing runs, everything counted: 2 to 3 MB (make bench), and what its first commands need."""
+
+PIDS_PER_ENVIRONMENT = 36
+"""A spawner, its reapers and pumps, and a monitor of the engine's."""
+
+POOL_MEMORY_PERCENT = 10
+"""Of the host's memory that ready environments leave alone: they wait for work, which needs it."""
+
+POOL_PIDS_PERCENT = 25
+"""Of the host's processes that ready environments leave alone, likewise."""
+
+POOL_STARTING = 4
+"""Environments that are made ready at a time while no caller waits for one; else one at a time."""
+
+POOL_LOOK_MS = 1_000
+"""Between two looks at a host that bears no more."""
+
 FILES_PER_ENVIRONMENT = 12
 """Descriptors that an environment holds here while nothing runs in it: spawner, init, memory, listeners, locks."""
 

@@ -97,6 +97,7 @@ class EnvironmentInfo(InitializeResult, frozen=True, kw_only=True, omit_defaults
         lane: how processes are started in it.
         working_dir: where a process starts that names no directory, as an absolute path inside.
         user: who a process is that names no user: `uid:gid` inside, or as it was asked for where that is not known.
+        token: the one that it was started with.
         home: that user's home directory, where it is known.
         container: name of its container, where it is one.
         image: what that was made of.
@@ -109,6 +110,7 @@ class EnvironmentInfo(InitializeResult, frozen=True, kw_only=True, omit_defaults
     lane: str
     working_dir: str
     user: str
+    token: str | None = None
     home: str | None = None
     container: str | None = None
     image: str | None = None

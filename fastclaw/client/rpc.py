@@ -22,8 +22,11 @@ from fastclaw.server.jsonrpc import LineFramer, Oversized
 
 log = logging.getLogger(__name__)
 
-_TAKEN_BACK = frozenset({"exec", "run", "wait"})
+_TAKEN_BACK = frozenset({"exec", "run", "wait", "environment_start"})
 """Methods whose calls are cancelled at the runtime too where they are cancelled here."""
+
+_STARTING = frozenset({"exec", "environment_start"})
+"""Those of them whose answer names what goes on."""
 
 
 class PendingCalls:
@@ -86,7 +89,7 @@ class PendingCalls:
         result = self._late.pop(call_id, None)
         if method not in _TAKEN_BACK or self._lost is not None:
             return
-        if method == "exec":
+        if method in _STARTING:
             self._taken_back.add(call_id)
         if not answer.cancelled():  # it came in this very turn of the loop, before the cancellation
             self._end_untold(call_id, None if answer.exception() else answer.result())
@@ -146,12 +149,17 @@ class PendingCalls:
             waiting.set_result(answer["result"])
 
     def _end_untold(self, call_id: int, result: Any) -> None:
-        """Kill the process of an exec that was answered before its cancel came: its caller does not know its id."""
+        """End what was answered before its cancel came: its caller does not know of it. An environment with a token is
+        left alone: another caller may have it, or the same one may ask again."""
         if call_id not in self._taken_back:
             return
         self._taken_back.remove(call_id)
-        if isinstance(result, dict) and "process_id" in result:
+        if not isinstance(result, dict):
+            return
+        if "process_id" in result:
             self._queue(_encode(None, "kill", {"process_id": result["process_id"], "grace_ms": 0}))
+        elif "environment" in result and "token" not in result:
+            self._queue(_encode(None, "environment_stop", {"environment": result["environment"]}))
 
     def lose(self, reason: Callable[[], FastclawError]) -> None:
         """Nothing more will come: every open call and every later one fails with `reason()`. The first one stays."""

@@ -3,84 +3,19 @@
 Owns the runtime's child process and the shapes of its answers. Knows no engine and no particular runtime.
 """
 
-import base64
-import binascii
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
 
 from fastclaw import limits
-from fastclaw.client.remote_process import RemoteProcess
+from fastclaw.client.environment import Environment, EnvironmentCalls, given, shaped
 from fastclaw.client.rpc import Child, PendingCalls, Stderr
-from fastclaw.errors import FastclawError, ProtocolError
-from fastclaw.runtime import ExecResult, ExitReason, ExitRecord, HealthStatus, InitializeResult, ProcessInfo, RunResult
-
-
-class Ran(Struct, frozen=True, kw_only=True):
-    """A command that has ended.
-
-    Parameters:
-        exit_code, signal, reason, timings, usage: as in the exit record.
-        oom_kills, memory: as in the exit record; 0 and nothing where they are not in it.
-        stdout, stderr: what is given of its output: nothing for a key whose run was answered before.
-        dropped: bytes of `stdout` and `stderr` that are not given.
-        gap_at: after which byte of a stream its missing middle was, for each stream that lacks it.
-        incomplete: there may have been more output, which could not be had.
-    """
-
-    process_id: str
-    exit_code: int | None
-    signal: int | None
-    reason: ExitReason | None
-    timings: dict[str, int]
-    usage: dict[str, int] | None
-    oom_kills: int = 0
-    memory: dict[str, int] = msgspec.field(default_factory=dict)
-    stdout: bytes
-    stderr: bytes
-    dropped: dict[str, int]
-    gap_at: dict[str, int] = msgspec.field(default_factory=dict)
-    incomplete: bool = False
-
-
-def ran_of(result: RunResult) -> Ran:
-    """The answer of a `run`, unpacked.
-
-    Raises:
-        ProtocolError: its base64 is none.
-    """
-    told = {name: getattr(result, name) for name in Ran.__struct_fields__}
-    told["stdout"] = _bytes(result.stdout, result.stdout_base64)
-    told["stderr"] = _bytes(result.stderr, result.stderr_base64)
-    return Ran(**{name: value for name, value in told.items() if value is not UNSET})
-
-
-def _bytes(text: str | None, encoded: str | UnsetType) -> bytes:
-    if encoded is UNSET:
-        return (text or "").encode()
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ProtocolError(f"the runtime's answer to run has base64 that is none: {error}") from error
-
-
-def input_params(data: bytes | str | None) -> dict[str, str]:
-    """The params that carry a command's input: as text where it is some."""
-    if data is None:
-        return {}
-    if isinstance(data, str):
-        return {"input": data}
-    try:
-        return {"input": str(data, "utf-8")}
-    except UnicodeDecodeError:
-        return {"input_base64": base64.b64encode(data).decode()}
-
+from fastclaw.errors import FastclawError
+from fastclaw.runtime import EnvironmentInfo, ExitRecord, InitializeResult, ListedEnvironment
 
 log = logging.getLogger(__name__)
-Shape = TypeVar("Shape")
 
 
 class Welcome(InitializeResult, frozen=True, kw_only=True):
@@ -95,12 +30,11 @@ class Welcome(InitializeResult, frozen=True, kw_only=True):
     capabilities: list[str] = msgspec.field(default_factory=list)
 
 
-class _Page(msgspec.Struct, frozen=True):
-    processes: list[ProcessInfo]
-    next: str | None = None
+class _Listed(msgspec.Struct, frozen=True):
+    environments: list[ListedEnvironment]
 
 
-class RuntimeClient:
+class RuntimeClient(EnvironmentCalls):
     """A runtime extension that runs as a child and is spoken to over its stdin and stdout.
 
         async with RuntimeClient.spawn(["fastclaw", "serve"], namespace="demo") as rt:
@@ -183,6 +117,11 @@ class RuntimeClient:
             log.debug("the runtime did not take shutdown: %s", error)
 
     @property
+    def client(self) -> Self:
+        """Itself."""
+        return self
+
+    @property
     def pid(self) -> int:
         """Process id of the runtime."""
         return self._entered().pid
@@ -227,69 +166,39 @@ class RuntimeClient:
         told_ms = params["options"].get("shutdown_timeout_ms")
         self._extra_shutdown_ms = max(0, told_ms - limits.SHUTDOWN_TIMEOUT_MS) if isinstance(told_ms, int) else 0
         answer = await self.call("initialize", params, limits.CLIENT_INITIALIZE_MS / 1000)
-        self.welcome = _shaped(answer, Welcome, "initialize")
+        self.welcome = shaped(answer, Welcome, "initialize")
         return self.welcome
 
-    async def exec(
-        self,
-        cmd: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        working_dir: str | None = None,
-        timeout_s: float | None = limits.CLIENT_EXEC_MS / 1000,
-        **extensions: Any,
-    ) -> RemoteProcess:
-        """Start a process; it runs when this returns.
+    async def environment_start(
+        self, name: str | None = None, *, token: str | None = None, **options: Any
+    ) -> Environment:
+        """Bring one more environment up.
 
         Parameters:
-            env: added to, and winning over, the environment's variables.
-            working_dir: path inside, relative to the environment's default, which it is if None.
-            timeout_s: seconds to wait for the answer.
-            extensions: `user`, `stdin`, `timeout_ms`, `on_disconnect`, `key`, `limits`, `tty`, `tty_size`, `template`,
-                `merge_stderr`, `orphans`, as in the contract.
+            name: None takes one that is free.
+            token: a second start with the same token gives the first one's environment.
+            options: as for `initialize`.
 
-        Where this is cancelled, or no answer comes in time, the runtime is told to take the process back.
+        Where this is cancelled, the runtime is told to take the environment back.
 
         Raises:
-            ExecFailed: with the reason why it does not run.
-            InvalidParams, InvalidState, IoError.
+            StartFailed, InvalidParams, InvalidState.
         """
-        params = {**_given(cmd=[*cmd], env=dict(env or {}) or None, working_dir=working_dir), **extensions}
-        return RemoteProcess(self, _shaped(await self.call("exec", params, timeout_s), ExecResult, "exec"))
+        params = given(environment=name, token=token, options=options)
+        answer = await self.call("environment_start", params, limits.CLIENT_INITIALIZE_MS / 1000)
+        return Environment(self, shaped(answer, EnvironmentInfo, "environment_start"))
 
-    async def run(
-        self,
-        cmd: Sequence[str],
-        *,
-        input: bytes | str | None = None,
-        env: Mapping[str, str] | None = None,
-        working_dir: str | None = None,
-        timeout_s: float | None = None,
-        **extensions: Any,
-    ) -> Ran:
-        """Run a command to its end: its exit record, stdout and stderr.
+    async def environment_list(self) -> "list[ListedEnvironment]":
+        """The environments that there are."""
+        return shaped(await self.call("environment_list"), _Listed, "environment_list").environments
 
-        Parameters:
-            input: what it reads on stdin; None is nothing.
-            env, working_dir: as in `exec`.
-            timeout_s: seconds to wait for the answer; None waits as long as the runtime lives.
-            extensions: `user`, `timeout_ms`, `key`, `limits`, `template`, `merge_stderr`, `orphans`, `output_limit`,
-                `keep`, `on_limit`, `drain_ms`, as in the contract.
-
-        Where this is cancelled, or no answer comes in time, the runtime is told to end the command with its tree.
+    async def pool_set(self, kinds: "Sequence[Mapping[str, Any]]") -> None:
+        """Keep environments ready: for each kind its options and a `size`. What is not named is kept no more.
 
         Raises:
-            ExecFailed: with the reason why it did not run.
-            InvalidParams, InvalidState, IoError.
-            MethodNotFound: the runtime does not offer `run`.
+            InvalidParams.
         """
-        given = _given(cmd=[*cmd], env=dict(env or {}) or None, working_dir=working_dir)
-        params = {**given, **extensions, **input_params(input)}
-        return ran_of(_shaped(await self.call("run", params, timeout_s), RunResult, "run"))
-
-    async def health(self) -> HealthStatus:
-        """How the runtime is."""
-        return _shaped(await self.call("health"), HealthStatus, "health")
+        await self.call("pool_set", {"pool": [dict(kind) for kind in kinds]})
 
     async def kill(self, process_id: str, grace_ms: int | None = None) -> None:
         """End a process with its whole tree; back when nothing is left.
@@ -300,7 +209,7 @@ class RuntimeClient:
         Raises:
             InvalidState: `unknown_process`.
         """
-        params = _given(process_id=process_id, grace_ms=grace_ms)
+        params = given(process_id=process_id, grace_ms=grace_ms)
         await self.call("kill", params, ((grace_ms or 0) + limits.CLIENT_CALL_MS) / 1000)
 
     async def wait(self, process_id: str, timeout_ms: int | None = None) -> ExitRecord:
@@ -310,24 +219,8 @@ class RuntimeClient:
             InvalidState: `unknown_process`.
         """
         timeout_s = None if timeout_ms is None else (timeout_ms + limits.CLIENT_CALL_MS) / 1000
-        params = _given(process_id=process_id, timeout_ms=timeout_ms)
-        return _shaped(await self.call("wait", params, timeout_s), ExitRecord, "wait")
-
-    async def list(self) -> "list[ProcessInfo]":
-        """The live processes, and the ended ones whose record is kept: all of them, however many pages that takes.
-
-        Raises:
-            ProtocolError: the runtime goes on and on with the same page.
-        """
-        page = _shaped(await self.call("list"), _Page, "list")
-        found, seen = page.processes, set[str]()
-        while page.next is not None:
-            if page.next in seen:
-                raise ProtocolError(f"the runtime's answer to list says next {page.next!r} a second time")
-            seen.add(page.next)
-            page = _shaped(await self.call("list", {"after": page.next}), _Page, "list")
-            found += page.processes
-        return found
+        params = given(process_id=process_id, timeout_ms=timeout_ms)
+        return shaped(await self.call("wait", params, timeout_s), ExitRecord, "wait")
 
     async def signal(self, process_id: str, signal: int | str, *, group: bool = False) -> None:
         """Send a signal to a process, by number or name.
@@ -338,7 +231,7 @@ class RuntimeClient:
         Raises:
             InvalidState: `unknown_process`.
         """
-        await self.call("signal", _given(process_id=process_id, signal=signal, group=group or None))
+        await self.call("signal", given(process_id=process_id, signal=signal, group=group or None))
 
     async def resize(self, process_id: str, rows: int, columns: int) -> None:
         """Give a process's terminal another size.
@@ -367,15 +260,3 @@ class RuntimeClient:
         `exit_code`."""
         await self._entered().ended(int(timeout_s * 1000))
         return self._entered().code
-
-
-def _given(**params: Any) -> dict[str, Any]:
-    """The params that are not None."""
-    return {name: value for name, value in params.items() if value is not None}
-
-
-def _shaped(answer: Any, shape: type[Shape], method: str) -> Shape:
-    try:
-        return msgspec.convert(answer, shape)
-    except msgspec.ValidationError as error:
-        raise ProtocolError(f"the runtime's answer to {method} has the wrong shape: {error}") from error

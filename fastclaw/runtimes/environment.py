@@ -241,6 +241,7 @@ class Environment:
             workspace_root=facts.workspace,
             working_dir=facts.directory,
             user=facts.user,
+            token=self.token,
             home=facts.home,
             container=facts.container,
             image=facts.image,

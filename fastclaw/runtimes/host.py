@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import logging
 import secrets
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,7 +19,7 @@ import msgspec
 from fastclaw import limits
 from fastclaw.errors import FastclawError, InvalidParams, InvalidState, StartFailed
 from fastclaw.linux.own_process import host_limits, raise_file_limit
-from fastclaw.options import INHERITED, HostOptions, Options
+from fastclaw.options import INHERITED, HostOptions, Options, PoolKind
 from fastclaw.processes.admission import HostRoom, host_room
 from fastclaw.processes.listeners import SocketDirectory
 from fastclaw.processes.starts import KeyedCalls, require_same
@@ -33,6 +34,7 @@ from fastclaw.runtime import (
 from fastclaw.runtimes.choose import choose, factory_of
 from fastclaw.runtimes.environment import CAPABILITIES, Environment, stopped
 from fastclaw.runtimes.read_options import read_options
+from fastclaw.runtimes.ready_pool import ReadyPool
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -74,6 +76,7 @@ class EnvironmentHost(EnvironmentRuntime):
         self._namespace = ""
         self._sockets: SocketDirectory | None = None
         self._room: HostRoom | None = None
+        self._ready: ReadyPool | None = None
 
     def __repr__(self) -> str:
         state = "not running" if self._sockets is None else self._namespace
@@ -96,22 +99,31 @@ class EnvironmentHost(EnvironmentRuntime):
         try:
             raise_file_limit()
             self._sockets, self._room = SocketDirectory(), host_room(host_limits())
-            return await self._start_main(params.options) if options.environment else InitializeResult()
+            self._ready = ReadyPool(self._factory, self._room)
+            kinds = self._kinds(options.pool, "$.options.pool")
+            info = await self._start_main(params.options) if options.environment else InitializeResult()
+            self._ready.keep(kinds)
+            return info
         except BaseException:
             await self.stop()
             raise
 
     async def _start_main(self, given: dict[str, Any]) -> EnvironmentInfo:
-        hosts = set(HostOptions.__struct_fields__) - set(Options.__struct_fields__)
-        options = {name: value for name, value in given.items() if name not in hosts}
-        return await self._start(EnvironmentRequest(environment=MAIN, options=options))
+        return await self._start(EnvironmentRequest(environment=MAIN, options=options_of(given)))
 
     async def stop(self) -> None:
         """See `Runtime.stop`. Idempotent."""
         environments = list(self._environments.values())
-        await _gather_all(self._end(environment, None) for environment in environments)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.shield(self._tear_down())
+        try:
+            await _gather_all(
+                [
+                    *(self._end(environment, None) for environment in environments),
+                    *([] if self._ready is None else [asyncio.ensure_future(self._ready.aclose())]),
+                ]
+            )
+        finally:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.shield(self._tear_down())
 
     async def _tear_down(self) -> None:
         factories = list(self._factories.values())
@@ -121,7 +133,7 @@ class EnvironmentHost(EnvironmentRuntime):
         finally:
             if self._sockets is not None:
                 self._sockets.close()
-            self._sockets = self._room = None
+            self._sockets = self._room = self._ready = None
 
     def hasten(self) -> None:
         for environment in self._environments.values():
@@ -190,9 +202,17 @@ class EnvironmentHost(EnvironmentRuntime):
         environment.move_in(sandbox, prefix)
 
     async def _obtain(self, environment: Environment) -> Sandbox:
-        """One that is up."""
+        """One that is up: a ready one, or else a new one."""
+        assert self._ready is not None
+        ready = await self._ready.take(environment.runtime, environment.options)
+        if ready is not None:
+            return ready
         sandbox = self._factory(environment.runtime).make(environment.options)
-        await sandbox.start()
+        self._ready.starting += 1
+        try:
+            await sandbox.start()
+        finally:
+            self._ready.starting -= 1
         return sandbox
 
     def _free_prefix(self) -> str:
@@ -244,13 +264,25 @@ class EnvironmentHost(EnvironmentRuntime):
 
     async def pool_set(self, kinds: list[dict[str, Any]]) -> None:
         """See `EnvironmentRuntime.pool_set`."""
-        raise InvalidParams("no pools yet", "unsupported")
+        if self._ready is None:
+            raise InvalidState("call initialize first", "not_initialized")
+        self._ready.keep(self._kinds(kinds, "$.pool"))
+
+    def _kinds(self, kinds: list[dict[str, Any]], path: str) -> list[tuple[str, PoolKind]]:
+        read: list[tuple[str, PoolKind]] = []
+        for index, kind in enumerate(kinds):
+            given = {**self._inherited, **kind}
+            options = read_options(given, PoolKind, f"{path}[{index}]")
+            read.append((choose(options_of(given), self._default)[0], options))
+        if sum(options.size for _, options in read) > limits.MAX_ENVIRONMENTS:
+            raise InvalidParams(f"{path}: there are {limits.MAX_ENVIRONMENTS} environments at most", path=path)
+        return read
 
     async def health(self, environment: str | None = None) -> HealthStatus:
         """See `EnvironmentRuntime.health`."""
         if environment is not None:
             return await self._find(environment).health()
-        shared = {"environments": {"running": len(self._environments)}}
+        shared = self._shared_health()
         main = self._environments.get(MAIN)
         if main is None:
             if self._sockets is None:
@@ -258,6 +290,12 @@ class EnvironmentHost(EnvironmentRuntime):
             return HealthStatus(status="healthy", details=shared)
         status = await main.health()
         return msgspec.structs.replace(status, details={**status.details, **shared})
+
+    def _shared_health(self) -> dict[str, Any]:
+        states = Counter(environment.machine.state.value for environment in self._environments.values())
+        ready = {} if self._ready is None else {"pool": self._ready.health()}
+        made = {name: health for name, factory in self._factories.items() if (health := factory.health())}
+        return {"environments": dict(states), **ready, **made}
 
     def _find(self, name: str | None) -> Environment:
         environment = self._environments.get(name or MAIN)
@@ -320,6 +358,12 @@ class EnvironmentHost(EnvironmentRuntime):
         known = self._by_token.get(token)
         if known is not None:
             await asyncio.shield(self._end(known, None))
+
+
+def options_of(given: dict[str, Any]) -> dict[str, Any]:
+    """What is an environment's own, of options that have more."""
+    more = {*HostOptions.__struct_fields__, *PoolKind.__struct_fields__} - {*Options.__struct_fields__}
+    return {name: value for name, value in given.items() if name not in more}
 
 
 def _fingerprint(request: EnvironmentRequest) -> bytes:

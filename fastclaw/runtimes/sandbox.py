@@ -92,8 +92,7 @@ class Sandbox(ABC):
     def is_alive(self) -> bool:
         """Whether a process can be started in it now, as far as is known."""
 
-    @property
-    def is_fresh(self) -> bool:
+    async def is_fresh(self) -> bool:
         """Whether one that would be made now, by the same options, would be the same."""
         return True
 

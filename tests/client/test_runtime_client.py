@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fastclaw import limits
 from fastclaw.client import RuntimeClient
-from fastclaw.client.runtime_client import input_params, ran_of
+from fastclaw.client.environment import input_params, ran_of
 from fastclaw.errors import (
     ExecFailed,
     InvalidParams,

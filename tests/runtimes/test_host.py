@@ -262,7 +262,7 @@ async def test_without_a_main_a_call_that_names_none_finds_none() -> None:
                 await call()
             assert raised.value.reason == "unknown_environment"
         health = await runtime.health()
-        assert (health.status, health.details["environments"]["running"]) == ("healthy", 0)
+        assert (health.status, health.details["environments"]) == ("healthy", {})
         await start(runtime, "main")
         assert (await runtime.run(RunRequest(cmd=["true"]))).exit_code == 0
 
@@ -441,3 +441,54 @@ async def test_the_host_bounds_the_processes_of_all_together() -> None:
         assert not waiting[1].done()
         await runtime.environment_stop(names[2])
         await asyncio.wait_for(waiting[1], 10)
+
+
+# --- ready ones ---
+
+
+def ready(runtime: EnvironmentHost) -> list[tuple[int, int]]:
+    """Of each kind, how many are ready and how many are on their way."""
+    assert runtime._ready is not None
+    return [(kind["ready"], kind["starting"]) for kind in runtime._ready.health()["kinds"]]
+
+
+async def test_a_start_that_fits_takes_a_ready_one_and_another_is_made_behind(scripted: ScriptedSandboxes) -> None:
+    scripted.works = True
+    async with running(pool=[{"size": 2, "pids_limit": 7}]) as runtime:
+        await until(lambda: ready(runtime) == [(2, 0)])
+        scripted.hangs = asyncio.Event()
+        name = await start(runtime, pids_limit=7, lifetime_ms=60_000)  # nothing is made for it
+        await turns()
+        assert ready(runtime) == [(1, 1)]
+        await runtime.environment_reset(name)
+        assert (ready(runtime), scripted.undone) == ([(0, 2)], 1)
+        other = asyncio.ensure_future(start(runtime, pids_limit=8))
+        await turns()
+        assert not other.done()
+        scripted.hangs.set()
+        await other
+        await until(lambda: ready(runtime) == [(2, 0)])
+        await runtime.pool_set([{"size": 1, "pids_limit": 7}])
+        await until(lambda: scripted.undone == 2)
+        await runtime.pool_set([])
+        await until(lambda: scripted.undone == 3)
+        assert ready(runtime) == []
+    assert scripted.undone == 5
+
+
+async def test_a_ready_one_that_has_died_or_is_not_fresh_is_not_taken(scripted: ScriptedSandboxes) -> None:
+    scripted.works = True
+    async with running(pool=[{"size": 2}]) as runtime:
+        await until(lambda: ready(runtime) == [(2, 0)])
+        assert runtime._ready is not None
+        (kind,) = runtime._ready._kinds.values()
+        dead, stale = kind.ready
+        dead.is_alive = False  # type: ignore[misc]
+
+        async def no() -> bool:
+            return False
+
+        stale.is_fresh = no  # type: ignore[method-assign]
+        await start(runtime)
+        await until(lambda: ready(runtime) == [(2, 0)])
+        assert scripted.undone == 2
