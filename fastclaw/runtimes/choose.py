@@ -27,10 +27,7 @@ def choose(given: Mapping[str, Any], default: str = "auto") -> tuple[str, list[s
     Raises:
         InvalidParams: there is no such runtime (`data.nearest`), or another option is wrong.
     """
-    wanted = given.get("runtime", "auto")
-    wanted = default if wanted == "auto" else str(wanted)
-    if wanted not in ("auto", *RUNTIMES):
-        raise _unknown(wanted)
+    wanted = require_known(given, default)
     if wanted != "auto":
         return wanted, []
     reason = why_no_engine(read_options(given, Options))
@@ -39,6 +36,19 @@ def choose(given: Mapping[str, Any], default: str = "auto") -> tuple[str, list[s
     warning = f"no usable engine ({reason}); taking the local runtime, which isolates nothing"
     logger.warning("%s", warning)
     return "local", [warning]
+
+
+def require_known(given: Mapping[str, Any], default: str = "auto") -> str:
+    """The runtime that is asked for, or `auto`.
+
+    Raises:
+        InvalidParams: there is no such runtime (`data.nearest`).
+    """
+    wanted = given.get("runtime", "auto")
+    wanted = default if wanted == "auto" else str(wanted)
+    if wanted not in ("auto", *RUNTIMES):
+        raise _unknown(wanted)
+    return wanted
 
 
 def factory_of(runtime: str) -> type[SandboxFactory]:

@@ -31,7 +31,7 @@ from fastclaw.runtime import (
     HealthStatus,
     InitializeResult,
 )
-from fastclaw.runtimes.choose import choose, factory_of
+from fastclaw.runtimes.choose import choose, factory_of, require_known
 from fastclaw.runtimes.environment import CAPABILITIES, Environment, stopped
 from fastclaw.runtimes.read_options import read_options
 from fastclaw.runtimes.ready_pool import ReadyPool
@@ -92,6 +92,7 @@ class EnvironmentHost(EnvironmentRuntime):
 
     async def start(self, params: InitializeParams) -> InitializeResult:
         """See `Runtime.start`. One that fails has undone what it did, and may be tried again."""
+        require_known(params.options)
         options = read_options(params.options, HostOptions)
         self._inherited = {name: params.options[name] for name in INHERITED if name in params.options}
         self.stop_timeout_ms = options.shutdown_timeout_ms
@@ -272,6 +273,7 @@ class EnvironmentHost(EnvironmentRuntime):
         read: list[tuple[str, PoolKind]] = []
         for index, kind in enumerate(kinds):
             given = {**self._inherited, **kind}
+            require_known(given)
             options = read_options(given, PoolKind, f"{path}[{index}]")
             read.append((choose(options_of(given), self._default)[0], options))
         if sum(options.size for _, options in read) > limits.MAX_ENVIRONMENTS:
