@@ -75,3 +75,45 @@ DISK_LOW_BYTES = 16 * MIB
 
 PODMAN_RUNROOT_BYTES = 50
 """Of the path of its runroot, Podman takes so much: conmon's sockets are below it (libpod/options.go, 4.3.1 to 5)."""
+
+CLONER_FRAME_BYTES = 128 * KIB
+"""One order to the cloner, or one answer: a container's configuration is 16 KiB, half of it its seccomp profile."""
+
+CLONER_READY_MS = 20_000
+"""A new cloner until it can be told something: 0.1 s measured on an idle machine."""
+
+CLONER_EXIT_MS = 10_000
+"""What a cloner may take to remove all that is left when fastclaw ends: 5 ms for each clone."""
+
+CLONER_THREADS = 4
+"""Of the cloner, for removals and for copies of layers: they wait for the disk."""
+
+CLONER_NAMESPACES = 64
+"""User namespaces that the cloner keeps for the next clone with the same ids: one descriptor each, 1 ms to make."""
+
+CLONES_AT_ONCE = 8
+"""Starts of crun at the same time: two for each of the cores that this was measured on gain nothing more."""
+
+CLONE_START_MS = 20_000
+"""One start of a clone: 10 ms measured on an idle machine."""
+
+CLONE_LEARN_MS = 20_000
+"""How long a container waits for the first of its kind: 0.1 s for its start, a second for a large image."""
+
+CLONE_END_MS = 5_000
+"""From SIGKILL to the end of a clone's processes and of its control groups: milliseconds."""
+
+CLONES_LEAVE_MS = 300
+"""How long clones have to end with their spawners once fastclaw has died: milliseconds each, many at the same time."""
+
+CLONE_LOOK_MS = 1
+"""Pause between two looks at what sends no event: control groups of version 1, children that end."""
+
+CLONE_KINDS = 64
+"""Kinds of containers that can be cloned at a time; the one that was not used for longest makes room."""
+
+CLONE_SEED_ENTRIES = 64
+"""What the engine may have made in a new container's root, mount points above all: ten measured."""
+
+CLONE_FILE_BYTES = 64 * KIB
+"""A file that the engine makes for each container: hosts(5) and the like have some hundred bytes."""

@@ -127,6 +127,14 @@ class HeldDirectory:
             return False
         return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
+    def share(self) -> int:
+        """A descriptor for another process, which keeps it in use as long as that has it open; the caller's to close.
+
+        Raises:
+            OSError: no descriptor is left.
+        """
+        return os.dup(self._fd)
+
     def remove(self) -> None:
         """Remove it with all that is in it. Idempotent."""
         if self._fd >= 0:

@@ -30,6 +30,7 @@ from fastclaw.podman.podman_client import (
     Created,
     Info,
     Inspected,
+    InspectedFiles,
     InspectedImage,
     Listed,
     ListedVolume,
@@ -75,7 +76,7 @@ class EngineLifecycle:
     def __init__(
         self, url: str, timeout_s: float = limits.ENGINE_TIMEOUT_MS / 1000, reserve: Path | None = None
     ) -> None:
-        self.url = url
+        self.url: str = url
         self._reserve = reserve
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(engine_limits.LIFECYCLE_THREADS, "fastclaw-engine")
@@ -152,6 +153,10 @@ class EngineLifecycle:
     async def image_directory(self, reference: str) -> str:
         """The directory in which an image starts its processes."""
         return (await self._inspect_image(reference)).config.working_dir or "/"
+
+    async def image_id(self, reference: str) -> str:
+        """The id of the image that has this name now."""
+        return (await self._inspect_image(reference)).id
 
     async def image_files(self, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
         """The texts of small files in an image, by way of a container that never runs.
@@ -240,6 +245,15 @@ class EngineLifecycle:
     async def inspect_container(self, container: str) -> ContainerState | None:
         """How a container is now, or None where there is none."""
         return await self._run(lambda client: _inspect(client, container))
+
+    async def inspect_files(self, container: str) -> InspectedFiles:
+        """How the engine has made a container: its OCI configuration, layers and mounts.
+
+        Raises:
+            StartFailed: `container_gone`, besides the reasons of every call.
+        """
+        path = f"/containers/{container}/json"
+        return await self._run(lambda client: answer(client.get(path), InspectedFiles))
 
     async def create_volume(self, name: str, labels: Mapping[str, str], owner: str | None = None) -> None:
         """Make an empty named volume.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from fastclaw.linux.cgroups import Group
-    from fastclaw.podman.api import EngineLifecycle
+    from fastclaw.podman.podman_client import ContainerState
     from fastclaw.spawner.frames import Identity
     from fastclaw.spawner.link import Spawner
     from fastclaw.spawner.templates import Plans
@@ -38,6 +38,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROC = Path("/proc")
+
+
+class ContainerEngine(Protocol):
+    """What makes containers: an `api.EngineLifecycle`, or a `clones.cloning.CloningEngine` over one."""
+
+    @property
+    def url(self) -> str:
+        """The engine's."""
+
+    async def create_container(self, spec: Mapping[str, Any]) -> str:
+        """As `EngineLifecycle.create_container`, and so on."""
+
+    async def start_container(self, container: str) -> None: ...
+
+    async def inspect_container(self, container: str) -> ContainerState | None: ...
+
+    async def count_processes(self, container: str) -> int: ...
+
+    async def remove_container(self, container: str) -> None: ...
 
 
 class Network(Protocol):
@@ -80,7 +99,7 @@ class Container:
 
     def __init__(
         self,
-        engine: EngineLifecycle,
+        engine: ContainerEngine,
         spec: Mapping[str, Any],
         init_processes: int,
         on_death: Callable[[], None],
@@ -272,7 +291,7 @@ class SpawnerContainer(Container):
 
     def __init__(
         self,
-        engine: EngineLifecycle,
+        engine: ContainerEngine,
         spec: Mapping[str, Any],
         on_death: Callable[[], None],
         *,

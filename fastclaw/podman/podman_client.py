@@ -71,6 +71,29 @@ class Inspected(Struct, rename="pascal"):
     oci_runtime: str = field(name="OCIRuntime", default="")
 
 
+class GraphDriver(Struct, rename="pascal"):
+    """Where a container's root is on the engine's host, by the words of the storage driver."""
+
+    name: str
+    data: dict[str, str] | None = None
+
+
+class MountPoint(Struct, rename="pascal"):
+    """One mount of a container. `name` is that of a volume."""
+
+    source: str = ""
+    name: str = ""
+
+
+class InspectedFiles(Struct, rename="pascal", kw_only=True):
+    """Answer to `GET /containers/{name}/json`: how the engine has made a container."""
+
+    state: ContainerState
+    config_path: str = field(name="OCIConfigPath")
+    graph_driver: GraphDriver
+    mounts: list[MountPoint]
+
+
 class _ImageConfig(Struct, rename="pascal"):
     user: str = ""
     working_dir: str = ""
@@ -79,6 +102,7 @@ class _ImageConfig(Struct, rename="pascal"):
 class InspectedImage(Struct, rename="pascal"):
     """Answer to `GET /images/{name}/json`."""
 
+    id: str = ""
     config: _ImageConfig = field(default_factory=_ImageConfig)
 
 

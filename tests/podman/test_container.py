@@ -51,7 +51,9 @@ async def command(container: Container, *words: str) -> None:
             f"/exec/{created.json()['Id']}/start", data=json.dumps({"Detach": True}), headers=JSON
         ).raise_for_status()
 
-    await container._engine._run(start)
+    engine = container._engine
+    assert isinstance(engine, EngineLifecycle)
+    await engine._run(start)
 
 
 async def test_up_and_away(fleet: Fleet) -> None:

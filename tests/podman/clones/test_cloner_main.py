@@ -1,0 +1,59 @@
+"""The cloner's process: a start that fails leaves nothing, and what is left when fastclaw dies is removed by it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fastclaw.errors import StartFailed
+from fastclaw.linux.directories import HeldDirectory
+from fastclaw.podman.clones.cloner import Cloner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="clones are root's")
+
+ID = "c" * 64
+
+
+def order(**changed: Any) -> dict[str, Any]:
+    return {
+        "clone": ID,
+        "config": "{}",
+        "files": [],
+        "lower": ["0"],
+        "upper": [0, 0, 0o755],
+        "ids": None,
+        "volumes": [],
+        **changed,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"lower": ["none"]}, "No such file or directory: clones/"),
+        ({"upper": [0, 0, 0o755], "volumes": [{"name": "a/b", "uid": 0, "gid": 0, "mode": 0}]}, "No such file"),
+        ({"files": [{"name": "a/b", "text": "", "mode": 0o600, "uid": 0, "gid": 0}]}, "No such file"),
+        ({"config": "{"}, "crun ended with status 1"),
+        ({"config": '{"ociVersion": "1.0.0", "process": {"args": ["x"], "cwd": "/"}}'}, "no 'linux' block"),
+        ({"ids": [1 << 31, 1 << 31]}, "Invalid argument"),
+    ],
+)
+async def test_a_start_that_fails_says_why_and_leaves_nothing(
+    short_dir: Path, changed: dict[str, Any], why: str
+) -> None:
+    cloner = Cloner(HeldDirectory(short_dir, "x-"), "/usr/bin/crun", None)
+    try:
+        (name,) = os.listdir(short_dir)
+        own = short_dir / name
+        (own / "layers" / "0").mkdir()
+        with pytest.raises(StartFailed, match=why):
+            await cloner.order("start", 5_000, **order(**changed))
+        await cloner.order("remove", 5_000, clone=ID, adopted=False)
+        assert os.listdir(own / "clones") == os.listdir(own / "state") == []
+    finally:
+        await cloner.aclose()
