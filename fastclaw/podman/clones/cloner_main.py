@@ -41,10 +41,11 @@ _DEFAULTED = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD]
 
 
 class Starting:
-    """A clone whose crun runs."""
+    """A clone whose crun runs. `told` is where it says what goes wrong."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, told: int) -> None:
         self.order = order
+        self.told = told
         self.is_over = threading.Event()
         self.is_abandoned = False
 
@@ -61,6 +62,8 @@ class ClonerProcess:
         self._frame = memoryview(bytearray(engine_limits.CLONER_FRAME_BYTES))
         self._crun = self._directory = ""
         self._lock = -1
+        self._nothing, end = os.pipe()
+        os.close(end)
         self._starting: dict[int, Starting] = {}
         self._by_id: dict[str, int] = {}
         self._namespaces: OrderedDict[tuple[int, int], int] = OrderedDict()
@@ -199,17 +202,26 @@ class ClonerProcess:
         id = order["clone"]
         own = f"{self._directory}/{CLONES}/{id}"
         root = f"{self._directory}/{STATE}"
-        options = [f"--root={root}", f"--log={own}/said", "--cgroup-manager=cgroupfs"]
-        argv = [self._crun, *options, "run", "--detach", f"--bundle={own}"]
-        pid = os.posix_spawn(
-            self._crun,
-            [*argv, f"--pid-file={own}/pid", id],
-            {"PATH": os.defpath},
-            file_actions=[(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)],
-            setsigdef=_DEFAULTED,
-            setsigmask=[],
-        )
-        self._starting[pid] = Starting(order)
+        argv = [self._crun, f"--root={root}", "--cgroup-manager=cgroupfs", "run", "--detach", f"--bundle={own}"]
+        # Pipes, for crun gives its streams to root inside (1.8.1, maybe_chown_std_streams): /dev/null is the host's.
+        told, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            pid = os.posix_spawn(
+                self._crun,
+                [*argv, f"--pid-file={own}/pid", id],
+                {"PATH": os.defpath},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((self._nothing, tell, tell))
+                ],
+                setsigdef=_DEFAULTED,
+                setsigmask=[],
+            )
+        except OSError:
+            os.close(told)
+            raise
+        finally:
+            os.close(tell)
+        self._starting[pid] = Starting(order, told)
         self._by_id[id] = pid
 
     def _reap(self) -> None:
@@ -228,6 +240,7 @@ class ClonerProcess:
         self._by_id.pop(id, None)
         self._unmount(id)
         starting.is_over.set()
+        said = _said(starting.told)
         if status == 0:
             try:
                 with open(f"{CLONES}/{id}/pid", encoding="ascii") as file:
@@ -235,8 +248,7 @@ class ClonerProcess:
                 return
             except (OSError, ValueError) as error:
                 said = str(error)
-        else:
-            said = _said(f"{CLONES}/{id}/said") or f"crun ended with status {os.waitstatus_to_exitcode(status)}"
+        said = said or f"crun ended with status {os.waitstatus_to_exitcode(status)}"
         self._say({"id": order["id"], "error": said, "errno": 0})
 
     def _unmount(self, id: str) -> None:
@@ -317,11 +329,13 @@ def _make_volume(path: str, uid: int, gid: int, mode: int) -> None:
         os.chmod(path, mode)
 
 
-def _said(path: str) -> str:
-    """The last line that crun has written about a failure."""
-    with suppress(OSError), open(path, "rb") as file:
-        lines = file.read(engine_limits.ENGINE_LOG_BYTES).decode("utf-8", "replace").split("\n")
-        return next((line for line in reversed(lines) if line), "")
+def _said(told: int) -> str:
+    """What crun has written, in one line."""
+    try:
+        with suppress(BlockingIOError):  # a container's init still has the other end, and has said nothing
+            return " ".join(os.read(told, engine_limits.ENGINE_LOG_BYTES).decode("utf-8", "replace").split())
+    finally:
+        os.close(told)
     return ""
 
 

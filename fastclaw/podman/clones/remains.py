@@ -2,7 +2,7 @@
 
     STORAGE/fastclaw-clones/<random>/      of one fastclaw, which holds it; in use while that or its cloner lives
         layers/<number>/                   a layer of an image, by hard links: it stays where the image is removed
-        clones/<id>/{upper,work,merged}    the overlay; config.json, what crun says, and the clone's own files
+        clones/<id>/{upper,work,merged}    the overlay; config.json, the init's pid, and the clone's own files
         state/<id>/                        crun's record
         volumes/<name>/                    a workspace
 

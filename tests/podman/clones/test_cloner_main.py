@@ -38,7 +38,7 @@ def order(**changed: Any) -> dict[str, Any]:
         ({"lower": ["none"]}, "No such file or directory: clones/"),
         ({"upper": [0, 0, 0o755], "volumes": [{"name": "a/b", "uid": 0, "gid": 0, "mode": 0}]}, "No such file"),
         ({"files": [{"name": "a/b", "text": "", "mode": 0o600, "uid": 0, "gid": 0}]}, "No such file"),
-        ({"config": "{"}, "crun ended with status 1"),
+        ({"config": "{"}, "parse error"),
         ({"config": '{"ociVersion": "1.0.0", "process": {"args": ["x"], "cwd": "/"}}'}, "no 'linux' block"),
         ({"ids": [1 << 31, 1 << 31]}, "Invalid argument"),
     ],
