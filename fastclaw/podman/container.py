@@ -134,6 +134,7 @@ class Container:
         self._creation = asyncio.get_running_loop().create_task(self._engine.create_container(self._spec))
         self.id = await asyncio.shield(self._creation)
         await self._engine.start_container(self.id)
+        _take_back_null(self._spec)
         state = await self._engine.inspect_container(self.id)
         if state is None or not state.running or await self._has_ended(state.pid):
             raise StartFailed(f"the container ended at once; {self._why_ended()}")
@@ -265,6 +266,18 @@ class Container:
         self._creation.cancel()  # too late: the engine's thread removes what still comes
         with suppress(FastclawError, asyncio.CancelledError):
             self.id = await self._creation
+
+
+def _take_back_null(spec: Mapping[str, Any]) -> None:
+    """Have /dev/null belong to this host's root again.
+
+    crun gives its streams to root inside (1.8.1, maybe_chown_std_streams), and conmon's stdin is the host's /dev/null,
+    which is the containers' too: with a user namespace, root inside could have forbidden everybody to open it.
+    """
+    for mapping in spec.get("idmappings", {}).get("UIDMap", ()):
+        with suppress(OSError):  # the engine is on another host, or we are not root
+            if os.stat(os.devnull).st_uid == mapping["host_id"]:
+                os.chown(os.devnull, 0, 0)
 
 
 class SpawnerContainer(Container):

@@ -85,7 +85,9 @@ class Fleet:
         """One with a spawner."""
         path = str(self.directory / f"{next(_numbers)}.init")
         spec = self._spec(0, InitPlan(spawner=str(find_spawner()), socket=path))
-        return SpawnerContainer(self.engine, spec, on_death or self.deaths, path=path, user=user)
+        mappings = spec.get("idmappings")
+        root = mappings["UIDMap"][0]["host_id"] if mappings else 0
+        return SpawnerContainer(self.engine, spec, on_death or self.deaths, path=path, user=user, root=root)
 
     async def containers(self) -> set[str]:
         """Ids of all containers of this fleet, in any state."""

@@ -307,6 +307,23 @@ async def test_somebody_else_who_connects_is_turned_away(fleet: Fleet, monkeypat
         stranger.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="ranges of ids are root's to give")
+async def test_no_device_of_the_hosts_belongs_to_root_inside(fleet: Fleet) -> None:
+    """crun gives its streams to the container's root (1.8.1, maybe_chown_std_streams), and conmon's stdin is /dev/null:
+    root inside could then forbid the host's users to open it."""
+    extent = [{"container_id": 0, "host_id": 1 << 30, "size": limits.IDS}]
+    fleet.override = {"userns": {"nsmode": "private"}, "idmappings": {"UIDMap": extent, "GIDMap": extent}}
+    fleet.directory.chmod(0o711)
+    before = os.stat("/dev/null")
+    async with up(fleet) as container:
+        _, said = await run(container, "sh", "-c", "chmod 600 /dev/null 2>&1; stat -c '%u %g %a' /dev/null")
+        found = os.stat("/dev/null")
+    os.chown("/dev/null", before.st_uid, before.st_gid)
+    os.chmod("/dev/null", 0o666)
+    assert (found.st_uid, found.st_gid, found.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    assert said.splitlines()[-1] == "65534 65534 666"
+
+
 # --- its pids limit ----------------------------------------------------------------------------------
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman"]
