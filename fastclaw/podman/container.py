@@ -58,6 +58,10 @@ class ContainerEngine(Protocol):
 
     async def remove_container(self, container: str) -> None: ...
 
+    async def create_volume(self, name: str, labels: Mapping[str, str], owner: str | None = None) -> None: ...
+
+    async def remove_volume(self, name: str) -> None: ...
+
 
 class Network(Protocol):
     """What a container is connected to."""
@@ -124,6 +128,11 @@ class Container:
     def __repr__(self) -> str:
         state = "up" if self.alive else "not up"
         return f"<{type(self).__name__} {self._spec['name']} {self.id[:12] or 'not created'} {state}>"
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return str(self._spec["name"])
 
     async def start(self) -> None:
         """Create and start it.

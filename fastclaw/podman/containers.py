@@ -67,6 +67,11 @@ class Slot(Generic[C]):
         return self.container if self.container is not None and self.container.alive else None
 
     @property
+    def first(self) -> C | None:
+        """The container in use."""
+        return self.container
+
+    @property
     def is_local(self) -> bool:
         """Whether the container in use is this host's."""
         return self.container is not None and self.container.is_local
@@ -254,6 +259,11 @@ class Containers:
 
     identity: Identity | None = None
     """Not known: the engine looks it up for each exec."""
+
+    @property
+    def first(self) -> Container | None:
+        """One of those in use."""
+        return self.slots[0].container
 
     @property
     def is_local(self) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 
 from fastclaw.linux.proc import is_dead, parse_label
 from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.clones.cloning import CloningEngine
 from fastclaw.podman.container import end_monitors
 from fastclaw.podman.container_spec import LABEL_NAMESPACE, LABEL_OWNER
 from fastclaw.podman.service.facts import engine_url, own_plan, own_state_dir
@@ -32,11 +33,13 @@ class Engine:
 
     Attributes:
         lifecycle: asks it.
+        clones: makes containers, most of them without asking it.
         version: what it is.
         service: it, where it is our own.
     """
 
     lifecycle: EngineLifecycle
+    clones: CloningEngine
     version: EngineVersion
 
     def __init__(self) -> None:
@@ -64,6 +67,8 @@ class Engine:
             self.version, _ = await asyncio.gather(
                 self.lifecycle.version(), remove_abandoned(self.lifecycle, namespace)
             )
+            self.clones = await CloningEngine.open(self.lifecycle, self.version, self.lifecycle.image_id)
+            self._setup.push_async_callback(self.clones.aclose)
         except BaseException:
             await self.aclose()
             raise

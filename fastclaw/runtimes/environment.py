@@ -233,7 +233,7 @@ class Environment:
     def info(self) -> EnvironmentInfo:
         """The answer to its start."""
         assert self._sandbox is not None
-        facts = self._sandbox.facts
+        facts = self._sandbox.described()
         return EnvironmentInfo(
             environment=self.name,
             lane=facts.lane.name,
@@ -253,7 +253,7 @@ class Environment:
 
     def listed(self) -> ListedEnvironment:
         """Its line of `environment_list`."""
-        state, facts = self.machine.state, None if self._sandbox is None else self._sandbox.facts
+        state, facts = self.machine.state, None if self._sandbox is None else self._sandbox.described()
         row = ListedEnvironment(
             environment=self.name,
             state=state.value,

@@ -22,7 +22,7 @@ from fastclaw.linux.proc import this_process
 from fastclaw.network.bridge.bridge import FirewalledBridge, remove_abandoned_networks
 from fastclaw.network.modes import EnvironmentNetwork, beside, open_network, overruled
 from fastclaw.options import Options, no_templates
-from fastclaw.podman.container import Container, SpawnerContainer
+from fastclaw.podman.container import Container, ContainerEngine, SpawnerContainer
 from fastclaw.podman.container_spec import (
     HOSTS,
     LABEL_NAMESPACE,
@@ -49,7 +49,7 @@ from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastclaw.podman.api import EngineLifecycle, EngineVersion
+    from fastclaw.podman.api import EngineVersion
     from fastclaw.podman.engines import Engine
     from fastclaw.processes.lane import Lane
     from fastclaw.processes.listeners import SocketDirectory
@@ -133,7 +133,7 @@ class PodmanSandbox(Sandbox):
         options, sockets = self.options, self._factory.sockets
         engine, _ = await asyncio.gather(self._factory.engines.get(options), self._factory.remove_abandoned_networks())
         self._engine = engine
-        plan = ContainerPlan(self._factory.namespace, options, engine.lifecycle)
+        plan = ContainerPlan(self._factory.namespace, options, engine)
         await plan.engine.ensure_image(plan.image, options.pull)
         await self._settle_rights(plan, engine.version, setup)
         if plan.is_here:
@@ -154,12 +154,20 @@ class PodmanSandbox(Sandbox):
             max_starting=options.max_starting or most,
             user=plan.user if who is None else f"{who.uid}:{who.gid}",
             home=None if who is None else who.home,
-            container=plan.first_name,
             image=plan.image,
-            made_by="engine",
             warnings=warnings,
             labels=container_labels(plan.namespace, this_process().label, 0),
         )
+
+    def described(self) -> SandboxFacts:
+        """With the container that is in use now: one that has died is followed by another."""
+        container = None if self._up is None else self._up.containers.first
+        if container is None or self._engine is None:
+            return self.facts
+        made_by, why = self._engine.clones.made_by(container.id)
+        if self.options.clone == "never":
+            why = "options.clone is never"
+        return self.facts._replace(container=container.name, made_by=made_by, why_no_clone=why)
 
     def _warnings(self, lane: Lane) -> list[str]:
         found = [] if self._rights.note is None else [self._rights.note]
@@ -277,7 +285,7 @@ async def _spawn_lane(
         path = f"{sockets.path}/{name.removeprefix(f'fastclaw-{plan.namespace}-')}.init"
         init = InitPlan(spawner=str(binary), socket=path, template_module=module)
         return SpawnerContainer(
-            plan.engine,
+            plan.maker,
             plan.spec(name, 0, init, network.spec),
             on_death,
             path=path,
@@ -303,7 +311,7 @@ async def _rest_lane(plan: ContainerPlan, network: EnvironmentNetwork, setup: co
 
     def make(number: int, on_death: Callable[[], None]) -> Container:
         spec = plan.spec(plan.next_name(), number, init, network.spec)
-        return Container(plan.engine, spec, init.processes, on_death, network)
+        return Container(plan.maker, spec, init.processes, on_death, network)
 
     containers = Containers(options.containers, make, wears=options.containers > 1)
     await _start(containers, setup)
@@ -333,9 +341,9 @@ async def _make_volume(plan: ContainerPlan, setup: contextlib.AsyncExitStack) ->
     if plan.workspace is None or plan.workspace[0].startswith("/"):
         return
     name, _ = plan.workspace
-    setup.push_async_callback(plan.engine.remove_volume, name)
+    setup.push_async_callback(plan.maker.remove_volume, name)
     labels = {LABEL_NAMESPACE: plan.namespace, LABEL_OWNER: this_process().label}
-    await plan.engine.create_volume(name, labels, plan.rights.volume_owner)
+    await plan.maker.create_volume(name, labels, plan.rights.volume_owner)
 
 
 def _write_hosts(sockets: SocketDirectory, plan: ContainerPlan, setup: contextlib.AsyncExitStack) -> str:
@@ -358,8 +366,9 @@ class ContainerPlan:
         hosts: a file of this host in the place of their hosts(5); None leaves that to the engine.
     """
 
-    def __init__(self, namespace: str, options: Options, engine: EngineLifecycle) -> None:
-        self.namespace, self.options, self.engine = namespace, options, engine
+    def __init__(self, namespace: str, options: Options, engine: Engine) -> None:
+        self.namespace, self.options, self.engine = namespace, options, engine.lifecycle
+        self.maker: ContainerEngine = engine.lifecycle if options.clone == "never" else engine.clones
         self.image = options.image or DEFAULT_IMAGE
         self.user, self.rights = "0", Rights()
         self.hosts: str | None = None
@@ -381,11 +390,6 @@ class ContainerPlan:
     def working_dir(self) -> str | None:
         """The workspace as the processes see it."""
         return self.workspace[1] if self.workspace else None
-
-    @property
-    def first_name(self) -> str:
-        """Of the container that is there first."""
-        return f"fastclaw-{self.namespace}-{self.token}-0"
 
     def next_name(self) -> str:
         """A name for one more container."""

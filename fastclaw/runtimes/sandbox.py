@@ -69,7 +69,7 @@ class Sandbox(ABC):
         self._setup = contextlib.AsyncExitStack()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.facts.container or ''} {'up' if self.is_alive else 'not up'}>"
+        return f"<{type(self).__name__} {'up' if self.is_alive else 'not up'}>"
 
     async def start(self) -> None:
         """Bring it up. One that fails, or is cancelled, has undone what it did.
@@ -100,6 +100,10 @@ class Sandbox(ABC):
     def trouble(self) -> str | None:
         """What is wrong with it now, in one line."""
         return None
+
+    def described(self) -> SandboxFacts:
+        """The facts, as they are now."""
+        return self.facts
 
     def details(self) -> dict[str, Any]:
         """What `health.details` says of it."""

@@ -228,7 +228,7 @@ class CloningEngine:
         """Who has made a container, and why it is no clone, in one line."""
         if container in self._clones:
             return "clone", None
-        return "engine", self._reasons.get(container, "it is none of these")
+        return "engine", self._reasons.get(container)
 
     # --- containers ---
 
