@@ -136,7 +136,8 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         storage: `private`, or `host` to share the images of the host's own engine (only without `url`).
         oci_runtime: name of the OCI runtime; None is what works here.
         clone: `auto`: the first container of a kind is the engine's, and further ones are made after it without asking
-            the engine, where that can be; `never`: all are the engine's.
+            the engine, where that can be; `always`: not even that one is kept, and where there can be no clones, the
+            start fails; `never`: all are the engine's.
         user: default user inside.
         user_namespace: `private`: root inside is nobody on this host; `host`: it is the engine's root; `auto`: the
             first where that can be had (podman/container_spec.py).
@@ -161,7 +162,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     storage: Literal["private", "host"] = "private"
     state_dir: AbsolutePath | None = None
     oci_runtime: Name | None = None
-    clone: Literal["auto", "never"] = "auto"
+    clone: Literal["auto", "always", "never"] = "auto"
     user: User | None = None
     user_namespace: Literal["auto", "host", "private"] = "auto"
     id_ranges: IdRanges = IdRanges()

@@ -123,13 +123,24 @@ class PodmanSandbox(Sandbox):
         timeout_ms = self.options.start_timeout_ms
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                return await self._bring_up_in_time(setup)
+                return await self._bring_up_as_asked(setup)
         except TimeoutError as error:
             raise StartFailed(
                 f"the environment is not up after {timeout_ms} ms (options.start_timeout_ms)", "engine_timeout"
             ) from error
 
-    async def _bring_up_in_time(self, setup: contextlib.AsyncExitStack) -> SandboxFacts:
+    async def _bring_up_as_asked(self, setup: contextlib.AsyncExitStack) -> SandboxFacts:
+        """Where only a clone will do, the first of its kind is made to be cloned, and goes again."""
+        self.facts = await self._bring_up_once(setup)
+        if self.options.clone == "always" and self.described().made_by != "clone":
+            await asyncio.shield(setup.aclose())
+            self.facts = await self._bring_up_once(setup)
+            made = self.described()
+            if made.made_by != "clone":
+                raise StartFailed(f"no clone: {made.why_no_clone}; set options.clone to auto", "unsupported")
+        return self.facts
+
+    async def _bring_up_once(self, setup: contextlib.AsyncExitStack) -> SandboxFacts:
         options, sockets = self.options, self._factory.sockets
         engine, _ = await asyncio.gather(self._factory.engines.get(options), self._factory.remove_abandoned_networks())
         self._engine = engine

@@ -66,13 +66,14 @@ def workspace() -> Iterator[Path]:
         yield directory
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["host", "private"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["host", "private", "clone"])
 async def box(engine_service: EngineService, workspace: Path, request: pytest.FixtureRequest) -> AsyncIterator[Box]:
-    """The runtimes that the tests share: root without rights, and root with some in a user namespace.
+    """The runtimes that the tests share: root without rights, root with some in a user namespace, and that as a clone.
 
     At the end their spawners are still the first ones.
     """
-    async with served(engine_service, workspace, user_namespace=request.param) as one:
+    mode = {"clone": "always"} if request.param == "clone" else {"clone": "never", "user_namespace": request.param}
+    async with served(engine_service, workspace, **mode) as one:
         assert (one.capabilities == 0) == (request.param == "host")
         yield one
         assert await one.works()
@@ -504,7 +505,7 @@ def test_no_bomb_goes_off_where_nothing_holds_it() -> None:
 @pytest.mark.parametrize("apart", [0, 1])
 async def test_a_fork_bomb_ends_with_its_kill(engine_service: EngineService, workspace: Path, apart: int) -> None:
     """In one session, and with a session for each process. Who runs already is reached all the same."""
-    async with served(engine_service, workspace, pids_limit=PIDS) as box:
+    async with served(engine_service, workspace, pids_limit=PIDS, clone="always") as box:
         there = await asyncio.gather(*(box.start("cat", user=user, stdin=True) for user in USERS * NEIGHBOURS))
         bomb = await box.bomb(apart, 2 * PIDS, OTHER)
         with pytest.raises(ExecFailed) as caught:
@@ -520,7 +521,7 @@ async def test_a_fork_bomb_ends_with_its_kill(engine_service: EngineService, wor
 
 @shared
 async def test_who_takes_all_memory_is_the_one_who_dies(engine_service: EngineService, workspace: Path) -> None:
-    async with served(engine_service, workspace, memory_bytes=64 * limits.MIB) as box:
+    async with served(engine_service, workspace, memory_bytes=64 * limits.MIB, clone="always") as box:
         async with await box.start("sleep", "1000") as neighbour, await box.start(PROGRAM, "hog", "256") as hog:
             record = await ended(hog)
             assert (record.signal, record.reason) == (9, "oom")
@@ -535,7 +536,7 @@ async def test_who_makes_the_spawner_the_first_victim_ends_the_container_and_not
 ) -> None:
     """Not defended: /proc/1/oom_score_adj is uid 0's. The records say so, and a new container takes over."""
     script = f"echo 1000 > /proc/1/oom_score_adj; for i in 1 2 3 4 5 6 7 8; do {PROGRAM} hog 12 & done; wait"
-    async with served(engine_service, workspace, memory_bytes=64 * limits.MIB) as box:
+    async with served(engine_service, workspace, memory_bytes=64 * limits.MIB, clone="always") as box:
         async with await box.start("sleep", "1000", user=OTHER) as neighbour, await box.start("sh", "-c", script):
             record = await ended(neighbour)
             assert (record.reason, record.oom_kills) == ("container_gone", 1)

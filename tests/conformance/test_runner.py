@@ -79,10 +79,11 @@ AT_ONCE = 4
 RUNTIMES: dict[str, tuple[str, Vocabulary, dict[str, Any]]] = {
     "memory": ("memory", MEMORY, {}),
     "local": ("local", POSIX, {}),
-    "podman": ("podman", POSIX, {"lane": "spawn"}),
+    "podman": ("podman", POSIX, {"lane": "spawn", "clone": "never"}),
+    "clone": ("podman", POSIX, {"lane": "spawn", "clone": "always"}),
     "rest": ("podman", POSIX, {"lane": "rest"}),
 }
-"""`--runtime`, vocabulary and options of each; the last two have an engine of their own."""
+"""`--runtime`, vocabulary and options of each; the last three have an engine of their own."""
 
 NOT_OFFERED = {
     "memory": """
@@ -91,6 +92,7 @@ NOT_OFFERED = {
         T-LIMITS T-LIMITS-NAME T-TTY T-TTY-EOF T-TTY-LOSSLESS T-TTY-SIZE T-TTY-NONE T-TEMPLATE-NAME""",
     "local": "",
     "podman": "",
+    "clone": "",
     "rest": """
         P-EOF-OWN P-DRAIN P-READING R-SIGNAL R-USAGE RUN-LATE-WRITER T-LIMITS T-LIMITS-NAME T-TTY T-TTY-EOF
         T-TTY-LOSSLESS T-TTY-SIZE T-TTY-NONE T-TEMPLATE-NAME""",
