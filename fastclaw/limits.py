@@ -617,3 +617,20 @@ MAX_ERRNO = 4_095
 
 TEMPLATE_STEP_CHARS = 64
 """The name of what did not work: a word or two."""
+
+# --- Files -------------------------------------------------------------------------------------------------
+
+FILE_INLINE_BYTES = 1 * MIB
+"""Of a file's content in an answer, unless the request asks for another limit: what people edit is a few KB."""
+
+MAX_FILE_INLINE_BYTES = MAX_RUN_OUTPUT_BYTES
+"""The most that a request may ask for: base64 of it fits a line. Larger ones come as a stream."""
+
+FILE_OUTCOME_BYTES = 256 * KIB
+"""The one line that a file helper says in the end, with the path of what it is about: 512 names of 255 bytes."""
+
+DIR_ENTRIES = 1_000
+"""Entries of one page of a directory, unless the request asks for another number: 200 KB of JSON."""
+
+MAX_DIR_ENTRIES = 4_096
+"""The most of them: 256 bytes each in the helper, and some 2 MB of JSON with the longest names."""

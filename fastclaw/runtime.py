@@ -247,6 +247,7 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
         oom_kills: present where the kernel's out-of-memory killer was at work in the environment during its life: how
             many processes of the environment it killed.
         memory: with `oom_kills`: `limit_bytes` and `peak_bytes` of the environment, where they are known.
+        error: present where it was a stream of a file and failed: `reason`, `errno` (or None) and `path`.
     """
 
     process_id: str
@@ -259,6 +260,7 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
     gap: bool | UnsetType = UNSET
     oom_kills: int | UnsetType = UNSET
     memory: dict[str, int] | UnsetType = UNSET
+    error: dict[str, str | int | None] | UnsetType = UNSET
 
 
 class RunResult(ExitRecord, frozen=True, kw_only=True):

@@ -76,6 +76,6 @@ def zig(architecture: str) -> list[str]:
 def compile_spawner(compiler: list[str], sources: Path, binary: Path) -> None:
     """Beside its place first: a binary that runs cannot be written to, but it can be replaced."""
     fresh = binary.with_suffix(".new")
-    subprocess.run([*compiler, *map(str, sorted(sources.glob("*.c"))), "-o", str(fresh)], check=True)
+    subprocess.run([*compiler, *map(str, sorted(sources.rglob("*.c"))), "-o", str(fresh)], check=True)
     fresh.chmod(0o755)
     fresh.replace(binary)

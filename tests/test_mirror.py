@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent
 WITHOUT_TESTS = {
     "__main__.py": "two lines, run by every test that starts `python -m fastclaw`",
     "*_limits.py": "bounds; tests/test_limits.py tests all",
+    "files.py": "shapes and an interface without behaviour; tested with processes/file_calls.py",
     "options.py": "shapes without behaviour; what is refused is tested with runtimes/read_options.py",
     "processes/lane.py": "an interface without behaviour; what it demands is tested with each lane",
     "runtimes/environment.py": "nobody but its host has one; tested with runtimes/host.py",
@@ -26,6 +27,7 @@ SUBJECTS = {
     "processes/test_run.py": "one call through all modules of the folder",
     "server/test_cancel.py": "one call through all layers",
     "processes/test_start_steps.py": "a start that fails at each of its steps",
+    "spawner/test_files_*.py": "the C program as a file helper",
     "spawner/test_fuzz.py": "the C program",
     "spawner/test_interleavings.py": "the C program: two things at once",
     "spawner/test_runs.py": "the C program: runs",

@@ -64,6 +64,13 @@ _STREAMS: dict[int, StreamName] = {1: "stdout", 2: "stderr"}
 """By bit, as `Streams.blocked` names them."""
 
 
+def _tell(process: Process, collected: Collected, request: RunRequest) -> RunResult:
+    """The answer of a run."""
+    result = result_of(process.record(), collected, request.keep)
+    collected.stdout = collected.stderr = Output()  # the record is kept for minutes
+    return result
+
+
 class ProcessPool:
     """The processes of one environment: exec, run, kill, wait, list, signal, and the end of all.
 
@@ -259,7 +266,30 @@ class ProcessPool:
             lambda process: result_without_output(process.record(), process.written),
         )
 
-    async def _run(self, request: RunRequest, spec: StartSpec, data: bytes) -> RunResult:
+    def collect(self, request: RunRequest, data: bytes) -> Coroutine[Any, Any, tuple[ExitRecord, Collected]]:
+        """Run a command of our own, a helper: its record and output as they are. Neither of them is kept.
+
+        Parameters:
+            data: its whole input.
+        """
+        check_exec(request)
+        return self._run(request, self._spec(request, stdin=bool(data), tty=None), data, self._tell_helper)
+
+    def _tell_helper(self, process: Process, collected: Collected, request: RunRequest) -> tuple[ExitRecord, Collected]:
+        self.table.forget(process)
+        return process.record(), collected
+
+    def explain(self, process_id: str, explain: Callable[[int], dict[str, str | int | None]]) -> None:
+        """Have a helper's exit codes explained in its record. Its `exec` has just been answered."""
+        self.table.find(process_id).explain = explain
+
+    async def _run(
+        self,
+        request: RunRequest,
+        spec: StartSpec,
+        data: bytes,
+        tell: Callable[[Process, Collected, RunRequest], Any] = _tell,
+    ) -> Any:
         asked_at = time.monotonic_ns()
         ticket = self._starts.ask()
         if ticket.state is TicketState.WAITING:
@@ -277,7 +307,7 @@ class ProcessPool:
             process = self._process(request, spec, begun)
             self._begin_run(process, request.timeout_ms, begun)
             assert begun.lane_process.collected is not None
-            return await self._answer(process, await begun.lane_process.collected, request)
+            return await self._answer(process, await begun.lane_process.collected, request, tell)
         except BaseException as error:
             await self._take_back(begun)
             if isinstance(error, OSError):
@@ -315,7 +345,13 @@ class ProcessPool:
         if error is not None and collected is not None and not collected.done():
             collected.set_exception(error)
 
-    async def _answer(self, process: Process, collected: Collected, request: RunRequest) -> RunResult:
+    async def _answer(
+        self,
+        process: Process,
+        collected: Collected,
+        request: RunRequest,
+        tell: Callable[[Process, Collected, RunRequest], Any],
+    ) -> Any:
         process.has_ended(collected.status)
         if collected.overloaded:
             raise ExecFailed(
@@ -329,9 +365,7 @@ class ProcessPool:
         if process.ending is not None:
             await asyncio.wait((process.ending,))
         process.written = (collected.stdout.total, collected.stderr.total)
-        result = result_of(process.record(), collected, request.keep)
-        collected.stdout = collected.stderr = Output()  # the record is kept for minutes
-        return result
+        return tell(process, collected, request)
 
     # --- taking back ---
 

@@ -48,6 +48,7 @@ class Process(StreamsOwner):
         written: bytes of both outputs of a run that has been answered.
         ending: what ends it for its time or its limit: done once nothing is left of it.
         was_sent_kill: a caller has sent it SIGKILL: then the out-of-memory killer is not to blame.
+        explain: says what an exit code other than 0 means, for its record; None: it is the command's own affair.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class Process(StreamsOwner):
         "ending",
         "exited",
         "expires_at",
+        "explain",
         "gap",
         "id",
         "is_cmd_cut",
@@ -111,6 +113,7 @@ class Process(StreamsOwner):
         self.gap = False
         self.was_limited = False
         self.was_sent_kill = False
+        self.explain: Callable[[int], dict[str, str | int | None]] | None = None
         self.written = (0, 0)
         self.streams = _NO_STREAMS
         self.timeout: asyncio.TimerHandle | None = None
@@ -183,6 +186,8 @@ class Process(StreamsOwner):
         # A client may leave output unread after the exit, and that a run was over its limit may be said after it.
         if self.was_limited:
             record = structs.replace(record, reason="killed")
+        if self.explain is not None and record.exit_code:
+            record = structs.replace(record, error=self.explain(record.exit_code))
         return structs.replace(record, gap=True) if self.gap else record
 
     def _exited(self, exited: asyncio.Future[ExitStatus]) -> None:

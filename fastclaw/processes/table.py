@@ -96,6 +96,11 @@ class ProcessTable:
             self._place(process)
         self._enforce_soon()
 
+    def forget(self, process: Process) -> None:
+        """Drop the record of one that has ended and has no sockets: nobody was told its id."""
+        if self._kept.pop(process.id, None) is not None:
+            del self._processes[process.id]
+
     def drained(self, process: Process) -> None:
         """Clients have both streams to the end: a process that has ended needs its sockets no more."""
         if not process.is_running:

@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from fastclaw import limits
-from fastclaw.errors import FastclawError, InvalidState
+from fastclaw.errors import FastclawError, InvalidState, MethodNotFound
 from fastclaw.lifecycle import ENVIRONMENT_MOVES, EnvironmentState, Machine, require_usable
 from fastclaw.linux import splice
 from fastclaw.linux.own_process import host_limits
 from fastclaw.options import Options, no_templates
 from fastclaw.processes.admission import Capacity, HostRoom, capacity
+from fastclaw.processes.file_calls import HelperFiles
 from fastclaw.processes.pool import ProcessPool
 from fastclaw.runtime import EnvironmentInfo, HealthStatus, HealthWord, ListedEnvironment
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from fastclaw.files import Files
     from fastclaw.processes.listeners import SocketDirectory
     from fastclaw.runtimes.sandbox import Sandbox, SandboxFacts
 
@@ -147,6 +149,20 @@ class Environment:
         require_usable(self.machine.state, self.name)
         assert self._sandbox is not None
         return self._sandbox
+
+    def files(self) -> Files:
+        """Its files.
+
+        Raises:
+            MethodNotFound: there is no way to them.
+            InvalidState: `environment_busy`.
+        """
+        pool, facts = self.usable(), self.sandbox().facts
+        if facts.files is not None:
+            return facts.files
+        if "files" not in facts.lane.capabilities:
+            raise MethodNotFound(f"the {facts.lane.name} lane offers no files; use exec")
+        return HelperFiles(pool)
 
     # --- reset ---
 

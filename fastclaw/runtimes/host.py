@@ -18,6 +18,7 @@ import msgspec
 
 from fastclaw import limits
 from fastclaw.errors import FastclawError, InvalidParams, InvalidState, StartFailed
+from fastclaw.files import FileRuntime
 from fastclaw.linux.own_process import host_limits, raise_file_limit
 from fastclaw.options import INHERITED, HostOptions, Options, PoolKind
 from fastclaw.processes.admission import HostRoom, host_room
@@ -39,6 +40,7 @@ from fastclaw.runtimes.ready_pool import ReadyPool
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from fastclaw.files import Files
     from fastclaw.processes.pool import ProcessPool
     from fastclaw.runtime import (
         EnvironmentInfo,
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class EnvironmentHost(EnvironmentRuntime):
+class EnvironmentHost(EnvironmentRuntime, FileRuntime):
     """Environments by name, of any kind.
 
     Parameters:
@@ -317,6 +319,9 @@ class EnvironmentHost(EnvironmentRuntime):
             InvalidState: `unknown_environment`, `environment_busy`.
         """
         return self._find(environment).usable()
+
+    def files(self, environment: str | None = None) -> Files:
+        return self._find(environment).files()
 
     def exec(self, request: ExecRequest) -> Coroutine[Any, Any, ExecResult]:
         return self.pool(request.environment).exec(request)

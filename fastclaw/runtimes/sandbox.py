@@ -17,6 +17,7 @@ from fastclaw.spawner.templates import Plans
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from fastclaw.files import Files
     from fastclaw.options import Options
     from fastclaw.processes.lane import Lane
     from fastclaw.processes.listeners import SocketDirectory
@@ -34,6 +35,7 @@ class SandboxFacts(NamedTuple):
         containers, max_starting: how starts are spread.
         user, home, container, image, made_by, why_no_clone, warnings: as `EnvironmentInfo` has them.
         labels: as `ListedEnvironment` has them.
+        files: its files, where the lane's own helpers do not reach them.
     """
 
     lane: Lane
@@ -50,6 +52,7 @@ class SandboxFacts(NamedTuple):
     why_no_clone: str | None = None
     warnings: Sequence[str] = ()
     labels: Mapping[str, str] = {}
+    files: Files | None = None
 
 
 class Sandbox(ABC):

@@ -11,6 +11,7 @@ import msgspec
 
 from fastclaw import __version__, lifecycle, limits
 from fastclaw.errors import InvalidState, MethodNotFound
+from fastclaw.files import FileRuntime, ListDir, MakeDir, Move, ReadFile, ReadTar, Remove, StatFile, WriteFile, WriteTar
 from fastclaw.lifecycle import RUNTIME_MOVES, Machine, RuntimeState
 from fastclaw.params import (
     CancelParams,
@@ -46,6 +47,7 @@ from fastclaw.server import jsonrpc
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from fastclaw.files import Files
     from fastclaw.server.jsonrpc import RequestId
 
 SERVER_NAME = "fastclaw"
@@ -184,6 +186,12 @@ class Calls:
         assert runtime is not None
         return runtime
 
+    def _files(self, environment: str | None) -> Files:
+        runtime = self._running(environment)
+        if not isinstance(runtime, FileRuntime):
+            raise MethodNotFound("this runtime offers no files; use exec")
+        return runtime.files(environment)
+
     # The frequent calls have no coroutine of their own here: the runtime's is handed on.
 
     def exec(self, params: ExecRequest) -> Awaitable[Any]:
@@ -204,6 +212,47 @@ class Calls:
         if isinstance(runtime, EnvironmentRuntime):
             return runtime.list_processes(params.after, params.environment)
         return runtime.list_processes(params.after)
+
+    # --- files ---
+
+    def read_file(self, params: ReadFile) -> Awaitable[Any]:
+        """`read_file`."""
+        return self._files(params.environment).read_file(params)
+
+    def write_file(self, params: WriteFile) -> Awaitable[Any]:
+        """`write_file`."""
+        return self._files(params.environment).write_file(params)
+
+    def stat(self, params: StatFile) -> Awaitable[Any]:
+        """`stat`."""
+        return self._files(params.environment).stat(params)
+
+    def list_dir(self, params: ListDir) -> Awaitable[Any]:
+        """`list_dir`."""
+        return self._files(params.environment).list_dir(params)
+
+    def read_tar(self, params: ReadTar) -> Awaitable[Any]:
+        """`read_tar`."""
+        return self._files(params.environment).read_tar(params)
+
+    def write_tar(self, params: WriteTar) -> Awaitable[Any]:
+        """`write_tar`."""
+        return self._files(params.environment).write_tar(params)
+
+    async def make_dir(self, params: MakeDir) -> dict[str, Any]:
+        """`make_dir`."""
+        await self._files(params.environment).make_dir(params)
+        return _NOTHING
+
+    async def remove(self, params: Remove) -> dict[str, Any]:
+        """`remove`."""
+        await self._files(params.environment).remove(params)
+        return _NOTHING
+
+    async def move(self, params: Move) -> dict[str, Any]:
+        """`move`."""
+        await self._files(params.environment).move(params)
+        return _NOTHING
 
     async def cancel(self, params: CancelParams) -> dict[str, Any]:
         """`cancel`: answered after the request that it took back."""
@@ -273,6 +322,12 @@ class Calls:
 _no_params = reader(NoParams)
 _one_environment = reader(EnvironmentParams)
 
+
+def _file_method(shape: type[Any], serve: Callable[[Calls, Any], Awaitable[Any]]) -> Method:
+    """A call for files: it starts a process, and is taken back as one is."""
+    return Method(reader(shape), serve, yields_to_shutdown=True, is_cancellable=True)
+
+
 METHODS: dict[str, Method] = {
     "initialize": Method(reader(InitializeParams), Calls.initialize, yields_to_shutdown=True),
     "exec": Method(reader(ExecRequest), Calls.exec, yields_to_shutdown=True, is_cancellable=True),
@@ -291,6 +346,15 @@ METHODS: dict[str, Method] = {
     "environment_reset": Method(_one_environment, Calls.environment_reset, yields_to_shutdown=True),
     "environment_list": Method(_no_params, Calls.environment_list, is_control=True),
     "pool_set": Method(reader(PoolParams), Calls.pool_set, is_control=True),
+    "read_file": _file_method(ReadFile, Calls.read_file),
+    "write_file": _file_method(WriteFile, Calls.write_file),
+    "stat": _file_method(StatFile, Calls.stat),
+    "list_dir": _file_method(ListDir, Calls.list_dir),
+    "make_dir": _file_method(MakeDir, Calls.make_dir),
+    "remove": _file_method(Remove, Calls.remove),
+    "move": _file_method(Move, Calls.move),
+    "read_tar": _file_method(ReadTar, Calls.read_tar),
+    "write_tar": _file_method(WriteTar, Calls.write_tar),
     "shutdown": Method(_no_params, Calls.shutdown, is_control=True),
     "stop": Method(_no_params, Calls.shutdown, is_control=True),
 }

@@ -44,6 +44,7 @@ class SpawnLane(Lane):
             "limits",
             "tty",
             "template",
+            "files",
         ]
 
     async def start(self, spec: StartSpec, container_index: int) -> LaneProcess:

@@ -468,8 +468,14 @@ static void open_null(void) {
     for (int number = 0; number < 3; number++) SYS(dup3, NULL_DEVICE, number, 0);
 }
 
+static int is_word(const char *text, const char *word) {
+    while (*word) if (*text++ != *word++) return 0;
+    return !*text;
+}
+
 __attribute__((used)) _Noreturn void begin(long *stack) {
     char **argv = (char **)(stack + 1), **envp = argv + stack[0] + 1;
+    if (stack[0] > 1 && is_word(argv[1], "--file")) file_helper((int)stack[0] - 2, argv + 2);
     if (stack[0] != 2) exit_process(1);
     main_pid = (u32)SYS(getpid);
     SYS(prctl, PR_SET_DUMPABLE, 0);

@@ -282,6 +282,9 @@ u32 find_capabilities(u32 among);
 int is_own_user(u32 uid);
 long filter_calls(void);
 
+/* files/: this program as an ordinary command, which reads and writes files. */
+_Noreturn void file_helper(int count, char **arguments);
+
 /* terminal.c */
 long open_only(const char *path, u32 type, u32 major, u32 minor, int flags);
 long open_terminal(struct job *job, int *slave);

@@ -82,7 +82,7 @@ def failure(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _fingerprint() -> str:
-    files = sorted([*SOURCES.glob("*.[ch]"), *HERE.glob("*.[ch]")])
+    files = sorted([*SOURCES.rglob("*.[ch]"), *HERE.glob("*.[ch]")])
     digest = hashlib.sha256(" ".join([compiler(), *FLAGS]).encode())
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())

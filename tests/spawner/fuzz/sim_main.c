@@ -12,6 +12,12 @@ void begin_main(u64 bytes) {
     hang_ups = (int)SYS(epoll_create1, EPOLL_CLOEXEC);
 }
 
+_Noreturn void file_helper(int count, char **arguments) {
+    (void)count;
+    (void)arguments;
+    __builtin_trap();
+}
+
 int run_main(void *nothing) {
     (void)nothing;
     main_loop();
