@@ -123,7 +123,7 @@ class HelperFiles(Files):
             on_disconnect="kill" if stdin else "eof",
         )
         result = await self._pool.exec(wanted)
-        self._pool.explain(result.process_id, lambda code: _said(request.path, code))
+        self._pool.table.find(result.process_id).explain = lambda code: _said(request.path, code)
         return result
 
 

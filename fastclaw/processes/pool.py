@@ -25,16 +25,18 @@ from fastclaw.params import (
     has_input,
 )
 from fastclaw.processes.admission import Admission, HostRoom, TicketState
-from fastclaw.processes.lane import SIGKILLED, Collection, Grace, Lane, LaneProcess, Output, StartSpec
+from fastclaw.processes.lane import SIGKILLED, Collection, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.processes.process import Process
-from fastclaw.processes.run_output import result_of, result_without_output
+from fastclaw.processes.run_output import result_without_output
 from fastclaw.processes.starts import (
     Begun,
     KeyedCalls,
     StartQueue,
+    Tell,
     explained,
     never_ran,
     require_same,
+    tell_run,
 )
 from fastclaw.processes.table import ProcessTable
 from fastclaw.runtime import ExecResult
@@ -62,13 +64,6 @@ Told = TypeVar("Told")
 
 _STREAMS: dict[int, StreamName] = {1: "stdout", 2: "stderr"}
 """By bit, as `Streams.blocked` names them."""
-
-
-def _tell(process: Process, collected: Collected, request: RunRequest) -> RunResult:
-    """The answer of a run."""
-    result = result_of(process.record(), collected, request.keep)
-    collected.stdout = collected.stderr = Output()  # the record is kept for minutes
-    return result
 
 
 class ProcessPool:
@@ -267,29 +262,15 @@ class ProcessPool:
         )
 
     def collect(self, request: RunRequest, data: bytes) -> Coroutine[Any, Any, tuple[ExitRecord, Collected]]:
-        """Run a command of our own, a helper: its record and output as they are. Neither of them is kept.
-
-        Parameters:
-            data: its whole input.
-        """
+        """Run a helper of our own: its record and output, of which nothing is kept. `data`: its input."""
         check_exec(request)
-        return self._run(request, self._spec(request, stdin=bool(data), tty=None), data, self._tell_helper)
+        return self._run(request, self._spec(request, stdin=bool(data), tty=None), data, self._helped)
 
-    def _tell_helper(self, process: Process, collected: Collected, request: RunRequest) -> tuple[ExitRecord, Collected]:
+    def _helped(self, process: Process, collected: Collected, _: RunRequest) -> tuple[ExitRecord, Collected]:
         self.table.forget(process)
         return process.record(), collected
 
-    def explain(self, process_id: str, explain: Callable[[int], dict[str, str | int | None]]) -> None:
-        """Have a helper's exit codes explained in its record. Its `exec` has just been answered."""
-        self.table.find(process_id).explain = explain
-
-    async def _run(
-        self,
-        request: RunRequest,
-        spec: StartSpec,
-        data: bytes,
-        tell: Callable[[Process, Collected, RunRequest], Any] = _tell,
-    ) -> Any:
+    async def _run(self, request: RunRequest, spec: StartSpec, data: bytes, tell: Tell = tell_run) -> Any:
         asked_at = time.monotonic_ns()
         ticket = self._starts.ask()
         if ticket.state is TicketState.WAITING:
@@ -345,13 +326,7 @@ class ProcessPool:
         if error is not None and collected is not None and not collected.done():
             collected.set_exception(error)
 
-    async def _answer(
-        self,
-        process: Process,
-        collected: Collected,
-        request: RunRequest,
-        tell: Callable[[Process, Collected, RunRequest], Any],
-    ) -> Any:
+    async def _answer(self, process: Process, collected: Collected, request: RunRequest, tell: Tell) -> Any:
         process.has_ended(collected.status)
         if collected.overloaded:
             raise ExecFailed(

@@ -9,16 +9,20 @@ import asyncio
 import errno
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, InvalidState, IoError, RuntimeSdkError
 from fastclaw.processes.admission import Admission, HostRoom, Ticket, TicketState
+from fastclaw.processes.lane import Output
+from fastclaw.processes.run_output import result_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
-    from fastclaw.processes.lane import LaneProcess
+    from fastclaw.processes.lane import Collected, LaneProcess
     from fastclaw.processes.process import Process
+    from fastclaw.runtime import RunRequest, RunResult
 
 # --- its turn ---
 
@@ -262,6 +266,17 @@ class Begun:
         self.admitted_at = time.monotonic_ns()
         self.lane_process: LaneProcess | None = None
         self.process: Process | None = None
+
+
+Tell = Callable[["Process", "Collected", "RunRequest"], Any]
+"""What becomes of a run's output in the end."""
+
+
+def tell_run(process: Process, collected: Collected, request: RunRequest) -> RunResult:
+    """Its answer. What is kept of it for minutes is the record."""
+    result = result_of(process.record(), collected, request.keep)
+    collected.stdout = collected.stderr = Output()
+    return result
 
 
 def never_ran(lane_process: LaneProcess) -> bool:
