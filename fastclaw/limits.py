@@ -634,3 +634,6 @@ DIR_ENTRIES = 1_000
 
 MAX_DIR_ENTRIES = 4_096
 """The most of them: 256 bytes each in the helper, and some 2 MB of JSON with the longest names."""
+
+CLIENT_FILE_BYTES = 256 * KIB
+"""One read of a file's stream: as much as a Unix socket holds by default (net.core.wmem_default)."""

@@ -1,7 +1,8 @@
 """The supervisor's side: start a runtime extension, call it, use its processes' sockets."""
 
 from fastclaw.client.environment import Environment, Ran
+from fastclaw.client.file_stream import FileStream
 from fastclaw.client.remote_process import RemoteProcess
 from fastclaw.client.runtime_client import RuntimeClient, Welcome
 
-__all__ = ["Environment", "Ran", "RemoteProcess", "RuntimeClient", "Welcome"]
+__all__ = ["Environment", "FileStream", "Ran", "RemoteProcess", "RuntimeClient", "Welcome"]

@@ -5,14 +5,15 @@ Knows the shapes of the answers. Sends nothing itself.
 
 import base64
 import binascii
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from fastclaw import limits
+from fastclaw.client.answers import given, shaped
+from fastclaw.client.environment_files import EnvironmentFiles
 from fastclaw.client.remote_process import RemoteProcess
 from fastclaw.errors import InvalidState, IoError, ProtocolError
 from fastclaw.runtime import (
@@ -26,8 +27,6 @@ from fastclaw.runtime import (
 
 if TYPE_CHECKING:
     from fastclaw.client.runtime_client import RuntimeClient
-
-Shape = TypeVar("Shape")
 
 
 class Ran(Struct, frozen=True, kw_only=True):
@@ -95,19 +94,8 @@ class _Page(msgspec.Struct, frozen=True):
     next: str | None = None
 
 
-class EnvironmentCalls:
-    """The calls that mean one environment.
-
-    Attributes:
-        environment: its name; None is `main`.
-    """
-
-    environment: str | None = None
-
-    @property
-    @abstractmethod
-    def client(self) -> "RuntimeClient":
-        """What sends the calls."""
+class EnvironmentCalls(EnvironmentFiles):
+    """The calls that mean one environment."""
 
     def _given(self, **params: Any) -> dict[str, Any]:
         return given(environment=self.environment, **params)
@@ -242,15 +230,3 @@ class Environment(EnvironmentCalls):
         except InvalidState as error:
             if error.reason not in ("unknown_environment", "shutting_down"):
                 raise
-
-
-def given(**params: Any) -> dict[str, Any]:
-    """The params that are not None."""
-    return {name: value for name, value in params.items() if value is not None}
-
-
-def shaped(answer: Any, shape: type[Shape], method: str) -> Shape:
-    try:
-        return msgspec.convert(answer, shape)
-    except msgspec.ValidationError as error:
-        raise ProtocolError(f"the runtime's answer to {method} has the wrong shape: {error}") from error

@@ -10,7 +10,8 @@ from typing import Any, Self
 import msgspec
 
 from fastclaw import limits
-from fastclaw.client.environment import Environment, EnvironmentCalls, given, shaped
+from fastclaw.client.answers import given, shaped
+from fastclaw.client.environment import Environment, EnvironmentCalls
 from fastclaw.client.rpc import Child, PendingCalls, Stderr
 from fastclaw.errors import FastclawError
 from fastclaw.runtime import EnvironmentInfo, ExitRecord, InitializeResult, ListedEnvironment

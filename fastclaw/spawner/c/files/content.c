@@ -176,15 +176,32 @@ static void take_over(int fd, struct statx *replaced, const char *mode) {
     must(SYS(fchmod, fd, bits), "");
 }
 
+/* A file without a name, where there can be one: whatever ends us, nothing is left of it. Else one with a name, which TERM takes away. */
+static int open_fresh(int directory, const char *temporary, int *is_named) {
+    long fd = SYS(openat, directory, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+    if ((*is_named = fd < 0)) {
+        fd = must(SYS(openat, directory, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600), "");
+        undo_with(directory, temporary);
+    }
+    return (int)fd;
+}
+
+static void name_it(int fd, int directory, const char *temporary) {
+    char self[32];
+    *put_number(put(self, "/proc/self/fd/"), (u32)fd) = 0; /* open(2), O_TMPFILE */
+    must(SYS(linkat, AT_FDCWD, self, directory, temporary, AT_SYMLINK_FOLLOW), "");
+    undo_with(directory, temporary);
+}
+
 /* Whoever reads meanwhile sees the old content or the new one. Not written through to the disk: the environment does not outlive a crash. */
 static void write_beside(char *path, const char *mode, const char *size, int has_parents) {
     static char temporary[NAME_MAX_BYTES];
     struct statx replaced;
-    int directory = open_place(path, has_parents), is_there = find_replaced(directory, &replaced);
+    int directory = open_place(path, has_parents), is_there = find_replaced(directory, &replaced), is_named;
     draw_name(temporary);
-    int fd = (int)must(SYS(openat, directory, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600), "");
-    undo_with(directory, temporary);
+    int fd = open_fresh(directory, temporary, &is_named);
     take_content(fd, size);
+    if (!is_named) name_it(fd, directory, temporary);
     take_over(fd, is_there ? &replaced : NULL, mode);
     close_written(fd);
     must(SYS(renameat2, directory, temporary, directory, last_name, 0), "");
