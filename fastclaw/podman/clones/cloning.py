@@ -10,6 +10,7 @@ rest is asked of the engine itself. It owns the cloner, and the directory of all
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import logging
 import mmap
@@ -33,7 +34,7 @@ from fastclaw.podman.clones import remains
 from fastclaw.podman.clones.bundles import Place, Unclonable, kind_of
 from fastclaw.podman.clones.cloner import Cloner
 from fastclaw.podman.clones.learning import Layer, Learned, learn
-from fastclaw.podman.container_spec import INIT_TARGET, MAPS_WORKSPACES
+from fastclaw.podman.container_spec import INIT_TARGET, MAPS_WORKSPACES, SOCKET_TARGET
 from fastclaw.podman.podman_client import ContainerState
 from fastclaw.podman.service.facts import CGROUP_ROOT, cgroup_mode, find_program
 
@@ -78,7 +79,7 @@ def _why_not_this(spec: Mapping[str, Any]) -> str | None:
         return "its network is the engine's (network.mode open)"
     if "storage_opts" in spec:
         return "options.disk_bytes is a quota of the engine's storage"
-    if spec["entrypoint"][:1] != [INIT_TARGET] or len(spec["entrypoint"]) != 2:
+    if spec["entrypoint"] != [INIT_TARGET, SOCKET_TARGET]:
         return "its execs are the engine's (the REST lane)"
     runtime = spec.get("oci_runtime", MAPS_WORKSPACES)
     if runtime.rpartition("/")[2] != MAPS_WORKSPACES:
@@ -439,16 +440,20 @@ class CloningEngine:
     async def _start_clone(self, id: str, clone: _Clone) -> None:
         kind = clone.kind
         async with self._starts:
-            try:
-                clone.pid = await self._made(id, clone)
-            except StartFailed:
-                if kind.filter is None or kind.is_proven:
-                    raise
-                kind.filter = None  # this crun may not take one
+            clone.pid = await self._made(id, clone)
+            if not (kind.filter is None or kind.is_proven or self._is_filtered(id, kind.filter)):
+                kind.filter = None  # this crun takes none
                 await self._remove_clone(id, clone)
                 clone.pid = await self._made(id, clone)
         kind.is_proven = True
         _check_limits(clone.pid, id, clone.spec["resource_limits"])
+
+    def _is_filtered(self, id: str, filter: str) -> bool:
+        """Whether crun has taken the filter for what it was meant: it keeps a copy of what it has set."""
+        with suppress(OSError):
+            kept = self._path / remains.STATE / id / "seccomp.bpf"
+            return kept.read_bytes() == base64.b64decode(filter)
+        return False
 
     async def _made(self, id: str, clone: _Clone) -> int:
         """The pid of its init."""

@@ -19,7 +19,7 @@ from tests.pids import command_line
 from tests.podman.fleet import Deaths
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from tests.engine_fixtures import EngineService
 
@@ -93,7 +93,7 @@ class CloneFleet:
         """A container, not started yet."""
         return self.over(self.spec(**options))
 
-    def over(self, spec: dict[str, Any]) -> SpawnerContainer:
+    def over(self, spec: Mapping[str, Any]) -> SpawnerContainer:
         """The same, by its spec."""
         sockets = [mount["source"] for mount in spec["mounts"] if mount["source"].endswith(".init")]
         mappings = spec.get("idmappings")
