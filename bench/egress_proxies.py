@@ -71,7 +71,7 @@ def egress_proxy(*origins: int) -> Iterator[Proxy]:
         with ours, listener() as sock:
             ours.settimeout(DEADLINE_S)
             _configure(ours, _config(origins))
-            socket.send_fds(ours, [frames.encode(frames.Listen(id=1, role="proxy"))], [sock.fileno()])
+            socket.send_fds(ours, [frames.encode(frames.Listen(environment=1, id=1, role="proxy"))], [sock.fileno()])
             frames.parse_report(ours.recv(network_limits.EGRESS_FRAME_BYTES))
             yield Proxy(port_of(sock), process.pid)
     finally:
@@ -99,7 +99,7 @@ def _configure(control: socket.socket, config: frames.EgressConfig) -> None:
     try:
         os.write(file, frames.encode(config))
         os.lseek(file, 0, os.SEEK_SET)
-        socket.send_fds(control, [frames.encode(frames.Config())], [file, counters.fd])
+        socket.send_fds(control, [frames.encode(frames.Open(1))], [file, counters.fd])
     finally:
         os.close(file)
         counters.close()

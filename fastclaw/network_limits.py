@@ -93,12 +93,13 @@ EGRESS_RESERVED_FILES = 64
 EGRESS_READY_MS = 20_000
 """From the egress proxy's start until it serves: 0.3 s on an idle machine; one that swaps takes seconds."""
 
-EGRESS_CLOSE_MS = 4_500
-"""What the egress proxy takes to close connections and to write its log: within `EGRESS_EXIT_MS`, so that it is not
-killed."""
+EGRESS_TASKS_MS = 500
+"""What cancelled tasks of the egress proxy may take to write down what they were about: twice, and with
+`EGRESS_LOG_FLUSH_MS`, well within `EGRESS_EXIT_MS`, so that a disk that hangs does not get the proxy killed."""
 
 EGRESS_EXIT_MS = 5_000
-"""An egress proxy whose socket was closed and that has not ended by then is killed: half of `SHUTDOWN_TIMEOUT_MS`."""
+"""An egress proxy that has not ended what it has of an environment, or itself, by then is killed: half of
+`SHUTDOWN_TIMEOUT_MS`."""
 
 EGRESS_PROXY_PORT = 3_128
 """Where the proxy listens inside: the customary port of HTTP proxies (squid), which needs no privilege."""

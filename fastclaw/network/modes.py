@@ -23,7 +23,7 @@ from fastclaw.network.egress.accounting import AuditLog
 from fastclaw.network.egress.addresses import parse_host
 from fastclaw.network.egress.http_messages import HTTP_PORT
 from fastclaw.network.egress.policy import Policy
-from fastclaw.network.egress.proxy import EgressProxy
+from fastclaw.network.egress.proxy import EgressProcess, EgressProxy
 from fastclaw.network.egress.proxy_frames import EgressConfig, Injection, Upstream
 from fastclaw.podman.container_spec import HOSTNAME, NO_NETWORK, OPEN_NETWORK
 
@@ -138,6 +138,7 @@ async def open_network(
     *,
     has_spawner: bool,
     bridge: Callable[[], FirewalledBridge],
+    egress: EgressProcess,
     setup: AsyncExitStack,
     engine: str = "",
 ) -> EnvironmentNetwork:
@@ -146,6 +147,7 @@ async def open_network(
     Parameters:
         has_spawner: the containers' init is fastclaw's own, which can listen inside.
         bridge: makes one, not started yet.
+        egress: serves all environments; stays its owner's.
         setup: gets what must be closed.
         engine: URL of the engine, which is closed to the containers.
 
@@ -163,27 +165,27 @@ async def open_network(
     if options.log is not None:
         AuditLog.check(options.log)
     if options.mode == "proxy" and has_spawner:
-        return ProxyNetwork(_open_proxy(options, None, engine, setup))
-    return await _open_bridge(options, bridge(), engine, setup)
+        return ProxyNetwork(_closed_by(setup, EgressProxy(egress_config(options, None, engine), egress)))
+    return await _open_bridge(options, bridge(), egress, engine, setup)
 
 
 _NO_SPAWNER = "the REST lane has no spawner that could listen inside"
 
 
 async def _open_bridge(
-    options: Options, bridge: FirewalledBridge, engine: str, setup: AsyncExitStack
+    options: Options, bridge: FirewalledBridge, egress: EgressProcess, engine: str, setup: AsyncExitStack
 ) -> EnvironmentNetwork:
     setup.push_async_callback(bridge.aclose)
     await bridge.start()
-    network = BridgedNetwork(bridge, _open_proxy(options, bridge.subnet, engine, setup))
+    proxy = EgressProxy(egress_config(options, bridge.subnet, engine), egress)
+    network = BridgedNetwork(bridge, _closed_by(setup, proxy))
     if options.mode == "proxy":
         logger.warning("network mode proxy: %s; taking mode bridge", _NO_SPAWNER)
         network.instead_of("proxy", _NO_SPAWNER)
     return network
 
 
-def _open_proxy(options: Options, subnet: str | None, engine: str, setup: AsyncExitStack) -> EgressProxy:
-    proxy = EgressProxy(egress_config(options, subnet, engine))
+def _closed_by(setup: AsyncExitStack, proxy: EgressProxy) -> EgressProxy:
     setup.push_async_callback(proxy.aclose)
     return proxy
 

@@ -20,6 +20,7 @@ from fastclaw.errors import StartFailed
 from fastclaw.linux.own_process import dumps_after_setuid
 from fastclaw.linux.proc import this_process
 from fastclaw.network.bridge.bridge import FirewalledBridge, remove_abandoned_networks
+from fastclaw.network.egress.proxy import EgressProcess
 from fastclaw.network.modes import EnvironmentNetwork, beside, open_network, overruled
 from fastclaw.options import Options, no_templates
 from fastclaw.podman.container import Container, ContainerEngine, SpawnerContainer
@@ -91,6 +92,7 @@ class PodmanSandboxes(SandboxFactory):
     def __init__(self, namespace: str, sockets: SocketDirectory) -> None:
         super().__init__(namespace, sockets)
         self.engines = Engines(namespace)
+        self.egress = EgressProcess()
         self._networks: asyncio.Task[None] | None = None
 
     def make(self, options: Options) -> PodmanSandbox:
@@ -105,6 +107,7 @@ class PodmanSandboxes(SandboxFactory):
     async def aclose(self) -> None:
         if self._networks is not None:
             await asyncio.wait((self._networks,))
+        await self.egress.aclose()
         await self.engines.aclose()
 
 
@@ -215,7 +218,7 @@ class PodmanSandbox(Sandbox):
             raise StartFailed(f"no spawn lane: {self._why_not_spawn}", "unsupported")
         if wanted != "rest" and self._why_not_spawn is None:
             async with contextlib.AsyncExitStack() as attempt:
-                network = await _connect(plan, sockets, attempt, has_spawner=True)
+                network = await self._connect(plan, attempt, has_spawner=True)
                 try:
                     up = await _spawn_lane(plan, network, sockets, attempt)
                 except StartFailed as error:
@@ -225,7 +228,20 @@ class PodmanSandbox(Sandbox):
                 else:
                     setup.push_async_callback(attempt.pop_all().aclose)
                     return up
-        return await _rest_lane(plan, await _connect(plan, sockets, setup, has_spawner=False), setup)
+        return await _rest_lane(plan, await self._connect(plan, setup, has_spawner=False), setup)
+
+    async def _connect(
+        self, plan: ContainerPlan, setup: contextlib.AsyncExitStack, *, has_spawner: bool
+    ) -> EnvironmentNetwork:
+        """What the containers are connected to; it is there before the first of them, and goes after the last."""
+        return await open_network(
+            plan.options.network,
+            has_spawner=has_spawner,
+            bridge=lambda: FirewalledBridge(self._factory.sockets.path),
+            egress=self._factory.egress,
+            setup=setup,
+            engine=plan.engine.url,
+        )
 
     @property
     def is_alive(self) -> bool:
@@ -266,19 +282,6 @@ class PodmanSandbox(Sandbox):
             "network": self._up.network.health(),
             **({} if disk is None else {"disk": disk}),
         }
-
-
-async def _connect(
-    plan: ContainerPlan, sockets: SocketDirectory, setup: contextlib.AsyncExitStack, *, has_spawner: bool
-) -> EnvironmentNetwork:
-    """What the containers are connected to; it is there before the first of them, and goes after the last."""
-    return await open_network(
-        plan.options.network,
-        has_spawner=has_spawner,
-        bridge=lambda: FirewalledBridge(sockets.path),
-        setup=setup,
-        engine=plan.engine.url,
-    )
 
 
 async def _spawn_lane(

@@ -17,6 +17,7 @@ import pytest
 from fastclaw import network_limits
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.network.bridge.bridge import FirewalledBridge, why_no_bridge
+from fastclaw.network.egress.proxy import EgressProcess
 from fastclaw.network.egress.proxy_frames import Injection, Upstream
 from fastclaw.network.modes import (
     NO_PROXY,
@@ -43,7 +44,7 @@ def no_bridge() -> FirewalledBridge:
 
 
 async def opened(options: Options, setup: AsyncExitStack, *, has_spawner: bool = True) -> EnvironmentNetwork:
-    return await open_network(options, has_spawner=has_spawner, bridge=no_bridge, setup=setup)
+    return await open_network(options, has_spawner=has_spawner, bridge=no_bridge, egress=EgressProcess(), setup=setup)
 
 
 @pytest.mark.parametrize(("mode", "spec"), [("none", NO_NETWORK), ("open", OPEN_NETWORK)])
@@ -76,7 +77,9 @@ async def test_a_bridge_and_the_proxy_on_its_gateway(options: Options, asked: st
     if (reason := await why_no_bridge()) is not None:
         unusable(reason)
     async with AsyncExitStack() as setup:
-        network = await open_network(options, has_spawner=False, bridge=lambda: FirewalledBridge(tmp_path), setup=setup)
+        network = await open_network(
+            options, has_spawner=False, bridge=lambda: FirewalledBridge(tmp_path), egress=EgressProcess(), setup=setup
+        )
         assert isinstance(network, BridgedNetwork)
         gateway = network.env["HTTPS_PROXY"].removeprefix("http://").partition(":")[0]
         assert gateway.endswith(".1")

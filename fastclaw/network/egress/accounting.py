@@ -325,13 +325,14 @@ class AuditLog:
             why = "it was not written in time" if error is None else error.strerror
             self._on_trouble(f"the decision log {self._path!r} is incomplete: {why}")
 
-    async def aclose(self) -> None:
+    async def aclose(self, timeout_s: float = network_limits.EGRESS_LOG_FLUSH_MS / 1000) -> None:
         """Write what waits, and close the file. Idempotent; no `write` may be under way.
 
-        What the disk does not take within `network_limits.EGRESS_LOG_FLUSH_MS` counts as missing.
+        Parameters:
+            timeout_s: what the disk does not take within it counts as missing.
         """
         with suppress(TimeoutError, OSError):
-            async with asyncio.timeout(network_limits.EGRESS_LOG_FLUSH_MS / 1000):
+            async with asyncio.timeout(timeout_s):
                 await self._lines.join()
                 await self._close_file()
         if self._task is not None:

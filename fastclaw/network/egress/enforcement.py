@@ -132,13 +132,14 @@ class PolicyEnforcer:
 
     async def aclose(self) -> None:
         """End lookups, and write what is not written yet. Idempotent; no request may be under way."""
+        deadline = self._loop.time() + network_limits.EGRESS_LOG_FLUSH_MS / 1000
         await self._resolver.aclose()
         if (writing := self._writing) is not None:
-            await asyncio.wait((writing,), timeout=network_limits.EGRESS_LOG_FLUSH_MS / 1000)
+            await asyncio.wait((writing,), timeout=deadline - self._loop.time())
             writing.cancel()
             await asyncio.wait((writing,))
         if self._audit_log is not None:
-            await self._audit_log.aclose()
+            await self._audit_log.aclose(deadline - self._loop.time())
         self._local.close()
 
     # --- connections of clients ---

@@ -1,14 +1,19 @@
 """What fastclaw and its egress proxy say to each other, over one SOCK_SEQPACKET socket: JSON frames.
 
-    CONFIG    to the proxy, first, with two descriptors: a file with an `EgressConfig`, and the memory of the counters
-    LISTEN    to the proxy, with one descriptor: serve this socket
+    OPEN      to the proxy, with two descriptors: serve an environment; a file with its `EgressConfig`, and the memory
+              of its counters
+    LISTEN    to the proxy, with one descriptor: serve this socket of an environment
     UNLISTEN  to the proxy: no longer, and end what came over it
-    READY     from the proxy: it serves
-    TROUBLE   from the proxy: something lasting that `health` should say, in one line
+    CLOSE     to the proxy: an environment goes; end all that is its
+    READY     from the proxy: it serves an environment
+    TROUBLE   from the proxy: something lasting that the environment's `health` should say, in one line
+    FAILED    from the proxy: it cannot serve an environment, and has nothing of it
+    CLOSED    from the proxy: it has nothing of an environment any more
     LOGGED    from the proxy: one line for the log
 
-The configuration is in a file, since it holds secrets (every user can read a command line) and may be long.
-Bytes in, values out; nothing here knows a socket.
+`environment` is the number that OPEN gave; no number is given twice to one proxy. The configuration is in a file, since
+it holds secrets (every user can read a command line) and may be long. Bytes in, values out; nothing here knows a
+socket.
 """
 
 from __future__ import annotations
@@ -48,12 +53,12 @@ class Upstream(Struct, frozen=True, kw_only=True):
 
 
 class EgressConfig(Struct, frozen=True, kw_only=True):
-    """What one sandbox may do.
+    """What one environment may do.
 
     Parameters:
         allow, deny: rules, as `policy.Policy` reads them.
         log: path of the decision log; None: there is none.
-        max_bytes: both directions together, for the sandbox's whole life; None is no limit.
+        max_bytes: both directions together, for the environment's whole life; None is no limit.
         hint: what to say besides where nothing outside can be reached.
         closed_ports: of this host, closed also by its names.
         subnet: clients of a bridge come from here, as `a.b.c.d/n`; None: from anywhere.
@@ -75,13 +80,16 @@ class EgressConfig(Struct, frozen=True, kw_only=True):
     subnet: str | None = None
 
 
-class Config(Struct, frozen=True, tag="config"):
-    """CONFIG."""
+class Open(Struct, frozen=True, tag="open"):
+    """OPEN."""
+
+    environment: int
 
 
 class Listen(Struct, frozen=True, tag="listen"):
     """LISTEN."""
 
+    environment: int
     id: int
     role: Role
 
@@ -89,17 +97,40 @@ class Listen(Struct, frozen=True, tag="listen"):
 class Unlisten(Struct, frozen=True, tag="unlisten"):
     """UNLISTEN."""
 
+    environment: int
     id: int
+
+
+class Close(Struct, frozen=True, tag="close"):
+    """CLOSE."""
+
+    environment: int
 
 
 class Ready(Struct, frozen=True, tag="ready"):
     """READY."""
 
+    environment: int
+
 
 class Trouble(Struct, frozen=True, tag="trouble"):
     """TROUBLE."""
 
+    environment: int
     text: str
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """FAILED."""
+
+    environment: int
+    text: str
+
+
+class Closed(Struct, frozen=True, tag="closed"):
+    """CLOSED."""
+
+    environment: int
 
 
 class Logged(Struct, frozen=True, tag="logged"):
@@ -108,10 +139,12 @@ class Logged(Struct, frozen=True, tag="logged"):
     text: str
 
 
-Order = Config | Listen | Unlisten
-Report = Ready | Trouble | Logged
+Order = Open | Listen | Unlisten | Close
+Report = Ready | Trouble | Failed | Closed | Logged
 
-_FDS: dict[type[Struct], int] = {Config: 2, Listen: 1, Unlisten: 0}
+FDS: dict[type[Struct], int] = {Open: 2, Listen: 1, Unlisten: 0, Close: 0}
+"""How many descriptors come with an order."""
+
 _ORDER = msgspec.json.Decoder(Order)
 _REPORT = msgspec.json.Decoder(Report)
 _CONFIG = msgspec.json.Decoder(EgressConfig)
@@ -119,21 +152,16 @@ _CONFIG = msgspec.json.Decoder(EgressConfig)
 encode = msgspec.json.encode
 
 
-def parse_order(frame: bytes, fds: int) -> Order:
-    """An order to the proxy.
-
-    Parameters:
-        fds: how many descriptors came along.
+def parse_order(frame: bytes) -> Order:
+    """An order to the proxy. Whether the descriptors came along (`FDS`) is for the reader to see.
 
     Raises:
         ProtocolError: it is none.
     """
     try:
-        order = _ORDER.decode(frame)
+        order: Order = _ORDER.decode(frame)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"the egress proxy got a frame that it does not know: {error}") from error
-    if _FDS[type(order)] != fds:
-        raise ProtocolError(f"the egress proxy got {type(order).__name__} with {fds} descriptors")
     return order
 
 

@@ -1,5 +1,5 @@
-"""The egress proxy: a process of its own, for what it does is the work of a server under load, and it reads what
-sandboxes send.
+"""The egress proxy: a process of its own for all environments of a fastclaw, for what it does is the work of a server
+under load, and it reads what sandboxes send.
 
 Started by `proxy.py` with its end of a SOCK_SEQPACKET pair as the only argument. When the other end closes, however
 fastclaw ended, it closes everything and ends. What it has to say goes to fastclaw, never to stderr, and never with the
@@ -18,43 +18,36 @@ import socket
 import sys
 from contextlib import contextmanager, suppress
 from functools import partial
-from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastclaw import limits, network_limits
-from fastclaw.errors import ExecFailed
+from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.linux import own_process
 from fastclaw.linux.packets import Outbox, close_all, receive
-from fastclaw.linux.poller import Poller
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.accounting import Counters
-from fastclaw.network.egress.dns_server import DnsServer
-from fastclaw.network.egress.enforcement import PolicyEnforcer
-from fastclaw.network.egress.forward import SandboxContext
-from fastclaw.network.egress.http_messages import Injections, refusal
-from fastclaw.network.egress.policy import Refused
-from fastclaw.network.egress.sessions import ProxyDialect, Session, TransparentDialect
-from fastclaw.network.egress.socket_io import Listener, SocketReader, close_gently
-from fastclaw.network.egress.tunnel import PipePool, Tunnel
+from fastclaw.network.egress.sandbox_server import Server
 
 if TYPE_CHECKING:
-    from asyncio import Task
     from collections.abc import Callable, Iterator
-
-    from fastclaw.network.egress.dialing import Lookup
-    from fastclaw.network.egress.enforcement import AccessRequest
-    from fastclaw.network.egress.forward import Handoff
-    from fastclaw.network.egress.proxy_frames import EgressConfig, Role
-    from fastclaw.network.egress.sessions import Dialect
-
 
 _MOST_FDS = 2
 
 
+class _Environment(NamedTuple):
+    server: Server
+    counters: Counters
+
+    async def aclose(self) -> None:
+        """End all that is its."""
+        await self.server.aclose()
+        self.counters.close()
+
+
 class ProxyProcess:
     """What the proxy's process does: obeys fastclaw's orders until the other end closes.
+
+    What goes wrong with an order concerns the environment that it is for, and no other.
 
     Parameters:
         orders: connected to fastclaw; non-blocking.
@@ -65,67 +58,94 @@ class ProxyProcess:
         self._loop = asyncio.get_running_loop()
         self._reports = Outbox(orders, self._loop)
         self._frame = memoryview(bytearray(network_limits.EGRESS_FRAME_BYTES))
-        self._counters: Counters | None = None
-        self._server: Server | None = None
+        self._environments: dict[int, _Environment] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] = self._loop.create_future()
 
     async def run(self) -> None:
         """Until the other end closes.
 
         Raises:
-            Exception: what kept it from obeying an order.
+            Exception: what kept it from hearing orders.
         """
         self._loop.add_reader(self._orders.fileno(), self._on_order)
         try:
             await self._ended
         finally:
             self._loop.remove_reader(self._orders.fileno())
-            await self._close()
-
-    async def _close(self) -> None:
-        if self._server is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(network_limits.EGRESS_CLOSE_MS / 1000):
-                    await self._server.aclose()
-        if self._counters is not None:
-            self._counters.close()
-        self._reports.close()
+            for number in list(self._environments):
+                self._close(number)
+            if self._closing:
+                await asyncio.wait(self._closing)
+            self._reports.close()
 
     def _on_order(self) -> None:
         try:
             with all_descriptors():
                 size, fds = receive(self._orders, self._frame, _MOST_FDS)
-            self._obey(bytes(self._frame[:size]), list(fds))
         except BlockingIOError:
             return
-        except Exception as error:  # half of an order is none: fastclaw starts another proxy
-            self._end(error)
-
-    def _end(self, error: Exception | None = None) -> None:
-        self._loop.remove_reader(self._orders.fileno())
-        if error is None:
-            self._ended.set_result(None)
-        else:
+        except Exception as error:  # of any kind: what follows cannot be heard
+            self._loop.remove_reader(self._orders.fileno())
             self._ended.set_exception(error)
+            return
+        owned = list(fds)
+        try:
+            self._obey(bytes(self._frame[:size]), owned)
+        finally:
+            close_all(owned)  # those that were not taken over
 
     def _obey(self, frame: bytes, fds: list[int]) -> None:
         if not frame:
-            self._end()
+            self._loop.remove_reader(self._orders.fileno())
+            self._ended.set_result(None)
             return
         try:
-            order = frames.parse_order(frame, len(fds))
-            if isinstance(order, frames.Config):
-                self._configure(fds)
-            elif self._server is not None:
-                self._serve(self._server, order, fds)
-        finally:
-            close_all(fds)  # those that were not taken over
+            order = frames.parse_order(frame)
+        except ProtocolError as error:
+            self.log(str(error))
+            return
+        if len(fds) != frames.FDS[type(order)]:
+            self._fail(order.environment, f"{type(order).__name__} came with {len(fds)} descriptors")
+        elif isinstance(order, frames.Open):
+            self._open(order.environment, fds)
+        elif isinstance(order, frames.Close):
+            self._close(order.environment)
+        elif (environment := self._environments.get(order.environment)) is not None:  # else it failed meanwhile
+            self._serve(environment.server, order, fds)
 
-    def _configure(self, fds: list[int]) -> None:
-        config = frames.parse_config(read_whole(fds[0]))
-        self._counters = Counters.attach(fds.pop())
-        self._server = Server(config, self._counters, self.say)
-        self._tell(frames.Ready())
+    def _open(self, number: int, fds: list[int]) -> None:
+        if number in self._environments:
+            self._fail(number, "it is there already")
+            return
+        try:
+            config = frames.parse_config(read_whole(fds[0]))
+            counters = Counters.attach(fds.pop())
+            try:
+                server = Server(config, counters, partial(self.say, number))
+            except BaseException:
+                counters.close()
+                raise
+        except Exception as error:  # of any kind: the other environments are served
+            self._tell(frames.Failed(number, describe(error)))
+            return
+        self._environments[number] = _Environment(server, counters)
+        self._tell(frames.Ready(number))
+
+    def _close(self, number: int, report: frames.Failed | None = None) -> None:
+        """End all that is an environment's, and say so."""
+        task = self._loop.create_task(self._end(self._environments.pop(number, None), report or frames.Closed(number)))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _end(self, environment: _Environment | None, report: frames.Failed | frames.Closed) -> None:
+        if environment is not None:
+            await environment.aclose()
+        self._tell(report)
+
+    def _fail(self, number: int, why: str) -> None:
+        """An order that cannot be obeyed: what is left of the environment is not what fastclaw takes it for."""
+        self._close(number, frames.Failed(number, why))
 
     def _serve(self, server: Server, order: frames.Listen | frames.Unlisten, fds: list[int]) -> None:
         if isinstance(order, frames.Unlisten):
@@ -136,19 +156,20 @@ class ProxyProcess:
             server.add(order.id, order.role, sock)
         except Exception as error:  # of any kind: the other listeners are served
             sock.close()
-            self.say(f"a listener for {order.role} cannot be served: {describe(error)}")
+            self.say(order.environment, f"a listener for {order.role} cannot be served: {describe(error)}")
 
-    def say(self, text: str) -> None:
-        """Something lasting that a person should know."""
-        self._tell(frames.Trouble(_fitting(text)))
+    def say(self, number: int, text: str) -> None:
+        """Something lasting of an environment that a person should know."""
+        self._tell(frames.Trouble(number, _fitting(text)))
 
     def log(self, text: str) -> None:
         """A line for the log."""
         self._tell(frames.Logged(_fitting(text)))
 
     def _tell(self, report: frames.Report) -> None:
+        is_chatter = isinstance(report, (frames.Trouble, frames.Logged))
         with suppress(ExecFailed):  # fastclaw has not read thousands of them
-            self._reports.send(frames.encode(report), [])
+            self._reports.send(frames.encode(report), [], bounded=is_chatter)
 
 
 @contextmanager
@@ -221,7 +242,7 @@ async def _main(fd: int) -> None:
     try:
         await worker.run()
     except BaseException as error:
-        worker.say(f"it gave up: {describe(error)}")
+        worker.log(f"it gave up: {describe(error)}")
         status = 1
     os._exit(status)
 
@@ -234,170 +255,6 @@ def _prepare() -> None:
     reserve_descriptors()
     gc.freeze()
     gc.set_threshold(*limits.GC_THRESHOLDS)
-
-
-Done = TypeVar("Done")
-
-logger = logging.getLogger(__name__)
-
-_DIALECTS: dict[Role, Callable[[Session], Dialect]] = {"proxy": ProxyDialect, "transparent": TransparentDialect}
-
-
-class Server:
-    """Serves the listeners of one sandbox, and ends what came over a listener with it.
-
-    Parameters:
-        counters: stay their owner's.
-        on_trouble: told what a person should know, in one line.
-        lookup: instead of the host's resolver.
-
-    Raises:
-        InvalidParams: a rule is none.
-        ValueError: a field to be added, or the subnet, is none.
-        OSError: a socket of the kernel's that is needed is not to be had.
-    """
-
-    def __init__(
-        self,
-        config: EgressConfig,
-        counters: Counters,
-        on_trouble: Callable[[str], None],
-        lookup: Lookup | None = None,
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._subnet = None if config.subnet is None else ip_network(config.subnet)
-        injections = Injections(config.inject)
-        self.enforcer = PolicyEnforcer(config, counters, on_trouble, lookup)
-        self._poller = Poller()
-        reader, idle_s = SocketReader(self._poller), config.idle_timeout_ms / 1000
-        self._context = SandboxContext(self.enforcer, injections, _rules(config), reader, idle_s)
-        self._tasks: set[Task[Any]] = set()
-        self._dns = DnsServer(self.enforcer, self.is_inside, self._tasks)
-        self._pipes = PipePool(self._poller)
-        self._listeners: dict[int, Listener] = {}
-        self._tunnels: dict[Tunnel, tuple[Listener, AccessRequest | None]] = {}
-        self._addresses: set[str] = set()
-        self._leaving = 0
-        self._is_closed = False
-        self._sweeper = self._loop.call_later(idle_s / network_limits.EGRESS_SWEEPS, self._sweep)
-
-    def add(self, id: int, role: Role, sock: socket.socket) -> None:
-        """Serve a socket, from now on.
-
-        Parameters:
-            sock: listening (a bound one for `dns_udp`); taken over.
-        """
-        address, port = sock.getsockname()[:2]
-        self._addresses.add(address)
-        self.enforcer.closed_ports.add(port)
-        if role == "dns_udp":
-            on_ready = self._dns.on_datagrams
-        elif role == "dns_tcp":
-            on_ready = self._dns.on_connections
-        else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is accepted inherits it
-            on_ready = partial(self._on_connections, _DIALECTS[role])
-        self._listeners[id] = Listener(sock, on_ready, self._tasks)
-
-    def remove(self, id: int) -> None:
-        """Stop serving a socket, and end what came over it. Idempotent."""
-        closing = self._listeners.pop(id, None)
-        if closing is None:
-            return
-        closing.close()
-        for tunnel in [tunnel for tunnel, (listener, _) in self._tunnels.items() if listener is closing]:
-            tunnel.close()
-
-    async def aclose(self) -> None:
-        """End everything. Idempotent."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._sweeper.cancel()
-        for id in list(self._listeners):
-            self.remove(id)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._dns.aclose()
-        await self.enforcer.aclose()
-        self._pipes.close()
-        self._poller.close()
-
-    # --- taking in ---
-
-    def is_inside(self, peer: str) -> bool:
-        """Whether a client's address is the sandbox's: of its subnet, and not this host's address in it."""
-        if self._subnet is None:
-            return True
-        return ip_address(peer) in self._subnet and peer not in self._addresses
-
-    def _on_connections(self, dialect: Callable[[Session], Dialect], listener: Listener) -> None:
-        for near, peer in listener.accept(network_limits.EGRESS_ACCEPT_BURST):
-            try:
-                if not self.is_inside(peer):
-                    raise Refused("not_from_sandbox", f"{peer} is not the sandbox's")
-                self.enforcer.enter()
-            except Refused as refused:
-                self._turn_away(listener, near, refused)
-            else:
-                session = Session(near, self._context, dialect)
-                listener.spawn(session.run(), partial(self._on_served, listener, session))
-
-    # --- serving ---
-
-    def _on_served(self, listener: Listener, session: Session, handoff: Handoff | None) -> None:
-        """A session is over, also one that was ended before it began."""
-        if handoff is None:
-            session.near.close()
-            self.enforcer.leave()
-            return
-
-        def on_end(tunnel: Tunnel) -> None:
-            del self._tunnels[tunnel]
-            self.enforcer.leave()
-
-        tunnel = Tunnel(session.near, handoff.far, self._pipes, self.enforcer.meter, on_end)
-        self._tunnels[tunnel] = listener, session.access
-        tunnel.start(to_far=handoff.to_far, to_near=handoff.to_near)
-        if listener.is_closed:
-            tunnel.close()
-
-    def _turn_away(self, listener: Listener, near: socket.socket, refused: Refused) -> None:
-        if self._leaving < network_limits.EGRESS_LEAVING:
-            self._leaving += 1
-            listener.spawn(self._see_out(near, refused), partial(self._on_seen_out, near))
-        else:
-            near.close()
-
-    async def _see_out(self, near: socket.socket, refused: Refused) -> None:
-        """Tell a client why it is not served, without reading its request."""
-        await self.enforcer.record(refused, None)
-        with suppress(OSError):  # it is gone
-            near.send(refusal(refused, has_body=True))
-            await close_gently(near, self._context.reader)
-
-    def _on_seen_out(self, near: socket.socket, _: None) -> None:
-        near.close()
-        self._leaving -= 1
-
-    def _sweep(self) -> None:
-        """Cut the tunnels in which nothing has moved for too long, and say so."""
-        self._sweeper = self._loop.call_later(self._context.idle_s / network_limits.EGRESS_SWEEPS, self._sweep)
-        oldest = self._loop.time() - self._context.idle_s
-        for tunnel, (listener, access) in list(self._tunnels.items()):
-            if tunnel.last_moved < oldest:
-                tunnel.close()
-                refused = Refused("idle_timeout", self._context.idle_text)
-                listener.spawn(self.enforcer.record(refused, access), _nothing)
-
-
-def _rules(config: EgressConfig) -> bytes:
-    """What a program inside may know: no secret."""
-    inject = [{"host": injection.host, "header": injection.header} for injection in config.inject]
-    return msgspec.json.encode({"allow": config.allow, "deny": config.deny, "inject": inject}) + b"\n"
-
-
-def _nothing(_: Refused | None) -> None:
-    """What is to be done once it is written down."""
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastclaw import network_limits
 from fastclaw.network.egress.accounting import Counters
-from fastclaw.network.egress.proxy_main import Server
+from fastclaw.network.egress.sandbox_server import Server
 from tests.network.egress.rig import HERE, config
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import pytest
 from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.proxy_frames import EgressConfig, Injection
-from fastclaw.network.egress.proxy_main import Server
+from fastclaw.network.egress.sandbox_server import Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -10,89 +10,19 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fastclaw import limits, network_limits
-from fastclaw.network.egress.proxy import EgressProxy
 from fastclaw.network.egress.proxy_frames import Injection, Logged, Ready, encode
 from tests.balance import children
+from tests.network.egress.proxy_rig import has_tunnel, served
 from tests.network.egress.rig import HERE, PATIENCE_S, Client, Origin, config, listening, request
 from tests.waiting import until
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-    from fastclaw.network.egress.proxy_frames import EgressConfig
-
 SECRET = "s3cr3t-s3cr3t"
 NOTHING = {"allowed": 0, "denied": {}, "failed": {}, "bytes": {"sent": 0, "received": 0}, "open": 0}
-
-
-class Served:
-    """An egress proxy with one listener, and an origin.
-
-    Attributes:
-        port: of the listener.
-        number: the listener's.
-    """
-
-    def __init__(self, settings: EgressConfig) -> None:
-        self.proxy = EgressProxy(settings)
-        self.number, self.port = self.listens()
-        self.origin = Origin()
-        self._clients: list[Client] = []
-
-    def listens(self) -> tuple[int, int]:
-        """One more listener: its number and its port."""
-        sock = listening()
-        port: int = sock.getsockname()[1]
-        return self.proxy.listen("proxy", sock), port
-
-    @property
-    def pid(self) -> int:
-        assert self.proxy._process is not None
-        return self.proxy._process.pid
-
-    async def asks(self, port: int | None = None) -> Client:
-        """A client that asks for a tunnel to the origin."""
-        client = Client(*await asyncio.open_connection(HERE, port or self.port))
-        self._clients.append(client)
-        await client.say(request(f"CONNECT {HERE}:{self.origin.port} HTTP/1.1\nHost: x"))
-        return client
-
-    async def tunnel(self, port: int | None = None) -> Client:
-        """A client with a tunnel to the origin."""
-        client = await self.asks(port)
-        await has_tunnel(client)
-        return client
-
-    def health(self, *names: str) -> list[Any]:
-        found = self.proxy.health()
-        return [found[name] for name in names]
-
-    async def aclose(self) -> None:
-        for client in self._clients:
-            await client.close()
-        await self.proxy.aclose()
-        await self.origin.aclose()
-
-
-async def has_tunnel(client: Client) -> None:
-    assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-
-
-@asynccontextmanager
-async def served(allow: Sequence[str] = (f"{HERE}:*",), **options: Any) -> AsyncIterator[Served]:
-    made = Served(config(allow, **options))
-    await made.origin.start(listening())
-    try:
-        yield made
-    finally:
-        await made.aclose()
 
 
 async def test_unused_it_is_neither_a_process_nor_a_thread() -> None:
@@ -220,7 +150,7 @@ async def test_one_that_does_not_keep_to_the_protocol_is_given_up(
 async def test_a_line_for_the_log_is_no_lasting_trouble(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    program = pretender(tmp_path / "python", encode(Ready()), encode(Logged("once")))
+    program = pretender(tmp_path / "python", encode(Ready(1)), encode(Logged("once")))
     monkeypatch.setattr("fastclaw.network.egress.proxy.sys.executable", program)
     monkeypatch.setattr(network_limits, "EGRESS_EXIT_MS", 1)
     async with served() as it:
@@ -302,16 +232,17 @@ async def test_a_secret_is_nowhere_but_in_the_header(
 
 FASTCLAW = f"""
 import asyncio
-from fastclaw.network.egress.proxy import EgressProxy
+from fastclaw.network.egress.proxy import EgressProcess, EgressProxy
 from tests.network.egress.rig import config, listening
 async def main():
-    proxy = EgressProxy(config(["{HERE}:*"]))
+    process = EgressProcess()
+    proxy = EgressProxy(config(["{HERE}:*"]), process)
     sock = listening()
     print(sock.getsockname()[1], flush=True)
     proxy.listen("proxy", sock)
-    while proxy._process is None:
+    while process.pid is None:
         await asyncio.sleep(0.002)
-    print(proxy._process.pid, flush=True)
+    print(process.pid, flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())
 """

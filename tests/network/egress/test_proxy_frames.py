@@ -13,7 +13,20 @@ from hypothesis import strategies as st
 
 from fastclaw.errors import ProtocolError
 from fastclaw.network.egress import proxy_frames
-from fastclaw.network.egress.proxy_frames import Config, EgressConfig, Injection, Listen, Ready, Role, Trouble, Unlisten
+from fastclaw.network.egress.proxy_frames import (
+    Close,
+    Closed,
+    EgressConfig,
+    Failed,
+    Injection,
+    Listen,
+    Logged,
+    Open,
+    Ready,
+    Role,
+    Trouble,
+    Unlisten,
+)
 from tests.strategies import JSON
 
 SECRET = "Bearer s3cr3t-s3cr3t"
@@ -38,16 +51,27 @@ CONFIG = st.builds(
 )
 
 
-@given(st.builds(Config) | st.builds(Listen, id=ID, role=ROLE) | st.builds(Unlisten, id=ID))
+@given(
+    st.builds(Open, environment=ID)
+    | st.builds(Listen, environment=ID, id=ID, role=ROLE)
+    | st.builds(Unlisten, environment=ID, id=ID)
+    | st.builds(Close, environment=ID)
+)
 def test_an_order_arrives_as_it_was_given(order: proxy_frames.Order) -> None:
-    fds = 2 if isinstance(order, Config) else 1 if isinstance(order, Listen) else 0
-    assert proxy_frames.parse_order(proxy_frames.encode(order), fds) == order
-    for wrong in {0, 1, 2, 3} - {fds}:
-        with pytest.raises(ProtocolError, match=f"{wrong} descriptors"):
-            proxy_frames.parse_order(proxy_frames.encode(order), wrong)
+    assert proxy_frames.parse_order(proxy_frames.encode(order)) == order
 
 
-@given(st.builds(Ready) | st.builds(Trouble, text=TEXT))
+def test_each_order_has_its_descriptors() -> None:
+    assert set(proxy_frames.FDS) == set(get_args(proxy_frames.Order))
+
+
+@given(
+    st.builds(Ready, environment=ID)
+    | st.builds(Trouble, environment=ID, text=TEXT)
+    | st.builds(Failed, environment=ID, text=TEXT)
+    | st.builds(Closed, environment=ID)
+    | st.builds(Logged, text=TEXT)
+)
 def test_a_report_arrives_as_it_was_given(report: proxy_frames.Report) -> None:
     assert proxy_frames.parse_report(proxy_frames.encode(report)) == report
 
@@ -62,30 +86,36 @@ def test_a_configuration_arrives_as_it_was_given(config: EgressConfig) -> None:
     [
         b"",
         b"{}",
-        b'{"type":"listen","id":1}',
-        b'{"type":"listen","id":1,"role":"everything"}',
-        b'{"type":"listen","id":"1","role":"proxy"}',
+        b'{"type":"open"}',
+        b'{"type":"open","environment":"1"}',
+        b'{"type":"listen","environment":1,"id":1}',
+        b'{"type":"listen","id":1,"role":"proxy"}',
+        b'{"type":"listen","environment":1,"id":1,"role":"everything"}',
+        b'{"type":"listen","environment":1,"id":"1","role":"proxy"}',
         b'{"type":"quit"}',
-        b'{"type":"ready"}',
-        b'{"type":"config"',
+        b'{"type":"ready","environment":1}',
+        b'{"type":"open","environment":1',
         b"\xff\xfe",
     ],
 )
 def test_anything_else_is_no_order(frame: bytes) -> None:
     with pytest.raises(ProtocolError, match="egress proxy"):
-        proxy_frames.parse_order(frame, 1)
+        proxy_frames.parse_order(frame)
 
 
-@pytest.mark.parametrize("frame", [b"", b'{"type":"trouble"}', b'{"type":"config"}', b'"ready"', b"[]"])
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b'{"type":"trouble","text":"x"}', b'{"type":"open","environment":1}', b'{"type":"ready"}', b'"ready"', b"[]"],
+)
 def test_anything_else_is_no_report(frame: bytes) -> None:
     with pytest.raises(ProtocolError, match="egress proxy"):
         proxy_frames.parse_report(frame)
 
 
-@given(st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()), st.integers(0, 3))
-def test_no_bytes_do_more_than_be_refused(data: bytes, fds: int) -> None:
+@given(st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_no_bytes_do_more_than_be_refused(data: bytes) -> None:
     with contextlib.suppress(ProtocolError):
-        proxy_frames.parse_order(data, fds)
+        proxy_frames.parse_order(data)
     with contextlib.suppress(ProtocolError):
         proxy_frames.parse_report(data)
     with contextlib.suppress(ProtocolError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.network.egress.accounting import Counters
-from fastclaw.network.egress.proxy_main import Server
+from fastclaw.network.egress.sandbox_server import Server
 from fastclaw.network.egress.sessions import original_destination
 from tests.network.egress.namespaces import CLIENT, HOST, PORT, SERVER, SERVER_V6, Namespaces, namespaces
 from tests.network.egress.rig import LENGTH_FIRST, UNREADABLE, Client, Origin, Rig, client_hello, config, request

@@ -13,7 +13,7 @@ import pytest
 from fastclaw import network_limits
 from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.proxy_frames import Injection
-from fastclaw.network.egress.proxy_main import Server
+from fastclaw.network.egress.sandbox_server import Server
 from fastclaw.network.egress.sessions import ProxyDialect
 from tests.network.egress.rig import HERE, Client, Rig, a_proxy, config, listening, request
 from tests.waiting import until
