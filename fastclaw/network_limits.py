@@ -49,12 +49,14 @@ EGRESS_LOG_QUEUE = 1_024
 EGRESS_LOG_FLUSH_MS = 2_000
 """At the end, what the decision log may take to write the rest: as long as the last answers (`FINAL_FLUSH_MS`)."""
 
-EGRESS_LOOKUPS = 32
-"""Names being resolved at once, a thread each: the host's resolver makes one wait for 30 s where a name server is dead
-(resolv.conf(5): three servers, two attempts of 5 s), and the other names shall not."""
+EGRESS_LOOKUPS = 128
+"""Names of all environments being resolved at once, a thread each: the host's resolver makes one wait for 30 s where a
+name server is dead (resolv.conf(5): three servers, two attempts of 5 s), and the other names shall not. One environment
+alone gets half of them (egress/shares.py)."""
 
 EGRESS_LOOKUPS_WAITING = 1_024
-"""Names being resolved or waiting for it: 32 threads get through so many within `EGRESS_CONNECT_MS`, at 0.3 s each."""
+"""Names of an environment being resolved or waiting for it: 64 threads get through so many within `EGRESS_CONNECT_MS`,
+at 0.6 s each."""
 
 EGRESS_ADDRESSES = 32
 """Addresses of one name that are looked at: an answer over UDP holds some 30, and more are for load balancing."""
@@ -89,6 +91,13 @@ EGRESS_LINE_CHARS = 500
 
 EGRESS_RESERVED_FILES = 64
 """Descriptors that the egress proxy's connections cannot take: for the listeners of containers that come later."""
+
+EGRESS_CONNECTION_FILES = 2
+"""Descriptors of a connection, to the client and to the server; its pipes are those of `TUNNEL_PIPES`."""
+
+EGRESS_EVENTS = 16
+"""Sockets of one environment dealt with before those of the others have their turn: a millisecond or two for each that
+has a full pipe's worth to move, so that what one environment moves holds up another's for some 30 ms at most."""
 
 EGRESS_READY_MS = 20_000
 """From the egress proxy's start until it serves: 0.3 s on an idle machine; one that swaps takes seconds."""
@@ -189,7 +198,8 @@ TUNNEL_PIPE_BYTES = 1 * MIB
 """A pipe that tunnels splice through: the largest an unprivileged process may ask for (fs.pipe-max-size)."""
 
 TUNNEL_PIPES = 256
-"""Pipes that tunnels use at a time: each is held by a direction whose reader is slow; further ones are copied."""
+"""Pipes that tunnels of all environments use at a time: each is held by a direction whose reader is slow; further ones
+are copied. One environment alone gets half of them (egress/shares.py)."""
 
 TUNNEL_SPARE_PIPES = 16
 """Pipes kept for the next that needs one: a bulk transfer takes and returns one at every burst."""

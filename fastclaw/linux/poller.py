@@ -44,11 +44,16 @@ class Poller:
     An exception of a callback goes to the loop's exception handler, since the edges of the others in the same batch do
     not come a second time. A callback may come once too often.
 
+    Parameters:
+        most: events in one turn of the loop, and as many calls of `again`; the others come in the next turn, after what
+            else the loop has to do.
+
     Raises:
         OSError: no descriptor is left.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = limits.POLLER_EVENTS) -> None:
+        self._most = most
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], object]] = {}
         self._again: list[Callable[[], object]] = []
@@ -111,7 +116,7 @@ class Poller:
         """Callbacks are looked up before the first is called: one of the batch may close a descriptor, and the next
         may be given its number; news of the old one are not for the new one."""
         callbacks = self._callbacks
-        batch = [(callbacks.get(fd), fd, events) for fd, events in self._epoll.poll(0, limits.POLLER_EVENTS)]
+        batch = [(callbacks.get(fd), fd, events) for fd, events in self._epoll.poll(0, self._most)]
         for callback, fd, events in batch:
             if callback is not None and callbacks.get(fd) is callback:  # else an earlier one has unwatched it
                 try:
@@ -120,7 +125,9 @@ class Poller:
                     self._report(error)
 
     def _on_again(self) -> None:
-        due, self._again = self._again, []
+        due, self._again = self._again[: self._most], self._again[self._most :]
+        if self._again:
+            self.loop.call_soon(self._on_again)
         for callback in due:
             try:
                 callback()

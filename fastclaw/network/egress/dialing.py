@@ -1,9 +1,9 @@
 """From an allowed name to a connection: its addresses, which of them are this host's own, and the one that answers.
 
-Names are resolved by the host's own resolver and on the host only, one lookup for each name at a time; an answer is
-kept for a few seconds. What comes out is not trusted here: enforcement.py checks each address, and has the connection
-made to what it checked, as in RFC 8305 (happy eyeballs): the next address is tried when the one before has failed, or
-has been silent for a while; the first that answers wins.
+Names are resolved by the host's own resolver and on the host only, one lookup for each name of an environment at a
+time; an answer is kept for a few seconds, and told to no other environment. What comes out is not trusted here:
+enforcement.py checks each address, and has the connection made to what it checked, as in RFC 8305 (happy eyeballs): the
+next address is tried when the one before has failed, or has been silent for a while; the first that answers wins.
 
 Where a proxy outside (a company's) is given, connections leave through it, after the policy. It is asked for names,
 since its own rules know names, and since often only it can resolve them. Its credentials are said to it only.
@@ -19,6 +19,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,7 @@ from fastclaw.errors import ProtocolError
 from fastclaw.linux import netlink
 from fastclaw.network.egress.addresses import Address, embedded_v4
 from fastclaw.network.egress.policy import Refused
+from fastclaw.network.egress.shares import Pool, Share
 
 if TYPE_CHECKING:
     from fastclaw.network.egress.proxy_frames import Upstream
@@ -53,18 +55,110 @@ class _Answer(NamedTuple):
     expires: float
 
 
+class HostResolver:
+    """The host's resolver, and the threads in which it is waited for: those of all environments.
+
+    Parameters:
+        most: threads; each is started when it is needed.
+    """
+
+    def __init__(self, most: int = network_limits.EGRESS_LOOKUPS) -> None:
+        self.threads = ThreadPoolExecutor(most, "lookup")
+        self.units = Pool(most)
+        self.waiting: dict[LookupShare, None] = {}
+
+    def share(self) -> LookupShare:
+        """For one environment."""
+        return LookupShare(self)
+
+    def go_on(self) -> None:
+        """A thread is free: it goes to the environment that has the fewest."""
+        while self.waiting and min(self.waiting, key=lambda share: share.held).start_next():
+            pass
+
+    def close(self) -> None:
+        """Start no more threads. Idempotent. One that waits for the host's resolver goes on."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+
+class LookupShare:
+    """Asks the host's resolver for one environment: a `Lookup`.
+
+    Its names wait for a thread, first come first served, where it has its share of them.
+    """
+
+    def __init__(self, host: HostResolver) -> None:
+        self._host = host
+        self._share = Share(host.units)
+        self._loop = asyncio.get_running_loop()
+        self._turns: dict[asyncio.Future[None], None] = {}
+
+    @property
+    def held(self) -> int:
+        """Its threads: also those that wait for an answer that nobody wants any more."""
+        return self._share.held
+
+    async def __call__(self, name: str) -> Sequence[Address]:
+        """As `Lookup`."""
+        if self._turns or not self._share.take():
+            await self._wait_for_turn()
+        try:
+            running = self._host.threads.submit(_getaddrinfo, name)
+        except RuntimeError as error:  # no process is left for a thread
+            self._free()
+            raise OSError(errno.EAGAIN, "no thread can be started for it") from error
+        running.add_done_callback(self._on_done)
+        return await asyncio.wrap_future(running)
+
+    async def _wait_for_turn(self) -> None:
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._turns[turn] = None
+        self._host.waiting[self] = None
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self._turns.pop(turn, None)
+            if not self._turns:
+                self._host.waiting.pop(self, None)
+            if not turn.cancelled():  # it had just been given a thread
+                self._free()
+            raise
+
+    def start_next(self) -> bool:
+        """Let the name that has waited longest have a thread. False: this environment has its share."""
+        if not self._share.take():
+            return False
+        turn = next(iter(self._turns))
+        del self._turns[turn]
+        if not self._turns:
+            del self._host.waiting[self]
+        if turn.cancelled():  # just now
+            self._share.give_back()
+        else:
+            turn.set_result(None)
+        return True
+
+    def _on_done(self, _: object) -> None:
+        """In the thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._free)
+
+    def _free(self) -> None:
+        self._share.give_back()
+        self._host.go_on()
+
+
 class Resolver:
-    """Resolves names, one lookup for each at a time.
+    """Resolves the names of one environment, one lookup for each at a time.
 
     Parameters:
         timeout_s: for one name.
-        lookup: instead of the host's resolver.
+        lookup: how.
     """
 
-    def __init__(self, timeout_s: float, lookup: Lookup | None = None) -> None:
+    def __init__(self, timeout_s: float, lookup: Lookup) -> None:
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(network_limits.EGRESS_LOOKUPS, "lookup")  # each is started when it is needed
-        self._lookup = lookup or self._ask_host
+        self._lookup = lookup
         self._answers: OrderedDict[str, _Answer] = OrderedDict()  # oldest first
         self._running: dict[str, asyncio.Task[_Answer]] = {}
         self._loop = asyncio.get_running_loop()
@@ -84,11 +178,10 @@ class Resolver:
         return list(answer.addresses)
 
     async def aclose(self) -> None:
-        """End every lookup. Idempotent. A thread that waits for the host's resolver goes on, its answer is dropped."""
+        """End every lookup. Idempotent. A thread that waits for the host's resolver goes on; its answer is dropped."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _wait_for(self, name: str) -> _Answer:
@@ -128,9 +221,6 @@ class Resolver:
         self._answers.move_to_end(name)
         if len(self._answers) > network_limits.EGRESS_ANSWERS:
             self._answers.popitem(last=False)
-
-    async def _ask_host(self, name: str) -> Sequence[Address]:
-        return await self._loop.run_in_executor(self._threads, _getaddrinfo, name)
 
     def _too_late(self, name: str) -> Refused:
         return Refused("connect_timeout", f"{name} was not resolved within {self._timeout_s:g} s")
@@ -201,17 +291,18 @@ class Dialled(NamedTuple):
     is_proxy: bool = False
 
 
-async def dial(addresses: Sequence[Address], port: int, timeout_s: float) -> Dialled:
+async def dial(addresses: Sequence[Address], port: int, timeout_s: float, files: Share) -> Dialled:
     """The first connection that comes about: non-blocking, with TCP_NODELAY. The caller closes it.
 
     Parameters:
         addresses: best first.
         timeout_s: for all of it.
+        files: descriptors for more than one attempt at a time; where none is left, the next address has to wait.
 
     Raises:
         Refused: `unreachable` or `connect_timeout`.
     """
-    race = _Race(addresses, port, timeout_s)
+    race = _Race(addresses, port, timeout_s, files)
     try:
         race.start()
         await race.ended
@@ -223,13 +314,17 @@ async def dial(addresses: Sequence[Address], port: int, timeout_s: float) -> Dia
 class _Race:
     """Owns every socket until one is taken, and its timers."""
 
-    __slots__ = ("_deadline", "_failure", "_loop", "_next", "_port", "_running", "_timeout_s", "_waiting", "ended")
+    __slots__ = (
+        "_deadline", "_extra", "_failure", "_files", "_loop", "_next", "_port", "_running", "_timeout_s", "_waiting",
+        "ended",
+    )  # fmt: skip
 
-    def __init__(self, addresses: Sequence[Address], port: int, timeout_s: float) -> None:
+    def __init__(self, addresses: Sequence[Address], port: int, timeout_s: float, files: Share) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[socket.socket] = self._loop.create_future()
         self._waiting = list(reversed(addresses))
         self._port, self._timeout_s = port, timeout_s
+        self._files, self._extra = files, 0
         self._running: dict[socket.socket, Address] = {}
         self._failure = "there is no address to connect to"
         self._next: asyncio.TimerHandle | None = None
@@ -253,13 +348,15 @@ class _Race:
             self._loop.remove_writer(loser.fileno())
             loser.close()
         self._running.clear()
+        self._files.give_back(self._extra)
+        self._extra = 0
 
     def _try_next(self) -> None:
         """Begin with one address; with the one after it too where it fails at once."""
         if self._next is not None:
             self._next.cancel()
             self._next = None
-        while self._waiting and not self._begin(self._waiting.pop()):
+        while self._waiting and self._has_room() and not self._begin(self._waiting.pop()):
             pass
         if self.ended.done():
             return
@@ -267,6 +364,14 @@ class _Race:
             self._next = self._loop.call_later(network_limits.EGRESS_NEXT_ADDRESS_MS / 1000, self._try_next)
         elif not self._running:
             self.ended.set_exception(Refused("unreachable", self._failure))
+
+    def _has_room(self) -> bool:
+        """Whether one more attempt may have a descriptor: the first always, that is the connection's."""
+        if len(self._running) <= self._extra:
+            return True
+        has_one = self._files.take()
+        self._extra += has_one
+        return has_one
 
     def _begin(self, address: Address) -> bool:
         """Connect to an address. False: it failed at once."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastclaw.network.egress.dialing import Lookup
     from fastclaw.network.egress.policy import Reason, Verdict
     from fastclaw.network.egress.proxy_frames import EgressConfig, Upstream
+    from fastclaw.network.egress.shares import Share
 
 _FAILURES = frozenset({"unresolved", "unreachable", "connect_timeout", "idle_timeout"})
 """What was allowed and could not be done. Every other reason is a refusal."""
@@ -92,7 +93,8 @@ class PolicyEnforcer:
 
     Parameters:
         on_trouble: told once, in one line, that the audit log is incomplete.
-        lookup: instead of the host's resolver.
+        lookup: how names are resolved.
+        files: descriptors for its connections.
 
     Attributes:
         policy: the rules.
@@ -110,7 +112,8 @@ class PolicyEnforcer:
         config: EgressConfig,
         counters: Counters,
         on_trouble: Callable[[str], None],
-        lookup: Lookup | None = None,
+        lookup: Lookup,
+        files: Share,
     ) -> None:
         self.policy = Policy(config.allow, config.deny)
         self.closed_ports = set(config.closed_ports)
@@ -123,7 +126,8 @@ class PolicyEnforcer:
         self._timeout_s = config.connect_timeout_ms / 1000
         self._loop = asyncio.get_running_loop()
         self._answered: OrderedDict[tuple[str, Address], float] = OrderedDict()  # its end in loop time; soonest first
-        self._turned_away: dict[Reason, int] = {}
+        self._turned_away: dict[tuple[Reason, str], int] = {}
+        self._files = files
         self._writing: asyncio.Task[None] | None = None
         self._local = LocalAddresses()
         self._resolver = Resolver(self._timeout_s, lookup)
@@ -151,21 +155,28 @@ class PolicyEnforcer:
             Refused: `too_many_connections` or `too_fast`; counted, and written down.
         """
         reason = self._quota.enter(self._loop.time())
-        if reason is None:
-            self._counters.opened()
-            return
+        if reason is not None:
+            raise self._turn_away(reason, _TURNED_AWAY[reason])
+        if not self._files.take(network_limits.EGRESS_CONNECTION_FILES):
+            self._quota.leave()
+            raise self._turn_away("too_many_connections", _NO_FILES)
+        self._counters.opened()
+
+    def _turn_away(self, reason: Reason, text: str) -> Refused:
+        """Count it, and have it written down."""
         self._counters.denied(reason)
         if self._audit_log is not None:
-            self._turned_away[reason] = self._turned_away.get(reason, 0) + 1
+            self._turned_away[reason, text] = self._turned_away.get((reason, text), 0) + 1
             if self._writing is None:
                 self._writing = self._loop.create_task(self._write_turned_away(self._audit_log))
-        refused = Refused(reason, _TURNED_AWAY[reason])
+        refused = Refused(reason, text)
         refused.is_recorded = True
-        raise refused
+        return refused
 
     def leave(self) -> None:
         """A client that entered is gone."""
         self._quota.leave()
+        self._files.give_back(network_limits.EGRESS_CONNECTION_FILES)
         self._counters.closed()
 
     # --- decisions ---
@@ -327,7 +338,7 @@ class PolicyEnforcer:
 
     async def _dial(self, access: AccessRequest, admitted: _Admitted, timeout_s: float) -> Dialled:
         try:
-            return await dial(admitted.addresses, access.port, timeout_s)
+            return await dial(admitted.addresses, access.port, timeout_s, self._files)
         except asyncio.CancelledError:  # the client has left; it was allowed all the same
             await self._note_allowed(access, admitted.verdict, admitted.address)
             raise
@@ -339,7 +350,7 @@ class PolicyEnforcer:
             async with asyncio.timeout_at(deadline):
                 host = parse_host(upstream.host)
                 found = await self._resolver.resolve(host) if isinstance(host, str) else [host]
-                sock = (await dial(found, upstream.port, self._timeout_s)).socket
+                sock = (await dial(found, upstream.port, self._timeout_s, self._files)).socket
                 if access.method in (None, "CONNECT"):
                     await open_tunnel(sock, upstream, show(access.host, access.port))
                     return Dialled(sock, None)
@@ -386,8 +397,8 @@ class PolicyEnforcer:
     async def _write_turned_away(self, audit_log: AuditLog) -> None:
         """Write down clients that were turned away: a line for all that came while the line before was written."""
         while self._turned_away:
-            reason, count = self._turned_away.popitem()
-            text = f"{_TURNED_AWAY[reason]}; {count} turned away"
+            (reason, why), count = self._turned_away.popitem()
+            text = f"{why}; {count} turned away"
             await audit_log.write(Decision(decision="denied", reason=reason, how="connect", host="", port=0, text=text))
         self._writing = None
 
@@ -398,6 +409,7 @@ _TURNED_AWAY: dict[Reason, str] = {
     "too_many_connections": "too many connections are open (options.network.max_connections)",
     "too_fast": "too many new connections in a second (options.network.max_connections_per_s)",
 }
+_NO_FILES = "no descriptor is left for it (each environment has a share of what fastclaw's RLIMIT_NOFILE allows)"
 
 
 def _pass(verdict: Verdict) -> None:

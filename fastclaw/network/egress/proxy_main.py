@@ -26,7 +26,7 @@ from fastclaw.linux import own_process
 from fastclaw.linux.packets import Outbox, close_all, receive
 from fastclaw.network.egress import proxy_frames as frames
 from fastclaw.network.egress.accounting import Counters
-from fastclaw.network.egress.sandbox_server import Server
+from fastclaw.network.egress.sandbox_server import Commons, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +58,7 @@ class ProxyProcess:
         self._loop = asyncio.get_running_loop()
         self._reports = Outbox(orders, self._loop)
         self._frame = memoryview(bytearray(network_limits.EGRESS_FRAME_BYTES))
+        self._commons = Commons(files_for_connections())
         self._environments: dict[int, _Environment] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -77,6 +78,7 @@ class ProxyProcess:
                 self._close(number)
             if self._closing:
                 await asyncio.wait(self._closing)
+            self._commons.close()
             self._reports.close()
 
     def _on_order(self) -> None:
@@ -122,7 +124,7 @@ class ProxyProcess:
             config = frames.parse_config(read_whole(fds[0]))
             counters = Counters.attach(fds.pop())
             try:
-                server = Server(config, counters, partial(self.say, number))
+                server = Server(config, counters, partial(self.say, number), self._commons)
             except BaseException:
                 counters.close()
                 raise
@@ -187,6 +189,13 @@ def reserve_descriptors() -> None:
     """Keep some of what the hard limit allows from connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(1, hard - network_limits.EGRESS_RESERVED_FILES), hard))
+
+
+def files_for_connections() -> int:
+    """How many descriptors are left for connections, beside the pipes; half of all at least."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pipes = 2 * (network_limits.TUNNEL_PIPES + network_limits.TUNNEL_SPARE_PIPES)
+    return max(soft // 2, soft - pipes)
 
 
 def read_whole(fd: int) -> bytes:

@@ -17,14 +17,16 @@ import msgspec
 
 from fastclaw import network_limits
 from fastclaw.linux.poller import Poller
+from fastclaw.network.egress.dialing import HostResolver
 from fastclaw.network.egress.dns_server import DnsServer
 from fastclaw.network.egress.enforcement import PolicyEnforcer
 from fastclaw.network.egress.forward import SandboxContext
 from fastclaw.network.egress.http_messages import Injections, refusal
 from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.sessions import ProxyDialect, Session, TransparentDialect
+from fastclaw.network.egress.shares import Pool, Share
 from fastclaw.network.egress.socket_io import Listener, SocketReader, close_gently
-from fastclaw.network.egress.tunnel import PipePool, Tunnel
+from fastclaw.network.egress.tunnel import PipePool, PipeShare, Tunnel
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -40,12 +42,31 @@ if TYPE_CHECKING:
 _DIALECTS: dict[Role, Callable[[Session], Dialect]] = {"proxy": ProxyDialect, "transparent": TransparentDialect}
 
 
+class Commons:
+    """What all environments of the process share: pipes, threads for lookups, descriptors.
+
+    Parameters:
+        files: descriptors for connections of all environments, those of pipes apart.
+    """
+
+    def __init__(self, files: int) -> None:
+        self.pipes = PipePool()
+        self.lookups = HostResolver()
+        self.files = Pool(files)
+
+    def close(self) -> None:
+        """Give back what nobody holds; the environments are closed before. Idempotent."""
+        self.pipes.close()
+        self.lookups.close()
+
+
 class Server:
     """Serves the listeners of one sandbox, and ends what came over a listener with it.
 
     Parameters:
         counters: stay their owner's.
         on_trouble: told what a person should know, in one line.
+        commons: of which it gets a share; stays its owner's.
         lookup: instead of the host's resolver.
 
     Raises:
@@ -59,14 +80,17 @@ class Server:
         config: EgressConfig,
         counters: Counters,
         on_trouble: Callable[[str], None],
+        commons: Commons,
         lookup: Lookup | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._subnet = None if config.subnet is None else ip_network(config.subnet)
         injections, rules = Injections(config.inject), _rules(config)
-        self._poller = Poller()
+        self._files = Share(commons.files)
+        self._poller = Poller(network_limits.EGRESS_EVENTS)
+        lookup = lookup or commons.lookups.share()
         try:
-            self.enforcer = PolicyEnforcer(config, counters, on_trouble, lookup)
+            self.enforcer = PolicyEnforcer(config, counters, on_trouble, lookup, self._files)
         except BaseException:
             self._poller.close()
             raise
@@ -74,7 +98,7 @@ class Server:
         self._context = SandboxContext(self.enforcer, injections, rules, reader, idle_s)
         self._tasks: set[Task[Any]] = set()
         self._dns = DnsServer(self.enforcer, self.is_inside, self._tasks)
-        self._pipes = PipePool(self._poller)
+        self._pipes = PipeShare(commons.pipes, self._poller)
         self._listeners: dict[int, Listener] = {}
         self._tunnels: dict[Tunnel, tuple[Listener, AccessRequest | None]] = {}
         self._addresses: set[str] = set()
@@ -120,7 +144,6 @@ class Server:
         await self._end_tasks()
         await self._dns.aclose()
         await self.enforcer.aclose()
-        self._pipes.close()
         self._poller.close()
 
     async def _end_tasks(self) -> None:
@@ -171,7 +194,7 @@ class Server:
             tunnel.close()
 
     def _turn_away(self, listener: Listener, near: socket.socket, refused: Refused) -> None:
-        if self._leaving < network_limits.EGRESS_LEAVING:
+        if self._leaving < network_limits.EGRESS_LEAVING and self._files.take():
             self._leaving += 1
             listener.spawn(self._see_out(near, refused), partial(self._on_seen_out, near))
         else:
@@ -186,6 +209,7 @@ class Server:
 
     def _on_seen_out(self, near: socket.socket, _: None) -> None:
         near.close()
+        self._files.give_back()
         self._leaving -= 1
 
     def _sweep(self) -> None:

@@ -16,6 +16,7 @@ and so is every byte until it has proved to be a stream again.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -26,9 +27,9 @@ from fastclaw import network_limits
 from fastclaw.linux import splice
 from fastclaw.linux.poller import BROKEN, EDGES, EDGES_BOTH_WAYS, ENDED, READABLE, WRITABLE
 from fastclaw.linux.sockets import reset_on_close
+from fastclaw.network.egress.shares import Pool, Share
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from fastclaw.linux.poller import Poller
@@ -120,7 +121,7 @@ class _Direction:
         "streak",
     )  # fmt: skip
 
-    def __init__(self, source: _End, target: _End, pipes: PipePool, count: Callable[[int], bool]) -> None:
+    def __init__(self, source: _End, target: _End, pipes: PipeShare, count: Callable[[int], bool]) -> None:
         self._source = source
         self._target = target
         self._pipes = pipes
@@ -265,7 +266,7 @@ class Tunnel:
 
     Parameters:
         near, far: connected stream sockets, non-blocking, and not watched; closed by the tunnel.
-        pipes: the process's.
+        pipes: the environment's.
         meter: told of all bytes, heads included, when they have been written.
         on_end: called exactly once, when both are closed; never from within `start`.
     """
@@ -276,7 +277,7 @@ class Tunnel:
         self,
         near: socket.socket,
         far: socket.socket,
-        pipes: PipePool,
+        pipes: PipeShare,
         meter: Meter,
         on_end: Callable[[Tunnel], None],
     ) -> None:
@@ -364,38 +365,29 @@ class Pipe:
 
 
 class PipePool:
-    """Lends pipes.
+    """The pipes of a process, and what else all its tunnels share.
 
     Parameters:
-        poller: stays its owner's.
         most: pipes lent at a time; further borrowers get none.
     """
 
-    def __init__(self, poller: Poller, most: int = network_limits.TUNNEL_PIPES) -> None:
-        self.poller = poller
-        self.batching = Batching(poller.loop)
+    def __init__(self, most: int = network_limits.TUNNEL_PIPES) -> None:
+        self.batching = Batching(asyncio.get_running_loop())
         self.buffer = memoryview(bytearray(network_limits.TUNNEL_BUFFER_BYTES))
-        self.lent = 0
-        self._most = most if splice.kind() == "splice" else 0
+        self.units = Pool(most if splice.kind() == "splice" else 0)
         self._spare: list[Pipe] = []
 
-    def borrow(self) -> Pipe | None:
-        """An empty pipe; None when all are lent, no descriptor is left for one, or splice is refused."""
-        if self.lent >= self._most:
-            return None
+    def take(self) -> Pipe | None:
+        """An empty pipe; None when no descriptor is left for one."""
         if self._spare:
-            pipe = self._spare.pop()
-        else:
-            try:
-                pipe = Pipe()
-            except OSError:  # EMFILE, ENFILE, ENOMEM
-                return None
-        self.lent += 1
-        return pipe
+            return self._spare.pop()
+        try:
+            return Pipe()
+        except OSError:  # EMFILE, ENFILE, ENOMEM
+            return None
 
-    def give_back(self, pipe: Pipe) -> None:
-        """Return a pipe that was borrowed. What is in it is thrown away."""
-        self.lent -= 1
+    def put_back(self, pipe: Pipe) -> None:
+        """Keep a pipe for the next, or close it. What is in it is thrown away."""
         if pipe.held or len(self._spare) >= network_limits.TUNNEL_SPARE_PIPES:
             pipe.close()
         else:
@@ -406,6 +398,38 @@ class PipePool:
         self.batching.close()
         while self._spare:
             self._spare.pop().close()
+
+
+class PipeShare:
+    """What one environment's tunnels may use of the process's pipes.
+
+    Parameters:
+        poller: the environment's.
+    """
+
+    def __init__(self, pool: PipePool, poller: Poller) -> None:
+        self.poller, self.batching, self.buffer = poller, pool.batching, pool.buffer
+        self._pool = pool
+        self._share = Share(pool.units)
+
+    @property
+    def lent(self) -> int:
+        """How many of them are in use."""
+        return self._share.held
+
+    def borrow(self) -> Pipe | None:
+        """An empty pipe; None when this environment has its share, no descriptor is left, or splice is refused."""
+        if not self._share.take():
+            return None
+        pipe = self._pool.take()
+        if pipe is None:
+            self._share.give_back()
+        return pipe
+
+    def give_back(self, pipe: Pipe) -> None:
+        """Return a pipe that was borrowed. What is in it is thrown away."""
+        self._share.give_back()
+        self._pool.put_back(pipe)
 
 
 class Stream(Protocol):

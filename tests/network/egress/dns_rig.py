@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastclaw import network_limits
 from fastclaw.network.egress.accounting import Counters
-from fastclaw.network.egress.sandbox_server import Server
+from fastclaw.network.egress.sandbox_server import Commons, Server
 from tests.network.egress.rig import HERE, config
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class Served:
         self.stuck = asyncio.Event()
         self.trouble: list[str] = []
         self.counters = Counters.create()
+        self.commons = Commons(1_000)
         self.udp = bound(socket.SOCK_DGRAM)
         self.tcp = bound(socket.SOCK_STREAM)
         self.udp_at, self.tcp_at = self.udp.getsockname(), self.tcp.getsockname()
@@ -178,13 +179,14 @@ async def serving(
 ) -> AsyncIterator[Served]:
     served = Served()
     settings = config(allow, deny=list(deny), **options)
-    served.server = Server(settings, served.counters, served.trouble.append, served.lookup)
+    served.server = Server(settings, served.counters, served.trouble.append, served.commons, served.lookup)
     served.server.add(UDP, "dns_udp", served.udp)
     served.server.add(TCP, "dns_tcp", served.tcp)
     try:
         yield served
     finally:
         await served.server.aclose()
+        served.commons.close()
         assert served.counters.snapshot()["open"] == 0
         served.counters.close()
 

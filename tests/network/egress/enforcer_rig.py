@@ -15,7 +15,7 @@ from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.enforcement import AccessRequest, PolicyEnforcer
 from fastclaw.network.egress.policy import Refused
 from tests.balance import balanced
-from tests.network.egress.rig import config
+from tests.network.egress.rig import config, many
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -79,7 +79,7 @@ async def an_enforcer(
     async with balanced():
         counters = Counters.create()
         settings = config(allow, deny=list(deny), **changes)
-        made = PolicyEnforcer(settings, counters, pytest.fail, names)
+        made = PolicyEnforcer(settings, counters, pytest.fail, names, many())
         try:
             yield Rig(made, counters, names, None if settings.log is None else Path(settings.log))
         finally:

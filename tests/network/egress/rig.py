@@ -19,7 +19,8 @@ import pytest
 from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.proxy_frames import EgressConfig, Injection
-from fastclaw.network.egress.sandbox_server import Server
+from fastclaw.network.egress.sandbox_server import Commons, Server
+from fastclaw.network.egress.shares import Pool, Share
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -57,6 +58,11 @@ def listening(host: str = HERE, family: int = socket.AF_INET) -> socket.socket:
     sock.bind((host, 0))
     sock.listen(256)
     return sock
+
+
+def many() -> Share:
+    """As many descriptors as anybody wants."""
+    return Share(Pool(1_000_000))
 
 
 async def lookup(name: str) -> Sequence[Address]:
@@ -336,7 +342,10 @@ class Rig:
         said: what the proxy wanted a person to know.
     """
 
-    def __init__(self, server: Server, counters: Counters, origin: Origin, port: int, said: list[str]) -> None:
+    def __init__(
+        self, server: Server, commons: Commons, counters: Counters, origin: Origin, port: int, said: list[str]
+    ) -> None:
+        self.commons = commons
         self.server, self.counters, self.origin, self.port, self.said = server, counters, origin, port, said
         self._clients: list[Client] = []
 
@@ -378,6 +387,7 @@ class Rig:
         for client in self._clients:
             await client.close()
         await self.server.aclose()
+        self.commons.close()
         await self.origin.aclose()
         self.counters.close()
 
@@ -399,6 +409,7 @@ async def a_proxy(
     inject: Sequence[tuple[str, str, str]] = (),
     log: Path | None = None,
     lookup: Callable[[str], Awaitable[Sequence[Address]]] = lookup,
+    commons: Commons | None = None,
     **options: Any,
 ) -> AsyncIterator[Rig]:
     """A proxy that allows all ports of this host, or what `allow` says."""
@@ -407,11 +418,12 @@ async def a_proxy(
     said: list[str] = []
     counters = Counters.create()
     settings = config(allow, inject=injections, log=None if log is None else str(log), **options)
-    server = Server(settings, counters, said.append, lookup)
+    commons = commons or Commons(10_000)
+    server = Server(settings, counters, said.append, commons, lookup)
     server.add(1, "proxy", listener)
     origin = Origin()
     await origin.start(backend)
-    rig = Rig(server, counters, origin, listener.getsockname()[1], said)
+    rig = Rig(server, commons, counters, origin, listener.getsockname()[1], said)
     failures = _Failures()
     logging.getLogger("fastclaw").addHandler(failures)
     try:

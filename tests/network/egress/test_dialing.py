@@ -18,7 +18,7 @@ from fastclaw.network.egress.dialing import LocalAddresses, dial
 from fastclaw.network.egress.policy import Refused
 from tests.balance import balanced
 from tests.network.egress.namespaces import needs_root, run_apart
-from tests.network.egress.rig import reason_of
+from tests.network.egress.rig import many, reason_of
 
 ONE, TWO, THREE, FOUR = (ip_address(f"127.0.0.{number}") for number in (1, 2, 3, 4))
 SIX = ip_address("::1")
@@ -64,7 +64,7 @@ def ports() -> Iterator[Ports]:
 
 async def test_a_connection_comes_about(ports: Ports) -> None:
     listener = ports.listen("127.0.0.1")
-    with (await dial([ONE], ports.port, 5)).socket as sock:
+    with (await dial([ONE], ports.port, 5, many())).socket as sock:
         assert sock.getpeername() == listener.getsockname()
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert not sock.getblocking()
@@ -73,31 +73,31 @@ async def test_a_connection_comes_about(ports: Ports) -> None:
 
 async def test_over_ipv6_too(ports: Ports) -> None:
     ports.listen("::1")
-    with (await dial([SIX], ports.port, 5)).socket as sock:
+    with (await dial([SIX], ports.port, 5, many())).socket as sock:
         assert sock.getpeername()[0] == "::1"
 
 
 async def test_addresses_are_tried_in_order(ports: Ports) -> None:
     ports.listen("127.0.0.2")
     ports.listen("127.0.0.3")
-    with (await dial([ONE, THREE, TWO], ports.port, 5)).socket as sock:
+    with (await dial([ONE, THREE, TWO], ports.port, 5, many())).socket as sock:
         assert sock.getpeername()[0] == "127.0.0.3"
 
 
 async def test_nobody_listens() -> None:
     async with balanced():
         with pytest.raises(Refused, match=r"127\.0\.0\.2 port 1: Connection refused") as caught:
-            await dial([ONE, TWO], CLOSED, 5)
+            await dial([ONE, TWO], CLOSED, 5, many())
     assert caught.value.reason == "unreachable"
 
 
 async def test_no_address_is_no_connection() -> None:
-    assert await reason_of(dial([], CLOSED, 5)) == "unreachable"
+    assert await reason_of(dial([], CLOSED, 5, many())) == "unreachable"
 
 
 async def test_no_way_leads_there() -> None:
     """The kernel refuses a link-local address without a zone by itself."""
-    assert await reason_of(dial([ip_address("fe80::1")], CLOSED, 5)) == "unreachable"
+    assert await reason_of(dial([ip_address("fe80::1")], CLOSED, 5, many())) == "unreachable"
 
 
 async def test_silence_ends_at_the_deadline(ports: Ports) -> None:
@@ -105,7 +105,7 @@ async def test_silence_ends_at_the_deadline(ports: Ports) -> None:
     async with balanced():
         began = asyncio.get_running_loop().time()
         with pytest.raises(Refused, match="no answer within") as caught:
-            await dial([ONE], ports.port, 0.2)
+            await dial([ONE], ports.port, 0.2, many())
         took = asyncio.get_running_loop().time() - began
     assert round(took, 3) >= 0.2  # the loop's clock has whole milliseconds, its difference all the digits of a float
     assert caught.value.reason == "connect_timeout"
@@ -117,7 +117,7 @@ async def test_the_next_address_does_not_wait_for_a_silent_one(ports: Ports) -> 
     ports.listen("127.0.0.3")
     async with balanced():
         began = asyncio.get_running_loop().time()
-        sock = (await dial([ONE, TWO, THREE], ports.port, 60)).socket
+        sock = (await dial([ONE, TWO, THREE], ports.port, 60, many())).socket
         took = asyncio.get_running_loop().time() - began
         assert sock.getpeername()[0] == "127.0.0.3"
         sock.close()
@@ -130,7 +130,7 @@ async def test_the_one_that_answers_ends_all_the_others(ports: Ports, monkeypatc
     last = ports.listen("127.0.0.3")
     monkeypatch.setattr(network_limits, "EGRESS_NEXT_ADDRESS_MS", 20)
     monkeypatch.setattr(module, "_UNDER_WAY", THROUGH_THE_LOOP)
-    (await dial([ONE, TWO, THREE], ports.port, 60)).socket.close()
+    (await dial([ONE, TWO, THREE], ports.port, 60, many())).socket.close()
     await asyncio.sleep(0.06)  # three times as long as the next one waits for
     with pytest.raises(BlockingIOError):
         last.accept()
@@ -141,7 +141,7 @@ async def test_a_refusal_that_comes_late_brings_the_next(ports: Ports, monkeypat
     monkeypatch.setattr(network_limits, "EGRESS_NEXT_ADDRESS_MS", 60_000)
     with ports.silent("127.0.0.1"):
         ports.listen("127.0.0.2")
-        dialling = asyncio.create_task(dial([ONE, TWO], ports.port, 60))
+        dialling = asyncio.create_task(dial([ONE, TWO], ports.port, 60, many()))
         await asyncio.sleep(0)
     with (await dialling).socket as sock:
         assert sock.getpeername()[0] == "127.0.0.2"
@@ -154,7 +154,7 @@ async def test_one_refusal_while_another_is_silent_brings_the_next_at_once(
     ports.listen("127.0.0.3")
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(network_limits, "EGRESS_NEXT_ADDRESS_MS", 60_000)
-    race = module._Race([ONE, TWO, THREE], ports.port, 60)
+    race = module._Race([ONE, TWO, THREE], ports.port, 60, many())
     race.start()
     loop.call_soon(race._try_next)  # as the timer does
     await race.ended
@@ -170,7 +170,7 @@ async def test_all_addresses_share_one_deadline(ports: Ports, monkeypatch: pytes
         ports.silent(host)
     async with balanced():
         with pytest.raises(Refused, match=r"127\.0\.0\.1, 127\.0\.0\.2, 127\.0\.0\.3 port") as caught:
-            await dial([ONE, TWO, THREE], ports.port, 0.3)
+            await dial([ONE, TWO, THREE], ports.port, 0.3, many())
     assert caught.value.reason == "connect_timeout"
 
 
@@ -182,7 +182,7 @@ async def test_giving_up_leaves_nothing(
         ports.silent(str(address))
     ports.listen("127.0.0.4")
     async with balanced():
-        dialling = asyncio.create_task(dial(addresses, ports.port, 60))
+        dialling = asyncio.create_task(dial(addresses, ports.port, 60, many()))
         await asyncio.sleep(0)
         assert not dialling.done()
         dialling.cancel()
@@ -190,7 +190,7 @@ async def test_giving_up_leaves_nothing(
             await dialling
         # The next one gets the same descriptors, and hears of its own answer.
         monkeypatch.setattr(module, "_UNDER_WAY", THROUGH_THE_LOOP)
-        (await dial([FOUR], ports.port, 10)).socket.close()
+        (await dial([FOUR], ports.port, 10, many())).socket.close()
 
 
 @pytest.mark.parametrize("turns", range(6))
@@ -199,7 +199,7 @@ async def test_giving_up_at_any_turn_leaves_nothing(ports: Ports, turns: int, mo
     monkeypatch.setattr(module, "_UNDER_WAY", THROUGH_THE_LOOP)
     ports.listen("127.0.0.2")
     async with balanced():
-        dialling = asyncio.create_task(dial([TWO], ports.port, 60))
+        dialling = asyncio.create_task(dial([TWO], ports.port, 60, many()))
         for _ in range(turns):
             await asyncio.sleep(0)
         dialling.cancel()
@@ -217,7 +217,7 @@ async def test_without_descriptors_it_is_unreachable(ports: Ports, monkeypatch: 
     ports.listen("127.0.0.1")
     monkeypatch.setattr(socket, "socket", none_left)
     with pytest.raises(Refused, match="Too many open files") as caught:
-        await dial([ONE], ports.port, 5)
+        await dial([ONE], ports.port, 5, many())
     assert caught.value.reason == "unreachable"
 
 

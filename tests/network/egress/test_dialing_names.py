@@ -13,7 +13,7 @@ import pytest
 
 from fastclaw import network_limits
 from fastclaw.network.egress import dialing as module
-from fastclaw.network.egress.dialing import Resolver
+from fastclaw.network.egress.dialing import HostResolver, Resolver
 from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.proxy import _environment
 from tests.balance import balanced
@@ -21,7 +21,7 @@ from tests.network.egress.namespaces import needs_root, run_apart
 from tests.waiting import turns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from fastclaw.network.egress.addresses import Address
@@ -53,14 +53,24 @@ async def refusal(resolver: Resolver, name: str) -> Refused:
     return caught.value
 
 
+@pytest.fixture
+async def host() -> AsyncIterator[HostResolver]:
+    """The host's own."""
+    made = HostResolver()
+    yield made
+    made.close()
+
+
 # --- with the host's own resolver ---
 
 
 async def test_the_hosts_own_resolver_is_asked() -> None:
     async with balanced():
-        resolver = Resolver(10)
+        host = HostResolver()
+        resolver = Resolver(10, host.share())
         assert ONE in await resolver.resolve("localhost")
         await resolver.aclose()
+        host.close()
 
 
 SEARCHED = """
@@ -96,16 +106,16 @@ def test_no_search_domain_makes_another_name_of_one(tmp_path: Path, monkeypatch:
     assert {line.strip(".\0") for line in asked} == {"name.test"}
 
 
-async def test_a_name_that_cannot_be_asked_for() -> None:
+async def test_a_name_that_cannot_be_asked_for(host: HostResolver) -> None:
     """An empty label has no form in a query (RFC 1035, 3.1), so none is sent."""
-    resolver = Resolver(10)
+    resolver = Resolver(10, host.share())
     refused = await refusal(resolver, "no..name")
     assert (refused.reason, "no..name has no address: " in refused.text) == ("unresolved", True)
     await resolver.aclose()
 
 
-async def test_a_letter_beyond_ascii_is_not_turned_into_another_name() -> None:
-    resolver = Resolver(10)
+async def test_a_letter_beyond_ascii_is_not_turned_into_another_name(host: HostResolver) -> None:
+    resolver = Resolver(10, host.share())
     assert (await refusal(resolver, "ﬀ.test")).reason == "unresolved"
     await resolver.aclose()
 
@@ -120,8 +130,8 @@ async def test_slow_names_hold_up_no_more_than_their_threads(monkeypatch: pytest
         return [ONE]
 
     monkeypatch.setattr(module, "_getaddrinfo", slow)
-    monkeypatch.setattr(network_limits, "EGRESS_LOOKUPS", 3)
-    resolver = Resolver(60)
+    host = HostResolver(5)
+    resolver = Resolver(60, host.share())
     async with asyncio.TaskGroup() as group:
         slow_ones = [group.create_task(resolver.resolve(f"slow{number}.test")) for number in range(2)]
         await asyncio.to_thread(together.wait, 30)  # both threads are taken
@@ -141,7 +151,8 @@ async def test_closing_does_not_wait_for_the_hosts_resolver(monkeypatch: pytest.
         return [ONE]
 
     monkeypatch.setattr(module, "_getaddrinfo", slow)
-    resolver = Resolver(60)
+    host = HostResolver()
+    resolver = Resolver(60, host.share())
     waiting = asyncio.create_task(resolver.resolve("slow.test"))
     await asyncio.to_thread(began.wait, 30)
     waiting.cancel()

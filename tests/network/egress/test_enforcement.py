@@ -15,7 +15,7 @@ import pytest
 from fastclaw import network_limits
 from fastclaw.errors import InvalidParams
 from fastclaw.network.egress.accounting import Counters, Decision
-from fastclaw.network.egress.dialing import Dialled
+from fastclaw.network.egress.dialing import Dialled, HostResolver
 from fastclaw.network.egress.enforcement import AccessRequest, PolicyEnforcer
 from fastclaw.network.egress.policy import ANY_PORT, Refused
 from tests.network.egress.enforcer_rig import (
@@ -31,7 +31,7 @@ from tests.network.egress.enforcer_rig import (
     was_connected_to,
 )
 from tests.network.egress.namespaces import needs_root, run_apart
-from tests.network.egress.rig import config, reason_of
+from tests.network.egress.rig import config, many, reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,10 +65,12 @@ async def test_an_address_is_never_resolved() -> None:
 
 async def test_the_hosts_own_resolver_is_asked_for_an_allowed_name() -> None:
     counters = Counters.create()
-    real = PolicyEnforcer(config(["localhost"]), counters, pytest.fail)
+    host = HostResolver()
+    real = PolicyEnforcer(config(["localhost"]), counters, pytest.fail, host.share(), many())
     assert await reason_of(real.admit(AccessRequest("connect", "localhost", 443))) == "special_address"
     await real.aclose()
     await real.aclose()
+    host.close()
     counters.close()
 
 
@@ -77,7 +79,7 @@ def test_rules_that_are_none_open_nothing() -> None:
         counters = Counters.create()
         try:
             with pytest.raises(InvalidParams) as caught:
-                PolicyEnforcer(config(["a.test", "a b"]), counters, pytest.fail)
+                PolicyEnforcer(config(["a.test", "a b"]), counters, pytest.fail, ScriptedNames(), many())
             assert caught.value.data["path"] == "$.options.network.allow[1]"
         finally:
             counters.close()
@@ -154,6 +156,7 @@ from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.enforcement import AccessRequest, PolicyEnforcer
 from fastclaw.network.egress.proxy_frames import EgressConfig
+from fastclaw.network.egress.shares import Pool, Share
 
 PUBLIC = ip_address("8.8.8.8")
 
@@ -170,12 +173,13 @@ async def main(config):
     for command in ("link set lo up", f"address add {PUBLIC}/32 dev lo"):
         subprocess.run(["ip", *command.split()], check=True)
     counters = Counters.create()
-    enforcer = PolicyEnforcer(config, counters, print, names)
+    enforcer = PolicyEnforcer(config, counters, print, names, Share(Pool(100)))
     mapped = ip_address(f"::ffff:{PUBLIC}")
     found = [await reason(enforcer, host) for host in ("a.test", PUBLIC, mapped, ip_address("9.9.9.9"))]
     found += [await reason(enforcer, "a.test", PUBLIC)]
     assert found == ["special_address own"] * 3 + [None] + ["special_address own"], found
-    listed = PolicyEnforcer(msgspec.structs.replace(config, allow=[str(PUBLIC)]), counters, print, names)
+    config = msgspec.structs.replace(config, allow=[str(PUBLIC)])
+    listed = PolicyEnforcer(config, counters, print, names, Share(Pool(100)))
     with socket.create_server((str(PUBLIC), 443)):
         (await listed.connect(AccessRequest("connect", PUBLIC, 443))).socket.close()
     await enforcer.aclose()
@@ -380,7 +384,7 @@ async def test_resolving_and_connecting_share_one_deadline() -> None:
         port = port_of(server)
         counters = Counters.create()
         settings = config(["127.0.0.1:*", f"a.test:{port}"], connect_timeout_ms=400)
-        made = PolicyEnforcer(settings, counters, pytest.fail, slow)
+        made = PolicyEnforcer(settings, counters, pytest.fail, slow, many())
         began = loop.time()
         with pytest.raises(Refused) as caught:
             await made.connect(AccessRequest("connect", "a.test", port))
@@ -435,7 +439,7 @@ async def test_a_proxy_that_takes_over_goes_on_with_the_budget() -> None:
     counters = Counters.create()
     counters.sent(600)
     counters.received(400)
-    made = PolicyEnforcer(config(["8.8.8.8"], max_bytes=1_000), counters, pytest.fail)
+    made = PolicyEnforcer(config(["8.8.8.8"], max_bytes=1_000), counters, pytest.fail, ScriptedNames(), many())
     assert await reason_of(made.admit(AccessRequest("connect", PUBLIC, 443))) == "too_many_bytes"
     await made.aclose()
     counters.close()

@@ -327,7 +327,8 @@ def test_what_an_environment_cannot_be_served_with_is_told_to_fastclaw_and_not_t
 GIVES_UP = """
 import sys
 from fastclaw.network.egress import proxy_main
-def fails(*_):
+def fails(orders, *_):
+    orders.recv(100)
     raise ValueError("{}")
 proxy_main.receive = fails
 proxy_main.own_process.run(proxy_main._main(int(sys.argv[1])))

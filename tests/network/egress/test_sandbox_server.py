@@ -13,7 +13,7 @@ import pytest
 from fastclaw import network_limits
 from fastclaw.network.egress.accounting import Counters
 from fastclaw.network.egress.proxy_frames import Injection
-from fastclaw.network.egress.sandbox_server import Server
+from fastclaw.network.egress.sandbox_server import Commons, Server
 from fastclaw.network.egress.sessions import ProxyDialect
 from tests.network.egress.rig import HERE, Client, Rig, a_proxy, config, listening, request
 from tests.waiting import until
@@ -185,11 +185,12 @@ async def test_a_secret_is_in_no_answer_no_log_and_no_refusal(tmp_path: Path, ca
 
 
 async def test_a_secret_that_is_no_field_is_not_in_the_error_either() -> None:
-    counters = Counters.create()
+    counters, commons = Counters.create(), Commons(100)
     bad = Injection(host="a.test", header="X-Key", value="s3cret\r\nX: y")
     with pytest.raises(ValueError, match=r"a\.test") as failure:
-        Server(config(inject=[bad]), counters, print)
+        Server(config(inject=[bad]), counters, print, commons)
     assert "s3cret" not in str(failure.value)
+    commons.close()
     counters.close()
 
 

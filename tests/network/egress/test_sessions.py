@@ -19,7 +19,7 @@ from fastclaw.network.egress.http_messages import Injections
 from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.sessions import TLS_DENIED, Session
 from fastclaw.network.egress.socket_io import SocketReader
-from tests.network.egress.rig import client_hello, config, request
+from tests.network.egress.rig import client_hello, config, lookup, many, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -100,7 +100,7 @@ class Stage:
 @asynccontextmanager
 async def a_stage(idle_s: float = 20) -> AsyncIterator[Stage]:
     counters = Counters.create()
-    enforcer, poller = PolicyEnforcer(config(), counters, print), Poller()
+    enforcer, poller = PolicyEnforcer(config(), counters, print, lookup, many()), Poller()
     try:
         yield Stage(counters, SandboxContext(enforcer, Injections([]), b"", SocketReader(poller), idle_s))
     finally:

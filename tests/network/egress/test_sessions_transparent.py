@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.network.egress.accounting import Counters
-from fastclaw.network.egress.sandbox_server import Server
+from fastclaw.network.egress.sandbox_server import Commons, Server
 from fastclaw.network.egress.sessions import original_destination
 from tests.network.egress.namespaces import CLIENT, HOST, PORT, SERVER, SERVER_V6, Namespaces, namespaces
 from tests.network.egress.rig import LENGTH_FIRST, UNREADABLE, Client, Origin, Rig, client_hello, config, request
@@ -54,12 +54,13 @@ class TurningRig(Rig):
 @asynccontextmanager
 async def _rig(net: Namespaces, allow: Sequence[str], **options: Any) -> AsyncIterator[TurningRig]:
     counters = Counters.create()
-    server = Server(config(allow, **options), counters, print, _lookup)
+    commons = Commons(1_000)
+    server = Server(config(allow, **options), counters, print, commons, _lookup)
     for id, address in enumerate(("0.0.0.0", "::")):
         server.add(id, "transparent", net.listener("host", address, PORT))
     origin = Origin()
     await origin.start(net.listener("server", SERVER, 80))
-    rig = TurningRig(server, counters, origin, PORT, [])
+    rig = TurningRig(server, commons, counters, origin, PORT, [])
     rig.net = net
     try:
         yield rig

@@ -15,9 +15,20 @@ import pytest
 
 from fastclaw import limits, network_limits
 from fastclaw.linux import splice
-from fastclaw.network.egress.tunnel import PipePool
 from tests.balance import descriptors_left, open_descriptors
-from tests.network.egress.tunnel_rig import MIB, Kind, Rig, at_end, count_borrowing, fill, pour, receive, reset, send
+from tests.network.egress.tunnel_rig import (
+    MIB,
+    Kind,
+    LonePipes,
+    Rig,
+    at_end,
+    count_borrowing,
+    fill,
+    pour,
+    receive,
+    reset,
+    send,
+)
 from tests.waiting import turns
 
 if TYPE_CHECKING:
@@ -27,8 +38,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(params=["splice", "copy"])
-async def pool(request: pytest.FixtureRequest, poller: Poller) -> AsyncIterator[PipePool]:
-    made = PipePool(poller) if request.param == "splice" else PipePool(poller, 0)
+async def pool(request: pytest.FixtureRequest, poller: Poller) -> AsyncIterator[LonePipes]:
+    made = LonePipes(poller) if request.param == "splice" else LonePipes(poller, 0)
     yield made
     assert made.lent == 0
     made.close()
@@ -41,7 +52,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture
-async def rig(kind: Kind, pool: PipePool) -> AsyncIterator[Rig]:
+async def rig(kind: Kind, pool: LonePipes) -> AsyncIterator[Rig]:
     made = Rig(kind, pool)
     yield made
     made.close()
@@ -70,7 +81,7 @@ async def test_everything_arrives_both_ways_at_once_whatever_the_chunks(rig: Rig
     assert (rig.meter.forth, rig.meter.back) == (len(request), len(answer))
 
 
-async def test_a_bulk_transfer_is_whole(pool: PipePool) -> None:
+async def test_a_bulk_transfer_is_whole(pool: LonePipes) -> None:
     total, block = 128 * MIB, random.Random(7).randbytes(MIB)
     rig = Rig("tcp", pool)
     rig.tunnel.start()
@@ -97,7 +108,7 @@ async def test_a_bulk_transfer_is_whole(pool: PipePool) -> None:
 
 
 async def test_the_rest_of_a_stream_arrives_while_its_sender_stays(poller: Poller) -> None:
-    pool = PipePool(poller)
+    pool = LonePipes(poller)
     rig = Rig("tcp", pool)
     rig.tunnel.start()
     seen = set()
@@ -141,7 +152,7 @@ async def test_a_half_close_of_the_origin_too(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("who", ["client", "origin"])
-async def test_a_reset_is_passed_on_as_one(pool: PipePool, who: str) -> None:
+async def test_a_reset_is_passed_on_as_one(pool: LonePipes, who: str) -> None:
     rig = Rig("tcp", pool)
     rig.tunnel.start()
     breaker, other = (rig.client, rig.origin) if who == "client" else (rig.origin, rig.client)
@@ -155,7 +166,7 @@ async def test_a_reset_is_passed_on_as_one(pool: PipePool, who: str) -> None:
 
 
 @pytest.mark.parametrize("who", ["client", "origin"])
-async def test_a_reset_after_a_half_close_ends_it_at_once(pool: PipePool, who: str) -> None:
+async def test_a_reset_after_a_half_close_ends_it_at_once(pool: LonePipes, who: str) -> None:
     rig = Rig("tcp", pool)
     rig.tunnel.start()
     breaker, other = (rig.client, rig.origin) if who == "client" else (rig.origin, rig.client)
@@ -168,7 +179,7 @@ async def test_a_reset_after_a_half_close_ends_it_at_once(pool: PipePool, who: s
     rig.close()
 
 
-async def test_an_answer_is_whole_though_its_sender_resets_after_its_end(pool: PipePool) -> None:
+async def test_an_answer_is_whole_though_its_sender_resets_after_its_end(pool: LonePipes) -> None:
     """It does not read on (RFC 9112, 9.6); what it said waits for a slow reader in the meantime."""
     rig = Rig("tcp", pool)
     rig.tunnel.start()
@@ -184,7 +195,7 @@ async def test_an_answer_is_whole_though_its_sender_resets_after_its_end(pool: P
     rig.close()
 
 
-async def test_what_came_before_a_reset_arrives(pool: PipePool) -> None:
+async def test_what_came_before_a_reset_arrives(pool: LonePipes) -> None:
     """Even when the reset is noticed by a failing write, while bytes can still be read."""
     rig = Rig("tcp", pool)
     await send(rig.origin, b"413 too large")
@@ -197,7 +208,7 @@ async def test_what_came_before_a_reset_arrives(pool: PipePool) -> None:
     rig.close()
 
 
-async def test_an_answer_is_whole_though_a_write_to_its_sender_fails(pool: PipePool) -> None:
+async def test_an_answer_is_whole_though_a_write_to_its_sender_fails(pool: LonePipes) -> None:
     rig = Rig("tcp", pool)
     rig.tunnel.start()
     await send(rig.origin, b"answer")
@@ -283,7 +294,7 @@ async def test_after_a_burst_it_goes_on_without_another_event(rig: Rig, monkeypa
 
 
 @pytest.mark.parametrize("way", ["forth", "back"])
-async def test_the_meter_cuts_it(pool: PipePool, way: str) -> None:
+async def test_the_meter_cuts_it(pool: LonePipes, way: str) -> None:
     rig = Rig("tcp", pool, budget=100_000)
     rig.tunnel.start()
     source, target = (rig.client, rig.origin) if way == "forth" else (rig.origin, rig.client)
@@ -303,7 +314,7 @@ async def test_its_meter_may_close_it(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("after", range(0, 60, 4))
-async def test_it_can_be_closed_at_any_moment(pool: PipePool, after: int) -> None:
+async def test_it_can_be_closed_at_any_moment(pool: LonePipes, after: int) -> None:
     rig = Rig("tcp", pool)
     rig.tunnel.start(to_far=bytes(100_000))
     sending = asyncio.create_task(send(rig.client, bytes(32 * MIB)))
@@ -318,7 +329,7 @@ async def test_it_can_be_closed_at_any_moment(pool: PipePool, after: int) -> Non
     rig.close()
 
 
-async def test_closed_before_its_start_it_ends_once(pool: PipePool) -> None:
+async def test_closed_before_its_start_it_ends_once(pool: LonePipes) -> None:
     rig = Rig("tcp", pool)
     rig.tunnel.close()
     await rig.has_ended()
@@ -326,7 +337,7 @@ async def test_closed_before_its_start_it_ends_once(pool: PipePool) -> None:
 
 
 async def test_without_descriptors_for_pipes_it_copies(kind: Kind, poller: Poller) -> None:
-    pool = PipePool(poller)
+    pool = LonePipes(poller)
     rig = Rig(kind, pool)
     rig.tunnel.start()
     data = random.Random(3).randbytes(4 * MIB)
@@ -342,7 +353,7 @@ async def test_without_descriptors_for_pipes_it_copies(kind: Kind, poller: Polle
 
 
 async def test_pipes_are_bounded_and_all_slow_readers_get_everything(poller: Poller) -> None:
-    pool = PipePool(poller, 3)
+    pool = LonePipes(poller, 3)
     rigs = [Rig("unix", pool) for _ in range(8)]
     taken = []
     for rig in rigs:
@@ -370,7 +381,7 @@ async def test_little_needs_no_pipe_and_an_idle_one_holds_two_descriptors(rig: R
 
 
 async def test_after_bulk_little_goes_without_a_pipe_again(kind: Kind, poller: Poller) -> None:
-    pool = PipePool(poller)
+    pool = LonePipes(poller)
     rig = Rig(kind, pool)
     rig.tunnel.start()
     borrowed = count_borrowing(pool)
@@ -385,7 +396,7 @@ async def test_after_bulk_little_goes_without_a_pipe_again(kind: Kind, poller: P
     pool.close()
 
 
-async def test_one_that_has_ended_is_freed_at_once(pool: PipePool) -> None:
+async def test_one_that_has_ended_is_freed_at_once(pool: LonePipes) -> None:
     """Thousands a second must not wait for the garbage collector."""
     rig = Rig("tcp", pool)
     meter = weakref.ref(rig.meter)
@@ -403,7 +414,7 @@ async def test_one_that_has_ended_is_freed_at_once(pool: PipePool) -> None:
         gc.enable()
 
 
-async def test_a_bulk_tunnel_gives_the_loop_back(pool: PipePool) -> None:
+async def test_a_bulk_tunnel_gives_the_loop_back(pool: LonePipes) -> None:
     """While one moves as much as it can, another's ping takes a few turns, not the whole transfer."""
     busy, quick = Rig("unix", pool), Rig("unix", pool)
     busy.tunnel.start()
@@ -428,7 +439,7 @@ async def test_it_says_when_it_last_moved(rig: Rig) -> None:
     assert rig.tunnel.last_moved >= began
 
 
-async def test_two_hundred_tunnels_at_once(pool: PipePool) -> None:
+async def test_two_hundred_tunnels_at_once(pool: LonePipes) -> None:
     rigs = [Rig("unix", pool) for _ in range(200)]
     for number, rig in enumerate(rigs):
         rig.tunnel.start(to_far=str(number).encode())
@@ -442,7 +453,7 @@ async def test_two_hundred_tunnels_at_once(pool: PipePool) -> None:
         rig.close()
 
 
-async def test_what_the_kernel_refuses_to_watch_ends(pool: PipePool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_the_kernel_refuses_to_watch_ends(pool: LonePipes, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig("tcp", pool)
 
     def refuse(*_: object) -> None:

@@ -12,8 +12,9 @@ import pytest
 from fastclaw import network_limits
 from fastclaw.linux import splice
 from fastclaw.linux.poller import EDGES
-from fastclaw.network.egress.tunnel import Batching, Pipe, PipePool
+from fastclaw.network.egress.tunnel import Batching, Pipe
 from tests.balance import descriptors_left, open_descriptors
+from tests.network.egress.tunnel_rig import LonePipes
 from tests.waiting import turns
 
 if TYPE_CHECKING:
@@ -24,19 +25,19 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-async def pool(poller: Poller) -> AsyncIterator[PipePool]:
-    made = PipePool(poller)
+async def pool(poller: Poller) -> AsyncIterator[LonePipes]:
+    made = LonePipes(poller)
     yield made
     made.close()
 
 
-def lend(pool: PipePool) -> Pipe:
+def lend(pool: LonePipes) -> Pipe:
     pipe = pool.borrow()
     assert pipe is not None
     return pipe
 
 
-async def test_a_pipe_is_large_and_blocks_nobody(pool: PipePool) -> None:
+async def test_a_pipe_is_large_and_blocks_nobody(pool: LonePipes) -> None:
     pipe = lend(pool)
     assert fcntl.fcntl(pipe.write_end, fcntl.F_GETPIPE_SZ) == network_limits.TUNNEL_PIPE_BYTES
     assert not os.get_blocking(pipe.read_end)
@@ -45,7 +46,7 @@ async def test_a_pipe_is_large_and_blocks_nobody(pool: PipePool) -> None:
     pool.give_back(pipe)
 
 
-async def test_an_empty_pipe_is_lent_again(pool: PipePool) -> None:
+async def test_an_empty_pipe_is_lent_again(pool: LonePipes) -> None:
     pipe = lend(pool)
     pool.give_back(pipe)
     assert pool.borrow() is pipe
@@ -53,7 +54,7 @@ async def test_an_empty_pipe_is_lent_again(pool: PipePool) -> None:
     assert pool.lent == 0
 
 
-async def test_nobody_gets_the_bytes_of_another(pool: PipePool) -> None:
+async def test_nobody_gets_the_bytes_of_another(pool: LonePipes) -> None:
     pipe = lend(pool)
     pipe.held = os.write(pipe.write_end, b"secret")
     pool.give_back(pipe)
@@ -65,7 +66,7 @@ async def test_nobody_gets_the_bytes_of_another(pool: PipePool) -> None:
 
 
 async def test_there_are_so_many_and_no_more(poller: Poller) -> None:
-    pool = PipePool(poller, 2)
+    pool = LonePipes(poller, 2)
     first, second = lend(pool), lend(pool)
     assert pool.borrow() is None
     pool.give_back(first)
@@ -76,7 +77,7 @@ async def test_there_are_so_many_and_no_more(poller: Poller) -> None:
     pool.close()
 
 
-async def test_only_a_few_are_kept(pool: PipePool) -> None:
+async def test_only_a_few_are_kept(pool: LonePipes) -> None:
     before = len(open_descriptors())
     lent = [lend(pool) for _ in range(network_limits.TUNNEL_SPARE_PIPES + 3)]
     for pipe in lent:
@@ -84,7 +85,7 @@ async def test_only_a_few_are_kept(pool: PipePool) -> None:
     assert len(open_descriptors()) == before + 2 * network_limits.TUNNEL_SPARE_PIPES
 
 
-async def test_without_descriptors_there_is_none_until_there_are(pool: PipePool) -> None:
+async def test_without_descriptors_there_is_none_until_there_are(pool: LonePipes) -> None:
     with descriptors_left(0):
         with pytest.raises(OSError, match="Too many open files"):
             socket.socket()
@@ -95,7 +96,7 @@ async def test_without_descriptors_there_is_none_until_there_are(pool: PipePool)
 
 async def test_where_splice_is_refused_there_are_none(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splice, "kind", lambda: "copy")
-    pool = PipePool(poller)
+    pool = LonePipes(poller)
     assert pool.borrow() is None
     pool.close()
 

@@ -7,13 +7,14 @@ import socket
 from typing import TYPE_CHECKING, Literal
 
 from fastclaw import limits, network_limits
-from fastclaw.network.egress.tunnel import Tunnel
+from fastclaw.network.egress.tunnel import PipePool, PipeShare, Tunnel
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from fastclaw.network.egress.tunnel import Pipe, PipePool
+    from fastclaw.linux.poller import Poller
+    from fastclaw.network.egress.tunnel import Pipe
 
 Kind = Literal["tcp", "unix"]
 MIB = limits.MIB
@@ -30,6 +31,21 @@ def connected(kind: Kind) -> tuple[socket.socket, socket.socket]:
     for end in ends:
         end.setblocking(False)
     return ends
+
+
+class LonePipes(PipeShare):
+    """The pipes of an environment that is alone.
+
+    Parameters:
+        most: that it gets: half of all.
+    """
+
+    def __init__(self, poller: Poller, most: int = network_limits.TUNNEL_PIPES // 2) -> None:
+        self.all = PipePool(2 * most)
+        super().__init__(self.all, poller)
+
+    def close(self) -> None:
+        self.all.close()
 
 
 class CountingMeter:
@@ -53,7 +69,7 @@ class CountingMeter:
 class Rig:
     """A client, a tunnel and an origin."""
 
-    def __init__(self, kind: Kind, pool: PipePool, budget: int = 1 << 60) -> None:
+    def __init__(self, kind: Kind, pool: LonePipes, budget: int = 1 << 60) -> None:
         self.pool = pool
         self.client, self.near = connected(kind)
         self.far, self.origin = connected(kind)
@@ -127,7 +143,7 @@ async def pour(sock: socket.socket, data: bytes, rng: random.Random) -> None:
     sock.shutdown(socket.SHUT_WR)
 
 
-def count_borrowing(pool: PipePool) -> list[Pipe | None]:
+def count_borrowing(pool: LonePipes) -> list[Pipe | None]:
     """What is lent from now on."""
     lent: list[Pipe | None] = []
     borrow = pool.borrow
