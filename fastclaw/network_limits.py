@@ -164,7 +164,8 @@ EGRESS_ACCEPT_BURST = 64
 """Connections accepted before the loop goes on: some milliseconds until each of them is a task."""
 
 EGRESS_LEAVING = 256
-"""Clients that are being told why they are not served, in a flood of them; further ones are closed without a word."""
+"""Clients of all environments that are being told why they are not served, in a flood of them; further ones are closed
+without a word. One environment alone gets half of them (egress/shares.py)."""
 
 EGRESS_SWEEPS = 8
 """Looks at all tunnels within one `idle_timeout_ms`: an idle one lives an eighth longer at most."""

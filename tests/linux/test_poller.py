@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw.linux.poller import EDGES, EDGES_BOTH_WAYS, ENDED, ONCE_READABLE, READABLE, WRITABLE, Poller
-from tests.waiting import turns
+from tests.waiting import turns, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -169,6 +169,35 @@ async def test_again_is_the_next_turn(poller: Poller) -> None:
     assert calls == ["first"]
     await asyncio.sleep(0)
     assert calls == ["first", "second"]
+
+
+@pytest.mark.parametrize("way", ["events", "again"])
+async def test_a_busy_one_leaves_the_others_their_turns(way: str, poller: Poller) -> None:
+    """Each callback of the busy one has more to do at once, as a tunnel in which bulk flows."""
+    busy, called, seen = Poller(most=4), [0], list[int]()
+    pairs = [socket.socketpair() for _ in range(50)]
+    pair = socket.socketpair()
+
+    def work() -> None:
+        called[0] += 1
+        if way == "again":
+            busy.again(work)
+
+    for ours, theirs in pairs:
+        theirs.send(b"x")
+        if way == "again":
+            busy.again(work)
+        else:
+            busy.watch(ours.fileno(), READABLE, lambda _: work())
+    poller.watch(pair[0].fileno(), EDGES, lambda _: seen.append(called[0]))
+    await until(lambda: called[0] > 100)
+    before = called[0]
+    pair[1].send(b"x")
+    await until(lambda: seen)
+    assert seen[0] - before <= 3 * 4
+    busy.close()
+    for end in (*pair, *(end for both in pairs for end in both)):
+        end.close()
 
 
 async def test_closed_it_calls_nobody(pairs: list[Pair]) -> None:

@@ -192,10 +192,10 @@ def reserve_descriptors() -> None:
 
 
 def files_for_connections() -> int:
-    """How many descriptors are left for connections, beside the pipes; half of all at least."""
+    """How many descriptors are left for connections, beside pipes and clients that are turned away; half at least."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     pipes = 2 * (network_limits.TUNNEL_PIPES + network_limits.TUNNEL_SPARE_PIPES)
-    return max(soft // 2, soft - pipes)
+    return max(soft // 2, soft - pipes - network_limits.EGRESS_LEAVING)
 
 
 def read_whole(fd: int) -> bytes:

@@ -43,7 +43,8 @@ _DIALECTS: dict[Role, Callable[[Session], Dialect]] = {"proxy": ProxyDialect, "t
 
 
 class Commons:
-    """What all environments of the process share: pipes, threads for lookups, descriptors.
+    """What all environments of the process share: pipes, threads for lookups, descriptors of connections and of clients
+    that are being turned away.
 
     Parameters:
         files: descriptors for connections of all environments, those of pipes apart.
@@ -52,7 +53,7 @@ class Commons:
     def __init__(self, files: int) -> None:
         self.pipes = PipePool()
         self.lookups = HostResolver()
-        self.files = Pool(files)
+        self.files, self.leaving = Pool(files), Pool(network_limits.EGRESS_LEAVING)
 
     def close(self) -> None:
         """Give back what nobody holds; the environments are closed before. Idempotent."""
@@ -86,11 +87,11 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._subnet = None if config.subnet is None else ip_network(config.subnet)
         injections, rules = Injections(config.inject), _rules(config)
-        self._files = Share(commons.files)
+        self._leaving = Share(commons.leaving)
         self._poller = Poller(network_limits.EGRESS_EVENTS)
         lookup = lookup or commons.lookups.share()
         try:
-            self.enforcer = PolicyEnforcer(config, counters, on_trouble, lookup, self._files)
+            self.enforcer = PolicyEnforcer(config, counters, on_trouble, lookup, Share(commons.files))
         except BaseException:
             self._poller.close()
             raise
@@ -102,7 +103,6 @@ class Server:
         self._listeners: dict[int, Listener] = {}
         self._tunnels: dict[Tunnel, tuple[Listener, AccessRequest | None]] = {}
         self._addresses: set[str] = set()
-        self._leaving = 0
         self._is_closed = False
         self._sweeper = self._loop.call_later(idle_s / network_limits.EGRESS_SWEEPS, self._sweep)
 
@@ -194,8 +194,7 @@ class Server:
             tunnel.close()
 
     def _turn_away(self, listener: Listener, near: socket.socket, refused: Refused) -> None:
-        if self._leaving < network_limits.EGRESS_LEAVING and self._files.take():
-            self._leaving += 1
+        if self._leaving.take():
             listener.spawn(self._see_out(near, refused), partial(self._on_seen_out, near))
         else:
             near.close()
@@ -209,8 +208,7 @@ class Server:
 
     def _on_seen_out(self, near: socket.socket, _: None) -> None:
         near.close()
-        self._files.give_back()
-        self._leaving -= 1
+        self._leaving.give_back()
 
     def _sweep(self) -> None:
         """Cut the tunnels in which nothing has moved for too long, and say so."""

@@ -342,10 +342,7 @@ class Rig:
         said: what the proxy wanted a person to know.
     """
 
-    def __init__(
-        self, server: Server, commons: Commons, counters: Counters, origin: Origin, port: int, said: list[str]
-    ) -> None:
-        self.commons = commons
+    def __init__(self, server: Server, counters: Counters, origin: Origin, port: int, said: list[str]) -> None:
         self.server, self.counters, self.origin, self.port, self.said = server, counters, origin, port, said
         self._clients: list[Client] = []
 
@@ -387,7 +384,6 @@ class Rig:
         for client in self._clients:
             await client.close()
         await self.server.aclose()
-        self.commons.close()
         await self.origin.aclose()
         self.counters.close()
 
@@ -412,23 +408,29 @@ async def a_proxy(
     commons: Commons | None = None,
     **options: Any,
 ) -> AsyncIterator[Rig]:
-    """A proxy that allows all ports of this host, or what `allow` says."""
+    """A proxy that allows all ports of this host, or what `allow` says.
+
+    Parameters:
+        commons: with other proxies; None: it is alone.
+    """
     listener, backend = listening(), listening()
     injections = [Injection(host=host, header=header, value=value) for host, header, value in inject]
     said: list[str] = []
     counters = Counters.create()
     settings = config(allow, inject=injections, log=None if log is None else str(log), **options)
-    commons = commons or Commons(10_000)
-    server = Server(settings, counters, said.append, commons, lookup)
+    shared = commons or Commons(10_000)
+    server = Server(settings, counters, said.append, shared, lookup)
     server.add(1, "proxy", listener)
     origin = Origin()
     await origin.start(backend)
-    rig = Rig(server, commons, counters, origin, listener.getsockname()[1], said)
+    rig = Rig(server, counters, origin, listener.getsockname()[1], said)
     failures = _Failures()
     logging.getLogger("fastclaw").addHandler(failures)
     try:
         yield rig
     finally:
         await rig.aclose()
+        if commons is None:
+            shared.close()
         logging.getLogger("fastclaw").removeHandler(failures)
     assert failures.found == []

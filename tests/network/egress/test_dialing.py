@@ -16,6 +16,7 @@ from fastclaw.network.egress import dialing as module
 from fastclaw.network.egress.addresses import Address
 from fastclaw.network.egress.dialing import LocalAddresses, dial
 from fastclaw.network.egress.policy import Refused
+from fastclaw.network.egress.shares import Pool, Share
 from tests.balance import balanced
 from tests.network.egress.namespaces import needs_root, run_apart
 from tests.network.egress.rig import many, reason_of
@@ -162,6 +163,20 @@ async def test_one_refusal_while_another_is_silent_brings_the_next_at_once(
     race.close()
     assert sock.getpeername()[0] == "127.0.0.3"
     sock.close()
+
+
+async def test_with_one_descriptor_the_next_address_waits_for_the_one_before(
+    ports: Ports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_limits, "EGRESS_NEXT_ADDRESS_MS", 10)
+    ports.listen("127.0.0.2")
+    pool = Pool(0)
+    (await dial([ONE, TWO], ports.port, 60, Share(pool))).socket.close()  # ONE refuses
+    ports.silent("127.0.0.1")
+    assert await reason_of(dial([ONE, TWO], ports.port, 0.2, Share(pool))) == "connect_timeout"
+    pool.free = 2
+    (await dial([ONE, TWO], ports.port, 60, Share(pool))).socket.close()
+    assert pool.free == 2
 
 
 async def test_all_addresses_share_one_deadline(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,10 @@ from fastclaw.network.egress.policy import Refused
 from fastclaw.network.egress.proxy import _environment
 from tests.balance import balanced
 from tests.network.egress.namespaces import needs_root, run_apart
-from tests.waiting import turns
+from tests.waiting import turns, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
     from fastclaw.network.egress.addresses import Address
@@ -139,6 +139,110 @@ async def test_slow_names_hold_up_no_more_than_their_threads(monkeypatch: pytest
         assert not any(task.done() for task in slow_ones)
         go_on.set()
     await resolver.aclose()
+
+
+class SlowHost:
+    """In the place of getaddrinfo(3): names of `slow` wait until they may go on.
+
+    Attributes:
+        gate: lets them pass.
+        begun: those that have a thread, in order.
+    """
+
+    def __init__(self) -> None:
+        self.gate = threading.Semaphore(0)
+        self.begun: list[str] = []
+
+    def __call__(self, name: str) -> list[Address]:
+        self.begun.append(name)
+        if name.startswith("slow"):
+            self.gate.acquire(timeout=30)
+        return [ONE]
+
+
+@pytest.fixture
+def slow_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowHost]:
+    made = SlowHost()
+    monkeypatch.setattr(module, "_getaddrinfo", made)
+    yield made
+    made.gate.release(1_000)
+
+
+async def test_an_environment_whose_names_are_slow_leaves_threads_to_the_others(slow_host: SlowHost) -> None:
+    host = HostResolver(8)
+    greedy, other = Resolver(60, host.share()), Resolver(60, host.share())
+    waiting = [asyncio.create_task(greedy.resolve(f"slow{number}.test")) for number in range(100)]
+    await until(lambda: len(slow_host.begun) == 4)
+    for number in range(20):
+        assert await other.resolve(f"quick{number}.test") == [ONE]
+    assert len([name for name in slow_host.begun if name.startswith("slow")]) == 4
+    slow_host.gate.release(1_000)
+    assert await asyncio.gather(*waiting) == [[ONE]] * 100
+    await until(lambda: host.units.free == 8)
+    assert not host.waiting
+    host.close()
+
+
+async def test_a_thread_that_is_free_goes_to_who_has_the_fewest(slow_host: SlowHost) -> None:
+    host = HostResolver(3)
+    first, second, third = [Resolver(60, host.share()) for _ in range(3)]
+    names = [
+        (first, "slow1"),
+        (first, "slow2"),
+        (second, "slow3"),
+        (first, "slow4"),
+        (second, "quick5"),
+        (third, "quick6"),
+    ]
+    tasks = [asyncio.create_task(resolver.resolve(name)) for resolver, name in names]
+    await until(lambda: len(slow_host.begun) == 3)
+    assert (slow_host.begun, host.units.free) == (["slow1", "slow2", "slow3"], 0)
+    slow_host.gate.release()
+    await until(lambda: len(slow_host.begun) > 3)
+    assert slow_host.begun[3] == "quick6"
+    slow_host.gate.release(10)
+    await asyncio.gather(*tasks)
+    await until(lambda: host.units.free == 3)
+    host.close()
+
+
+async def test_who_gives_up_while_its_name_waits_takes_no_thread_from_the_others(slow_host: SlowHost) -> None:
+    host = HostResolver(2)
+    share = host.share()
+    stuck = asyncio.create_task(share("slow.test"))
+    await until(lambda: slow_host.begun == ["slow.test"])
+    waiting = [asyncio.create_task(share(f"quick{number}.test")) for number in range(3)]
+    await turns()
+    waiting[0].cancel()
+    await turns()
+    stuck.cancel()  # its thread goes on
+    await turns()
+    assert (share.held, host.units.free) == (1, 1)
+    waiting[1].cancel()
+    slow_host.gate.release(1_000)
+    await asyncio.wait([stuck, *waiting])
+    assert waiting[2].result() == [ONE]
+    assert slow_host.begun == ["slow.test", "quick2.test"]
+    await until(lambda: host.units.free == 2)
+    assert not host.waiting
+    host.close()
+
+
+async def test_given_up_in_the_turn_in_which_its_thread_came_free(slow_host: SlowHost) -> None:
+    host = HostResolver(2)
+    share = host.share()
+    stuck = asyncio.create_task(share("slow.test"))
+    await until(lambda: slow_host.begun == ["slow.test"])
+    tasks = [asyncio.create_task(share(f"quick{number}.test")) for number in range(2)]
+    await turns()
+    share._free()  # as if it was: the first has it now, and gives up before it hears of that
+    tasks[0].cancel()
+    assert await tasks[1] == [ONE]
+    assert tasks[0].cancelled()
+    slow_host.gate.release(1_000)
+    await stuck
+    await until(lambda: share.held == -1)  # the one that was given back twice
+    host.close()
 
 
 async def test_closing_does_not_wait_for_the_hosts_resolver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from fastclaw.network.egress.accounting import Counters, Decision
 from fastclaw.network.egress.dialing import Dialled, HostResolver
 from fastclaw.network.egress.enforcement import AccessRequest, PolicyEnforcer
 from fastclaw.network.egress.policy import ANY_PORT, Refused
+from fastclaw.network.egress.shares import Pool, Share
 from tests.network.egress.enforcer_rig import (
     ONE,
     OTHER,
@@ -442,6 +443,29 @@ async def test_a_proxy_that_takes_over_goes_on_with_the_budget() -> None:
     made = PolicyEnforcer(config(["8.8.8.8"], max_bytes=1_000), counters, pytest.fail, ScriptedNames(), many())
     assert await reason_of(made.admit(AccessRequest("connect", PUBLIC, 443))) == "too_many_bytes"
     await made.aclose()
+    counters.close()
+
+
+async def test_without_a_descriptor_a_client_is_turned_away_and_others_have_theirs(tmp_path: Path) -> None:
+    pool, log = Pool(8), tmp_path / "log"
+    counters = Counters.create()
+    greedy = PolicyEnforcer(config(log=str(log)), counters, pytest.fail, ScriptedNames(), Share(pool))
+    other = PolicyEnforcer(config(), counters, pytest.fail, ScriptedNames(), Share(pool))
+    greedy.enter()
+    greedy.enter()
+    with pytest.raises(Refused, match="no descriptor is left for it") as caught:
+        greedy.enter()
+    assert caught.value.reason == "too_many_connections"
+    other.enter()
+    greedy.leave()
+    greedy.enter()
+    assert counters.snapshot()["denied"] == {"too_many_connections": 1}
+    for enforcer in (greedy, greedy, other):
+        enforcer.leave()
+    assert (pool.free, counters.snapshot()["open"]) == (8, 0)
+    await greedy.aclose()
+    await other.aclose()
+    assert "no descriptor is left" in log.read_text()
     counters.close()
 
 

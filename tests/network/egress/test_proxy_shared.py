@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,6 @@ from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 SECRET = "s3cr3t-s3cr3t"
 
@@ -148,11 +148,17 @@ async def test_a_hundred_come_and_go_and_nothing_is_left_of_them(process: Egress
                 await asyncio.gather(*(lives() for _ in range(10)))
 
         await ten_at_a_time(20)
-        descriptors = len(open_descriptors(it.pid))
+        descriptors, kilobytes = len(open_descriptors(it.pid)), resident_kb(it.pid)
         await ten_at_a_time(100)
-        assert len(open_descriptors(it.pid)) == descriptors
+        await until(lambda: len(open_descriptors(it.pid)) == descriptors)
+        assert resident_kb(it.pid) < kilobytes + 2_000
         await echoes(kept)
         assert repr(process) == "<EgressProcess running, 1 environments>"
+
+
+def resident_kb(pid: int) -> int:
+    """What a process has in memory."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
 
 
 async def test_killed_it_is_replaced_for_all_of_them(process: EgressProcess) -> None:

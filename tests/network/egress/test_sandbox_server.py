@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import socket
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,7 @@ from fastclaw.network.egress.proxy_frames import Injection
 from fastclaw.network.egress.sandbox_server import Commons, Server
 from fastclaw.network.egress.sessions import ProxyDialect
 from tests.network.egress.rig import HERE, Client, Rig, a_proxy, config, listening, request
+from tests.network.egress.tunnel_rig import fill
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ async def test_connections_that_come_too_fast_are_told_so() -> None:
 
 
 async def test_a_flood_of_those_who_are_turned_away_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_limits, "EGRESS_LEAVING", 3)
+    monkeypatch.setattr(network_limits, "EGRESS_LEAVING", 6)  # half of it
     async with a_proxy(max_connections=1) as rig:
         await rig.tunnel()
         clients = [await rig.connect() for _ in range(10)]
@@ -111,6 +113,43 @@ async def test_closing_ends_everything(rig: Rig) -> None:
     await rig.server.aclose()
     assert [await client.rest() for client in clients] == [b"", b"", b""]
     assert rig.open == 0
+
+
+async def test_one_that_opens_all_it_can_leaves_connections_to_the_next() -> None:
+    commons = Commons(40)
+    async with a_proxy(commons=commons) as greedy, a_proxy(commons=commons) as other:
+        clients = [await greedy.connect() for _ in range(30)]
+        await until(lambda: greedy.open + greedy.denied.get("too_many_connections", 0) == 30)
+        assert greedy.open == 10
+        assert {answer.status for answer in [await client.answer() for client in clients[-3:]]} == {429}
+        tunnels = [await other.tunnel() for _ in range(3)]
+        assert (await tunnels[0].ask("GET / HTTP/1.1\nHost: x")).status == 200
+        for client in (*clients, *tunnels):
+            await client.close()
+        await until(lambda: greedy.open + other.open == 0)
+        await until(lambda: commons.files.free == 40)
+        await greedy.still_works()
+    commons.close()
+
+
+async def test_the_bulk_of_one_takes_no_pipe_from_the_other() -> None:
+    commons = Commons(1_000)
+    commons.pipes.units.free = 8
+    async with a_proxy(commons=commons) as greedy, a_proxy(commons=commons) as other, AsyncExitStack() as stack:
+        origin = stack.enter_context(listening())
+        for _ in range(12):  # nobody reads what comes
+            await greedy.tunnel(f"{HERE}:{origin.getsockname()[1]}")
+            peer = stack.enter_context(origin.accept()[0])
+            peer.setblocking(False)
+            await fill(peer)
+        await until(lambda: commons.pipes.units.free == 4)
+        client = await other.tunnel()
+        await client.say(b"GET /big/30000000 HTTP/1.1\r\n\r\n")
+        await client.until(b"\r\n\r\n")
+        assert len(await client.read(30_000_000)) == 30_000_000
+        assert commons.pipes.units.free == 4
+    assert commons.pipes.units.free == 8
+    commons.close()
 
 
 async def test_questions_for_addresses_are_answered() -> None:

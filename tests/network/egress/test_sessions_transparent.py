@@ -60,12 +60,13 @@ async def _rig(net: Namespaces, allow: Sequence[str], **options: Any) -> AsyncIt
         server.add(id, "transparent", net.listener("host", address, PORT))
     origin = Origin()
     await origin.start(net.listener("server", SERVER, 80))
-    rig = TurningRig(server, commons, counters, origin, PORT, [])
+    rig = TurningRig(server, counters, origin, PORT, [])
     rig.net = net
     try:
         yield rig
     finally:
         await rig.aclose()
+        commons.close()
 
 
 def test_a_request_goes_to_where_it_was_going_if_its_host_may_be_there(net: Namespaces) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fastclaw import network_limits
 from fastclaw.linux import splice
 from fastclaw.linux.poller import EDGES
-from fastclaw.network.egress.tunnel import Batching, Pipe
+from fastclaw.network.egress.tunnel import Batching, Pipe, PipePool, PipeShare
 from tests.balance import descriptors_left, open_descriptors
 from tests.network.egress.tunnel_rig import LonePipes
 from tests.waiting import turns
@@ -74,6 +74,21 @@ async def test_there_are_so_many_and_no_more(poller: Poller) -> None:
     assert pool.borrow() is None
     for pipe in (second, third):
         pool.give_back(pipe)
+    pool.close()
+
+
+async def test_one_environment_takes_half_of_them_and_leaves_some_to_the_next(poller: Poller) -> None:
+    pool = PipePool(6)
+    greedy, other = PipeShare(pool, poller), PipeShare(pool, poller)
+    lent = [greedy.borrow() for _ in range(10)]
+    pipe = other.borrow()
+    assert (greedy.lent, lent[3:], other.lent) == (3, [None] * 7, 1)
+    assert pipe is not None
+    other.give_back(pipe)
+    for one in lent[:3]:
+        assert one is not None
+        greedy.give_back(one)
+    assert pool.units.free == 6
     pool.close()
 
 
