@@ -107,8 +107,10 @@ class PodmanSandboxes(SandboxFactory):
     async def aclose(self) -> None:
         if self._networks is not None:
             await asyncio.wait((self._networks,))
-        await self.egress.aclose()
-        await self.engines.aclose()
+        try:
+            await self.egress.aclose()
+        finally:
+            await self.engines.aclose()
 
 
 class PodmanSandbox(Sandbox):
