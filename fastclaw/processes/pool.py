@@ -145,10 +145,17 @@ class ProcessPool:
             self._begin(process, request.timeout_ms, begun)
         except BaseException as error:
             await self._take_back(begun)
-            if isinstance(error, OSError):
-                raise explained(error) from error
-            raise
+            raise self._told(error) from error
         return result
+
+    def _told(self, error: BaseException) -> BaseException:
+        """What the caller of a start is told that came to nothing."""
+        if isinstance(error, OSError):
+            return explained(error)
+        caller = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and caller is not None and not caller.cancelling():
+            return self._keyed.why  # its lane has ended, and not its caller
+        return error
 
     async def _once(
         self,
@@ -291,9 +298,7 @@ class ProcessPool:
             return await self._answer(process, await begun.lane_process.collected, request, tell)
         except BaseException as error:
             await self._take_back(begun)
-            if isinstance(error, OSError):
-                raise explained(error) from error
-            raise
+            raise self._told(error) from error
 
     def _begin_run(self, process: Process, timeout_ms: int | None, begun: Begun) -> None:
         """The task of a run does not wait for its start: it is woken once, by the result.
@@ -523,6 +528,7 @@ class ProcessPool:
         Parameters:
             why: what those that wait are told; None: that the runtime is shutting down.
         """
+        self._keyed.why = why or self._keyed.why
         self._starts.close(why)
         await self._cancel_tasks()
         budget_ms = self._options.shutdown_timeout_ms // 2  # the other half is for the environment
@@ -534,6 +540,7 @@ class ProcessPool:
         Parameters:
             why: what those that wait for their start are told.
         """
+        self._keyed.why = why
         self._starts.turn_away(why)
         live = self.table.live()
         await self._end_everything(0, limits.RESET_KILL_MS)

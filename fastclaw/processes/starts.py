@@ -189,6 +189,9 @@ class KeyedCalls:
         own: makes a task of a call; it outlives its caller.
         take_back: ends what the call with a key has started, which has no caller left.
         name: of the field that has the key.
+
+    Attributes:
+        why: what the callers of a call are told that was cancelled, and not by them.
     """
 
     def __init__(
@@ -197,6 +200,7 @@ class KeyedCalls:
         take_back: Callable[[str], Awaitable[None]],
         name: str = "key",
     ) -> None:
+        self.why: FastclawError = InvalidState("the runtime is shutting down", "shutting_down")
         self._name = name
         self._own = own
         self._take_back = take_back
@@ -216,7 +220,7 @@ class KeyedCalls:
 
         Raises:
             InvalidParams: the call in flight is another request.
-            InvalidState: `shutting_down`.
+            FastclawError: `why`.
         """
         joined = self._calls.get(key)
         if joined is None:
@@ -227,7 +231,7 @@ class KeyedCalls:
             return await asyncio.shield(joined.task)
         except asyncio.CancelledError:
             if joined.task.cancelled():
-                raise InvalidState("the runtime is shutting down", "shutting_down") from None
+                raise self.why from None
             if joined.waiting == 1:
                 await self._leave_last(key, joined)
             raise

@@ -24,7 +24,7 @@ from fastclaw.processes.pool import ProcessPool
 from fastclaw.runtime import EnvironmentInfo, HealthStatus, HealthWord, ListedEnvironment
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from fastclaw.files import Files
     from fastclaw.processes.listeners import SocketDirectory
@@ -78,6 +78,8 @@ class Environment:
         self._sockets, self._room, self._notes = sockets, room, notes
         self._sandbox: Sandbox | None = None
         self._removals: set[asyncio.Task[None]] = set()
+        self._renewal: asyncio.Task[Sandbox] | None = None
+        self._resetting: asyncio.Task[None] | None = None
         self._capacity: Capacity | None = None
         self._asked_at = time.time()
         room.hold(limits.FILES_PER_ENVIRONMENT)
@@ -166,7 +168,7 @@ class Environment:
 
     # --- reset ---
 
-    async def reset(self, renew: Callable[[], Awaitable[Sandbox]]) -> None:
+    async def reset(self, renew: Callable[[], Coroutine[Any, Any, Sandbox]]) -> None:
         """Move into a new sandbox, and have nothing run in the old one, which is removed meanwhile.
 
         Parameters:
@@ -176,26 +178,33 @@ class Environment:
             StartFailed: there is no new one; everything is as it was.
             InvalidState: `environment_busy`; `environment_stopped` meanwhile.
         """
-        pool, old = self.usable(), self.sandbox()
+        self.usable()
         self.machine.move(EnvironmentState.RESETTING)
+        loop = asyncio.get_running_loop()
+        self._renewal = loop.create_task(renew())
+        self._resetting = loop.create_task(self._reset(self._renewal))
+        await asyncio.shield(self._resetting)  # a caller that leaves does not leave it half done
+
+    async def _reset(self, renewal: asyncio.Task[Sandbox]) -> None:
+        pool, old = self.pool, self._sandbox
+        assert pool is not None
+        assert old is not None
         try:
-            new = await renew()
-        except BaseException:
-            if self.machine.state is EnvironmentState.RESETTING:
-                self.machine.move(EnvironmentState.RUNNING)
-            raise
-        if self.machine.state is not EnvironmentState.RESETTING:
-            self._remove(new)
-            raise stopped(self.name)
-        self._sandbox = new
-        try:
-            await pool.end_now(InvalidState(f"environment {self.name!r} is being reset; try again", "environment_busy"))
-            await old.kill()
+            await asyncio.wait((renewal,))
+            if renewal.cancelled():  # by `stop`
+                raise stopped(self.name)
+            self._sandbox = new = renewal.result()
+            try:
+                await pool.end_now(_busy_with_reset(self.name))
+                await old.kill()
+            finally:
+                self._remove(old)
+                pool.move(new.facts.lane, self._variables(new.facts))
         finally:
-            self._remove(old)
-            pool.move(new.facts.lane, self._variables(new.facts))
             if self.machine.state is EnvironmentState.RESETTING:
                 self.machine.move(EnvironmentState.RUNNING)
+        if self.machine.state is not EnvironmentState.RUNNING:
+            raise stopped(self.name)
 
     def _remove(self, sandbox: Sandbox) -> None:
         task = asyncio.get_running_loop().create_task(self._removed(sandbox))
@@ -220,6 +229,7 @@ class Environment:
         if self._lifetime is not None:
             self._lifetime.cancel()
         try:
+            await self._end_reset()
             if self.pool is not None:
                 await self.pool.end_all(why)
                 await asyncio.shield(self.pool.aclose())  # the sockets close before what is behind them
@@ -232,6 +242,12 @@ class Environment:
                 self.machine.move(EnvironmentState.GONE)
                 self._room.let_go(limits.FILES_PER_ENVIRONMENT)
                 self._room.serve()
+
+    async def _end_reset(self) -> None:
+        """One that waits for a new sandbox waits no more; one that has it is finished first."""
+        if self._renewal is not None and self._resetting is not None:
+            self._renewal.cancel()
+            await asyncio.gather(self._resetting, return_exceptions=True)
 
     def hasten(self) -> None:
         """Cut the grace of a stop short."""
@@ -305,6 +321,11 @@ class Environment:
         }
         word: HealthWord = "unhealthy" if unreachable else "degraded" if trouble else "healthy"
         return HealthStatus(status=word, message=trouble, details=details)
+
+
+def _busy_with_reset(name: str) -> InvalidState:
+    """For calls that wait for a start in what a reset ends."""
+    return InvalidState(f"environment {name!r} is being reset; try again", "environment_busy")
 
 
 def stopped(name: str) -> InvalidState:

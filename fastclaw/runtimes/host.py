@@ -152,6 +152,8 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
         mark = _fingerprint(request)
         if not await self._tokens.has(token) and (known := self._by_token.get(token)) is not None:
             require_same(known.mark, mark, "token")
+            if known.ending is not None:
+                raise stopped(known.name)
             known.usable()
             return known.info()
         info: EnvironmentInfo = await self._tokens.join(token, mark, lambda: self._start(request, mark))
@@ -165,9 +167,10 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
         environment.starting = asyncio.get_running_loop().create_task(self._bring_up(environment))
         try:
             await asyncio.wait((environment.starting,))
-            if environment.starting.cancelled():  # by its `environment_stop`
+            if environment.ending is None or not environment.starting.cancelled():
+                environment.starting.result()
+            if environment.ending is not None:  # by its `environment_stop`, perhaps in this turn
                 raise stopped(environment.name)
-            environment.starting.result()
             environment.begin_lifetime(lambda: self._lifetime_over(environment))
             return environment.info()
         except BaseException:
@@ -302,11 +305,12 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
         return {"environments": dict(states), **ready, **made}
 
     def _find(self, name: str | None) -> Environment:
-        environment = self._environments.get(name or MAIN)
+        wanted = MAIN if name is None else name
+        environment = self._environments.get(wanted)
         if environment is None:
             if self._sockets is None:
                 raise InvalidState("call initialize first", "not_initialized")
-            text = f"there is no environment {name or MAIN!r}: it never was, or has ended"
+            text = f"there is no environment {wanted!r}: it never was, or has ended"
             raise InvalidState(text, "unknown_environment")
         return environment
 

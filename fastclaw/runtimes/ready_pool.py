@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _OF_PROCESSES = frozenset(
     {
+        "runtime",
         "lifetime_ms",
         "max_processes",
         "queue_limit",
@@ -43,7 +44,8 @@ _OF_PROCESSES = frozenset(
         "start_timeout_ms",
     }
 )
-"""Options that a sandbox does not depend on: one that is ready fits whatever they are."""
+"""Options that a sandbox does not depend on: one that is ready fits whatever they are. Which `runtime` was chosen is
+known apart from them."""
 
 _DECIDING = tuple(name for name in Options.__struct_fields__ if name not in _OF_PROCESSES)
 
@@ -165,7 +167,13 @@ class ReadyPool:
             return None
         while kind.ready:
             sandbox = kind.ready.popleft()
-            if sandbox.is_alive and await sandbox.is_fresh():
+            try:
+                fits = sandbox.is_alive and await sandbox.is_fresh()
+            except BaseException:
+                self._discard(sandbox)
+                self._fill()
+                raise
+            if fits:
                 self._room.let_go(limits.FILES_PER_ENVIRONMENT)
                 self._fill()
                 return sandbox

@@ -7,76 +7,17 @@ import inspect
 import os
 import shutil
 import tracemalloc
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fastclaw import limits
 from fastclaw.errors import InvalidParams, InvalidState, StartFailed
-from fastclaw.runtime import EnvironmentRequest, ExecRequest, InitializeParams, RunRequest
-from fastclaw.runtimes import host
+from fastclaw.runtime import EnvironmentRequest, ExecRequest, RunRequest
 from fastclaw.runtimes.host import EnvironmentHost
-from fastclaw.runtimes.sandbox import Sandbox, SandboxFactory, SandboxFacts
 from fastclaw.server.dispatch import Dispatcher
-from tests.processes.lanes import ScriptedLane
+from tests.runtimes.scripted import ScriptedSandboxes, names, params, ready, running, start
 from tests.waiting import turns, until
-
-if TYPE_CHECKING:
-    import contextlib
-    from collections.abc import AsyncIterator
-
-    from fastclaw.options import Options
-
-
-def params(**options: Any) -> InitializeParams:
-    return InitializeParams(namespace="n", options=options)
-
-
-class ScriptedSandbox(Sandbox):
-    """Cannot be had before its factory `works`."""
-
-    def __init__(self, options: Options, factory: ScriptedSandboxes) -> None:
-        super().__init__(options)
-        self._factory = factory
-
-    is_alive = True
-
-    async def _bring_up(self, setup: contextlib.AsyncExitStack) -> SandboxFacts:
-        factory = self._factory
-        setup.callback(factory.undo)
-        if factory.hangs is not None:
-            await factory.hangs.wait()
-        if not factory.works:
-            raise StartFailed("no engine", "engine_unavailable")
-        return SandboxFacts(factory.lane, "/w", "0:0", 4, {"E": "1"}, "/w")
-
-
-class ScriptedSandboxes(SandboxFactory):
-    """Sandboxes that a test holds up or lets fail."""
-
-    name = "scripted"
-
-    def __init__(self) -> None:
-        self.works = False
-        self.undone = 0
-        self.hangs: asyncio.Event | None = None
-        self.lane = ScriptedLane()
-
-    def make(self, options: Options) -> ScriptedSandbox:
-        return ScriptedSandbox(options, self)
-
-    def undo(self) -> None:
-        self.undone += 1
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedSandboxes:
-    """What the runtime `memory` makes instead of its own."""
-    factory = ScriptedSandboxes()
-    monkeypatch.setattr(host, "factory_of", lambda runtime: lambda namespace, sockets: factory)
-    return factory
 
 
 async def test_a_start_that_fails_undoes_what_was_done_and_may_be_tried_again(scripted: ScriptedSandboxes) -> None:
@@ -203,27 +144,6 @@ async def test_no_coroutine_is_between_the_dispatcher_and_the_pool(method: str, 
 
 
 # --- many environments ---
-
-
-@asynccontextmanager
-async def running(kind: str = "memory", **options: Any) -> AsyncIterator[EnvironmentHost]:
-    """A host without `main`, stopped at the end."""
-    runtime = EnvironmentHost(kind)
-    await runtime.start(params(environment=False, **options))
-    try:
-        yield runtime
-    finally:
-        await runtime.stop()
-
-
-async def start(runtime: EnvironmentHost, name: str | None = None, token: str | None = None, **options: Any) -> str:
-    request = EnvironmentRequest(environment=name, token=token, options=options)
-    return (await runtime.environment_start(request)).environment
-
-
-def names(runtime: EnvironmentHost) -> dict[str, str]:
-    """The environments that there are, with their states."""
-    return {row.environment: row.state for row in runtime.environment_list()}
 
 
 @pytest.mark.parametrize("kind", ["memory", "local"])
@@ -444,12 +364,6 @@ async def test_the_host_bounds_the_processes_of_all_together() -> None:
 
 
 # --- ready ones ---
-
-
-def ready(runtime: EnvironmentHost) -> list[tuple[int, int]]:
-    """Of each kind, how many are ready and how many are on their way."""
-    assert runtime._ready is not None
-    return [(kind["ready"], kind["starting"]) for kind in runtime._ready.health()["kinds"]]
 
 
 async def test_a_start_that_fits_takes_a_ready_one_and_another_is_made_behind(scripted: ScriptedSandboxes) -> None:
