@@ -145,7 +145,9 @@ class ProcessPool:
             self._begin(process, request.timeout_ms, begun)
         except BaseException as error:
             await self._take_back(begun)
-            raise self._told(error) from error
+            if (told := self._told(error)) is not error:
+                raise told from error
+            raise
         return result
 
     def _told(self, error: BaseException) -> BaseException:
@@ -298,7 +300,9 @@ class ProcessPool:
             return await self._answer(process, await begun.lane_process.collected, request, tell)
         except BaseException as error:
             await self._take_back(begun)
-            raise self._told(error) from error
+            if (told := self._told(error)) is not error:
+                raise told from error
+            raise
 
     def _begin_run(self, process: Process, timeout_ms: int | None, begun: Begun) -> None:
         """The task of a run does not wait for its start: it is woken once, by the result.
