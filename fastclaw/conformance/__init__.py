@@ -1,6 +1,7 @@
 """Public checks that any runtime extension, in any language, must pass over stdio."""
 
 from fastclaw.conformance import (  # noqa: F401 - they register themselves
+    check_environments,
     check_exec,
     check_lifecycle,
     check_run,

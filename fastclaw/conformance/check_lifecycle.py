@@ -426,9 +426,9 @@ def _family(token: str) -> str:
     return f"setsid sh -c '{one}' & (sh -c '{one}' &); echo ready; {one}"
 
 
-async def begin_family(rig: Rig, session: Session, token: str) -> Process:
+async def begin_family(rig: Rig, session: Session, token: str, **params: Any) -> Process:
     """Start a process tree that can be seen from outside, if anything can."""
-    process, _ = await session.ready(rig.shell(_family(token)))
+    process, _ = await session.ready(rig.shell(_family(token)), **params)
     await seen(token, len(("shell", "session", "orphan")))
     return process
 

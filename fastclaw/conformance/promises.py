@@ -198,6 +198,46 @@ extras:
   T-TTY-NONE      [tty] `resize` is -32602 with reason `no_tty` for a process without a terminal, and `{}` for one that
                   ended.
   T-TEMPLATE-NAME [template] A `template` that was not set up is -32602, and `data.path` names the field.
+environments:
+  ENV-START       [environments] `environment_start` answers `environment`, `lane`, `working_dir` and `user`; a call
+                  with that `environment` is about it, and its commands run in that directory.
+  ENV-MAIN        [environments] `initialize` starts the environment `main`, and a call that names none means it; with
+                  `options.environment: false` there is none.
+  ENV-UNKNOWN     [environments] Each call with the name of an environment that there is not is `invalid_state` with
+                  reason `unknown_environment`.
+  ENV-NAME        [environments] A name is taken once: another start with it is `invalid_state` with reason
+                  `environment_exists`.
+  ENV-TOKEN       [environments] A second start with the same `token` answers for the first one's environment, while
+                  that is on its way and later; with other params it is -32602 at `$.token`.
+  ENV-OPTION      [environments] An unknown option is -32602; `data.path` names it and `data.nearest` the nearest
+                  known one.
+  ENV-FAILS-ALONE [environments] Of many starts at once, one whose image is not there is `start_failed` with reason
+                  `image_not_found`; the others come up.
+  ENV-APART       [environments] Each environment has its own variables, its own processes in `list`, and its own
+                  `max_processes`.
+  ENV-APART-FILES [environments] Environments that name a `container` see no file and no process of each other.
+  ENV-IDS         [environments] Process ids are unique over all environments: `kill`, `wait` and `signal` need no
+                  environment.
+  ENV-STOP        [environments] `environment_stop` ends every process of the environment, orphans included, and its
+                  sockets; then it and its processes are unknown, and the others go on.
+  ENV-STOP-EARLY  [environments] `environment_stop` in the middle of its start answers that with `invalid_state`,
+                  reason `environment_stopped`, and leaves nothing.
+  ENV-CANCEL      [environments] `cancel` of an `environment_start` that is not yet answered takes it back: its answer
+                  is -32800, and nothing is left.
+  ENV-RESET       [environments] After `environment_reset` no process that there was lives; their records are kept,
+                  with reason `killed` for those that ran, and `gap` for unread output; other environments are
+                  untouched.
+  ENV-RESET-RUN   [environments] A `run` in flight is answered when its environment is reset or stopped.
+  ENV-RESET-FILES [environments] A reset of an environment that names a `container` takes away what was written in it;
+                  what is in a `workspace.source` stays.
+  ENV-BUSY        [environments] While an environment is being started or reset, a call that needs it is `invalid_state`
+                  with reason `environment_busy`, retryable.
+  ENV-LIFETIME    [environments] After `lifetime_ms` an environment ends as by `environment_stop`; one without goes on.
+  ENV-LIST        [environments] `environment_list` shows each environment with its `state`, `started_at`, how many
+                  processes are `live`, and `ends_at` where it has a lifetime.
+  ENV-POOL        [environments] What `options.pool` or `pool_set` names is made ready, as `health` shows in
+                  `details.pool`; a start that fits works like any other, and an unknown option in it is -32602.
+  ENV-SHUTDOWN    [environments] `shutdown` ends all environments with their processes and sockets.
 """
 """Sections; in each of them ids, the capability that a promise needs, and the sentence, which goes on in lines that are
 indented further."""

@@ -252,9 +252,9 @@ class Session(Wire):
         self._processes.append(process)
         return process
 
-    async def ready(self, cmd: list[str]) -> tuple[Process, Channel]:
+    async def ready(self, cmd: list[str], **params: Any) -> tuple[Process, Channel]:
         """Start a command and wait until it says `ready`; the process, and the connection on which it said so."""
-        process = await self.exec(cmd)
+        process = await self.exec(cmd, **params)
         stdio = await process.stdio()
         await read_exactly(stdio, len("ready\n"))
         return process, stdio

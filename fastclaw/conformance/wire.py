@@ -18,7 +18,7 @@ from fastclaw.errors import FastclawError
 from fastclaw.server.jsonrpc import LineFramer, Oversized
 
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS = -32700, -32600, -32601, -32602
-EXEC_FAILED, INVALID_STATE, CANCELLED = -32000, -32002, -32800
+EXEC_FAILED, START_FAILED, INVALID_STATE, CANCELLED = -32000, -32001, -32002, -32800
 
 
 class Broken(Exception):

@@ -96,6 +96,8 @@ class Process:
         self.id = process_id
         self.params = params
         self.reason = ""
+        self.paths: list[str] = []
+        self.gap = False
         self._plain = plain
         self._mark = f"{MARK}={os.getpid()}.{process_id}"
         self.leader = self._start(params)
@@ -169,7 +171,9 @@ class Process:
 
     def record(self) -> dict[str, Any]:
         signum = -self.code if self.code < 0 else None
+        gap = {"gap": True} if self.gap and not self._plain.breaks("hides-gaps") else {}
         return {
+            **gap,
             "process_id": self.id,
             "state": "exited" if self.exited.is_set() else "running",
             "exit_code": None

@@ -1,4 +1,4 @@
-"""A small runtime, in plain Python, that keeps what is promised of `run`, `cancel` and what is left behind, or not.
+"""A small runtime, in plain Python, that keeps what is promised of `run`, `cancel` and environments, or not.
 
 `python -m tests.conformance.plain_runtime DIRECTORY` keeps it: a check that blames it is wrong. Each further word of
 test_broken.py breaks it on purpose: the checker must say what. Its sockets are in DIRECTORY; it has no bounds and no
@@ -20,10 +20,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.conformance.plain_environments import Environment, Environments
 from tests.conformance.plain_process import CHUNK, Failed, Process, Stream, invalid
 from tests.conformance.plain_run import LINE, Run
 
 HIGHEST = 16 * 2**20
+CANCELLABLE = ("exec", "run", "wait", "environment_start")
 WORDS = {"keep": ("head", "tail", "ends"), "on_limit": ("truncate", "kill"), "orphans": ("keep", "kill")}
 
 
@@ -119,6 +121,7 @@ class Plain:
         self._answered: dict[Any, str] = {}
         self._keyed: dict[str, tuple[dict[str, Any], asyncio.Task[Any]]] = {}
         self._ids = itertools.count(1)
+        self._environments = Environments(self)
 
     def breaks(self, *names: str) -> bool:
         return not self._broken.isdisjoint(names)
@@ -146,7 +149,11 @@ class Plain:
                 break
             task = loop.create_task(self._answer(request))
             self._in_flight.append((request.get("id"), request["method"], task))
-        await asyncio.gather(*(process.end_tree("killed") for process in self._all.values()))
+        environments = self._environments.by_name
+        ended = [environments["main"]] if self.breaks("shuts-main-down") else environments.values()
+        await asyncio.gather(*(one.end_tree("killed") for environment in ended for one in environment.processes))
+        for environment in environments.values():
+            self._environments.close(environment)
         if line:
             say({"id": request["id"], "result": {}})
 
@@ -175,20 +182,45 @@ class Plain:
 
     async def _initialize(self, params: dict[str, Any]) -> dict[str, Any]:
         self.options = params.get("options", {})
-        offered = ["run", "cancel", "wait", "list", "key", "timeout_ms", "kill_tree", "separate_eof"]
+        offered = ["run", "cancel", "wait", "list", "key", "timeout_ms", "kill_tree", "separate_eof", "environments"]
+        if self.options.get("environment", True) or self.breaks("always-has-main", "shuts-main-down"):
+            self._environments.by_name["main"] = main = Environment("main", params)
+            main.state = "running"
+        self._environments.pool = self.options.get("pool", [])
         offered += ["usage"] * self.breaks("uses-nothing") + ["tty"] * self.breaks("claims-a-terminal")
         env: dict[str, Any] = {"env": {}} if self.breaks("empty-env") else {}
         return {"server": {"name": "plain", "version": "0"}, "capabilities": offered, **env}
 
     async def _health(self, params: dict[str, Any]) -> dict[str, Any]:
-        return {"status": "healthy"}
+        if "environment" in params:
+            self._environments.find(params)
+        return {"status": "healthy", "details": self._environments.health()}
+
+    async def _environment_start(self, params: dict[str, Any]) -> dict[str, Any]:
+        return await self._environments.start(params)
+
+    async def _environment_stop(self, params: dict[str, Any]) -> dict[str, Any]:
+        return await self._environments.stop(params)
+
+    async def _environment_reset(self, params: dict[str, Any]) -> dict[str, Any]:
+        return await self._environments.reset(params)
+
+    async def _environment_list(self, params: dict[str, Any]) -> dict[str, Any]:
+        return self._environments.rows()
+
+    async def _pool_set(self, params: dict[str, Any]) -> dict[str, Any]:
+        return self._environments.pool_set(params)
 
     async def _start(self, params: dict[str, Any]) -> Process:
         await asyncio.sleep(0)
         if self.breaks("runs-anywhere"):
             params = {name: value for name, value in params.items() if name not in ("env", "working_dir")}
-        process = Process(str(next(self._ids)), params, self)
+        environment = self._environments.admit(params)
+        params = {**params, "env": {**environment.options.get("env", {}), **params.get("env", {})}}
+        process_id = str(len(environment.processes) + 1 if self.breaks("numbers-anew") else next(self._ids))
+        process = Process(process_id, params, self)
         self._all[process.id] = process
+        environment.processes.append(process)
         if "timeout_ms" in params and not self.breaks("never-times-out"):
             self.own(process.time_out())
         return process
@@ -197,6 +229,7 @@ class Plain:
         self._check(params)
         process = await self._start(params)
         sockets = Sockets(process, self)
+        process.paths = sockets.paths
         try:
             if not self.breaks("listens-late"):
                 await sockets.listen()
@@ -261,6 +294,11 @@ class Plain:
             await self._find(params).end_tree("killed")
         return {}
 
+    def forget(self, processes: list[Process]) -> None:
+        """Their environment has ended."""
+        for process in processes:
+            self._all.pop(process.id, None)
+
     def _find(self, params: dict[str, Any]) -> Process:
         if params["process_id"] not in self._all:
             raise Failed(-32002, "invalid_state", "unknown_process")
@@ -278,7 +316,9 @@ class Plain:
         return process.record()
 
     async def _list(self, params: dict[str, Any]) -> dict[str, Any]:
-        shown = [process for process in self._all.values() if not self.breaks("hides-runs") or process.reason]
+        there = self._environments.usable(params).processes
+        there = list(self._all.values()) if self.breaks("lists-all") else there
+        shown = [process for process in there if not self.breaks("hides-runs") or process.reason]
         rows = [{**process.record(), "cmd": process.params["cmd"]} for process in shown]
         return {"processes": rows}
 
@@ -286,7 +326,7 @@ class Plain:
         if "id" not in params:
             raise invalid("$.id")
         wanted = params["id"]
-        found = [one for one in self._in_flight if self._is(one[0], wanted) and one[1] in ("exec", "run", "wait")]
+        found = [one for one in self._in_flight if self._is(one[0], wanted) and one[1] in CANCELLABLE]
         if len(found) > 1 and not self.breaks("cancels-one-of-two"):
             raise invalid("$.id")
         for _, _, task in found[:1]:

@@ -16,9 +16,9 @@ AT_ONCE = 8
 """Runtimes under check at a time: most of them are waiting."""
 
 KEPT = {
-    *(name for name, promise in BY_ID.items() if promise.section in ("run", "cancel")),
+    *(name for name, promise in BY_ID.items() if promise.section in ("run", "cancel", "environments")),
     *("W-LINE", "W-PIECES", "X-DIR-RELATIVE", "X-TIMEOUT", "X-MERGE", "X-ORPHANS", "P-DRAIN", "P-READING"),
-}
+} - {"ENV-FAILS-ALONE", "ENV-APART-FILES", "ENV-RESET-FILES"}
 """Promises that the runtime keeps as long as nothing is broken."""
 
 BROKEN = (
@@ -77,8 +77,8 @@ BROKEN = (
     ("answers-notifications", "W-NOTIFY", "one answer too many"),
     ("bare-errors", "E-DATA", "`kind` does not fit the code"),
     ("bare-errors", "E-WORDS", "the message does not begin with 'exec failed: '"),
-    ("knows-no-states", "L-BEFORE", "expected the error -32002"),
-    ("knows-no-states", "L-BEFORE-HEALTH", "health is {'status': 'healthy'}"),
+    ("knows-no-states", "L-BEFORE", "expected the reason 'not_initialized'"),
+    ("knows-no-states", "L-BEFORE-HEALTH", "health is {'status': 'healthy'"),
     ("ends-with-3", "L-BEFORE-STOP", "ended with code 3"),
     ("empty-env", "L-INIT", "an empty one is left out"),
     ("knows-no-states", "L-TWICE", "expected the error -32002"),
@@ -92,6 +92,29 @@ BROKEN = (
     ("kills-nothing", "K-UNKNOWN", "expected the error -32002"),
     ("all-is-well", "R-CODE", "exit 1 gave"),
     ("claims-a-terminal", "T-TTY", "what was due within"),
+    ("starts-nowhere", "ENV-START", "working_dir is '/nowhere'"),
+    ("always-has-main", "ENV-MAIN", "there are environments"),
+    ("knows-any-environment", "ENV-UNKNOWN", "expected the error -32002"),
+    ("takes-names-twice", "ENV-NAME", "expected the error -32002"),
+    ("forgets-tokens", "ENV-TOKEN", "one token stands for"),
+    ("takes-tokens-for-anything", "ENV-TOKEN", "expected the error -32602"),
+    ("takes-any-option", "ENV-OPTION", "expected the error -32602"),
+    ("lists-all", "ENV-APART", "listed in several environments"),
+    ("bounds-nothing", "ENV-APART", "expected the error -32000"),
+    ("numbers-anew", "ENV-IDS", "a process id came twice"),
+    ("stops-in-word", "ENV-STOP", "processes are left"),
+    ("leaves-sockets", "ENV-STOP", "sockets are left"),
+    ("comes-up-all-the-same", "ENV-STOP-EARLY", "it is still listed"),
+    ("cancels-in-word", "ENV-CANCEL", "it is still listed"),
+    ("resets-in-word", "ENV-RESET", "what ran is told as"),
+    ("resets-leaders", "ENV-RESET", "processes are left"),
+    ("hides-gaps", "ENV-RESET", "its output unread, is told as"),
+    ("forgets-why", "ENV-RESET-RUN", "a run in flight is told as"),
+    ("hides-what-is-busy", "ENV-BUSY", "expected the reason 'environment_busy'"),
+    ("lives-for-ever", "ENV-LIFETIME", "its lifetime ends it: not within"),
+    ("counts-nothing", "ENV-LIST", "the rows are"),
+    ("takes-any-option", "ENV-POOL", "expected the error -32602"),
+    ("shuts-main-down", "ENV-SHUTDOWN", "processes are left"),
 )
 """How it breaks, the promise that this breaks, and what must be said of it."""
 

@@ -89,15 +89,16 @@ NOT_OFFERED = {
     "memory": """
         L-CLOSING L-NOTHING-LEFT L-KILLED X-NOT-A-PROGRAM X-DIR-MISSING X-USER X-ORPHANS P-EOF-OWN P-REOPEN P-DRAIN
         P-READING K-TERM K-HARD K-TREE K-ORPHANS R-SIGNAL R-USAGE RUN-DRAIN RUN-ORPHANS RUN-LATE-WRITER T-SIGNAL-GROUP
-        T-LIMITS T-LIMITS-NAME T-TTY T-TTY-EOF T-TTY-LOSSLESS T-TTY-SIZE T-TTY-NONE T-TEMPLATE-NAME""",
-    "local": "",
+        T-LIMITS T-LIMITS-NAME T-TTY T-TTY-EOF T-TTY-LOSSLESS T-TTY-SIZE T-TTY-NONE T-TEMPLATE-NAME
+        ENV-FAILS-ALONE ENV-APART-FILES ENV-RESET-FILES""",
+    "local": "ENV-FAILS-ALONE ENV-APART-FILES ENV-RESET-FILES",
     "podman": "",
     "clone": "",
     "rest": """
         P-EOF-OWN P-DRAIN P-READING R-SIGNAL R-USAGE RUN-LATE-WRITER T-LIMITS T-LIMITS-NAME T-TTY T-TTY-EOF
         T-TTY-LOSSLESS T-TTY-SIZE T-TTY-NONE T-TEMPLATE-NAME""",
 }
-"""What each does not offer; it keeps all else."""
+"""What each does not offer; it keeps all else. No image and no container is in `memory` and on `local`."""
 
 
 @pytest.fixture(
@@ -133,6 +134,9 @@ def checked(request: pytest.FixtureRequest) -> tuple[str, Report]:
     "RUN-LIMIT-HEAD", "RUN-LIMIT-TAIL", "RUN-LIMIT-KILL", "RUN-BINARY", "RUN-MERGE", "RUN-KEY",
     "RUN-TIMEOUT", "RUN-KILL", "RUN-OVERLOADED", "RUN-LINE", "C-EXEC", "C-RUN", "C-WAIT",
     "C-NOTIFY", "C-UNKNOWN", "C-DUPLICATE",
+    "ENV-START", "ENV-MAIN", "ENV-UNKNOWN", "ENV-NAME", "ENV-TOKEN", "ENV-OPTION", "ENV-FAILS-ALONE", "ENV-APART",
+    "ENV-APART-FILES", "ENV-IDS", "ENV-STOP", "ENV-STOP-EARLY", "ENV-CANCEL", "ENV-RESET", "ENV-RESET-RUN",
+    "ENV-RESET-FILES", "ENV-BUSY", "ENV-LIFETIME", "ENV-LIST", "ENV-POOL", "ENV-SHUTDOWN",
 )  # fmt: skip
 @pytest.mark.parametrize("promise_id", BY_ID)
 def test_a_promise_is_kept_where_it_is_offered(checked: tuple[str, Report], promise_id: str) -> None:
