@@ -169,6 +169,35 @@ run:
   RUN-OVERLOADED  [run] A run with which all of them hold more than `options.run_output_bytes` is ended: `exec_failed`,
                   `overloaded`, retryable; others go on.
   RUN-LINE        [run] An answer that would not fit a line of 32 MiB is cut as by `output_limit`.
+files:
+  F-CONTENT       [files] What `write_file` has written, as text or as base64, `read_file` gives back, every byte; where
+                  that is no UTF-8, its `text` is null and `base64` has it. Processes see it.
+  F-PART          [files] With `offset`, `read_file` gives at most `limit` bytes from there; without, a file larger than
+                  `limit` is `io_error` with reason `too_large` and `data.size`.
+  F-ERRORS        [files] A call that fails is `io_error` with `reason`, `errno` and the `path` as asked: `not_found`,
+                  `is_directory`, `not_directory`, `exists`, `not_regular`.
+  F-NAMES         [files] `make_dir` makes directories, with `parents` those above; `stat` tells type, size, mode,
+                  owner, time and number of names.
+  F-LIST          [files] `list_dir` tells all entries of a directory in the order of their names' bytes, at most
+                  `limit` on a page, and `next` where there are more, with which as `after` it goes on.
+  F-TAR           [files] `write_tar` unpacks an archive into a directory, and `read_tar` packs one: names, contents,
+                  modes, times and links.
+  F-TAR-EXCLUDE   [files] What matches a pattern of `exclude` is left out of an archive, with all that is in it.
+  F-TAR-WITHIN    [files] A member of an archive that is absolute, goes up, leads out by a link or is a device is
+                  refused by name, and nothing outside `path` is written.
+  F-TAR-LIES      [files] An archive that is none, is cut short or lies about its sizes is `bad_archive`, and leaves no
+                  part of a file.
+  F-KINDS         [file_helper] A FIFO or a device is refused at once, for reading and for writing; `stat` tells what it
+                  is, and with `follow: false` where a link leads.
+  F-ATOMIC        [file_helper] With `atomic`, a file has its old content or the new one, never a part, and keeps its
+                  mode.
+  F-MOVE          [file_helper] `move` gives a file another name, and takes the place of another only with `overwrite`.
+  F-REMOVE        [file_helper] `remove` takes a directory that is not empty only with `recursive`, and follows no
+                  links.
+  F-STREAM        [file_helper] With `stream: true`, contents and archives of any size go by the sockets of a process,
+                  whose record has `error` where that failed.
+  F-USER          [file_helper] `user` is who reads and writes; an unknown one is `exec_failed` with reason
+                  `unknown_user`.
 cancel:
   C-EXEC          [cancel] `cancel` of an `exec` that is not yet answered takes it back: its answer is -32800, and
                   nothing is left.

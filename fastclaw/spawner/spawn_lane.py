@@ -45,6 +45,7 @@ class SpawnLane(Lane):
             "tty",
             "template",
             "files",
+            "file_helper",
         ]
 
     async def start(self, spec: StartSpec, container_index: int) -> LaneProcess:
