@@ -636,4 +636,5 @@ MAX_DIR_ENTRIES = 4_096
 """The most of them: 256 bytes each in the helper, and some 2 MB of JSON with the longest names."""
 
 CLIENT_FILE_BYTES = 256 * KIB
-"""One read of a file's stream: as much as a Unix socket holds by default (net.core.wmem_default)."""
+"""One read of a file's stream: as much as a Unix socket holds by default (net.core.wmem_default). More at once is sent
+and read by a thread: the loop would be woken up for each such piece."""

@@ -72,13 +72,12 @@ class EnvironmentFiles:
         try:
             return await self._read_small(path, user=user, offset=offset, limit=small)
         except IoError as error:
-            size = error.data.get("size")
-            if error.reason != "too_large" or (limit is not None and limit <= small):
-                raise
-            if limit is not None and isinstance(size, int) and size > limit:
+            told = error.data.get("size")
+            size = told if isinstance(told, int) else 0
+            if error.reason != "too_large" or (limit is not None and max(size, small + 1) > limit):
                 raise
         try:
-            return await all_of(await self.file_reader(path, user=user, limit=limit))
+            return await all_of(await self.file_reader(path, user=user, limit=limit), size)
         except InvalidParams as error:
             if error.reason != "unsupported":
                 raise

@@ -60,15 +60,20 @@ class FileStream:
             yield chunk
         await self._end()
 
-    async def read(self) -> bytes:
-        """All of it. Raises as iterating does."""
-        return b"".join([chunk async for chunk in self])
+    async def read(self, size: int = limits.CLIENT_FILE_BYTES) -> bytes:
+        """All of it; raises as iterating does. `size`: how many bytes that will be, if that is known."""
+        data = await self._process.stdout_read_all(max(size, 1))
+        await self._end()
+        return data
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send more. What comes of it is said by `finish`: a writer that has failed takes no more, and that is no error
         here."""
         try:
-            await self._process.write(data)
+            if len(data) > limits.CLIENT_FILE_BYTES:
+                await self._process.write_all(data)
+            else:
+                await self._process.write(data)
         except IoError:
             if self._outcome is None:
                 await self._end()
@@ -110,10 +115,10 @@ class FileStream:
             yield chunk
 
 
-async def all_of(stream: FileStream) -> bytes:
-    """What a reader brings."""
+async def all_of(stream: FileStream, size: int = limits.CLIENT_FILE_BYTES) -> bytes:
+    """What a reader brings. `size`: how many bytes are expected."""
     async with stream:
-        return await stream.read()
+        return await stream.read(size)
 
 
 async def put_all(stream: FileStream, data: bytes) -> Outcome:

@@ -6,6 +6,7 @@ write fails, and what is still unread is lost; in a channel a failed write leave
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Self
@@ -82,6 +83,44 @@ class Channel:
             except OSError as error:
                 raise IoError(f"the process no longer reads its stdin: {error}", errno=error.errno) from error
 
+    async def read_all(self, size: int) -> bytes:
+        """All that comes, to the end of the stream. For megabytes: a thread waits in the kernel, which fills one piece
+        of memory, in a third of the time.
+
+        Parameters:
+            size: how many bytes are expected.
+
+        Raises:
+            IoError: the channel is closed.
+        """
+        try:
+            received: bytes = await self._in_thread(functools.partial(_receive_all, self._socket, size))
+            return received
+        except OSError as error:
+            raise IoError(f"reading from the process failed: {error}") from error
+
+    async def write_all(self, data: bytes | bytearray | memoryview) -> None:
+        """As `write`, for megabytes."""
+        try:
+            await self._in_thread(functools.partial(self._socket.sendall, data))
+        except OSError as error:
+            raise IoError(f"the process no longer reads its stdin: {error}", errno=error.errno) from error
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        """What a blocking call brings. Where this is cancelled, the connection is ended, and with it the call."""
+        self._check()
+        self._socket.setblocking(True)
+        work = self._loop.run_in_executor(None, call)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            await asyncio.wait((work,))
+            raise
+        finally:
+            self._socket.setblocking(False)
+
     def write_eof(self) -> None:
         """Half-close: the process reads EOF, its output flows on.
 
@@ -121,6 +160,19 @@ class Channel:
             del self._waiters[does]
             if not self._closed:
                 unwatch(self._socket.fileno())
+
+
+def _receive_all(connected: socket.socket, size: int) -> bytes:
+    pieces: list[bytes] = []
+    while True:
+        try:
+            piece = connected.recv(size, socket.MSG_WAITALL)
+        except ConnectionResetError:
+            continue  # as in `Channel.read`
+        if not piece:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.append(piece)
+        size = limits.CLIENT_FILE_BYTES
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -289,6 +341,11 @@ class RemoteProcess:
         stdio, _ = await self._connected()
         await stdio.write(data)
 
+    async def write_all(self, data: bytes | bytearray | memoryview) -> None:
+        """As `write`, for megabytes."""
+        stdio, _ = await self._connected()
+        await stdio.write_all(data)
+
     async def write_eof(self) -> None:
         """End its stdin; its output flows on.
 
@@ -306,6 +363,17 @@ class RemoteProcess:
         """
         stdio, _ = await self._connected()
         return await self._read(stdio, size)
+
+    async def stdout_read_all(self, size: int) -> bytes:
+        """All of its stdout, to its end; for megabytes. `size`: how many bytes are expected.
+
+        Raises:
+            IoError: as `stdout_read`.
+        """
+        stdio, _ = await self._connected()
+        data = await stdio.read_all(size)
+        await StreamEnds(self.wait).confirm()
+        return data
 
     async def stderr_read(self, size: int = limits.CLIENT_READ_BYTES) -> bytes:
         """Up to `size` bytes of stderr as soon as there are any; empty at its end.

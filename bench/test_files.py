@@ -1,0 +1,172 @@
+"""Files in and out, as a supervisor has them: against a `run` of true, `cp` on the host, and tar on the host."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench.execs import served
+from bench.ratios import Ratios, compare
+from fastclaw.limits import KIB
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+    from fastclaw.client import RuntimeClient
+
+COUNT = 100
+ROUNDS = 9
+SMALL, LARGE = os.urandom(KIB), os.urandom(10 * 1000 * 1000)
+FILES, FILE_BYTES = 1000, KIB
+ALLOWED_S = 0.060
+"""What the design allows for an archive of a thousand small files, one way."""
+
+
+@pytest.fixture(scope="module", params=["local", "podman"])
+def place(request: pytest.FixtureRequest) -> str:
+    """Which runtime."""
+    if request.param == "podman" and shutil.which("podman") is None:
+        pytest.skip("podman is not installed")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def client(runner: asyncio.Runner, place: str) -> Iterator[RuntimeClient]:
+    with served(runner, place) as client:
+        yield client
+
+
+@pytest.fixture
+def folder(runner: asyncio.Runner, client: RuntimeClient) -> Iterator[str]:
+    """A directory inside, on the same file system as the host's where there is no container."""
+    path = tempfile.mkdtemp(prefix="fcb-", dir="/var/tmp")
+    os.rmdir(path)
+    runner.run(client.make_dir(path, parents=True))
+    yield path
+    runner.run(client.remove(path, recursive=True))
+
+
+@pytest.fixture
+def beside() -> Iterator[Path]:
+    """A directory of the host, for the rivals."""
+    with tempfile.TemporaryDirectory(prefix="fcb-", dir="/var/tmp") as path:
+        yield Path(path)
+
+
+def test_small(
+    benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, client: RuntimeClient, folder: str, place: str
+) -> None:
+    """One after the other, each written and read: two calls, against two runs."""
+
+    async def write() -> None:
+        for number in range(COUNT):
+            await client.write_file(f"{folder}/{number % 10}", SMALL)
+
+    async def read() -> None:
+        for number in range(COUNT):
+            assert len(await client.read_file(f"{folder}/{number % 10}")) == len(SMALL)
+
+    async def runs() -> None:
+        for _ in range(COUNT):
+            assert (await client.run(["true"])).exit_code == 0
+
+    runner.run(write())
+    rivals = {"run": lambda: runner.run(runs()), "write": lambda: runner.run(write())}
+    found = compare(benchmark, lambda: runner.run(read()), rivals, ROUNDS)
+    written = found.rivals["run"] / found.rivals["write"]
+    ratios.ratio(f"1 KiB read, {place} / a run of true", found.ratios["run"])
+    ratios.ratio(f"1 KiB written, {place} / a run of true", written)
+    ratios.fact(
+        f"1 KiB read and written, {place}",
+        f"{found.seconds / COUNT * 1e3:.2f} and {found.rivals['write'] / COUNT * 1e3:.2f} ms "
+        f"(a run of true: {found.rivals['run'] / COUNT * 1e3:.2f} ms)",
+    )
+
+
+@pytest.mark.parametrize("way", ["read", "written"])
+def test_large(
+    benchmark: BenchmarkFixture,
+    ratios: Ratios,
+    runner: asyncio.Runner,
+    client: RuntimeClient,
+    folder: str,
+    beside: Path,
+    place: str,
+    way: str,
+) -> None:
+    """10 MB, against `cp` between two files of the host."""
+    (beside / "from").write_bytes(LARGE)
+    runner.run(client.write_file(f"{folder}/from", LARGE))
+
+    async def read() -> None:
+        assert len(await client.read_file(f"{folder}/from")) == len(LARGE)
+
+    async def write() -> None:
+        assert await client.write_file(f"{folder}/to", LARGE) == len(LARGE)
+
+    def copied() -> None:
+        subprocess.run(["cp", beside / "from", beside / "to"], check=True)
+
+    ours = read if way == "read" else write
+    found = compare(benchmark, lambda: runner.run(ours()), {"cp": copied}, ROUNDS)
+    ratios.ratio(f"10 MB {way}, {place} / cp on the host", found.ratios["cp"])
+    ratios.fact(f"10 MB {way}, {place}", f"{found.seconds * 1e3:.1f} ms (cp: {found.rivals['cp'] * 1e3:.1f} ms)")
+
+
+def archive() -> bytes:
+    """A thousand small files in ten directories."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as made:
+        for number in range(FILES):
+            info = tarfile.TarInfo(f"{number % 10}/{number}")
+            info.size = FILE_BYTES
+            made.addfile(info, io.BytesIO(SMALL))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("way", ["out", "in"])
+def test_archive(
+    benchmark: BenchmarkFixture,
+    ratios: Ratios,
+    runner: asyncio.Runner,
+    client: RuntimeClient,
+    folder: str,
+    beside: Path,
+    place: str,
+    way: str,
+) -> None:
+    """1 000 small files as a tar, against tar on the host and against the time that is allowed."""
+    packed = archive()
+    runner.run(client.write_tar(folder, packed))
+    subprocess.run(["tar", "-xf", "-", "-C", beside], input=packed, check=True)
+
+    async def read() -> None:
+        assert len(await client.read_tar(folder)) > FILES * FILE_BYTES
+
+    async def write() -> None:
+        assert await client.write_tar(folder, packed) == FILES
+
+    def rival() -> None:
+        if way == "out":
+            subprocess.run(["tar", "-cf", "-", "-C", beside, "."], check=True, capture_output=True)
+        else:
+            subprocess.run(["tar", "-xf", "-", "-C", beside], input=packed, check=True)
+
+    ours = read if way == "out" else write
+    found = compare(benchmark, lambda: runner.run(ours()), {"tar": rival}, ROUNDS)
+    ratios.ratio(f"allowed time (60 ms) / taken, 1000 small files {way}, {place}", ALLOWED_S / found.seconds)
+    ratios.ratio(f"1000 small files {way}, {place} / tar on the host", found.ratios["tar"])
+    ratios.fact(
+        f"1000 small files {way}, {place}", f"{found.seconds * 1e3:.1f} ms (tar: {found.rivals['tar'] * 1e3:.1f} ms)"
+    )
