@@ -95,6 +95,10 @@ EGRESS_RESERVED_FILES = 64
 EGRESS_CONNECTION_FILES = 2
 """Descriptors of a connection, to the client and to the server; its pipes are those of `TUNNEL_PIPES`."""
 
+EGRESS_ENVIRONMENT_FILES = 8
+"""Descriptors of an environment besides its connections: an epoll, a socket for the kernel's routes, counters, a log,
+and four listeners. They come out of what all have for connections."""
+
 EGRESS_EVENTS = 16
 """Sockets of one environment dealt with before those of the others have their turn: a millisecond or two for each that
 has a full pipe's worth to move, so that what one environment moves holds up another's for some 30 ms at most."""

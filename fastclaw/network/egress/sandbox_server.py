@@ -104,6 +104,8 @@ class Server:
         self._tunnels: dict[Tunnel, tuple[Listener, AccessRequest | None]] = {}
         self._addresses: set[str] = set()
         self._is_closed = False
+        self._commons = commons
+        commons.files.free -= network_limits.EGRESS_ENVIRONMENT_FILES
         self._sweeper = self._loop.call_later(idle_s / network_limits.EGRESS_SWEEPS, self._sweep)
 
     def add(self, id: int, role: Role, sock: socket.socket) -> None:
@@ -145,6 +147,7 @@ class Server:
         await self._dns.aclose()
         await self.enforcer.aclose()
         self._poller.close()
+        self._commons.files.free += network_limits.EGRESS_ENVIRONMENT_FILES
 
     async def _end_tasks(self) -> None:
         """Those that wait for a disk, to write down what they were about, are cancelled once more."""

@@ -116,7 +116,7 @@ async def test_closing_ends_everything(rig: Rig) -> None:
 
 
 async def test_one_that_opens_all_it_can_leaves_connections_to_the_next() -> None:
-    commons = Commons(40)
+    commons = Commons(40 + 2 * network_limits.EGRESS_ENVIRONMENT_FILES)
     async with a_proxy(commons=commons) as greedy, a_proxy(commons=commons) as other:
         clients = [await greedy.connect() for _ in range(30)]
         await until(lambda: greedy.open + greedy.denied.get("too_many_connections", 0) == 30)
@@ -129,6 +129,7 @@ async def test_one_that_opens_all_it_can_leaves_connections_to_the_next() -> Non
         await until(lambda: greedy.open + other.open == 0)
         await until(lambda: commons.files.free == 40)
         await greedy.still_works()
+    assert commons.files.free == 40 + 2 * network_limits.EGRESS_ENVIRONMENT_FILES
     commons.close()
 
 
