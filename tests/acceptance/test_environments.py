@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,12 +20,12 @@ from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from fastclaw.runtime import EnvironmentInfo, EnvironmentRequest, ExecRequest, InitializeParams, RunRequest
 from fastclaw.runtimes.host import EnvironmentHost
 from tests.acceptance.leftovers import TOKEN, end_programs, programs
-from tests.balance import balanced
+from tests.balance import balanced, children
+from tests.network.egress.rig import Origin, listening
 from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from tests.engine_fixtures import EngineService
 
@@ -154,6 +155,31 @@ async def test_a_reset_brings_back_the_state_of_the_image(
         left = await sh(host, box, f"ls {' '.join(marks)} 2>/dev/null; grep 192 /etc/hosts")
         assert left == ("/w/mark\n" if is_hosts else "")
         assert not os.path.exists(held.stdio_addr)  # noqa: ASYNC240 - one stat
+
+
+def egress_proxies() -> list[int]:
+    """Those that are our children."""
+    return [pid for pid in children() if b"egress.proxy_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+async def test_one_egress_proxy_serves_all_of_them_each_by_its_own_rules(engine: EngineLifecycle) -> None:
+    origin = Origin()
+    await origin.start(listening())
+    target = f"host.fastclaw.internal:{origin.port}"
+    fetch = f"wget -qO- http://{target}/any"
+    try:
+        async with running(engine, lane="spawn") as host:
+            one, two, refused = await asyncio.gather(
+                *(start(host, network={"allow": allow}) for allow in ([target], [target], ["a.test"]))
+            )
+            for environment in (one, two):
+                assert "GET /any" in await sh(host, environment, fetch)
+            assert "403" in await sh(host, refused, fetch)
+            assert len(egress_proxies()) == 1
+            await host.environment_stop(one.environment)
+            assert "GET /any" in await sh(host, two, fetch)
+    finally:
+        await origin.aclose()
 
 
 async def test_the_end_of_one_holds_up_no_other(engine: EngineLifecycle) -> None:
