@@ -6,15 +6,15 @@ caller does not. Knows no lanes or policies; `podman_client` turns what goes wro
 
 import asyncio
 import errno
-import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote_plus
 
 import msgspec
@@ -24,31 +24,33 @@ from podman.errors import APIError
 
 from fastclaw import engine_limits, limits
 from fastclaw.errors import StartFailed
-from fastclaw.podman.base_image import default_archive, make_image
+from fastclaw.podman.engine_threads import EngineThreads
+from fastclaw.podman.flights import Flights
+from fastclaw.podman.gate import Gate, Place
+from fastclaw.podman.images import ImageFacts, Images, Pull
+from fastclaw.podman.lost_containers import LostContainers
+from fastclaw.podman.pace import Pace
 from fastclaw.podman.podman_client import (
+    JSON,
     ContainerState,
     Created,
     Info,
     Inspected,
     InspectedFiles,
-    InspectedImage,
     Listed,
     ListedVolume,
     Top,
     answer,
+    check,
+    is_refusal,
+    is_timeout,
     make_client,
     mapped_errors,
 )
-from fastclaw.podman.rest_lane.exec_calls import first_entry
-from fastclaw.podman.service.plan import DEFAULT_IMAGE, FALLBACK_IMAGE
+from fastclaw.podman.service.plan import FALLBACK_IMAGE
 from fastclaw.podman.service.storage import give_up_reserve, has_room, keep_reserve
 
-logger = logging.getLogger(__name__)
-
-Pull = Literal["missing", "never", "always"]
 T = TypeVar("T")
-
-JSON = {"Content-Type": "application/json"}
 
 
 class EngineVersion(Struct, frozen=True, kw_only=True):
@@ -65,11 +67,15 @@ class EngineVersion(Struct, frozen=True, kw_only=True):
 
 
 class EngineLifecycle:
-    """An engine, asked for images, containers and volumes.
+    """An engine, asked for images, containers and volumes: one for all environments that use it.
+
+    What changes something goes through a gate that is as wide as the engine is fast; short reads and fetches of images
+    have gates of their own. Belongs to one loop.
 
     Parameters:
         url: `unix:///…` or `tcp://host:port`.
-        timeout_s: deadline of one call, in seconds.
+        timeout_s: deadline of one call from when it begins, in seconds; a call also fails when it waits for so long and
+            none of its kind comes to an end meanwhile.
         reserve: a file that is given up where a container cannot be removed for want of room (`storage.keep_reserve`).
     """
 
@@ -79,20 +85,37 @@ class EngineLifecycle:
         self.url: str = url
         self._reserve = reserve
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(engine_limits.LIFECYCLE_THREADS, "fastclaw-engine")
-        self._local = threading.local()
-        self._clients: list[APIClient] = []
-        self._clients_lock = threading.Lock()
+        self._threads = EngineThreads(lambda: make_client(url, timeout_s))
+        self._changes = Gate(Pace(), timeout_s)
+        self._reads = Gate(Pace((engine_limits.ENGINE_READS,)), timeout_s)
+        self._fetches = Gate(Pace((engine_limits.ENGINE_FETCHES,)), engine_limits.PULL_TIMEOUT_MS / 1000)
+        self._images = Images(self)
+        self._lost = LostContainers(self._remove_lost)
+        self._version: EngineVersion | None = None
+        self._asking: Flights[EngineVersion] = Flights()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.url}, {len(self._clients)} clients>"
+        return f"<{type(self).__name__} {self.url}, {len(self._threads)} threads>"
+
+    def health(self) -> dict[str, Any]:
+        """The calls that change something: in flight, waiting, how many may be in flight now, how many in a second."""
+        return {**self._changes.health(), "threads": len(self._threads), "lost": len(self._lost)}
 
     async def version(self) -> EngineVersion:
-        """What the engine and its helpers are."""
-        return _version(await self._run(lambda client: answer(client.get("/info"), Info)))
+        """What the engine and its helpers are. Asked once: Podman runs three programs for it, one call at a time."""
+        if self._version is None:
+            self._version = await self._asking.share("version", self._ask_version)
+        return self._version
 
-    async def ensure_image(self, reference: str, pull: Pull = "missing") -> None:
-        """Return once the image is in the engine's storage.
+    async def _ask_version(self) -> EngineVersion:
+        info = await self.read(lambda client: answer(client.get("/info"), Info))
+        if self.url.startswith("unix:") and _is_here(info):
+            store = info.store
+            self._images.list_file = Path(store.graph_root, f"{store.graph_driver_name}-images", "images.json")
+        return _version(info)
+
+    async def ensure_image(self, reference: str, pull: Pull = "missing") -> ImageFacts:
+        """Return once the image is in the engine's storage, and what it is.
 
         Parameters:
             pull: `missing` pulls where it is not there, `always` asks the registry first, `never` neither. The default
@@ -101,16 +124,7 @@ class EngineLifecycle:
         Raises:
             StartFailed: `image_not_found`, besides the reasons of every call.
         """
-        if (pull != "always" or reference == DEFAULT_IMAGE) and await self.has_image(reference):
-            return
-        if pull == "never":
-            raise StartFailed(
-                f"image {reference} is not in the engine's storage and options.pull is never", "image_not_found"
-            )
-        if reference == DEFAULT_IMAGE:
-            await self.make_image(reference)
-        else:
-            await self._pull(reference)
+        return await self._images.ensure(reference, pull)
 
     async def make_image(self, reference: str, fallback: str = FALLBACK_IMAGE) -> None:
         """Make the default image under this name, of what is on this host.
@@ -121,57 +135,33 @@ class EngineLifecycle:
         Raises:
             StartFailed: `image_not_found`: neither works; besides the reasons of every call.
         """
-        try:
-            with _told(f"making the image {reference}"):
-                await self._run(lambda client: make_image(client, reference, default_archive()))
-        except StartFailed as nothing:
-            if nothing.reason != "image_not_found":
-                raise
-            await self._take(fallback, reference, nothing)
+        await self._images.make(reference, fallback)
 
-    async def _take(self, fallback: str, reference: str, nothing: StartFailed) -> None:
-        try:
-            await self.ensure_image(fallback)
-        except StartFailed as error:
-            words = [str(one).removeprefix(StartFailed.prefix) for one in (nothing, error)]
-            raise StartFailed("; ".join(words), "image_not_found") from error
-        path, params = f"/images/{quote_plus(fallback)}/tag", _name_and_tag(reference)
-        await self._run(lambda client: client.post(path, params=params).raise_for_status())
-
-    async def _pull(self, reference: str) -> None:
-        with _told(f"pulling the image {reference}"):
-            await self._run(lambda client: _pull(client, reference), engine_limits.PULL_TIMEOUT_MS / 1000)
-
-    async def has_image(self, reference: str) -> bool:
-        """Whether the image is in the engine's storage."""
-        return await self._run(lambda client: _exists(client, f"/images/{quote_plus(reference)}/exists"))
-
-    async def image_user(self, reference: str) -> str:
-        """The user that an image names for its processes; empty where it names none."""
-        return (await self._inspect_image(reference)).config.user
-
-    async def image_directory(self, reference: str) -> str:
-        """The directory in which an image starts its processes."""
-        return (await self._inspect_image(reference)).config.working_dir or "/"
+    async def image(self, reference: str) -> ImageFacts | None:
+        """What an image in the engine's storage is now, or None where there is none of this name."""
+        return await self._images.find(reference)
 
     async def image_id(self, reference: str) -> str:
-        """The id of the image that has this name now."""
-        return (await self._inspect_image(reference)).id
+        """The id of the image that has this name now.
 
-    async def image_files(self, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-        """The texts of small files in an image, by way of a container that never runs.
+        Raises:
+            StartFailed: `image_not_found`, besides the reasons of every call.
+        """
+        found = await self.image(reference)
+        if found is None:
+            raise StartFailed(f"{reference}: no such image; pull it first or set options.pull", "image_not_found")
+        return found.id
+
+    async def image_files(self, image: ImageFacts, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
+        """The texts of small files in an image, by way of a container that never runs; read once.
 
         Empty for what is not there, and for what is no file; links are followed inside the image.
 
         Parameters:
-            spec: SpecGenerator JSON of a container of the image.
+            spec: SpecGenerator JSON of such a container; its image is replaced.
             paths: absolute.
         """
-        return await self._run(lambda client: _image_files(client, spec, paths))
-
-    async def _inspect_image(self, reference: str) -> InspectedImage:
-        path = f"/images/{quote_plus(reference)}/json"
-        return await self._run(lambda client: answer(client.get(path), InspectedImage))
+        return await self._images.files(image, spec, paths)
 
     async def create_container(self, spec: Mapping[str, Any]) -> str:
         """Create a container and return its id. Cancelled or too late, what the engine still creates is removed again.
@@ -183,14 +173,13 @@ class EngineLifecycle:
             StartFailed: `image_not_found`, `bad_mount`; `engine_error` also where the engine takes another OCI runtime
                 than `spec` names.
         """
-        creation = _Creation(spec, self._remove)
+        creation = _Creation(spec, self._remove, self._lost.add_from_thread)
         try:
-            return await self._run(creation.run)
+            return await self.change("create", creation.run)
         except BaseException:
             created = creation.abandon()
             if created is not None:
-                with suppress(RuntimeError):  # closed: the next `initialize` of the namespace removes it
-                    self._threads.submit(lambda: self._remove(self._client(), created))
+                self._lost.add(created)
             raise
 
     async def start_container(self, container: str) -> None:
@@ -199,14 +188,20 @@ class EngineLifecycle:
         Raises:
             StartFailed: `bad_mount`, `container_gone`, besides the reasons of every call.
         """
-        await self._run(lambda client: client.post(f"/containers/{container}/start").raise_for_status())
+        path = f"/containers/{container}/start"
+        await self.change("start", lambda client: check(client.post(path)), carries_on=True)
 
     async def remove_container(self, container: str) -> None:
         """Kill and remove a container, by id or name, with its anonymous volumes; one that is gone is fine."""
-        await self._run(lambda client: self._remove(client, container))
+        await self.change("remove", lambda client: self._remove(client, container))
 
-    def _remove(self, client: APIClient, container: str) -> None:
-        """A container with `remove` set may be on its way out by itself; a failure counts once it stays for long.
+    async def _remove_lost(self, container: str) -> bool:
+        return await self.change("remove", lambda client: self._remove(client, container))
+
+    def _remove(self, client: APIClient, container: str) -> bool:
+        """Whether there was one.
+
+        A container with `remove` set may be on its way out by itself; a failure counts once it stays for long.
 
         Raises:
             StartFailed: the disk is full, and its files stay there although the engine knows it no longer.
@@ -218,10 +213,11 @@ class EngineLifecycle:
                 if not _exists(client, f"/containers/{container}/exists"):
                     if _says_full(response):
                         raise StartFailed(f"the disk is full, and files of container {container[:12]} stay on it")
-                    return
+                    return False
                 if time.monotonic() > deadline:
-                    response.raise_for_status()
+                    check(response)
                 time.sleep(engine_limits.ENGINE_READY_POLL_MS / 1000)  # the engine sends no event when it is done
+            return True
 
     @contextmanager
     def _room_for(self, stop: Callable[[], object]) -> Iterator[None]:
@@ -240,11 +236,11 @@ class EngineLifecycle:
     async def list_containers(self, labels: Mapping[str, str]) -> list[Listed]:
         """All containers, in any state, that carry every one of these labels."""
         params = {"all": "true", "filters": _label_filter(labels)}
-        return await self._run(lambda client: answer(client.get("/containers/json", params=params), list[Listed]))
+        return await self.read(lambda client: answer(client.get("/containers/json", params=params), list[Listed]))
 
     async def inspect_container(self, container: str) -> ContainerState | None:
         """How a container is now, or None where there is none."""
-        return await self._run(lambda client: _inspect(client, container))
+        return await self.read(lambda client: _inspect(client, container))
 
     async def inspect_files(self, container: str) -> InspectedFiles:
         """How the engine has made a container: its OCI configuration, layers and mounts.
@@ -253,7 +249,7 @@ class EngineLifecycle:
             StartFailed: `container_gone`, besides the reasons of every call.
         """
         path = f"/containers/{container}/json"
-        return await self._run(lambda client: answer(client.get(path), InspectedFiles))
+        return await self.read(lambda client: answer(client.get(path), InspectedFiles))
 
     async def create_volume(self, name: str, labels: Mapping[str, str], owner: str | None = None) -> None:
         """Make an empty named volume.
@@ -263,16 +259,17 @@ class EngineLifecycle:
         """
         options = {} if owner is None else {"o": "uid={},gid={}".format(*owner.split(":"))}
         body = msgspec.json.encode({"Name": name, "Label": dict(labels), "Options": options})
-        await self._run(lambda client: client.post("/volumes/create", data=body, headers=JSON).raise_for_status())
+        path = "/volumes/create"
+        await self.change("volume", lambda client: check(client.post(path, data=body, headers=JSON)))
 
     async def remove_volume(self, name: str) -> None:
         """Remove a volume with what is in it; one that is gone is fine."""
-        await self._run(lambda client: _remove_volume(client, name))
+        await self.change("volume", lambda client: _remove_volume(client, name))
 
     async def list_volumes(self, labels: Mapping[str, str]) -> list[ListedVolume]:
         """All volumes that carry every one of these labels."""
         params = {"filters": _label_filter(labels)}
-        return await self._run(lambda client: answer(client.get("/volumes/json", params=params), list[ListedVolume]))
+        return await self.read(lambda client: answer(client.get("/volumes/json", params=params), list[ListedVolume]))
 
     async def count_processes(self, container: str) -> int:
         """How many processes run in a container, its init included.
@@ -281,66 +278,73 @@ class EngineLifecycle:
             StartFailed: it does not run, besides the reasons of every call.
         """
         path = f"/containers/{container}/top"
-        top = await self._run(lambda client: answer(client.get(path, params={"stream": "false"}), Top))
+        top = await self.read(lambda client: answer(client.get(path, params={"stream": "false"}), Top))
         return len(top.processes)
 
     async def aclose(self) -> None:
         """Close connections and threads. Idempotent. A thread that waits for the engine ends with its own deadline."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        with self._clients_lock:
-            for client in self._clients:
-                client.close()
-            self._clients.clear()
+        await self._lost.aclose()
+        for gate in (self._changes, self._reads, self._fetches):
+            gate.close()
+        self._threads.close()
 
-    async def _run(self, call: Callable[[APIClient], T], timeout_s: float | None = None) -> T:
-        """One call in a thread, with its errors mapped."""
-        seconds = timeout_s or self._timeout_s
+    # --- how the engine is asked ---
+
+    async def read(self, call: Callable[[APIClient], T]) -> T:
+        """Something short that changes nothing."""
+        return await self._run(self._reads.enter("read"), call, self._timeout_s)
+
+    async def change(self, kind: str, call: Callable[[APIClient], T], *, carries_on: bool = False) -> T:
+        """Something that changes what the engine has.
+
+        Parameters:
+            kind, carries_on: as for `Gate.enter`.
+        """
+        return await self._run(self._changes.enter(kind, carries_on=carries_on), call, self._timeout_s)
+
+    async def fetch(self, call: Callable[[APIClient], T], seconds: float | None = None) -> T:
+        """Something that may take long: for so many seconds, where it is not as for every call."""
+        return await self._run(self._fetches.enter("fetch"), call, seconds or self._timeout_s)
+
+    async def _run(self, turn: Coroutine[Any, Any, Place], call: Callable[[APIClient], T], seconds: float) -> T:
+        """One call in its turn, in a thread, with its errors mapped. Its place is taken until the thread is done."""
         with mapped_errors(self.url, seconds):
-            future = self._submit(call, seconds)
+            place = await turn
+            try:
+                future = self._threads.submit(partial(_in_time, call, seconds))
+            except BaseException:
+                place.leave(done=False)
+                raise
+            future.add_done_callback(partial(_leave_from_thread, asyncio.get_running_loop(), place))
             async with asyncio.timeout(seconds + engine_limits.LIFECYCLE_TIMEOUT_SLACK_MS / 1000):
                 return await asyncio.wrap_future(future)
 
-    def _submit(self, call: Callable[[APIClient], T], seconds: float) -> Future[T]:
-        def in_thread() -> T:
-            client = self._client()
-            client.timeout = seconds
-            return call(client)
 
-        return self._threads.submit(in_thread)
-
-    def _client(self) -> APIClient:
-        """This thread's own client."""
-        client: APIClient | None = getattr(self._local, "client", None)
-        if client is None:
-            client = self._local.client = make_client(self.url, self._timeout_s)
-            with self._clients_lock:
-                self._clients.append(client)
-        return client
+def _in_time(call: Callable[[APIClient], T], seconds: float, client: APIClient) -> T:
+    client.timeout = seconds
+    return call(client)
 
 
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Say on the log that this goes on, where it takes long, so that it is not taken for hanging."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle
+def _leave_from_thread(loop: asyncio.AbstractEventLoop, place: Place, future: Future[Any]) -> None:
+    error = None if future.cancelled() else future.exception()
+    hung = error is not None and is_timeout(error)
+    with suppress(RuntimeError):  # the loop has ended, and with it whoever waits
+        loop.call_soon_threadsafe(partial(place.leave, done=not hung))
 
-    def tell(seconds: int) -> None:
-        nonlocal timer
-        logger.warning("%s: %d s so far", what, seconds)
-        timer = loop.call_later(engine_limits.TELL_AGAIN_S, tell, seconds + engine_limits.TELL_AGAIN_S)
 
-    timer = loop.call_later(engine_limits.TELL_FIRST_S, tell, engine_limits.TELL_FIRST_S)
-    try:
-        yield
-    finally:
-        timer.cancel()
+def _is_here(info: Info) -> bool:
+    """Whether an engine that is asked over a Unix socket is on this host, and not behind a forwarded socket."""
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return (info.host.hostname, info.host.mem_total) == (os.uname().nodename, pages * size)
 
 
 class _Creation:
     """One create call, whose container is removed where the caller has given it up, by the thread or by the loop."""
 
-    def __init__(self, spec: Mapping[str, Any], remove: Callable[[APIClient, str], None]) -> None:
-        self._remove = remove
+    def __init__(
+        self, spec: Mapping[str, Any], remove: Callable[[APIClient, str], object], lose: Callable[[str], None]
+    ) -> None:
+        self._remove, self._lose = remove, lose
         self._name: str = spec.get("name", "")
         self._body = msgspec.json.encode(spec)
         self._runtime: str | None = spec.get("oci_runtime")
@@ -350,18 +354,33 @@ class _Creation:
 
     def run(self, client: APIClient) -> str:
         """In the thread: create; remove it at once where it has been given up."""
-        response = client.post("/containers/create", data=self._body, headers=JSON)
-        if self._name and _says_full(response):
-            self._remove(client, self._name)  # what is left of it would stay for ever: its id is unknown
-        created = answer(response, Created).id
+        created = self._create(client)
         with self._lock:
             self._created = created
             abandoned = self._abandoned
         if abandoned:
-            self._remove(client, created)
+            self._give_back(client, created)
         else:
             self._check_runtime(client, created)
         return created
+
+    def _create(self, client: APIClient) -> str:
+        try:
+            response = client.post("/containers/create", data=self._body, headers=JSON)
+            if self._name and _says_full(response):
+                self._remove(client, self._name)  # what is left of it would stay for ever: its id is unknown
+            return answer(response, Created).id
+        except Exception as error:
+            if self._name and not is_refusal(error):
+                self._lose(self._name)
+            raise
+
+    def _give_back(self, client: APIClient, created: str) -> None:
+        try:
+            self._remove(client, created)
+        except Exception:
+            self._lose(created)
+            raise
 
     def _check_runtime(self, client: APIClient, container: str) -> None:
         """Podman 4.3.1 ignores the field without a word, and a microVM asked for must not become a namespace."""
@@ -390,14 +409,8 @@ def _exists(client: APIClient, path: str) -> bool:
     response = client.get(path)
     if response.status_code == 404:
         return False
-    response.raise_for_status()
+    check(response)
     return True
-
-
-def _name_and_tag(reference: str) -> dict[str, str]:
-    """A colon may also come before a port."""
-    name, _, tag = reference.rpartition(":")
-    return {"repo": name, "tag": tag} if name and "/" not in tag else {"repo": reference, "tag": "latest"}
 
 
 def _inspect(client: APIClient, container: str) -> ContainerState | None:
@@ -417,26 +430,7 @@ def _label_filter(labels: Mapping[str, str]) -> str:
 def _remove_volume(client: APIClient, name: str) -> None:
     response = client.delete(f"/volumes/{quote_plus(name)}", params={"force": "true"})
     if response.status_code != 404:
-        response.raise_for_status()
-
-
-def _pull(client: APIClient, reference: str) -> None:
-    response = client.post("/images/pull", params={"reference": reference, "quiet": "true"})
-    response.raise_for_status()
-    problem = _pull_error(response)
-    if problem is not None:
-        built = "; what you have built is in your own engine: set options.storage to host, or options.url"
-        hint = built if reference.startswith("localhost") else ""
-        raise StartFailed(f"cannot pull {reference}: {problem}{hint}", "image_not_found")
-
-
-def _pull_error(response: APIResponse) -> str | None:
-    """The engine answers 200 before it pulls and reports a failure as one of its lines."""
-    for line in response.content.splitlines():
-        problem: str = msgspec.json.decode(line, type=dict[str, Any]).get("error", "")
-        if problem:
-            return " ".join(problem.split())
-    return None
+        check(response)
 
 
 def _version(info: Info) -> EngineVersion:
@@ -450,23 +444,3 @@ def _version(info: Info) -> EngineVersion:
         storage=info.store.graph_root,
         cgroup_version=info.host.cgroup_version,
     )
-
-
-def _image_files(client: APIClient, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-    container = answer(client.post("/containers/create", data=msgspec.json.encode(spec), headers=JSON), Created).id
-    try:
-        return [_text_of(client, container, path) for path in paths]
-    finally:
-        client.delete(f"/containers/{container}", params={"force": "true", "v": "true"}).raise_for_status()
-
-
-def _text_of(client: APIClient, container: str, path: str) -> str:
-    response = client.get(f"/containers/{container}/archive", params={"path": path}, stream=True)
-    try:
-        if response.status_code == 404:
-            return ""
-        response.raise_for_status()
-        archive: bytes = response.raw.read(limits.SPAWN_FILE_BYTES)
-    finally:
-        response.close()
-    return first_entry(archive).head.decode("utf-8", "replace")

@@ -16,11 +16,14 @@ from msgspec import Struct, field
 from podman.api.client import APIClient, APIResponse
 from podman.api.uds import UDSAdapter, UDSConnection, UDSConnectionPool, UDSSocket
 from podman.errors import APIError
+from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ReadTimeoutError
 
 from fastclaw.errors import StartFailed
 
 T = TypeVar("T")
+
+JSON = {"Content-Type": "application/json"}
 
 
 class Created(Struct, rename="pascal"):
@@ -97,12 +100,13 @@ class InspectedFiles(Struct, rename="pascal", kw_only=True):
 class _ImageConfig(Struct, rename="pascal"):
     user: str = ""
     working_dir: str = ""
+    env: list[str] | None = None
 
 
 class InspectedImage(Struct, rename="pascal"):
     """Answer to `GET /images/{name}/json`."""
 
-    id: str = ""
+    id: str
     config: _ImageConfig = field(default_factory=_ImageConfig)
 
 
@@ -124,11 +128,14 @@ class _Host(Struct, rename="camel"):
     oci_runtime: _Runtime
     security: _Security
     cgroup_version: str
+    hostname: str = ""
+    mem_total: int = 0
 
 
 class _Store(Struct, rename="camel"):
     graph_driver_name: str
     graph_root: str = ""
+    run_root: str = ""
 
 
 class _Version(Struct, rename="pascal"):
@@ -152,6 +159,30 @@ def make_client(url: str, timeout_s: float) -> APIClient:
     return client
 
 
+def close_client(client: APIClient) -> None:
+    """Close its connections now. By itself it leaves that to the collector, and an answer that is held holds one
+    (urllib3 2.x, `PoolManager.clear`)."""
+    for adapter in client.adapters.values():
+        if isinstance(adapter, HTTPAdapter):
+            pools = adapter.poolmanager.pools
+            for key in list(pools.keys()):
+                pools[key].close()
+    client.close()
+
+
+def check(response: APIResponse) -> None:
+    """Raise what the engine refuses with.
+
+    Raises:
+        podman.errors.APIError: the engine refused.
+        ValueError: in no words that podman-py can read (5.8.0: a TypeError for JSON that is no object).
+    """
+    try:
+        response.raise_for_status()
+    except TypeError as error:
+        raise ValueError(f"status {response.status_code} with a body that is no object") from error
+
+
 def answer(response: APIResponse, kind: type[T]) -> T:
     """The checked body of an answer.
 
@@ -159,7 +190,7 @@ def answer(response: APIResponse, kind: type[T]) -> T:
         podman.errors.APIError: the engine refused.
         msgspec.MsgspecError: the body is not what it should be.
     """
-    response.raise_for_status()
+    check(response)
     return msgspec.json.decode(response.content, type=kind)
 
 
@@ -214,7 +245,7 @@ def mapped_errors(url: str, seconds: float) -> Iterator[None]:
 def to_start_failed(error: Exception, url: str, seconds: float) -> StartFailed:
     """The product's error for one of podman-py's."""
     chain = list(_chain(error))
-    if any(isinstance(one, TimeoutError | requests.Timeout | ReadTimeoutError) for one in chain):
+    if is_timeout(error):
         return StartFailed(
             f"the engine at {url} did not answer within {seconds:g} s; look at its log or restart it", "engine_timeout"
         )
@@ -226,6 +257,16 @@ def to_start_failed(error: Exception, url: str, seconds: float) -> StartFailed:
             f"no engine answers at {url} ({_root(chain)}); start it or change options.url", "engine_unavailable"
         )
     return StartFailed(f"the engine at {url} gave an answer that makes no sense: {_line(error)}", "engine_error")
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether the engine did not answer in time."""
+    return any(isinstance(one, TimeoutError | requests.Timeout | ReadTimeoutError) for one in _chain(error))
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the engine has answered that it does not do what was asked: all else leaves open whether it does."""
+    return any(isinstance(one, APIError) and (one.status_code or 0) >= 400 for one in _chain(error))
 
 
 def _refused(answer: APIError) -> StartFailed:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from fastclaw.podman.api import EngineVersion
     from fastclaw.podman.engines import Engine
+    from fastclaw.podman.images import ImageFacts
     from fastclaw.processes.lane import Lane
     from fastclaw.processes.listeners import SocketDirectory
 
@@ -150,8 +151,8 @@ class PodmanSandbox(Sandbox):
         engine, _ = await asyncio.gather(self._factory.engines.get(options), self._factory.remove_abandoned_networks())
         self._engine = engine
         plan = ContainerPlan(self._factory.namespace, options, engine)
-        await plan.engine.ensure_image(plan.image, options.pull)
-        await self._settle_rights(plan, engine.version, setup)
+        image = await plan.engine.ensure_image(plan.image, options.pull)
+        await self._settle_rights(plan, image, engine.version, setup)
         if plan.is_here:
             plan.hosts = _write_hosts(sockets, plan, setup)
         await _make_volume(plan, setup)
@@ -165,7 +166,7 @@ class PodmanSandbox(Sandbox):
             lane=up.lane,
             env=beside(up.network.env, options.env),
             workspace=plan.working_dir,
-            directory=plan.working_dir or await plan.engine.image_directory(plan.image),
+            directory=plan.working_dir or image.working_dir,
             containers=len(up.containers),
             max_starting=options.max_starting or most,
             user=plan.user if who is None else f"{who.uid}:{who.gid}",
@@ -196,17 +197,17 @@ class PodmanSandbox(Sandbox):
         return found
 
     async def _settle_rights(
-        self, plan: ContainerPlan, version: EngineVersion, setup: contextlib.AsyncExitStack
+        self, plan: ContainerPlan, image: ImageFacts, version: EngineVersion, setup: contextlib.AsyncExitStack
     ) -> None:
         options, engine = plan.options, plan.engine
-        plan.user = options.user or await engine.image_user(plan.image) or "0"
+        plan.user = options.user or image.user or "0"
         self._rights = plan.rights = await settle_rights(
             options,
             is_here=plan.is_here,
             has_spawner=options.lane != "rest" and why_not_spawn(engine.url) is None,
             version=version,
             user=plan.user,
-            read_files=lambda: engine.image_files(plan.probe(), USER_FILES),
+            read_files=lambda: engine.image_files(image, plan.probe(), USER_FILES),
             setup=setup,
         )
 

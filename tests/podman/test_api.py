@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fastclaw import engine_limits, limits
@@ -78,9 +79,10 @@ async def test_files_of_an_image_are_read_without_running_it(
     lifecycle: EngineLifecycle, engine_service: EngineService
 ) -> None:
     paths = ["/etc/passwd", "/etc/group", "/etc", "/no/such"]
-    assert await lifecycle.image_files(spec(engine_service), paths) == [PASSWD, GROUP, "", ""]
+    image = await lifecycle.ensure_image(engine_service.image)
+    assert await lifecycle.image_files(image, spec(engine_service), paths) == [PASSWD, GROUP, "", ""]
     with pytest.raises(StartFailed):
-        await lifecycle.image_files(spec(engine_service, image="localhost/no-such-image"), paths)
+        await lifecycle.image_files(msgspec.structs.replace(image, id="0" * 64), spec(engine_service), paths)
     assert await lifecycle.list_containers({"io.fastclaw.namespace": "lifecycle"}) == []
 
 
@@ -207,7 +209,7 @@ async def test_an_image_that_cannot_be_made_is_pulled(
 ) -> None:
     made = "localhost/fastclaw-test-made:1"
     await lifecycle.make_image(made, fallback=engine_service.image)
-    assert await lifecycle.has_image(made)
+    assert await lifecycle.image(made) is not None
     # Nothing listens at port 1 of this host; the engine answers 200 and tells of it in the body.
     with pytest.raises(
         StartFailed, match=r"set options\.image; cannot pull localhost:1/none.*options\.storage"
@@ -232,7 +234,7 @@ async def test_what_takes_long_is_told(
 
 async def test_no_engine_at_all(short_dir: Path) -> None:
     async with asking(f"unix://{short_dir}/none.sock") as engine:
-        assert repr(engine) == f"<EngineLifecycle unix://{short_dir}/none.sock, 0 clients>"
+        assert repr(engine) == f"<EngineLifecycle unix://{short_dir}/none.sock, 0 threads>"
         with pytest.raises(StartFailed, match=r"no engine answers at unix:.*No such file") as caught:
             await engine.version()
     assert (caught.value.reason, caught.value.retryable) == ("engine_unavailable", True)
@@ -252,7 +254,7 @@ async def test_an_engine_that_never_answers(silent: str) -> None:
 async def test_more_hanging_calls_than_threads(silent: str) -> None:
     """Those that get no thread in time answer as well."""
     async with asking(silent) as engine:
-        calls = [engine.version() for _ in range(3 * engine_limits.LIFECYCLE_THREADS)]
+        calls = [engine.inspect_container(str(number)) for number in range(3 * engine_limits.ENGINE_READS)]
         results = await asyncio.gather(*calls, return_exceptions=True)
     assert {result.reason for result in results if isinstance(result, StartFailed)} == {"engine_timeout"}
     assert all(isinstance(result, StartFailed) for result in results)

@@ -21,10 +21,11 @@ from fastclaw.client import RuntimeClient
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux.cgroups import Group
 from fastclaw.podman import container as container_module
-from fastclaw.podman.api import JSON, EngineLifecycle
+from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container import PidsLimit, end_monitors
 from fastclaw.podman.container_spec import spawner_pids
 from fastclaw.podman.containers import SpawnerSlot
+from fastclaw.podman.podman_client import JSON
 from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner.spawn_lane import SpawnLane
 from tests.podman.test_sandbox import handles
@@ -53,7 +54,7 @@ async def command(container: Container, *words: str) -> None:
 
     engine = container._engine
     assert isinstance(engine, EngineLifecycle)
-    await engine._run(start)
+    await engine.change("exec", start)
 
 
 async def test_up_and_away(fleet: Fleet) -> None:

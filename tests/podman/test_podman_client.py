@@ -17,6 +17,7 @@ from fastclaw.podman.podman_client import (
     Listed,
     ListedVolume,
     answer,
+    close_client,
     make_client,
     mapped_errors,
     to_start_failed,
@@ -53,6 +54,16 @@ def test_a_failed_connect_closes_its_socket_at_once(short_dir: Path) -> None:
         finally:
             gc.enable()
     assert isinstance(caught.value.__cause__, requests.ConnectionError)
+
+
+def test_a_closed_client_has_no_connection_left_though_an_answer_is_still_held(engine_service: EngineService) -> None:
+    before = open_descriptors()
+    client = make_client(engine_service.url, 5)
+    held = client.get("/_ping")
+    assert open_descriptors() != before
+    close_client(client)
+    assert open_descriptors() == before
+    assert held.status_code == 200
 
 
 def test_proxies_of_the_environment_are_not_asked(

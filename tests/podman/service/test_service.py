@@ -146,7 +146,7 @@ async def test_several_services_share_one_storage(engine_plan: ServicePlan, shor
         await asyncio.gather(*(service.start() for service in services))
         first, second, third = (EngineLifecycle(service.url) for service in services)
         await first.ensure_image(DEFAULT_IMAGE)
-        assert await second.has_image(DEFAULT_IMAGE)
+        assert await second.image(DEFAULT_IMAGE) is not None
         spec = container_spec(image=DEFAULT_IMAGE, name="shared", namespace="n", owner="o", init=InitPlan())
         created = await second.create_container(spec)
         await second.start_container(created)
