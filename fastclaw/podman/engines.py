@@ -82,6 +82,10 @@ class Engine:
         """What `health.details.engine` says."""
         return {"managed": self.service is not None, **msgspec.structs.asdict(self.version)}
 
+    def pace(self) -> dict[str, Any]:
+        """What `health` says of the calls to it."""
+        return {"url": self.lifecycle.url, **self.lifecycle.health()}
+
     async def aclose(self) -> None:
         """Close the connection, and end an engine of our own. Idempotent."""
         await asyncio.shield(self._setup.aclose())
@@ -113,6 +117,10 @@ class Engines:
             start = self._starts[key] = asyncio.get_running_loop().create_task(self._start(options))
             start.add_done_callback(lambda start: self._forget_failed(key, start))
         return await asyncio.shield(start)
+
+    def connected(self) -> list[Engine]:
+        """Those that are up."""
+        return [start.result() for start in self._starts.values() if start.done()]
 
     async def _start(self, options: Options) -> Engine:
         engine = Engine()

@@ -99,6 +99,10 @@ class PodmanSandboxes(SandboxFactory):
     def make(self, options: Options) -> PodmanSandbox:
         return PodmanSandbox(options, self)
 
+    def health(self) -> dict[str, Any]:
+        """How fast each engine is, and how many calls it has at a time."""
+        return {"engines": [engine.pace() for engine in self.engines.connected()]}
+
     async def remove_abandoned_networks(self) -> None:
         """Once: those of every fastclaw that was killed on this host."""
         if self._networks is None:
@@ -123,6 +127,7 @@ class PodmanSandbox(Sandbox):
         self._rights = Rights()
         self._why_not_spawn: str | None = None
         self._engine: Engine | None = None
+        self._image: ImageFacts | None = None
         self._up: _Up | None = None
 
     async def _bring_up(self, setup: contextlib.AsyncExitStack) -> SandboxFacts:
@@ -151,7 +156,7 @@ class PodmanSandbox(Sandbox):
         engine, _ = await asyncio.gather(self._factory.engines.get(options), self._factory.remove_abandoned_networks())
         self._engine = engine
         plan = ContainerPlan(self._factory.namespace, options, engine)
-        image = await plan.engine.ensure_image(plan.image, options.pull)
+        self._image = image = await plan.engine.ensure_image(plan.image, options.pull)
         await self._settle_rights(plan, image, engine.version, setup)
         if plan.is_here:
             plan.hosts = _write_hosts(sockets, plan, setup)
@@ -249,6 +254,12 @@ class PodmanSandbox(Sandbox):
     @property
     def is_alive(self) -> bool:
         return self._up is not None and self._up.containers.counts()["usable"] > 0
+
+    async def is_fresh(self) -> bool:
+        """Whether its image is still what is meant by that name."""
+        if self._engine is None:
+            return False
+        return await self._engine.lifecycle.image(self.options.image or DEFAULT_IMAGE) == self._image
 
     async def kill(self) -> None:
         if self._up is not None:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import sys
+import tarfile
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_plus
 
 import pytest
 
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import InvalidState, StartFailed
 from fastclaw.podman.api import EngineLifecycle
+from fastclaw.podman.base_image import default_archive, make_image
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
+from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.runtime import EnvironmentInfo, EnvironmentRequest, ExecRequest, InitializeParams, RunRequest
 from fastclaw.runtimes.host import EnvironmentHost
 from tests.acceptance.leftovers import TOKEN, end_programs, programs
@@ -26,6 +32,8 @@ from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from podman.api.client import APIClient
 
     from tests.engine_fixtures import EngineService
 
@@ -221,3 +229,55 @@ async def test_where_fastclaw_is_killed_all_of_them_end(
     options = {**options, "environment": True}  # which removes what is left of the dead
     async with RuntimeClient.spawn(command, namespace=NAMESPACE, options=options) as client:
         assert (await client.run(["true"])).exit_code == 0
+
+
+async def test_a_ready_one_of_an_image_that_has_another_content_now_is_not_taken(engine: EngineLifecycle) -> None:
+    name = "localhost/envs-retagged:1"
+    await retag(engine, DEFAULT_IMAGE, name)
+    try:
+        async with running(engine, pool=[{"size": 1, "image": name}]) as host:
+            await until(lambda: ready(host) == 1)
+            taken = await start(host, image=name)
+            await until(lambda: ready(host) == 1)
+            assert host._ready is not None
+            ((stale,),) = (kind.ready for kind in host._ready._kinds.values())
+            assert await stale.is_fresh()
+            await retag(engine, await another_image(engine), name)
+            assert not await stale.is_fresh()
+            fresh = await start(host, image=name)
+            assert await sh(host, fresh, "cat /another") == "yes\n"
+            assert "No such file" in await sh(host, taken, "cat /another")
+    finally:
+        for image in (name, ANOTHER):
+            await engine.fetch(partial(remove_image, image))
+
+
+ANOTHER = "localhost/envs-another:1"
+
+
+async def another_image(engine: EngineLifecycle) -> str:
+    """One that has a file more than the default image."""
+    archive = default_archive()
+    data = io.BytesIO(archive)
+    with tarfile.open(fileobj=data, mode="a") as tar:
+        info = tarfile.TarInfo("another")
+        info.size = len(b"yes\n")
+        tar.addfile(info, io.BytesIO(b"yes\n"))
+    await engine.fetch(lambda client: make_image(client, ANOTHER, data.getvalue()))
+    return ANOTHER
+
+
+async def retag(engine: EngineLifecycle, image: str, name: str) -> None:
+    repo, _, tag = name.rpartition(":")
+    path = f"/images/{quote_plus(image)}/tag"
+    await engine.fetch(lambda client: client.post(path, params={"repo": repo, "tag": tag}).raise_for_status())
+
+
+def remove_image(image: str, client: APIClient) -> None:
+    client.delete(f"/images/{quote_plus(image)}")
+
+
+def ready(host: EnvironmentHost) -> int:
+    assert host._ready is not None
+    (kind,) = host._ready.health()["kinds"]
+    return int(kind["ready"])
