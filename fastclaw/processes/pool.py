@@ -25,6 +25,7 @@ from fastclaw.params import (
     has_input,
 )
 from fastclaw.processes.admission import Admission, HostRoom, TicketState
+from fastclaw.processes.blocked import BlockedOutputs
 from fastclaw.processes.lane import SIGKILLED, Collection, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.processes.process import Process
 from fastclaw.processes.run_output import result_without_output
@@ -42,7 +43,7 @@ from fastclaw.processes.table import ProcessTable
 from fastclaw.runtime import ExecResult
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from fastclaw.options import Options
     from fastclaw.processes.lane import Collected
@@ -55,15 +56,11 @@ if TYPE_CHECKING:
         ProcessInfo,
         RunRequest,
         RunResult,
-        StreamName,
     )
 
 logger = logging.getLogger(__name__)
 
 Told = TypeVar("Told")
-
-_STREAMS: dict[int, StreamName] = {1: "stdout", 2: "stderr"}
-"""By bit, as `Streams.blocked` names them."""
 
 
 class ProcessPool:
@@ -111,7 +108,7 @@ class ProcessPool:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._closings: set[asyncio.Future[None]] = set()
         self._graces: list[Grace] = []
-        self._silent: set[asyncio.Future[int]] = set()
+        self._blocked = BlockedOutputs()
         self.prefix = prefix
         self._count = 0
 
@@ -453,29 +450,15 @@ class ProcessPool:
         numbered = [(self._number(process.id), process) for process in self.table]
         numbered.sort(key=operator.itemgetter(0))  # nearly so already: a start may have overtaken another
         processes = [process for number, process in numbered if number >= first]
-        blocked = await self._blocked(processes, limits.LIST_LOOKS, limits.LOOK_ANSWER_MS)
+        blocked = await self._blocked.look(processes, limits.LIST_LOOKS, limits.LOOK_ANSWER_MS)
         return [process.info(blocked.get(process)) for process in processes]
-
-    async def _blocked(self, processes: Iterable[Process], most: int, wait_ms: int) -> dict[Process, list[StreamName]]:
-        """Outputs that are full while no client takes from them, of the first `most` live processes.
-
-        An answer that did not come in `wait_ms` is not waited for again: a command can lock its pipe for ever.
-        """
-        held = (one for one in processes if one.is_running and not one.is_run)
-        asked = {one: one.streams.blocked() for one in itertools.islice(held, most)}
-        waited_for = [answer for answer in asked.values() if not answer.done() and answer not in self._silent]
-        if waited_for:
-            await asyncio.wait(waited_for, timeout=wait_ms / 1000)
-        self._silent = {answer for answer in (*self._silent, *waited_for) if not answer.done()}
-        said = {one: answer.result() for one, answer in asked.items() if answer.done()}
-        return {one: [name for bit, name in _STREAMS.items() if bits & bit] for one, bits in said.items() if bits}
 
     async def health_now(self) -> dict[str, Any]:
         """As `health`, with how many of the live processes are blocked: of the oldest ones, those first that have an
         output without a client."""
         live = self.table.live()
         oldest = itertools.chain((one for one in live if one.streams.is_unread()), live)
-        blocked = await self._blocked(dict.fromkeys(oldest), limits.HEALTH_LOOKS, limits.HEALTH_LOOK_MS)
+        blocked = await self._blocked.look(dict.fromkeys(oldest), limits.HEALTH_LOOKS, limits.HEALTH_LOOK_MS)
         return {**self.health(), "blocked": len(blocked)}
 
     def _number(self, process_id: str) -> int:
