@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OPTIONS = "$.options"
+"""Where an environment's options are in most params."""
+
 
 class EnvironmentHost(EnvironmentRuntime, FileRuntime):
     """Environments by name, of any kind.
@@ -278,9 +281,12 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
         read: list[tuple[str, PoolKind]] = []
         for index, kind in enumerate(kinds):
             given = {**self._inherited, **kind}
-            require_known(given)
-            options = read_options(given, PoolKind, f"{path}[{index}]")
-            read.append((choose(options_of(given), self._default)[0], options))
+            try:
+                require_known(given)
+                options = read_options(given, PoolKind)
+                read.append((choose(options_of(given), self._default)[0], options))
+            except InvalidParams as error:
+                raise _at(f"{path}[{index}]", error) from error
         if sum(options.size for _, options in read) > limits.MAX_ENVIRONMENTS:
             raise InvalidParams(f"{path}: there are {limits.MAX_ENVIRONMENTS} environments at most", path=path)
         return read
@@ -375,6 +381,12 @@ def options_of(given: dict[str, Any]) -> dict[str, Any]:
     """What is an environment's own, of options that have more."""
     more = {*HostOptions.__struct_fields__, *PoolKind.__struct_fields__} - {*Options.__struct_fields__}
     return {name: value for name, value in given.items() if name not in more}
+
+
+def _at(place: str, error: InvalidParams) -> InvalidParams:
+    """What is wrong with options of an environment, where they are at this place in the params."""
+    data = {**error.data, "path": str(error.data.get("path", place)).replace(OPTIONS, place, 1)}
+    return InvalidParams(str(error).replace(OPTIONS, place, 1), error.reason, **data)
 
 
 def _fingerprint(request: EnvironmentRequest) -> bytes:

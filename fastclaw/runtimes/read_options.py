@@ -32,17 +32,14 @@ FRAMING_HEADERS = frozenset(
 Shape = TypeVar("Shape", bound=Options)
 
 
-def read_options(given: Mapping[str, Any], shape: type[Shape], path: str = "$.options") -> Shape:
+def read_options(given: Mapping[str, Any], shape: type[Shape]) -> Shape:
     """The options of one environment, and more where the shape has more.
-
-    Parameters:
-        path: where they are in the params, for an error.
 
     Raises:
         InvalidParams: `unknown_option` with `data.nearest`, a wrong shape, a rule that is none, or what contradicts
             itself.
     """
-    options = convert(given, shape, path)
+    options = convert(given, shape, "$.options")
     _check_network(options.network)
     _check_id_ranges(options.id_ranges)
     if options.capabilities is not None:

@@ -406,3 +406,26 @@ async def test_a_ready_one_that_has_died_or_is_not_fresh_is_not_taken(scripted: 
         await start(runtime)
         await until(lambda: ready(runtime) == [(2, 0)])
         assert scripted.undone == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ({}, ".size"),
+        ({"size": 1, "max_proceses": 1}, ".max_proceses"),
+        ({"size": 1, "runtime": "memry"}, ".runtime"),
+        ({"size": 1, "network": {"allow": ["a b"]}}, ".network.allow[0]"),
+        ({"size": 1, "network": {"mode": "none", "allow": ["a"]}}, ".network.allow"),
+        ({"size": 1, "capabilities": ["NO_SUCH"]}, ".capabilities"),
+    ],
+)
+async def test_what_is_wrong_with_a_kind_is_told_where_it_is(kind: dict[str, object], place: str) -> None:
+    good = {"size": 0}
+    async with running() as runtime:
+        with pytest.raises(InvalidParams) as raised:
+            await runtime.pool_set([good, kind])
+        assert raised.value.data["path"].startswith(f"$.pool[1]{place}")
+        assert "$.options" not in str(raised.value)
+    with pytest.raises(InvalidParams) as raised:
+        await EnvironmentHost("memory").start(params(pool=[good, kind]))
+    assert raised.value.data["path"].startswith(f"$.options.pool[1]{place}")
