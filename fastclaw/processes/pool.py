@@ -294,7 +294,11 @@ class ProcessPool:
             process = self._process(request, spec, begun)
             self._begin_run(process, request.timeout_ms, begun)
             assert begun.lane_process.collected is not None
-            return await self._answer(process, await begun.lane_process.collected, request, tell)
+            collected = await begun.lane_process.collected
+            started = begun.lane_process.started
+            if started is not None and started.cancelled() and not self.table.has(process):
+                raise self._keyed.why  # the lane has ended it before it was known to run
+            return await self._answer(process, collected, request, tell)
         except BaseException as error:
             await self._take_back(begun)
             if (told := self._told(error)) is not error:
@@ -364,18 +368,17 @@ class ProcessPool:
         if begun.lane_process is None or never_ran(begun.lane_process):
             self._forget(begun)
         else:
-            await asyncio.shield(self._own(self._end_untold(begun, begun.lane_process)))
+            ending = self._own(self._end_untold(begun, begun.lane_process))
+            ending.add_done_callback(lambda _: self._forget(begun))  # it may be cancelled before its first step
+            await asyncio.shield(ending)
 
     async def _end_untold(self, begun: Begun, lane_process: LaneProcess) -> None:
         """End a process whose start is not answered. Of a run that has begun the record stays."""
         process = begun.process
-        try:
-            if process is not None and self.table.has(process):
-                await self._end(process, self._options.kill_grace_ms, "killed")
-            else:
-                await lane_process.end_tree(Grace(ends_at=0.0))
-        finally:
-            self._forget(begun)
+        if process is not None and self.table.has(process):
+            await self._end(process, self._options.kill_grace_ms, "killed")
+        else:
+            await lane_process.end_tree(Grace(ends_at=0.0))
 
     def _forget(self, begun: Begun) -> None:
         lane_process, process = begun.lane_process, begun.process

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from fastclaw.errors import ExecFailed, FastclawError
+from fastclaw.errors import ExecFailed, FastclawError, InvalidState
 from fastclaw.linux.poller import Poller
 from fastclaw.processes import listeners
 from fastclaw.processes import pool as pool_module
@@ -20,7 +20,7 @@ from fastclaw.processes.listeners import SocketDirectory
 from fastclaw.processes.table import ProcessTable
 from fastclaw.runtime import ExecRequest, RunRequest
 from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool
-from tests.waiting import turns
+from tests.waiting import turns, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -288,3 +288,34 @@ async def test_the_end_of_all_while_a_start_is_taken_back(lane: ScriptedLane) ->
         with suppress(asyncio.CancelledError, FastclawError):
             await running
     assert lane.processes[0].closed == 1
+
+
+async def test_one_that_is_taken_back_as_all_ends_gives_its_place_back(lane: ScriptedLane, pool: ProcessPool) -> None:
+    """The task that takes it back may be cancelled before its first step; the host's room had a place less then."""
+    lane.says_later = True
+    starting = asyncio.ensure_future(pool.exec(ExecRequest(cmd=["x"])))
+    await until(lambda: lane.processes)
+    await turns()
+    starting.cancel()
+    await asyncio.sleep(0)
+    await pool.aclose()
+    await asyncio.wait((starting,))
+    assert pool.health()["starting"] == pool.health()["live"] == 0
+    assert pool._admission.statistics().live == 0
+
+
+async def test_a_run_that_its_lane_ends_before_it_has_begun_gives_its_place_back(
+    lane: ScriptedLane, pool: ProcessPool
+) -> None:
+    """A spawner that ends everything cancels what has not begun; its pump may have taken the run all the same."""
+    lane.says_later = True
+    running = asyncio.ensure_future(pool.run(RunRequest(cmd=["x"])))
+    await until(lambda: lane.processes)
+    await turns()
+    (process,) = lane.processes
+    assert process.started is not None
+    process.started.cancel()
+    process.give(exit_code=9)
+    with pytest.raises(InvalidState):
+        await running
+    assert pool._admission.statistics()[1:3] == (0, 0)
