@@ -1,0 +1,278 @@
+"""Environments: until one is of use, many at once, from a pool, after a reset; what each takes; files in and out.
+
+One runtime with an engine of its own, in turn with Podman's own command line on the same storage. What the design asks
+for in milliseconds is measured with a client in Python, whose own part (0.2 ms a call) is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import statistics
+import subprocess
+import tarfile
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench.environments import (
+    TRUE,
+    PodmanCli,
+    a_home,
+    clocked,
+    everything_kb,
+    filled,
+    first_byte,
+    ready,
+    ready_once,
+    ready_together,
+    served,
+    stop_all,
+)
+from bench.ratios import Ratios, compare_told
+from fastclaw.errors import StartFailed
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+    from fastclaw.client import Environment, RuntimeClient
+    from tests.acceptance.homes import Home
+
+ROUNDS = 15
+MANY, MANY_ROUNDS = 100, 3
+CLI_COUNT, CLI_AT_ONCE = 24, 8
+"""Of the rival, which takes a fifth of a second for each."""
+
+LIVE, ALLOWED_MB = 50, 3
+POOL = 2
+TAKEN_S, RESET_S, OVER_A_CLONE_S, LOCAL_S = 0.008, 0.025, 0.010, 0.006
+
+SMALL, LARGE = 1024, 10_000_000
+SEVERAL = 16
+FILES, TAR_S = 1_000, 0.060
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    with a_home() as home:
+        yield home
+
+
+@pytest.fixture(scope="module")
+def client(runner: asyncio.Runner, home: Home) -> Iterator[RuntimeClient]:
+    """Its engine has the image, and it knows the kind."""
+    with contextlib.ExitStack() as stack:
+        try:
+            client = stack.enter_context(served(runner, "podman", home))
+            runner.run(ready_once(client))
+        except StartFailed as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(str(error))  # a developer without an engine still gets the other benches
+        runner.run(ready_once(client, clone="always"))
+        yield client
+
+
+@pytest.fixture(scope="module")
+def podman(client: RuntimeClient, home: Home) -> PodmanCli:
+    """Once the image is there."""
+    return PodmanCli(home)
+
+
+@pytest.fixture
+def box(runner: asyncio.Runner, client: RuntimeClient) -> Iterator[Environment]:
+    _, box = runner.run(ready(client, clone="always"))
+    yield box
+    runner.run(box.aclose())
+
+
+@pytest.mark.parametrize(("clone", "way"), [("always", "a clone"), ("never", "the engine")], ids=["clone", "engine"])
+def test_ready(
+    benchmark: BenchmarkFixture,
+    ratios: Ratios,
+    runner: asyncio.Runner,
+    client: RuntimeClient,
+    podman: PodmanCli,
+    clone: str,
+    way: str,
+) -> None:
+    found = compare_told(benchmark, lambda: runner.run(ready_once(client, clone=clone)), {"podman": podman.run}, ROUNDS)
+    ratios.ratio(f"environment ready by {way} / `podman run --rm`", found.ratios["podman"])
+    rival = found.rivals["podman"]
+    ratios.fact(
+        f"environment ready by {way}", f"{1e3 * found.seconds:.0f} ms (`podman run --rm`: {1e3 * rival:.0f} ms)"
+    )
+
+
+def test_a_hundred_at_once(
+    benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, client: RuntimeClient, podman: PodmanCli
+) -> None:
+    """Rates, for the rival has fewer to start. One that fails ends the bench."""
+
+    def ours() -> float:
+        seconds, made = runner.run(ready_together(client, MANY, clone="always"))
+        runner.run(stop_all(made))
+        return seconds / MANY
+
+    found = compare_told(
+        benchmark, ours, {"podman": lambda: podman.run_detached(CLI_COUNT, CLI_AT_ONCE) / CLI_COUNT}, MANY_ROUNDS
+    )
+    ratios.ratio(f"{MANY} environments at once / `podman run -d`, {CLI_AT_ONCE} at once", found.ratios["podman"])
+    rates = f"{1 / found.seconds:.0f}/s (`podman run -d`: {1 / found.rivals['podman']:.1f}/s)"
+    ratios.fact(f"{MANY} environments at once", rates)
+
+
+def test_memory(ratios: Ratios, runner: asyncio.Runner, home: Home, client: RuntimeClient) -> None:
+    """Everything there is, shared parts too, for each of those that live."""
+    _, made = runner.run(ready_together(client, LIVE, clone="always"))
+    each = everything_kb(client, home) / 1024 / LIVE
+    runner.run(stop_all(made))
+    ratios.ratio(f"allowed memory of each of {LIVE} environments ({ALLOWED_MB} MB) / used", ALLOWED_MB / each)
+    ratios.fact(f"memory of each of {LIVE} environments", f"{each:.2f} MB, service and helpers included")
+
+
+def test_from_a_pool(ratios: Ratios, runner: asyncio.Runner, client: RuntimeClient) -> None:
+    taken: list[float] = []
+    reset: list[float] = []
+
+    async def measure() -> None:
+        await client.pool_set([{"size": POOL}])
+        for _ in range(ROUNDS):
+            await filled(client)
+            seconds, environment = await ready(client)
+            taken.append(seconds)
+            await filled(client)
+            reset.append(await clocked(partial(_reset, environment)))
+            await environment.aclose()
+        await client.pool_set([])
+
+    runner.run(measure())
+    _allowed(ratios, "a pool's environment ready", TAKEN_S, taken)
+    _allowed(ratios, "a reset with a pool", RESET_S, reset)
+
+
+async def _reset(environment: Environment) -> None:
+    await environment.reset()
+    await first_byte(environment)
+
+
+def _allowed(ratios: Ratios, what: str, allowed_s: float, taken: list[float]) -> None:
+    """A time that the design names."""
+    seconds = statistics.median(taken)
+    ratios.ratio(f"allowed time of {what} ({1e3 * allowed_s:.0f} ms) / taken", allowed_s / seconds)
+    ratios.fact(what, f"{1e3 * seconds:.1f} ms")
+
+
+def test_reset_without_a_pool(
+    benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, client: RuntimeClient, box: Environment
+) -> None:
+    def allowed() -> float:
+        return runner.run(ready_once(client, clone="always")) + OVER_A_CLONE_S
+
+    found = compare_told(benchmark, lambda: runner.run(clocked(lambda: _reset(box))), {"clone": allowed}, ROUNDS)
+    ratios.ratio("allowed time of a reset without a pool (a clone and 10 ms) / taken", found.ratios["clone"])
+    ratios.fact("a reset without a pool", f"{1e3 * found.seconds:.0f} ms")
+
+
+def test_local(ratios: Ratios, runner: asyncio.Runner, home: Home) -> None:
+    with served(runner, "local", home) as client:
+        taken = [runner.run(ready_once(client)) for _ in range(ROUNDS)]
+    _allowed(ratios, "an environment of `local` ready", LOCAL_S, taken)
+
+
+def test_small_files(benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, box: Environment) -> None:
+    """Each in turn with a `run` that does nothing."""
+    data = os.urandom(SMALL)
+
+    async def write() -> None:
+        assert await box.write_file("/tmp/small", data) == SMALL
+
+    async def read() -> None:
+        assert await box.read_file("/tmp/small") == data
+
+    async def run() -> None:
+        assert (await box.run(TRUE)).exit_code == 0
+
+    def several(does: Callable[[], Awaitable[None]]) -> Callable[[], float]:
+        async def all_of_them() -> None:
+            for _ in range(SEVERAL):
+                await does()
+
+        return lambda: runner.run(clocked(all_of_them)) / SEVERAL
+
+    runner.run(write())
+    found = compare_told(benchmark, several(write), {"read": several(read), "run": several(run)}, ROUNDS)
+    times = {"write": found.seconds, **found.rivals}
+    ratios.ratio("write 1 KiB / `run` of true", found.ratios["run"])
+    ratios.ratio("read 1 KiB / `run` of true", found.ratios["run"] / found.ratios["read"])
+    ratios.fact("1 KiB", ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in times.items()))
+
+
+@pytest.mark.parametrize("way", ["write", "read"])
+def test_a_large_file(
+    benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, box: Environment, home: Home, way: str
+) -> None:
+    """Against `cp` into a new file, on the disk that the engine's storage is on."""
+    data = os.urandom(LARGE)
+    source, target = home.base / "large", home.base / "copy"
+    source.write_bytes(data)
+    runner.run(box.write_file("/var/tmp/large", data))
+
+    def cp() -> float:
+        target.unlink(missing_ok=True)
+        began = time.perf_counter()
+        subprocess.run(["cp", source, target], check=True)
+        return time.perf_counter() - began
+
+    async def write() -> None:
+        assert await box.write_file("/var/tmp/copy", data) == LARGE
+
+    async def read() -> None:
+        assert len(await box.read_file("/var/tmp/large")) == LARGE
+
+    def ours() -> float:
+        runner.run(box.run(["rm", "-f", "/var/tmp/copy"]))
+        return runner.run(clocked(write if way == "write" else read))
+
+    found = compare_told(benchmark, ours, {"cp": cp}, ROUNDS)
+    ratios.ratio(f"{way} 10 MB / `cp` on the host", found.ratios["cp"])
+    ratios.fact(f"{way} 10 MB", f"{1e3 * found.seconds:.1f} ms (`cp`: {1e3 * found.rivals['cp']:.1f} ms)")
+
+
+def test_many_small_files(ratios: Ratios, runner: asyncio.Runner, box: Environment) -> None:
+    archive = _archive()
+    taken: dict[str, list[float]] = {"in": [], "out": []}
+
+    async def write() -> None:
+        assert await box.write_tar("/var/tmp/many", archive) == FILES
+
+    async def read() -> None:
+        assert len(await box.read_tar("/var/tmp/many")) >= FILES * SMALL
+
+    async def measure() -> None:
+        for _ in range(ROUNDS):
+            await box.make_dir("/var/tmp/many")
+            taken["in"].append(await clocked(write))
+            taken["out"].append(await clocked(read))
+            await box.remove("/var/tmp/many", recursive=True)
+
+    runner.run(measure())
+    for way, seconds in taken.items():
+        _allowed(ratios, f"1 000 small files as a tar, {way}", TAR_S, seconds)
+
+
+def _archive() -> bytes:
+    """Of files of 1 KiB."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for number in range(FILES):
+            member = tarfile.TarInfo(f"file-{number}")
+            member.size = SMALL
+            archive.addfile(member, io.BytesIO(os.urandom(SMALL)))
+    return buffer.getvalue()
