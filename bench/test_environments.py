@@ -1,4 +1,4 @@
-"""Environments: until one is of use, many at once, from a pool, after a reset; what each takes; files in and out.
+"""Environments: until one is of use, many at once, from a pool, after a reset; what each takes of memory.
 
 One runtime with an engine of its own, in turn with Podman's own command line on the same storage. What the design asks
 for in milliseconds is measured with a client in Python, whose own part (0.2 ms a call) is in it.
@@ -7,19 +7,14 @@ for in milliseconds is measured with a client in Python, whose own part (0.2 ms 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import statistics
-import subprocess
-import tarfile
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from bench.environments import (
-    TRUE,
     PodmanCli,
     a_home,
     clocked,
@@ -37,7 +32,7 @@ from fastclaw.errors import StartFailed
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -52,10 +47,6 @@ CLI_COUNT, CLI_AT_ONCE = 24, 8
 LIVE, ALLOWED_MB = 50, 3
 POOL = 2
 TAKEN_S, RESET_S, OVER_A_CLONE_S, LOCAL_S = 0.008, 0.025, 0.010, 0.006
-
-SMALL, LARGE = 1024, 10_000_000
-SEVERAL = 16
-FILES, TAR_S = 1_000, 0.060
 
 
 @pytest.fixture(scope="module")
@@ -184,95 +175,3 @@ def test_local(ratios: Ratios, runner: asyncio.Runner, home: Home) -> None:
     with served(runner, "local", home) as client:
         taken = [runner.run(ready_once(client)) for _ in range(ROUNDS)]
     _allowed(ratios, "an environment of `local` ready", LOCAL_S, taken)
-
-
-def test_small_files(benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, box: Environment) -> None:
-    """Each in turn with a `run` that does nothing."""
-    data = os.urandom(SMALL)
-
-    async def write() -> None:
-        assert await box.write_file("/tmp/small", data) == SMALL
-
-    async def read() -> None:
-        assert await box.read_file("/tmp/small") == data
-
-    async def run() -> None:
-        assert (await box.run(TRUE)).exit_code == 0
-
-    def several(does: Callable[[], Awaitable[None]]) -> Callable[[], float]:
-        async def all_of_them() -> None:
-            for _ in range(SEVERAL):
-                await does()
-
-        return lambda: runner.run(clocked(all_of_them)) / SEVERAL
-
-    runner.run(write())
-    found = compare_told(benchmark, several(write), {"read": several(read), "run": several(run)}, ROUNDS)
-    times = {"write": found.seconds, **found.rivals}
-    ratios.ratio("write 1 KiB / `run` of true", found.ratios["run"])
-    ratios.ratio("read 1 KiB / `run` of true", found.ratios["run"] / found.ratios["read"])
-    ratios.fact("1 KiB", ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in times.items()))
-
-
-@pytest.mark.parametrize("way", ["write", "read"])
-def test_a_large_file(
-    benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, box: Environment, home: Home, way: str
-) -> None:
-    """Against `cp` into a new file, on the disk that the engine's storage is on."""
-    data = os.urandom(LARGE)
-    source, target = home.base / "large", home.base / "copy"
-    source.write_bytes(data)
-    runner.run(box.write_file("/var/tmp/large", data))
-
-    def cp() -> float:
-        target.unlink(missing_ok=True)
-        began = time.perf_counter()
-        subprocess.run(["cp", source, target], check=True)
-        return time.perf_counter() - began
-
-    async def write() -> None:
-        assert await box.write_file("/var/tmp/copy", data) == LARGE
-
-    async def read() -> None:
-        assert len(await box.read_file("/var/tmp/large")) == LARGE
-
-    def ours() -> float:
-        runner.run(box.run(["rm", "-f", "/var/tmp/copy"]))
-        return runner.run(clocked(write if way == "write" else read))
-
-    found = compare_told(benchmark, ours, {"cp": cp}, ROUNDS)
-    ratios.ratio(f"{way} 10 MB / `cp` on the host", found.ratios["cp"])
-    ratios.fact(f"{way} 10 MB", f"{1e3 * found.seconds:.1f} ms (`cp`: {1e3 * found.rivals['cp']:.1f} ms)")
-
-
-def test_many_small_files(ratios: Ratios, runner: asyncio.Runner, box: Environment) -> None:
-    archive = _archive()
-    taken: dict[str, list[float]] = {"in": [], "out": []}
-
-    async def write() -> None:
-        assert await box.write_tar("/var/tmp/many", archive) == FILES
-
-    async def read() -> None:
-        assert len(await box.read_tar("/var/tmp/many")) >= FILES * SMALL
-
-    async def measure() -> None:
-        for _ in range(ROUNDS):
-            await box.make_dir("/var/tmp/many")
-            taken["in"].append(await clocked(write))
-            taken["out"].append(await clocked(read))
-            await box.remove("/var/tmp/many", recursive=True)
-
-    runner.run(measure())
-    for way, seconds in taken.items():
-        _allowed(ratios, f"1 000 small files as a tar, {way}", TAR_S, seconds)
-
-
-def _archive() -> bytes:
-    """Of files of 1 KiB."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for number in range(FILES):
-            member = tarfile.TarInfo(f"file-{number}")
-            member.size = SMALL
-            archive.addfile(member, io.BytesIO(os.urandom(SMALL)))
-    return buffer.getvalue()
