@@ -109,6 +109,7 @@ class ProcessPool:
         self._closings: set[asyncio.Future[None]] = set()
         self._graces: list[Grace] = []
         self._blocked = BlockedOutputs()
+        self._is_ending = False
         self.prefix = prefix
         self._count = 0
 
@@ -152,8 +153,9 @@ class ProcessPool:
         if isinstance(error, OSError):
             return explained(error)
         caller = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and caller is not None and not caller.cancelling():
-            return self._keyed.why  # its lane has ended, and not its caller
+        by_lane = isinstance(error, asyncio.CancelledError) and caller is not None and not caller.cancelling()
+        if by_lane or (self._is_ending and isinstance(error, ExecFailed) and error.reason == "container_gone"):
+            return self._keyed.why
         return error
 
     async def _once(
@@ -243,6 +245,8 @@ class ProcessPool:
 
     def _begin(self, process: Process, timeout_ms: int | None, begun: Begun) -> None:
         """The command runs: from here on it is known, and its time counts."""
+        if self._is_ending:  # and has not been told of this one
+            raise self._keyed.why
         self._starts.started(begun.ticket)
         now = time.monotonic_ns()
         process.began(
@@ -319,7 +323,7 @@ class ProcessPool:
             started.add_done_callback(lambda started: self._run_started(started, process, begun))
 
     def _run_timed_out(self, process: Process, begun: Begun) -> None:
-        if not self.table.has(process):
+        if not self._is_ending and not self.table.has(process):
             self._begin(process, None, begun)
         self._end_later(process, "timeout")
 
@@ -518,7 +522,7 @@ class ProcessPool:
         Parameters:
             why: what those that wait are told; None: that the runtime is shutting down.
         """
-        self._keyed.why = why or self._keyed.why
+        self._keyed.why, self._is_ending = why or self._keyed.why, True
         self._starts.close(why)
         await self._cancel_tasks()
         budget_ms = self._options.shutdown_timeout_ms // 2  # the other half is for the environment
@@ -530,7 +534,7 @@ class ProcessPool:
         Parameters:
             why: what those that wait for their start are told.
         """
-        self._keyed.why = why
+        self._keyed.why, self._is_ending = why, True
         self._starts.turn_away(why)
         live = self.table.live()
         await self._end_everything(0, limits.RESET_KILL_MS)
@@ -544,7 +548,7 @@ class ProcessPool:
             lane: of the same kind as before.
             environment: as for the class.
         """
-        self._lane, self._environment = lane, environment
+        self._lane, self._environment, self._is_ending = lane, environment, False
         self.table.cut()
 
     async def _end_everything(self, grace_ms: int, budget_ms: int) -> None:

@@ -319,3 +319,18 @@ async def test_a_run_that_its_lane_ends_before_it_has_begun_gives_its_place_back
     with pytest.raises(InvalidState):
         await running
     assert pool._admission.statistics()[1:3] == (0, 0)
+
+
+@pytest.mark.parametrize("call", ["exec", "run"])
+async def test_one_that_begins_after_all_was_ended_is_taken_back(
+    call: str, lane: ScriptedLane, pool: ProcessPool
+) -> None:
+    lane.gate.clear()
+    request = ExecRequest(cmd=["x"]) if call == "exec" else RunRequest(cmd=["x"])
+    starting = asyncio.ensure_future(getattr(pool, call)(request))
+    await until(lambda: lane.starting)
+    await pool.end_all(InvalidState("stopped", "environment_stopped"))
+    lane.gate.set()
+    with pytest.raises(InvalidState, match="stopped"):
+        await starting
+    assert pool._admission.statistics()[1:3] == (0, 0)

@@ -23,7 +23,7 @@ WORKERS, CALLS = 4, 50
 GRACE = {"kill_grace_ms": 20}
 LEGAL = {
     *("ok", "cancelled", "unknown_environment", "environment_exists", "environment_busy", "environment_stopped"),
-    *("invalid_params", "unknown_process", "container_gone"),
+    *("invalid_params", "unknown_process"),
 }
 """What may come of a call: nothing of it is a bug's."""
 
