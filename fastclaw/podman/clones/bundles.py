@@ -67,6 +67,7 @@ class Place(Struct, frozen=True, kw_only=True):
 
     Parameters:
         id: of the clone.
+        owner: the name of the directory of its fastclaw.
         root: its root directory.
         files: the directory of its own files.
         volumes: directories, by name.
@@ -75,6 +76,7 @@ class Place(Struct, frozen=True, kw_only=True):
     """
 
     id: str
+    owner: str
     root: str
     files: str
     volumes: Mapping[str, str]
@@ -106,10 +108,10 @@ def _shape(option: str) -> str:
     return _IDMAP if option.startswith(_IDMAP) else option
 
 
-def cgroup_of(config: Mapping[str, Any], id: str) -> str:
+def cgroup_of(config: Mapping[str, Any], owner: str, id: str) -> str:
     """The control group of one more container beside the first one's."""
     parent, _, _ = config["linux"]["cgroupsPath"].rpartition("/")
-    return f"{parent}/fastclaw-{id}"
+    return f"{parent}/fastclaw-{owner}-{id}"
 
 
 class Template:
@@ -133,7 +135,9 @@ class Template:
         _refuse_foreign(config)
         for mount in config["mounts"]:
             self._refuse_unknown(mount)
-        place = Place(id="x" * 64, root="/r", files="/f", volumes=dict.fromkeys(first.volumes, "/v"), created="")
+        place = Place(
+            id="x" * 64, owner="o", root="/r", files="/f", volumes=dict.fromkeys(first.volumes, "/v"), created=""
+        )
         if first.id in json.dumps(self.config(spec, place)):
             raise Unclonable("the engine's configuration names its container where no clone's name can be put")
 
@@ -170,7 +174,7 @@ class Template:
         annotations = {**config["annotations"], CREATED: place.created}
         linux = {
             **config["linux"],
-            "cgroupsPath": cgroup_of(config, place.id),
+            "cgroupsPath": cgroup_of(config, place.owner, place.id),
             "resources": _resources(config["linux"]["resources"], spec["resource_limits"]),
         }
         if self.is_mapped:

@@ -468,6 +468,7 @@ class CloningEngine:
         root = 0 if mapping is None else mapping[0]
         place = Place(
             id=id,
+            owner=self._path.name,
             root=f"{own}/merged",
             files=own,
             volumes={name: f"{self._path}/{remains.VOLUMES}/{name}" for name in _volumes_of(spec)},

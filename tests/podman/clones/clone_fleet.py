@@ -21,8 +21,6 @@ from tests.podman.fleet import Deaths
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from tests.engine_fixtures import EngineService
-
 _numbers = itertools.count()
 
 FIRST_ID = 1 << 30
@@ -33,6 +31,7 @@ class CloneFleet:
     """Makes containers by a cloning engine.
 
     Parameters:
+        url, image: of an engine.
         directory: for sockets and files that are bind-mounted.
 
     Attributes:
@@ -40,10 +39,10 @@ class CloneFleet:
         override: goes into the spec of every container made from now on.
     """
 
-    def __init__(self, service: EngineService, directory: Path) -> None:
-        self.engine = EngineLifecycle(service.url)
+    def __init__(self, url: str, image: str, directory: Path) -> None:
+        self.engine = EngineLifecycle(url)
         self.directory = directory
-        self.image = service.image
+        self.image = image
         self.deaths = Deaths()
         self.override: dict[str, Any] = {}
         self.cloning: CloningEngine
@@ -119,22 +118,23 @@ class CloneFleet:
             assert self.cloning.made_by(clone.id) == ("clone", None)
             yield clone
 
-    def remains(self) -> list[str]:
-        """What there is of clones: directories, control groups, processes."""
-        return [*directories(self.storage), *groups(), *processes(self.storage)]
+    def remains(self, pid: int | None = None) -> list[str]:
+        """What there is of clones of this process, or another one: directories, control groups, processes."""
+        pid = pid or os.getpid()
+        return [*directories(self.storage, f"{pid}-*"), *groups(pid), *processes(self.storage, pid)]
 
 
-def directories(storage: Path) -> list[str]:
+def directories(storage: Path, pattern: str = "*") -> list[str]:
     """Of clones, of all fastclaws with this storage."""
-    return [str(path) for path in storage.glob(f"{FOLDER}/*")]
+    return [str(path) for path in storage.glob(f"{FOLDER}/{pattern}")]
 
 
-def groups() -> list[str]:
-    """Control groups of clones, of all engines on this host that this machine's tests have."""
-    return [str(path) for path in Path("/sys/fs/cgroup").glob("*/libpod_parent/fastclaw-*")]
+def groups(pid: int | None = None) -> list[str]:
+    """Control groups of clones of this process, or another one."""
+    return [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/libpod_parent/fastclaw-{pid or os.getpid()}-*")]
 
 
-def processes(storage: Path) -> list[str]:
-    """Cloners and OCI runtimes that have to do with this storage."""
-    folder = f"{storage}/{FOLDER}".encode()
-    return [str(pid) for pid in proc.pids() if folder in command_line(pid)]
+def processes(storage: Path, pid: int) -> list[str]:
+    """Cloners and OCI runtimes that have to do with a process's clones in this storage."""
+    folder = f"{storage}/{FOLDER}/{pid}-".encode()
+    return [str(found) for found in proc.pids() if folder in command_line(found)]

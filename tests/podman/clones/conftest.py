@@ -15,7 +15,7 @@ from tests.waiting import until
 async def clones(engine_service: EngineService, short_dir: Path) -> AsyncIterator[CloneFleet]:
     """Afterwards nothing of a clone may be left."""
     os.chmod(short_dir, 0o711)  # root inside may be another user of the host
-    fleet = CloneFleet(engine_service, short_dir)
+    fleet = CloneFleet(engine_service.url, engine_service.image, short_dir)
     await fleet.open()
     yield fleet
     await fleet.aclose()

@@ -116,7 +116,9 @@ async def test_a_clone_of_the_first_itself_is_configured_as_podman_has_it(
         learned = learn(container.id, spec, found, str(clones.directory / "seed"))
         volumes = {mount.name: mount.source for mount in found.mounts if mount.name}
         root = podmans["root"]["path"]
-        place = Place(id="f" * 64, root=root, files="/own", volumes=volumes, created=podmans["annotations"][CREATED])
+        place = Place(
+            id="f" * 64, owner="me", root=root, files="/own", volumes=volumes, created=podmans["annotations"][CREATED]
+        )
         ours = learned.template.config(spec, place)
         expected = _expected(copy.deepcopy(podmans), learned, spec)
     if workspace == "volume":
@@ -144,7 +146,7 @@ def _with_workspace(clones: CloneFleet, spec: dict[str, Any], workspace: str) ->
 
 
 def _expected(config: dict[str, Any], learned: Any, spec: dict[str, Any]) -> dict[str, Any]:
-    config["linux"]["cgroupsPath"] = "/libpod_parent/fastclaw-" + "f" * 64
+    config["linux"]["cgroupsPath"] = "/libpod_parent/fastclaw-me-" + "f" * 64
     config["process"]["oomScoreAdj"] = int(Path("/proc/self/oom_score_adj").read_text())
     said = {limit["type"]: limit for limit in config["process"]["rlimits"]}
     all_limits = {
@@ -167,7 +169,9 @@ def _expected(config: dict[str, Any], learned: Any, spec: dict[str, Any]) -> dic
 
 
 def _nowhere(learned: Any) -> Place:
-    return Place(id="f" * 64, root="/r", files="/own", volumes=dict.fromkeys(learned.volumes, "/v"), created="")
+    return Place(
+        id="f" * 64, owner="me", root="/r", files="/own", volumes=dict.fromkeys(learned.volumes, "/v"), created=""
+    )
 
 
 # --- what a template makes of another spec, and refuses ----------------------------------------------
@@ -207,7 +211,7 @@ def template_of(spec: dict[str, Any], config: dict[str, Any] | None = None) -> T
     return Template(spec, first)
 
 
-PLACE = Place(id="b" * 64, root="/new/merged", files="/new", volumes={}, created="now")
+PLACE = Place(id="b" * 64, owner="me", root="/new/merged", files="/new", volumes={}, created="now")
 
 
 def test_what_is_a_containers_own_is_that_of_its_spec() -> None:
@@ -215,7 +219,7 @@ def test_what_is_a_containers_own_is_that_of_its_spec() -> None:
     assert template.is_mapped is False
     own = spec_of(name="m", memory_bytes=1 << 27, ids=1 << 29, hosts="/b", pids_limit=9, shm_bytes=5, init=INIT)
     made = template.config(own, PLACE)
-    assert cgroup_of(made, "c") == "/parent/fastclaw-c"
+    assert cgroup_of(made, "o", "c") == "/parent/fastclaw-o-c"
     assert made["linux"]["resources"] == {
         "pids": {"limit": 9},
         "memory": {"limit": 1 << 27, "swap": 1 << 28},
@@ -235,7 +239,9 @@ def test_what_is_a_containers_own_is_that_of_its_spec() -> None:
 
 def test_a_compiled_filter_takes_the_place_of_the_profile_and_nothing_would_run_without_it() -> None:
     spec = spec_of()
-    made = template_of(spec).config(spec, Place(id="b", root="/", files="/", volumes={}, created="", filter="AAAA"))
+    made = template_of(spec).config(
+        spec, Place(id="b", owner="me", root="/", files="/", volumes={}, created="", filter="AAAA")
+    )
     assert made["annotations"][FILTER] == "AAAA"
     assert made["linux"]["seccomp"] == {"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["A"]}
 

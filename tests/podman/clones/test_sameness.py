@@ -29,7 +29,7 @@ OWN = {"mnt", "net", "pid", "ipc", "uts", "cgroup"}
 INSIDE = """
 exec 2>&1
 id; hostname; ulimit -a; umask; env | sort
-grep -E 'Cap|Seccomp|NoNewPrivs|Groups|Sig' /proc/self/status
+grep -E 'Cap|Seccomp|NoNewPrivs|Groups|Sig[^Q]' /proc/self/status
 for file in hosts hostname resolv.conf passwd; do stat -c '%n %A %u %g %s' /etc/$file; cat /etc/$file; done
 cat /run/.containerenv
 for way in / /etc /run /tmp /work /dev /dev/shm /dev/pts /proc/sys/kernel /sys /sys/fs/cgroup; do
@@ -52,7 +52,8 @@ class Seen(NamedTuple):
 
     @classmethod
     def of(cls, text: str, container: SpawnerContainer, root: int) -> Seen:
-        text = text.replace(container.id, "ID").replace("libpod-ID", "GROUP").replace("fastclaw-ID", "GROUP")
+        text = re.sub(f"libpod-{container.id}|fastclaw-[^/-]*-[^/-]*-{container.id}", "GROUP", text)
+        text = text.replace(container.id, "ID")
         text = text.replace(str(container._spec["name"]), "NAME")
         return cls(re.sub(r"\b1[01]\d{8}\b", lambda found: f"ROOT+{int(found[0]) - root}", text) if root else text)
 
