@@ -134,9 +134,6 @@ CLONER_THREADS = 4
 CLONER_NAMESPACES = 64
 """User namespaces that the cloner keeps for the next clone with the same ids: one descriptor each, 1 ms to make."""
 
-CLONES_AT_ONCE = 8
-"""Starts of crun at the same time: two for each of the cores that this was measured on gain nothing more."""
-
 CLONE_START_MS = 20_000
 """One start of a clone: 10 ms measured on an idle machine."""
 

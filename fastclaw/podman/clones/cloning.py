@@ -18,7 +18,7 @@ import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,11 +35,13 @@ from fastclaw.podman.clones.bundles import Place, Unclonable, kind_of
 from fastclaw.podman.clones.cloner import Cloner
 from fastclaw.podman.clones.learning import Layer, Learned, learn
 from fastclaw.podman.container_spec import INIT_TARGET, MAPS_WORKSPACES, SOCKET_TARGET
+from fastclaw.podman.gate import Gate
+from fastclaw.podman.pace import Pace
 from fastclaw.podman.podman_client import ContainerState
 from fastclaw.podman.service.facts import CGROUP_ROOT, cgroup_mode, find_program
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from fastclaw.podman.api import EngineLifecycle, EngineVersion
 
@@ -178,7 +180,7 @@ class CloningEngine:
         self._layers: dict[str, asyncio.Task[str]] = {}
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._starts = asyncio.Semaphore(engine_limits.CLONES_AT_ONCE)
+        self._starts = Gate(Pace(), engine_limits.CLONE_START_MS / 1000)
         self._path = Path()
         if why_not is None and crun is not None:
             parent = storage / FOLDER
@@ -356,6 +358,12 @@ class CloningEngine:
         """As `EngineLifecycle.count_processes`, of one that the engine has made."""
         return await self._engine.count_processes(container)
 
+    def health(self) -> dict[str, Any]:
+        """How many kinds and clones there are, and how fast starts go; why there are none, where that is so."""
+        if self._why_not is not None:
+            return {"why_none": self._why_not}
+        return {"kinds": len(self._kinds), "clones": len(self._clones), **self._starts.health()}
+
     # --- volumes ---
 
     async def create_volume(self, name: str, labels: Mapping[str, str], owner: str | None = None) -> None:
@@ -439,7 +447,7 @@ class CloningEngine:
 
     async def _start_clone(self, id: str, clone: _Clone) -> None:
         kind = clone.kind
-        async with self._starts:
+        async with self._turn():
             clone.pid = await self._made(id, clone)
             if not (kind.filter is None or kind.is_proven or self._is_filtered(id, kind.filter)):
                 kind.filter = None  # this crun takes none
@@ -447,6 +455,22 @@ class CloningEngine:
                 clone.pid = await self._made(id, clone)
         kind.is_proven = True
         _check_limits(clone.pid, id, clone.spec["resource_limits"])
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One start more, of as many at a time as this host bears.
+
+        Raises:
+            StartFailed: `engine_timeout`: none of those that go on comes to an end.
+        """
+        try:
+            place = await self._starts.enter("start")
+        except (TimeoutError, RuntimeError) as error:
+            raise StartFailed(f"no clone can be started: {error}", "engine_timeout") from error
+        try:
+            yield
+        finally:
+            place.leave()
 
     def _is_filtered(self, id: str, filter: str) -> bool:
         """Whether crun has taken the filter for what it was meant: it keeps a copy of what it has set."""
@@ -513,6 +537,7 @@ class CloningEngine:
 
     async def aclose(self) -> None:
         """Remove every clone and all that they have. Idempotent. The engine is not closed."""
+        self._starts.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
