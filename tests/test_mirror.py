@@ -22,6 +22,7 @@ SUBJECTS = {
     "client/test_real_runtimes.py": "processes and runs through all layers, over real runtimes",
     "conformance/test_broken*.py": "all checks, against a runtime that breaks promises",
     "network/bridge/test_walls.py": "the firewall's rules, against real packets",
+    "podman/clones/test_full.py": "clones on a disk that is full",
     "podman/clones/test_kills.py": "clones whose fastclaw, cloner, or both are killed",
     "podman/clones/test_sameness.py": "a clone beside the engine's own container, from outside and from inside",
     "podman/test_sandbox.py": "what a container is, seen from inside",

@@ -64,6 +64,18 @@ def test_it_is_in_use_until_its_holder_ends_in_whatever_pid_namespace(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_shared_one_is_in_use_until_both_have_ended(tmp_path: Path) -> None:
+    held = HeldDirectory(tmp_path, "held-")
+    shared = held.share()
+    os.close(held._fd)
+    held._fd = -1
+    remove_abandoned(tmp_path, "held-*")
+    assert held.path.exists()
+    os.close(shared)
+    remove_abandoned(tmp_path, "held-*")
+    assert not held.path.exists()
+
+
 def test_its_holder_knows_when_it_is_gone(tmp_path: Path) -> None:
     held = HeldDirectory(tmp_path, "held-")
     assert stat.S_IMODE(held.path.stat().st_mode) == 0o700
