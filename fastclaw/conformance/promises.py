@@ -175,7 +175,7 @@ files:
   F-PART          [files] With `offset`, `read_file` gives at most `limit` bytes from there; without, a file larger than
                   `limit` is `io_error` with reason `too_large` and `data.size`.
   F-ERRORS        [files] A call that fails is `io_error` with `reason`, `errno` and the `path` as asked: `not_found`,
-                  `is_directory`, `not_directory`, `exists`, `not_regular`.
+                  `is_directory`, `not_directory`, `exists`.
   F-NAMES         [files] `make_dir` makes directories, with `parents` those above; `stat` tells type, size, mode,
                   owner, time and number of names.
   F-LIST          [files] `list_dir` tells all entries of a directory in the order of their names' bytes, at most

@@ -309,10 +309,13 @@ def stat_of(data: bytes) -> FileStat:
 
 def page_of(data: bytes, there: int) -> DirPage:
     """What `list` said. `there`: entries after the page's beginning, of which it shows the first."""
-    found = _entries(data)
-    entries = [_entry(name, stat) for name, stat in found]
+    return page(_entries(data), there)
+
+
+def page(found: list[tuple[bytes, FileStat]], there: int) -> DirPage:
+    """A page with these entries. `there`: how many there are from its beginning on."""
     more = base64.b64encode(found[-1][0]).decode() if found and there > len(found) else UNSET
-    return DirPage(entries=entries, next=more)
+    return DirPage(entries=[_entry(name, stat) for name, stat in found], next=more)
 
 
 def _entry(name: bytes, stat: FileStat) -> DirEntry:

@@ -167,11 +167,13 @@ class PodmanSandbox(Sandbox):
             logger.warning("%s", warning)
         most = limits.MAX_STARTING_SPAWN if up.lane.name == "spawn" else limits.MAX_STARTING_REST
         who = up.containers.identity
+        directory = plan.working_dir or image.working_dir
         return SandboxFacts(
             lane=up.lane,
+            files=up.lane.files(directory) if isinstance(up.lane, RestLane) else None,
             env=beside(up.network.env, options.env),
             workspace=plan.working_dir,
-            directory=plan.working_dir or image.working_dir,
+            directory=directory,
             containers=len(up.containers),
             max_starting=options.max_starting or most,
             user=plan.user if who is None else f"{who.uid}:{who.gid}",

@@ -207,17 +207,62 @@ class ExecCalls:
         Raises:
             ExecFailed: as `create`.
         """
-        query = f"{API}/containers/{container_id}/archive?path={quote(path, safe='')}"
-        answer = await self._call("GET", query, None, enough=limits.PROGRAM_ARCHIVE_BYTES)
+        answer = await self._call("GET", _archive_path(container_id, path), None, enough=limits.PROGRAM_ARCHIVE_BYTES)
         if answer.status == 404:
             return Seen(errno.ENOENT, b"")
         if answer.status != 200:
             raise _refusal(answer)
         return first_entry(answer.body)
 
+    async def get_archive(self, container_id: str, path: str, most: int) -> bytes | None:
+        """What is there, as an archive, or so many bytes of it; None: there is nothing.
+
+        Raises:
+            ExecFailed: as `create`.
+        """
+        answer = await self._call("GET", _archive_path(container_id, path), None, enough=most)
+        if answer.status == 404:
+            if _NO_CONTAINER in answer.body:
+                raise _refusal(answer)
+            return None
+        if answer.status != 200:
+            raise _refusal(answer)
+        return answer.body[:most]
+
+    async def put_archive(self, container_id: str, directory: str, archive: bytes) -> int | None:
+        """Unpack an archive there. What went wrong, as an errno; None: nothing.
+
+        Raises:
+            ExecFailed: as `create`.
+        """
+        answer = await self._call("PUT", _archive_path(container_id, directory), archive)
+        if answer.status == 200:
+            return None
+        text = answer.body.decode("utf-8", "replace").lower()
+        found = [number for words, number in _PUT_ERRORS if words in text]
+        if not found:
+            raise _refusal(answer)
+        return found[0]
+
     async def _call(self, method: str, path: str, body: bytes | None, *, enough: int | None = None) -> Response:
         with _mapped_errors(self.timeout_ms):
             return await self._client.request(method, path, body, self.timeout_ms, enough=enough)
+
+
+_NO_CONTAINER = b"no such container"
+_PUT_ERRORS = (
+    ("no space left", errno.ENOSPC),
+    ("disk quota", errno.EDQUOT),
+    ("read-only file system", errno.EROFS),
+    ("not a directory", errno.ENOTDIR),
+    ("is a directory", errno.EISDIR),
+    ("file name too long", errno.ENAMETOOLONG),
+    ("no such file or directory", errno.ENOENT),
+)
+
+
+def _archive_path(container_id: str, path: str) -> str:
+    return f"{API}/containers/{container_id}/archive?path={quote(path, safe='')}"
 
 
 def _decode(decoder: msgspec.json.Decoder[T], answer: Response, expected: int, call: str) -> T:

@@ -35,6 +35,7 @@ from fastclaw.errors import ExecFailed
 from fastclaw.linux.packets import close_all
 from fastclaw.linux.proc import send_signal, wait_status
 from fastclaw.linux.sockets import is_readable
+from fastclaw.podman.rest_lane.archive_files import ArchiveFiles
 from fastclaw.podman.rest_lane.demux import Demux
 from fastclaw.podman.rest_lane.exec_calls import (
     ExecCalls,
@@ -92,13 +93,23 @@ class RestLane(Lane):
         run_output_bytes: int = limits.RUN_OUTPUT_BYTES,
         reopens: bool = True,
     ) -> None:
-        offered = {"user": True, "kill_tree": True, "reopen_stdio": reopens, "signal": local}
+        offered = {
+            "files": len(containers) == 1,
+            "user": True,
+            "kill_tree": True,
+            "reopen_stdio": reopens,
+            "signal": local,
+        }
         self.capabilities = [name for name, is_offered in offered.items() if is_offered]
         self._calls = ExecCalls(url, timeout_ms)
         self._containers = containers
         self._local = local
         self._budget = OutputBudget(run_output_bytes)
         self._stdin_helpers = StdinHelpers()
+
+    def files(self, directory: str) -> ArchiveFiles:
+        """The files of its container. `directory`: where a relative path starts."""
+        return ArchiveFiles(self._calls, self._containers, directory)
 
     def __repr__(self) -> str:
         return f"<RestLane {'local' if self._local else 'remote'} {self._calls!r}>"
