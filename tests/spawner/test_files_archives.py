@@ -150,6 +150,13 @@ def test_what_python_packs_is_read(tmp_path: Path, format: int) -> None:
     assert (tmp_path / "copy" / "a" / "b" / "f").read_bytes() == b"x" * 1000
 
 
+def test_a_long_name_that_is_cut_at_a_slash_is_still_that_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "top" / ("n" * 99)).mkdir(parents=True)
+    (tmp_path / "top" / ("n" * 99) / "f").write_bytes(b"x")
+    assert unpacked(tmp_path / "copy", packed(tmp_path / "top")).code == 0
+    assert (tmp_path / "copy" / ("n" * 99) / "f").read_bytes() == b"x"
+
+
 def test_one_file_is_an_archive_too(tree: Path) -> None:
     said = helper(tree, "pack", "d/f")
     assert names(said.out) == {"f"}

@@ -12,7 +12,7 @@ from tests.spawner.fuzz import harness
 if TYPE_CHECKING:
     from pathlib import Path
 
-REQUESTS, STORIES = 10_000, 250
+REQUESTS, STORIES, ARCHIVES = 10_000, 250, 50_000
 """A few seconds' worth."""
 
 
@@ -30,6 +30,11 @@ def test_no_request_makes_the_parser_look_beyond_its_frame_or_a_failed_step_be_p
     words = done.stdout.split()
     assert int(words[2]) > REQUESTS // 10, "hardly any is refused"
     assert int(words[6]) > REQUESTS // 10, "hardly any gets as far as its execve"
+
+
+def test_no_archive_makes_its_reader_look_elsewhere_and_what_is_written_is_read_as_it_was(programs: Path) -> None:
+    done = harness.run(programs / "archives", 0, ARCHIVES)
+    assert done.returncode == 0, harness.failure(done)
 
 
 def test_in_no_order_of_things_is_an_end_told_twice_or_never_a_byte_lost_or_a_client_left_hanging(

@@ -5,6 +5,8 @@
                 and each atomic step, between real sockets, pipes and terminals; commands and clients do what they
                 like (world.h)
 
-`python -m tests.spawner.fuzz` runs both for as long as one likes. A failure names its number: `stories NUMBER 1 calls`
+    archives    archives by chance through the reader of their headers, and back (archives.c)
+
+`python -m tests.spawner.fuzz` runs all for as long as one likes. A failure names its number: `stories NUMBER 1 calls`
 tells that story call by call.
 """

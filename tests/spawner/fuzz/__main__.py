@@ -1,4 +1,4 @@
-"""`make fuzz`: both programs, for so many seconds, from a number on that is another each time."""
+"""`make fuzz`: all programs, for so many seconds, from a number on that is another each time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SECONDS = 600
-AT_ONCE = {"requests": 20_000, "stories": 500}
+AT_ONCE = {"requests": 20_000, "stories": 500, "archives": 200_000}
 """How many of each one process does: some seconds' worth."""
 
 

@@ -1,4 +1,4 @@
-"""Builds the two programs, and runs them from one number to another."""
+"""Builds the programs, and runs them from one number to another."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ BUILDS = ROOT / "build" / "fuzz"
 
 OF_SPAWNER = ("clients", "collect", "confine", "frames", "reaper", "program", "pump", "start", "system", "terminal")
 """Built as they are. main.c is part of sim_main.c, start.c of requests.c too; tree.c is played (trees.c)."""
+
+OF_FILES = ("tar_format", "text", "globs")
+"""The helper's modules without system calls, for archives.c."""
 
 STORIES = ("sim_main", "fibers", "kernel", "trees", "ledger", "story")
 FLAGS = [
@@ -55,7 +58,7 @@ def missing() -> str | None:
 
 
 def build() -> Path:
-    """The folder with both programs. They are built where their sources have changed since.
+    """The folder with the programs. They are built where their sources have changed since.
 
     Raises:
         subprocess.CalledProcessError: the compiler refuses; it has said why.
@@ -94,11 +97,15 @@ def _build_into(folder: Path) -> None:
     jobs = [
         partial(_compile, folder / f"of_{name}.o", HERE / "source.c", f'-DSOURCE="{name}.c"') for name in OF_SPAWNER
     ]
-    jobs += [partial(_compile, folder / f"{name}.o", HERE / f"{name}.c") for name in (*STORIES, "requests")]
+    jobs += [
+        partial(_compile, folder / f"of_{name}.o", HERE / "source.c", f'-DSOURCE="files/{name}.c"') for name in OF_FILES
+    ]
+    jobs += [partial(_compile, folder / f"{name}.o", HERE / f"{name}.c") for name in (*STORIES, "requests", "archives")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done in [pool.submit(job) for job in jobs]:
             done.result()
     _link(folder, "stories", [*(f"of_{name}" for name in OF_SPAWNER), *STORIES])
+    _link(folder, "archives", ["archives", *(f"of_{name}" for name in OF_FILES), "of_system"])
     _link(folder, "requests", ["requests", "of_system", "of_confine", "of_program", "of_terminal"])
     for object_file in folder.glob("*.o"):
         object_file.unlink()

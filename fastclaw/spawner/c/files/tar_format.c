@@ -93,8 +93,8 @@ const char *read_header(const char *block, struct member *member) {
     put_bounded(at, block + AT_NAME, NAME_BYTES);
     put_bounded(member->link, block + AT_LINK, NAME_BYTES);
     size_t bytes = length(member->name);
-    if (!member->type || member->type == '7') member->type = '0';
-    if (member->type == '0' && bytes && member->name[bytes - 1] == '/') member->type = '5'; /* before POSIX */
+    if (!member->type) member->type = bytes && member->name[bytes - 1] == '/' ? '5' : '0'; /* before POSIX */
+    if (member->type == '7') member->type = '0';
     return NULL;
 }
 
