@@ -148,22 +148,27 @@ def test_archive(
 ) -> None:
     """1 000 small files as a tar, against tar on the host and against the time that is allowed."""
     packed = archive()
-    runner.run(client.write_tar(folder, packed))
-    subprocess.run(["tar", "-xf", "-", "-C", beside], input=packed, check=True)
+    places = ["out", *(str(number) for number in range(ROUNDS + 1))]
+    for place_in in places:
+        runner.run(client.make_dir(f"{folder}/{place_in}"))
+        (beside / place_in).mkdir()
+    runner.run(client.write_tar(f"{folder}/out", packed))
+    subprocess.run(["tar", "-xf", "-", "-C", beside / "out"], input=packed, check=True)
+    ours_next, theirs_next = iter(places[1:]), iter(places[1:])
 
     async def read() -> None:
-        assert len(await client.read_tar(folder)) > FILES * FILE_BYTES
+        assert len(await client.read_tar(f"{folder}/out")) > FILES * FILE_BYTES
 
     async def write() -> None:
-        assert await client.write_tar(folder, packed) == FILES
+        assert await client.write_tar(f"{folder}/{next(ours_next)}", packed) == FILES
 
-    def rival() -> None:
-        if way == "out":
-            subprocess.run(["tar", "-cf", "-", "-C", beside, "."], check=True, capture_output=True)
-        else:
-            subprocess.run(["tar", "-xf", "-", "-C", beside], input=packed, check=True)
+    def pack() -> None:
+        subprocess.run(["tar", "-cf", "-", "-C", beside / "out", "."], check=True, capture_output=True)
 
-    ours = read if way == "out" else write
+    def unpack() -> None:
+        subprocess.run(["tar", "-xf", "-", "-C", beside / next(theirs_next)], input=packed, check=True)
+
+    ours, rival = (read, pack) if way == "out" else (write, unpack)
     found = compare(benchmark, lambda: runner.run(ours()), {"tar": rival}, ROUNDS)
     ratios.ratio(f"allowed time (60 ms) / taken, 1000 small files {way}, {place}", ALLOWED_S / found.seconds)
     ratios.ratio(f"1000 small files {way}, {place} / tar on the host", found.ratios["tar"])
