@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -47,27 +48,42 @@ def client(runner: asyncio.Runner, place: str) -> Iterator[RuntimeClient]:
         yield client
 
 
-@pytest.fixture
-def folder(runner: asyncio.Runner, client: RuntimeClient) -> Iterator[str]:
-    """A directory inside, on the same file system as the host's where there is no container."""
-    path = tempfile.mkdtemp(prefix="fcb-", dir="/var/tmp")
-    os.rmdir(path)
-    runner.run(client.make_dir(path, parents=True))
-    yield path
-    runner.run(client.remove(path, recursive=True))
+DISK, MEMORY = "/var/tmp", "/dev/shm"
+"""Where the files are. A thousand new ones on a disk measure its journal."""
+
+
+@contextlib.contextmanager
+def directories(runner: asyncio.Runner, client: RuntimeClient, where: str) -> Iterator[tuple[str, Path]]:
+    """One inside, and one of the host for the rivals: on the same file system where there is no container."""
+    with tempfile.TemporaryDirectory(prefix="fcb-", dir=where) as beside:
+        inside = f"{beside}-inside"
+        runner.run(client.make_dir(inside, parents=True))
+        yield inside, Path(beside)
+        runner.run(client.remove(inside, recursive=True))
 
 
 @pytest.fixture
-def beside() -> Iterator[Path]:
-    """A directory of the host, for the rivals."""
-    with tempfile.TemporaryDirectory(prefix="fcb-", dir="/var/tmp") as path:
-        yield Path(path)
+def disk(runner: asyncio.Runner, client: RuntimeClient) -> Iterator[tuple[str, Path]]:
+    with directories(runner, client, DISK) as both:
+        yield both
+
+
+@pytest.fixture
+def memory(runner: asyncio.Runner, client: RuntimeClient) -> Iterator[tuple[str, Path]]:
+    with directories(runner, client, MEMORY) as both:
+        yield both
 
 
 def test_small(
-    benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, client: RuntimeClient, folder: str, place: str
+    benchmark: BenchmarkFixture,
+    ratios: Ratios,
+    runner: asyncio.Runner,
+    client: RuntimeClient,
+    disk: tuple[str, Path],
+    place: str,
 ) -> None:
     """One after the other, each written and read: two calls, against two runs."""
+    folder, _ = disk
 
     async def write() -> None:
         for number in range(COUNT):
@@ -100,12 +116,12 @@ def test_large(
     ratios: Ratios,
     runner: asyncio.Runner,
     client: RuntimeClient,
-    folder: str,
-    beside: Path,
+    disk: tuple[str, Path],
     place: str,
     way: str,
 ) -> None:
     """10 MB, against `cp` between two files of the host."""
+    folder, beside = disk
     (beside / "from").write_bytes(LARGE)
     runner.run(client.write_file(f"{folder}/from", LARGE))
 
@@ -141,12 +157,12 @@ def test_archive(
     ratios: Ratios,
     runner: asyncio.Runner,
     client: RuntimeClient,
-    folder: str,
-    beside: Path,
+    memory: tuple[str, Path],
     place: str,
     way: str,
 ) -> None:
     """1 000 small files as a tar, against tar on the host and against the time that is allowed."""
+    folder, beside = memory
     packed = archive()
     places = ["out", *(str(number) for number in range(ROUNDS + 1))]
     for place_in in places:
