@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # that of `typing` costs more than all of this
 if TYPE_CHECKING:
     from fastclaw.errors import *
+    from fastclaw.files import FileRuntime, Files
     from fastclaw.runtime import *
     from fastclaw.server.harness import RuntimeHarness
 
@@ -21,6 +22,8 @@ __all__ = [
     "ExecResult",
     "ExitRecord",
     "FastclawError",
+    "FileRuntime",
+    "Files",
     "HealthStatus",
     "InitializeParams",
     "InitializeResult",
@@ -45,7 +48,7 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = ("fastclaw.runtime", "fastclaw.errors", "fastclaw.server.harness")
+_HOMES = ("fastclaw.runtime", "fastclaw.files", "fastclaw.errors", "fastclaw.server.harness")
 
 
 def __getattr__(name: str) -> object:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from fastclaw.client.runtime_client import RuntimeClient
 
 
+_NONE = Outcome(-1, 0, 0, "", "")
+"""Of one that did not get to say it."""
+
+
 class FileStream:
     """Bytes of a file or an archive on their way; a context manager.
 
@@ -45,8 +49,15 @@ class FileStream:
         try:
             if kind is None and self._writes:
                 await self.finish()
-            elif self._outcome is None:
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Leave it. What is not at its end then is ended: of a writer, what is half written is taken back."""
+        try:
+            if self._outcome is None:
                 await self._process.kill()
+                self._outcome = _NONE
         finally:
             await self._process.aclose()
 
@@ -93,7 +104,7 @@ class FileStream:
     async def _end(self) -> None:
         said = b"".join([chunk async for chunk in self._stderr()])
         record = await self._process.wait()
-        self._outcome = outcome = read_outcome(said) or Outcome(-1, 0, 0, "", "")
+        self._outcome = outcome = read_outcome(said) or _NONE
         if record.exit_code == 0:
             return
         told = {} if record.error is UNSET else record.error
