@@ -42,10 +42,12 @@ async def rt(request: pytest.FixtureRequest, engine_service: EngineService) -> A
     """In a clone, and in a container of the engine's own making."""
     image = imported(engine_service.url, "empty", empty())
     options = {"url": engine_service.url, "lane": "spawn", "clone": request.param}
-    async with RuntimeClient.spawn(SERVE, namespace="filesin", options={"environment": False}) as client:
-        async with await client.environment_start(image=image, **options) as first:
-            client.environment = first.environment
-            yield client
+    async with (
+        RuntimeClient.spawn(SERVE, namespace="filesin", options={"environment": False}) as client,
+        await client.environment_start(image=image, **options) as first,
+    ):
+        client.environment = first.environment
+        yield client
 
 
 async def test_nothing_is_needed_in_the_image(rt: RuntimeClient) -> None:
