@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastclaw import limits
-from fastclaw.conformance.rig import Process, Rig, Session, same
+from fastclaw.conformance.rig import Process, Rig, Session, drain, same
 from fastclaw.conformance.runner import proves
 from fastclaw.conformance.wire import IO_ERROR, data_of, expect
+from fastclaw.errors import IoError
 
 BINARY = bytes(range(256))
 LARGE = 4 * limits.MIB
@@ -348,9 +349,19 @@ async def _stream_errors(rig: Rig, session: Session) -> None:
             ("write_tar", {"path": folder}, b"no archive" * 100, "bad_archive"),
         ):
             process = await session.began(session.post(method, {**params, "stream": True}))
-            await process.outputs(data)
+            await _send(process, data)
             error = (await process.wait()).get("error") or {}
             expect((error.get("reason"), error.get("path")) == (reason, params["path"]), f"{method}: {error}")
+
+
+async def _send(process: Process, data: bytes) -> None:
+    """Send it to one that may have ended before: that it reads no more is no error."""
+    stdio, stderr = await process.stdio(), await process.stderr()
+    with contextlib.suppress(IoError):
+        await stdio.write(data)
+        stdio.write_eof()
+    await drain(stdio)
+    await drain(stderr)
 
 
 async def _pour(session: Session, method: str, params: dict[str, Any], data: bytes) -> Process:
