@@ -1,5 +1,6 @@
 """A file or an archive that goes by a socket: what comes of it is known at its end."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self
 
@@ -96,7 +97,8 @@ class FileStream:
             IoError: with `reason`, `errno` and `path`.
         """
         if self._outcome is None:
-            await self._process.write_eof()
+            with contextlib.suppress(IoError):  # it has ended already, and says why
+                await self._process.write_eof()
             await self._end()
         assert self._outcome is not None
         return self._outcome
