@@ -84,7 +84,7 @@ class Engine:
 
     def pace(self) -> dict[str, Any]:
         """What `health` says of the calls to it."""
-        return {"url": self.lifecycle.url, **self.lifecycle.health()}
+        return {"url": self.lifecycle.url, **self.lifecycle.health(), "clones": self.clones.health()}
 
     async def aclose(self) -> None:
         """Close the connection, and end an engine of our own. Idempotent."""
