@@ -95,6 +95,7 @@ async def settle_rights(
     version: EngineVersion,
     user: str,
     read_files: Callable[[], Awaitable[list[str]]],
+    ranges: IdRanges,
     setup: contextlib.AsyncExitStack,
 ) -> Rights:
     """Decide, and take a range of ids where that is the decision.
@@ -104,6 +105,7 @@ async def settle_rights(
         has_spawner: most likely the spawn lane is taken.
         user: the environment's, by name or number.
         read_files: gives the texts of `USER_FILES` in the image.
+        ranges: gives the range of ids.
 
     Raises:
         StartFailed: `unsupported`: a user namespace is wanted and there can be none; `unknown_user`; `bad_mount`: the
@@ -119,8 +121,8 @@ async def settle_rights(
         wanted = "none" if why_none else "default"
     ids = None
     if why_none is None:
-        taken = take_id_range(ID_LOCKS, options.id_ranges.first, options.id_ranges.count)
-        setup.callback(os.close, taken.lock)
+        taken = ranges.take(options.id_ranges.first, options.id_ranges.count)
+        setup.callback(ranges.give_back, taken)
         ids = taken.first
     return Rights(capabilities=read_capabilities(wanted), ids=ids, why_no_ids=why_none, user=who, owner=owner)
 
@@ -204,7 +206,7 @@ async def _identify(user: str, read_files: Callable[[], Awaitable[list[str]]]) -
 
 
 class IdRange(NamedTuple):
-    """A range of this host's user and group ids, which one environment has until its lock is closed.
+    """A range of this host's user and group ids, which one environment has until it is given back.
 
     The lock goes with the process that holds it, however that ends. Nothing is written to subuid(5), which is for users
     other than root.
@@ -218,30 +220,59 @@ class IdRange(NamedTuple):
     lock: int
 
 
-def take_id_range(directory: Path, first: int, count: int) -> IdRange:
-    """A range that is free; the caller closes its lock.
+class IdRanges:
+    """Lends ranges of ids to the environments of one process, which looks only at those that it has not lent itself: a
+    hundred environments would try a hundred locks for the next one.
 
     Parameters:
         directory: where the locks are, a file for each range: the same for everybody on this host.
-        first: of the first range; `count` of them lie behind each other.
-
-    Raises:
-        StartFailed: `overloaded`: all are taken; `io_error`: a lock cannot be had.
     """
-    try:
-        private_directory(directory)
-        for start in range(first, first + count * limits.IDS, limits.IDS):
-            lock = os.open(directory / str(start), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return IdRange(start, lock)
-            except OSError as error:
-                os.close(lock)
-                if not isinstance(error, BlockingIOError):
-                    raise
-    except OSError as error:
-        raise StartFailed(f"no range of ids can be locked in {directory}: {error.strerror}", "io_error") from error
-    raise StartFailed(
-        f"all {count} ranges of ids are taken by other environments; end one, or give more (options.id_ranges)",
-        "overloaded",
-    )
+
+    def __init__(self, directory: Path = ID_LOCKS) -> None:
+        self._directory = directory
+        self._lent: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"<IdRanges {len(self._lent)} lent>"
+
+    def take(self, first: int, count: int) -> IdRange:
+        """The first range that is free; `give_back` follows.
+
+        Parameters:
+            first: of the first range; `count` of them lie behind each other.
+
+        Raises:
+            StartFailed: `overloaded`: all are taken; `io_error`: a lock cannot be had.
+        """
+        try:
+            private_directory(self._directory)
+            for start in range(first, first + count * limits.IDS, limits.IDS):
+                lock = None if start in self._lent else self._lock(start)
+                if lock is not None:
+                    self._lent.add(start)
+                    return IdRange(start, lock)
+        except OSError as error:
+            text = f"no range of ids can be locked in {self._directory}: {error.strerror}"
+            raise StartFailed(text, "io_error") from error
+        raise StartFailed(
+            f"all {count} ranges of ids are taken by other environments; end one, or give more (options.id_ranges)",
+            "overloaded",
+        )
+
+    def _lock(self, start: int) -> int | None:
+        """The descriptor; None where another process has it."""
+        lock = os.open(self._directory / str(start), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
+
+    def give_back(self, taken: IdRange) -> None:
+        """It is free again."""
+        os.close(taken.lock)
+        self._lent.discard(taken.first)

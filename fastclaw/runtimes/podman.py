@@ -39,7 +39,7 @@ from fastclaw.podman.container_spec import (
 from fastclaw.podman.containers import Containers, SpawnerSlot
 from fastclaw.podman.engines import Engines
 from fastclaw.podman.rest_lane.rest import RestLane
-from fastclaw.podman.rights import USER_FILES, Rights, settle_rights
+from fastclaw.podman.rights import USER_FILES, IdRanges, Rights, settle_rights
 from fastclaw.podman.service.facts import static_catatonit
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.podman.service.storage import disk_of, why_full
@@ -94,6 +94,7 @@ class PodmanSandboxes(SandboxFactory):
         super().__init__(namespace, sockets)
         self.engines = Engines(namespace)
         self.egress = EgressProcess()
+        self.id_ranges = IdRanges()
         self._networks: asyncio.Task[None] | None = None
 
     def make(self, options: Options) -> PodmanSandbox:
@@ -215,6 +216,7 @@ class PodmanSandbox(Sandbox):
             version=version,
             user=plan.user,
             read_files=lambda: engine.image_files(image, plan.probe(), USER_FILES),
+            ranges=self._factory.id_ranges,
             setup=setup,
         )
 

@@ -18,10 +18,11 @@ from fastclaw.options import FIRST_ID, Options
 from fastclaw.podman import rights
 from fastclaw.podman.api import EngineVersion
 from fastclaw.podman.container_spec import DEFAULT, Ids
-from fastclaw.podman.rights import IdRange, Rights, settle_rights, take_id_range
+from fastclaw.podman.rights import IdRanges, Rights, settle_rights
+from tests.balance import open_descriptors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -53,6 +54,7 @@ async def settled(
             version=version,
             user=user,
             read_files=read_files,
+            ranges=IdRanges(rights.ID_LOCKS),
             setup=setup,
         )
 
@@ -117,52 +119,61 @@ FIRST = 2 * limits.IDS
 HOLDER = """
 import sys
 from pathlib import Path
-from fastclaw.podman.rights import take_id_range
-print(take_id_range(Path(sys.argv[1]), int(sys.argv[2]), 3).first, flush=True)
+from fastclaw.podman.rights import IdRanges
+print(IdRanges(Path(sys.argv[1])).take(int(sys.argv[2]), 3).first, flush=True)
 sys.stdin.read()
 """
 
 
 @pytest.fixture
-def take(tmp_path: Path) -> Iterator[Callable[[], IdRange]]:
-    taken: list[IdRange] = []
-
-    def one() -> IdRange:
-        taken.append(take_id_range(tmp_path / "ids", FIRST, 3))
-        return taken[-1]
-
-    yield one
-    for each in taken:
-        os.close(each.lock)
+def ranges(tmp_path: Path) -> Iterator[IdRanges]:
+    """With locks of their own."""
+    before = open_descriptors()
+    yield IdRanges(tmp_path / "ids")
+    for fd in set(open_descriptors()) - set(before):
+        os.close(fd)
 
 
-def test_no_two_have_the_same_and_the_last_is_refused(take: Callable[[], IdRange]) -> None:
-    assert [take().first for _ in range(3)] == [FIRST, FIRST + limits.IDS, FIRST + 2 * limits.IDS]
+def take(ranges: IdRanges) -> int:
+    return ranges.take(FIRST, 3).first
+
+
+def test_no_two_have_the_same_and_the_last_is_refused(ranges: IdRanges, tmp_path: Path) -> None:
+    others = IdRanges(tmp_path / "ids")
+    assert [take(one) for one in (ranges, others, ranges)] == [FIRST, FIRST + limits.IDS, FIRST + 2 * limits.IDS]
     with pytest.raises(StartFailed, match=r"all 3 ranges .*options.id_ranges") as refused:
-        take()
+        take(ranges)
     assert (refused.value.reason, refused.value.retryable) == ("overloaded", True)
 
 
-def test_one_that_is_given_back_is_taken_again(take: Callable[[], IdRange], tmp_path: Path) -> None:
-    first = take_id_range(tmp_path / "ids", FIRST, 3)
-    assert take().first == FIRST + limits.IDS
-    os.close(first.lock)
-    assert take().first == FIRST
+def test_one_that_is_given_back_is_taken_again(ranges: IdRanges) -> None:
+    first = ranges.take(FIRST, 3)
+    assert take(ranges) == FIRST + limits.IDS
+    ranges.give_back(first)
+    assert take(ranges) == FIRST
 
 
-def test_one_goes_with_the_process_that_has_it(take: Callable[[], IdRange], tmp_path: Path) -> None:
+def test_one_that_is_lent_is_not_looked_at_again(ranges: IdRanges, tmp_path: Path) -> None:
+    """With a hundred environments, that would be a hundred locks for each further one."""
+    assert take(ranges) == FIRST
+    (tmp_path / "ids" / str(FIRST)).unlink()
+    assert take(ranges) == FIRST + limits.IDS
+    assert not (tmp_path / "ids" / str(FIRST)).exists()
+
+
+def test_one_goes_with_the_process_that_has_it(ranges: IdRanges, tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "ids"), str(FIRST)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert int(holder.stdout.readline()) == FIRST
-        assert take().first == FIRST + limits.IDS
+        assert take(ranges) == FIRST + limits.IDS
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    assert take().first == FIRST
+    assert take(ranges) == FIRST
 
 
 def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartFailed, match=f"{tmp_path}/file"):
-        take_id_range(tmp_path / "file" / "ids", FIRST, 1)
+        IdRanges(tmp_path / "file" / "ids").take(FIRST, 1)
     assert os.listdir(tmp_path) == ["file"]
