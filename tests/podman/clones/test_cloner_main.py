@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastclaw.errors import StartFailed
 from fastclaw.linux.directories import HeldDirectory
 from fastclaw.podman.clones.cloner import Cloner
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from fastclaw.podman.clones.cloner_main import GracePeriod, own_procs
+from tests.balance import open_descriptors
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="clones are root's")
 
@@ -57,3 +59,21 @@ async def test_a_start_that_fails_says_why_and_leaves_nothing(
         assert os.listdir(own / "clones") == os.listdir(own / "state") == []
     finally:
         await cloner.aclose()
+
+
+def test_a_grace_period_moves_nothing_and_is_begun_once_at_a_time() -> None:
+    before, group = open_descriptors(), Path("/proc/self/cgroup").read_text()
+    period = GracePeriod(own_procs())
+    period.begin()
+    period.close()
+    assert (open_descriptors(), Path("/proc/self/cgroup").read_text()) == (before, group)
+    told, tell = os.pipe()
+    size = fcntl.fcntl(tell, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE)
+    os.write(tell, b"x" * size)
+    period = GracePeriod(tell)
+    for _ in range(3):
+        period.begin()  # the first of them waits, since the pipe is full
+    assert os.read(told, size) == b"x" * size
+    period.close()
+    with open(told, "rb") as pipe:
+        assert pipe.read() == str(os.getpid()).encode()
