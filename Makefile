@@ -62,7 +62,7 @@ bench: install ## measure everything, print the ratios, write docs/benchmarks.md
 bench-check: install ## measure and fail below the goals in bench/budgets.toml
 	$(BENCH) --ratios-check
 
-soak: install ## the demo again and again (ROUNDS=20), then 100 000 starts; stops at the first leftover or wrong byte
+soak: install ## the demo again and again (ROUNDS=20), then 100 000 starts and 1 000 environments; stops at the first leftover or wrong byte
 	@$(BIN)/fastclaw demo --rounds $(ROUNDS)
 	$(BIN)/python -m pytest -m soak
 
