@@ -431,8 +431,9 @@ HEALTH_LOOK_MS = 20
 """LOOK_ANSWER_MS for `health`, which is to answer within 50 ms whoever locks a pipe. One that says nothing is not
 counted."""
 
-SPAWN_SPARE_REAPERS = 16
-"""Idle reapers below which more are made: a burst of starts finds one each while the next are on their way."""
+SPAWN_SPARE_REAPERS = 8
+"""Idle reapers below which more are made: a burst of starts finds one each while the next are on their way. A new
+environment waits for the first of them: with 16, which are 32 kernel tasks, it took a third longer on `local`."""
 
 SPAWN_GROWTH_SHARE = 8
 """With many processes, an eighth as many reapers again at once: 5 000 live are reached in some 40 steps."""
