@@ -9,6 +9,10 @@ with a cold disk."""
 ENGINE_STOP_MS = 5_000
 """TERM to KILL of the service: Podman gives open connections one second (pkg/api/server/server.go, 4.3.1)."""
 
+ENGINE_BACK_MS = 10_000
+"""For which a removal waits for the successor of an engine of our own that has ended: 0.4 s measured on an idle
+machine, and some tries more."""
+
 ENGINE_GROUP_LOOKS = 3
 """At what is left of a service's process group: what was ended may just have started another one."""
 
@@ -81,6 +85,12 @@ LOST_LOOK_S = 1
 
 LOST_LOOK_MOST_S = 30
 """Most of that pause, for as long as no engine answers."""
+
+LOST_LAST_LOOK_MS = 2_000
+"""What all of them get when fastclaw ends: some 20 ms each."""
+
+ENGINE_THREADS_LEAVE_MS = 1_000
+"""For calls that nobody awaits any more when fastclaw ends: they end with an engine of our own, at the latest."""
 
 LIFECYCLE_TIMEOUT_SLACK_MS = 1_000
 """By how much the event loop waits longer than the HTTP client: the client's own, more exact error goes first."""

@@ -88,8 +88,8 @@ class Child:
         """Whether it is gone, reaped or not."""
         return self.pidfd < 0 or is_readable(self.pidfd)
 
-    async def ends(self, timeout_ms: float) -> bool:
-        """Whether it ends in time. Not after `close`."""
+    async def ends(self, timeout_ms: float | None) -> bool:
+        """Whether it ends in time, None: at any time. Not after `close`."""
         return await wait_readable(self.pidfd, timeout_ms)
 
     def kill(self) -> None:

@@ -34,13 +34,13 @@ def has_hung_up(fd: int) -> bool:
     return ready_events(fd, 0) & select.POLLHUP != 0
 
 
-async def wait_readable(fd: int, timeout_ms: float) -> bool:
-    """Whether a descriptor becomes readable in time; for a pidfd: whether the process ends."""
+async def wait_readable(fd: int, timeout_ms: float | None) -> bool:
+    """Whether a descriptor becomes readable in time, None: at any time; for a pidfd: whether the process ends."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_reader(fd, ready.set)
     try:
-        async with asyncio.timeout(timeout_ms / 1000):
+        async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
             await ready.wait()
         return True
     except TimeoutError:

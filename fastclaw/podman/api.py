@@ -9,12 +9,12 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote_plus
 
 import msgspec
@@ -32,6 +32,7 @@ from fastclaw.podman.lost_containers import LostContainers
 from fastclaw.podman.pace import Pace
 from fastclaw.podman.podman_client import (
     JSON,
+    START_IT,
     ContainerState,
     Created,
     Info,
@@ -66,6 +67,24 @@ class EngineVersion(Struct, frozen=True, kw_only=True):
     cgroup_version: str
 
 
+class EngineKeeper(Protocol):
+    """What keeps an engine running: for an engine of our own a `service.service.ManagedService`.
+
+    Attributes:
+        reserve: a file that is given up where a container cannot be removed for want of room (`storage.keep_reserve`).
+        in_doubt: the engine may have left more than it tells, as it ended, or a call broke off, in the middle.
+    """
+
+    reserve: Path | None
+    in_doubt: bool
+
+    async def is_back(self) -> bool:
+        """Whether the engine answers, now or soon."""
+
+    async def clear(self, container: str) -> None:
+        """End what an engine that died has left of a container that has been removed since."""
+
+
 class EngineLifecycle:
     """An engine, asked for images, containers and volumes: one for all environments that use it.
 
@@ -76,21 +95,23 @@ class EngineLifecycle:
         url: `unix:///…` or `tcp://host:port`.
         timeout_s: deadline of one call from when it begins, in seconds; a call also fails when it waits for so long and
             none of its kind comes to an end meanwhile.
-        reserve: a file that is given up where a container cannot be removed for want of room (`storage.keep_reserve`).
+        keeper: of an engine of our own; None: that is the affair of another.
     """
 
     def __init__(
-        self, url: str, timeout_s: float = limits.ENGINE_TIMEOUT_MS / 1000, reserve: Path | None = None
+        self, url: str, timeout_s: float = limits.ENGINE_TIMEOUT_MS / 1000, keeper: EngineKeeper | None = None
     ) -> None:
         self.url: str = url
-        self._reserve = reserve
+        self._keeper = keeper
+        self._advice = START_IT if keeper is None else "another one is being started; try again"
+        self._half_started: set[str] = set()
         self._timeout_s = timeout_s
         self._threads = EngineThreads(lambda: make_client(url, timeout_s))
         self._changes = Gate(Pace(), timeout_s)
         self._reads = Gate(Pace((engine_limits.ENGINE_READS,)), timeout_s)
         self._fetches = Gate(Pace((engine_limits.ENGINE_FETCHES,)), engine_limits.PULL_TIMEOUT_MS / 1000)
         self._images = Images(self)
-        self._lost = LostContainers(self._remove_lost)
+        self._lost = LostContainers(self._remove_whole)
         self._version: EngineVersion | None = None
         self._asking: Flights[EngineVersion] = Flights()
 
@@ -189,14 +210,38 @@ class EngineLifecycle:
             StartFailed: `bad_mount`, `container_gone`, besides the reasons of every call.
         """
         path = f"/containers/{container}/start"
+        self._half_started.add(container)
         await self.change("start", lambda client: check(client.post(path)), carries_on=True)
+        self._half_started.discard(container)
 
     async def remove_container(self, container: str) -> None:
-        """Kill and remove a container, by id or name, with its anonymous volumes; one that is gone is fine."""
-        await self.change("remove", lambda client: self._remove(client, container))
+        """Kill and remove a container, by id or name, with its anonymous volumes; one that is gone is fine.
 
-    async def _remove_lost(self, container: str) -> bool:
-        return await self.change("remove", lambda client: self._remove(client, container))
+        Where no engine answers, it is removed as soon as one does, besides that this fails.
+        """
+        try:
+            await self._surely(lambda: self._remove_whole(container))
+        except StartFailed as error:
+            if error.reason in {"engine_unavailable", "engine_timeout"}:
+                self._lost.add(container)
+            raise
+
+    async def _surely(self, remove: Callable[[], Awaitable[object]]) -> None:
+        """What fails since an engine of our own has ended is done by its successor: nobody would ask again."""
+        try:
+            await remove()
+        except StartFailed as error:
+            if error.reason != "engine_unavailable" or self._keeper is None or not await self._keeper.is_back():
+                raise
+            await remove()
+
+    async def _remove_whole(self, container: str) -> bool:
+        was_there = await self.change("remove", lambda client: self._remove(client, container))
+        if container in self._half_started:
+            self._half_started.discard(container)
+            if self._keeper is not None and self._keeper.in_doubt:
+                await self._keeper.clear(container)
+        return was_there
 
     def _remove(self, client: APIClient, container: str) -> bool:
         """Whether there was one.
@@ -224,7 +269,7 @@ class EngineLifecycle:
         """On a full disk Podman loses a container before it can remove its layer (4.3.1), which then stays for ever. So
         there must be room before it begins, and nothing that uses it up: what runs in the container is stopped first.
         """
-        reserve = self._reserve
+        reserve = None if self._keeper is None else self._keeper.reserve
         if reserve is None or has_room(reserve.parent):
             yield
             return
@@ -264,7 +309,7 @@ class EngineLifecycle:
 
     async def remove_volume(self, name: str) -> None:
         """Remove a volume with what is in it; one that is gone is fine."""
-        await self.change("volume", lambda client: _remove_volume(client, name))
+        await self._surely(lambda: self.change("volume", lambda client: _remove_volume(client, name)))
 
     async def list_volumes(self, labels: Mapping[str, str]) -> list[ListedVolume]:
         """All volumes that carry every one of these labels."""
@@ -282,11 +327,20 @@ class EngineLifecycle:
         return len(top.processes)
 
     async def aclose(self) -> None:
-        """Close connections and threads. Idempotent. A thread that waits for the engine ends with its own deadline."""
+        """Close connections and threads. Idempotent. A thread that waits for the engine goes on: see `join`."""
+        if len(self._lost) and self._keeper is not None:
+            self._keeper.in_doubt = True
         await self._lost.aclose()
         for gate in (self._changes, self._reads, self._fetches):
             gate.close()
         self._threads.close()
+
+    async def join(self) -> None:
+        """Return when no thread waits for the engine any more; after `aclose`, and the end of an engine of our own.
+
+        One that waits for longer than `engine_limits.ENGINE_THREADS_LEAVE_MS` ends with its own deadline.
+        """
+        await asyncio.to_thread(self._threads.join, engine_limits.ENGINE_THREADS_LEAVE_MS / 1000)
 
     # --- how the engine is asked ---
 
@@ -308,7 +362,7 @@ class EngineLifecycle:
 
     async def _run(self, turn: Coroutine[Any, Any, Place], call: Callable[[APIClient], T], seconds: float) -> T:
         """One call in its turn, in a thread, with its errors mapped. Its place is taken until the thread is done."""
-        with mapped_errors(self.url, seconds):
+        with mapped_errors(self.url, seconds, self._advice):
             place = await turn
             try:
                 future = self._threads.submit(partial(_in_time, call, seconds))

@@ -30,7 +30,7 @@ class EngineThreads:
 
     def __init__(self, make: Callable[[], APIClient]) -> None:
         self._make = make
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._idle: deque[_Worker] = deque()
         self._count = 0
         self._closed = False
@@ -68,6 +68,11 @@ class EngineThreads:
         for worker in idle:
             worker.thread.join()  # has but a connection to close
 
+    def join(self, timeout_s: float) -> bool:
+        """Whether all of them end in time. After `close`."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self._count == 0, timeout_s)
+
     def _rest(self, worker: _Worker) -> bool:
         """It has nothing to do; False: it is to end."""
         with self._lock:
@@ -86,6 +91,7 @@ class EngineThreads:
     def _gone(self) -> None:
         with self._lock:
             self._count -= 1
+            self._lock.notify_all()
 
 
 class _Worker:

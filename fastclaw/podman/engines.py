@@ -56,14 +56,16 @@ class Engine:
             StartFailed, InvalidParams: nothing is left then.
         """
         try:
-            url, reserve = engine_url(options), None
+            url = engine_url(options)
+            last = await self._setup.enter_async_context(AsyncExitStack())
             if url is None:
                 self.service = service = ManagedService(own_plan(options), own_state_dir(options), default_run_dir())
                 self._setup.push_async_callback(service.aclose)
                 await service.start()
-                url, reserve = service.url, service.reserve
-            self.lifecycle = EngineLifecycle(url, options.engine_timeout_ms / 1000, reserve)
+                url = service.url
+            self.lifecycle = EngineLifecycle(url, options.engine_timeout_ms / 1000, self.service)
             self._setup.push_async_callback(self.lifecycle.aclose)
+            last.push_async_callback(self.lifecycle.join)
             self.version, _ = await asyncio.gather(
                 self.lifecycle.version(), remove_abandoned(self.lifecycle, namespace)
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastclaw import engine_limits
@@ -52,11 +53,14 @@ class LostContainers:
             self._task = self._loop.create_task(self._look())
 
     async def aclose(self) -> None:
-        """Look no more. Idempotent. What is left is for the next `initialize`, or the janitor."""
-        self._looks.clear()
+        """Look once more, and then no more. Idempotent. What is left is for the next `initialize`, or the janitor."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        lost, self._looks = list(self._looks), {}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(engine_limits.LOST_LAST_LOOK_MS / 1000):
+                await asyncio.gather(*map(self._remove, lost), return_exceptions=True)
 
     async def _look(self) -> None:
         pause, answers = engine_limits.LOST_LOOK_S, True

@@ -228,21 +228,25 @@ MOUNT_WORDS = re.compile(r"\bstatfs\b|\bmounts?(ing|ed)?\b|invalid (container|ho
 """Podman 4.3.1 gives no machine-readable cause for these: all are a 500 or 404 with a sentence."""
 
 
+START_IT = "start it or change options.url"
+
+
 @contextmanager
-def mapped_errors(url: str, seconds: float) -> Iterator[None]:
+def mapped_errors(url: str, seconds: float, advice: str = START_IT) -> Iterator[None]:
     """Turn what podman-py raises into `StartFailed`.
 
     Parameters:
         url: the engine's, for the message.
         seconds: the deadline of the call, for the message.
+        advice: what to do where no engine answers, for the message.
     """
     try:
         yield
     except (requests.RequestException, TimeoutError, ValueError, msgspec.MsgspecError) as error:
-        raise to_start_failed(error, url, seconds) from error
+        raise to_start_failed(error, url, seconds, advice) from error
 
 
-def to_start_failed(error: Exception, url: str, seconds: float) -> StartFailed:
+def to_start_failed(error: Exception, url: str, seconds: float, advice: str = START_IT) -> StartFailed:
     """The product's error for one of podman-py's."""
     chain = list(_chain(error))
     if is_timeout(error):
@@ -253,9 +257,7 @@ def to_start_failed(error: Exception, url: str, seconds: float) -> StartFailed:
     if answer is not None:
         return _refused(answer)
     if isinstance(error, requests.RequestException):
-        return StartFailed(
-            f"no engine answers at {url} ({_root(chain)}); start it or change options.url", "engine_unavailable"
-        )
+        return StartFailed(f"no engine answers at {url} ({_root(chain)}); {advice}", "engine_unavailable")
     return StartFailed(f"the engine at {url} gave an answer that makes no sense: {_line(error)}", "engine_error")
 
 
@@ -265,8 +267,13 @@ def is_timeout(error: BaseException) -> bool:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the engine has answered that it does not do what was asked: all else leaves open whether it does."""
-    return any(isinstance(one, APIError) and (one.status_code or 0) >= 400 for one in _chain(error))
+    """Whether the engine has answered that it does not do what was asked, or could not be asked at all: all else leaves
+    open whether it does."""
+    return any(
+        isinstance(one, ConnectionRefusedError | FileNotFoundError)
+        or (isinstance(one, APIError) and (one.status_code or 0) >= 400)
+        for one in _chain(error)
+    )
 
 
 def _refused(answer: APIError) -> StartFailed:

@@ -234,7 +234,7 @@ class PodmanSandbox(Sandbox):
                 try:
                     up = await _spawn_lane(plan, network, sockets, attempt)
                 except StartFailed as error:
-                    if wanted == "spawn":
+                    if wanted == "spawn" or error.reason in {"engine_unavailable", "engine_timeout"}:
                         raise
                     self._why_not_spawn = str(error)
                 else:

@@ -111,7 +111,7 @@ OWNERS = {
     "reaper": Owner(SPAWN, World.reapers, ends_process=True),
     "pump": Owner(SPAWN, lambda world: [pump_of(reaper) for reaper in world.reapers()], ends_process=True),
     "egress proxy": Owner(("spawn",), lambda world: world.helpers("proxy_main")),
-    "engine": Owner(PODMAN, lambda world: world.helpers("service"), says=("1",)),
+    "engine": Owner(PODMAN, lambda world: world.helpers("service")),
     "janitor": Owner(PODMAN, lambda world: world.helpers("janitor_main")),
     "conmon": Owner(PODMAN, World.monitors),
     "stdin server": Owner(("rest",), lambda world: world.helpers("stdin_main")),

@@ -19,15 +19,21 @@ import pytest
 
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import InvalidState, StartFailed
+from fastclaw.linux import proc
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import default_archive, make_image
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
-from fastclaw.podman.service.plan import DEFAULT_IMAGE
+from fastclaw.podman.service.facts import host_facts
+from fastclaw.podman.service.plan import DEFAULT_IMAGE, plan_service
+from fastclaw.podman.service.service import ManagedService, answers_ping
+from fastclaw.podman.service.storage import default_run_dir
 from fastclaw.runtime import EnvironmentInfo, EnvironmentRequest, ExecRequest, InitializeParams, RunRequest
 from fastclaw.runtimes.host import EnvironmentHost
+from fastclaw.runtimes.podman import PodmanSandboxes
 from tests.acceptance.leftovers import TOKEN, end_programs, programs
 from tests.balance import balanced, children
 from tests.network.egress.rig import Origin, listening
+from tests.pids import command_line
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 
     from podman.api.client import APIClient
 
+    from fastclaw.podman.engines import Engine
     from tests.engine_fixtures import EngineService
 
 NAMESPACE = "envstest"
@@ -281,3 +288,81 @@ def ready(host: EnvironmentHost) -> int:
     assert host._ready is not None
     (kind,) = host._ready.health()["kinds"]
     return int(kind["ready"])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+async def test_an_engine_that_hangs_or_dies_in_the_middle_of_many_starts(short_dir: Path, how: str) -> None:
+    """Each start is up or refused in a line and in time; the next one is up; nothing is left."""
+    options = {"state_dir": str(short_dir / "s"), "engine_timeout_ms": 4_000, "environment": False}
+    await answers_ping(str(short_dir / "none"))  # the first stream of a loop takes a descriptor for good (libuv)
+    async with balanced():
+        host = EnvironmentHost("podman")
+        await host.start(InitializeParams(namespace=NAMESPACE, options=options))
+        try:
+            first = await start(host, clone="never")
+            engine = engine_of(host)
+            assert engine.service is not None
+            starting = [asyncio.ensure_future(start(host, clone="never")) for _ in range(MANY)]
+            await until(lambda: engine.lifecycle.health()["waiting"] > MANY // 2)
+            await until(lambda: engine.lifecycle.health()["waiting"] <= MANY // 2)
+            pid = engine.service.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
+            done, late = await asyncio.wait(starting, timeout=30)
+            if how == "stopped":
+                os.kill(pid, signal.SIGCONT)
+            assert not late
+            failures = [one.exception() for one in done if one.exception() is not None]
+            assert {type(error) for error in failures} == {StartFailed}
+            reason = "engine_timeout" if how == "stopped" else "engine_unavailable"
+            assert {error.reason for error in failures if isinstance(error, StartFailed)} == {reason}
+            assert not any("\n" in str(error) for error in failures)
+            assert await sh(host, first, "echo on") == "on\n"  # those that are up do not need an engine
+            await until(lambda: comes_up(host))
+            assert len(host.environment_list()) == MANY - len(failures) + 2
+            assert {row.lane for row in host.environment_list()} == {"spawn"}
+            await host.environment_stop(first.environment)
+            assert (engine.service.pid == pid) == (how == "stopped")
+            assert engine.trouble is None
+        finally:
+            await host.stop()
+        async with a_service(short_dir) as lifecycle:
+            assert await lifecycle.list_containers({LABEL_NAMESPACE: NAMESPACE}) == []
+    assert [row for row in map(command_line, proc.pids()) if str(short_dir).encode() in row] == []
+    assert len(layers(short_dir)) == 1  # the image's
+
+
+@asynccontextmanager
+async def a_service(base: Path) -> AsyncIterator[EngineLifecycle]:
+    """One of its own on the storage that a host has used."""
+    service = ManagedService(plan_service(host_facts(base / "s")), base / "s", default_run_dir())
+    await service.start()
+    lifecycle = EngineLifecycle(service.url)
+    try:
+        yield lifecycle
+    finally:
+        await lifecycle.aclose()
+        await service.aclose()
+
+
+def layers(base: Path) -> list[Path]:
+    """What a private engine has in its storage."""
+    return list(base.glob("s/*/storage/overlay/" + "[0-9a-f]" * 64))
+
+
+def engine_of(host: EnvironmentHost) -> Engine:
+    """The one that it is connected to."""
+    factory = host._factories["podman"]
+    assert isinstance(factory, PodmanSandboxes)
+    (start,) = factory.engines._starts.values()
+    return start.result()
+
+
+async def comes_up(host: EnvironmentHost) -> bool:
+    """Whether one more does."""
+    try:
+        await start(host, clone="never")
+    except StartFailed:
+        return False
+    return True

@@ -80,9 +80,21 @@ def clean_up(order: Order, service: int | None) -> None:
         _podman(order, "volume", "rm", "--force", *volumes)
     if order["nft"] is not None and order["tables"]:
         _remove_networks(order, order["nft"])
-    for name in sorted(found):  # last, so that what was killed has been reaped
-        _output(order, *order["runtime"], "delete", "--force", name)
+    _delete(order, sorted(found))  # last, so that what was killed has been reaped
     _remove_directory(order["own_dir"])
+
+
+def clear(order: Order, container: str) -> None:
+    """End what runs in a container that the engine has removed, as one that was killed had not written down that it
+    runs."""
+    _end_processes([container], order["tries"])
+    _delete(order, [container])
+
+
+def _delete(order: Order, containers: list[str]) -> None:
+    """The OCI runtime's own records, and the control groups."""
+    for name in containers:
+        _output(order, *order["runtime"], "delete", "--force", name)
 
 
 def _make_room(reserve: str, least: int) -> None:

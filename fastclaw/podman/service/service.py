@@ -1,6 +1,8 @@
 """A private Podman service that lives as long as its owner: started, proven ready, ended, gone.
 
     idle ── start() ──> running ── aclose() ──> idle        (a start() that fails closes it before it raises)
+                         │    ^
+              it ends by itself; another is started in the same place, at growing intervals
 
 The service ends with fastclaw even when fastclaw is killed outright: the kernel signals it when the *thread* that made
 it ends (prctl(2), PR_SET_PDEATHSIG), so it is started by the loop's thread. A janitor then removes the containers.
@@ -9,19 +11,22 @@ containers.
 """
 
 import asyncio
+import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import Struct
 
 from fastclaw import engine_limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux import proc
-from fastclaw.linux.helper import Child
+from fastclaw.linux.helper import Backoff, Child
 from fastclaw.linux.packets import close_all
 from fastclaw.linux.proc import identity, start_time, this_process
 from fastclaw.linux.sockets import wait_readable
@@ -53,12 +58,14 @@ if TYPE_CHECKING:
     from fastclaw.linux.directories import HeldDirectory
 
 
+logger = logging.getLogger(__name__)
+
 PING = b"GET /libpod/_ping HTTP/1.0\r\nHost: d\r\n\r\n"
 PING_OK = (b"HTTP/1.0 200", b"HTTP/1.1 200")
 
 
 class ManagedService:
-    """Podman's API on a socket of our own.
+    """Podman's API on a socket of our own. A service that ends by itself is followed by another on the same socket.
 
     Parameters:
         plan: from `plan.plan_service`.
@@ -67,6 +74,8 @@ class ManagedService:
 
     Attributes:
         reserve: room that can be given up (`storage.keep_reserve`), once it has been started.
+        in_doubt: one has ended by itself or had to be killed, or a call to it broke off: in the end the janitor removes
+            what is left of that.
     """
 
     def __init__(self, plan: ServicePlan, state_dir: Path, run_dir: Path) -> None:
@@ -74,10 +83,16 @@ class ManagedService:
         self._state_dir = state_dir
         self._run_dir = run_dir
         self._own_dir: HeldDirectory | None = None
+        self._paths: ServicePaths | None = None
         self._process: ServiceProcess | None = None
         self._janitor: Janitor | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._is_up = asyncio.Event()
+        self._backoff = Backoff(time.monotonic, forgiven=1)
+        self._failure: str | None = None
         self._url: str | None = None
         self.reserve: Path | None = None
+        self.in_doubt = False
 
     def __repr__(self) -> str:
         return f"<ManagedService {self._url or 'not running'}, pid {self.pid}>"
@@ -96,9 +111,9 @@ class ManagedService:
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong with its directory now, in one line."""
+        """What is wrong with it or its directory now, in one line."""
         gone = self._own_dir is not None and not self._own_dir.is_there()
-        return "the directory of the engine's socket is gone: start fastclaw anew" if gone else None
+        return "the directory of the engine's socket is gone: start fastclaw anew" if gone else self._failure
 
     async def start(self) -> None:
         """Start the service and return once it answers. Call from the thread that outlives it.
@@ -107,30 +122,103 @@ class ManagedService:
             StartFailed: `engine_unavailable` with the service's last words when it dies, `engine_timeout` when it does
                 not answer within `engine_limits.ENGINE_READY_MS`. Nothing is left then.
         """
+        self.in_doubt = False
         try:
             self._own_dir = own_dir = service_dir(self._run_dir)
-            paths = await asyncio.to_thread(service_paths, self._state_dir, self._run_dir, own_dir.path, self.plan)
+            self._paths = paths = await asyncio.to_thread(
+                service_paths, self._state_dir, self._run_dir, own_dir.path, self.plan
+            )
             self.reserve = Path(paths.reserve)
-            env = service_env(paths, engine_variables())
-            self._process = process = ServiceProcess(bound_argv(self.plan, paths, os.getpid()), env)
-            if self.plan.facts.python is not None:  # without one, the next `initialize` has to remove what is left
-                argv = janitor_argv(
-                    self.plan.facts.python, janitor_main.__file__, self._order(paths, own_dir.path, process.child.pid)
-                )
-                self._janitor = Janitor(argv, env)
-            await await_answer(process.child, paths.socket, process.last_words)
-            if self._janitor is not None:
-                await self._janitor.ready()
+            await self._launch(paths)
             self._url = f"unix://{paths.socket}"
+            self._keeping = asyncio.get_running_loop().create_task(self._keep(paths))
         except BaseException:
             await self.aclose()
             raise
 
-    def _order(self, paths: ServicePaths, own_dir: Path, service: int) -> JanitorOrder:
+    async def _launch(self, paths: ServicePaths) -> None:
+        """Start a service and return once it answers and its own janitor is armed; the one before is needed no more."""
+        env = service_env(paths, engine_variables())
+        self._process = process = ServiceProcess(bound_argv(self.plan, paths, os.getpid()), env)
+        janitor: Janitor | None = None
+        try:
+            if self.plan.facts.python is not None:  # without one, the next `initialize` has to remove what is left
+                order = self._order(paths, process.child.pid)
+                janitor = Janitor(janitor_argv(self.plan.facts.python, janitor_main.__file__, order), env)
+            await await_answer(process.child, paths.socket, process.last_words)
+            if janitor is not None:
+                await janitor.ready()
+        except BaseException:
+            await self._end()
+            if janitor is not None:  # last: killed before, we would leave something
+                await janitor.aclose()
+            raise
+        self._backoff.came_up()
+        self._failure = None
+        self._is_up.set()
+        before, self._janitor = self._janitor, janitor
+        if before is not None:
+            await before.aclose()
+
+    async def _keep(self, paths: ServicePaths) -> None:
+        """Have another one follow each that ends."""
+        while True:
+            assert self._process is not None
+            await self._process.child.ends(None)
+            words = self._process.last_words().removeprefix(": ")
+            self.in_doubt = True
+            self._is_up.clear()
+            self._backoff.ended()
+            self._fail(words)
+            await self._end()  # rootless, the other of its two processes may still serve
+            while not await self._revived(paths):
+                pass
+
+    async def _revived(self, paths: ServicePaths) -> bool:
+        """After the pause: whether one has come up."""
+        await asyncio.sleep(self._backoff.pause_s)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(paths.socket)
+            await self._launch(paths)
+        except (StartFailed, OSError) as error:
+            self._backoff.failed()
+            self._fail(str(error).removeprefix(StartFailed.prefix))
+            return False
+        logger.warning("the engine is up again")
+        return True
+
+    def _fail(self, words: str) -> None:
+        self._failure = f"the engine has ended{f' ({words})' if words else ''}; another is being started"
+        logger.warning("%s in %.1f s", self._failure, self._backoff.pause_s)
+
+    async def is_back(self) -> bool:
+        """Whether it answers, within `engine_limits.ENGINE_BACK_MS`: for what must be done, and failed as it ended."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(engine_limits.ENGINE_BACK_MS / 1000):
+                while self._paths is not None:
+                    await self._is_up.wait()
+                    if await answers_ping(self._paths.socket):
+                        return True
+                    await asyncio.sleep(engine_limits.ENGINE_READY_POLL_MS / 1000)  # it is not seen to have ended yet
+        return False
+
+    async def clear(self, container: str) -> None:
+        """End what is left of a container that has been removed: a service that died in the middle of its start had not
+        written down that it runs.
+
+        Parameters:
+            container: its full id.
+        """
+        if self.in_doubt and self._paths is not None:
+            order = msgspec.to_builtins(self._order(self._paths, 0))
+            await asyncio.to_thread(janitor_main.clear, order, container)
+
+    def _order(self, paths: ServicePaths, service: int) -> JanitorOrder:
         return JanitorOrder(
             owner=os.getpid(),
             service=service,
-            own_dir=str(own_dir),
+            own_dir=str(Path(paths.socket).parent),
             podman=tool_argv(self.plan, paths),
             runtime=runtime_argv(self.plan),
             label=f"{LABEL_OWNER}={this_process().label}",
@@ -139,21 +227,30 @@ class ManagedService:
             reserve=paths.reserve,
         )
 
+    async def _end(self) -> None:
+        """End the service, if one runs, and what is left of it."""
+        process, self._process = self._process, None
+        if process is not None and not await process.aclose():
+            self.in_doubt = True
+
     async def aclose(self) -> None:
         """End the service and remove its directory. Idempotent, also before `start`."""
-        process, self._process, self._url = self._process, None, None
-        janitor, self._janitor = self._janitor, None
-        own_dir, self._own_dir = self._own_dir, None
-        has_died = process is not None and process.child.has_ended
+        keeping, self._keeping, self._url = self._keeping, None, None
+        if keeping is not None:
+            keeping.cancel()
+            await asyncio.wait((keeping,))
         try:
-            if process is not None:
-                await process.aclose()
+            await self._end()
         finally:
-            if janitor is not None and has_died:  # it could not be asked to remove what it held
+            janitor, self._janitor = self._janitor, None
+            own_dir, self._own_dir, self._paths = self._own_dir, None, None
+            self._failure = None
+            self._is_up.clear()
+            if janitor is not None and self.in_doubt:  # it could not be asked to remove what it held
                 await janitor.take_over()
             if own_dir is not None:
                 own_dir.remove()
-            if janitor is not None and not has_died:  # last: killed before, we would leave something
+            if janitor is not None and not self.in_doubt:  # last: killed before, we would leave something
                 await janitor.aclose()
 
 
@@ -191,10 +288,11 @@ class ServiceProcess:
             self._log += data
             del self._log[: -engine_limits.ENGINE_LOG_BYTES]
 
-    async def aclose(self) -> None:
-        """End and reap it. Called once."""
+    async def aclose(self) -> bool:
+        """End and reap it; whether it ended in order. Called once."""
+        in_order = not self.child.has_ended
         try:
-            await end_service(self.child.pid, self.child.pidfd, engine_limits.ENGINE_STOP_MS)
+            return await end_service(self.child.pid, self.child.pidfd, engine_limits.ENGINE_STOP_MS) and in_order
         finally:
             asyncio.get_running_loop().remove_reader(self._stderr)
             os.close(self._stderr)
@@ -236,26 +334,31 @@ async def answers_ping(socket: str) -> bool:
         writer.close()
 
 
-async def end_service(pid: int, pidfd: int, grace_ms: int) -> None:
+async def end_service(pid: int, pidfd: int, grace_ms: int) -> bool:
     """End the first process of a session, and what is left of its process group then; the caller reaps it.
 
     Rootless, Podman starts itself once more in a user namespace and waits for that one; and where it was the first to
     make that namespace it may end at TERM without passing it on (seen with 4.3.1).
+
+    Returns:
+        Whether TERM was enough for all of them.
     """
-    await end_process(pidfd, grace_ms)
+    in_order = await end_process(pidfd, grace_ms)
     for _ in range(engine_limits.ENGINE_GROUP_LOOKS):
         rest = list(_open_group(pid))
         try:
             for other in rest:
-                await end_process(other, grace_ms)
+                in_order &= await end_process(other, grace_ms)
         finally:
             close_all(rest)
         if not rest:
-            return
+            break
+    return in_order
 
 
-async def end_process(pidfd: int, grace_ms: int) -> None:
-    """TERM, then KILL after `grace_ms`, until the process has ended. Cancelled, it still sends KILL."""
+async def end_process(pidfd: int, grace_ms: int) -> bool:
+    """TERM, then KILL after `grace_ms`, until the process has ended; whether TERM was enough. Cancelled, it still sends
+    KILL."""
     _send(pidfd, signal.SIGTERM)
     try:
         ended = await wait_readable(pidfd, grace_ms)
@@ -265,6 +368,7 @@ async def end_process(pidfd: int, grace_ms: int) -> None:
     if not ended:
         _send(pidfd, signal.SIGKILL)
         await wait_readable(pidfd, grace_ms)
+    return ended
 
 
 def _open_group(pgrp: int) -> Iterator[int]:

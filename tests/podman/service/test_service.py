@@ -1,11 +1,14 @@
 """The managed service on the real Podman: ready, tuned, stopped, and gone with its owner however that ends."""
 
 import asyncio
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -20,11 +23,13 @@ from fastclaw.linux.proc import start_time
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import InitPlan, container_spec
+from fastclaw.podman.service import janitor_main
 from fastclaw.podman.service.facts import host_facts
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan, plan_service
 from fastclaw.podman.service.service import ManagedService, answers_ping, end_process, end_service
-from tests.balance import children
-from tests.waiting import until
+from tests.balance import balanced, children
+from tests.pids import command_line
+from tests.waiting import turns, until
 
 OWNER_SCRIPT = """
 import asyncio, sys
@@ -225,6 +230,180 @@ def test_a_parent_that_died_before_is_noticed(engine_plan: ServicePlan) -> None:
     assert (done.returncode, done.stdout) == (1, b"")
     told = [*engine_plan.bind_launcher, str(os.getpid()), "/", "/bin/echo", "became podman"]
     assert subprocess.run(told, capture_output=True, timeout=10, check=True).stdout == b"became podman\n"
+
+
+# --- one that ends by itself -------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def running(plan: ServicePlan, base: Path) -> AsyncIterator[ManagedService]:
+    """A service that leaves nothing."""
+    await answers_ping(str(base / "none"))  # the first stream of a loop takes a descriptor for good (libuv)
+    await turns()
+    async with balanced():
+        service = ManagedService(plan, base / "s", base / "r")
+        await service.start()
+        try:
+            yield service
+        finally:
+            await service.aclose()
+            await turns()
+    assert not [path for path in (base / "r").iterdir() if path.name[0].isdigit()]
+
+
+def killed(service: ManagedService, signum: int = signal.SIGKILL) -> int:
+    """Its pid, as long as it ran."""
+    pid = service.pid
+    assert pid is not None
+    os.kill(pid, signum)
+    return pid
+
+
+def armed(service: ManagedService) -> set[int]:
+    """Its janitors."""
+    return children() - {service.pid}
+
+
+async def test_a_service_that_ends_is_followed_by_another_in_the_same_place(
+    engine_plan: ServicePlan, short_dir: Path
+) -> None:
+    async with running(engine_plan, short_dir) as service:
+        url, janitors = service.url, armed(service)
+        engine = EngineLifecycle(url, keeper=service)
+        await engine.ensure_image(DEFAULT_IMAGE)
+        spec = container_spec(image=DEFAULT_IMAGE, name="on", namespace="n", owner="o", init=InitPlan())
+        container = await engine.create_container(spec)
+        await engine.start_container(container)
+        first = killed(service)
+        await until(lambda: service.trouble)
+        assert service.trouble is not None
+        assert re.fullmatch(r"the engine has ended( \(.+\))?; another is being started", service.trouble)
+        with pytest.raises(StartFailed, match="another one is being started; try again") as caught:
+            await engine.list_containers({})
+        assert (caught.value.reason, caught.value.retryable) == ("engine_unavailable", True)
+        assert janitors <= children()  # that of the dead one stays until the next is armed
+        await until(lambda: service.trouble is None)
+        await until(lambda: len(armed(service)) == 1)
+        assert (service.url, service.pid == first) == (url, False)
+        assert armed(service) != janitors
+        [found] = await engine.list_containers({"io.fastclaw.namespace": "n"})
+        assert (found.id, found.state) == (container, "running")
+        killed(service)
+        await engine.remove_container(container)  # at once: it waits for the next one
+        assert await engine.list_containers({}) == []
+        await engine.aclose()
+        await engine.join()
+
+
+async def test_it_says_the_last_words_of_one_that_ended(engine_plan: ServicePlan, short_dir: Path) -> None:
+    async with running(engine_plan, short_dir) as service:
+        assert service._process is not None
+        service._process._log += b"once\nthat was it\n"
+        killed(service, signal.SIGTERM)
+        await until(lambda: service.trouble)
+        assert service.trouble == "the engine has ended (that was it); another is being started"
+
+
+async def test_one_that_dies_again_and_again_is_tried_at_growing_intervals(
+    engine_plan: ServicePlan, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastclaw.limits.REVIVE_LAST_MS", 800)
+    async with running(engine_plan, short_dir) as service:
+        log = short_dir / "starts"
+        dies = ["/bin/sh", "-c", f"date +%s%N >>{log}; echo no >&2; exit 1"]
+        service.plan = msgspec.structs.replace(engine_plan, bind_launcher=dies)
+        killed(service)
+        await until(lambda: log.exists() and len(log.read_text().split()) >= 6)
+        assert service.trouble is not None
+        assert "podman ended at once: no" in service.trouble
+        times = [int(word) / 1e9 for word in log.read_text().split()]
+        pauses = [after - before for before, after in itertools.pairwise(times)]
+        wanted = [0.2, 0.4, 0.8, 0.8, 0.8]
+        assert all(pause >= least for pause, least in zip(pauses, wanted, strict=False)), pauses
+        service.plan = engine_plan
+        await until(lambda: service.trouble is None)
+        assert await service.is_back()
+
+
+@pytest.mark.parametrize("state", ["waits", "comes up", "has come up"])
+async def test_closed_while_it_is_followed(
+    engine_plan: ServicePlan, short_dir: Path, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastclaw.limits.REVIVE_FIRST_MS", 60_000 if state == "waits" else 1)
+    async with running(engine_plan, short_dir) as service:
+        if state == "comes up":
+            silent = msgspec.structs.replace(engine_plan, bind_launcher=["/bin/sh", "-c", "exec sleep 60"])
+            service.plan = silent
+        first = killed(service)
+        await until(lambda: service.trouble)
+        if state != "waits":
+            await until(lambda: service.pid not in (None, first))
+        if state == "has come up":
+            await until(lambda: service.trouble is None)
+
+
+async def test_an_owner_that_is_killed_after_its_service_leaves_nothing(
+    owned: subprocess.Popen[str], engine_plan: ServicePlan
+) -> None:
+    """At once: no service runs, or one that no janitor was told of."""
+    assert owned.stdout is not None
+    words = (await asyncio.to_thread(owned.stdout.readline)).split()
+    pid, socket = int(words[0]), Path(words[1].removeprefix("unix://"))
+    others = {other for other, _ in proc.children(owned.pid)} - {pid}
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: {other for other, _ in proc.children(owned.pid)} - others - {pid})
+    owned.send_signal(signal.SIGKILL)
+    await until(lambda: not socket.parent.exists())
+    await until(lambda: not [pid for pid in proc.pids() if f"unix://{socket}".encode() in command_line(pid)])
+
+
+HANGS = """#!/bin/sh
+case "$*" in *" create "*) {crun} "$@"; code=$?; echo > {flag}; sleep 60; exit $code ;; esac
+exec {crun} "$@"
+"""
+"""An OCI runtime that has made the container, and does not say so yet."""
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+async def test_what_a_service_that_died_in_the_middle_of_a_start_has_left(short_dir: Path, is_removed: bool) -> None:
+    """It runs, and the engine does not know; whether the next one is asked for its removal, or the janitor comes."""
+    flag, runtime = short_dir / "flag", short_dir / "crun"
+    facts = host_facts(short_dir)
+    runtime.write_text(HANGS.format(crun=facts.crun, flag=flag))
+    runtime.chmod(0o755)
+    async with running(plan_service(facts, oci_runtime=str(runtime)), short_dir) as service:
+        engine = EngineLifecycle(service.url, keeper=service)
+        await engine.ensure_image(DEFAULT_IMAGE)
+        label = proc.this_process().label
+        spec = container_spec(image=DEFAULT_IMAGE, name="half", namespace="n", owner=label, init=InitPlan())
+        container = await engine.create_container(spec)
+        starting = asyncio.ensure_future(engine.start_container(container))
+        await until(flag.exists)
+        assert of_container(container)
+        assert len(records_of(container)) > 1
+        killed(service)
+        with pytest.raises(StartFailed) as caught:
+            await starting
+        assert caught.value.reason == "engine_unavailable"
+        if is_removed:
+            await engine.remove_container(container)
+            assert not of_container(container)
+            assert await engine.list_containers({}) == []
+        await engine.aclose()
+        await engine.join()
+    assert not of_container(container)
+    assert records_of(container) == []
+
+
+def of_container(container: str) -> list[int]:
+    """What runs in it, and its monitor."""
+    return [pid for pid in proc.pids() if janitor_main._belongs(pid, [container])]
+
+
+def records_of(container: str) -> list[Path]:
+    """The OCI runtime's own, and control groups."""
+    groups = Path("/sys/fs/cgroup").glob(f"*/libpod_parent/libpod-*{container}")
+    return [*Path("/run").glob(f"*/{container}"), *groups]
 
 
 # --- ends --------------------------------------------------------------------------------------------
