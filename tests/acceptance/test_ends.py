@@ -32,6 +32,7 @@ pytestmark = pytest.mark.timeout(60)
 LANES = {
     "local": ("local", {}, f"echo up; {DAEMONS}"),
     "spawn": ("podman", {"workspace": {"target": "/w"}}, f"nc 127.0.0.1 3128 </dev/null; echo up; {DAEMONS}"),
+    "clone": ("podman", {"workspace": {"target": "/w"}, "clone": "always"}, f"echo up; {DAEMONS}"),
     "rest": ("podman", {"lane": "rest", "workspace": {"target": "/w"}}, f"echo up; {DAEMONS}"),
 }
 """Runtime, options and command: one that has asked the egress proxy for something, where there is one."""
@@ -114,6 +115,7 @@ OWNERS = {
     "engine": Owner(PODMAN, lambda world: world.helpers("service")),
     "janitor": Owner(PODMAN, lambda world: world.helpers("janitor_main")),
     "conmon": Owner(PODMAN, World.monitors),
+    "cloner": Owner(("clone",), lambda world: world.helpers("cloner_main")),
     "stdin server": Owner(("rest",), lambda world: world.helpers("stdin_main")),
     "stdin helper": Owner(("rest",), lambda world: [*chain(*map(children_of, world.helpers("stdin_main")))]),
 }
