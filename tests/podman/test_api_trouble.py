@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw import engine_limits
+from fastclaw import engine_limits, limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.proc import this_process
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE, InitPlan, container_spec
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan
-from fastclaw.podman.service.service import ManagedService
+from fastclaw.podman.service.service import ManagedService, answers_ping
 from tests.balance import balanced
-from tests.waiting import until
+from tests.waiting import turns, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -230,3 +230,31 @@ async def test_closed_in_the_middle(engine_plan: ServicePlan, short_dir: Path, s
         await engine.aclose()
         await asyncio.gather(*calls, return_exceptions=True)
         await until(lambda: engine_threads() == 0)
+
+
+async def test_the_engine_of_another_that_ends_and_is_back(
+    engine_plan: ServicePlan, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing waits for it; what could not be removed is, once it is back."""
+    monkeypatch.setattr(engine_limits, "LOST_LOOK_S", 0.1)
+    monkeypatch.setattr(engine_limits, "LOST_LOOK_MOST_S", 0.1)
+    monkeypatch.setattr(limits, "REVIVE_FIRST_MS", 1_000)
+    await answers_ping(str(short_dir / "none"))  # the first stream of a loop takes a descriptor for good (libuv)
+    await turns()
+    async with balanced(), own_service(engine_plan, short_dir) as service:
+        engine = EngineLifecycle(service.url)
+        await engine.ensure_image(DEFAULT_IMAGE)
+        container = await engine.create_container(spec(0))
+        assert service.pid is not None
+        os.kill(service.pid, signal.SIGKILL)
+        await until(lambda: service.trouble)
+        for call in (engine.create_container(spec(1)), engine.remove_container(container)):
+            with pytest.raises(StartFailed, match=r"start it or change options\.url") as caught:
+                await call
+            assert caught.value.reason == "engine_unavailable"
+        assert engine.health()["lost"] == 1  # of the other one nobody was asked
+        await until(lambda: engine.health()["lost"] == 0)
+        assert await engine.list_containers(LABELS) == []
+        await engine.aclose()
+        await until(lambda: service.trouble is None)
+        await engine.join()

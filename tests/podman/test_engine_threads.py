@@ -103,3 +103,13 @@ def test_closed_they_take_no_calls_and_finish_those_they_have(threads: EngineThr
     go.set()
     assert busy.result(5)
     wait_until(lambda: len(threads) == 0)
+
+
+def test_it_can_be_awaited_that_all_of_them_end(threads: EngineThreads) -> None:
+    go = threading.Event()
+    held(threads, 2, go)
+    threads.close()
+    assert not threads.join(0.01)
+    go.set()
+    assert threads.join(5)
+    assert len(threads) == 0

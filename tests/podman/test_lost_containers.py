@@ -121,3 +121,16 @@ def test_there_is_room_for_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(lost) == 2
 
     on_a_clock_that_jumps(test)
+
+
+def test_in_the_end_there_is_one_last_look() -> None:
+    async def test(engine: Engine, lost: LostContainers) -> None:
+        engine.there, engine.is_up = {"a", "b"}, False
+        lost.add("a")
+        lost.add("b")
+        await until(lambda: engine.looks)
+        engine.is_up = True
+        await lost.aclose()
+        assert engine.there == set()
+
+    on_a_clock_that_jumps(test)

@@ -18,6 +18,7 @@ from fastclaw.podman.podman_client import (
     ListedVolume,
     answer,
     close_client,
+    is_refusal,
     make_client,
     mapped_errors,
     to_start_failed,
@@ -135,3 +136,23 @@ def test_the_original_error_is_kept() -> None:
 def test_a_bug_is_not_an_engine_error() -> None:
     with pytest.raises(AttributeError), mapped_errors("u", 1):
         raise AttributeError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (refused(500, "no"), True),
+        (requests.ConnectionError(ConnectionRefusedError("refused")), True),
+        (requests.ConnectionError(FileNotFoundError("no socket")), True),
+        (requests.ConnectionError(ConnectionResetError("reset")), False),
+        (requests.ReadTimeout("read timed out"), False),
+    ],
+)
+def test_what_was_surely_not_done(error: Exception, is_one: bool) -> None:
+    assert is_refusal(error) is is_one
+
+
+def test_what_to_do_where_no_engine_answers() -> None:
+    error = requests.ConnectionError("refused")
+    assert str(to_start_failed(error, "u", 1)).endswith("; start it or change options.url")
+    assert str(to_start_failed(error, "u", 1, "try again")).endswith("; try again")

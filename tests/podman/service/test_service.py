@@ -357,6 +357,24 @@ async def test_an_owner_that_is_killed_after_its_service_leaves_nothing(
     await until(lambda: not [pid for pid in proc.pids() if f"unix://{socket}".encode() in command_line(pid)])
 
 
+async def test_one_that_has_to_be_killed_in_the_end_has_its_containers_removed(
+    engine_plan: ServicePlan, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastclaw.engine_limits.ENGINE_STOP_MS", 2_000)
+    async with running(engine_plan, short_dir) as service:
+        engine = EngineLifecycle(service.url, keeper=service)
+        await engine.ensure_image(DEFAULT_IMAGE)
+        label = proc.this_process().label
+        spec = container_spec(image=DEFAULT_IMAGE, name="held", namespace="n", owner=label, init=InitPlan())
+        container = await engine.create_container(spec)
+        await engine.start_container(container)
+        assert of_container(container)
+        await engine.aclose()
+        await engine.join()
+        killed(service, signal.SIGSTOP)
+    await until(lambda: not of_container(container) and records_of(container) == [])
+
+
 HANGS = """#!/bin/sh
 case "$*" in *" create "*) {crun} "$@"; code=$?; echo > {flag}; sleep 60; exit $code ;; esac
 exec {crun} "$@"
