@@ -304,7 +304,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _root(chain: list[BaseException]) -> str:
     system = next((one for one in reversed(chain) if isinstance(one, OSError) and one.strerror), None)
-    return system.strerror if system is not None and system.strerror else _line(chain[0])
+    broken = next((one for one in reversed(chain) if isinstance(one, ConnectionError)), chain[0])  # without a strerror
+    return system.strerror if system is not None and system.strerror else _line(broken)
 
 
 def _line(text: object) -> str:

@@ -156,3 +156,8 @@ def test_what_to_do_where_no_engine_answers() -> None:
     error = requests.ConnectionError("refused")
     assert str(to_start_failed(error, "u", 1)).endswith("; start it or change options.url")
     assert str(to_start_failed(error, "u", 1, "try again")).endswith("; try again")
+
+
+def test_why_no_engine_answers() -> None:
+    broken = requests.ConnectionError("a long address", ConnectionResetError("it hung up"))
+    assert "(it hung up)" in str(to_start_failed(broken, "u", 1))
