@@ -26,6 +26,7 @@ from fastclaw.podman.container import PidsLimit, end_monitors
 from fastclaw.podman.container_spec import spawner_pids
 from fastclaw.podman.containers import SpawnerSlot
 from fastclaw.podman.podman_client import JSON
+from fastclaw.podman.service.facts import CGROUP_ROOT, cgroup_mode
 from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner.spawn_lane import SpawnLane
 from tests.podman.test_sandbox import handles
@@ -73,6 +74,23 @@ async def test_up_and_away(fleet: Fleet) -> None:
     assert await fleet.containers() == set()
     await container.remove()
     assert fleet.deaths.count == 0
+
+
+@pytest.mark.skipif(cgroup_mode(CGROUP_ROOT) != "hybrid", reason="cgroup version 2 is not mounted beside version 1")
+async def test_nothing_stays_below_the_mount_that_is_hidden_from_crun(fleet: Fleet) -> None:
+    before = below_cgroup2()
+    container = fleet.make()
+    await container.start()
+    assert below_cgroup2() == before
+    await container.remove()
+
+
+def below_cgroup2() -> str:
+    """What there is where cgroup version 2 is mounted over it."""
+    hidden = f"{CGROUP_ROOT}/unified"
+    script = f"umount {hidden} && find {hidden}"
+    argv = ["unshare", "-m", "--propagation", "slave", "sh", "-c", script]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
 async def test_one_that_never_started_is_removed_without_a_word(fleet: Fleet) -> None:

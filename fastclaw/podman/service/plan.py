@@ -81,7 +81,9 @@ MOUNT_NAMESPACE = ["-m", "--propagation", "slave"]
 """unshare(1): what Podman mounts stays inside and goes with the last process there, however that ends; a service in the
 host's own would leave the bind mount of its storage (4.3.1). `slave`: what the host unmounts is not kept busy."""
 
-HIDE_CGROUP2 = "umount /sys/fs/cgroup/unified || exit 1; "
+HIDE_CGROUP2 = "umount /sys/fs/cgroup/unified && mount -t tmpfs -o mode=755 none /sys/fs/cgroup/unified || exit 1; "
+"""crun 1.8 refuses to run where version 2 is mounted beside version 1. It makes a directory there for each container
+all the same (1.8.1): in a mount of our own, with which it goes; below the host's it would stay for ever."""
 
 DEATH_SIGNAL = "TERM"
 """What the service gets when its owner dies. It ends what it is in the middle of (libpod/shutdown and
