@@ -18,7 +18,7 @@ import pytest
 
 from fastclaw.linux import proc
 from tests.acceptance.homes import DAEMONS, PATIENCE_S, Home, nothing_is_left
-from tests.pids import children_of, command_line, marked
+from tests.pids import children_of, command_line, descendants_of, marked
 from tests.spawner.fake_spawner import busy_reapers_of, pump_of
 from tests.waiting import until
 
@@ -76,6 +76,11 @@ class World:
         """The one that keeps the process."""
         return [reaper for spawner in self.spawners() for reaper in busy_reapers_of(spawner)]
 
+    def file_helpers(self) -> list[int]:
+        """The one that writes a file."""
+        below = chain(*map(descendants_of, self.spawners()))
+        return [pid for pid in below if b"--file" in command_line(pid).split(b"\0")]
+
     def monitors(self) -> list[int]:
         """conmon: of each container, and of each exec on the REST lane."""
         needle = str(self.home.base).encode()
@@ -111,6 +116,7 @@ OWNERS = {
     "spawner": Owner(SPAWN, World.spawners, ends_process=True),
     "reaper": Owner(SPAWN, World.reapers, ends_process=True),
     "pump": Owner(SPAWN, lambda world: [pump_of(reaper) for reaper in world.reapers()], ends_process=True),
+    "file helper": Owner(("spawn",), World.file_helpers),
     "egress proxy": Owner(("spawn",), lambda world: world.helpers("proxy_main")),
     "engine": Owner(PODMAN, lambda world: world.helpers("service")),
     "janitor": Owner(PODMAN, lambda world: world.helpers("janitor_main")),
