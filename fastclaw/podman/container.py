@@ -262,6 +262,7 @@ class Container:
         self._close()
         self.alive = False
         await self._finish_creation()
+        self._on_death, self._creation = _nothing, None
         if self.id:
             await self._engine.remove_container(self.id)
             if self.is_local and self._has_execs:
@@ -536,3 +537,7 @@ def _command(pid: int) -> list[str]:
     with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
         return file.read(engine_limits.ENGINE_LOG_BYTES).decode("utf-8", "surrogateescape").split("\0")
     return [""]
+
+
+def _nothing() -> None:
+    """For one that has been removed, and has nobody to tell."""

@@ -576,6 +576,7 @@ class ProcessPool:
             self._drained(lane_process)
         await asyncio.gather(*self._tasks, *self._closings, return_exceptions=True)
         self._poller.close()
+        self._keyed.close()
 
     def health(self) -> dict[str, Any]:
         """Counts and bounds."""

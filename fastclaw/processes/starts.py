@@ -123,6 +123,7 @@ class StartQueue:
         self.turn_away(error or InvalidState("the runtime is shutting down", "shutting_down"))
         if self._room is not None:
             self._room.forget(self._admission.hungry)
+        self._admission.hungry = _nothing
 
     def _wake(self, tickets: list[Ticket]) -> None:
         while tickets:
@@ -154,6 +155,10 @@ class StartQueue:
             _fail(turn, ExecFailed(f"no start became free within {self._timeout_s:g} s; try again later", "overloaded"))
         if not self._closed:
             self._arm()
+
+
+def _nothing() -> None:
+    """For a queue that lets nobody in any more."""
 
 
 def _fail(turn: asyncio.Future[None], error: FastclawError) -> None:
@@ -206,6 +211,10 @@ class KeyedCalls:
         self._take_back = take_back
         self._calls: dict[str, _Joined] = {}
 
+    def close(self) -> None:
+        """Begin no more."""
+        self._own, self._take_back = _refuse, _nobody
+
     async def has(self, key: str) -> bool:
         """Whether a call with this key is in flight. One that is being taken back is waited for; that frees the key."""
         while (joined := self._calls.get(key)) is not None and joined.is_leaving:
@@ -251,6 +260,16 @@ class KeyedCalls:
             return
         joined.task.result()  # an error says that it could not be taken back
         await self._take_back(key)
+
+
+def _refuse(call: Awaitable[Any]) -> asyncio.Future[Any]:
+    if asyncio.iscoroutine(call):
+        call.close()
+    raise InvalidState("the environment has ended", "environment_stopped")
+
+
+async def _nobody(key: str) -> None:
+    """There is nothing to take back."""
 
 
 # --- what there is of it ---
