@@ -30,7 +30,7 @@ from fastclaw import engine_limits
 from fastclaw.linux import mounts, trees
 from fastclaw.linux.packets import receive
 from fastclaw.podman.clones import remains
-from fastclaw.podman.clones.remains import CLONES, LAYERS, STATE, VOLUMES
+from fastclaw.podman.clones.remains import CLONES, LAYERS, STATE, VOLUME, VOLUMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,7 +213,8 @@ class ClonerProcess:
         """Directories, files, the overlay."""
         own = f"{CLONES}/{order['clone']}"
         uid, gid, mode = order["upper"]
-        os.mkdir(own, 0o711)
+        root = 0 if order["ids"] is None else order["ids"][0]
+        _make_closed(own, root)
         os.mkdir(f"{own}/work", 0o700)
         os.mkdir(f"{own}/upper", 0o700)
         os.chmod(f"{own}/upper", mode)
@@ -225,7 +226,7 @@ class ClonerProcess:
             _write(path, file["text"], file["mode"])
             os.chown(path, file["uid"], file["gid"])
         for volume in order["volumes"]:
-            _make_volume(f"{VOLUMES}/{volume['name']}", volume["uid"], volume["gid"], volume["mode"])
+            _make_volume(f"{VOLUMES}/{volume['name']}", root, volume["uid"], volume["gid"], volume["mode"])
         layers = LAYERS
         if order["ids"] is not None:
             os.mkdir(f"{own}/layers", 0o700)
@@ -370,12 +371,25 @@ def _write(path: str, text: str, mode: int) -> None:
         os.close(fd)
 
 
-def _make_volume(path: str, uid: int, gid: int, mode: int) -> None:
+def _make_closed(path: str, root: int) -> None:
+    """A directory for what is a container's: none of the host's users gets to the files that are made inside, of which
+    some may be set-user-ID; crun does, which has the group when it has become root inside.
+
+    Parameters:
+        root: the host's id of root inside.
+    """
+    os.mkdir(path, 0o700)
+    os.chown(path, 0, root)
+    os.chmod(path, 0o710)
+
+
+def _make_volume(path: str, root: int, uid: int, gid: int, mode: int) -> None:
     """One that is there already keeps what is in it: the container before had it."""
     with suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-        os.chown(path, uid, gid)
-        os.chmod(path, mode)
+        _make_closed(path, root)
+        os.mkdir(f"{path}/{VOLUME}", 0o700)
+        os.chown(f"{path}/{VOLUME}", uid, gid)
+        os.chmod(f"{path}/{VOLUME}", mode)
 
 
 def _said(told: int) -> str:

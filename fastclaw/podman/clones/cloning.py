@@ -495,7 +495,7 @@ class CloningEngine:
             owner=self._path.name,
             root=f"{own}/merged",
             files=own,
-            volumes={name: f"{self._path}/{remains.VOLUMES}/{name}" for name in _volumes_of(spec)},
+            volumes={name: f"{self._path}/{remains.VOLUMES}/{name}/{remains.VOLUME}" for name in _volumes_of(spec)},
             created=datetime.now(UTC).isoformat(),
             filter=clone.kind.filter,
         )

@@ -4,7 +4,7 @@
         layers/<number>/                   a layer of an image, by hard links: it stays where the image is removed
         clones/<id>/{upper,work,merged}    the overlay; config.json, the init's pid, and the clone's own files
         state/<id>/                        crun's record
-        volumes/<name>/                    a workspace
+        volumes/<name>/files/              a workspace
 
 `clones/<id>` is there before anything else of a clone, and goes last: what it names is looked for by whoever cleans
 up, the cloner that made it, another one, or the next fastclaw. Standard library only.
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LAYERS, CLONES, STATE, VOLUMES = "layers", "clones", "state", "volumes"
+
+VOLUME = "files"
+"""What is mounted of a volume: in a directory that only its containers' root gets through."""
 
 CGROUPS = "/sys/fs/cgroup"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -310,6 +311,31 @@ async def test_a_volume_that_the_engine_fills_is_never_a_clones(clones: CloneFle
 async def test_a_volume_that_no_container_had_is_removed_without_a_word(clones: CloneFleet) -> None:
     await clones.cloning.create_volume("unused", {})
     await clones.cloning.remove_volume("unused")
+
+
+def _is_there_for_others(path: Path) -> bool:
+    tried = subprocess.run(["test", "-e", path], user=65534, group=65534, extra_groups=[], check=False)
+    return tried.returncode == 0
+
+
+@pytest.mark.parametrize("is_mapped", [False, True])
+async def test_no_other_user_of_the_host_gets_to_the_files_of_a_clone(clones: CloneFleet, is_mapped: bool) -> None:
+    """Root inside, who may be the host's, makes set-user-ID files, and images have some. The names are no secret: they
+    are in /proc/PID/mountinfo."""
+    for name in ("closed-1", "closed-2"):
+        await clones.cloning.create_volume(name, {})
+    async with clones.up(workspace=("closed-1", "/work"), ids=is_mapped):
+        pass
+    async with clones.up(workspace=("closed-2", "/work"), ids=is_mapped) as clone:
+        script = "cp /bin/busybox /tmp/b && cp /bin/busybox /work/b && chmod 4755 /tmp/b /work/b"
+        assert made_by(clones, clone) == "clone"
+        assert await run(clone, "sh", "-c", script) == (0, "")
+        (own,) = map(Path, directories(clones.storage))
+        found = [path for path in own.rglob("*") if path.name in ("b", "busybox") and not path.is_symlink()]
+        assert len(found) == 3  # of the writable layer, of the volume, of the image
+        assert [path for path in found if _is_there_for_others(path)] == []
+    for name in ("closed-1", "closed-2"):
+        await clones.cloning.remove_volume(name)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------
