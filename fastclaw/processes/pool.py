@@ -136,10 +136,12 @@ class ProcessPool:
         begun = Begun(await self._starts.admit(), asked_at)
         try:
             begun.lane_process = await self._lane.start(spec, begun.ticket.container_index)
+            self._go_on()
             process = self._process(request, spec, begun)
             result = self._attach(process, request.on_disconnect)
             if begun.lane_process.started is not None:
                 await begun.lane_process.started
+                self._go_on()
             self._begin(process, request.timeout_ms, begun)
         except BaseException as error:
             await self._take_back(begun)
@@ -147,6 +149,15 @@ class ProcessPool:
                 raise told from error
             raise
         return result
+
+    def _go_on(self) -> None:
+        """A start that has come this far while all was ended is taken back: nobody else knows of it.
+
+        Raises:
+            FastclawError: what those are told that waited.
+        """
+        if self._starts.is_closed:
+            raise self._keyed.why
 
     def _told(self, error: BaseException) -> BaseException:
         """What the caller of a start is told that came to nothing."""
@@ -295,6 +306,7 @@ class ProcessPool:
         )
         try:
             begun.lane_process = await self._lane.run(spec, wanted, ticket.container_index)
+            self._go_on()
             process = self._process(request, spec, begun)
             self._begin_run(process, request.timeout_ms, begun)
             assert begun.lane_process.collected is not None
@@ -333,6 +345,7 @@ class ProcessPool:
         error = started.exception()
         if error is None:
             try:
+                self._go_on()
                 self._begin(process, None, begun)
             except Exception as failure:  # a run that is in no table would never end
                 error = failure

@@ -10,7 +10,7 @@ import pytest
 from fastclaw.errors import ExecFailed, InvalidParams, InvalidState
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
 from fastclaw.processes.pool import ProcessPool
-from fastclaw.runtime import ExecRequest
+from fastclaw.runtime import ExecRequest, RunRequest
 from tests.processes.lanes import ScriptedLane, a_pool
 from tests.waiting import turns, until
 
@@ -165,6 +165,31 @@ async def test_the_end_of_all(lane: ScriptedLane) -> None:
         assert len(lane.processes) == 3
         with pytest.raises(InvalidState):
             await pool.exec(request())
+
+
+@pytest.mark.parametrize("call", ["exec", "run"])
+@pytest.mark.parametrize("says_later", [False, True])
+async def test_a_start_that_comes_through_after_the_end_of_all_is_taken_back(
+    lane: ScriptedLane, call: str, says_later: bool
+) -> None:
+    """A full spawner has room again as soon as processes are ended."""
+    lane.says_later = says_later
+    async with a_pool(lane) as pool:
+        asked = request() if call == "exec" else RunRequest(cmd=["true"])
+        if not says_later:
+            lane.gate.clear()
+        start = asyncio.create_task(getattr(pool, call)(asked))
+        await turns()
+        await pool.end_all(InvalidState("it was stopped", "environment_stopped"))
+        await pool.aclose()
+        lane.gate.set()
+        if says_later:
+            lane.processes[0].started.set_result(None)  # type: ignore[union-attr]
+        with pytest.raises(InvalidState, match="it was stopped"):
+            await start
+        assert len(lane.processes[0].graces) == 1
+        assert os.listdir(pool._sockets.path) == []
+        assert pool.table.live() == []
 
 
 async def test_hasten_ends_every_grace(lane: ScriptedLane, pool: ProcessPool) -> None:
