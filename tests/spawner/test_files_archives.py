@@ -347,6 +347,16 @@ def record(key: str, value: bytes) -> bytes:
     return str(length).encode() + body
 
 
+def map_that_is_written_over() -> bytes:
+    """A sparse map at the end of a long header, and another header as long behind that, without the map's end."""
+    most = 1 << 20  # spawner/c/files/files.h, PAX_BYTES
+    told = record("GNU.sparse.size", b"1") + record("GNU.sparse.name", b"f")
+    kept = record("GNU.sparse.map", b"0,1")
+    fill = most - len(told) - len(kept)
+    told += record("comment", b"x" * (fill - len(record("comment", b"x" * fill)) + fill)) + kept
+    return header("pax", most, b"x") + told + header("long", most, b"K") + b"\0".ljust(most, b"1")
+
+
 END = b"\0" * 1024
 SPARSE = [record("GNU.sparse.major", b"1"), record("GNU.sparse.name", b"f")]
 
@@ -394,6 +404,7 @@ def a_sparse(text: bytes, real: int, data: bytes) -> bytes:
         (a_sparse(b"1\n9223372036854775807\n1\n", 9, b"1"), "sparse"),
         (a_sparse(b"1\n0\n", 9, b""), "sparse"),
         (pax(record("GNU.sparse.offset", b"1")) + END, "sparse"),
+        (map_that_is_written_over() + header("f", 1) + b"x".ljust(512, b"\0") + END, "sparse"),
     ],
 )
 def test_an_archive_that_lies_has_one_right_answer(tmp_path: Path, archive: bytes, why: str) -> None:

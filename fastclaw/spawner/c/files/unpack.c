@@ -349,9 +349,10 @@ static void put_member(void) {
 
 /* --- headers --- */
 
-/* The data of an extended header, as a text. Sparse maps stay where they are read: a member has one such header at most. */
+/* The data of an extended header, as a text. Sparse maps stay where they are read: what comes behind one would be written over it. */
 static void read_records(void) {
     if (member.size > PAX_BYTES) refuse(BAD_ARCHIVE, "pax");
+    if (pending.said.is_sparse & 4) refuse(BAD_ARCHIVE, "sparse");
     for (u64 at = 0; at < member.size; at += BLOCK) memcpy(records + at, need_block(), BLOCK);
     records[member.size] = 0;
 }
