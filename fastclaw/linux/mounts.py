@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 from contextlib import suppress
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -109,30 +110,32 @@ def make_user_namespace(first: int, count: int) -> int:
     Raises:
         OSError: there are too many (user.max_user_namespaces), or no rights.
     """
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _wait_in_a_user_namespace(tell)
-    try:
-        os.close(tell)
-        if os.read(told, 1) != b"!":
-            raise OSError(ctypes.get_errno() or 1, "no user namespace can be made")
-        for name in ("uid_map", "gid_map"):
-            with open(f"/proc/{child}/{name}", "w", encoding="ascii") as file:
-                file.write(f"0 {first} {count}")
-        return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(told)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = os.fork()
+        if child == 0:
+            _wait_in_a_user_namespace(ours, theirs)
+        try:
+            theirs.close()
+            if ours.recv(1) != b"!":
+                raise OSError(ctypes.get_errno() or 1, "no user namespace can be made")
+            for name in ("uid_map", "gid_map"):
+                with open(f"/proc/{child}/{name}", "w", encoding="ascii") as file:
+                    file.write(f"0 {first} {count}")
+            return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
-def _wait_in_a_user_namespace(tell: int) -> None:
-    """In a child process, which never returns."""
+def _wait_in_a_user_namespace(ours: socket.socket, theirs: socket.socket) -> None:
+    """In a child process, which never returns. It has all descriptors of its parent, locks among them, and ends with
+    it, also where that is killed: a death signal would not do, as the kernel forgets it with the new namespace."""
     with suppress(BaseException):
+        ours.close()
         if _LIBC.unshare(_CLONE_NEWUSER) == 0:
-            os.write(tell, b"!")
-            signal.pause()
+            theirs.send(b"!")
+            theirs.recv(1)
     os._exit(1)
 
 

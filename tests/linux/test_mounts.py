@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,16 @@ print(len(os.listdir("/proc/self/fd")) - len(before))
     said, descriptors = in_a_child(script, layers)
     assert error in said
     assert int(descriptors) == ("make_user" in call)
+
+
+def test_one_that_is_killed_while_it_makes_a_user_namespace_leaves_no_process() -> None:
+    """Which would hold all its descriptors, and with them its locks."""
+    script = """
+import os, signal
+from fastclaw.linux import mounts
+mounts.open = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+mounts.make_user_namespace(1_000_000, 65_536)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as killed:
+        assert killed.communicate(timeout=10)[0] == b""  # at the end of all who have it
+        assert killed.returncode == -signal.SIGKILL
