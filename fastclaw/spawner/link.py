@@ -350,6 +350,10 @@ class Spawner:
         except TimeoutError as error:
             text = f"the spawner did not answer within {limits.SPAWN_ANSWER_MS} ms"
             raise ExecFailed(text, "engine_timeout") from error
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:  # in this very turn
+                _drop(answer.result().fd)
+            raise
         finally:
             self._answers.pop(id, None)
 
@@ -453,8 +457,8 @@ class Spawner:
         answer = self._answers.get(id)
         if answer is not None and not answer.done():
             answer.set_result(Answer(errno, value, fd))
-        elif fd is not None:
-            os.close(fd)
+        else:
+            _drop(fd)
 
     def _on_started(self, process: SpawnProcess, place: int) -> None:
         if place >= 0:
@@ -567,3 +571,9 @@ def with_files(fds: Sequence[int], files: Sequence[bytes]) -> list[int]:
 
 def _nothing() -> None:
     """For one that has ended, and has nobody to tell."""
+
+
+def _drop(fd: int | None) -> None:
+    """What has come for nobody."""
+    if fd is not None:
+        os.close(fd)

@@ -517,6 +517,26 @@ async def test_a_file_is_read_by_an_idle_pump_which_is_waited_for() -> None:
         await settle(processes)
 
 
+async def test_a_listener_that_comes_in_the_turn_in_which_its_caller_leaves_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`watched` counts the descriptors."""
+    async with watched() as seen:
+        told = seen.spawner._on_answer
+        asked = asyncio.ensure_future(seen.spawner.listen_inside())
+
+        def tell_and_cancel(id: int, errno: int, value: int, fd: int | None) -> None:
+            told(id, errno, value, fd)
+            asked.cancel()
+
+        monkeypatch.setattr(seen.spawner, "_on_answer", tell_and_cancel)
+        id = (await seen.fake.hear_order())[1]
+        with socket.socket() as listener:
+            seen.fake.answer(id, fd=listener.fileno())
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+
 async def test_a_request_that_can_never_be_sent_is_refused_alone() -> None:
     async with watched() as seen:
         before = open_descriptors()
