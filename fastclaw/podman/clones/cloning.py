@@ -379,10 +379,15 @@ class CloningEngine:
             await self._ordered("unvolume", name=name)
 
     async def _give_to_engine(self, name: str) -> None:
+        """Have the engine make it. It would make one by itself, for nobody to find again; a clone that has failed may
+        have left one."""
         volume = self._volumes.get(name)
-        if volume is not None and volume.home is None:
-            volume.home = "engine"
-            await self._engine.create_volume(name, volume.labels, volume.owner)
+        if volume is None or volume.home == "engine":
+            return
+        if volume.home == "clones":
+            await self._ordered("unvolume", name=name)
+        volume.home = "engine"
+        await self._engine.create_volume(name, volume.labels, volume.owner)
 
     # --- the first of a kind ---
 

@@ -313,6 +313,25 @@ async def test_a_volume_that_no_container_had_is_removed_without_a_word(clones: 
     await clones.cloning.remove_volume("unused")
 
 
+async def test_a_volume_of_a_clone_that_failed_is_made_by_the_engine_and_removed_by_it(clones: CloneFleet) -> None:
+    """It would make one by itself, without labels and owner."""
+    for name in ("moved-1", "moved-2"):
+        await clones.cloning.create_volume(name, {"l": name}, "7:7")
+    async with clones.up(workspace=("moved-1", "/work")):
+        pass
+    spec = with_socket(clones.spec(workspace=("moved-2", "/work")))
+    failed = await clones.cloning.create_container(spec)
+    assert clones.cloning.made_by(failed)[0] == "clone"
+    await clones.cloning.remove_container(failed)
+    other = await clones.cloning.create_container({**spec, "entrypoint": InitPlan().command})
+    assert clones.cloning.made_by(other)[0] == "engine"
+    assert [found.name for found in await clones.engine.list_volumes({"l": "moved-2"})] == ["moved-2"]
+    await clones.cloning.remove_container(other)
+    for name in ("moved-1", "moved-2"):
+        await clones.cloning.remove_volume(name)
+    assert await clones.engine.list_volumes({}) == []
+
+
 def _is_there_for_others(path: Path) -> bool:
     tried = subprocess.run(["test", "-e", path], user=65534, group=65534, extra_groups=[], check=False)
     return tried.returncode == 0
