@@ -12,7 +12,6 @@ WITHOUT_TESTS = {
     "options.py": "shapes without behaviour; what is refused is tested with runtimes/read_options.py",
     "processes/lane.py": "an interface without behaviour; what it demands is tested with each lane",
     "runtimes/environment.py": "nobody but its host has one; tested with runtimes/host.py",
-    "runtimes/sandbox.py": "an interface; what it demands is tested with each kind of sandbox",
     "conformance/check_*.py": "its checks run over three runtimes in test_runner.py, and broken ones in test_broken.py",
 }
 """Modules (patterns) without a test file of their own, with the reason."""

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastclaw import limits
+from fastclaw.errors import StartFailed
 from fastclaw.spawner.templates import Plans
 
 if TYPE_CHECKING:
@@ -82,8 +83,12 @@ class Sandbox(ABC):
         """
         try:
             self.facts = await self._bring_up(self._setup)
-        except BaseException:
+        except BaseException as error:
             await self.aclose()
+            if isinstance(error, OSError):  # a full /dev/shm, no descriptor: those who wait for it go on
+                raise StartFailed(
+                    f"{error.strerror or error}: {error.filename or 'a resource of this host'}"
+                ) from error
             raise
 
     @abstractmethod
