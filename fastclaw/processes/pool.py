@@ -141,7 +141,6 @@ class ProcessPool:
             result = self._attach(process, request.on_disconnect)
             if begun.lane_process.started is not None:
                 await begun.lane_process.started
-                self._go_on()
             self._begin(process, request.timeout_ms, begun)
         except BaseException as error:
             await self._take_back(begun)
@@ -156,7 +155,7 @@ class ProcessPool:
         Raises:
             FastclawError: what those are told that waited.
         """
-        if self._starts.is_closed:
+        if self._is_ending:
             raise self._keyed.why
 
     def _told(self, error: BaseException) -> BaseException:
@@ -256,8 +255,7 @@ class ProcessPool:
 
     def _begin(self, process: Process, timeout_ms: int | None, begun: Begun) -> None:
         """The command runs: from here on it is known, and its time counts."""
-        if self._is_ending:  # and has not been told of this one
-            raise self._keyed.why
+        self._go_on()
         self._starts.started(begun.ticket)
         now = time.monotonic_ns()
         process.began(
@@ -345,7 +343,6 @@ class ProcessPool:
         error = started.exception()
         if error is None:
             try:
-                self._go_on()
                 self._begin(process, None, begun)
             except Exception as failure:  # a run that is in no table would never end
                 error = failure

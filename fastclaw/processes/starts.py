@@ -49,11 +49,6 @@ class StartQueue:
     def __repr__(self) -> str:
         return f"<StartQueue{' closed' if self._closed else ''} {self._admission}>"
 
-    @property
-    def is_closed(self) -> bool:
-        """All that come are turned away, and what is on its way is to be taken back."""
-        return self._closed
-
     def ask(self) -> Ticket:
         """Ask for a start. The caller owns the ticket and must `leave` it; before it starts, it waits for its `turn`.
 
