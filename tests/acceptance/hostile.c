@@ -212,6 +212,29 @@ static void user_namespace(void) {
     say("unshare", unshare(CLONE_NEWUSER));
 }
 
+/* A call as a program for 32 bits makes it; where there is none, what it would be told. */
+static long compat_call(long number, long first, long second, long third) {
+#if defined(__x86_64__)
+    long result;
+    __asm__ volatile("int $0x80" : "=a"(result) : "a"(number), "b"(first), "c"(second), "d"(third) : "memory", "r8", "r9", "r10", "r11");
+    result = (int)result;
+    if (result >= 0) return result;
+    errno = (int)-result;
+    return -1;
+#else
+    (void)number; (void)first; (void)second; (void)third;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+static void hypervisor(void) {
+    say("native", socket(40, SOCK_STREAM, 0));
+    say("compat", compat_call(359, 40, SOCK_STREAM, 0));
+    say("socketcall", compat_call(102, 1, 0, 0));
+    say("inet", socket(AF_INET, SOCK_STREAM, 0));
+}
+
 static void rights(void) {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct held[2] = {{0}};
@@ -373,6 +396,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(word, "regain")) regain();
     else if (!strcmp(word, "become")) become(a);
     else if (!strcmp(word, "userns")) user_namespace();
+    else if (!strcmp(word, "vsock")) hypervisor();
     else if (!strcmp(word, "rights")) rights();
     else if (!strcmp(word, "connect")) reconnect(text);
     else if (!strcmp(word, "replace")) replace(text);

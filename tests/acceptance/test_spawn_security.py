@@ -288,6 +288,16 @@ async def test_a_command_gets_no_user_namespace(box: Box, user: str) -> None:
 
 
 @shared
+@pytest.mark.parametrize("user", USERS)
+async def test_nobody_gets_a_socket_to_the_hypervisor(box: Box, user: str) -> None:
+    """Which is in no network namespace (vsock(7)); others are had as ever."""
+    results = dict(await box.results("vsock", user=user))
+    assert (results["native"], results["inet"]) == ("EAFNOSUPPORT", "ok")
+    assert results["compat"] in {"EAFNOSUPPORT", "ENOSYS"}  # the latter of a kernel without calls for 32 bits
+    assert results["socketcall"] == "ENOSYS"
+
+
+@shared
 async def test_a_setuid_program_raises_nobody(box: Box) -> None:
     """One in the workspace (nosuid), and one in the container's own file system (no_new_privs)."""
     await box.output("sh", "-c", "cp /w/hostile /tmp/raised && chmod 4755 /tmp/raised")

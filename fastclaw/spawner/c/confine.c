@@ -80,21 +80,23 @@ int is_own_user(u32 uid) {
 }
 
 #if defined(__x86_64__)
-enum { NATIVE = AUDIT_ARCH_X86_64, COMPAT = AUDIT_ARCH_I386, COMPAT_UNSHARE = 310 };
+enum { NATIVE = AUDIT_ARCH_X86_64, COMPAT = AUDIT_ARCH_I386, COMPAT_UNSHARE = 310, COMPAT_SOCKET = 359 };
 #else
-enum { NATIVE = (int)AUDIT_ARCH_AARCH64, COMPAT = AUDIT_ARCH_ARM, COMPAT_UNSHARE = 337 };
+enum { NATIVE = (int)AUDIT_ARCH_AARCH64, COMPAT = AUDIT_ARCH_ARM, COMPAT_UNSHARE = 337, COMPAT_SOCKET = 281 };
 #endif
 enum { /* of compat programs */
-    COMPAT_FCNTL = 55, COMPAT_FCNTL64 = 221, COMPAT_IOCTL = 54, COMPAT_CLONE = 120, COMPAT_CLONE3 = 435,
+    COMPAT_SOCKETCALL = 102, COMPAT_FCNTL = 55, COMPAT_FCNTL64 = 221, COMPAT_IOCTL = 54, COMPAT_CLONE = 120, COMPAT_CLONE3 = 435,
     COMPAT_SETRESUID = 208, COMPAT_SETREUID = 203, COMPAT_SETUID = 213, COMPAT_SETFSUID = 215,
     OLD_SETRESUID = 164, OLD_SETREUID = 70, OLD_SETUID = 23, OLD_SETFSUID = 138
 };
+enum { VSOCK_FAMILY = 40, CALL_SOCKET = 1, UNKNOWN_FAMILY = 97 /* EAFNOSUPPORT */ };
 enum { ANY_SETOWN = 8, ANY_SETOWN_EX = 15, ANY_SETSIG = 10, FIO_SETOWN = 0x8901, SIO_SETPGRP = 0x8902 };
 
 /* The parts of the filter: numbers of their first instructions. */
 enum {
-    NATIVE_CALLS = 2, COMPAT_CALLS = 13, BY_FCNTL = 29, BY_IOCTL = 33, NEW_USERS = 36, THREE_USERS = 38, TWO_USERS = 41,
-    ONE_USER = 44, OWN_USER = 47, PERMITTED = 51, NOT_PERMITTED, NO_SUCH_CALL, IGNORED, INSTRUCTIONS
+    NATIVE_CALLS = 2, COMPAT_CALLS = 14, BY_FCNTL = 32, BY_IOCTL = 36, NEW_USERS = 39, THREE_USERS = 41, TWO_USERS = 44,
+    ONE_USER = 47, OWN_USER = 50, BY_FAMILY = 54, BY_SOCKETCALL = 56,
+    PERMITTED = 58, NOT_PERMITTED, NO_SUCH_CALL, NO_SUCH_FAMILY, IGNORED, INSTRUCTIONS
 };
 #define IF(at, op, value, then, otherwise) [at] = {BPF_JMP | BPF_K | (op), (then) - (at) - 1, (otherwise) - (at) - 1, value}
 #define CALL(at, number, then) IF(at, BPF_JEQ, number, then, (at) + 1)
@@ -110,7 +112,9 @@ enum {
  * - user namespaces (more kernel within reach). A filter cannot see the arguments of clone3(2); libraries do without it.
  * - changing to our own users with CAP_SETUID, since those may stop and kill us. Our own calls carry a secret word in an argument that
  *   the kernel ignores. Calls with 16-bit ids, which would need checks of their own, are refused: libraries have had the others since
- *   Linux 2.4. */
+ *   Linux 2.4.
+ * - sockets to the hypervisor (vsock(7)), which no network namespace confines. What socketcall(2) is asked for lies in memory, so of
+ *   that no socket is had at all: libraries for 32 bits have had socket(2) since Linux 4.3. */
 long filter_calls(void) {
     if (SYS(getrandom, &own_word, sizeof own_word, 0) != sizeof own_word) return -EIO;
     int has_user = reaper_uid != NO_USER;
@@ -121,27 +125,31 @@ long filter_calls(void) {
         LOAD(2, nr), [3] = {BPF_ALU | BPF_AND | BPF_K, 0, 0, 0x3fffffff}, /* x32 has the same numbers */
         CALL(4, __NR_fcntl, BY_FCNTL), CALL(5, __NR_ioctl, BY_IOCTL), CALL(6, __NR_unshare, NEW_USERS), CALL(7, __NR_clone, NEW_USERS),
         CALL(8, __NR_clone3, NO_SUCH_CALL), CALL(9, __NR_setresuid, THREE_USERS), CALL(10, __NR_setreuid, TWO_USERS),
-        CALL(11, __NR_setuid, ONE_USER), IF(12, BPF_JEQ, __NR_setfsuid, ONE_USER, PERMITTED),
+        CALL(11, __NR_setuid, ONE_USER), CALL(12, __NR_setfsuid, ONE_USER), IF(13, BPF_JEQ, __NR_socket, BY_FAMILY, PERMITTED),
 
-        IF(13, BPF_JEQ, (u32)COMPAT, 14, PERMITTED), LOAD(14, nr),
-        CALL(15, COMPAT_FCNTL, BY_FCNTL), CALL(16, COMPAT_FCNTL64, BY_FCNTL), CALL(17, COMPAT_IOCTL, BY_IOCTL),
-        CALL(18, COMPAT_UNSHARE, NEW_USERS), CALL(19, COMPAT_CLONE, NEW_USERS), CALL(20, COMPAT_CLONE3, NO_SUCH_CALL),
-        CALL(21, COMPAT_SETRESUID, THREE_USERS), CALL(22, COMPAT_SETREUID, TWO_USERS), CALL(23, COMPAT_SETUID, ONE_USER),
-        CALL(24, COMPAT_SETFSUID, ONE_USER), CALL(25, OLD_SETRESUID, NO_SUCH_CALL), CALL(26, OLD_SETREUID, NO_SUCH_CALL),
-        CALL(27, OLD_SETUID, NO_SUCH_CALL), IF(28, BPF_JEQ, OLD_SETFSUID, NO_SUCH_CALL, PERMITTED),
+        IF(14, BPF_JEQ, (u32)COMPAT, 15, PERMITTED), LOAD(15, nr),
+        CALL(16, COMPAT_FCNTL, BY_FCNTL), CALL(17, COMPAT_FCNTL64, BY_FCNTL), CALL(18, COMPAT_IOCTL, BY_IOCTL),
+        CALL(19, COMPAT_UNSHARE, NEW_USERS), CALL(20, COMPAT_CLONE, NEW_USERS), CALL(21, COMPAT_CLONE3, NO_SUCH_CALL),
+        CALL(22, COMPAT_SETRESUID, THREE_USERS), CALL(23, COMPAT_SETREUID, TWO_USERS), CALL(24, COMPAT_SETUID, ONE_USER),
+        CALL(25, COMPAT_SETFSUID, ONE_USER), CALL(26, OLD_SETRESUID, NO_SUCH_CALL), CALL(27, OLD_SETREUID, NO_SUCH_CALL),
+        CALL(28, OLD_SETUID, NO_SUCH_CALL), CALL(29, OLD_SETFSUID, NO_SUCH_CALL), CALL(30, COMPAT_SOCKET, BY_FAMILY),
+        IF(31, BPF_JEQ, COMPAT_SOCKETCALL, BY_SOCKETCALL, PERMITTED),
 
-        LOAD(BY_FCNTL, args[1]), CALL(30, ANY_SETOWN, IGNORED), CALL(31, ANY_SETOWN_EX, IGNORED),
-        IF(32, BPF_JEQ, ANY_SETSIG, IGNORED, PERMITTED),
-        LOAD(BY_IOCTL, args[1]), CALL(34, FIO_SETOWN, IGNORED), IF(35, BPF_JEQ, SIO_SETPGRP, IGNORED, PERMITTED),
-        LOAD(NEW_USERS, args[0]), IF(37, BPF_JSET, CLONE_NEWUSER, NOT_PERMITTED, PERMITTED),
+        LOAD(BY_FCNTL, args[1]), CALL(33, ANY_SETOWN, IGNORED), CALL(34, ANY_SETOWN_EX, IGNORED),
+        IF(35, BPF_JEQ, ANY_SETSIG, IGNORED, PERMITTED),
+        LOAD(BY_IOCTL, args[1]), CALL(37, FIO_SETOWN, IGNORED), IF(38, BPF_JEQ, SIO_SETPGRP, IGNORED, PERMITTED),
+        LOAD(NEW_USERS, args[0]), IF(40, BPF_JSET, CLONE_NEWUSER, NOT_PERMITTED, PERMITTED),
         USER(THREE_USERS, 2), USER(TWO_USERS, 1), LOAD(ONE_USER, args[0]),
-        IF(45, BPF_JGE, lowest, 46, PERMITTED), IF(46, BPF_JGT, highest, PERMITTED, OWN_USER),
-        LOAD(OWN_USER, args[3]), IF(48, BPF_JEQ, (u32)own_word, 49, NOT_PERMITTED),
-        [49] = {BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, args[3]) + 4},
-        IF(50, BPF_JEQ, (u32)(own_word >> 32), PERMITTED, NOT_PERMITTED),
+        IF(48, BPF_JGE, lowest, 49, PERMITTED), IF(49, BPF_JGT, highest, PERMITTED, OWN_USER),
+        LOAD(OWN_USER, args[3]), IF(51, BPF_JEQ, (u32)own_word, 52, NOT_PERMITTED),
+        [52] = {BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, args[3]) + 4},
+        IF(53, BPF_JEQ, (u32)(own_word >> 32), PERMITTED, NOT_PERMITTED),
+        LOAD(BY_FAMILY, args[0]), IF(55, BPF_JEQ, VSOCK_FAMILY, NO_SUCH_FAMILY, PERMITTED),
+        LOAD(BY_SOCKETCALL, args[0]), IF(57, BPF_JEQ, CALL_SOCKET, NO_SUCH_CALL, PERMITTED),
 
         RETURN(PERMITTED, SECCOMP_RET_ALLOW), RETURN(NOT_PERMITTED, SECCOMP_RET_ERRNO | EPERM),
-        RETURN(NO_SUCH_CALL, SECCOMP_RET_ERRNO | ENOSYS), RETURN(IGNORED, SECCOMP_RET_ERRNO | 0),
+        RETURN(NO_SUCH_CALL, SECCOMP_RET_ERRNO | ENOSYS), RETURN(NO_SUCH_FAMILY, SECCOMP_RET_ERRNO | UNKNOWN_FAMILY),
+        RETURN(IGNORED, SECCOMP_RET_ERRNO | 0),
     };
     struct sock_fprog program = {INSTRUCTIONS, code};
     return SYS(prctl, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
