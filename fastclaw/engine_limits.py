@@ -139,7 +139,14 @@ CLONER_EXIT_MS = 10_000
 """What a cloner may take to remove all that is left when fastclaw ends: 5 ms for each clone."""
 
 CLONER_THREADS = 4
-"""Of the cloner, for removals and for copies of layers: they wait for the disk."""
+"""Of the cloner, for the ends of clones: they wait for processes and control groups."""
+
+CLONER_COPIES = 2
+"""Threads of the cloner that copy layers by links: a large image takes a second, and removals do not wait for it."""
+
+CLONER_TRASH = 256
+"""Directories that wait to be removed; beyond it, who leaves one waits for its removal, so that the disk is not filled
+faster than it is emptied."""
 
 CLONER_NAMESPACES = 64
 """User namespaces that the cloner keeps for the next clone with the same ids: one descriptor each, 1 ms to make."""

@@ -41,7 +41,8 @@ class Cloner:
 
     def __init__(self, directory: HeldDirectory, crun: str, hides: str | None) -> None:
         self._directory = directory
-        (directory.path / remains.LAYERS).mkdir(mode=0o700)  # images have set-user-ID files of root's
+        for name in (remains.LAYERS, remains.TRASH):
+            (directory.path / name).mkdir(mode=0o700)  # images have set-user-ID files of root's
         for name in (remains.CLONES, remains.STATE, remains.VOLUMES):
             (directory.path / name).mkdir(mode=0o711)
         self._settings = {"crun": crun, "directory": str(directory.path), "hides": hides}

@@ -13,6 +13,7 @@ spawners; then everything is removed, and it ends. Standard library, besides wha
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import select
@@ -30,7 +31,7 @@ from fastclaw import engine_limits
 from fastclaw.linux import mounts, trees
 from fastclaw.linux.packets import receive
 from fastclaw.podman.clones import remains
-from fastclaw.podman.clones.remains import CLONES, LAYERS, STATE, VOLUME, VOLUMES
+from fastclaw.podman.clones.remains import CLONES, LAYERS, STATE, TRASH, VOLUME, VOLUMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +86,42 @@ class GracePeriod:
             self._procs = None
 
 
+class Trash:
+    """Removes directories behind: one with many files holds up no other, nor who has left it."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._names = itertools.count()
+        self._waiting = threading.Semaphore(engine_limits.CLONER_TRASH)
+
+    def take(self, path: str) -> None:
+        """Return once it is out of the way; where too many are, once it is removed. One that is not there is fine.
+
+        Raises:
+            OSError: it cannot be moved, or removed.
+        """
+        name = f"{TRASH}/{next(self._names)}-{os.getpid()}"
+        try:
+            os.rename(path, name)
+        except FileNotFoundError:
+            return
+        if self._waiting.acquire(blocking=False):
+            self._thread.submit(self._remove, name)
+        else:
+            trees.remove_tree(name)
+
+    def _remove(self, name: str) -> None:
+        try:
+            with suppress(OSError):  # it goes with the whole directory, which says what is in the way
+                trees.remove_tree(name)
+        finally:
+            self._waiting.release()
+
+    def shutdown(self) -> None:
+        """Leave what waits to the removal of the whole directory."""
+        self._thread.shutdown(cancel_futures=True)
+
+
 def own_procs() -> int | None:
     """A descriptor of `cgroup.procs` of the group that we are in, of any hierarchy."""
     with open("/proc/self/cgroup", encoding="ascii") as file:
@@ -114,6 +151,8 @@ class ClonerProcess:
         self._by_id: dict[str, int] = {}
         self._namespaces: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._removals = ThreadPoolExecutor(engine_limits.CLONER_THREADS)
+        self._copies = ThreadPoolExecutor(engine_limits.CLONER_COPIES)
+        self._trash = Trash()
         self._grace_period = GracePeriod(own_procs())
 
     def run(self) -> None:
@@ -177,7 +216,7 @@ class ClonerProcess:
 
     def _hold(self, order: Order) -> None:
         """Have a layer as long as this fastclaw lives."""
-        self._removals.submit(self._held, order)
+        self._copies.submit(self._held, order)
 
     def _held(self, order: Order) -> None:
         draft = f"{LAYERS}/.{order['name']}"
@@ -319,7 +358,9 @@ class ClonerProcess:
         try:
             if starting is not None:
                 starting.is_over.wait(engine_limits.CLONE_END_MS / 1000)
-            remains.remove_clone(".", order["clone"], adopted=starting is not None or order["adopted"])
+            id = order["clone"]
+            if remains.end_clone(".", id, adopted=starting is not None or order["adopted"]):
+                self._trash.take(f"{CLONES}/{id}")
             self._say({"id": order["id"]})
         except OSError as error:
             self._fail(order, error)
@@ -329,7 +370,7 @@ class ClonerProcess:
 
     def _removed_tree(self, order: Order, folder: str) -> None:
         try:
-            trees.remove_tree(f"{folder}/{order['name']}")
+            self._trash.take(f"{folder}/{order['name']}")
             self._say({"id": order["id"]})
         except OSError as error:
             self._fail(order, error)
@@ -344,7 +385,8 @@ class ClonerProcess:
                 remains.end_all(children)
             self._reap()
             time.sleep(engine_limits.CLONE_LOOK_MS / 1000)
-        self._removals.shutdown()
+        for threads in (self._removals, self._copies, self._trash):
+            threads.shutdown()
         self._grace_period.close()
         if not self._directory:
             return

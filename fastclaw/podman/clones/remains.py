@@ -5,6 +5,7 @@
         clones/<id>/{upper,work,merged}    the overlay; config.json, the init's pid, and the clone's own files
         state/<id>/                        crun's record
         volumes/<name>/files/              a workspace
+        trash/<number>/                    what nobody has any more, and is being removed
 
 `clones/<id>` is there before anything else of a clone, and goes last: what it names is looked for by whoever cleans
 up, the cloner that made it, another one, or the next fastclaw. Standard library only.
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-LAYERS, CLONES, STATE, VOLUMES = "layers", "clones", "state", "volumes"
+LAYERS, CLONES, STATE, VOLUMES, TRASH = "layers", "clones", "state", "volumes", "trash"
 
 VOLUME = "files"
 """What is mounted of a volume: in a directory that only its containers' root gets through."""
@@ -47,16 +48,25 @@ def remove_clone(directory: str, id: str, *, adopted: bool = False) -> None:
     Raises:
         OSError: something of it cannot be removed; or it does not end.
     """
+    if end_clone(directory, id, adopted=adopted):
+        remove_tree(f"{directory}/{CLONES}/{id}")
+
+
+def end_clone(directory: str, id: str, *, adopted: bool = False) -> bool:
+    """End a clone and remove all that is left of it but its files. Whether it has some.
+
+    Parameters and errors are those of `remove_clone`.
+    """
     own = f"{directory}/{CLONES}/{id}"
     if not os.path.lexists(own):
-        return
+        return False
     if adopted:
         _end_strays([id])
     group = _cgroup(f"{own}/config.json")
     if group is not None:
         remove_cgroups(group, id)
     remove_tree(f"{directory}/{STATE}/{id}")
-    remove_tree(own)
+    return True
 
 
 def remove_directory(directory: str, *, adopted: bool) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fastclaw import engine_limits
 from fastclaw.errors import StartFailed
+from fastclaw.linux import trees
 from fastclaw.linux.directories import HeldDirectory
+from fastclaw.podman.clones import cloner_main, remains
 from fastclaw.podman.clones.cloner import Cloner
 from fastclaw.podman.clones.cloner_main import GracePeriod, own_procs
 from tests.balance import open_descriptors
@@ -77,3 +82,31 @@ def test_a_grace_period_moves_nothing_and_is_begun_once_at_a_time() -> None:
     period.close()
     with open(told, "rb") as pipe:
         assert pipe.read() == str(os.getpid()).encode()
+
+
+def test_what_takes_long_to_remove_holds_up_nobody_before_there_is_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine_limits, "CLONER_TRASH", 2)
+    (tmp_path / remains.TRASH).mkdir()
+    may_go, removed = threading.Event(), []
+
+    def slowly(path: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            assert may_go.wait(20)
+        removed.append(path)
+        trees.remove_tree(path)
+
+    monkeypatch.setattr(cloner_main, "trees", SimpleNamespace(remove_tree=slowly))
+    trash = cloner_main.Trash()
+    for name in ("large", "other", "third"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+        trash.take(name)
+        assert not (tmp_path / name).exists()
+    assert [path.split("/")[1][0] for path in removed] == ["2"]  # the third: it was removed by who left it
+    trash.take("never-there")
+    may_go.set()
+    trash.shutdown()
+    left = os.listdir(tmp_path / remains.TRASH)
+    assert len(left) <= 1  # what was not begun is left to the removal of the whole
