@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from fastclaw import limits
+from fastclaw import environment_limits
 from fastclaw.runtime import ExecResult, User
 
 Path = Annotated[str, Meta(min_length=1)]
 Mode = Annotated[int, Meta(ge=0, le=0o7777)]
 """Permission bits (inode(7)), as a number: 420 is 0644."""
 Bytes = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-InlineBytes = Annotated[int, Meta(ge=0, le=limits.MAX_FILE_INLINE_BYTES)]
+InlineBytes = Annotated[int, Meta(ge=0, le=environment_limits.MAX_FILE_INLINE_BYTES)]
 FileType = Literal["file", "directory", "link", "fifo", "socket", "character_device", "block_device", "unknown"]
 
 
@@ -83,7 +83,7 @@ class ListDir(FileRequest, frozen=True, kw_only=True, omit_defaults=True):
         after: the `next` of the page before.
     """
 
-    limit: Annotated[int, Meta(ge=1, le=limits.MAX_DIR_ENTRIES)] = limits.DIR_ENTRIES
+    limit: Annotated[int, Meta(ge=1, le=environment_limits.MAX_DIR_ENTRIES)] = environment_limits.DIR_ENTRIES
     after: str | None = None
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct, field
 
-from fastclaw import limits, network_limits
+from fastclaw import environment_limits, limits, network_limits
 from fastclaw.errors import InvalidParams
 from fastclaw.runtime import Milliseconds, PoolKinds, User
 
@@ -199,7 +199,7 @@ class PoolKind(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         size: how many; 0 keeps none any more.
     """
 
-    size: Annotated[int, Meta(ge=0, le=limits.MAX_ENVIRONMENTS)]
+    size: Annotated[int, Meta(ge=0, le=environment_limits.MAX_ENVIRONMENTS)]
 
 
 class HostOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from fastclaw import limits
+from fastclaw import environment_limits, limits
 from fastclaw.errors import InvalidParams, MethodNotFound
 
 OnDisconnect = Literal["eof", "hold", "kill"]
@@ -41,7 +41,7 @@ OutputBytes = Annotated[int, Meta(ge=0, le=limits.MAX_RUN_OUTPUT_BYTES)]
 
 _TTY_SIZE = (limits.TTY_ROWS, limits.TTY_COLUMNS)
 _OUTPUT_LIMIT, _DRAIN_MS = limits.RUN_OUTPUT_LIMIT_BYTES, limits.DRAIN_MS
-PoolKinds = Annotated[list[dict[str, Any]], Meta(max_length=limits.MAX_POOL_KINDS)]
+PoolKinds = Annotated[list[dict[str, Any]], Meta(max_length=environment_limits.MAX_POOL_KINDS)]
 """What is kept ready: each an environment's options with its `size` (`options.PoolKind`)."""
 
 

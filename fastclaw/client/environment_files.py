@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from fastclaw import limits
+from fastclaw import environment_limits
 from fastclaw.client.answers import Shape, given, shaped
 from fastclaw.client.file_stream import FileStream, all_of, put_all
 from fastclaw.errors import InvalidParams, IoError, ProtocolError
@@ -66,7 +66,9 @@ class EnvironmentFiles:
         Raises:
             IoError: `too_large`, and the other reasons.
         """
-        small = min(limits.FILE_INLINE_BYTES if limit is None else limit, limits.FILE_INLINE_BYTES)
+        small = min(
+            environment_limits.FILE_INLINE_BYTES if limit is None else limit, environment_limits.FILE_INLINE_BYTES
+        )
         if offset is not None and small != limit:
             return await all_of(await self.file_reader(path, user=user, offset=offset, limit=limit))
         try:
@@ -81,7 +83,7 @@ class EnvironmentFiles:
         except InvalidParams as error:
             if error.reason != "unsupported":
                 raise
-        most = limits.MAX_FILE_INLINE_BYTES
+        most = environment_limits.MAX_FILE_INLINE_BYTES
         return await self._read_small(path, user=user, offset=offset, limit=min(most, limit or most))
 
     async def _read_small(self, path: str, **params: Any) -> bytes:
@@ -113,7 +115,7 @@ class EnvironmentFiles:
         """
         data = data.encode() if isinstance(data, str) else data
         more = given(user=user, mode=mode, parents=parents or None, atomic=atomic or None)
-        if len(data) > limits.FILE_INLINE_BYTES:
+        if len(data) > environment_limits.FILE_INLINE_BYTES:
             try:
                 stream = await self._stream("write_file", path, writes=True, size=len(data), **more)
                 return (await put_all(stream, data)).size

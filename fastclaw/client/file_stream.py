@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import UNSET
 
-from fastclaw import limits
+from fastclaw import environment_limits
 from fastclaw.client.remote_process import RemoteProcess
 from fastclaw.errors import REASONS, IoError
 from fastclaw.processes.file_helper import Outcome, read_outcome
@@ -68,11 +68,11 @@ class FileStream:
         Raises:
             IoError: it could not be read to its end; what came is not all.
         """
-        while chunk := await self._process.stdout_read(limits.CLIENT_FILE_BYTES):
+        while chunk := await self._process.stdout_read(environment_limits.CLIENT_FILE_BYTES):
             yield chunk
         await self._end()
 
-    async def read(self, size: int = limits.CLIENT_FILE_BYTES) -> bytes:
+    async def read(self, size: int = environment_limits.CLIENT_FILE_BYTES) -> bytes:
         """All of it; raises as iterating does. `size`: how many bytes that will be, if that is known."""
         data = await self._process.stdout_read_all(max(size, 1))
         await self._end()
@@ -82,7 +82,7 @@ class FileStream:
         """Send more. What comes of it is said by `finish`: a writer that has failed takes no more, and that is no error
         here."""
         try:
-            if len(data) > limits.CLIENT_FILE_BYTES:
+            if len(data) > environment_limits.CLIENT_FILE_BYTES:
                 await self._process.write_all(data)
             else:
                 await self._process.write(data)
@@ -128,7 +128,7 @@ class FileStream:
             yield chunk
 
 
-async def all_of(stream: FileStream, size: int = limits.CLIENT_FILE_BYTES) -> bytes:
+async def all_of(stream: FileStream, size: int = environment_limits.CLIENT_FILE_BYTES) -> bytes:
     """What a reader brings. `size`: how many bytes are expected."""
     async with stream:
         return await stream.read(size)

@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from fastclaw import limits
+from fastclaw import environment_limits, limits
 from fastclaw.errors import InvalidState, IoError, MethodNotFound
 from fastclaw.runtime import ExecResult, ExitRecord
 
@@ -172,7 +172,7 @@ def _receive_all(connected: socket.socket, size: int) -> bytes:
         if not piece:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.append(piece)
-        size = limits.CLIENT_FILE_BYTES
+        size = environment_limits.CLIENT_FILE_BYTES
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastclaw import limits
+from fastclaw import environment_limits, limits
 from fastclaw.conformance.rig import Process, Rig, Session, drain, same
 from fastclaw.conformance.runner import proves
 from fastclaw.conformance.wire import IO_ERROR, data_of, expect
@@ -93,7 +93,9 @@ async def _parts(rig: Rig, session: Session) -> None:
             expect(found == wanted, f"{params} gave {found!r}")
         data = await _fails(session, "read_file", {"path": path, "limit": 9}, "too_large")
         expect(data.get("size") == 10, f"data.size is {data.get('size')!r}")
-        await session.rejects("read_file", {"path": path, "limit": limits.MAX_FILE_INLINE_BYTES + 1}, "$.limit")
+        await session.rejects(
+            "read_file", {"path": path, "limit": environment_limits.MAX_FILE_INLINE_BYTES + 1}, "$.limit"
+        )
 
 
 @proves("F-ERRORS")

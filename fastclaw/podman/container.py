@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastclaw import engine_limits, limits
+from fastclaw import engine_limits, environment_limits, limits
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of
@@ -253,7 +253,7 @@ class Container:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             with suppress(TimeoutError):  # its removal follows, and says what is wrong
-                await asyncio.wait_for(self._dead.wait(), limits.RESET_KILL_MS / 1000)
+                await asyncio.wait_for(self._dead.wait(), environment_limits.RESET_KILL_MS / 1000)
         elif self.alive and not self.is_local:
             await self._engine.remove_container(self.id)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import environment_limits
 from fastclaw.errors import ExecFailed, IoError
 from fastclaw.files import Files, Move, Written
 from fastclaw.processes import file_helper
@@ -92,7 +92,7 @@ class HelperFiles(Files):
         words: list[str],
         data: bytes = b"",
         *,
-        most: int = limits.MAX_FILE_INLINE_BYTES,
+        most: int = environment_limits.MAX_FILE_INLINE_BYTES,
         kills: bool = False,
     ) -> tuple[bytes, file_helper.Outcome]:
         """What the helper wrote, and its outcome.
@@ -106,7 +106,7 @@ class HelperFiles(Files):
             cmd=[file_helper.PROGRAM, "--file", *words],
             working_dir=_directory(request),
             user=request.user,
-            output_limit=max(most, limits.FILE_OUTCOME_BYTES),
+            output_limit=max(most, environment_limits.FILE_OUTCOME_BYTES),
             keep="head",
             on_limit="kill" if kills else "truncate",
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import UNSET, structs
 
-from fastclaw import limits
+from fastclaw import environment_limits, limits
 from fastclaw.errors import InvalidParams, IoError
 from fastclaw.files import (
     DirEntry,
@@ -123,9 +123,10 @@ def read_limit(request: ReadFile) -> int:
     """
     if request.stream:
         return 2**63 - 1 if request.limit is None else request.limit
-    most = limits.FILE_INLINE_BYTES if request.limit is None else request.limit
-    if most > limits.MAX_FILE_INLINE_BYTES:
-        text = f"$.limit is over {limits.MAX_FILE_INLINE_BYTES} bytes, the most that an answer has; use `stream`"
+    most = environment_limits.FILE_INLINE_BYTES if request.limit is None else request.limit
+    highest = environment_limits.MAX_FILE_INLINE_BYTES
+    if most > highest:
+        text = f"$.limit is over {highest} bytes, the most that an answer has; use `stream`"
         raise InvalidParams(text, path="$.limit")
     return most
 

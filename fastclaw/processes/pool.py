@@ -13,7 +13,7 @@ import operator
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastclaw import limits
+from fastclaw import environment_limits, limits
 from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, RuntimeSdkError
 from fastclaw.linux.poller import Poller
 from fastclaw.params import (
@@ -547,9 +547,9 @@ class ProcessPool:
         self._keyed.why, self._is_ending = why, True
         self._starts.turn_away(why)
         live = self.table.live()
-        await self._end_everything(0, limits.RESET_KILL_MS)
+        await self._end_everything(0, environment_limits.RESET_KILL_MS)
         if live:
-            await asyncio.wait([process.exited for process in live], timeout=limits.RESET_KILL_MS / 1000)
+            await asyncio.wait([process.exited for process in live], timeout=environment_limits.RESET_KILL_MS / 1000)
 
     def move(self, lane: Lane, environment: dict[str, str]) -> None:
         """Start processes there from now on. The old place is gone, and with it what was not read.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
-from fastclaw import limits
+from fastclaw import environment_limits
 from fastclaw.errors import FastclawError, InvalidState, MethodNotFound
 from fastclaw.lifecycle import ENVIRONMENT_MOVES, EnvironmentState, Machine, require_usable
 from fastclaw.linux import splice
@@ -82,7 +82,7 @@ class Environment:
         self._resetting: asyncio.Task[None] | None = None
         self._capacity: Capacity | None = None
         self._asked_at = time.time()
-        room.hold(limits.FILES_PER_ENVIRONMENT)
+        room.hold(environment_limits.FILES_PER_ENVIRONMENT)
 
     def __repr__(self) -> str:
         return f"<Environment {self.name} {self.machine.state.value} {self.pool or ''}>"
@@ -240,7 +240,7 @@ class Environment:
                     await self._sandbox.aclose()
             finally:
                 self.machine.move(EnvironmentState.GONE)
-                self._room.let_go(limits.FILES_PER_ENVIRONMENT)
+                self._room.let_go(environment_limits.FILES_PER_ENVIRONMENT)
                 self._room.serve()
 
     async def _end_reset(self) -> None:

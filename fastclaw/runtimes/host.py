@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fastclaw import limits
+from fastclaw import environment_limits
 from fastclaw.errors import FastclawError, InvalidParams, InvalidState, StartFailed
 from fastclaw.files import FileRuntime
 from fastclaw.linux.own_process import host_limits, raise_file_limit
@@ -191,8 +191,8 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
         if name in self._environments:
             text = f"there is an environment {name!r}; stop it, or take another name"
             raise InvalidState(text, "environment_exists")
-        if len(self._environments) >= limits.MAX_ENVIRONMENTS:
-            raise StartFailed(f"there are {limits.MAX_ENVIRONMENTS} environments; end one", "overloaded")
+        if len(self._environments) >= environment_limits.MAX_ENVIRONMENTS:
+            raise StartFailed(f"there are {environment_limits.MAX_ENVIRONMENTS} environments; end one", "overloaded")
         return Environment(name, runtime, options, request.token, mark, self._sockets, self._room, notes)
 
     def _free_name(self) -> str:
@@ -225,7 +225,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
         return sandbox
 
     def _free_prefix(self) -> str:
-        while (prefix := secrets.token_hex(limits.PROCESS_PREFIX_BYTES)) in self._by_prefix:
+        while (prefix := secrets.token_hex(environment_limits.PROCESS_PREFIX_BYTES)) in self._by_prefix:
             pass
         return prefix
 
@@ -287,8 +287,10 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
                 read.append((choose(options_of(given), self._default)[0], options))
             except InvalidParams as error:
                 raise _at(f"{path}[{index}]", error) from error
-        if sum(options.size for _, options in read) > limits.MAX_ENVIRONMENTS:
-            raise InvalidParams(f"{path}: there are {limits.MAX_ENVIRONMENTS} environments at most", path=path)
+        if sum(options.size for _, options in read) > environment_limits.MAX_ENVIRONMENTS:
+            raise InvalidParams(
+                f"{path}: there are {environment_limits.MAX_ENVIRONMENTS} environments at most", path=path
+            )
         return read
 
     async def health(self, environment: str | None = None) -> HealthStatus:

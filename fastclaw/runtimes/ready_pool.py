@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from fastclaw import limits
+from fastclaw import environment_limits, limits
 from fastclaw.errors import FastclawError
 from fastclaw.linux.helper import pause_s
 from fastclaw.options import Options
@@ -70,11 +70,11 @@ def why_no_more(load: HostLoad, making: int) -> str | None:
     Parameters:
         making: how many are on their way.
     """
-    left = load.available_bytes - (making + 1) * limits.MEMORY_PER_ENVIRONMENT
-    if left < load.memory_bytes * limits.POOL_MEMORY_PERCENT // 100:
+    left = load.available_bytes - (making + 1) * environment_limits.MEMORY_PER_ENVIRONMENT
+    if left < load.memory_bytes * environment_limits.POOL_MEMORY_PERCENT // 100:
         return f"{load.available_bytes // limits.MIB} MiB of memory are left"
-    left = load.max_tasks - load.tasks - (making + 1) * limits.PIDS_PER_ENVIRONMENT
-    if left < load.max_tasks * limits.POOL_PIDS_PERCENT // 100:
+    left = load.max_tasks - load.tasks - (making + 1) * environment_limits.PIDS_PER_ENVIRONMENT
+    if left < load.max_tasks * environment_limits.POOL_PIDS_PERCENT // 100:
         return f"there are {load.tasks} of {load.max_tasks} processes"
     return None
 
@@ -174,7 +174,7 @@ class ReadyPool:
                 self._fill()
                 raise
             if fits:
-                self._room.let_go(limits.FILES_PER_ENVIRONMENT)
+                self._room.let_go(environment_limits.FILES_PER_ENVIRONMENT)
                 self._fill()
                 return sandbox
             self._discard(sandbox)
@@ -196,14 +196,14 @@ class ReadyPool:
                     later.append(kind.not_before)
                     break
                 making = sum(one.making for one in self._kinds.values())
-                if making >= (limits.POOL_STARTING if not self.starting else 1):
+                if making >= (environment_limits.POOL_STARTING if not self.starting else 1):
                     return  # the end of one that is on its way calls again
                 self._why = why_no_more(self._load(), making)
                 if self._why is None:
                     kind.making += 1
                     self._own(self._make(kind), self._makers)
         if self._why is not None:
-            later.append(now + limits.POOL_LOOK_MS / 1000)
+            later.append(now + environment_limits.POOL_LOOK_MS / 1000)
         if later:
             self._look_at(min(later))
 
@@ -214,12 +214,12 @@ class ReadyPool:
 
     async def _make(self, kind: _Kind) -> None:
         try:
-            self._room.hold(limits.FILES_PER_ENVIRONMENT)
+            self._room.hold(environment_limits.FILES_PER_ENVIRONMENT)
             try:
                 sandbox = self._factory(kind.runtime).make(kind.options)
                 await sandbox.start()
             except BaseException:
-                self._room.let_go(limits.FILES_PER_ENVIRONMENT)
+                self._room.let_go(environment_limits.FILES_PER_ENVIRONMENT)
                 raise
         except FastclawError as error:
             kind.failures += 1
@@ -243,7 +243,7 @@ class ReadyPool:
         except FastclawError as error:  # the next `initialize` of the namespace removes it
             logger.warning("%r is not removed: %s", sandbox, str(error))
         finally:
-            self._room.let_go(limits.FILES_PER_ENVIRONMENT)
+            self._room.let_go(environment_limits.FILES_PER_ENVIRONMENT)
             self._room.serve()
 
     def _own(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import environment_limits, limits
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import InvalidParams, InvalidState, IoError, MethodNotFound, ProtocolError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--log-level", "error", "--runtime"]
-BIG = os.urandom(limits.FILE_INLINE_BYTES + 1)
+BIG = os.urandom(environment_limits.FILE_INLINE_BYTES + 1)
 
 
 @pytest.fixture
@@ -65,9 +65,11 @@ async def test_names_modes_and_pages(rt: RuntimeClient, tmp_path: Path) -> None:
     await rt.move("d/g", "d/l", overwrite=True)
     await rt.remove("d/l")
     await rt.remove("d", recursive=True)
-    for number in range(limits.DIR_ENTRIES + 5):
+    for number in range(environment_limits.DIR_ENTRIES + 5):
         (tmp_path / f"{number:05}").touch()
-    assert [entry.name for entry in await rt.list_dir()] == [f"{n:05}" for n in range(limits.DIR_ENTRIES + 5)]
+    assert [entry.name for entry in await rt.list_dir()] == [
+        f"{n:05}" for n in range(environment_limits.DIR_ENTRIES + 5)
+    ]
 
 
 async def test_archives_both_ways(rt: RuntimeClient, tmp_path: Path) -> None:

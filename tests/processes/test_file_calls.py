@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import environment_limits, limits
 from fastclaw.errors import ExecFailed, InvalidParams, IoError
 from fastclaw.files import (
     FileContent,
@@ -51,7 +51,7 @@ async def test_small_files_go_in_and_out_in_one_call(local: EnvironmentHost, tmp
     assert await local.files().write_file(WriteFile(path="a/b", text="é", parents=True)) == Written(size=2)
     assert await local.files().read_file(ReadFile(path="a/b")) == FileContent(text="é", size=2)
     assert await local.files().read_file(ReadFile(path=str(tmp_path / "a" / "b"))) == FileContent(text="é", size=2)
-    big = os.urandom(limits.FILE_INLINE_BYTES)
+    big = os.urandom(environment_limits.FILE_INLINE_BYTES)
     assert await local.files().write_file(WriteFile(path="a/b", base64=base64.b64encode(big).decode())) == Written(
         size=len(big)
     )
@@ -61,9 +61,9 @@ async def test_small_files_go_in_and_out_in_one_call(local: EnvironmentHost, tmp
 
 
 async def test_the_largest_answer_is_whole(local: EnvironmentHost, tmp_path: Path) -> None:
-    big = os.urandom(limits.MAX_FILE_INLINE_BYTES)
+    big = os.urandom(environment_limits.MAX_FILE_INLINE_BYTES)
     (tmp_path / "f").write_bytes(big)
-    read = await local.files().read_file(ReadFile(path="f", limit=limits.MAX_FILE_INLINE_BYTES))
+    read = await local.files().read_file(ReadFile(path="f", limit=environment_limits.MAX_FILE_INLINE_BYTES))
     assert isinstance(read, FileContent)
     assert base64.b64decode(str(read.base64)) == big
     with pytest.raises(IoError) as raised:
@@ -105,7 +105,7 @@ async def test_a_directory_goes_in_and_out_as_an_archive(local: EnvironmentHost,
 
 
 async def test_an_archive_too_large_for_an_answer_is_refused(local: EnvironmentHost, tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(os.urandom(limits.MAX_FILE_INLINE_BYTES))
+    (tmp_path / "f").write_bytes(os.urandom(environment_limits.MAX_FILE_INLINE_BYTES))
     with pytest.raises(IoError) as raised:
         await local.files().read_tar(ReadTar(path="f"))
     assert raised.value.reason == "too_large"

@@ -8,7 +8,7 @@ import errno
 import pytest
 from msgspec import UNSET
 
-from fastclaw import limits
+from fastclaw import environment_limits
 from fastclaw.errors import REASONS, InvalidParams
 from fastclaw.files import ListDir, MakeDir, Move, ReadFile, ReadTar, Remove, StatFile, WriteFile, WriteTar
 from fastclaw.processes import file_helper
@@ -17,7 +17,10 @@ from fastclaw.processes.file_helper import Outcome, content, content_of, error_o
 
 def test_each_call_has_its_words() -> None:
     for words, wanted in (
-        (file_helper.read_words(ReadFile(path="f")), ["read", "f", "0", str(limits.FILE_INLINE_BYTES), "whole"]),
+        (
+            file_helper.read_words(ReadFile(path="f")),
+            ["read", "f", "0", str(environment_limits.FILE_INLINE_BYTES), "whole"],
+        ),
         (file_helper.read_words(ReadFile(path="f", offset=0, limit=5)), ["read", "f", "0", "5", "part"]),
         (file_helper.read_words(ReadFile(path="f", stream=True)), ["read", "f", "0", str(2**63 - 1), "whole"]),
         (file_helper.read_words(ReadFile(path="f", limit=7, stream=True)), ["read", "f", "0", "7", "whole"]),
@@ -26,7 +29,10 @@ def test_each_call_has_its_words() -> None:
         (file_helper.stat_words(StatFile(path="f")), ["stat", "f", "follow"]),
         (file_helper.stat_words(StatFile(path="f", follow=False)), ["stat", "f", "link"]),
         (file_helper.list_words(ListDir(path="d", limit=3)), ["list", "d", "3", "-"]),
-        (file_helper.list_words(ListDir(path="d", after="YgoJ")), ["list", "d", str(limits.DIR_ENTRIES), "620a09"]),
+        (
+            file_helper.list_words(ListDir(path="d", after="YgoJ")),
+            ["list", "d", str(environment_limits.DIR_ENTRIES), "620a09"],
+        ),
         (file_helper.make_words(MakeDir(path="d", parents=True, exist_ok=True)), ["mkdir", "d", "-", "pe"]),
         (file_helper.remove_words(Remove(path="d", recursive=True)), ["remove", "d", "r"]),
         (file_helper.move_words(Move(path="a", to="b")), ["move", "a", "b", "-"]),
@@ -38,7 +44,7 @@ def test_each_call_has_its_words() -> None:
 
 
 def test_an_answer_has_no_more_than_it_can_have() -> None:
-    most = limits.MAX_FILE_INLINE_BYTES
+    most = environment_limits.MAX_FILE_INLINE_BYTES
     assert file_helper.read_limit(ReadFile(path="f", limit=most)) == most
     with pytest.raises(InvalidParams) as raised:
         file_helper.read_limit(ReadFile(path="f", limit=most + 1))

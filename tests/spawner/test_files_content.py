@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import environment_limits, limits
 from fastclaw.processes.file_helper import NOT_REGULAR, TOO_LARGE, USAGE, WRONG_SIZE
 from fastclaw.spawner.spawner_host import find_spawner
 from tests.spawner.file_rig import NOBODY, helper
@@ -249,7 +249,7 @@ def test_term_takes_back_what_is_half_written(tmp_path: Path) -> None:
         ["read", "f", str(2**64), "1", "whole"],
         ["write", "f", "-", "x", ""],
         ["list", ".", "0", "-"],
-        ["list", ".", str(limits.MAX_DIR_ENTRIES + 1), "-"],
+        ["list", ".", str(environment_limits.MAX_DIR_ENTRIES + 1), "-"],
         ["list", ".", "1", "xyz"],
         ["list", ".", "1", "abc"],
     ],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import environment_limits
 from fastclaw.processes.file_helper import page_of, stat_of
 from tests.spawner.file_rig import NOBODY, helper
 
@@ -50,7 +50,7 @@ def test_each_type_has_its_name(tmp_path: Path) -> None:
         assert stat_of(helper(tmp_path, "stat", path, "follow").out).type == name
 
 
-def listed(folder: Path, limit: int = limits.MAX_DIR_ENTRIES, after: bytes = b"") -> DirPage:
+def listed(folder: Path, limit: int = environment_limits.MAX_DIR_ENTRIES, after: bytes = b"") -> DirPage:
     said = helper(folder, "list", ".", limit, after.hex() or "-")
     assert said.code == 0
     return page_of(said.out, said.outcome.told)
@@ -62,7 +62,7 @@ def test_a_directory_comes_in_pages_in_the_order_of_bytes(tmp_path: Path) -> Non
     )
     for name in names:
         (tmp_path / os.fsdecode(name)).touch()
-    for limit in (1, 7, 999, len(names), limits.MAX_DIR_ENTRIES):
+    for limit in (1, 7, 999, len(names), environment_limits.MAX_DIR_ENTRIES):
         found: list[bytes] = []
         for _ in range(len(names) // limit + 1):
             said = helper(tmp_path, "list", ".", limit, found[-1].hex() if found else "-")

@@ -12,7 +12,7 @@ import errno
 import posixpath
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import environment_limits, limits
 from fastclaw.errors import InvalidParams, IoError
 from fastclaw.files import DirPage, Files, Written
 from fastclaw.podman.rest_lane import archives
@@ -62,7 +62,7 @@ class ArchiveFiles(Files):
     async def read_file(self, request: ReadFile) -> FileContent:
         self._refuse(request, stream=request.stream)
         most, offset = file_helper.read_limit(request), request.offset or 0
-        if offset > limits.MAX_FILE_INLINE_BYTES:
+        if offset > environment_limits.MAX_FILE_INLINE_BYTES:
             raise _unsupported("offset")
         first = await self._first(request, request.path, offset + most + _HEADERS_BYTES)
         kind, size = archives.type_of(first.info), first.info.size
@@ -184,7 +184,7 @@ class ArchiveFiles(Files):
     async def _below(
         self, request: ReadTar | ListDir, exclude: list[str], *, must_be_directory: bool = False
     ) -> list[Member]:
-        most = limits.MAX_FILE_INLINE_BYTES + _HEADERS_BYTES
+        most = environment_limits.MAX_FILE_INLINE_BYTES + _HEADERS_BYTES
         archive = await self._archive(request, request.path, most)
         if archive is None:
             raise _failed(request, errno.ENOENT)

@@ -12,7 +12,7 @@ import re
 import tarfile
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastclaw import limits
+from fastclaw import environment_limits
 from fastclaw.files import FileStat
 from fastclaw.processes.file_helper import BAD_ARCHIVE, OUTSIDE, TOO_LARGE, UNSUPPORTED
 
@@ -65,7 +65,7 @@ def members_of(archive: bytes, *, is_cut: bool = False) -> Iterator[Member]:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as opened:
             for info in opened:
                 said += info.size
-                if said > limits.MAX_FILE_INLINE_BYTES and not is_cut:
+                if said > environment_limits.MAX_FILE_INLINE_BYTES and not is_cut:
                     raise Refused(TOO_LARGE, name=info.name)
                 source = None if is_cut or not (info.isreg() or info.issparse()) else opened.extractfile(info)
                 yield Member(info, b"" if source is None else source.read())

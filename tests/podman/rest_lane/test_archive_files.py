@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import environment_limits
 from fastclaw.errors import ExecFailed, InvalidParams, IoError, MethodNotFound
 from fastclaw.files import (
     FileContent,
@@ -51,7 +51,7 @@ def files(host: EnvironmentHost) -> Files:
 
 async def test_contents_and_their_bounds(host: EnvironmentHost, files: Files) -> None:
     assert {"files", "file_helper"} & set(host.capabilities) == {"files"}
-    big = os.urandom(limits.FILE_INLINE_BYTES + 1)
+    big = os.urandom(environment_limits.FILE_INLINE_BYTES + 1)
     await files.write_file(WriteFile(path="/d/e/f", base64=base64.b64encode(big).decode(), parents=True, mode=0o604))
     with pytest.raises(IoError) as raised:
         await files.read_file(ReadFile(path="/d/e/f"))
@@ -87,7 +87,7 @@ async def test_what_is_not_offered_is_said(files: Files) -> None:
         files.write_tar(WriteTar(path="f", stream=True)),
         files.remove(Remove(path="f")),
         files.move(Move(path="f", to="g")),
-        files.read_file(ReadFile(path="f", offset=limits.MAX_FILE_INLINE_BYTES + 1)),
+        files.read_file(ReadFile(path="f", offset=environment_limits.MAX_FILE_INLINE_BYTES + 1)),
     ):
         with pytest.raises(InvalidParams) as raised:
             await call

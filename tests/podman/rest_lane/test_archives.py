@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import environment_limits
 from fastclaw.podman.rest_lane.archives import (
     Member,
     Refused,
@@ -123,7 +123,7 @@ def test_a_sparse_file_does_not_become_larger_than_an_answer() -> None:
         "GNU.sparse.major": "1",
         "GNU.sparse.minor": "0",
         "GNU.sparse.name": "f",
-        "GNU.sparse.realsize": str(limits.MAX_FILE_INLINE_BYTES + 1),
+        "GNU.sparse.realsize": str(environment_limits.MAX_FILE_INLINE_BYTES + 1),
     }
     data = b"1\n0\n1\n".ljust(512, b"\0") + b"x"
     with pytest.raises(Refused) as raised:
