@@ -105,6 +105,9 @@ class FixedContainers(Containers):
     def __init__(self, containers: Sequence[str]) -> None:
         self._containers = [FixedContainer(id) for id in containers]
 
+    def __len__(self) -> int:
+        return len(self._containers)
+
     def take(self, index: int) -> FixedContainer:
         """The container of this slot."""
         return self._containers[index % len(self._containers)]
