@@ -384,7 +384,7 @@ class ProcessPool:
         else:
             ending = self._own(self._end_untold(begun, begun.lane_process))
             ending.add_done_callback(lambda _: self._forget(begun))  # it may be cancelled before its first step
-            await asyncio.shield(ending)
+            await _completed(ending)
 
     async def _end_untold(self, begun: Begun, lane_process: LaneProcess) -> None:
         """End a process whose start is not answered. Of a run that has begun the record stays."""
@@ -412,7 +412,7 @@ class ProcessPool:
         process = self.table.with_key(key)
         if process is not None:
             self.table.free_key(process)
-            await asyncio.shield(self._own(self._end_told(process)))
+            await _completed(self._own(self._end_told(process)))
 
     async def _end_told(self, process: Process) -> None:
         await self._end(process, 0, "killed")
@@ -609,3 +609,10 @@ class ProcessPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _completed(ending: asyncio.Future[Any]) -> None:
+    """Wait for an end that goes on where its caller is cancelled. The pool's own end may cancel it, and ends more."""
+    await asyncio.wait([ending])
+    if not ending.cancelled():
+        ending.result()

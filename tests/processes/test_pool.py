@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from fastclaw.errors import ExecFailed, InvalidParams, InvalidState
-from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus
+from fastclaw.processes.lane import PROCESS_ID_VARIABLE, ExitStatus, Grace
 from fastclaw.processes.pool import ProcessPool
 from fastclaw.runtime import ExecRequest, RunRequest
-from tests.processes.lanes import ScriptedLane, a_pool
+from tests.processes.lanes import ScriptedLane, ScriptedProcess, a_pool
 from tests.waiting import turns, until
 
 
@@ -190,6 +190,31 @@ async def test_a_start_that_comes_through_after_the_end_of_all_is_taken_back(
         assert len(lane.processes[0].graces) == 1
         assert os.listdir(pool._sockets.path) == []
         assert pool.table.live() == []
+
+
+class Lasting(ScriptedProcess):
+    """One whose end takes until the lane goes."""
+
+    async def end_tree(self, grace: Grace) -> None:
+        self.graces.append(grace)
+        await asyncio.Event().wait()
+
+
+async def test_a_start_whose_taking_back_is_cut_off_by_the_end_of_the_pool_is_told_why(lane: ScriptedLane) -> None:
+    """It was told of a cancellation that nobody had asked for."""
+    lane.make = Lasting
+    lane.gate.clear()
+    async with a_pool(lane) as pool:
+        start = asyncio.create_task(pool.exec(request()))
+        await turns()
+        await pool.end_all(InvalidState("it was stopped", "environment_stopped"))
+        lane.gate.set()
+        await turns()
+        assert not start.done()
+        assert len(lane.processes[0].graces) == 1
+        await pool.aclose()
+        with pytest.raises(InvalidState, match="it was stopped"):
+            await start
 
 
 async def test_hasten_ends_every_grace(lane: ScriptedLane, pool: ProcessPool) -> None:
