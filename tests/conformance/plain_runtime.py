@@ -188,6 +188,7 @@ class Plain:
             main.state = "running"
         self._environments.pool = self.options.get("pool", [])
         offered += ["usage"] * self.breaks("uses-nothing") + ["tty"] * self.breaks("claims-a-terminal")
+        offered += ["files"] * self.breaks("claims-files")
         env: dict[str, Any] = {"env": {}} if self.breaks("empty-env") else {}
         return {"server": {"name": "plain", "version": "0"}, "capabilities": offered, **env}
 

@@ -92,6 +92,8 @@ BROKEN = (
     ("kills-nothing", "K-UNKNOWN", "expected the error -32002"),
     ("all-is-well", "R-CODE", "exit 1 gave"),
     ("claims-a-terminal", "T-TTY", "what was due within"),
+    ("claims-files", "F-CONTENT", "-32601"),
+    ("claims-files", "F-TAR", "-32601"),
     ("starts-nowhere", "ENV-START", "working_dir is '/nowhere'"),
     ("always-has-main", "ENV-MAIN", "there are environments"),
     ("knows-any-environment", "ENV-UNKNOWN", "expected the error -32002"),
