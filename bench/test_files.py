@@ -17,6 +17,7 @@ import pytest
 from bench.execs import served
 from bench.ratios import Ratios, compare
 from fastclaw.limits import KIB
+from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,7 +39,7 @@ ALLOWED_S = 0.060
 def place(request: pytest.FixtureRequest) -> str:
     """Which runtime."""
     if request.param == "podman" and shutil.which("podman") is None:
-        pytest.skip("podman is not installed")
+        unusable("podman is not installed")
     return str(request.param)
 
 

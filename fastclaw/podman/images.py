@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import quote_plus
 
@@ -165,7 +166,7 @@ class Images:
         """As `EngineLifecycle.image_files`."""
         key = (image.id, tuple(paths))
         if key not in self._files:
-            read = lambda client: _image_files(client, {**spec, "image": image.id}, paths)  # noqa: E731
+            read = partial(_image_files, spec={**spec, "image": image.id}, paths=paths)
             _keep(self._files, key, await self._reading.share(key, lambda: self._calls.change("files", read)))
         return self._files[key]
 
