@@ -28,7 +28,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from fastclaw import engine_limits
-from fastclaw.linux import mounts, trees
+from fastclaw.linux import file_trees, mounts
 from fastclaw.linux.packets import receive
 from fastclaw.podman.clones import remains
 from fastclaw.podman.clones.remains import CLONES, LAYERS, STATE, TRASH, VOLUME, VOLUMES
@@ -108,12 +108,12 @@ class Trash:
         if self._waiting.acquire(blocking=False):
             self._thread.submit(self._remove, name)
         else:
-            trees.remove_tree(name)
+            file_trees.remove_tree(name)
 
     def _remove(self, name: str) -> None:
         try:
             with suppress(OSError):  # it goes with the whole directory, which says what is in the way
-                trees.remove_tree(name)
+                file_trees.remove_tree(name)
         finally:
             self._waiting.release()
 
@@ -221,14 +221,14 @@ class ClonerProcess:
     def _held(self, order: Order) -> None:
         draft = f"{LAYERS}/.{order['name']}"
         try:
-            trees.remove_tree(draft)
-            trees.link_tree(order["source"], draft)
+            file_trees.remove_tree(draft)
+            file_trees.link_tree(order["source"], draft)
             os.stat(order["witness"])  # removed before anything of the layer is
             os.rename(draft, f"{LAYERS}/{order['name']}")
             self._say({"id": order["id"]})
         except OSError as error:
             with suppress(OSError):
-                trees.remove_tree(draft)
+                file_trees.remove_tree(draft)
             self._fail(order, error)
 
     def _drop(self, order: Order) -> None:

@@ -24,7 +24,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastclaw import engine_limits
-from fastclaw.linux.trees import remove_tree
+from fastclaw.linux.file_trees import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

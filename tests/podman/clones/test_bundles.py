@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw import limits
-from fastclaw.linux.trees import remove_tree
+from fastclaw.linux.file_trees import remove_tree
 from fastclaw.podman.clones.bundles import (
     CREATED,
     FILTER,

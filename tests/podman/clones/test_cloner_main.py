@@ -14,7 +14,7 @@ import pytest
 
 from fastclaw import engine_limits
 from fastclaw.errors import StartFailed
-from fastclaw.linux import trees
+from fastclaw.linux import file_trees
 from fastclaw.linux.directories import HeldDirectory
 from fastclaw.podman.clones import cloner_main, remains
 from fastclaw.podman.clones.cloner import Cloner
@@ -96,9 +96,9 @@ def test_what_takes_long_to_remove_holds_up_nobody_before_there_is_too_much(
         if threading.current_thread() is not threading.main_thread():
             assert may_go.wait(20)
         removed.append(path)
-        trees.remove_tree(path)
+        file_trees.remove_tree(path)
 
-    monkeypatch.setattr(cloner_main, "trees", SimpleNamespace(remove_tree=slowly))
+    monkeypatch.setattr(cloner_main, "file_trees", SimpleNamespace(remove_tree=slowly))
     trash = cloner_main.Trash()
     for name in ("large", "other", "third"):
         (tmp_path / name / "inner").mkdir(parents=True)

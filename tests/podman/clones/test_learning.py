@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw import engine_limits
-from fastclaw.linux.trees import remove_tree
+from fastclaw.linux.file_trees import remove_tree
 from fastclaw.podman.clones import learning
 from fastclaw.podman.clones.bundles import Unclonable
 from fastclaw.podman.clones.learning import Learned, learn

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw.linux.trees import link_tree, remove_tree
+from fastclaw.linux.file_trees import link_tree, remove_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
