@@ -24,7 +24,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install engine-packages test check fmt demo bench bench-check soak fuzz clean
+.PHONY: help install engine-packages test test-adapters check fmt demo bench bench-check soak fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ engine-packages: ## install the engine's packages (root on Debian or Ubuntu; els
 test: engine-packages install ## run all tests (OPTIONS=--durations=50, or any other of pytest's)
 	$(BIN)/python -m pytest $(OPTIONS)
 
+test-adapters: engine-packages install ## run each adapter against its tool, in an environment of its own (TOOLS="inspect harbor")
+	$(BIN)/python scripts/test_adapters.py $(TOOLS)
+
 check: install ## lint, formatting, types, and which way imports go
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -59,7 +62,10 @@ demo: install ## start 100 workers, stream through them, show what it took (no s
 bench: install ## measure everything, print the ratios, write docs/benchmarks.md
 	$(BENCH) --ratios-write
 
-bench-check: install ## measure and fail below the goals in bench/budgets.toml
+bench-test-adapters: engine-packages install ## run each adapter against its tool, in an environment of its own (TOOLS="inspect harbor")
+	$(BIN)/python scripts/test_adapters.py $(TOOLS)
+
+check: install ## measure and fail below the goals in bench/budgets.toml
 	$(BENCH) --ratios-check
 
 soak: install ## the demo again and again (ROUNDS=20), then 100 000 starts and 1 000 environments; stops at the first leftover or wrong byte
@@ -71,5 +77,5 @@ fuzz: install ## the property tests with 100 times as many examples; the spawner
 	$(BIN)/python -m pytest -p tests.fuzz --hypothesis-profile=fuzz -m hypothesis --timeout=0
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawner/bin
+	rm -rf $(VENV) .adapters .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawner/bin
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

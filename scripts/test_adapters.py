@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Runs the tests of adapters, each in an environment of its own with its tool from PyPI, and prints a table.
+
+    scripts/test_adapters.py [TOOL ...]
+
+The environments are in `.adapters/`, with the wheel of this tree installed as a user would: `fastclaw[TOOL]`. A tool
+whose tests need another machine (a newer Python) has a program `run` beside its tests, which is started instead.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = ROOT / ".adapters"
+TESTS = ROOT / "tests" / "adapters"
+
+
+def main() -> int:
+    """Test those that are named, or all."""
+    known = sorted(path.name for path in TESTS.iterdir() if (path / "requirements.txt").exists())
+    asked = sys.argv[1:] or known
+    if unknown := set(asked) - set(known):
+        print(f"test-adapters: there is no adapter {', '.join(sorted(unknown))}; there are: {' '.join(known)}")
+        return 2
+    PLACE.mkdir(exist_ok=True)
+    wheel = _wheel()
+    codes = {tool: _test(tool, wheel) for tool in asked}
+    _print_table(codes)
+    return int(any(codes.values()))
+
+
+def _wheel() -> Path:
+    wheels = PLACE / "wheels"
+    for old in wheels.glob("*.whl"):
+        old.unlink()
+    _pip(Path(sys.prefix), "wheel", "--no-deps", "--wheel-dir", str(wheels), str(ROOT))
+    return next(wheels.glob("*.whl"))
+
+
+def _test(tool: str, wheel: Path) -> int:
+    print(f"== {tool}", flush=True)
+    report = PLACE / f"{tool}.json"
+    report.unlink(missing_ok=True)
+    environ = {**os.environ, "FASTCLAW_ADAPTER_REPORT": str(report)}
+    here = TESTS / tool
+    if (here / "run").exists():
+        return subprocess.run([here / "run", str(wheel)], cwd=ROOT, env=environ, check=False).returncode
+    venv = PLACE / tool
+    _make_venv(venv, tool, wheel)
+    pytest = [str(venv / "bin" / "python"), "-m", "pytest", "-c", str(TESTS / "pytest.ini")]
+    places = ["--rootdir", str(ROOT), "--confcutdir", str(TESTS), str(here)]
+    return subprocess.run([*pytest, *places], cwd=ROOT, env=environ, check=False).returncode
+
+
+def _make_venv(venv: Path, tool: str, wheel: Path) -> None:
+    if not (venv / "bin" / "python").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    extra = tool.replace("_", "-")
+    _pip(venv, "install", "--quiet", f"fastclaw[{extra}] @ {wheel.as_uri()}")
+    _pip(venv, "install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
+    _pip(venv, "install", "--quiet", "-r", str(TESTS / tool / "requirements.txt"))
+
+
+def _pip(venv: Path, *arguments: str) -> None:
+    subprocess.run([str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", *arguments], check=True)
+
+
+def _print_table(codes: dict[str, int]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    print("\n| tool | suite | passed | without fastclaw | lines of the adapter |\n| --- | --- | --- | --- | --- |")
+    for tool, code in codes.items():
+        needs = ", ".join(project["optional-dependencies"][tool.replace("_", "-")])
+        adapter = ROOT / "fastclaw" / "adapters" / f"{tool}.py"
+        lines = len(adapter.read_text().splitlines()) if adapter.exists() else "-"
+        report = PLACE / f"{tool}.json"
+        rows = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
+        for row in rows:
+            control = "-" if row["control"] is None else "{} of {}".format(*row["control"])
+            print(f"| {needs} | {row['suite']} | {row['passed']} of {row['total']} | {control} | {lines} |")
+        print(f"| {needs} | tests/adapters/{tool} | {'passed' if code == 0 else 'FAILED'} | - | {lines} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
