@@ -1,0 +1,181 @@
+"""The host of sandboxes: one `fastclaw serve` child with one engine, however many sandboxes there are."""
+
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from typing import Any, Self
+
+import msgspec
+
+from fastclaw.client import RuntimeClient
+from fastclaw.client.answers import given
+from fastclaw.options import Capabilities, Network, Workspace
+from fastclaw.runtime import HealthStatus, ListedEnvironment
+from fastclaw.sandbox.raised import raised
+from fastclaw.sandbox.sandbox import Sandbox
+from fastclaw.sandbox.units import Size, milliseconds, size_bytes
+
+SERVE = (sys.executable, "-m", "fastclaw", "serve", "--log-level", "warning")
+"""What is started: this very package."""
+
+
+class Host:
+    """Where sandboxes are started; entered, it is up, and left, it is gone with all of them.
+
+        async with Host() as host:
+            async with await host.start("python:3.12") as box: ...
+
+    Parameters:
+        runtime: `podman`, `local` (isolates nothing), or `auto`: the first where it can be had.
+        url: the engine's API (`unix://`, `tcp://`); None is CONTAINER_HOST, else an engine of our own.
+        storage: `host` shares the images of this user's own Podman; `private` has its own.
+        options: any other of `fastclaw.options.Options`, for all sandboxes.
+
+    Attributes:
+        warnings: lines for people: what is otherwise than one will think.
+    """
+
+    def __init__(
+        self, *, runtime: str | None = None, url: str | None = None, storage: str | None = None, **options: Any
+    ) -> None:
+        shared = given(runtime=runtime, url=url, storage=storage)
+        self._options = {**shared, **options, "environment": False}
+        self._client: RuntimeClient | None = None
+        self._pools: dict[bytes, dict[str, Any]] = {}
+        self.warnings: list[str] = []
+
+    def __repr__(self) -> str:
+        if self._client is None:
+            return "<Host, not entered>"
+        return f"<Host pid={self._client.pid}{'' if self._client.exit_code is None else ', ended'}>"
+
+    async def __aenter__(self) -> Self:
+        name = f"sandbox-{os.getpid()}-{secrets.token_hex(4)}"
+        client = RuntimeClient.spawn(SERVE, namespace=name, options=self._options)
+        await client.__aenter__()
+        self._client = client
+        assert client.welcome is not None
+        self.warnings = client.welcome.warnings
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def client(self) -> RuntimeClient:
+        """What sends the calls."""
+        assert self._client is not None, "enter the host first: async with Host() as host"
+        return self._client
+
+    async def start(
+        self,
+        image: str | None = None,
+        *,
+        name: str | None = None,
+        token: str | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        memory: Size | None = None,
+        disk: Size | None = None,
+        shm: Size | None = None,
+        pids: int | None = None,
+        network: Network | None = None,
+        workspace: Workspace | None = None,
+        capabilities: Capabilities | None = None,
+        lifetime: float | None = None,
+        **options: Any,
+    ) -> Sandbox:
+        """Bring a sandbox up.
+
+        Parameters:
+            image: reference or id; None is a small one that is made of what is on this host.
+            name: of the sandbox; None takes one that is free.
+            token: a second start with the same token gives the first one's sandbox.
+            user: whom commands run as: name or `uid[:gid]`; None is the image's own.
+            env: variables for every process.
+            memory, disk, shm: how much it may use, in bytes or as "2g".
+            pids: how many processes and threads it may have.
+            network: what it may reach; None is nothing.
+            workspace: a directory of this host, or one of its own, for its processes.
+            capabilities: what root inside may: `none`, `default` or names.
+            lifetime: seconds after which it is ended.
+            options: any other of `fastclaw.options.Options`.
+
+        Where the task is cancelled, what there is of it goes.
+
+        Raises:
+            StartFailed: with the reason.
+            InvalidParams: an option is wrong.
+            SandboxGone: the host is gone.
+        """
+        kind = _options(
+            image=image,
+            user=user,
+            env=env,
+            memory=memory,
+            disk=disk,
+            shm=shm,
+            pids=pids,
+            network=network,
+            workspace=workspace,
+            capabilities=capabilities,
+            lifetime=lifetime,
+            **options,
+        )
+        with raised():
+            return Sandbox(await self.client.environment_start(name, token=token, **kind))
+
+    async def pool(
+        self,
+        image: str | None = None,
+        size: int = 1,
+        **kind: Any,
+    ) -> None:
+        """Keep sandboxes of a kind ready, for starts and resets to take.
+
+        Parameters:
+            size: how many; 0 keeps none of this kind any more.
+            kind: as for `start`, but its name and token. A start that differs in one of them takes none.
+        """
+        options = _options(image=image, **kind)
+        pools = {**self._pools, msgspec.json.encode(options, order="sorted"): {**options, "size": size}}
+        with raised():
+            await self.client.pool_set(list(pools.values()))
+        self._pools = {key: one for key, one in pools.items() if one["size"]}
+
+    async def list(self) -> "list[ListedEnvironment]":
+        """The sandboxes that there are."""
+        with raised():
+            return await self.client.environment_list()
+
+    async def health(self) -> HealthStatus:
+        """How the host is, in a word, with a message and details."""
+        with raised():
+            return await self.client.health()
+
+    async def close(self) -> None:
+        """End it, with all its sandboxes. Idempotent."""
+        if self._client is not None:
+            await self._client.aclose()
+
+
+def _options(
+    *,
+    memory: Size | None = None,
+    disk: Size | None = None,
+    shm: Size | None = None,
+    pids: int | None = None,
+    lifetime: float | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    """What is given, in the words of the wire."""
+    sizes = {"memory_bytes": memory, "disk_bytes": disk, "shm_bytes": shm}
+    told = given(
+        pids_limit=pids,
+        lifetime_ms=None if lifetime is None else milliseconds(lifetime),
+        **{name: None if size is None else size_bytes(size) for name, size in sizes.items()},
+        **others,
+    )
+    made: dict[str, Any] = msgspec.to_builtins(told)
+    return made
