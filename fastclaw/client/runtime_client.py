@@ -134,6 +134,11 @@ class RuntimeClient(EnvironmentCalls):
         return None if self._child is None else self._child.code
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the runtime has ended, however."""
+        return self._child is not None and self._child.has_ended
+
+    @property
     def capabilities(self) -> frozenset[str]:
         """The optional parts of the contract that the runtime offers."""
         return frozenset(self.welcome.capabilities if self.welcome else ())

@@ -68,8 +68,14 @@ class Host:
         assert self._client is not None, "enter the host first: async with Host() as host"
         return self._client
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was up and is no more."""
+        return self._client is not None and self._client.has_ended
+
     async def start(
         self,
+        /,
         image: str | None = None,
         *,
         name: str | None = None,
@@ -128,6 +134,7 @@ class Host:
 
     async def pool(
         self,
+        /,
         image: str | None = None,
         size: int = 1,
         **kind: Any,

@@ -14,6 +14,7 @@ from fastclaw.errors import ExecFailed
 from fastclaw.files import DirEntry, FileStat
 from fastclaw.runtime import EnvironmentInfo, HealthStatus, Keep, OnDisconnect, OnLimit, Orphans
 from fastclaw.sandbox.done import Done, Output, done_of, not_started
+from fastclaw.sandbox.facts import SandboxFacts
 from fastclaw.sandbox.process import Process
 from fastclaw.sandbox.raised import raised
 from fastclaw.sandbox.streamed_run import OutputRule, run_by_streams
@@ -27,7 +28,7 @@ _INLINE_INPUT_BYTES = 4 * limits.MIB
 """Input that fits a line of `limits.MAX_LINE_BYTES` whatever it is: JSON makes up to six bytes of one."""
 
 
-class Sandbox:
+class Sandbox(SandboxFacts):
     """A sandbox that is up; as a context manager, it ends when it is left.
 
         async with await host.start("python:3.12") as box:
@@ -44,11 +45,6 @@ class Sandbox:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
 
-    def __repr__(self) -> str:
-        info = self.info
-        of = f" of {info.image}" if info.image else ""
-        return f"<Sandbox {self.id}{of}, {info.lane}, user {self.user}, in {self.working_dir}>"
-
     async def __aenter__(self) -> Self:
         return self
 
@@ -60,40 +56,11 @@ class Sandbox:
         """What the answer to its start, or its last reset, says."""
         return self._environment.info
 
-    @property
-    def id(self) -> str:
-        """Its name at its host."""
-        return self.info.environment
-
-    @property
-    def image(self) -> str | None:
-        """What it was made of; None where it is no container."""
-        return self.info.image
-
-    @property
-    def container(self) -> str | None:
-        """Name of its container."""
-        return self.info.container
-
-    @property
-    def working_dir(self) -> str:
-        """Where commands start and relative paths too, as an absolute path."""
-        return self.info.working_dir
-
-    @property
-    def user(self) -> str:
-        """Who a command is that names no user: `uid:gid`, or as it was asked for."""
-        return self.info.user
-
-    @property
-    def home(self) -> str | None:
-        """That user's home directory, where it is known."""
-        return self.info.home
-
     # --- commands ---
 
     async def run(
         self,
+        /,
         cmd: Command,
         *,
         input: bytes | str | None = None,
@@ -160,6 +127,7 @@ class Sandbox:
 
     async def exec(
         self,
+        /,
         cmd: Command,
         *,
         cwd: str | None = None,
