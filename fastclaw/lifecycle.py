@@ -110,7 +110,9 @@ def require_usable(state: EnvironmentState, name: str) -> None:
     """Let every call pass that needs what is in an environment.
 
     Raises:
-        InvalidState: `environment_busy`.
+        InvalidState: `environment_busy`; `environment_stopped` where it does not come back.
     """
+    if state in (EnvironmentState.STOPPING, EnvironmentState.GONE):
+        raise InvalidState(f"environment {name!r} is {state.value}", "environment_stopped")
     if state is not EnvironmentState.RUNNING:
         raise InvalidState(f"environment {name!r} is {state.value}; try again", "environment_busy")

@@ -39,5 +39,5 @@ async def shared_host(**options: Any) -> Host:
 
 async def _started(options: dict[str, Any]) -> Host:
     host = await Host(**options).__aenter__()
-    loop_thread().at_end(host.close)
+    loop_thread().close_at_end(host.close)
     return host

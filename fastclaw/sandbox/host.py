@@ -147,9 +147,10 @@ class Host:
         """
         options = _options(image=image, **kind)
         pools = {**self._pools, msgspec.json.encode(options, order="sorted"): {**options, "size": size}}
+        pools = {kind: wanted for kind, wanted in pools.items() if wanted["size"]}
         with raised():
             await self.client.pool_set(list(pools.values()))
-        self._pools = {key: one for key, one in pools.items() if one["size"]}
+        self._pools = pools
 
     async def list(self) -> "list[ListedEnvironment]":
         """The sandboxes that there are."""

@@ -7,6 +7,7 @@ bits and devices are not taken over.
 
 import contextlib
 import errno
+import fnmatch
 import os
 import re
 import shutil
@@ -65,7 +66,7 @@ def _expression(pattern: str) -> str:
     for token in _TOKEN.finditer(pattern):
         kind, text = token.lastgroup, token[0]
         if kind == "set":
-            made.append("[^" + text[2:] if text.startswith("[!") else text)
+            made.append(fnmatch.translate(text).removesuffix(r"\Z").removesuffix(r"\z"))
         else:
             made.append({"all": ".*", "any": "[^/]*", "one": "[^/]"}.get(kind or "", re.escape(token[kind or 0])))
     return "".join(made)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from fastclaw import limits
 
 T = TypeVar("T")
+Close = Callable[[], Coroutine[Any, Any, None]]
 
 _CLOSE_S = (limits.CLIENT_SHUTDOWN_MS + 3 * limits.CLIENT_EXIT_MS) / 1000
 """How long the end of the program waits for each host still up: as long as ending one by force takes."""
@@ -21,7 +22,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self._at_end: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self._at_end: list[Close] = []
         self._thread = threading.Thread(target=self.loop.run_forever, name="fastclaw-sandbox", daemon=True)
         self._thread.start()
         atexit.register(self._close)
@@ -48,9 +49,14 @@ class LoopThread:
             return await coroutine
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
 
-    def at_end(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Have this done on the loop at the end of the program."""
+    def close_at_end(self, close: Close) -> None:
+        """Have this done on the loop at the end of the program, unless `forget` comes first."""
         self._at_end.append(close)
+
+    def forget(self, close: Close) -> None:
+        """It has been done."""
+        with suppress(ValueError):
+            self._at_end.remove(close)
 
     def _close(self) -> None:
         if os.getpid() != _pid:

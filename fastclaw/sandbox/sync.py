@@ -167,11 +167,19 @@ class Host(_Sync[sandbox.Host]):
         super().__init__(sandbox.Host(**settings))
 
     def __enter__(self) -> Self:
-        loop_thread().call(self._of.__aenter__())
+        thread = loop_thread()
+        thread.call(self._of.__aenter__())
+        thread.close_at_end(self._of.close)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def close(self) -> None:
+        """End it, with all its sandboxes; at the latest at the end of the program. Idempotent."""
+        thread = loop_thread()
+        thread.call(self._of.close())
+        thread.forget(self._of.close)
 
     @property
     def warnings(self) -> "list[str]":
@@ -182,4 +190,3 @@ class Host(_Sync[sandbox.Host]):
     pool = _call(sandbox.Host.pool)
     list = _call(sandbox.Host.list)
     health = _call(sandbox.Host.health)
-    close = _call(sandbox.Host.close)

@@ -97,6 +97,7 @@ class _Bridge:
             if self._asked is not None:
                 self._asked.cancel()
             await asyncio.wait((thread,))
+            thread.exception()  # which is that it was ended
             raise
 
 

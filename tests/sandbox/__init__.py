@@ -1,0 +1,1 @@
+"""Sandboxes as Python programs use them."""

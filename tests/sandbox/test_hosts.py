@@ -1,0 +1,237 @@
+"""Hosts: many sandboxes in one, what is told of them, and how everything ends, by the API with `await`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fastclaw.errors import InvalidParams, StartFailed
+from fastclaw.processes.listeners import SocketDirectory
+from fastclaw.sandbox import Host, Network, Sandbox, SandboxGone, Workspace, sync
+from tests.pids import has_not_ended
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.engine_fixtures import EngineService
+
+
+async def test_many_at_once_share_nothing(engine_service: EngineService) -> None:
+    async with Host(url=engine_service.url) as host:
+
+        async def one(number: int) -> str:
+            async with await host.start(token=f"t{number}", env={"N": str(number)}, memory="64m") as box:
+                await box.write("f", str(number))
+                done = await box.run('echo "$N"; cat f; ls -a / | grep -c "^f$"', cwd="/")
+                return done.text
+
+        assert await asyncio.gather(*map(one, range(8))) == [f"{n}\n{n}1\n" for n in range(8)]
+        assert await host.list() == []
+        assert (await host.health()).status == "healthy"
+
+
+async def test_the_same_token_is_the_same_sandbox(engine_service: EngineService) -> None:
+    async with Host(url=engine_service.url) as host, await host.start(token="t", name="one") as box:
+        again = await host.start(token="t", name="one")
+        assert (again.id, again.container) == (box.id, box.container) == ("one", box.container)
+        assert [listed.token for listed in await host.list()] == ["t"]
+
+
+async def test_a_pool_is_taken_from(engine_service: EngineService) -> None:
+    async with Host(url=engine_service.url) as host:
+        kind: dict[str, Any] = {"memory": "64m", "network": Network(mode="none")}
+        await host.pool(None, 1, **kind)
+        await host.pool(size=0, memory="96m")
+
+        async def ready() -> bool:
+            pool = (await host.health()).details["pool"]
+            return [known["ready"] for known in pool["kinds"]] == [1]
+
+        await until(ready, 30)
+        async with await host.start(**kind) as box:
+            assert (await box.run(["true"])).ok
+        await host.pool(None, 0, **kind)
+        assert (await host.health()).details["pool"]["kinds"] == []
+
+
+async def test_a_network_that_is_allowed_nothing_has_no_way_out(engine_service: EngineService) -> None:
+    async with Host(url=engine_service.url) as host, await host.start(network=Network(allow=["example.org"])) as box:
+        done = await box.run('echo "$HTTPS_PROXY"; cat /proc/net/route | tail -n +2 | wc -l')
+        proxy, routes = done.text.split()
+        assert proxy.startswith("http://127.0.0.1:")
+        assert routes == "0"
+
+
+async def test_its_lifetime_ends_it(engine_service: EngineService) -> None:
+    async with Host(url=engine_service.url) as host:
+        box = await host.start(lifetime=0.3)
+        with pytest.raises(SandboxGone):
+            await forever(box)
+
+
+async def forever(box: Sandbox) -> None:
+    while True:
+        await box.run(["sleep", "0.02"])
+
+
+async def test_who_is_cancelled_ends_the_command_with_its_tree(tmp_path: Path) -> None:
+    async with Host(runtime="local") as host, await host.start(workspace=Workspace(target=str(tmp_path))) as box:
+        for limit in (1000, 20 << 20):
+            pids = tmp_path / f"pids{limit}"
+            command = f"sleep 100 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait"
+            running = asyncio.create_task(box.run(command, output_limit=limit))
+            await until(pids.exists, 10)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            shell, child = map(int, pids.read_text().split())
+            await until(lambda shell=shell, child=child: not has_not_ended(shell) and not has_not_ended(child), 10)  # type: ignore[misc] # bound
+
+
+async def test_a_time_limit_of_the_callers_own(tmp_path: Path) -> None:
+    async with Host(runtime="local") as host, await host.start(workspace=Workspace(target=str(tmp_path))) as box:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await box.run(["sleep", "100"])
+        assert (await box.run(["true"])).ok
+
+
+async def test_a_transfer_that_is_cancelled_leaves_no_thread(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "tree").mkdir()
+    with (tmp_path / "tree" / "large").open("wb") as large:
+        large.truncate(4 << 30)
+    async with Host(runtime="local") as host, await host.start(workspace=Workspace(target=str(tmp_path / "in"))) as box:
+        putting = asyncio.create_task(box.put(tmp_path / "tree", "copy"))
+        await until(lambda: (tmp_path / "in" / "copy").exists(), 10)
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        getting = asyncio.create_task(box.get(str(tmp_path / "tree"), tmp_path / "out"))
+        await until(lambda: (tmp_path / "out").exists(), 10)
+        getting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await getting
+
+        async def nothing_runs() -> bool:
+            return (await host.list())[0].live == 0
+
+        await until(nothing_runs, 10)
+
+
+async def test_wrong_options_are_told_in_a_line(engine_service: EngineService) -> None:
+    async with Host(url=engine_service.url) as host:
+        with pytest.raises(InvalidParams, match="memory_byte"):
+            await host.start(memory_byte=3)
+        with pytest.raises(ValueError, match="is no size"):
+            await host.start(memory="much")
+        with pytest.raises(StartFailed, match="none-such") as failed:
+            await host.start("localhost/none-such:1", pull="never")
+        assert failed.value.reason == "image_not_found"
+    with pytest.raises(InvalidParams, match="runtime"):
+        async with Host(runtime="none"):
+            raise AssertionError("it came up")
+
+
+async def test_what_is_otherwise_than_one_thinks_is_told() -> None:
+    async with Host(runtime="local") as host:
+        assert host.warnings == []
+        async with await host.start() as box:
+            assert box.info.lane == "spawn"
+
+
+async def test_a_host_that_dies_is_gone() -> None:
+    async with Host(runtime="local") as host:
+        box = await host.start()
+        running = asyncio.create_task(box.run(["sleep", "100"]))
+        await asyncio.sleep(0)
+        os.kill(host.client.pid, signal.SIGKILL)
+        with pytest.raises(SandboxGone, match="runtime exited"):
+            await running
+        with pytest.raises(SandboxGone):
+            await host.start()
+        assert host.has_ended
+        assert "ended" in repr(host)
+        await box.close()
+    SocketDirectory().close()  # removes that of the killed one
+
+
+def test_before_it_is_entered_it_says_so() -> None:
+    assert repr(Host()) == "<Host, not entered>"
+    with pytest.raises(AssertionError, match="async with Host"):
+        Host().client  # noqa: B018 - it is the looking that raises
+
+
+# --- without await ---
+
+
+def test_from_a_loop_that_runs_already() -> None:
+    """As a notebook's."""
+
+    async def cell() -> str:
+        with sync.Host(runtime="local") as host, host.start() as box:
+            return box.run(["echo", "cell"]).text
+
+    assert asyncio.run(cell()) == "cell\n"
+
+
+PROGRAM = """
+    from fastclaw.sandbox.sync import Host
+    host = Host(runtime="local").__enter__()
+    box = host.start()
+    print(host._of.client.pid, flush=True)
+    {then}
+"""
+
+
+def program(then: str) -> subprocess.Popen[str]:
+    source = textwrap.dedent(PROGRAM.format(then=then))
+    return subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_program_that_just_ends_leaves_nothing() -> None:
+    with program("") as child:
+        assert child.stdout is not None
+        pid = int(child.stdout.readline())
+        assert child.wait(20) == 0
+    assert not has_not_ended(pid)
+
+
+def test_ctrl_c_ends_what_is_waited_for() -> None:
+    with program('print(box.run("echo x > /dev/stderr; sleep 100"))') as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        pid = int(child.stdout.readline())
+        os.kill(child.pid, signal.SIGINT)
+        assert child.wait(20) == -signal.SIGINT
+        assert "KeyboardInterrupt" in child.stderr.read()
+    assert not has_not_ended(pid)
+
+
+def test_its_own_loop_cannot_wait_for_itself() -> None:
+    from fastclaw.sandbox.loop_thread import loop_thread
+
+    async def inside() -> None:
+        sync.Host(runtime="local").__enter__()
+
+    with pytest.raises(RuntimeError, match="fastclaw's own event loop"):
+        loop_thread().call(inside())
+
+
+def test_both_have_the_same_names() -> None:
+    import fastclaw.sandbox as with_await
+
+    assert sync.__all__ == with_await.__all__
+    for name in ("Host", "Sandbox", "Process"):
+        public = {entry for entry in dir(getattr(with_await, name)) if not entry.startswith("_")}
+        without = {entry for entry in dir(getattr(sync, name)) if not entry.startswith("_")}
+        assert public - without <= {"client", "has_ended"}, name
+        assert without - public <= {"warnings"}, name  # which is an attribute there
