@@ -155,8 +155,8 @@ def test_after_its_end_it_is_gone(podman_host: Host) -> None:
 
 def test_a_command_that_ends_with_its_sandbox(podman_host: Host) -> None:
     with podman_host.start() as box, ThreadPoolExecutor(1) as thread:
-        running = thread.submit(box.run, "echo up > up; sleep 100")
-        while not box.exists("up"):
-            time.sleep(0.01)  # the file is the event; nothing tells of it
+        running = thread.submit(box.run, ["sleep", "100"])
+        while [listed.live for listed in podman_host.list() if listed.environment == box.id] != [1]:
+            time.sleep(0.01)  # nothing tells of it
         box.close()
         assert running.result(10).reason == "killed"
