@@ -39,6 +39,7 @@ class Done:
             `permission_denied`, `not_executable`, `file_busy`, `bad_working_dir`, `unknown_user`, `too_long`.
         stdout, stderr: what it wrote, as far as it was kept.
         dropped: bytes of each that were written and are not here.
+        gap_at: after which byte of a stream its missing middle was, for each that lacks it (`keep="ends"`).
         error: in a line, why it did not start; else None.
         usage: `user_us`, `system_us` (microseconds) and `max_rss_kb`, where they are known.
         oom_kills: processes of the sandbox that the kernel killed for want of memory meanwhile.
@@ -52,6 +53,7 @@ class Done:
     stdout: bytes = b""
     stderr: bytes = b""
     dropped: dict[str, int] = field(default_factory=lambda: {"stdout": 0, "stderr": 0})
+    gap_at: dict[str, int] = field(default_factory=dict)
     error: str | None = None
     usage: dict[str, int] | None = None
     oom_kills: int = 0
@@ -135,10 +137,11 @@ class Output(NamedTuple):
     stdout: bytes
     stderr: bytes
     dropped: dict[str, int]
+    gap_at: dict[str, int]
     incomplete: bool = False
 
 
-NO_OUTPUT = Output(b"", b"", {"stdout": 0, "stderr": 0})
+NO_OUTPUT = Output(b"", b"", {"stdout": 0, "stderr": 0}, {})
 
 GONE = frozenset({"container_gone", "environment_stopped", "runtime_exited", "shutting_down", "unknown_environment"})
 """Reasons of errors that mean it."""
@@ -164,6 +167,7 @@ def done_of(ended: Ran | ExitRecord, output: Output = NO_OUTPUT) -> Done:
         stdout=output.stdout,
         stderr=output.stderr,
         dropped=output.dropped,
+        gap_at=output.gap_at,
         usage=ended.usage,
         oom_kills=0 if ended.oom_kills is UNSET else ended.oom_kills,
         duration=ended.timings.get("run_us", 0) / 1e6,

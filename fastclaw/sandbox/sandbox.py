@@ -121,7 +121,7 @@ class Sandbox(SandboxFacts):
                 drain_ms=rule.drain_ms,
                 **params,
             )
-            return done_of(ran, Output(ran.stdout, ran.stderr, ran.dropped, ran.incomplete))
+            return done_of(ran, Output(ran.stdout, ran.stderr, ran.dropped, ran.gap_at, ran.incomplete))
         process = await self._environment.exec(cmd, **params)
         return done_of(*await run_by_streams(process, data, rule))
 
@@ -164,11 +164,14 @@ class Sandbox(SandboxFacts):
 
     # --- files ---
 
-    async def read(self, path: str, *, user: str | None = None, limit: Size | None = None) -> bytes:
+    async def read(
+        self, path: str, *, user: str | None = None, offset: int | None = None, limit: Size | None = None
+    ) -> bytes:
         """The content of a file.
 
         Parameters:
-            limit: of a file that is larger, nothing is read.
+            offset: from which byte on; with it, `limit` is how much of it is wanted.
+            limit: without `offset`, nothing is read of a file that is larger.
 
         Raises:
             FileTooLarge: it has more than `limit`.
@@ -176,7 +179,7 @@ class Sandbox(SandboxFacts):
         """
         most = None if limit is None else size_bytes(limit)
         with raised(path):
-            return await self._environment.read_file(path, user=user, limit=most)
+            return await self._environment.read_file(path, user=user, offset=offset, limit=most)
 
     async def read_text(
         self, path: str, *, user: str | None = None, encoding: str = "utf-8", errors: str = "strict"

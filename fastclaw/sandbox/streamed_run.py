@@ -66,10 +66,11 @@ async def _attended(process: RemoteProcess, data: bytes, rule: OutputRule) -> tu
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures  # one failure cancels the rest
     record = await process.wait()
-    kept = out.output(), err.output()
-    streams = [one.head + one.tail for one in kept]
-    missing = [one.total - len(given) for one, given in zip(kept, streams, strict=True)]
-    return record, Output(streams[0], streams[1], {"stdout": missing[0], "stderr": missing[1]})
+    kept = {"stdout": out.output(), "stderr": err.output()}
+    given = {name: one.head + one.tail for name, one in kept.items()}
+    dropped = {name: one.total - len(given[name]) for name, one in kept.items()}
+    gap_at = {name: len(one.head) for name, one in kept.items() if rule.keep == "ends" and dropped[name]}
+    return record, Output(given["stdout"], given["stderr"], dropped, gap_at)
 
 
 class _Limit:
