@@ -55,7 +55,7 @@ def test_the_middle_of_a_long_output_is_left_out_and_said(box: Sandbox, limit: i
     total = 2 * limit
     done = box.run(f"head -c {total // 2} /dev/zero; head -c {total // 2} /dev/zero | tr '\\0' x", output_limit=limit)
     assert done.stdout == b"\0" * (limit // 2) + b"x" * (limit // 2)
-    assert done.dropped == {"stdout": total - limit, "stderr": 0}
+    assert (done.dropped, done.gap_at) == ({"stdout": total - limit, "stderr": 0}, {"stdout": limit // 2})
     assert done.truncated
 
 

@@ -74,6 +74,7 @@ def test_what_a_user_may_not(podman_box: Sandbox) -> None:
 def test_a_limit(box: Sandbox) -> None:
     box.write("f", b"x" * 2048)
     assert len(box.read("f", limit="2k")) == 2048
+    assert box.read("f", offset=2000, limit=100) == b"x" * 48
     with pytest.raises(FileTooLarge, match="2048 bytes") as failed:
         box.read("f", limit=2047)
     assert (failed.value.size, failed.value.filename) == (2048, "f")
