@@ -24,7 +24,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install engine-packages test test-adapters check fmt demo bench bench-check soak fuzz clean
+.PHONY: help install engine-packages test test-adapters check fmt demo bench bench-check soak fuzz wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ soak: install ## the demo again and again (ROUNDS=20), then 100 000 starts and 1
 fuzz: install ## the property tests with 100 times as many examples; the spawner under sanitizers (SECONDS=600)
 	$(BIN)/python -m tests.spawner.fuzz --seconds $(SECONDS)
 	$(BIN)/python -m pytest -p tests.fuzz --hypothesis-profile=fuzz -m hypothesis --timeout=0
+
+wheels: install ## build what is published: a wheel for each machine, and the sources (dist/)
+	@for machine in x86_64 aarch64; do FASTCLAW_MACHINE=$$machine $(BIN)/python -m hatchling build -t wheel || exit; done
+	@$(BIN)/python -m hatchling build -t sdist
 
 clean: ## remove the virtual environment and everything generated
 	rm -rf $(VENV) .adapters .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawner/bin

@@ -1,7 +1,8 @@
 """Compiles the spawner when the package is built: a hatch build hook, so for wheels and editable installs alike.
 
-With zig (the build requirement ziglang) for every architecture, else with the system's C compiler (CC, else cc) for
-this machine's. Where both are missing the package is built without, and `fastclaw doctor` says so: the REST lane works.
+For this machine, or for the one that FASTCLAW_MACHINE names: with zig (the build requirement ziglang) for any that the
+spawner knows, else with the system's C compiler (CC, else cc) for this one. Where both are missing the package is built
+without, and `fastclaw doctor` says so: the REST lane works.
 """
 
 from __future__ import annotations
@@ -30,18 +31,28 @@ FLAGS = [
 """Freestanding and static: it needs nothing but its own sources."""
 
 
+TAG = "py3-none-manylinux_2_17_{0}.manylinux2014_{0}.musllinux_1_1_{0}"
+"""What a wheel with a binary runs on: the oldest Linux that there are tags for, since the binary is static and Python
+itself wants a newer one (PEP 600, PEP 656)."""
+
+
 class SpawnerHook(BuildHookInterface[Any]):
-    """Puts the binaries where spawner/spawner_host.py looks for them, and into the wheel."""
+    """Puts the binary where spawner/spawner_host.py looks for it, and into the wheel, which is for one machine then."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it packs a wheel or makes an editable install."""
         root = Path(self.root)
+        machine = os.environ.get("FASTCLAW_MACHINE") or platform.machine()
         (root / BINARIES).mkdir(exist_ok=True)
-        for compiler, architecture in compilers():
-            binary = root / BINARIES / f"spawner-{architecture}"
-            compile_spawner(compiler, root / SOURCES, binary)
-            build_data["artifacts"].append(f"/{BINARIES}/{binary.name}")
-        give_to_owner(root, [root / BINARIES, *(root / BINARIES).iterdir()])
+        made = [root / BINARIES]
+        if compiler := compiler_for(machine):
+            made.append(root / BINARIES / f"spawner-{machine}")
+            compile_spawner(compiler, root / SOURCES, made[-1])
+            build_data["artifacts"].append(f"/{BINARIES}/{made[-1].name}")
+            build_data["tag"] = TAG.format(machine)
+        elif "FASTCLAW_MACHINE" in os.environ:
+            raise SystemExit(f"fastclaw: nothing here compiles for {machine}; install ziglang")
+        give_to_owner(root, made)
 
 
 def give_to_owner(root: Path, made: list[Path]) -> None:
@@ -52,13 +63,14 @@ def give_to_owner(root: Path, made: list[Path]) -> None:
             os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
-def compilers() -> list[tuple[list[str], str]]:
-    """Command lines, without files, and what each compiles for."""
+def compiler_for(machine: str) -> list[str] | None:
+    """A command line without files, or None where nothing here compiles for that machine."""
+    if machine not in KERNEL_HEADERS:
+        return None
     if importlib.util.find_spec("ziglang") is not None:
-        return [(zig(architecture), architecture) for architecture in KERNEL_HEADERS]
+        return zig(machine)
     system = shutil.which(os.environ.get("CC", "cc"))
-    machine = platform.machine()
-    return [([system, *FLAGS], machine)] if system and machine in KERNEL_HEADERS else []
+    return [system, *FLAGS] if system and machine == platform.machine() else None
 
 
 def zig(architecture: str) -> list[str]:

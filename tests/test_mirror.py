@@ -41,8 +41,9 @@ SUBJECTS = {
     "test_exports.py": "what `import fastclaw` brings in",
     "test_folder_seconds.py": "tests/folder_seconds.py",
     "test_mirror.py": "the tree",
-    "test_packaging.py": "Makefile and wheel",
+    "test_packaging.py": "Makefile",
     "test_readme.py": "README.md",
+    "test_wheels.py": "the wheels: what is in them, and what an install of one needs",
 }
 """Test files (patterns) of no single module, with what they are about."""
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
 
-TARGETS = {"install", "test", "check", "fmt", "demo", "bench", "bench-check", "soak", "fuzz", "clean"}
+TARGETS = {"install", "test", "check", "fmt", "demo", "bench", "bench-check", "soak", "fuzz", "wheels", "clean"}
 
 
 def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
