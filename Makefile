@@ -62,10 +62,7 @@ demo: install ## start 100 workers, stream through them, show what it took (no s
 bench: install ## measure everything, print the ratios, write docs/benchmarks.md
 	$(BENCH) --ratios-write
 
-bench-test-adapters: engine-packages install ## run each adapter against its tool, in an environment of its own (TOOLS="inspect harbor")
-	$(BIN)/python scripts/test_adapters.py $(TOOLS)
-
-check: install ## measure and fail below the goals in bench/budgets.toml
+bench-check: install ## measure and fail below the goals in bench/budgets.toml
 	$(BENCH) --ratios-check
 
 soak: install ## the demo again and again (ROUNDS=20), then 100 000 starts and 1 000 environments; stops at the first leftover or wrong byte
