@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
-BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "LICENSE-MIT", "LICENSE-APACHE", "fastclaw", "scripts")
+BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "LICENSE-MIT", "LICENSE-APACHE", "fastclaw", "scripts", "share")
 DEADLINE_S = 100
 PLATFORMS = ("manylinux_2_17", "manylinux2014", "musllinux_1_1")
 
@@ -104,6 +104,8 @@ def test_a_wheel_has_the_program_of_its_machine_and_no_sources_of_it(wheels: dic
     inside = names_in(wheels[machine])
     assert [name for name in inside if "/bin/" in name] == [binary]
     assert "fastclaw/py.typed" in inside
+    shared = {str(path.relative_to(ROOT)) for path in (ROOT / "share").rglob("*.*")}
+    assert {f"fastclaw-{__version__}.data/data/{name}" for name in shared} <= set(inside)
     assert [name for name in inside if name.endswith((".c", ".h")) or "tests" in name.split("/")] == []
     assert {name.partition("/")[0].removeprefix(f"fastclaw-{__version__}") for name in inside} == {
         "fastclaw",

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import msgspec
+from click.shell_completion import CompletionItem
 
 from fastclaw import __version__
 from fastclaw.cli.main import COMMANDS, OPTIONS, help_text, missing_text
@@ -38,6 +39,11 @@ class _Commands(click.Group):
 
     def get_help(self, ctx: click.Context) -> str:
         return help_text()
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """By the table: click would load each command for its help."""
+        names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

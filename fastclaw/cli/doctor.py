@@ -1,10 +1,13 @@
 """`fastclaw doctor`: can this host run it, how much of it, and what to change."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import sys
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -28,8 +31,6 @@ from fastclaw.errors import FastclawError, StartFailed
 from fastclaw.linux import own_process, splice
 from fastclaw.linux.own_process import host_limits, raise_file_limit
 from fastclaw.network.bridge.bridge import why_no_bridge
-from fastclaw.podman.api import EngineVersion
-from fastclaw.podman.base_image import image_source
 from fastclaw.podman.rights import why_no_user_namespace
 from fastclaw.podman.service.facts import (
     CGROUP_ROOT,
@@ -42,6 +43,9 @@ from fastclaw.podman.service.facts import (
 from fastclaw.podman.service.storage import default_state_dir, disk_of, why_full
 from fastclaw.processes.admission import capacity
 from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
+
+if TYPE_CHECKING:
+    from fastclaw.podman.api import EngineVersion
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 _LEVEL_WIDTH = max(map(len, _COLOURS))
@@ -92,6 +96,8 @@ def _spawner() -> Finding:
 
 
 def _image() -> Finding:
+    from fastclaw.podman.base_image import image_source  # not for help and completion: it takes a third of a second
+
     try:
         return image_finding(image_source(), None)
     except StartFailed as error:

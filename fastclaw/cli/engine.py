@@ -1,18 +1,24 @@
 """`fastclaw engine`: a private engine that stays, and the image it needs."""
 
-from collections.abc import AsyncIterator
+from __future__ import annotations
+
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from fastclaw.linux import own_process
 from fastclaw.options import Options
-from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.service.facts import engine_url, host_facts
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, HostFacts, ServicePlan, plan_service
 from fastclaw.podman.service.service import EngineStatus, ManagedService, engine_start, engine_status, engine_stop
 from fastclaw.podman.service.storage import default_run_dir, default_state_dir
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fastclaw.podman.api import EngineLifecycle
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 
@@ -64,6 +70,8 @@ async def an_engine(url: str | None, facts: HostFacts | None = None) -> AsyncIte
     Raises:
         StartFailed: it does not answer, or cannot be started.
     """
+    from fastclaw.podman.api import EngineLifecycle  # not for help and completion: it takes a third of a second
+
     async with AsyncExitStack() as ends:
         found = engine_url(Options(url=url))
         if found is None:

@@ -10,13 +10,17 @@ from fastclaw import __version__
 
 COMMANDS = {
     "check": "Check which promises of the contract any runtime keeps.",
-    "demo": "Start many workers at once, stream through them, show what it took.",
+    "completion": "Print a shell's script that completes commands and options.",
+    "demo": "Start many workers at once, stream through them, and time it.",
     "doctor": "Check this host: engine, known bugs, limits, what fits.",
     "engine": "A private engine that stays, and the image that it needs.",
+    "man": "Print the manual page.",
     "run": "Run one command in a fresh sandbox.",
     "serve": "Serve a runtime over stdin and stdout, for a supervisor.",
 }
 """Each is the attribute of that name of the module of that name; `fastclaw NAME --help` says more."""
+
+SUMMARY = "Start and hold agent worker processes in a sandbox."
 
 OPTIONS = {
     "--version": "Show the version and exit.",
@@ -36,7 +40,7 @@ def help_text() -> str:
     """The one that click shows too."""
     parts = (
         "Usage: fastclaw [OPTIONS] COMMAND [ARGS]...",
-        "  Start and hold agent worker processes in a sandbox.",
+        f"  {SUMMARY}",
         f"Options:\n{_table(OPTIONS)}",
         f"Commands:\n{_table(COMMANDS)}",
     )

@@ -87,7 +87,11 @@ def run(
     tty: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Run COMMAND in a fresh environment, with this terminal's stdin, stdout and stderr."""
+    """Run COMMAND in a fresh environment, with this terminal's stdin, stdout and stderr.
+
+    The exit code is the command's own, or 128 and the number of the signal that ended it. 127: it was not found,
+    126: it cannot be executed, 125: fastclaw failed.
+    """
     options = _options(runtime, image, url, extra)
     variables = dict(_pair(entry) for entry in env)
     extensions: dict[str, Any] = {"working_dir": workdir, "user": user, "timeout_ms": timeout}

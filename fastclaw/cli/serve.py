@@ -71,7 +71,9 @@ def collect_less_often() -> None:
 @click.command()
 @click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
 def serve(runtime: str, log_format: Literal["text", "json"], log_level: str) -> None:
     """Serve a runtime over stdin and stdout, as JSON-RPC, until shutdown or end of input."""
     configure_log(log_format, log_level)
