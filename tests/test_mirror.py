@@ -43,6 +43,7 @@ SUBJECTS = {
     "test_mirror.py": "the tree",
     "test_packaging.py": "Makefile",
     "test_readme.py": "README.md",
+    "test_share.py": "share/: the units",
     "test_wheels.py": "the wheels: what is in them, and what an install of one needs",
 }
 """Test files (patterns) of no single module, with what they are about."""
