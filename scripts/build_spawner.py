@@ -1,4 +1,5 @@
-"""Compiles the spawner when the package is built: a hatch build hook, so for wheels and editable installs alike.
+"""Compiles the spawner, and prints the manual page, when the package is built: a hatch build hook, so for wheels and
+editable installs alike.
 
 For this machine, or for the one that FASTCLAW_MACHINE names: with zig (the build requirement ziglang) for any that the
 spawner knows, else with the system's C compiler (CC, else cc) for this one. Where both are missing the package is built
@@ -52,7 +53,21 @@ class SpawnerHook(BuildHookInterface[Any]):
             build_data["tag"] = TAG.format(machine)
         elif "FASTCLAW_MACHINE" in os.environ:
             raise SystemExit(f"fastclaw: nothing here compiles for {machine}; install ziglang")
+        if page := manual_page(root):
+            made += [page.parent, page]
+            build_data["shared_data"][str(page)] = f"share/man/man1/{page.name}"
         give_to_owner(root, made)
+
+
+def manual_page(root: Path) -> Path | None:
+    """What `fastclaw man` prints, where all that it needs is there, as for `make wheels`; none where pip isolates."""
+    printed = subprocess.run([sys.executable, "-m", "fastclaw", "man"], cwd=root, capture_output=True, check=False)
+    if printed.returncode != 0:
+        return None
+    page = root / "build" / "fastclaw.1"
+    page.parent.mkdir(exist_ok=True)
+    page.write_bytes(printed.stdout)
+    return page
 
 
 def give_to_owner(root: Path, made: list[Path]) -> None:

@@ -138,7 +138,8 @@ def test_without_a_compiler_for_this_machine_there_is_none(
     monkeypatch.setenv("CC", cc)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert script.compiler_for(machine) is None
-    assert run_hook(script, project(script, tmp_path)) == {"artifacts": []}
+    said = run_hook(script, project(script, tmp_path))
+    assert (said["artifacts"], "tag" in said) == ([], False)
     monkeypatch.setenv("FASTCLAW_MACHINE", "x86_64" if machine == "riscv64" else "riscv64")
     with pytest.raises(SystemExit, match="fastclaw: nothing here compiles for"):
         run_hook(script, tmp_path)
@@ -154,7 +155,7 @@ def run_hook(script: Any, root: Path) -> dict[str, Any]:
     """What it says of the package."""
     hook = script.SpawnerHook.__new__(script.SpawnerHook)
     hook.__dict__.update(root=str(root), _BuildHookInterface__root=str(root))
-    build_data: dict[str, Any] = {"artifacts": []}
+    build_data: dict[str, Any] = {"artifacts": [], "shared_data": {}}
     hook.initialize("standard", build_data)
     return build_data
 
@@ -163,8 +164,9 @@ def run_hook(script: Any, root: Path) -> dict[str, Any]:
 def test_the_hook_puts_the_program_where_it_is_looked_for(script: Any, without_zig: None, tmp_path: Path) -> None:
     root = project(script, tmp_path)
     for _ in range(2):  # an editable install is built again and again
-        said = {"artifacts": [f"/fastclaw/spawner/bin/spawner-{HERE}"], "tag": script.TAG.format(HERE)}
-        assert run_hook(script, root) == said
+        page = {str(root / "build" / "fastclaw.1"): "share/man/man1/fastclaw.1"}
+        program = f"/fastclaw/spawner/bin/spawner-{HERE}"
+        assert run_hook(script, root) == {"artifacts": [program], "tag": script.TAG.format(HERE), "shared_data": page}
     check(root / script.BINARIES / f"spawner-{HERE}", HERE)
 
 

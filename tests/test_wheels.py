@@ -105,6 +105,7 @@ def test_a_wheel_has_the_program_of_its_machine_and_no_sources_of_it(wheels: dic
     assert [name for name in inside if "/bin/" in name] == [binary]
     assert "fastclaw/py.typed" in inside
     shared = {str(path.relative_to(ROOT)) for path in (ROOT / "share").rglob("*.*")}
+    shared |= {"share/man/man1/fastclaw.1"}
     assert {f"fastclaw-{__version__}.data/data/{name}" for name in shared} <= set(inside)
     assert [name for name in inside if name.endswith((".c", ".h")) or "tests" in name.split("/")] == []
     assert {name.partition("/")[0].removeprefix(f"fastclaw-{__version__}") for name in inside} == {

@@ -1,4 +1,4 @@
-"""`fastclaw man`: the manual page, made of what `--help` shows (man(7)). share/ has its output, for the wheel."""
+"""`fastclaw man`: the manual page, made of what `--help` shows (man(7)). The wheel has its output."""
 
 import inspect
 import re

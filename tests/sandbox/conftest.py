@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.sandbox import Workspace
+from fastclaw.sandbox.loop_thread import loop_thread
 from fastclaw.sandbox.sync import Host, Sandbox
 
 if TYPE_CHECKING:
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.engine_fixtures import EngineService
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _thread() -> None:
+    """It is there before the books are opened, and stays."""
+    loop_thread()
 
 
 @pytest.fixture(scope="session")

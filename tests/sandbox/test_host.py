@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.processes.listeners import SocketDirectory
-from fastclaw.sandbox import Host, Network, Sandbox, SandboxGone, Workspace, sync
+from fastclaw.sandbox import Host, Network, Sandbox, SandboxGone, Workspace
 from tests.pids import has_not_ended
 from tests.waiting import until
 
@@ -168,70 +165,3 @@ def test_before_it_is_entered_it_says_so() -> None:
     assert repr(Host()) == "<Host, not entered>"
     with pytest.raises(AssertionError, match="async with Host"):
         Host().client  # noqa: B018 - it is the looking that raises
-
-
-# --- without await ---
-
-
-def test_from_a_loop_that_runs_already() -> None:
-    """As a notebook's."""
-
-    async def cell() -> str:
-        with sync.Host(runtime="local") as host, host.start() as box:
-            return box.run(["echo", "cell"]).text
-
-    assert asyncio.run(cell()) == "cell\n"
-
-
-PROGRAM = """
-    from fastclaw.sandbox.sync import Host
-    host = Host(runtime="local").__enter__()
-    box = host.start()
-    print(host._of.client.pid, flush=True)
-    {then}
-"""
-
-
-def program(then: str) -> subprocess.Popen[str]:
-    source = textwrap.dedent(PROGRAM.format(then=then))
-    return subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_a_program_that_just_ends_leaves_nothing() -> None:
-    with program("") as child:
-        assert child.stdout is not None
-        pid = int(child.stdout.readline())
-        assert child.wait(20) == 0
-    assert not has_not_ended(pid)
-
-
-def test_ctrl_c_ends_what_is_waited_for() -> None:
-    with program('print(box.run("echo x > /dev/stderr; sleep 100"))') as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        pid = int(child.stdout.readline())
-        os.kill(child.pid, signal.SIGINT)
-        assert child.wait(20) == -signal.SIGINT
-        assert "KeyboardInterrupt" in child.stderr.read()
-    assert not has_not_ended(pid)
-
-
-def test_its_own_loop_cannot_wait_for_itself() -> None:
-    from fastclaw.sandbox.loop_thread import loop_thread
-
-    async def inside() -> None:
-        sync.Host(runtime="local").__enter__()
-
-    with pytest.raises(RuntimeError, match="fastclaw's own event loop"):
-        loop_thread().call(inside())
-
-
-def test_both_have_the_same_names() -> None:
-    import fastclaw.sandbox as with_await
-
-    assert sync.__all__ == with_await.__all__
-    for name in ("Host", "Sandbox", "Process"):
-        public = {entry for entry in dir(getattr(with_await, name)) if not entry.startswith("_")}
-        without = {entry for entry in dir(getattr(sync, name)) if not entry.startswith("_")}
-        assert public - without <= {"client", "has_ended"}, name
-        assert without - public <= {"warnings"}, name  # which is an attribute there
