@@ -152,10 +152,15 @@ class FileContent(Struct, frozen=True, kw_only=True):
 
 
 class Written(Struct, frozen=True, kw_only=True):
-    """How many bytes of content were written; of an archive, in so many members."""
+    """How many bytes of content were written."""
 
     size: int
-    members: int | UnsetType = UNSET
+
+
+class Unpacked(Written, frozen=True, kw_only=True):
+    """The same of an archive, and in how many members."""
+
+    members: int
 
 
 class FileStat(Struct, frozen=True, kw_only=True):
@@ -253,7 +258,7 @@ class Files(ABC):
         """The archive; with `stream` the process whose stdout it is."""
 
     @abstractmethod
-    async def write_tar(self, request: WriteTar) -> Written | ExecResult:
+    async def write_tar(self, request: WriteTar) -> Unpacked | ExecResult:
         """What was written; with `stream` the process whose stdin takes the archive."""
 
 

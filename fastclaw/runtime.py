@@ -116,7 +116,7 @@ class EnvironmentInfo(InitializeResult, frozen=True, kw_only=True, omit_defaults
     image: str | None = None
     made_by: MadeBy | None = None
     why_no_clone: str | None = None
-    capabilities: list[str] = field(default_factory=list)
+    capabilities: list[str]
 
 
 class ListedEnvironment(Struct, frozen=True, kw_only=True, omit_defaults=True):

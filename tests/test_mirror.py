@@ -9,6 +9,7 @@ WITHOUT_TESTS = {
     "__main__.py": "two lines, run by every test that starts `python -m fastclaw`",
     "*_limits.py": "bounds; tests/test_limits.py tests all",
     "files.py": "shapes and an interface without behaviour; tested with processes/file_calls.py",
+    "wire.py": "a table; tested with cli/schema.py, which shows it, and by all tests of methods",
     "options.py": "shapes without behaviour; what is refused is tested with runtimes/read_options.py",
     "processes/lane.py": "an interface without behaviour; what it demands is tested with each lane",
     "runtimes/environment.py": "nobody but its host has one; tested with runtimes/host.py",

@@ -16,6 +16,7 @@ COMMANDS = {
     "engine": "A private engine that stays, and the image that it needs.",
     "man": "Print the manual page.",
     "run": "Run one command in a fresh sandbox.",
+    "schema": "Show the methods and options, or a JSON Schema of them.",
     "serve": "Serve a runtime over stdin and stdout, for a supervisor.",
 }
 """Each is the attribute of that name of the module of that name; `fastclaw NAME --help` says more."""

@@ -15,7 +15,7 @@ from fastclaw import environment_limits
 from fastclaw.client.answers import Shape, given, shaped
 from fastclaw.client.file_stream import FileStream, all_of, put_all
 from fastclaw.errors import InvalidParams, IoError, ProtocolError
-from fastclaw.files import DirEntry, DirPage, FileContent, FileStat, TarContent, Written
+from fastclaw.files import DirEntry, DirPage, FileContent, FileStat, TarContent, Unpacked, Written
 from fastclaw.runtime import ExecResult
 
 if TYPE_CHECKING:
@@ -215,8 +215,8 @@ class EnvironmentFiles:
         except InvalidParams as error:
             if error.reason != "unsupported":
                 raise
-        written = await self._call("write_tar", Written, path=path, user=user, base64=_encoded(archive))
-        return 0 if written.members is UNSET else written.members
+        written = await self._call("write_tar", Unpacked, path=path, user=user, base64=_encoded(archive))
+        return written.members
 
     async def tar_writer(self, path: str, *, user: str | None = None) -> FileStream:
         """The same, as a stream to write to."""

@@ -15,6 +15,7 @@ from fastclaw.client.environment import Environment, EnvironmentCalls
 from fastclaw.client.rpc import Child, PendingCalls, Stderr
 from fastclaw.errors import FastclawError
 from fastclaw.runtime import EnvironmentInfo, ExitRecord, InitializeResult, ListedEnvironment
+from fastclaw.wire import EnvironmentList
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,6 @@ class Welcome(InitializeResult, frozen=True, kw_only=True):
 
     server: dict[str, str] = msgspec.field(default_factory=dict)
     capabilities: list[str] = msgspec.field(default_factory=list)
-
-
-class _Listed(msgspec.Struct, frozen=True):
-    environments: list[ListedEnvironment]
 
 
 class RuntimeClient(EnvironmentCalls):
@@ -196,7 +193,7 @@ class RuntimeClient(EnvironmentCalls):
 
     async def environment_list(self) -> "list[ListedEnvironment]":
         """The environments that there are."""
-        return shaped(await self.call("environment_list"), _Listed, "environment_list").environments
+        return shaped(await self.call("environment_list"), EnvironmentList, "environment_list").environments
 
     async def pool_set(self, kinds: "Sequence[Mapping[str, Any]]") -> None:
         """Keep environments ready: for each kind its options and a `size`. What is not named is kept no more.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import environment_limits
 from fastclaw.errors import ExecFailed, IoError
-from fastclaw.files import Files, Move, Written
+from fastclaw.files import Files, Move, Unpacked, Written
 from fastclaw.processes import file_helper
 from fastclaw.runtime import ExecRequest, RunRequest
 
@@ -79,12 +79,12 @@ class HelperFiles(Files):
         data, outcome = await self._run(request, words, kills=True)
         return file_helper.archive(data, outcome)
 
-    async def write_tar(self, request: WriteTar) -> Written | ExecResult:
+    async def write_tar(self, request: WriteTar) -> Unpacked | ExecResult:
         data, words = file_helper.content_of(request), file_helper.unpack_words(request)
         if request.stream:
             return await self._stream(request, words, stdin=True)
         _, outcome = await self._run(request, words, data)
-        return Written(size=outcome.size, members=outcome.told)
+        return Unpacked(size=outcome.size, members=outcome.told)
 
     async def _run(
         self,

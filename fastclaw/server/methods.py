@@ -43,6 +43,7 @@ from fastclaw.runtime import (
     Runtime,
 )
 from fastclaw.server import jsonrpc
+from fastclaw.wire import SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -319,42 +320,41 @@ class Calls:
         return _NOTHING
 
 
-_no_params = reader(NoParams)
-_one_environment = reader(EnvironmentParams)
+_read = {name: reader(shape.params) for name, shape in SHAPES.items()}
 
 
-def _file_method(shape: type[Any], serve: Callable[[Calls, Any], Awaitable[Any]]) -> Method:
+def _file_method(name: str, serve: Callable[[Calls, Any], Awaitable[Any]]) -> Method:
     """A call for files: it starts a process, and is taken back as one is."""
-    return Method(reader(shape), serve, yields_to_shutdown=True, is_cancellable=True)
+    return Method(_read[name], serve, yields_to_shutdown=True, is_cancellable=True)
 
 
 METHODS: dict[str, Method] = {
-    "initialize": Method(reader(InitializeParams), Calls.initialize, yields_to_shutdown=True),
-    "exec": Method(reader(ExecRequest), Calls.exec, yields_to_shutdown=True, is_cancellable=True),
-    "run": Method(reader(RunRequest), Calls.run, yields_to_shutdown=True, is_cancellable=True, encode=_encode_run),
-    "wait": Method(reader(WaitParams), Calls.wait, is_cancellable=True),
-    "cancel": Method(reader(CancelParams), Calls.cancel, is_control=True, is_urgent=True),
-    "health": Method(reader(HealthParams), Calls.health, is_control=True, is_urgent=True, encode=_encode_health),
-    "kill": Method(reader(KillParams), Calls.kill, is_control=True, is_urgent=True),
-    "signal": Method(reader(SignalParams), Calls.signal, is_control=True, is_urgent=True),
-    "resize": Method(reader(ResizeParams), Calls.resize, is_control=True),
-    "list": Method(reader(ListParams), Calls.list, is_control=True, encode=_encode_list),
+    "initialize": Method(_read["initialize"], Calls.initialize, yields_to_shutdown=True),
+    "exec": Method(_read["exec"], Calls.exec, yields_to_shutdown=True, is_cancellable=True),
+    "run": Method(_read["run"], Calls.run, yields_to_shutdown=True, is_cancellable=True, encode=_encode_run),
+    "wait": Method(_read["wait"], Calls.wait, is_cancellable=True),
+    "cancel": Method(_read["cancel"], Calls.cancel, is_control=True, is_urgent=True),
+    "health": Method(_read["health"], Calls.health, is_control=True, is_urgent=True, encode=_encode_health),
+    "kill": Method(_read["kill"], Calls.kill, is_control=True, is_urgent=True),
+    "signal": Method(_read["signal"], Calls.signal, is_control=True, is_urgent=True),
+    "resize": Method(_read["resize"], Calls.resize, is_control=True),
+    "list": Method(_read["list"], Calls.list, is_control=True, encode=_encode_list),
     "environment_start": Method(
-        reader(EnvironmentRequest), Calls.environment_start, yields_to_shutdown=True, is_cancellable=True
+        _read["environment_start"], Calls.environment_start, yields_to_shutdown=True, is_cancellable=True
     ),
-    "environment_stop": Method(_one_environment, Calls.environment_stop, is_control=True),
-    "environment_reset": Method(_one_environment, Calls.environment_reset, yields_to_shutdown=True),
-    "environment_list": Method(_no_params, Calls.environment_list, is_control=True),
-    "pool_set": Method(reader(PoolParams), Calls.pool_set, is_control=True),
-    "read_file": _file_method(ReadFile, Calls.read_file),
-    "write_file": _file_method(WriteFile, Calls.write_file),
-    "stat": _file_method(StatFile, Calls.stat),
-    "list_dir": _file_method(ListDir, Calls.list_dir),
-    "make_dir": _file_method(MakeDir, Calls.make_dir),
-    "remove": _file_method(Remove, Calls.remove),
-    "move": _file_method(Move, Calls.move),
-    "read_tar": _file_method(ReadTar, Calls.read_tar),
-    "write_tar": _file_method(WriteTar, Calls.write_tar),
-    "shutdown": Method(_no_params, Calls.shutdown, is_control=True),
-    "stop": Method(_no_params, Calls.shutdown, is_control=True),
+    "environment_stop": Method(_read["environment_stop"], Calls.environment_stop, is_control=True),
+    "environment_reset": Method(_read["environment_reset"], Calls.environment_reset, yields_to_shutdown=True),
+    "environment_list": Method(_read["environment_list"], Calls.environment_list, is_control=True),
+    "pool_set": Method(_read["pool_set"], Calls.pool_set, is_control=True),
+    "read_file": _file_method("read_file", Calls.read_file),
+    "write_file": _file_method("write_file", Calls.write_file),
+    "stat": _file_method("stat", Calls.stat),
+    "list_dir": _file_method("list_dir", Calls.list_dir),
+    "make_dir": _file_method("make_dir", Calls.make_dir),
+    "remove": _file_method("remove", Calls.remove),
+    "move": _file_method("move", Calls.move),
+    "read_tar": _file_method("read_tar", Calls.read_tar),
+    "write_tar": _file_method("write_tar", Calls.write_tar),
+    "shutdown": Method(_read["shutdown"], Calls.shutdown, is_control=True),
+    "stop": Method(_read["stop"], Calls.shutdown, is_control=True),
 }

@@ -23,6 +23,7 @@ from fastclaw.files import (
     Remove,
     StatFile,
     TarContent,
+    Unpacked,
     WriteFile,
     WriteTar,
     Written,
@@ -100,7 +101,7 @@ async def test_a_directory_goes_in_and_out_as_an_archive(local: EnvironmentHost,
     assert isinstance(archive, TarContent)
     assert archive.members == 1
     await local.files().make_dir(MakeDir(path="copy"))
-    assert await local.files().write_tar(WriteTar(path="copy", base64=archive.base64)) == Written(size=7, members=1)
+    assert await local.files().write_tar(WriteTar(path="copy", base64=archive.base64)) == Unpacked(size=7, members=1)
     assert (tmp_path / "copy" / "f").read_bytes() == b"content"
 
 

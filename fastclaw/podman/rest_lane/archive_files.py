@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fastclaw import environment_limits, limits
 from fastclaw.errors import InvalidParams, IoError
-from fastclaw.files import DirPage, Files, Written
+from fastclaw.files import DirPage, Files, Unpacked, Written
 from fastclaw.podman.rest_lane import archives
 from fastclaw.podman.rest_lane.archives import Member, Refused
 from fastclaw.processes import file_helper
@@ -124,7 +124,7 @@ class ArchiveFiles(Files):
         members = await self._below(request, request.exclude)
         return file_helper.archive(archives.packed(members), Outcome(0, len(members), 0, "", ""))
 
-    async def write_tar(self, request: WriteTar) -> Written:
+    async def write_tar(self, request: WriteTar) -> Unpacked:
         self._refuse(request, stream=request.stream)
         archive = file_helper.content_of(request)
         there = await self._look(request, request.path)
@@ -132,7 +132,7 @@ class ArchiveFiles(Files):
             raise _failed(request, errno.ENOENT if there is None else errno.ENOTDIR)
         members = _checked(request, lambda: archives.checked(archive))
         await self._put(request, self._absolute(request.path), members)
-        return Written(size=sum(len(data) for _, data in members), members=len(members))
+        return Unpacked(size=sum(len(data) for _, data in members), members=len(members))
 
     # --- what is offered ---
 
