@@ -139,6 +139,10 @@ class Process:
         with raised():
             await self._remote.resize(rows, columns)
 
+    async def leave(self) -> None:
+        """Leave its streams, and the process, or what it left running, as it is (`on_disconnect`). Idempotent."""
+        await self._remote.aclose()
+
     async def close(self) -> None:
         """Kill it with its tree, unless nothing of it is left, and leave its streams. Idempotent."""
         try:

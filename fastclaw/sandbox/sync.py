@@ -115,6 +115,7 @@ class Process(_Sync[sandbox.Process]):
     kill = _call(sandbox.Process.kill)
     signal = _call(sandbox.Process.signal)
     resize = _call(sandbox.Process.resize)
+    leave = _call(sandbox.Process.leave)
     close = _call(sandbox.Process.close)
 
 

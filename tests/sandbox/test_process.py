@@ -54,6 +54,17 @@ def test_who_is_left_is_killed(box: Sandbox) -> None:
     process.close()
 
 
+def test_what_a_process_left_running_goes_on_where_that_is_left_too(box: Sandbox) -> None:
+    process = box.exec("sleep 100 </dev/null >/dev/null 2>&1 & echo $!")
+    child = process.stdout.read().decode().strip()
+    assert process.wait(10).exit_code == 0
+    process.leave()
+    process.leave()
+    assert box.run(f"kill -0 {child}").ok
+    process.kill(0)
+    assert not box.run(f"kill -0 {child}").ok
+
+
 def test_waiting_has_an_end(box: Sandbox) -> None:
     with box.exec(["sleep", "100"]) as process:
         with pytest.raises(TimeoutError, match=r"runs still after 0\.01 s"):
