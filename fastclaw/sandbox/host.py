@@ -179,11 +179,10 @@ def _options(
 ) -> dict[str, Any]:
     """What is given, in the words of the wire."""
     sizes = {"memory_bytes": memory, "disk_bytes": disk, "shm_bytes": shm}
-    told = given(
+    told = given(**others) | given(
         pids_limit=pids,
         lifetime_ms=None if lifetime is None else milliseconds(lifetime),
         **{name: None if size is None else size_bytes(size) for name, size in sizes.items()},
-        **others,
     )
     made: dict[str, Any] = msgspec.to_builtins(told)
     return made
