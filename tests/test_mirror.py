@@ -7,6 +7,8 @@ ROOT = Path(__file__).parent.parent
 
 WITHOUT_TESTS = {
     "__main__.py": "two lines, run by every test that starts `python -m fastclaw`",
+    "adapters/*.py": "each run with its tool, by tests/adapters",
+    "adapters/mcp/*.py": "run with the SDK's own client, by tests/adapters/mcp",
     "*_limits.py": "bounds; tests/test_limits.py tests all",
     "files.py": "shapes and an interface without behaviour; tested with processes/file_calls.py",
     "wire.py": "a table; tested with cli/schema.py, which shows it, and by all tests of methods",
@@ -25,6 +27,7 @@ WITHOUT_TESTS = {
 
 SUBJECTS = {
     "acceptance/test_*.py": "the whole, as a supervisor and a hostile process see it",
+    "adapters/*/test_*.py": "an adapter and its tool, by `make test-adapters`",
     "client/test_real_runtimes.py": "processes and runs through all layers, over real runtimes",
     "conformance/test_broken*.py": "all checks, against a runtime that breaks promises",
     "network/bridge/test_walls.py": "the firewall's rules, against real packets",

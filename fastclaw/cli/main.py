@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": "Check this host: engine, known bugs, limits, what fits.",
     "engine": "A private engine that stays, and the image that it needs.",
     "man": "Print the manual page.",
+    "mcp": "Serve a sandbox as tools to an MCP client.",
     "run": "Run one command in a fresh sandbox.",
     "schema": "Show the methods and options, or a JSON Schema of them.",
     "serve": "Serve a runtime over stdin and stdout, for a supervisor.",

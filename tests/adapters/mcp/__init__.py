@@ -1,0 +1,1 @@
+"""`fastclaw mcp`, with the official SDK's client over real pipes."""
