@@ -10,6 +10,8 @@ TYPE_CHECKING = False  # that of `typing` costs more than all of this
 if TYPE_CHECKING:
     from fastclaw.errors import *
     from fastclaw.files import FileRuntime, Files
+    from fastclaw.images import ImageRuntime
+    from fastclaw.progress import Progress
     from fastclaw.runtime import *
     from fastclaw.server.harness import RuntimeHarness
 
@@ -25,6 +27,7 @@ __all__ = [
     "FileRuntime",
     "Files",
     "HealthStatus",
+    "ImageRuntime",
     "InitializeParams",
     "InitializeResult",
     "InternalError",
@@ -37,6 +40,7 @@ __all__ = [
     "ParseError",
     "ProcessInfo",
     "ProcessRuntime",
+    "Progress",
     "ProtocolError",
     "RequestCancelled",
     "RunRequest",
@@ -48,7 +52,14 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = ("fastclaw.runtime", "fastclaw.files", "fastclaw.errors", "fastclaw.server.harness")
+_HOMES = (
+    "fastclaw.runtime",
+    "fastclaw.files",
+    "fastclaw.images",
+    "fastclaw.progress",
+    "fastclaw.errors",
+    "fastclaw.server.harness",
+)
 
 
 def __getattr__(name: str) -> object:

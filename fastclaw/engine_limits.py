@@ -98,6 +98,31 @@ LIFECYCLE_TIMEOUT_SLACK_MS = 1_000
 PULL_TIMEOUT_MS = 110_000
 """An image pull, within `START_TIMEOUT_MS`."""
 
+IMAGE_TIMEOUT_MS = 2 * 3_600_000
+"""A pull, a build or a load that was asked for by itself: images of 50 GB over a line of 100 Mbit/s, and builds that
+compile for an hour; one that hangs must not hold its thread for ever."""
+
+ENGINE_BUILDS = 4
+"""Builds and loads at a time: each takes a core and a disk, and pulls must not wait behind those of an hour."""
+
+BUILD_END_MS = 10_000
+"""For which the cancel of a build waits until the engine is through with it: 0.2 s measured on an idle machine."""
+
+BUILD_END_MOST_MS = 300_000
+"""For which steps of it are ended all the same: who unpacks 50 GB hears of the cancel when that is done."""
+
+BUILD_CALM_MS = 2_000
+"""Without a sign of a build after its cancel, until it is taken to be over: from a step to the next it is 0.2 s."""
+
+BUILD_LOOK_MS = 50
+"""Pause between two looks at what an engine still has of a build: it sends no event."""
+
+BUILD_OUTPUT_CHARS = 4 * KIB
+"""Tail of a build's output that its error has: the end of a traceback or of a compiler's complaint."""
+
+IMAGE_CHUNK_BYTES = 256 * KIB
+"""Read of a file that is sent to the engine: a chunk costs a write and a read on its socket, and holds so much."""
+
 TELL_FIRST_S = 1
 """After it the log says that an image is still being made or pulled: who waits longer takes it for hanging."""
 

@@ -48,6 +48,7 @@ REASONS: dict[str, tuple[Fault, bool]] = {
     "template_failed": ("caller", False),
     "template_gone": ("caller", True),
     "image_not_found": ("caller", False),
+    "build_failed": ("caller", False),
     "network_failed": ("engine", False),
     "bad_mount": ("caller", False),
     "bad_log": ("caller", False),

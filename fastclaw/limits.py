@@ -71,6 +71,18 @@ MAX_HEALTH_BYTES = 256 * KIB
 MAX_PATH_CHARS = 4_096
 """A path among the options, one of which comes back as `workspace_root`: the kernel's PATH_MAX (limits.h)."""
 
+MAX_IMAGE_NAME_CHARS = 512
+"""A reference of an image: a name has 255 at most, a tag 128, a digest 71 (OCI distribution specification)."""
+
+PROGRESS_MS = 100
+"""From one notice of how a request comes on to the next: as fast as a person reads a bar, and 1 % of a core."""
+
+PROGRESS_TEXT_CHARS = 16 * KIB
+"""Lines in one notice, some two hundred: ten times as much in a second, and more is counted instead."""
+
+PROGRESS_LINE_CHARS = 1 * KIB
+"""The beginning of a line that is told: what is longer is a bar that draws itself, or no text."""
+
 HOLD_TRIES = 64
 """Directories that are made before one can be locked: another process may take a new one for abandoned in between.
 Where four did nothing but make and sweep, eight in a row were lost once."""
@@ -270,6 +282,9 @@ CLIENT_INITIALIZE_MS = START_TIMEOUT_MS + 10_000
 
 CLIENT_EXEC_MS = QUEUE_TIMEOUT_MS + 2 * ENGINE_TIMEOUT_MS
 """The runtime's own deadlines (waiting, then the engine, then taking a failed start back) go first."""
+
+CLIENT_IMAGE_MS = 2 * 3_600_000 + 30_000
+"""A pull, a build or a load: the runtime's own deadlines go first."""
 
 CLIENT_SHUTDOWN_MS = SHUTDOWN_TIMEOUT_MS + FINAL_FLUSH_MS + 3_000
 """The runtime's own bound on shutdown, and room for a machine under load."""

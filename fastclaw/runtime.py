@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from fastclaw import environment_limits, limits
 from fastclaw.errors import InvalidParams, MethodNotFound
+from fastclaw.progress import Tell
 
 OnDisconnect = Literal["eof", "hold", "kill"]
 ExitReason = Literal["exited", "signaled", "killed", "timeout", "oom", "container_gone", "unknown"]
@@ -82,11 +83,13 @@ class EnvironmentRequest(Struct, frozen=True, kw_only=True):
         environment: its name; None takes one that is free.
         token: idempotency token: a second start with the same token answers for the first one's environment.
         options: as `initialize` has them, for this environment alone.
+        progress: whether it is told how the pull of its image comes on.
     """
 
     environment: PlainName | None = None
     token: Key | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    progress: bool = False
 
 
 class EnvironmentInfo(InitializeResult, frozen=True, kw_only=True, omit_defaults=True):
@@ -414,8 +417,11 @@ class EnvironmentRuntime(ProcessRuntime):
     """A runtime of many environments that share nothing. `exec` and `run` name theirs in the request."""
 
     @abstractmethod
-    async def environment_start(self, request: EnvironmentRequest) -> EnvironmentInfo:
+    async def environment_start(self, request: EnvironmentRequest, tell: Tell | None = None) -> EnvironmentInfo:
         """Bring one more environment up; called concurrently. One that fails, or is cancelled, leaves nothing.
+
+        Parameters:
+            tell: hears how the pull of its image comes on.
 
         Raises:
             StartFailed: the environment cannot be had.

@@ -24,6 +24,7 @@ from fastclaw.files import (
     WriteTar,
     Written,
 )
+from fastclaw.images import BuildImage, ImageResult, LoadedImages, LoadImages, PullImage
 from fastclaw.params import (
     CancelParams,
     EnvironmentParams,
@@ -114,6 +115,9 @@ SHAPES = {
     "pool_set": Shape(PoolParams, (Nothing,)),
     "exec": Shape(ExecRequest, (ExecResult,)),
     "run": Shape(RunRequest, (RunResult,)),
+    "image_pull": Shape(PullImage, (ImageResult,)),
+    "image_build": Shape(BuildImage, (ImageResult,)),
+    "image_load": Shape(LoadImages, (LoadedImages,)),
     "read_file": Shape(ReadFile, (FileContent, ExecResult)),
     "write_file": Shape(WriteFile, (Written, ExecResult)),
     "stat": Shape(StatFile, (FileStat,)),

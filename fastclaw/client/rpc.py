@@ -17,12 +17,14 @@ from typing import IO, Any
 import orjson
 
 from fastclaw import limits
+from fastclaw.client.answers import shaped
 from fastclaw.errors import FastclawError, InvalidParams, InvalidRequest, IoError, ProtocolError
+from fastclaw.progress import Progress, Tell
 from fastclaw.server.jsonrpc import LineFramer, Oversized
 
 log = logging.getLogger(__name__)
 
-_TAKEN_BACK = frozenset({"exec", "run", "wait", "environment_start"})
+_TAKEN_BACK = frozenset({"exec", "run", "wait", "environment_start", "image_pull", "image_build", "image_load"})
 """Methods whose calls are cancelled at the runtime too where they are cancelled here."""
 
 _STARTING = frozenset({"exec", "environment_start"})
@@ -43,6 +45,7 @@ class PendingCalls:
         self._loop = asyncio.get_running_loop()
         self._framer = LineFramer()
         self._open: dict[int, asyncio.Future[Any]] = {}
+        self._hearers: dict[int, Tell] = {}
         self._taken_back: set[int] = set()
         self._late: dict[int, Any] = {}
         self._slots = asyncio.Semaphore(limits.CLIENT_PENDING)
@@ -50,8 +53,13 @@ class PendingCalls:
         self._last_id = 0
         self._lost: Callable[[], FastclawError] | None = None
 
-    async def call(self, method: str, params: dict[str, Any] | None, timeout_s: float | None) -> Any:
+    async def call(
+        self, method: str, params: dict[str, Any] | None, timeout_s: float | None, tell: Tell | None = None
+    ) -> Any:
         """Send one request and await its result.
+
+        Parameters:
+            tell: hears how it comes on, where the runtime tells; what it raises goes to the log.
 
         Raises:
             FastclawError: what the other side answered, in its own words.
@@ -60,11 +68,11 @@ class PendingCalls:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._answered(method, params)
+                return await self._answered(method, params, tell)
         except TimeoutError as error:
             raise IoError(f"no answer to {method} within {timeout_s} s", "no_answer") from error
 
-    async def _answered(self, method: str, params: dict[str, Any] | None) -> Any:
+    async def _answered(self, method: str, params: dict[str, Any] | None, tell: Tell | None) -> Any:
         async with self._slots:
             if not self._writable.is_set():
                 await self._writable.wait()
@@ -74,6 +82,8 @@ class PendingCalls:
             call_id = self._last_id
             self._queue(_encode(call_id, method, params))
             answer = self._open[call_id] = self._loop.create_future()
+            if tell is not None:
+                self._hearers[call_id] = tell
             try:
                 return await answer
             except asyncio.CancelledError:
@@ -81,6 +91,7 @@ class PendingCalls:
                 raise
             finally:
                 self._open.pop(call_id, None)
+                self._hearers.pop(call_id, None)
 
     def _take_back(self, call_id: int, method: str, answer: asyncio.Future[Any]) -> None:
         """The caller has given up: what an exec or a run has started is ended. A process that was waited for lives on;
@@ -129,7 +140,24 @@ class PendingCalls:
         except orjson.JSONDecodeError as error:
             raise ProtocolError(f"the runtime sent a line that is not JSON: {line[:80]!r}") from error
         for answer in message if isinstance(message, list) else (message,):
-            self._settle(answer)
+            if isinstance(answer, dict) and "method" in answer and "id" not in answer:
+                self._hear(answer)
+            else:
+                self._settle(answer)
+
+    def _hear(self, notice: dict[str, Any]) -> None:
+        """A notification. Only of the progress of a call that somebody listens to is anything known here."""
+        params = notice.get("params")
+        call_id: Any = params.get("id") if isinstance(params, dict) else None
+        tell = self._hearers.get(call_id) if type(call_id) is int else None
+        if tell is None or notice["method"] != "progress":
+            log.debug("dropped a notification %r", notice["method"])
+            return
+        told = shaped(params, Progress, "progress")
+        try:
+            tell(told)
+        except Exception:
+            log.exception("whoever listens to the progress of a call has failed")
 
     def _settle(self, answer: Any) -> None:
         if not isinstance(answer, dict) or ("result" in answer) == ("error" in answer):

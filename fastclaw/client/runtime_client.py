@@ -4,16 +4,19 @@ Owns the runtime's child process and the shapes of its answers. Knows no engine 
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
 from fastclaw import limits
-from fastclaw.client.answers import given, shaped
+from fastclaw.client.answers import Shape, given, shaped
 from fastclaw.client.environment import Environment, EnvironmentCalls
 from fastclaw.client.rpc import Child, PendingCalls, Stderr
 from fastclaw.errors import FastclawError
+from fastclaw.images import ImageResult, LoadedImages
+from fastclaw.progress import Tell
 from fastclaw.runtime import EnvironmentInfo, ExitRecord, InitializeResult, ListedEnvironment
 from fastclaw.wire import EnvironmentList
 
@@ -141,19 +144,24 @@ class RuntimeClient(EnvironmentCalls):
         return frozenset(self.welcome.capabilities if self.welcome else ())
 
     async def call(
-        self, method: str, params: dict[str, Any] | None = None, timeout_s: float | None = limits.CLIENT_CALL_MS / 1000
+        self,
+        method: str,
+        params: dict[str, Any] | None = None,
+        timeout_s: float | None = limits.CLIENT_CALL_MS / 1000,
+        on_progress: Tell | None = None,
     ) -> Any:
         """Any method, as it is on the wire.
 
         Parameters:
             timeout_s: seconds until `IoError` (`no_answer`); None waits as long as the runtime lives.
+            on_progress: called with what the runtime tells of a call whose params have `progress`.
 
         Raises:
             FastclawError: what the runtime answered.
             IoError: it did not, or it is gone.
         """
         assert self._calls is not None, "enter the client first"
-        return await self._calls.call(method, params, timeout_s)
+        return await self._calls.call(method, params, timeout_s, on_progress)
 
     def _entered(self) -> Child:
         assert self._child is not None, "enter the client first"
@@ -173,13 +181,19 @@ class RuntimeClient(EnvironmentCalls):
         return self.welcome
 
     async def environment_start(
-        self, name: str | None = None, *, token: str | None = None, **options: Any
+        self,
+        name: str | None = None,
+        *,
+        token: str | None = None,
+        on_progress: Tell | None = None,
+        **options: Any,
     ) -> Environment:
         """Bring one more environment up.
 
         Parameters:
             name: None takes one that is free.
             token: a second start with the same token gives the first one's environment.
+            on_progress: hears how the pull of its image comes on.
             options: as for `initialize`.
 
         Where this is cancelled, the runtime is told to take the environment back.
@@ -187,8 +201,8 @@ class RuntimeClient(EnvironmentCalls):
         Raises:
             StartFailed, InvalidParams, InvalidState.
         """
-        params = given(environment=name, token=token, options=options)
-        answer = await self.call("environment_start", params, limits.CLIENT_INITIALIZE_MS / 1000)
+        params = given(environment=name, token=token, options=options, progress=_asked(on_progress))
+        answer = await self.call("environment_start", params, limits.CLIENT_INITIALIZE_MS / 1000, on_progress)
         return Environment(self, shaped(answer, EnvironmentInfo, "environment_start"))
 
     async def environment_list(self) -> "list[ListedEnvironment]":
@@ -202,6 +216,78 @@ class RuntimeClient(EnvironmentCalls):
             InvalidParams.
         """
         await self.call("pool_set", {"pool": [dict(kind) for kind in kinds]})
+
+    async def image_pull(
+        self, image: str, *, pull: Literal["missing", "always"] = "missing", on_progress: Tell | None = None
+    ) -> ImageResult:
+        """Have an image of a registry.
+
+        Parameters:
+            pull: `always` asks the registry even where there is an image of this name.
+            on_progress: called with each `Progress`; what it raises goes to the log.
+
+        Where this is cancelled, the runtime is told to give it up. So it is with a build and a load.
+
+        Raises:
+            StartFailed: `image_not_found`, `engine_timeout`, `engine_unavailable`, `engine_error`.
+        """
+        params = given(image=image, pull=pull, progress=_asked(on_progress))
+        return await self._image("image_pull", params, on_progress, ImageResult)
+
+    async def image_build(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        file: str | None = None,
+        tag: str | None = None,
+        args: Mapping[str, str] | None = None,
+        target: str | None = None,
+        no_cache: bool = False,
+        network: Literal["none", "default", "host"] = "none",
+        on_progress: Tell | None = None,
+    ) -> ImageResult:
+        """Build an image from a directory of the runtime's host.
+
+        Parameters:
+            directory: a relative one is made absolute here.
+            file: the Containerfile, relative to it; None is `Containerfile`, else `Dockerfile`.
+            tag: what the image is called; None leaves it without a name, and `image` is its id.
+            args: build arguments.
+            target: the stage at which the build ends.
+            no_cache: nothing of earlier builds is used.
+            network: what RUN steps reach: nothing, what the engine gives a container, or what the host reaches.
+            on_progress: called with each `Progress`, the output of the build in its `text`.
+
+        Raises:
+            StartFailed: `build_failed`, with the end of the output as `data["output"]`; besides those of `image_pull`.
+            IoError: something in the directory cannot be read.
+            InvalidParams: the tag is none.
+        """
+        params = given(
+            directory=_absolute(directory),
+            file=file,
+            tag=tag,
+            args=None if args is None else dict(args),
+            target=target,
+            no_cache=no_cache or None,
+            network=network,
+            progress=_asked(on_progress),
+        )
+        return await self._image("image_build", params, on_progress, ImageResult)
+
+    async def image_load(self, archive: str | os.PathLike[str], *, on_progress: Tell | None = None) -> list[str]:
+        """Have the images of an archive of the runtime's host, as `docker save` or `podman save` has written it; for
+        each of them a reference, or its id where it has none.
+
+        Raises:
+            IoError: `bad_archive`, or it cannot be read.
+            StartFailed: as `image_pull`.
+        """
+        params = given(archive=_absolute(archive), progress=_asked(on_progress))
+        return (await self._image("image_load", params, on_progress, LoadedImages)).images
+
+    async def _image(self, method: str, params: dict[str, Any], on_progress: Tell | None, shape: type[Shape]) -> Shape:
+        return shaped(await self.call(method, params, limits.CLIENT_IMAGE_MS / 1000, on_progress), shape, method)
 
     async def kill(self, process_id: str, grace_ms: int | None = None) -> None:
         """End a process with its whole tree; back when nothing is left.
@@ -263,3 +349,13 @@ class RuntimeClient(EnvironmentCalls):
         `exit_code`."""
         await self._entered().ended(int(timeout_s * 1000))
         return self._entered().code
+
+
+def _asked(on_progress: Tell | None) -> bool | None:
+    """The param `progress`."""
+    return None if on_progress is None else True
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """As the runtime, which may run in another directory, has to be told."""
+    return os.path.abspath(path)

@@ -4,6 +4,7 @@ from fastclaw.conformance import (  # noqa: F401 - they register themselves
     check_environments,
     check_exec,
     check_files,
+    check_images,
     check_lifecycle,
     check_run,
     check_run_limits,

@@ -267,6 +267,18 @@ environments:
   ENV-POOL        [environments] What `options.pool` or `pool_set` names is made ready, as `health` shows in
                   `details.pool`; a start that fits works like any other, and an unknown option in it is -32602.
   ENV-SHUTDOWN    [environments] `shutdown` ends all environments with their processes and sockets.
+images:
+  IMG-BUILD       [images] `image_build` makes an image of a directory of the host: what it answers as `image`, and its
+                  `tag`, start environments that have what the Containerfile says, its arguments put in.
+  IMG-FAILS       [images] A build that fails is `start_failed` with reason `build_failed`, a message of one line and
+                  the end of its output in `data.output`; a directory that is not there is `io_error`, `not_found`.
+  IMG-PULL        [images] `image_pull` of an image that is there answers its `id`; one that cannot be had is
+                  `start_failed` with reason `image_not_found`.
+  IMG-LOAD        [images] `image_load` has the images of an archive, and answers what they are called; what is no
+                  archive is `io_error` with reason `bad_archive`.
+  IMG-PROGRESS    [images] With `progress`, notifications `progress` with the request's id tell how it comes on, the
+                  output of a build in their `text`, all of them before the answer; who does not ask is told nothing.
+  IMG-CANCEL      [images] `cancel` of a build in flight ends its steps: its answer is -32800, and there is no image.
 """
 """Sections; in each of them ids, the capability that a promise needs, and the sentence, which goes on in lines that are
 indented further."""

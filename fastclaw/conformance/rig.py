@@ -491,14 +491,17 @@ def none_bears(token: str) -> None:
     expect(not left, f"processes are left: {left}")
 
 
-async def seen(token: str, count: int = 1) -> None:
+async def seen(token: str, count: int = 1, within_ms: int | None = None) -> None:
     """Look until so many processes with `token` are there.
+
+    Parameters:
+        within_ms: as for `soon`.
 
     Raises:
         NotOffered: they are not, and so nothing can be said of their end.
     """
     try:
-        await soon("they are seen", lambda: len(bearers(token)) >= count)
+        await soon("they are seen", lambda: len(bearers(token)) >= count, within_ms)
     except Broken as error:
         raise NotOffered("the processes cannot be seen from this host") from error
 

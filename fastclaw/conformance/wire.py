@@ -199,7 +199,8 @@ class Wire:
         except orjson.JSONDecodeError:
             self.foul.append(_clip(line))
             return
-        if not all(_is_answer(item) for item in (message if isinstance(message, list) and message else [message])):
+        items = message if isinstance(message, list) and message else [message]
+        if not all(_is_answer(item) for item in items) and not is_notice(message):
             self.foul.append(_clip(line))
         self._inbox.append(message)
 
@@ -226,6 +227,17 @@ def _is_answer(message: Any) -> bool:
         and message.get("jsonrpc") == "2.0"
         and "id" in message
         and ("result" in message) != ("error" in message)
+    )
+
+
+def is_notice(message: Any) -> bool:
+    """Whether it tells how a request comes on."""
+    return (
+        isinstance(message, dict)
+        and message.get("jsonrpc") == "2.0"
+        and message.get("method") == "progress"
+        and "id" not in message
+        and isinstance(message.get("params"), dict)
     )
 
 

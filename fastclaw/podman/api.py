@@ -6,6 +6,7 @@ caller does not. Knows no lanes or policies; `podman_client` turns what goes wro
 
 import asyncio
 import errno
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,8 @@ from podman.errors import APIError
 
 from fastclaw import engine_limits, limits
 from fastclaw.errors import StartFailed
+from fastclaw.images import BuildImage
+from fastclaw.podman import builds
 from fastclaw.podman.engine_threads import EngineThreads
 from fastclaw.podman.flights import Flights
 from fastclaw.podman.gate import Gate, Place
@@ -38,6 +41,7 @@ from fastclaw.podman.podman_client import (
     Info,
     Inspected,
     InspectedFiles,
+    Line,
     Listed,
     ListedVolume,
     Top,
@@ -50,6 +54,9 @@ from fastclaw.podman.podman_client import (
 )
 from fastclaw.podman.service.plan import FALLBACK_IMAGE
 from fastclaw.podman.service.storage import give_up_reserve, has_room, keep_reserve
+from fastclaw.progress import Tell
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -110,9 +117,12 @@ class EngineLifecycle:
         self._changes = Gate(Pace(), timeout_s)
         self._reads = Gate(Pace((engine_limits.ENGINE_READS,)), timeout_s)
         self._fetches = Gate(Pace((engine_limits.ENGINE_FETCHES,)), engine_limits.PULL_TIMEOUT_MS / 1000)
+        self._builds = Gate(Pace((engine_limits.ENGINE_BUILDS,)), engine_limits.IMAGE_TIMEOUT_MS / 1000)
         self._images = Images(self)
         self._lost = LostContainers(self._remove_whole)
         self._version: EngineVersion | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self._makes_groups = False  # control groups on this host, by any name
         self._asking: Flights[EngineVersion] = Flights()
 
     def __repr__(self) -> str:
@@ -132,20 +142,48 @@ class EngineLifecycle:
         info = await self.read(lambda client: answer(client.get("/info"), Info))
         if self.url.startswith("unix:") and _is_here(info):
             store = info.store
+            self._makes_groups = info.host.cgroup_manager == "cgroupfs" and not info.host.security.rootless
             self._images.list_file = Path(store.graph_root, f"{store.graph_driver_name}-images", "images.json")
         return _version(info)
 
-    async def ensure_image(self, reference: str, pull: Pull = "missing") -> ImageFacts:
+    async def ensure_image(
+        self,
+        reference: str,
+        pull: Pull = "missing",
+        tell: Tell | None = None,
+        timeout_ms: int = engine_limits.PULL_TIMEOUT_MS,
+    ) -> ImageFacts:
         """Return once the image is in the engine's storage, and what it is.
 
         Parameters:
             pull: `missing` pulls where it is not there, `always` asks the registry first, `never` neither. The default
                 image is made, never pulled.
+            tell: hears what the engine says of a pull.
+            timeout_ms: of a pull.
 
         Raises:
             StartFailed: `image_not_found`, besides the reasons of every call.
         """
-        return await self._images.ensure(reference, pull)
+        return await self._images.ensure(reference, pull, tell, timeout_ms / 1000)
+
+    async def build_image(self, request: BuildImage, tell: Tell | None = None) -> str:
+        """Build an image; its id.
+
+        Raises:
+            StartFailed: `build_failed`, besides the reasons of every call.
+            IoError: what is in the directory cannot be read.
+        """
+        await self.version()
+        return await builds.build(self, request, tell, group=builds.StepGroup() if self._makes_groups else None)
+
+    async def load_images(self, archive: str, tell: Tell | None = None) -> list[str]:
+        """Load the images of an archive on this host; a reference for each, or its id.
+
+        Raises:
+            IoError: `bad_archive`, or it cannot be read.
+            StartFailed: the reasons of every call.
+        """
+        return await builds.load(self, archive, tell)
 
     async def make_image(self, reference: str, fallback: str = FALLBACK_IMAGE) -> None:
         """Make the default image under this name, of what is on this host.
@@ -330,8 +368,11 @@ class EngineLifecycle:
         """Close connections and threads. Idempotent. A thread that waits for the engine goes on: see `join`."""
         if len(self._lost) and self._keeper is not None:
             self._keeper.in_doubt = True
+        for task in self._ending:
+            task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
         await self._lost.aclose()
-        for gate in (self._changes, self._reads, self._fetches):
+        for gate in (self._changes, self._reads, self._fetches, self._builds):
             gate.close()
         self._threads.close()
 
@@ -356,9 +397,37 @@ class EngineLifecycle:
         """
         return await self._run(self._changes.enter(kind, carries_on=carries_on), call, self._timeout_s)
 
-    async def fetch(self, call: Callable[[APIClient], T], seconds: float | None = None) -> T:
-        """Something that may take long: for so many seconds, where it is not as for every call."""
-        return await self._run(self._fetches.enter("fetch"), call, seconds or self._timeout_s)
+    async def fetch(self, call: Callable[[APIClient], T]) -> T:
+        """Something that may wait for another's disk."""
+        return await self._run(self._fetches.enter("fetch"), call, self._timeout_s)
+
+    def line(self, seconds: float = engine_limits.IMAGE_TIMEOUT_MS / 1000) -> Line:
+        """A connection for one call that takes long, for so many seconds at the most."""
+        return Line(self.url, seconds)
+
+    async def pull(self, line: Line, call: Callable[[], T]) -> T:
+        """A pull. Its connection is cut where nobody waits for it any more."""
+        return await self._over(line, self._fetches.enter("fetch"), call)
+
+    async def build(self, line: Line, call: Callable[[], T]) -> T:
+        """A build or a load. Its connection is cut where nobody waits for it any more."""
+        return await self._over(line, self._builds.enter("build"), call)
+
+    async def see_to(self, end: Coroutine[Any, Any, None]) -> None:
+        """See that something comes to its end, and wait for that as long as a caller may wait."""
+        task = asyncio.get_running_loop().create_task(_within(end, engine_limits.BUILD_END_MOST_MS / 1000))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        _, unfinished = await asyncio.wait((task,), timeout=engine_limits.BUILD_END_MS / 1000)
+        if unfinished:
+            logger.warning("the engine is still at a build that was given up")
+
+    async def _over(self, line: Line, turn: Coroutine[Any, Any, Place], call: Callable[[], T]) -> T:
+        try:
+            return await self._run(turn, lambda _: _on_line(line, call), line.timeout_s)
+        except BaseException:
+            line.cut()
+            raise
 
     async def _run(self, turn: Coroutine[Any, Any, Place], call: Callable[[APIClient], T], seconds: float) -> T:
         """One call in its turn, in a thread, with its errors mapped. Its place is taken until the thread is done."""
@@ -377,6 +446,19 @@ class EngineLifecycle:
 def _in_time(call: Callable[[APIClient], T], seconds: float, client: APIClient) -> T:
     client.timeout = seconds
     return call(client)
+
+
+async def _within(work: Coroutine[Any, Any, None], seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await work
+
+
+def _on_line(line: Line, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    finally:
+        line.close()
 
 
 def _leave_from_thread(loop: asyncio.AbstractEventLoop, place: Place, future: Future[Any]) -> None:

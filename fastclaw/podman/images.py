@@ -20,6 +20,7 @@ from msgspec import Struct
 from fastclaw import engine_limits, limits
 from fastclaw.errors import StartFailed
 from fastclaw.podman.base_image import default_archive, make_image
+from fastclaw.podman.engine_news import News, Output, lines_of
 from fastclaw.podman.flights import Flights
 from fastclaw.podman.podman_client import JSON, Created, InspectedImage, answer, check
 from fastclaw.podman.rest_lane.exec_calls import first_entry
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from podman.api.client import APIClient, APIResponse
+    from podman.api.client import APIClient
+
+    from fastclaw.podman.podman_client import Line
+    from fastclaw.progress import Progress, Tell
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +66,14 @@ class Calls(Protocol):
     async def change(self, kind: str, call: Callable[[APIClient], T]) -> T:
         """Something that changes what the engine has."""
 
-    async def fetch(self, call: Callable[[APIClient], T], seconds: float | None = None) -> T:
-        """Something that may take long: for so many seconds, where it is not as for every call."""
+    async def fetch(self, call: Callable[[APIClient], T]) -> T:
+        """Something that may wait for another's disk."""
+
+    def line(self, seconds: float) -> Line:
+        """A connection for one call that takes long, for so many seconds at the most."""
+
+    async def pull(self, line: Line, call: Callable[[], T]) -> T:
+        """Such a call. Its connection is cut where nobody waits for it any more."""
 
 
 class Images:
@@ -83,6 +93,7 @@ class Images:
         self._asking: Flights[ImageFacts | None] = Flights()
         self._fetching: Flights[None] = Flights()
         self._reading: Flights[list[str]] = Flights()
+        self._hearers: dict[str, list[Tell]] = {}
         self.list_file: Path | None = None
 
     def __repr__(self) -> str:
@@ -114,30 +125,54 @@ class Images:
             _keep(self._known, reference, (stamp, facts))
         return facts
 
-    async def ensure(self, reference: str, pull: Pull) -> ImageFacts:
-        """As `EngineLifecycle.ensure_image`."""
+    async def ensure(
+        self,
+        reference: str,
+        pull: Pull,
+        tell: Tell | None = None,
+        seconds: float = engine_limits.PULL_TIMEOUT_MS / 1000,
+    ) -> ImageFacts:
+        """As `EngineLifecycle.ensure_image`. Who shares a pull shares the deadline of its first caller."""
         if (pull != "always" or reference == DEFAULT_IMAGE) and (found := await self.find(reference)) is not None:
             return found
         if pull == "never":
             raise StartFailed(
                 f"image {reference} is not in the engine's storage and options.pull is never", "image_not_found"
             )
-        if pull == "always" and reference != DEFAULT_IMAGE:
-            await self._fetching.share_next(reference, lambda: self._pull(reference))
-        else:
-            await self._fetching.share(reference, lambda: self._fetch_missing(reference))
+        with self._hearing(reference, tell):
+            if pull == "always" and reference != DEFAULT_IMAGE:
+                await self._fetching.share_next(reference, lambda: self._pull(reference, seconds))
+            else:
+                await self._fetching.share(reference, lambda: self._fetch_missing(reference, seconds))
         found = await self.find(reference)
         if found is None:
             raise StartFailed(f"image {reference} went as soon as it was there; try again", "image_not_found")
         return found
 
-    async def _fetch_missing(self, reference: str) -> None:
+    @contextmanager
+    def _hearing(self, reference: str, tell: Tell | None) -> Iterator[None]:
+        """For the block: also this one is told of a pull, whoever began it."""
+        hearers = self._hearers.setdefault(reference, [])
+        hearers += [] if tell is None else [tell]
+        try:
+            yield
+        finally:
+            if tell is not None:
+                hearers.remove(tell)
+            if not hearers:
+                self._hearers.pop(reference, None)
+
+    def _tell(self, reference: str, told: Progress) -> None:
+        for tell in tuple(self._hearers.get(reference, ())):
+            tell(told)
+
+    async def _fetch_missing(self, reference: str, seconds: float) -> None:
         if await self.find(reference) is not None:
             return  # another call has just fetched it
         if reference == DEFAULT_IMAGE:
             await self.make(reference)
         else:
-            await self._pull(reference)
+            await self._pull(reference, seconds)
 
     async def make(self, reference: str, fallback: str = FALLBACK_IMAGE) -> None:
         """As `EngineLifecycle.make_image`."""
@@ -151,16 +186,17 @@ class Images:
 
     async def _take(self, fallback: str, reference: str, nothing: StartFailed) -> None:
         try:
-            await self.ensure(fallback, "missing")
+            await self.ensure(fallback, "missing", partial(self._tell, reference))
         except StartFailed as error:
             words = [str(one).removeprefix(StartFailed.prefix) for one in (nothing, error)]
             raise StartFailed("; ".join(words), "image_not_found") from error
         path, params = f"/images/{quote_plus(fallback)}/tag", _name_and_tag(reference)
         await self._calls.change("tag", lambda client: check(client.post(path, params=params)))
 
-    async def _pull(self, reference: str) -> None:
+    async def _pull(self, reference: str, seconds: float) -> None:
+        line, news = self._calls.line(seconds), News(partial(self._tell, reference))
         with _told(f"pulling the image {reference}"):
-            await self._calls.fetch(lambda client: _pull(client, reference), engine_limits.PULL_TIMEOUT_MS / 1000)
+            await self._calls.pull(line, lambda: _pull(line, reference, news))
 
     async def files(self, image: ImageFacts, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
         """As `EngineLifecycle.image_files`."""
@@ -233,23 +269,22 @@ def _name_and_tag(reference: str) -> dict[str, str]:
     return {"repo": name, "tag": tag} if name and "/" not in tag else {"repo": reference, "tag": "latest"}
 
 
-def _pull(client: APIClient, reference: str) -> None:
-    response = client.post("/images/pull", params={"reference": reference, "quiet": "true"})
-    check(response)
-    problem = _pull_error(response)
-    if problem is not None:
+def _pull(line: Line, reference: str, news: News) -> None:
+    """The engine answers 200 before it pulls and reports a failure as one of its lines."""
+    response = line.client.post("/images/pull", params={"reference": reference}, stream=True)
+    try:
+        check(response)
+        output, problem = Output(news), ""
+        for said in lines_of(response):
+            output.add(said.stream)
+            problem = problem or " ".join(said.error.split())
+        output.close()
+    finally:
+        response.close()
+    if problem:
         built = "; what you have built is in your own engine: set options.storage to host, or options.url"
         hint = built if reference.startswith("localhost") else ""
         raise StartFailed(f"cannot pull {reference}: {problem}{hint}", "image_not_found")
-
-
-def _pull_error(response: APIResponse) -> str | None:
-    """The engine answers 200 before it pulls and reports a failure as one of its lines."""
-    for line in response.content.splitlines():
-        problem = str(msgspec.json.decode(line, type=dict[str, Any]).get("error", ""))
-        if problem:
-            return " ".join(problem.split())
-    return None
 
 
 def _image_files(client: APIClient, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:

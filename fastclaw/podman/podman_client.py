@@ -6,8 +6,10 @@ Knows the API's spelling (Podman 4.3.1 and later). Makes no decisions and maps n
 import errno
 import os
 import re
+import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +19,7 @@ from podman.api.client import APIClient, APIResponse
 from podman.api.uds import UDSAdapter, UDSConnection, UDSConnectionPool, UDSSocket
 from podman.errors import APIError
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool
 from urllib3.exceptions import ReadTimeoutError
 
 from fastclaw.errors import StartFailed
@@ -128,6 +131,7 @@ class _Host(Struct, rename="camel"):
     oci_runtime: _Runtime
     security: _Security
     cgroup_version: str
+    cgroup_manager: str = ""
     hostname: str = ""
     mem_total: int = 0
 
@@ -157,6 +161,70 @@ def make_client(url: str, timeout_s: float) -> APIClient:
     if client.base_url.scheme == "http+unix":
         client.mount("http://", _UnixAdapter(client.base_url.geturl(), timeout=timeout_s))
     return client
+
+
+class Line:
+    """The connection of one call that takes long, so that it can be cut from another thread, whatever it is at.
+
+    Parameters:
+        url, timeout_s: as for `make_client`.
+
+    Attributes:
+        client: for that call alone.
+        is_closed: whether the call has come to its end.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self.client, self.timeout_s = make_client(url, timeout_s), timeout_s
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._is_cut = self._is_put_off = False
+        self.is_closed = False
+        for adapter in self.client.adapters.values():
+            if isinstance(adapter, HTTPAdapter):
+                pools = adapter.poolmanager
+                pools.pool_classes_by_scheme = {
+                    scheme: self._noting(pool) for scheme, pool in pools.pool_classes_by_scheme.items()
+                }
+
+    def _noting(self, pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
+        note = self._note
+
+        class Connection(pool.ConnectionCls):  # type: ignore[name-defined,misc] # one kind for each line
+            def connect(self) -> None:
+                super().connect()
+                note(self.sock)
+
+        return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
+
+    def _note(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._socket = sock
+            self._shut_if_due()
+
+    def _shut_if_due(self) -> None:
+        if self._is_cut and not self._is_put_off and self._socket is not None:
+            with suppress(OSError):  # the other side was faster
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def put_off(self, is_put_off: bool) -> None:
+        """Whether a cut has to wait: for an engine that would not notice it now."""
+        with self._lock:
+            self._is_put_off = is_put_off
+            self._shut_if_due()
+
+    def cut(self) -> None:
+        """End the call: who is at it finds its connection at its end. Idempotent, from any thread."""
+        with self._lock:
+            self._is_cut = True
+            self._shut_if_due()
+
+    def close(self) -> None:
+        """In the thread that made the call: the connection is closed."""
+        with self._lock:
+            self._socket = None
+            close_client(self.client)
+            self.is_closed = True
 
 
 def close_client(client: APIClient) -> None:

@@ -259,6 +259,12 @@ class Failure(NamedTuple):
     text: str
 
 
+def error_for(error: OSError, path: str) -> IoError:
+    """The error of what this process itself could not do with a file of its host."""
+    failure = failure_of(error.errno or 0)
+    return IoError(f"{path}: {failure.text}", failure.reason, errno=failure.errno, path=path)
+
+
 def failure_of(code: int) -> Failure:
     """What an exit code other than 0 means."""
     if code in _SPECIAL:

@@ -38,6 +38,12 @@ def choose(given: Mapping[str, Any], default: str = "auto") -> tuple[str, list[s
     return "local", [warning]
 
 
+def has_engine(given: Mapping[str, Any], default: str = "auto") -> bool:
+    """Whether `choose` gives podman."""
+    wanted = require_known(given, default)
+    return wanted == "podman" or (wanted == "auto" and why_no_engine(read_options(given, Options)) is None)
+
+
 def require_known(given: Mapping[str, Any], default: str = "auto") -> str:
     """The runtime that is asked for, or `auto`.
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fastclaw import environment_limits
-from fastclaw.errors import FastclawError, InvalidParams, InvalidState, StartFailed
+from fastclaw.errors import FastclawError, InvalidParams, InvalidState, MethodNotFound, StartFailed
 from fastclaw.files import FileRuntime
+from fastclaw.images import ImageRuntime
 from fastclaw.linux.own_process import host_limits, raise_file_limit
 from fastclaw.options import INHERITED, HostOptions, Options, PoolKind
 from fastclaw.processes.admission import HostRoom, host_room
@@ -32,7 +33,7 @@ from fastclaw.runtime import (
     HealthStatus,
     InitializeResult,
 )
-from fastclaw.runtimes.choose import choose, factory_of, require_known
+from fastclaw.runtimes.choose import choose, factory_of, has_engine, require_known
 from fastclaw.runtimes.environment import CAPABILITIES, Environment, stopped
 from fastclaw.runtimes.read_options import read_options
 from fastclaw.runtimes.ready_pool import ReadyPool
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from fastclaw.files import Files
+    from fastclaw.images import BuildImage, ImageResult, LoadedImages, LoadImages, PullImage
     from fastclaw.processes.pool import ProcessPool
+    from fastclaw.progress import Tell
     from fastclaw.runtime import (
         EnvironmentInfo,
         ExecRequest,
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
         RunRequest,
         RunResult,
     )
-    from fastclaw.runtimes.sandbox import Sandbox, SandboxFactory
+    from fastclaw.runtimes.sandbox import ImageStore, Sandbox, SandboxFactory
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ OPTIONS = "$.options"
 """Where an environment's options are in most params."""
 
 
-class EnvironmentHost(EnvironmentRuntime, FileRuntime):
+class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
     """Environments by name, of any kind.
 
     Parameters:
@@ -79,6 +82,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
         self._inherited: dict[str, Any] = {}
         self._numbers = itertools.count(1)
         self._namespace = ""
+        self._has_engine = False
         self._sockets: SocketDirectory | None = None
         self._room: HostRoom | None = None
         self._ready: ReadyPool | None = None
@@ -93,7 +97,8 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
     def capabilities(self) -> list[str]:
         """What there is in `main`, or in any environment where there is no `main`, and that there are many."""
         main = self._environments.get(MAIN)
-        return [*(CAPABILITIES if main is None else main.capabilities), "environments"]
+        images = ["images"] if self._has_engine else []
+        return [*(CAPABILITIES if main is None else main.capabilities), "environments", *images]
 
     async def start(self, params: InitializeParams) -> InitializeResult:
         """See `Runtime.start`. One that fails has undone what it did, and may be tried again."""
@@ -102,6 +107,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
         self._inherited = {name: params.options[name] for name in INHERITED if name in params.options}
         self.stop_timeout_ms = options.shutdown_timeout_ms
         self._namespace = params.namespace
+        self._has_engine = has_engine(self._inherited, self._default)
         try:
             raise_file_limit()
             self._sockets, self._room = SocketDirectory(), host_room(host_limits())
@@ -147,11 +153,11 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
 
     # --- environments ---
 
-    async def environment_start(self, request: EnvironmentRequest) -> EnvironmentInfo:
+    async def environment_start(self, request: EnvironmentRequest, tell: Tell | None = None) -> EnvironmentInfo:
         """See `EnvironmentRuntime.environment_start`."""
         token = request.token
         if token is None:
-            return await self._start(request)
+            return await self._start(request, tell=tell)
         mark = _fingerprint(request)
         if not await self._tokens.has(token) and (known := self._by_token.get(token)) is not None:
             require_same(known.mark, mark, "token")
@@ -159,15 +165,15 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
                 raise stopped(known.name)
             known.usable()
             return known.info()
-        info: EnvironmentInfo = await self._tokens.join(token, mark, lambda: self._start(request, mark))
+        info: EnvironmentInfo = await self._tokens.join(token, mark, lambda: self._start(request, mark, tell))
         return info
 
-    async def _start(self, request: EnvironmentRequest, mark: bytes = b"") -> EnvironmentInfo:
+    async def _start(self, request: EnvironmentRequest, mark: bytes = b"", tell: Tell | None = None) -> EnvironmentInfo:
         environment = self._admit(request, mark)
         self._environments[environment.name] = environment
         if request.token is not None:
             self._by_token[request.token] = environment
-        environment.starting = asyncio.get_running_loop().create_task(self._bring_up(environment))
+        environment.starting = asyncio.get_running_loop().create_task(self._bring_up(environment, tell))
         try:
             await asyncio.wait((environment.starting,))
             if environment.ending is None or not environment.starting.cancelled():
@@ -204,13 +210,13 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
             self._factories[runtime] = factory_of(runtime)(self._namespace, self._sockets)
         return self._factories[runtime]
 
-    async def _bring_up(self, environment: Environment) -> None:
-        sandbox = await self._obtain(environment)
+    async def _bring_up(self, environment: Environment, tell: Tell | None) -> None:
+        sandbox = await self._obtain(environment, tell)
         prefix = self._free_prefix()
         self._by_prefix[prefix] = environment
         environment.move_in(sandbox, prefix)
 
-    async def _obtain(self, environment: Environment) -> Sandbox:
+    async def _obtain(self, environment: Environment, tell: Tell | None = None) -> Sandbox:
         """One that is up: a ready one, or else a new one."""
         assert self._ready is not None
         ready = await self._ready.take(environment.runtime, environment.options)
@@ -219,7 +225,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
         sandbox = self._factory(environment.runtime).make(environment.options)
         self._ready.starting += 1
         try:
-            await sandbox.start()
+            await sandbox.start(tell)
         finally:
             self._ready.starting -= 1
         return sandbox
@@ -292,6 +298,28 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime):
                 f"{path}: there are {environment_limits.MAX_ENVIRONMENTS} environments at most", path=path
             )
         return read
+
+    # --- images ---
+
+    async def image_pull(self, request: PullImage, tell: Tell | None = None) -> ImageResult:
+        """See `ImageRuntime.image_pull`."""
+        return await (await self._images()).pull(request, tell)
+
+    async def image_build(self, request: BuildImage, tell: Tell | None = None) -> ImageResult:
+        """See `ImageRuntime.image_build`."""
+        return await (await self._images()).build(request, tell)
+
+    async def image_load(self, request: LoadImages, tell: Tell | None = None) -> LoadedImages:
+        """See `ImageRuntime.image_load`."""
+        return await (await self._images()).load(request, tell)
+
+    async def _images(self) -> ImageStore:
+        """Those of the engine that an environment has which names none."""
+        if not self._has_engine:
+            raise MethodNotFound("there is no engine here, and so there are no images")
+        return await self._factory("podman").images(read_options(self._inherited, Options))
+
+    # --- health ---
 
     async def health(self, environment: str | None = None) -> HealthStatus:
         """See `EnvironmentRuntime.health`."""

@@ -15,8 +15,9 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastclaw import limits
+from fastclaw import engine_limits, limits
 from fastclaw.errors import StartFailed
+from fastclaw.images import ImageResult, LoadedImages
 from fastclaw.linux.own_process import dumps_after_setuid
 from fastclaw.linux.proc import this_process
 from fastclaw.network.bridge.bridge import FirewalledBridge, remove_abandoned_networks
@@ -50,11 +51,13 @@ from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastclaw.podman.api import EngineVersion
+    from fastclaw.images import BuildImage, LoadImages, PullImage
+    from fastclaw.podman.api import EngineLifecycle, EngineVersion
     from fastclaw.podman.engines import Engine
     from fastclaw.podman.images import ImageFacts
     from fastclaw.processes.lane import Lane
     from fastclaw.processes.listeners import SocketDirectory
+    from fastclaw.progress import Tell
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +103,9 @@ class PodmanSandboxes(SandboxFactory):
     def make(self, options: Options) -> PodmanSandbox:
         return PodmanSandbox(options, self)
 
+    async def images(self, options: Options) -> EngineImages:
+        return EngineImages((await self.engines.get(options)).lifecycle)
+
     def health(self) -> dict[str, Any]:
         """How fast each engine is, and how many calls it has at a time."""
         return {"engines": [engine.pace() for engine in self.engines.connected()]}
@@ -117,6 +123,24 @@ class PodmanSandboxes(SandboxFactory):
             await self.egress.aclose()
         finally:
             await self.engines.aclose()
+
+
+class EngineImages:
+    """The images of an engine (`sandbox.ImageStore`)."""
+
+    def __init__(self, engine: EngineLifecycle) -> None:
+        self._engine = engine
+
+    async def pull(self, request: PullImage, tell: Tell | None) -> ImageResult:
+        found = await self._engine.ensure_image(request.image, request.pull, tell, engine_limits.IMAGE_TIMEOUT_MS)
+        return ImageResult(image=request.image, id=found.id)
+
+    async def build(self, request: BuildImage, tell: Tell | None) -> ImageResult:
+        built = await self._engine.build_image(request, tell)
+        return ImageResult(image=request.tag or built, id=built)
+
+    async def load(self, request: LoadImages, tell: Tell | None) -> LoadedImages:
+        return LoadedImages(images=await self._engine.load_images(request.archive, tell))
 
 
 class PodmanSandbox(Sandbox):
@@ -157,7 +181,7 @@ class PodmanSandbox(Sandbox):
         engine, _ = await asyncio.gather(self._factory.engines.get(options), self._factory.remove_abandoned_networks())
         self._engine = engine
         plan = ContainerPlan(self._factory.namespace, options, engine)
-        self._image = image = await plan.engine.ensure_image(plan.image, options.pull)
+        self._image = image = await plan.engine.ensure_image(plan.image, options.pull, self._tell)
         await self._settle_rights(plan, image, engine.version, setup)
         if plan.is_here:
             plan.hosts = _write_hosts(sockets, plan, setup)

@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fastclaw import limits
-from fastclaw.errors import StartFailed
+from fastclaw.errors import MethodNotFound, StartFailed
 from fastclaw.spawner.templates import Plans
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fastclaw.files import Files
+    from fastclaw.images import BuildImage, ImageResult, LoadedImages, LoadImages, PullImage
     from fastclaw.options import Options
     from fastclaw.processes.lane import Lane
     from fastclaw.processes.listeners import SocketDirectory
+    from fastclaw.progress import Tell
     from fastclaw.runtime import MadeBy
 
 
@@ -71,16 +73,21 @@ class Sandbox(ABC):
     def __init__(self, options: Options) -> None:
         self.options = options
         self._setup = contextlib.AsyncExitStack()
+        self._tell: Tell | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'up' if self.is_alive else 'not up'}>"
 
-    async def start(self) -> None:
+    async def start(self, tell: Tell | None = None) -> None:
         """Bring it up. One that fails, or is cancelled, has undone what it did.
+
+        Parameters:
+            tell: hears how the pull of its image comes on.
 
         Raises:
             StartFailed, InvalidParams.
         """
+        self._tell = tell
         try:
             self.facts = await self._bring_up(self._setup)
         except BaseException as error:
@@ -126,6 +133,19 @@ class Sandbox(ABC):
         await asyncio.shield(self._setup.aclose())
 
 
+class ImageStore(Protocol):
+    """The images that sandboxes of a kind can be made of."""
+
+    async def pull(self, request: PullImage, tell: Tell | None) -> ImageResult:
+        """As `ImageRuntime.image_pull`."""
+
+    async def build(self, request: BuildImage, tell: Tell | None) -> ImageResult:
+        """As `ImageRuntime.image_build`."""
+
+    async def load(self, request: LoadImages, tell: Tell | None) -> LoadedImages:
+        """As `ImageRuntime.image_load`."""
+
+
 class SandboxFactory(ABC):
     """Makes the sandboxes of one kind, and has what they share.
 
@@ -147,6 +167,15 @@ class SandboxFactory(ABC):
         Raises:
             InvalidParams: it cannot be had with these options.
         """
+
+    async def images(self, options: Options) -> ImageStore:
+        """Those that these options mean.
+
+        Raises:
+            StartFailed: the engine cannot be had.
+            MethodNotFound: there are none.
+        """
+        raise MethodNotFound(f"the {self.name} runtime has no images")
 
     def health(self) -> dict[str, Any]:
         """What `health.details` says of what is shared."""

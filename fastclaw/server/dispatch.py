@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastclaw import limits
 from fastclaw.errors import (
@@ -25,6 +25,7 @@ from fastclaw.lifecycle import RuntimeState
 from fastclaw.server import jsonrpc
 from fastclaw.server.jsonrpc import LineFramer, Oversized
 from fastclaw.server.methods import METHODS, Calls
+from fastclaw.server.notices import Notices
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -132,6 +133,7 @@ class Dispatcher:
         self._urgent: deque[Call] = deque()
         self._overtaken = 0
         self._held = False
+        self._notices: set[Notices] = set()
         self._turn: asyncio.Handle | None = None
 
     def __repr__(self) -> str:
@@ -188,6 +190,8 @@ class Dispatcher:
     def hold(self, is_held: bool) -> None:
         """Begin no more requests, or go on: for an output that is not read, so that answers do not pile up."""
         self._held = is_held
+        for notices in self._notices:
+            notices.hold(is_held)
         self._begin_soon()
 
     def _begin_soon(self) -> None:
@@ -226,7 +230,7 @@ class Dispatcher:
             if call.why is not None:
                 raise call.why
             params = method.read(request.params)
-            result = await method.serve(self.calls, params)
+            result = await (self._told(call, params) if method.tells else method.serve(self.calls, params))
             answer = None if request.id is None else method.answer(request.id, call.room, result, params)
             if answer is not None and len(answer) > call.room:
                 answer = _too_long(call, len(answer))
@@ -246,6 +250,19 @@ class Dispatcher:
         if answer is not None:
             call.reply(answer)
         call.has_been_answered()
+
+    async def _told(self, call: Call, params: Any) -> Any:
+        """Serve what tells how it comes on, where that was asked for. All that is told comes before the answer."""
+        request_id = call.request.id
+        if request_id is None or not params.progress:
+            return await call.method.serve(self.calls, params, None)
+        notices = Notices(request_id, self._send, is_held=self._held)
+        self._notices.add(notices)
+        try:
+            return await call.method.serve(self.calls, params, notices.tell)
+        finally:
+            self._notices.discard(notices)
+            notices.close()
 
     def _forget(self, call: Call) -> None:
         self._in_flight.discard(call)

@@ -151,6 +151,11 @@ def _cut(error: FastclawError, most: int) -> dict[str, Any]:
     return {"code": told["code"], "message": told["message"][:most], "data": data}
 
 
+def encode_notice(method: str, params: dict[str, Any]) -> bytes:
+    """One notification as a line."""
+    return orjson.dumps({"jsonrpc": "2.0", "method": method, "params": params}, None, orjson.OPT_APPEND_NEWLINE)
+
+
 def encode_batch(answers: list[bytes]) -> bytes:
     """The answers to one batch, each as `encode_result` or `encode_error` wrote it, as one line."""
     return b"[" + b",".join([answer[:-1] for answer in answers]) + b"]\n"

@@ -12,6 +12,7 @@ import msgspec
 from fastclaw import __version__, lifecycle, limits
 from fastclaw.errors import InvalidState, MethodNotFound
 from fastclaw.files import FileRuntime, ListDir, MakeDir, Move, ReadFile, ReadTar, Remove, StatFile, WriteFile, WriteTar
+from fastclaw.images import BuildImage, ImageRuntime, LoadImages, PullImage
 from fastclaw.lifecycle import RUNTIME_MOVES, Machine, RuntimeState
 from fastclaw.params import (
     CancelParams,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from fastclaw.files import Files
+    from fastclaw.progress import Tell
     from fastclaw.server.jsonrpc import RequestId
 
 SERVER_NAME = "fastclaw"
@@ -66,15 +68,17 @@ class Method(NamedTuple):
         is_urgent: begun before whatever else has come, thousands of `exec` for example.
         yields_to_shutdown: a shutdown does not wait for it but cancels it.
         is_cancellable: `cancel` takes it back.
+        tells: where its params have `progress`, `serve` is given something to tell it to besides.
         encode: makes the answer line of its result: takes the request's id, the room of the line, result and params.
     """
 
     read: Callable[[msgspec.Raw], Any]
-    serve: Callable[[Calls, Any], Awaitable[Any]]
+    serve: Callable[..., Awaitable[Any]]
     is_control: bool = False
     is_urgent: bool = False
     yields_to_shutdown: bool = False
     is_cancellable: bool = False
+    tells: bool = False
     encode: Callable[[RequestId, int, Any, Any], bytes] | None = None
 
     def ceiling(self) -> int:
@@ -193,6 +197,12 @@ class Calls:
             raise MethodNotFound("this runtime offers no files; use exec")
         return runtime.files(environment)
 
+    def _images(self) -> ImageRuntime:
+        runtime = self._running()
+        if not isinstance(runtime, ImageRuntime):
+            raise MethodNotFound("this runtime has no images")
+        return runtime
+
     # The frequent calls have no coroutine of their own here: the runtime's is handed on.
 
     def exec(self, params: ExecRequest) -> Awaitable[Any]:
@@ -272,9 +282,9 @@ class Calls:
 
     # --- environments ---
 
-    def environment_start(self, params: EnvironmentRequest) -> Awaitable[EnvironmentInfo]:
+    def environment_start(self, params: EnvironmentRequest, tell: Tell | None) -> Awaitable[EnvironmentInfo]:
         """`environment_start`."""
-        return self._environments().environment_start(params)
+        return self._environments().environment_start(params, tell)
 
     async def environment_stop(self, params: EnvironmentParams) -> dict[str, Any]:
         """`environment_stop`."""
@@ -293,6 +303,20 @@ class Calls:
         """`pool_set`."""
         await self._environments().pool_set(params.pool)
         return _NOTHING
+
+    # --- images ---
+
+    def image_pull(self, params: PullImage, tell: Tell | None) -> Awaitable[Any]:
+        """`image_pull`."""
+        return self._images().image_pull(params, tell)
+
+    def image_build(self, params: BuildImage, tell: Tell | None) -> Awaitable[Any]:
+        """`image_build`."""
+        return self._images().image_build(params, tell)
+
+    def image_load(self, params: LoadImages, tell: Tell | None) -> Awaitable[Any]:
+        """`image_load`."""
+        return self._images().image_load(params, tell)
 
     # --- processes by id ---
 
@@ -328,6 +352,11 @@ def _file_method(name: str, serve: Callable[[Calls, Any], Awaitable[Any]]) -> Me
     return Method(_read[name], serve, yields_to_shutdown=True, is_cancellable=True)
 
 
+def _long_method(name: str, serve: Callable[..., Awaitable[Any]]) -> Method:
+    """A call that may take minutes, and tells how it comes on."""
+    return Method(_read[name], serve, yields_to_shutdown=True, is_cancellable=True, tells=True)
+
+
 METHODS: dict[str, Method] = {
     "initialize": Method(_read["initialize"], Calls.initialize, yields_to_shutdown=True),
     "exec": Method(_read["exec"], Calls.exec, yields_to_shutdown=True, is_cancellable=True),
@@ -339,13 +368,14 @@ METHODS: dict[str, Method] = {
     "signal": Method(_read["signal"], Calls.signal, is_control=True, is_urgent=True),
     "resize": Method(_read["resize"], Calls.resize, is_control=True),
     "list": Method(_read["list"], Calls.list, is_control=True, encode=_encode_list),
-    "environment_start": Method(
-        _read["environment_start"], Calls.environment_start, yields_to_shutdown=True, is_cancellable=True
-    ),
+    "environment_start": _long_method("environment_start", Calls.environment_start),
     "environment_stop": Method(_read["environment_stop"], Calls.environment_stop, is_control=True),
     "environment_reset": Method(_read["environment_reset"], Calls.environment_reset, yields_to_shutdown=True),
     "environment_list": Method(_read["environment_list"], Calls.environment_list, is_control=True),
     "pool_set": Method(_read["pool_set"], Calls.pool_set, is_control=True),
+    "image_pull": _long_method("image_pull", Calls.image_pull),
+    "image_build": _long_method("image_build", Calls.image_build),
+    "image_load": _long_method("image_load", Calls.image_load),
     "read_file": _file_method("read_file", Calls.read_file),
     "write_file": _file_method("write_file", Calls.write_file),
     "stat": _file_method("stat", Calls.stat),

@@ -1,4 +1,4 @@
-"""A small runtime, in plain Python, that keeps what is promised of `run`, `cancel` and environments, or not.
+"""A small runtime, in plain Python, that keeps what is promised of `run`, `cancel`, environments and images, or not.
 
 `python -m tests.conformance.plain_runtime DIRECTORY` keeps it: a check that blames it is wrong. Each further word of
 test_broken.py breaks it on purpose: the checker must say what. Its sockets are in DIRECTORY; it has no bounds and no
@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.conformance.plain_environments import Environment, Environments
+from tests.conformance.plain_images import Images
 from tests.conformance.plain_process import CHUNK, Failed, Process, Stream, invalid
 from tests.conformance.plain_run import LINE, Run
 
 HIGHEST = 16 * 2**20
-CANCELLABLE = ("exec", "run", "wait", "environment_start")
+CANCELLABLE = ("exec", "run", "wait", "environment_start", "image_build")
 WORDS = {"keep": ("head", "tail", "ends"), "on_limit": ("truncate", "kill"), "orphans": ("keep", "kill")}
 
 
@@ -122,6 +123,7 @@ class Plain:
         self._keyed: dict[str, tuple[dict[str, Any], asyncio.Task[Any]]] = {}
         self._ids = itertools.count(1)
         self._environments = Environments(self)
+        self.images = Images(self)
 
     def breaks(self, *names: str) -> bool:
         return not self._broken.isdisjoint(names)
@@ -187,10 +189,12 @@ class Plain:
             self._environments.by_name["main"] = main = Environment("main", params)
             main.state = "running"
         self._environments.pool = self.options.get("pool", [])
+        offered += ["images"]
         offered += ["usage"] * self.breaks("uses-nothing") + ["tty"] * self.breaks("claims-a-terminal")
         offered += ["files"] * self.breaks("claims-files")
         env: dict[str, Any] = {"env": {}} if self.breaks("empty-env") else {}
-        return {"server": {"name": "plain", "version": "0"}, "capabilities": offered, **env}
+        server = {"name": "plain", "version": "0"}
+        return {"server": server, "capabilities": offered, "image": self.images.base, **env}
 
     async def _health(self, params: dict[str, Any]) -> dict[str, Any]:
         if "environment" in params:
@@ -212,12 +216,30 @@ class Plain:
     async def _pool_set(self, params: dict[str, Any]) -> dict[str, Any]:
         return self._environments.pool_set(params)
 
+    def notify(self, params: dict[str, Any]) -> None:
+        """How a request comes on."""
+        say({"method": "progress", "params": params})
+
+    async def _image_pull(self, params: dict[str, Any]) -> dict[str, Any]:
+        return self.images.pull(params)
+
+    async def _image_build(self, params: dict[str, Any]) -> dict[str, Any]:
+        return await self.images.build(params, self._request_id())
+
+    async def _image_load(self, params: dict[str, Any]) -> dict[str, Any]:
+        return self.images.load(params)
+
+    def _request_id(self) -> Any:
+        """Of the request that is being answered."""
+        return next(request_id for request_id, _, task in self._in_flight if task is asyncio.current_task())
+
     async def _start(self, params: dict[str, Any]) -> Process:
         await asyncio.sleep(0)
         if self.breaks("runs-anywhere"):
             params = {name: value for name, value in params.items() if name not in ("env", "working_dir")}
         environment = self._environments.admit(params)
-        params = {**params, "env": {**environment.options.get("env", {}), **params.get("env", {})}}
+        given = {**self.images.env(environment.options.get("image")), **environment.options.get("env", {})}
+        params = {**params, "env": {**given, **params.get("env", {})}}
         process_id = str(len(environment.processes) + 1 if self.breaks("numbers-anew") else next(self._ids))
         process = Process(process_id, params, self)
         self._all[process.id] = process

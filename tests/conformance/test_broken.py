@@ -16,7 +16,7 @@ AT_ONCE = 8
 """Runtimes under check at a time: most of them are waiting."""
 
 KEPT = {
-    *(name for name, promise in BY_ID.items() if promise.section in ("run", "cancel", "environments")),
+    *(name for name, promise in BY_ID.items() if promise.section in ("run", "cancel", "environments", "images")),
     *("W-LINE", "W-PIECES", "X-DIR-RELATIVE", "X-TIMEOUT", "X-MERGE", "X-ORPHANS", "P-DRAIN", "P-READING"),
 } - {"ENV-FAILS-ALONE", "ENV-APART-FILES", "ENV-RESET-FILES"}
 """Promises that the runtime keeps as long as nothing is broken."""
@@ -117,6 +117,14 @@ BROKEN = (
     ("counts-nothing", "ENV-LIST", "the rows are"),
     ("takes-any-option", "ENV-POOL", "expected the error -32602"),
     ("shuts-main-down", "ENV-SHUTDOWN", "processes are left"),
+    ("builds-nothing", "IMG-BUILD", "a variable of the image is"),
+    ("fails-in-silence", "IMG-FAILS", "data.output is None"),
+    ("pulls-anything", "IMG-PULL", "expected the error -32001"),
+    ("loads-anything", "IMG-LOAD", "expected the error -32004"),
+    ("tells-nobody", "IMG-PROGRESS", "what a step says is not told"),
+    ("tells-everybody", "IMG-PROGRESS", "told without having been asked"),
+    ("tells-of-others", "IMG-PROGRESS", "not of request"),
+    ("cancels-in-word", "IMG-CANCEL", "processes are left"),
 )
 """How it breaks, the promise that this breaks, and what must be said of it."""
 

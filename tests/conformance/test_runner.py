@@ -92,8 +92,10 @@ NOT_OFFERED = {
         T-LIMITS T-LIMITS-NAME T-TTY T-TTY-EOF T-TTY-LOSSLESS T-TTY-SIZE T-TTY-NONE T-TEMPLATE-NAME
         ENV-FAILS-ALONE ENV-APART-FILES ENV-RESET-FILES
         F-CONTENT F-PART F-ERRORS F-NAMES F-LIST F-TAR F-TAR-EXCLUDE F-TAR-WITHIN F-TAR-LIES F-KINDS F-ATOMIC F-MOVE
-        F-REMOVE F-STREAM F-USER""",
-    "local": "ENV-FAILS-ALONE ENV-APART-FILES ENV-RESET-FILES",
+        F-REMOVE F-STREAM F-USER IMG-BUILD IMG-FAILS IMG-PULL IMG-LOAD IMG-PROGRESS IMG-CANCEL""",
+    "local": """
+        ENV-FAILS-ALONE ENV-APART-FILES ENV-RESET-FILES IMG-BUILD IMG-FAILS IMG-PULL IMG-LOAD IMG-PROGRESS
+        IMG-CANCEL""",
     "podman": "",
     "clone": "",
     "rest": """
@@ -140,6 +142,7 @@ def checked(request: pytest.FixtureRequest) -> tuple[str, Report]:
     "ENV-START", "ENV-MAIN", "ENV-UNKNOWN", "ENV-NAME", "ENV-TOKEN", "ENV-OPTION", "ENV-FAILS-ALONE", "ENV-APART",
     "ENV-APART-FILES", "ENV-IDS", "ENV-STOP", "ENV-STOP-EARLY", "ENV-CANCEL", "ENV-RESET", "ENV-RESET-RUN",
     "ENV-RESET-FILES", "ENV-BUSY", "ENV-LIFETIME", "ENV-LIST", "ENV-POOL", "ENV-SHUTDOWN",
+    "IMG-BUILD", "IMG-FAILS", "IMG-PULL", "IMG-LOAD", "IMG-PROGRESS", "IMG-CANCEL",
 )  # fmt: skip
 @pytest.mark.parametrize("promise_id", BY_ID)
 def test_a_promise_is_kept_where_it_is_offered(checked: tuple[str, Report], promise_id: str) -> None:

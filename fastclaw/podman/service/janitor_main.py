@@ -24,6 +24,10 @@ from typing import TypedDict
 ARMED = b"!"
 """Said on the socket once the owner may rely on us."""
 
+STEPS = "build_"
+"""After the prefix of the owner's tables, how the control groups begin in which steps of builds run. With its step a
+build comes to its end, and its engine removes what it was at."""
+
 KILLED_MS = 1_000
 """From SIGKILL to the end of a process: milliseconds. Not in limits.py, which is not to be had here."""
 
@@ -63,6 +67,8 @@ def clean_up(order: Order, service: int | None) -> None:
     Parameters:
         service: pidfd of its service.
     """
+    if order["tables"]:
+        _end_processes([order["tables"] + STEPS], order["tries"])
     if service is not None:
         _end_service(service, order["drain_ms"])
     _end_twin(order["own_dir"], order["drain_ms"])

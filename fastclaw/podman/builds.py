@@ -1,0 +1,296 @@
+"""Images that are built from a directory or loaded from an archive: what the engine is sent, and what it says.
+
+A build that is given up is ended to its last process. Podman 4.3.1 ends one whose client has left only after its step
+(pkg/api/handlers/compat/images_build.go: the context of the request ends, the command of a RUN does not notice), so the
+steps of a build are in a control group of their own, whose processes are killed; then the engine cleans up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import re
+import secrets
+import signal
+import stat
+import zlib
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
+from msgspec import Struct
+from podman.errors import APIError
+
+from fastclaw import engine_limits
+from fastclaw.errors import IoError, StartFailed
+from fastclaw.linux.cgroups import CGROUPS
+from fastclaw.linux.proc import this_process
+from fastclaw.podman.build_context import BuildContext
+from fastclaw.podman.engine_news import News, Output, lines_of
+from fastclaw.podman.podman_client import answer, check
+from fastclaw.podman.service.janitor_main import STEPS
+from fastclaw.processes.file_helper import error_for
+from fastclaw.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from podman.api.client import APIClient
+
+    from fastclaw.images import BuildImage
+    from fastclaw.podman.podman_client import Line
+    from fastclaw.progress import Tell
+
+T = TypeVar("T")
+
+OCI = "application/vnd.oci.image.manifest.v1+json"
+TAR = {"Content-Type": "application/x-tar"}
+GZIP = b"\x1f\x8b"
+NETWORKS = {
+    "none": {"networkmode": "1"},
+    "default": {"networkmode": "0", "nsoptions": '[{"Name":"network","Host":false}]'},
+    "host": {"networkmode": "0", "nsoptions": '[{"Name":"network","Host":true}]'},
+}
+"""buildah's NetworkDisabled and NetworkDefault by number (define/types.go); words it takes for the default, which over
+the API is this host's network."""
+
+_ID = re.compile(r"^[0-9a-f]{64}$", re.MULTILINE)
+_WORKING = ["buildah"]
+"""The command of a container in which a build works, as the engine lists it."""
+
+
+class Calls(Protocol):
+    """How the engine is asked."""
+
+    async def read(self, call: Callable[[APIClient], T]) -> T:
+        """Something short that changes nothing."""
+
+    def line(self) -> Line:
+        """A connection for one call that takes long."""
+
+    async def build(self, line: Line, call: Callable[[], T]) -> T:
+        """Such a call. Its connection is cut where nobody waits for it any more."""
+
+    async def see_to(self, end: Coroutine[Any, Any, None]) -> None:
+        """See that something comes to its end, and wait for that as long as a caller may wait."""
+
+
+class _Working(Struct, rename="pascal"):
+    """One entry of `GET /containers/json?external=true`."""
+
+    id: str
+    command: list[str] | None = None
+
+
+class _Loaded(Struct, rename="pascal"):
+    """Answer to `POST /images/load`."""
+
+    names: list[str]
+
+
+async def build(calls: Calls, request: BuildImage, tell: Tell | None, *, group: StepGroup | None) -> str:
+    """Build an image; its id.
+
+    Parameters:
+        group: for its steps, where they can be in one.
+
+    Raises:
+        StartFailed: `build_failed`, besides the reasons of every call.
+        IoError: what is in the directory cannot be read.
+    """
+    context = await asyncio.to_thread(BuildContext.open, request.directory, request.file)
+    params, news, line = _params(request, context, group), News(tell), calls.line()
+    others = await calls.read(_working)
+    try:
+        return await calls.build(line, lambda: _build(line, params, context, news))
+    except BaseException as error:
+        if not isinstance(error, StartFailed) or error.reason != "build_failed":
+            await calls.see_to(_end(calls, line, others, group))
+        raise
+
+
+def _params(request: BuildImage, context: BuildContext, group: StepGroup | None) -> dict[str, str]:
+    params = {
+        "dockerfile": context.containerfile,
+        "layers": "true",
+        "rm": "true",
+        "forcerm": "true",
+        "pullpolicy": "missing",
+        "outputformat": OCI,  # without one Podman 4.3.1 finds nothing of earlier builds again
+        "buildargs": msgspec.json.encode(request.args).decode(),
+        # Podman takes `ENV A=$B` for the same step whatever the argument B is (4.3.1; buildah, issue 5501).
+        "nocache": "true" if request.no_cache or request.args else "false",
+        **NETWORKS[request.network],
+    }
+    more = {"t": request.tag, "target": request.target, "cgroupparent": None if group is None else group.path}
+    return params | {name: value for name, value in more.items() if value is not None}
+
+
+def _build(line: Line, params: dict[str, str], context: BuildContext, news: News) -> str:
+    """In the thread."""
+    body = _sent(context.archive(), news, line)
+    response = line.client.post("/build", params=params, data=body, headers=TAR, stream=True)
+    try:
+        line.put_off(False)
+        check(response)
+        output, error = Output(news), ""
+        for said in lines_of(response):
+            output.add(said.stream)
+            error = said.error or error
+        output.close()
+    finally:
+        response.close()
+    if error:
+        raise _failed(error, output)
+    found = _ID.findall(output.tail)
+    if not found:
+        raise StartFailed("the engine ended the build without a word; look at its log", "engine_error")
+    return str(found[-1])
+
+
+def _sent(chunks: Iterator[bytes], news: News, line: Line) -> Any:
+    """The body of a request; an iterator, of which podman-py's annotations do not know.
+
+    Parameters:
+        line: an engine that unpacks what it was sent does not notice who leaves.
+    """
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        news(Progress(done=done))
+    line.put_off(True)
+
+
+def _failed(error: str, output: Output) -> StartFailed:
+    text = " ".join(error.split())
+    last = output.last_line
+    said = "" if not last or last.startswith("STEP ") or text.endswith(last) else f": {last}"
+    return StartFailed(f"the build failed: {text}{said}", "build_failed", output=output.tail)
+
+
+async def _end(calls: Calls, line: Line, others: set[str], group: StepGroup | None) -> None:
+    """Return when the engine is through with a build that was given up: a container of it was there and is gone, or for
+    some time there is none. After a step that was ended there is no other, but one may begin as the client leaves.
+    """
+    seen: set[str] = set()
+    calm_since = float("inf")
+    loop = asyncio.get_running_loop()
+    while True:
+        has_step = group is not None and await asyncio.to_thread(group.end)
+        working = await _working_but(calls, others)
+        seen |= working
+        if line.is_closed and not has_step and (seen - working or not seen):
+            calm_since = min(calm_since, loop.time())
+            if seen or loop.time() >= calm_since + engine_limits.BUILD_CALM_MS / 1000:
+                return
+        else:
+            calm_since = float("inf")
+        await asyncio.sleep(engine_limits.BUILD_LOOK_MS / 1000)
+
+
+async def _working_but(calls: Calls, others: set[str]) -> set[str]:
+    with suppress(StartFailed, RuntimeError):  # the engine is gone, and works no more; or nobody asks it any more
+        return await calls.read(_working) - others
+    return set()
+
+
+def _working(client: APIClient) -> set[str]:
+    """The containers in which builds work now."""
+    response = client.get("/containers/json", params={"all": "true", "external": "true"})
+    return {one.id for one in answer(response, list[_Working]) if one.command == _WORKING}
+
+
+class StepGroup:
+    """The control group of a build's steps, on this host, by whose name a janitor finds it too.
+
+    Attributes:
+        path: its name, from the root of each hierarchy.
+    """
+
+    def __init__(self) -> None:
+        self.path = f"/{this_process().table_prefix}{STEPS}{secrets.token_hex(4)}"
+
+    def end(self) -> bool:
+        """Kill what is in it; whether there was something."""
+        hierarchies = (CGROUPS, *CGROUPS.iterdir())  # of version 1 there are several
+        files = [file for one in hierarchies for file in Path(f"{one}{self.path}").rglob("cgroup.procs")]
+        found = {pid for file in files for pid in _numbers(file)}
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(found)
+
+
+def _numbers(file: Path) -> list[int]:
+    try:
+        return [int(line) for line in file.read_text().split()]
+    except OSError:  # it is gone
+        return []
+
+
+# --- archives ---
+
+
+async def load(calls: Calls, archive: str, tell: Tell | None) -> list[str]:
+    """Load the images of an archive; a reference for each, or its id.
+
+    Raises:
+        IoError: `bad_archive`, or it cannot be read.
+        StartFailed: the reasons of every call.
+    """
+    news, line = News(tell), calls.line()
+    return await calls.build(line, lambda: _load(line, Path(archive), news))
+
+
+def _load(line: Line, path: Path, news: News) -> list[str]:
+    with _opened(path) as file:
+        try:
+            found = answer(line.client.post("/images/load", data=_read(file, path, news), headers=TAR), _Loaded)
+        except APIError as error:
+            if "payload does not match" not in str(error.explanation or error):
+                raise
+            raise _bad(path) from error
+    return [name.removeprefix("sha256:") for name in found.names]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A regular file; what would keep its reader waiting is refused."""
+    with _errors_of(path):
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise IoError(f"{path}: it is no regular file", "not_regular", path=str(path), errno=None)
+    with open(fd, "rb", buffering=0) as file:
+        yield file
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _bad(path) from error
+    except OSError as error:
+        raise error_for(error, str(path)) from error
+
+
+def _read(file: IO[bytes], path: Path, news: News) -> Any:
+    """The body of a request, as `_sent`. Podman 4.3.1 takes a docker-archive that xz or zstd has compressed, and not
+    one of gzip's."""
+    with _errors_of(path):
+        total = os.fstat(file.fileno()).st_size
+        is_gzip = os.pread(file.fileno(), len(GZIP), 0) == GZIP
+        source = gzip.GzipFile(fileobj=file) if is_gzip else file
+        while chunk := source.read(engine_limits.IMAGE_CHUNK_BYTES):
+            yield chunk
+            news(Progress(done=file.tell(), total=total))
+
+
+def _bad(path: Path) -> IoError:
+    return IoError(
+        f"{path}: it is neither a docker-archive nor an oci-archive", "bad_archive", path=str(path), errno=None
+    )
