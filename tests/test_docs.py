@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from fastclaw.client import RuntimeClient
 from fastclaw.conformance import POSIX, check
 
@@ -65,6 +67,16 @@ def test_the_program_with_many_environments_is_the_file_and_prints_what_the_page
     done = subprocess.run(
         [sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=100, check=False, env=given
     )
+    assert (done.returncode, done.stdout) == (0, printed), done.stderr
+
+
+@pytest.mark.usefixtures("engine_plan")
+def test_the_program_that_builds_an_image_is_the_file_and_prints_what_the_page_says() -> None:
+    page = (ROOT / "docs" / "images.md").read_text()
+    file = ROOT / "docs" / "images.py"
+    program, printed = blocks(page)[:2]
+    assert program == file.read_text()
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stdout) == (0, printed), done.stderr
 
 
