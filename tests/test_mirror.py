@@ -15,6 +15,7 @@ WITHOUT_TESTS = {
     "options.py": "shapes without behaviour; what is refused is tested with runtimes/read_options.py",
     "processes/lane.py": "an interface without behaviour; what it demands is tested with each lane",
     "runtimes/environment.py": "nobody but its host has one; tested with runtimes/host.py",
+    "sandbox/progress_bar.py": "tested with the images of sandbox/host.py",
     "sandbox/facts.py": "tested with sandbox/sandbox.py, as are `raised`, `streamed_run` and `transfer`",
     "sandbox/raised.py": "see there",
     "sandbox/streamed_run.py": "see there",

@@ -290,6 +290,20 @@ def _take_back_null(spec: Mapping[str, Any]) -> None:
                 os.chown(os.devnull, 0, 0)
 
 
+def _lend_working_dir(init: int, root: int) -> None:
+    """Have a working directory that was not in the image belong inside to whom it belongs by its number.
+
+    Podman makes it without regard to the user namespace (4.3.1, `resolveWorkDir` in libpod/container_internal.go), so
+    that inside it would be nobody's, where nobody could write. The init is in it, and so far runs nothing but us; the
+    directories above it that were made with it stay as they are, and can be gone through.
+    """
+    with suppress(OSError):  # the engine is on another host, or we are not root
+        path = f"/proc/{init}/cwd"
+        found = os.stat(path)
+        if found.st_uid < limits.IDS <= root:
+            os.chown(path, root + found.st_uid, root + found.st_gid)
+
+
 class SpawnerContainer(Container):
     """A container whose init is our spawner.
 
@@ -350,6 +364,7 @@ class SpawnerContainer(Container):
         return "its spawner could not run or not connect; set options.lane to rest to do without"
 
     async def _came_up(self, init: int) -> None:
+        _lend_working_dir(init, self._root)
         spawner = await greet(
             await self._accept(init),
             confine=True,

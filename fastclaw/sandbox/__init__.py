@@ -8,6 +8,7 @@
 `fastclaw.sandbox.sync` has the same without `await`.
 """
 
+from fastclaw.client import Progress
 from fastclaw.options import Network, Workspace
 from fastclaw.sandbox.done import CommandFailed, Done, SandboxGone
 from fastclaw.sandbox.file_errors import FileTooLarge
@@ -22,6 +23,7 @@ __all__ = [
     "Host",
     "Network",
     "Process",
+    "Progress",
     "Sandbox",
     "SandboxGone",
     "Workspace",

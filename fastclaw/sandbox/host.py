@@ -4,17 +4,22 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping
-from typing import Any, Self
+from os import PathLike, fspath
+from typing import Any, Literal, Self
 
 import msgspec
 
 from fastclaw.client import RuntimeClient
 from fastclaw.client.answers import given
 from fastclaw.options import Capabilities, Network, Workspace
+from fastclaw.progress import Tell
 from fastclaw.runtime import HealthStatus, ListedEnvironment
+from fastclaw.sandbox.progress_bar import listening
 from fastclaw.sandbox.raised import raised
 from fastclaw.sandbox.sandbox import Sandbox
 from fastclaw.sandbox.units import Size, milliseconds, size_bytes
+
+BuildNetwork = Literal["none", "default", "host"]
 
 SERVE = (sys.executable, "-m", "fastclaw", "serve", "--log-level", "warning")
 """What is started: this very package."""
@@ -90,6 +95,7 @@ class Host:
         workspace: Workspace | None = None,
         capabilities: Capabilities | None = None,
         lifetime: float | None = None,
+        on_progress: Tell | None = None,
         **options: Any,
     ) -> Sandbox:
         """Bring a sandbox up.
@@ -106,6 +112,7 @@ class Host:
             workspace: a directory of this host, or one of its own, for its processes.
             capabilities: what root inside may: `none`, `default` or names.
             lifetime: seconds after which it is ended.
+            on_progress: hears how a pull of the image comes on; None shows a bar where stderr is a terminal.
             options: any other of `fastclaw.options.Options`.
 
         Where the task is cancelled, what there is of it goes.
@@ -129,8 +136,8 @@ class Host:
             lifetime=lifetime,
             **options,
         )
-        with raised():
-            return Sandbox(await self.client.environment_start(name, token=token, **kind))
+        with raised(), listening(on_progress, f"pulling {image}") as tell:
+            return Sandbox(await self.client.environment_start(name, token=token, on_progress=tell, **kind))
 
     async def pool(
         self,
@@ -151,6 +158,82 @@ class Host:
         with raised():
             await self.client.pool_set(list(pools.values()))
         self._pools = pools
+
+    # --- images ---
+
+    async def pull(self, image: str, *, always: bool = False, on_progress: Tell | None = None) -> str:
+        """Have an image of a registry, before a sandbox of it is started.
+
+        Parameters:
+            always: ask the registry even where there is an image of this name.
+            on_progress: as for `start`.
+
+        Returns:
+            What `start` takes.
+
+        Raises:
+            StartFailed: `image_not_found`, and the reasons of every start.
+        """
+        with raised(), listening(on_progress, f"pulling {image}") as tell:
+            pull: Literal["missing", "always"] = "always" if always else "missing"
+            return (await self.client.image_pull(image, pull=pull, on_progress=tell)).image
+
+    async def build(
+        self,
+        directory: str | PathLike[str],
+        *,
+        file: str | None = None,
+        tag: str | None = None,
+        args: Mapping[str, str] | None = None,
+        target: str | None = None,
+        no_cache: bool = False,
+        network: BuildNetwork = "none",
+        on_progress: Tell | None = None,
+    ) -> str:
+        """Build an image from a directory of this host with a Containerfile (or Dockerfile) in it.
+
+        Parameters:
+            file: the Containerfile, relative to the directory.
+            tag: what the image is called.
+            args: build arguments.
+            target: the stage at which the build ends.
+            no_cache: nothing of earlier builds is used.
+            network: what RUN steps reach: `none`; `default`, what the engine gives a container; `host`, this host's.
+            on_progress: hears the output; None shows its last line where stderr is a terminal.
+
+        Returns:
+            What `start` takes.
+
+        Raises:
+            StartFailed: `build_failed`, with the end of its output as `data["output"]`.
+            OSError: the directory, or a file in it, cannot be read.
+        """
+        with raised(fspath(directory)), listening(on_progress, f"building {tag or fspath(directory)}") as tell:
+            built = await self.client.image_build(
+                directory,
+                file=file,
+                tag=tag,
+                args=args,
+                target=target,
+                no_cache=no_cache,
+                network=network,
+                on_progress=tell,
+            )
+        return built.image
+
+    async def load(self, archive: str | PathLike[str], *, on_progress: Tell | None = None) -> "list[str]":
+        """Have the images of an archive, as `podman save` and `docker save` write them.
+
+        Returns:
+            For each of them what `start` takes.
+
+        Raises:
+            OSError: it cannot be read, or is none.
+        """
+        with raised(fspath(archive)), listening(on_progress, f"loading {fspath(archive)}") as tell:
+            return await self.client.image_load(archive, on_progress=tell)
+
+    # --- the host itself ---
 
     async def list(self) -> "list[ListedEnvironment]":
         """The sandboxes that there are."""

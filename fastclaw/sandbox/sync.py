@@ -14,7 +14,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from fastclaw import sandbox
 from fastclaw.runtime import EnvironmentInfo
-from fastclaw.sandbox import CommandFailed, Done, FileTooLarge, Network, SandboxGone, Workspace, process
+from fastclaw.sandbox import CommandFailed, Done, FileTooLarge, Network, Progress, SandboxGone, Workspace, process
 from fastclaw.sandbox.facts import SandboxFacts
 from fastclaw.sandbox.loop_thread import loop_thread
 
@@ -25,6 +25,7 @@ __all__ = [
     "Host",
     "Network",
     "Process",
+    "Progress",
     "Sandbox",
     "SandboxGone",
     "Workspace",
@@ -189,5 +190,8 @@ class Host(_Sync[sandbox.Host]):
 
     start = _made(sandbox.Host.start, Sandbox)
     pool = _call(sandbox.Host.pool)
+    pull = _call(sandbox.Host.pull)
+    build = _call(sandbox.Host.build)
+    load = _call(sandbox.Host.load)
     list = _call(sandbox.Host.list)
     health = _call(sandbox.Host.health)

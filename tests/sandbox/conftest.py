@@ -23,14 +23,14 @@ def _thread() -> None:
     loop_thread()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def podman_host(engine_service: EngineService) -> Iterator[Host]:
     """A host on a real engine."""
     with Host(runtime="podman", url=engine_service.url) as host:
         yield host
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def local_host() -> Iterator[Host]:
     """A host without one."""
     with Host(runtime="local") as host:

@@ -223,13 +223,19 @@ def _copy_entry(entry: os.DirEntry[str], path: str, root: int) -> None:
         os.chmod(path, stat.S_IMODE(found.st_mode))
     else:
         raise Unclonable(f"the engine puts {entry.name} into a new container, which is neither empty nor a link")
-    os.chown(path, found.st_uid - root, found.st_gid - root, follow_symlinks=False)
+    os.chown(path, _inside(found.st_uid, root), _inside(found.st_gid, root), follow_symlinks=False)
+
+
+def _inside(id: int, root: int) -> int:
+    """Whose it is inside, by the id on this host. One that was not lent is a working directory's that Podman has made
+    (podman/container.py, `_lend_working_dir`)."""
+    return id - root if id >= root else id
 
 
 def _own(old: str, new: str, root: int) -> None:
     found = os.stat(old, follow_symlinks=False)
     if _OPAQUE in os.listxattr(old, follow_symlinks=False):
         os.setxattr(new, _OPAQUE, os.getxattr(old, _OPAQUE, follow_symlinks=False), follow_symlinks=False)
-    os.chown(new, found.st_uid - root, found.st_gid - root)
+    os.chown(new, _inside(found.st_uid, root), _inside(found.st_gid, root))
     os.chmod(new, stat.S_IMODE(found.st_mode))
     os.utime(new, ns=(found.st_atime_ns, found.st_mtime_ns))
