@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastclaw import engine_limits, environment_limits, limits, network_limits, options
 from fastclaw.client import RuntimeClient
 from fastclaw.conformance import POSIX, check
 
@@ -95,3 +96,51 @@ async def test_the_calls_on_the_page_about_environments_are_answered_as_it_says(
         for request, answer in zip(sent, shown, strict=True):
             told = await runtime.call(request["method"], request.get("params"))
             assert keys(answer) - {"jsonrpc", "id", "result"} <= keys(json.dumps(told))
+
+
+# --- Numbers ---
+
+BOUNDS = {
+    "starts at a time": (limits.MAX_STARTING_SPAWN, limits.MAX_STARTING_REST),
+    "live processes": (limits.MAX_PROCESSES,),
+    "starts that wait": (limits.QUEUE_LIMIT,),
+    "how long they wait": (limits.QUEUE_TIMEOUT_MS // 1000,),
+    "processes and threads of the commands": (limits.PIDS_LIMIT,),
+    "output of all runs at a time": (limits.RUN_OUTPUT_BYTES // (1024 * limits.MIB),),
+    "output of one run": (limits.RUN_OUTPUT_LIMIT_BYTES // limits.MIB, limits.MAX_RUN_OUTPUT_BYTES // limits.MIB),
+    "records of ended processes": (limits.KEEP_EXITED, limits.KEEP_EXITED_MS // 60_000),
+    "ended processes with output that nobody reads": (limits.MAX_LINGERING, limits.LINGER_MS // 1000),
+    "ranges of user ids": (options.ID_RANGES, limits.MAX_ID_RANGES),
+    "descriptors of": (
+        environment_limits.FILES_PER_ENVIRONMENT,
+        limits.FILES_PER_PUMPED,
+        limits.FILES_PER_PROCESS,
+        limits.RESERVED_FILES,
+    ),
+    "sandboxes of one": (environment_limits.MAX_ENVIRONMENTS,),
+    "processes of the host": (
+        limits.PIDS_PER_PROCESS,
+        environment_limits.PIDS_PER_ENVIRONMENT,
+        limits.RESERVED_PIDS,
+    ),
+    "memory | 2": (environment_limits.POOL_MEMORY_PERCENT,),
+    "kinds that are cloned": (engine_limits.CLONE_KINDS,),
+    "session keyrings": (limits.WANTED_KEYS,),
+    "connections to the outside": (network_limits.EGRESS_CONNECTIONS, network_limits.EGRESS_CONNECTIONS_PER_S),
+    "requests that are worked on": (limits.MAX_IN_FLIGHT,),
+    "a request, an answer": (limits.MAX_LINE_BYTES // limits.MIB,),
+    "answers that are not read": (
+        limits.OUTPUT_HIGH_WATER_BYTES // limits.MIB,
+        limits.OUTPUT_LOW_WATER_BYTES // limits.MIB,
+    ),
+    "requests in a batch": (limits.MAX_BATCH_ITEMS,),
+}
+"""The beginning of a row of from-one-to-many.md, and the numbers that have to be in it."""
+
+
+def test_the_bounds_on_the_page_about_many_are_those_in_force() -> None:
+    rows = [line for line in (ROOT / "docs" / "from-one-to-many.md").read_text().splitlines() if line.startswith("| ")]
+    for begins, numbers in BOUNDS.items():
+        [row] = [row for row in rows if row.startswith(f"| {begins}")]
+        told = {int(number.replace(" ", "")) for number in re.findall(r"\d+(?: \d{3})*", row.replace("=", " = "))}
+        assert told >= {*numbers}, begins
