@@ -98,6 +98,44 @@ async def test_the_calls_on_the_page_about_environments_are_answered_as_it_says(
             assert keys(answer) - {"jsonrpc", "id", "result"} <= keys(json.dumps(told))
 
 
+# --- llms.txt, and links ---
+
+LLMS = (ROOT / "llms.txt").read_text()
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]+)?\)")
+
+
+def test_llms_txt_has_the_form_of_its_specification() -> None:
+    """https://llmstxt.org: a title, a quote that says what it is, and lists of links, each with what is there."""
+    title, _, quote, *rest = LLMS.splitlines()
+    assert title == "# fastclaw"
+    assert quote.startswith("> ")
+    listed = [line for line in "\n".join(rest).split("\n## ", 1)[1].splitlines() if line.startswith("-")]
+    assert [line for line in listed if not re.fullmatch(r"- \[[^\]]+\]\([^)]+\): .+", line)] == []
+
+
+def test_each_page_is_in_llms_txt_and_each_of_its_links_is_there() -> None:
+    links = [link for link, _ in LINK.findall(LLMS)]
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+    assert {str(page.relative_to(ROOT)) for page in PAGES} - {*links} == set()
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_each_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for link, anchor in LINK.findall(page.read_text()):
+        if link.startswith(("http://", "https://")):
+            continue
+        target = (page.parent / link) if link else page
+        assert target.exists(), link
+        assert not anchor or anchor[1:] in anchors(target), link + anchor
+
+
 # --- Numbers ---
 
 BOUNDS = {
