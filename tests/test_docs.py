@@ -1,9 +1,6 @@
-"""What the docs name is there, their examples run, and their example runtime is a runtime."""
+"""What the docs name is there, and their example runtime is a runtime. tests/test_code_blocks.py runs their code."""
 
-import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -52,50 +49,10 @@ async def test_the_example_runtime_keeps_the_promises_of_the_wire() -> None:
     assert report.ok, report.to_text()
 
 
-ENVIRONMENTS = (ROOT / "docs" / "environments.md").read_text()
-PROGRAM = ROOT / "docs" / "environments.py"
-
-
-def blocks(text: str) -> list[str]:
-    """Its code, block by block."""
-    return [part.split("\n", 1)[1] for part in text.split("```")[1::2]]
-
-
-def test_the_program_with_many_environments_is_the_file_and_prints_what_the_page_says() -> None:
-    program, printed = blocks(ENVIRONMENTS)[:2]
-    assert program == PROGRAM.read_text()
-    given = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=100, check=False, env=given
-    )
-    assert (done.returncode, done.stdout) == (0, printed), done.stderr
-
-
-@pytest.mark.usefixtures("engine_plan")
-def test_the_program_that_builds_an_image_is_the_file_and_prints_what_the_page_says() -> None:
-    page = (ROOT / "docs" / "images.md").read_text()
-    file = ROOT / "docs" / "images.py"
-    program, printed = blocks(page)[:2]
-    assert program == file.read_text()
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=100, check=False)
-    assert (done.returncode, done.stdout) == (0, printed), done.stderr
-
-
-def keys(text: str) -> set[str]:
-    """The names of the fields in JSON, which may have places left out."""
-    return set(re.findall(r'"(\w+)":', text))
-
-
-async def test_the_calls_on_the_page_about_environments_are_answered_as_it_says() -> None:
-    lines = blocks(ENVIRONMENTS)[2].splitlines()
-    sent = [json.loads(line[3:]) for line in lines if line.startswith("-> ")]
-    shown = [line for line in lines if line.startswith("<- ")]
-    assert len(sent) == len(shown) == 6
-    serve = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "memory"]
-    async with RuntimeClient.spawn(serve) as runtime:
-        for request, answer in zip(sent, shown, strict=True):
-            told = await runtime.call(request["method"], request.get("params"))
-            assert keys(answer) - {"jsonrpc", "id", "result"} <= keys(json.dumps(told))
+@pytest.mark.parametrize("page", ["environments", "images"])
+def test_the_program_of_a_page_is_its_file(page: str) -> None:
+    program = (ROOT / "docs" / f"{page}.py").read_text()
+    assert f"```python\n{program}```" in (ROOT / "docs" / f"{page}.md").read_text()
 
 
 # --- llms.txt, and links ---

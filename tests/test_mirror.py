@@ -47,6 +47,7 @@ SUBJECTS = {
     "spawner/test_spawner_users.py": "the C program: users",
     "spawner/test_tty.py": "the C program: terminals",
     "test_build_spawner.py": "scripts/build_spawner.py",
+    "test_code_blocks.py": "README.md and docs/: their code",
     "test_docs.py": "docs/",
     "test_exports.py": "what `import fastclaw` brings in",
     "test_folder_seconds.py": "tests/folder_seconds.py",
