@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from inspect_ai.util import (
     ComposeConfig,
@@ -44,12 +44,14 @@ class FastclawSandbox(BaseModel, frozen=True, extra="allow"):
         image: reference or id; without it, and without `build`, it is a small one made of what is on this host.
         build: a directory to build the image from.
         containerfile: name of the file in it; None is `Containerfile`, else `Dockerfile`.
+        build_network: what its RUN steps reach: as with `docker build`, what the engine gives a container.
         working_dir: where commands start and relative paths do; empty is the image's own.
     """
 
     image: str | None = None
     build: str | None = None
     containerfile: str | None = None
+    build_network: Literal["none", "default", "host"] = "default"
     working_dir: str = ""
 
     def __init__(self, **fields: Any) -> None:
@@ -63,7 +65,7 @@ class FastclawSandbox(BaseModel, frozen=True, extra="allow"):
         if self.build is None:
             return self
         host = await self._host()
-        image = await host.build(self.build, file=self.containerfile)
+        image = await host.build(self.build, file=self.containerfile, network=self.build_network)
         return self.model_copy(update={"image": image, "build": None})
 
     async def start(self) -> Sandbox:
