@@ -5,6 +5,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ class LoopThread:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self._at_end: list[Close] = []
+        self._has_ended = False
         self._thread = threading.Thread(target=self.loop.run_forever, name="fastclaw-sandbox", daemon=True)
         self._thread.start()
         atexit.register(self._close)
@@ -31,12 +33,12 @@ class LoopThread:
         """From any other thread: wait for what a coroutine brings, or raises; Ctrl-C cancels it.
 
         Raises:
-            RuntimeError: the caller is on this loop, which would wait for itself.
+            RuntimeError: the caller is on this loop, which would wait for itself; or the program is at its end.
         """
         if threading.get_ident() == self._thread.ident:
             coroutine.close()
             raise RuntimeError("this is fastclaw's own event loop: use fastclaw.sandbox here, without sync")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        future = self._begun(coroutine)
         try:
             return future.result()
         except BaseException:  # its own, or Ctrl-C here
@@ -47,7 +49,19 @@ class LoopThread:
         """From a coroutine of another loop: what a coroutine brings; cancelled with whoever awaits it."""
         if asyncio.get_running_loop() is self.loop:
             return await coroutine
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
+        return await asyncio.wrap_future(self._begun(coroutine))
+
+    def begin(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """From any thread, also this one: have a coroutine done, and wait for nothing. For `__del__`, which is called
+        wherever Python is. At the end of the program nothing is done: all of it ends."""
+        with suppress(RuntimeError):
+            self._begun(coroutine)
+
+    def _begun(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        if self._has_ended:
+            coroutine.close()
+            raise RuntimeError("the program is at its end, and with it fastclaw's event loop")
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def close_at_end(self, close: Close) -> None:
         """Have this done on the loop at the end of the program, unless `forget` comes first."""
@@ -64,8 +78,11 @@ class LoopThread:
         for close in self._at_end:
             with suppress(Exception):  # the program ends; what it leaves behind, the runtime's own janitor removes
                 asyncio.run_coroutine_threadsafe(close(), self.loop).result(_CLOSE_S)
+        self._has_ended = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(_CLOSE_S)
+        if not self._thread.is_alive():
+            self.loop.close()
 
 
 _lock = threading.Lock()

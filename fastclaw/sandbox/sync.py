@@ -43,6 +43,11 @@ class _Sync(Generic[Of]):
     def __init__(self, of: Of) -> None:
         self._of = of
 
+    @property
+    def asynchronous(self) -> Of:
+        """What it stands for, of `fastclaw.sandbox`; to be used on the loop thread (`LoopThread.bring`)."""
+        return self._of
+
     def __repr__(self) -> str:
         return repr(self._of)
 
