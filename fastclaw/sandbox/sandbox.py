@@ -10,10 +10,10 @@ from typing import Any, Self
 from fastclaw import limits
 from fastclaw.client import Environment
 from fastclaw.client.answers import given
-from fastclaw.errors import ExecFailed
+from fastclaw.errors import ExecFailed, InvalidState
 from fastclaw.files import DirEntry, FileStat
 from fastclaw.runtime import EnvironmentInfo, HealthStatus, Keep, OnDisconnect, OnLimit, Orphans
-from fastclaw.sandbox.done import Done, Output, done_of, not_started
+from fastclaw.sandbox.done import Done, Output, SandboxGone, done_of, not_started
 from fastclaw.sandbox.facts import SandboxFacts
 from fastclaw.sandbox.process import Process
 from fastclaw.sandbox.raised import raised
@@ -123,7 +123,10 @@ class Sandbox(SandboxFacts):
             )
             return done_of(ran, Output(ran.stdout, ran.stderr, ran.dropped, ran.gap_at, ran.incomplete))
         process = await self._environment.exec(cmd, **params)
-        return done_of(*await run_by_streams(process, data, rule))
+        try:
+            return done_of(*await run_by_streams(process, data, rule))
+        except InvalidState as error:  # who waits for a process knows it as long as its sandbox is there
+            raise SandboxGone("the command has ended with its sandbox", "container_gone") from error
 
     async def exec(
         self,

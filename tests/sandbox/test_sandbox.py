@@ -143,6 +143,11 @@ def test_threads_run_side_by_side(box: Sandbox) -> None:
     assert time.monotonic() - before < 8 * 0.2
 
 
+def test_a_command_whose_output_may_be_large_ends_with_its_sandbox_too(podman_host: Host) -> None:
+    with podman_host.start(lifetime=1) as box, pytest.raises(SandboxGone, match="ended with its sandbox"):
+        box.run(["sleep", "1000"], output_limit="32m")
+
+
 def test_after_its_end_it_is_gone(podman_host: Host) -> None:
     with podman_host.start() as box:
         pass
