@@ -68,6 +68,11 @@ def program_of(page: Path, image: str) -> str:
     return program.replace('"python:3.12"', repr(image))
 
 
+def figures(found: dict[str, str]) -> tuple[int, int]:
+    """How many passed, and how many did not want to be skipped or to fail."""
+    return len(passed(found)), sum(outcome != "skipped" for outcome in found.values())
+
+
 def passed(found: dict[str, str]) -> set[str]:
     """The names of those that passed."""
     return {name for name, outcome in found.items() if outcome == "passed"}

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.adapters.suites import load_image, outcomes, passed
+from tests.adapters.suites import figures, load_image, outcomes, passed
 
 if TYPE_CHECKING:
     from tests.adapters.conftest import Report
@@ -20,7 +20,6 @@ def test_what_passes_without_fastclaw_passes_with_it(tmp_path: Path, report: Rep
     here = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # has the `python` that they call
     control = outcomes(tmp_path, "suite_control.py", PATH=here)
     found = outcomes(tmp_path, "suite_fastclaw.py", FASTCLAW_TEST_IMAGE=load_image(tmp_path))
-    control_figures = len(passed(control)), len(control)
-    report("langchain_tests SandboxIntegrationTests", len(passed(found)), len(found), control_figures)
+    report("langchain_tests SandboxIntegrationTests", *figures(found), control=figures(control))
     assert passed(control)
     assert passed(control) - passed(found) == set()

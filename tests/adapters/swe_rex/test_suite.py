@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.adapters.suites import load_image, outcomes, passed, source_of
+from tests.adapters.suites import figures, load_image, outcomes, passed, source_of
 
 if TYPE_CHECKING:
     from tests.adapters.conftest import Report
@@ -24,7 +24,6 @@ def test_its_suite_passes(tmp_path: Path, report: Report) -> None:
     (suite / "__init__.py").touch()
     control = outcomes(suite, *SUITE, TERM="dumb")  # with another its sessions say more than its tests await
     found = outcomes(suite, *SUITE, SWE_REX_IMAGE=load_image(tmp_path))
-    control_figures = len(passed(control)), len(control)
-    report("tests/test_execution.py", len(passed(found)), len(found), control_figures)
+    report("tests/test_execution.py", *figures(found), control=figures(control))
     assert passed(control) - passed(found) == set()
     assert set(found.values()) <= {"passed", "skipped"}  # it expects one to fail, which is skipped in a report
