@@ -76,8 +76,8 @@ def _print_table(codes: dict[str, int]) -> None:
     print("\n| tool | suite | passed | without fastclaw | lines of the adapter |\n| --- | --- | --- | --- | --- |")
     for tool, code in codes.items():
         needs = ", ".join(project["optional-dependencies"][tool.replace("_", "-")])
-        adapter = ROOT / "fastclaw" / "adapters" / f"{tool}.py"
-        lines = len(adapter.read_text().splitlines()) if adapter.exists() else "-"
+        adapter = sorted((ROOT / "fastclaw" / "adapters").glob(f"{tool}*.py"))
+        lines = " + ".join(str(len(path.read_text().splitlines())) for path in adapter) or "-"
         report = PLACE / f"{tool}.json"
         rows = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
         for row in rows:
