@@ -4,7 +4,7 @@
     scripts/test_adapters.py [TOOL ...]
 
 The environments are in `.adapters/`, with the wheel of this tree installed as a user would: `fastclaw[TOOL]`. A tool
-whose tests need another machine (a newer Python) has a program `run` beside its tests, which is started instead.
+that needs a newer Python than this one has a file `requires-python` beside its tests.
 """
 
 import json
@@ -49,8 +49,6 @@ def _test(tool: str, wheel: Path) -> int:
     (PLACE / f"{tool}.xml").unlink(missing_ok=True)
     environ = {**os.environ, "FASTCLAW_ADAPTER_REPORT": str(report)}
     here = TESTS / tool
-    if (here / "run").exists():
-        return subprocess.run([here / "run", str(wheel)], cwd=ROOT, env=environ, check=False).returncode
     venv = PLACE / tool
     _make_venv(venv, tool, wheel)
     pytest = [str(venv / "bin" / "python"), "-m", "pytest", "-c", str(TESTS / "pytest.ini")]
@@ -60,11 +58,22 @@ def _test(tool: str, wheel: Path) -> int:
 
 def _make_venv(venv: Path, tool: str, wheel: Path) -> None:
     if not (venv / "bin" / "python").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        subprocess.run([_python(tool), "-m", "venv", str(venv)], check=True)
     extra = tool.replace("_", "-")
     _pip(venv, "install", "--quiet", f"fastclaw[{extra}] @ {wheel.as_uri()}")
     _pip(venv, "install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
     _pip(venv, "install", "--quiet", "-r", str(TESTS / tool / "requirements.txt"))
+
+
+def _python(tool: str) -> str:
+    wanted = TESTS / tool / "requires-python"
+    if not wanted.exists():
+        return sys.executable
+    version = wanted.read_text().strip()
+    found = subprocess.run([ROOT / "scripts" / "find-python", version], stdout=subprocess.PIPE, text=True, check=False)
+    if found.returncode:
+        sys.exit(f"test-adapters: {tool} needs Python {version} or later, and none is here; install one")
+    return found.stdout.strip()
 
 
 def _pip(venv: Path, *arguments: str) -> None:
