@@ -96,7 +96,7 @@ def _print_table(codes: dict[str, int]) -> None:
 
 
 def _counted(tool: str, code: int) -> str:
-    """Of our own tests, how many passed. A tool with a program `run` may write the same file."""
+    """Of our own tests, how many passed."""
     results = PLACE / f"{tool}.xml"
     if not results.exists():
         return "FAILED" if code else "passed"
