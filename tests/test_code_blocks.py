@@ -100,8 +100,18 @@ def test_each_block_is_of_a_kind_that_is_known() -> None:
     ), "a fence that is not at the beginning of its line, or without an end"
 
 
+OF_ADAPTERS = "needs the tool, with which tests/adapters/{} runs it"
+
+
 def test_few_blocks_are_not_run_and_each_says_why() -> None:
-    assert {f"{block.where.partition(':')[0]}: {block.reason}" for block in ALL if block.reason} == NOT_RUN
+    said = {(page, block.reason) for block in ALL if block.reason for page in [block.where.partition(":")[0]]}
+    adapters = {
+        (str(page.relative_to(ROOT)), OF_ADAPTERS.format(tool))
+        for page in PAGES
+        for tool in [page.stem.replace("-", "_")]
+        if page.parent.name == "adapters" and (ROOT / "tests" / "adapters" / tool / "requirements.txt").is_file()
+    }
+    assert {f"{page}: {reason}" for page, reason in said - adapters} == NOT_RUN
 
 
 # --- Python and shells ---

@@ -20,7 +20,6 @@ WITHOUT_TESTS = {
     "sandbox/raised.py": "see there",
     "sandbox/streamed_run.py": "see there",
     "sandbox/transfer.py": "see there",
-    "sandbox/loop_thread.py": "tested with sandbox/sync.py",
     "conformance/check_*.py": "its checks run over three runtimes in test_runner.py, and broken ones in test_broken.py",
 }
 """Modules (patterns) without a test file of their own, with the reason."""

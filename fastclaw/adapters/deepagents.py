@@ -49,7 +49,7 @@ class FastclawSandbox(BaseSandbox):
         """Run shell text. `timeout`: seconds; 0 is no end."""
         return loop_thread().call(self._execute(command, timeout))
 
-    async def aexecute(self, command: str, *, timeout: int | None = None) -> ExecuteResponse:  # noqa: ASYNC109 - named by deepagents
+    async def aexecute(self, command: str, *, timeout: int | None = None) -> ExecuteResponse:
         """As `execute`; the command ends with its task."""
         return await loop_thread().bring(self._execute(command, timeout))
 
@@ -69,7 +69,7 @@ class FastclawSandbox(BaseSandbox):
         """As `download_files`."""
         return await loop_thread().bring(self._download(paths))
 
-    async def _execute(self, command: str, timeout: float | None) -> ExecuteResponse:  # noqa: ASYNC109 - the command's
+    async def _execute(self, command: str, timeout: float | None) -> ExecuteResponse:
         seconds = self._timeout if timeout is None else timeout
         done = await self._box.run(
             command, timeout=seconds or None, merge_stderr=True, output_limit=OUTPUT_BYTES, keep="head"

@@ -21,7 +21,6 @@ from fastclaw.sandbox.loop_thread import loop_thread
 
 ROOT = "0:0"
 """Whose files are that come from the host, and who may take them out, whatever the image's user: as with docker cp."""
-
 OUTPUT_LIMIT = "16m"
 """Of each stream of a command: agents read their logs by one. Of a longer one, the beginning and the end are kept."""
 
@@ -35,6 +34,7 @@ class Options(EnvironmentOptions):
     allowlist: Literal["proxy", "bridge"] = Field(
         "proxy", description="How a list is kept: programs ask a proxy, or connections are turned to it (needs root)."
     )
+    build_network: Literal["default", "host", "none"] = Field("default", description="What RUN steps reach.")
     url: str | None = Field(None, description="The engine's API; by default an engine of fastclaw's own.")
     storage: Literal["private", "host"] = Field("private", description="`host` has the images of your own Podman.")
     sandbox: dict[str, Any] = Field({}, description="Any other option of a sandbox, as JSON.")
@@ -95,7 +95,7 @@ class Environment(BaseEnvironment):
         if should_use_prebuilt_docker_image(self.environment_dir, docker_image=image, force_build=force_build):
             return str(image)
         async with self._builds.setdefault(self.environment_id, asyncio.Lock()):  # one builds, the others find it done
-            return await host.build(self.environment_dir, file="Dockerfile")
+            return await host.build(self.environment_dir, file="Dockerfile", network=self.options.build_network)
 
     def _network(self) -> Network:
         if self.network_policy.network_mode == NetworkMode.NO_NETWORK:

@@ -42,7 +42,7 @@ class FastclawSandboxEnvironment(util.SandboxEnvironment):
         cwd: str | None = None,
         env: dict[str, str] | None = None,
         user: str | None = None,
-        timeout: int | None = None,  # noqa: ASYNC109  # the signature is inspect-ai's
+        timeout: int | None = None,  # the signature is inspect-ai's
         timeout_retry: bool = True,  # of no use: nothing but the command itself takes the time
         concurrency: bool = True,  # likewise: fastclaw has a queue of its own
     ) -> util.ExecResult[str]:

@@ -45,7 +45,7 @@ class Deployment(AbstractDeployment):
             raise exceptions.DeploymentNotStartedError
         return self._runtime
 
-    async def is_alive(self, *, timeout: float | None = None) -> rex.IsAliveResponse:  # noqa: ASYNC109 - SWE-ReX's
+    async def is_alive(self, *, timeout: float | None = None) -> rex.IsAliveResponse:
         """Whether the sandbox is there. Raises as `runtime`."""
         return await self.runtime.is_alive(timeout=timeout)
 
@@ -73,7 +73,7 @@ class Runtime(rex.AbstractRuntime):
         self.box = box
         self._sessions: dict[str, Session] = {}
 
-    async def is_alive(self, *, timeout: float | None = None) -> rex.IsAliveResponse:  # noqa: ASYNC109 - SWE-ReX's
+    async def is_alive(self, *, timeout: float | None = None) -> rex.IsAliveResponse:
         """Whether the sandbox is there."""
         try:
             await asyncio.wait_for(loop_thread().bring(self.box.health()), timeout)
