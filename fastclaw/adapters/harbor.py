@@ -21,6 +21,7 @@ from fastclaw.sandbox.loop_thread import loop_thread
 
 ROOT = "0:0"
 """Whose files are that come from the host, and who may take them out, whatever the image's user: as with docker cp."""
+
 OUTPUT_LIMIT = "16m"
 """Of each stream of a command: agents read their logs by one. Of a longer one, the beginning and the end are kept."""
 
@@ -65,12 +66,12 @@ class Environment(BaseEnvironment):
     @classmethod
     def preflight(cls, kwargs: dict[str, Any] | None = None) -> None:
         super().preflight(kwargs)
-        url = (kwargs or {}).get("url")
-        command = [sys.executable, "-m", "fastclaw", "doctor", "--json", *(["--url", url] if url else [])]
-        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        url = [f"--url={kwargs['url']}"] if kwargs and kwargs.get("url") else []
+        doctor = [sys.executable, "-m", "fastclaw", "doctor", "--json", *url]
+        said = subprocess.run(doctor, capture_output=True, text=True, check=False)
         if said.returncode:
             found = json.loads(said.stdout or "[]")
-            why = [f"{one['subject']}: {one['text']}" for one in found if one["level"] == "problem"]
+            why = [f"{it['subject']}: {it['text']}" for it in found if it["level"] == "problem"]
             raise SystemExit(f"fastclaw does not run here: {'; '.join(why) or said.stderr.strip()}")
 
     def _validate_definition(self) -> None:
@@ -88,14 +89,16 @@ class Environment(BaseEnvironment):
         image = await self._image(host, force_build)
         megabytes = self._resource_limit_value("memory", auto_mode=ResourceMode.LIMIT)
         memory = None if megabytes is None else f"{megabytes}m"
-        return await host.start(image, memory=memory, network=self._network(), **self.options.sandbox)
+        asked = {"memory": memory, "network": self._network(), "on_progress": self.logger.debug} | self.options.sandbox
+        return await host.start(image, **asked)
 
     async def _image(self, host: Host, force_build: bool) -> str:
         image = self.task_env_config.docker_image
         if should_use_prebuilt_docker_image(self.environment_dir, docker_image=image, force_build=force_build):
             return str(image)
         async with self._builds.setdefault(self.environment_id, asyncio.Lock()):  # one builds, the others find it done
-            return await host.build(self.environment_dir, file="Dockerfile", network=self.options.build_network)
+            hear, network = self.logger.debug, self.options.build_network
+            return await host.build(self.environment_dir, file="Dockerfile", network=network, on_progress=hear)
 
     def _network(self) -> Network:
         if self.network_policy.network_mode == NetworkMode.NO_NETWORK:
@@ -136,15 +139,9 @@ class Environment(BaseEnvironment):
         user: str | int | None = None,
     ) -> ExecResult:
         who = self._resolve_user(user)
-        run = self.box.run(
-            ["bash", "-c", command],
-            cwd=cwd or self.task_env_config.workdir,
-            env=self._merge_env(env),
-            timeout=timeout_sec,
-            user=None if who is None else str(who),
-            output_limit=OUTPUT_LIMIT,
-        )
-        done = await loop_thread().bring(run)
+        where = {"cwd": cwd or self.task_env_config.workdir, "user": None if who is None else str(who)}
+        rules = {"env": self._merge_env(env), "timeout": timeout_sec, "output_limit": OUTPUT_LIMIT}
+        done = await loop_thread().bring(self.box.run(["bash", "-c", command], **where, **rules))
         if done.reason == "timeout":
             raise RuntimeError(f"Command timed out after {timeout_sec} seconds")
         return ExecResult(stdout=done.text, stderr=done.error_text, return_code=done.exit_code)

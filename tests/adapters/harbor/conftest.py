@@ -1,4 +1,4 @@
-"""An engine that has the tests' image, tasks made for a test, and `harbor run` on them."""
+"""The tests' images, tasks made for a test, and `harbor run` on them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from fastclaw.adapters.shared_host import shared_host
+from fastclaw.sandbox.loop_thread import loop_thread
+from fastclaw.sandbox.sync import Host
 from tests.adapters.image import USER, image_archive
 
 if TYPE_CHECKING:
@@ -58,23 +61,23 @@ class Trial(NamedTuple):
         return (self.directory / name).read_text()
 
 
-@pytest.fixture(scope="session")
-def engine() -> Iterator[str]:
-    """URL of an engine of these tests, in directories of its own."""
-    with tempfile.TemporaryDirectory(prefix="fch") as place:  # a socket's path is short
-        base = Path(place)
+@pytest.fixture(scope="session", autouse=True)
+def images() -> Iterator[None]:
+    """fastclaw has directories of its own here, an engine with the tests' images in them."""
+    with tempfile.TemporaryDirectory(prefix="fch") as place, pytest.MonkeyPatch.context() as patched:
+        base = Path(place)  # short, as a socket's path has to be
         (base / "r").mkdir(mode=0o700)
-        env = {**os.environ, "XDG_STATE_HOME": str(base / "s"), "XDG_RUNTIME_DIR": str(base / "r")}
-        fastclaw = [sys.executable, "-m", "fastclaw", "engine"]
-        started = subprocess.run([*fastclaw, "start", "--json"], env=env, capture_output=True, text=True, check=True)
-        url = json.loads(started.stdout)["url"]
-        try:
+        for name, value in (("XDG_STATE_HOME", base / "s"), ("XDG_RUNTIME_DIR", base / "r"), ("CONTAINER_HOST", "")):
+            patched.setenv(name, str(value))
+        with Host(runtime="podman") as host:
             for reference, user in ((IMAGE, None), (AGENT_IMAGE, USER)):
-                archive = image_archive(base / "image.tar", reference, user)
-                subprocess.run(["podman", "--url", url, "load", "-qi", archive], check=True, stdout=subprocess.DEVNULL)
-            yield url
-        finally:
-            subprocess.run([*fastclaw, "stop"], env=env, check=True, stdout=subprocess.DEVNULL)
+                host.load(image_archive(base / "image.tar", reference, user))
+        yield
+        loop_thread().call(_end_shared_host())
+
+
+async def _end_shared_host() -> None:
+    await (await shared_host(runtime="podman", url=None, storage="private")).close()
 
 
 @pytest.fixture
@@ -100,13 +103,13 @@ def make_task(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def harbor_run(engine: str, tmp_path: Path) -> Callable[..., list[Trial]]:
-    """`harbor run` with the oracle agent, in the sandboxes of the tests' engine."""
+def harbor_run(tmp_path: Path) -> Callable[..., list[Trial]]:
+    """`harbor run` with the oracle agent."""
 
     def run(task: Path, *options: str) -> list[Trial]:
         jobs = tmp_path / "jobs"
         harbor = [str(Path(sys.executable).with_name("harbor")), "run", "--path", str(task), "--agent", "oracle"]
-        where = ["--env", ADAPTER, "--ek", f"url={engine}", "--jobs-dir", str(jobs), "--job-name", "job", "--yes"]
+        where = ["--env", ADAPTER, "--jobs-dir", str(jobs), "--job-name", "job", "--yes"]
         done = subprocess.run(
             [*harbor, *where, *options],
             env={**os.environ, **HARBOR},

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def environments(engine: str, tmp_path: Path) -> Any:
+def environments(tmp_path: Path) -> Any:
     """Makes one by Harbor's factory, and ends it."""
 
     @asynccontextmanager
@@ -40,7 +40,6 @@ def environments(engine: str, tmp_path: Path) -> Any:
             trial_paths=paths,
             task_env_config=task,
             network_policy=task.resolve_baseline(),
-            url=engine,
         )
         await environment.start(force_build=False)
         try:

@@ -47,8 +47,16 @@ def test_a_task_is_built_from_its_dockerfile(make_task: MakeTask, harbor_run: Ru
     lines = (context / "Containerfile").read_text() + "RUN echo built >/built\n"
     (context / "Containerfile").unlink()
     (context / "Dockerfile").write_text(lines)
-    (trial,) = harbor_run(task)
-    assert (trial.reward, trial.error) == (1.0, ""), trial.said
+    trials = harbor_run(task, "-k", "2", "-n", "2", "--ek", "build_network=none")
+    assert [(trial.reward, trial.error) for trial in trials] == [(1.0, "")] * 2, trials[0].said
+
+
+def test_a_dockerfile_that_fails_says_why(make_task: MakeTask, harbor_run: Run) -> None:
+    task = make_task("true", "true", environment='network_mode = "no-network"')
+    (task / "environment" / "Dockerfile").write_text(f"FROM {IMAGE}\nRUN echo no such thing >&2; exit 9\n")
+    (trial,) = harbor_run(task, "--ek", "build_network=none")
+    assert trial.reward is None
+    assert "no such thing" in trial.error
 
 
 def test_users_directories_and_variables_are_those_of_the_task(make_task: MakeTask, harbor_run: Run) -> None:
