@@ -237,7 +237,7 @@ def test_an_agent_writes_a_program_runs_it_and_submits(start: Callable[..., Envi
 
 def test_the_command_of_the_page_runs(image: str, tmp_path: Path) -> None:
     """All of it but the model, for which a network would be needed."""
-    command = PAGE.read_text().split("```")[1].strip().splitlines()[1]
+    command = PAGE.read_text().partition("```sh\n")[2].splitlines()[1]
     assert command.startswith("mini ")
     (tmp_path / "model.yaml").write_text(yaml.safe_dump({"model": {"model_name": "deterministic", "outputs": says()}}))
     model = "--model-class minisweagent.models.test_models.DeterministicModel -c model.yaml"
