@@ -174,7 +174,7 @@ def done_of(ended: Ran | ExitRecord, output: Output = NO_OUTPUT) -> Done:
         incomplete=output.incomplete,
     )
     if ended.reason == "container_gone":
-        gone = SandboxGone("the command has ended with its sandbox", "container_gone")
+        gone = SandboxGone("the command has ended with its container", "container_gone")
         gone.done = done
         raise gone
     return done

@@ -12,6 +12,7 @@ from fastclaw.client import Environment
 from fastclaw.client.answers import given
 from fastclaw.errors import ExecFailed, InvalidState
 from fastclaw.files import DirEntry, FileStat
+from fastclaw.lifecycle import EnvironmentState
 from fastclaw.runtime import EnvironmentInfo, HealthStatus, Keep, OnDisconnect, OnLimit, Orphans
 from fastclaw.sandbox.done import Done, Output, SandboxGone, done_of, not_started
 from fastclaw.sandbox.facts import SandboxFacts
@@ -23,6 +24,8 @@ from fastclaw.sandbox.units import Size, milliseconds, size_bytes
 
 Command = Sequence[str] | str
 """Argv; or text for a shell, `sh -c TEXT`."""
+
+_ENDED_WITH_IT = "the command has ended with its sandbox"
 
 _INLINE_INPUT_BYTES = 4 * limits.MIB
 """Input that fits a line of `limits.MAX_LINE_BYTES` whatever it is: JSON makes up to six bytes of one."""
@@ -121,12 +124,23 @@ class Sandbox(SandboxFacts):
                 drain_ms=rule.drain_ms,
                 **params,
             )
-            return done_of(ran, Output(ran.stdout, ran.stderr, ran.dropped, ran.gap_at, ran.incomplete))
+            done = done_of(ran, Output(ran.stdout, ran.stderr, ran.dropped, ran.gap_at, ran.incomplete))
+            if done.reason == "killed":
+                await self._look_for_end(done)
+            return done
         process = await self._environment.exec(cmd, **params)
         try:
             return done_of(*await run_by_streams(process, data, rule))
         except InvalidState as error:  # who waits for a process knows it as long as its sandbox is there
-            raise SandboxGone("the command has ended with its sandbox", "container_gone") from error
+            raise SandboxGone(_ENDED_WITH_IT, "container_gone") from error
+
+    async def _look_for_end(self, done: Done) -> None:
+        """Whether it was killed with the sandbox, of which the answer of a run says nothing."""
+        listed = await self._environment.client.environment_list()
+        if not any(one.environment == self.id and one.state != EnvironmentState.STOPPING.value for one in listed):
+            gone = SandboxGone(_ENDED_WITH_IT)
+            gone.done = done
+            raise gone
 
     async def exec(
         self,

@@ -164,4 +164,16 @@ def test_a_command_that_ends_with_its_sandbox(podman_host: Host) -> None:
         while [listed.live for listed in podman_host.list() if listed.environment == box.id] != [1]:
             time.sleep(0.01)  # nothing tells of it
         box.close()
+        with pytest.raises(SandboxGone, match="ended with its sandbox") as gone:
+            running.result(10)
+        assert gone.value.done is not None
+        assert gone.value.done.reason == "killed"
+
+
+def test_a_command_that_a_reset_ends_is_an_outcome(podman_box: Sandbox, podman_host: Host) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(podman_box.run, ["sleep", "100"])
+        while [listed.live for listed in podman_host.list() if listed.environment == podman_box.id] != [1]:
+            time.sleep(0.01)  # nothing tells of it
+        podman_box.reset()
         assert running.result(10).reason == "killed"
