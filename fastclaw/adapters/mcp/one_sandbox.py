@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from fastclaw.errors import FastclawError
+from fastclaw.progress import Progress
 from fastclaw.sandbox import Host, Sandbox
 
 
@@ -20,11 +20,16 @@ class OneSandbox:
         self._start_options = start
         self._host: Host | None = None
         self._starting: asyncio.Task[Sandbox] | None = None
+        self._told = "starting the sandbox"
 
     @property
-    def is_up(self) -> bool:
-        """Whether it is there already."""
-        return self._starting is not None and self._starting.done()
+    def doing(self) -> str:
+        """What whoever waits for a call is told."""
+        is_up = self._starting is not None and self._starting.done()
+        return "at work" if is_up else self._told
+
+    def _hear(self, progress: Progress) -> None:
+        self._told = progress.text.strip().rpartition("\n")[2] or self._told
 
     async def get(self) -> Sandbox:
         """The one there is; those who wait for its start wait for the same.
@@ -37,14 +42,17 @@ class OneSandbox:
         starting = self._starting
         try:
             return await asyncio.shield(starting)
-        except FastclawError:
+        except Exception:
             self._forget(starting)
             raise
 
     async def _started(self) -> Sandbox:
-        if self._host is None or self._host.has_ended:
+        if self._host is not None and self._host.has_ended:
+            await self._host.close()
+            self._host = None
+        if self._host is None:
             self._host = await Host(**self._settings).__aenter__()
-        return await self._host.start(**self._start_options)
+        return await self._host.start(**self._start_options, on_progress=self._hear)
 
     def lost(self, box: Sandbox) -> None:
         """This one has ended."""

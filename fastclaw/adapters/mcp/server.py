@@ -138,8 +138,7 @@ async def _tick(report: Callable[..., Awaitable[None]], sandbox: OneSandbox) -> 
     while True:
         await asyncio.sleep(PROGRESS_S)
         seconds += PROGRESS_S
-        doing = "at work" if sandbox.is_up else "starting the sandbox"
-        await report(seconds, None, f"{doing}, {seconds:.0f} s")
+        await report(seconds, None, f"{sandbox.doing}, {seconds:.0f} s")
 
 
 # --- stdio ---

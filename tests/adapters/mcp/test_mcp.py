@@ -22,7 +22,7 @@ from fastclaw.adapters.mcp.tools import LIST_ENTRIES, OUTPUT_BYTES, READ_BYTES, 
 from tests.acceptance.homes import PATIENCE_S, Home, nothing_is_left
 
 MCP = [sys.executable, "-m", "fastclaw", "mcp"]
-ONE_LINE = 300
+ONE_LINE = 500
 
 
 @asynccontextmanager
@@ -175,6 +175,12 @@ async def test_a_sandbox_that_has_ended_is_said_once_and_started_anew() -> None:
         assert (await call(client, "list", path="/work"))["entries"] == []
 
 
+async def test_a_start_that_fails_is_said_and_tried_again() -> None:
+    async with session("--image", "localhost/no-such-image:1") as client:
+        for _ in range(2):
+            assert "no-such-image" in await refused(client, "list")
+
+
 async def test_limits_hold() -> None:
     async with session("--memory", "32m", "--user", "12345:12345") as client:
         assert (await call(client, "run", command="id -u"))["stdout"] == "12345\n"
@@ -225,7 +231,19 @@ async def test_nothing_is_left_whatever_ends_it(tmp_path: Path, how: str) -> Non
     await nothing_is_left(home)
 
 
-async def test_the_wire_has_nothing_but_messages(tmp_path: Path) -> None:
+def test_the_death_of_what_holds_the_sandbox_is_said_once(tmp_path: Path) -> None:
+    with server_at_work(Home(tmp_path)) as server:
+        (serve,) = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        os.kill(int(serve), signal.SIGKILL)
+        assert json.loads(server.stdout.readline())["result"]["isError"]
+        server.stdin.write(message(4, "tools/call", {"name": "run", "arguments": {"command": "echo again"}}))
+        server.stdin.flush()
+        assert json.loads(server.stdout.readline())["result"]["structuredContent"]["stdout"] == "again\n"
+        server.stdin.close()
+        assert server.wait(PATIENCE_S) == 0
+
+
+def test_the_wire_has_nothing_but_messages(tmp_path: Path) -> None:
     with server_at_work(Home(tmp_path)) as server:
         server.stdin.write(b"no message\n" + message(4, "ping", {}))
         server.stdin.close()
