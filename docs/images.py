@@ -14,6 +14,10 @@ RUN echo "$WORD" > /said
 """
 
 
+def write(directory: str, base: str | None) -> None:
+    Path(directory, "Containerfile").write_text(CONTAINERFILE.format(base=base))
+
+
 def show(told: Progress) -> None:
     for line in told.text.splitlines():
         if line.startswith("STEP"):
@@ -24,7 +28,7 @@ async def main() -> None:
     async with RuntimeClient.spawn(SERVE, namespace="images") as runtime:
         (main,) = await runtime.environment_list()
         with TemporaryDirectory() as directory:
-            Path(directory, "Containerfile").write_text(CONTAINERFILE.format(base=main.image))
+            write(directory, main.image)
             built = await runtime.image_build(directory, args={"WORD": "hello"}, on_progress=show)
         async with await runtime.environment_start(image=built.image) as box:
             print(await box.read_file("/said"))

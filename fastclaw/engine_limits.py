@@ -109,7 +109,8 @@ BUILD_END_MS = 10_000
 """For which the cancel of a build waits until the engine is through with it: 0.2 s measured on an idle machine."""
 
 BUILD_END_MOST_MS = 300_000
-"""For which steps of it are ended all the same: who unpacks 50 GB hears of the cancel when that is done."""
+"""For which steps of it are ended all the same: who unpacks 50 GB hears of the cancel when that is done. Then the
+connection is closed, whatever goes on."""
 
 BUILD_CALM_MS = 2_000
 """Without a sign of a build after its cancel, until it is taken to be over: from a step to the next it is 0.2 s."""

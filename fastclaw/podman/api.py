@@ -413,9 +413,9 @@ class EngineLifecycle:
         """A build or a load. Its connection is cut where nobody waits for it any more."""
         return await self._over(line, self._builds.enter("build"), call)
 
-    async def see_to(self, end: Coroutine[Any, Any, None]) -> None:
+    async def see_to(self, line: Line, end: Coroutine[Any, Any, None]) -> None:
         """See that something comes to its end, and wait for that as long as a caller may wait."""
-        task = asyncio.get_running_loop().create_task(_within(end, engine_limits.BUILD_END_MOST_MS / 1000))
+        task = asyncio.get_running_loop().create_task(_see_to(line, end))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
         _, unfinished = await asyncio.wait((task,), timeout=engine_limits.BUILD_END_MS / 1000)
@@ -448,13 +448,18 @@ def _in_time(call: Callable[[APIClient], T], seconds: float, client: APIClient) 
     return call(client)
 
 
-async def _within(work: Coroutine[Any, Any, None], seconds: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await work
+async def _see_to(line: Line, end: Coroutine[Any, Any, None]) -> None:
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(engine_limits.BUILD_END_MOST_MS / 1000):
+                await end
+    finally:
+        line.put_off(False)
 
 
 def _on_line(line: Line, call: Callable[[], T]) -> T:
+    if not line.begin():
+        raise StartFailed("it was given up before it began", "engine_unavailable")
     try:
         return call()
     finally:

@@ -6,6 +6,7 @@ never followed; what is neither file, directory nor link stays here, and is neve
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -19,7 +20,7 @@ from fastclaw.errors import IoError
 from fastclaw.processes.file_helper import error_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 IGNORE_FILES = (".containerignore", ".dockerignore")
 CONTAINERFILES = ("Containerfile", "Dockerfile")
@@ -97,25 +98,16 @@ class BuildContext(NamedTuple):
         root = Path(directory)
         try:
             if not stat.S_ISDIR(root.stat().st_mode):
-                raise NotADirectoryError(20, "", directory)
+                raise NotADirectoryError(errno.ENOTDIR, "", directory)
             return cls(root, _containerfile(root, file), _ignored(root))
         except OSError as error:
             raise error_for(error, str(error.filename or directory)) from error
 
-    def archive(self) -> Iterator[bytes]:
-        """The archive, piece by piece.
+    def archive(self, is_given_up: Callable[[], bool] = bool) -> Archive:
+        """As it is sent."""
+        return Archive(self, is_given_up)
 
-        Raises:
-            IoError: something cannot be read, or has become shorter while it was.
-        """
-        try:
-            for path, found in self._entries():
-                yield from _member(self.directory, path, found)
-        except OSError as error:
-            raise error_for(error, str(error.filename)) from error
-        yield tarfile.NUL * 2 * tarfile.BLOCKSIZE
-
-    def _entries(self) -> Iterator[tuple[str, os.stat_result]]:
+    def entries(self) -> Iterator[tuple[str, os.stat_result]]:
         """What is sent, in the order of the names, each after the directory that it is in."""
         left = self._within("")
         while left:
@@ -162,39 +154,89 @@ def _ignored(root: Path) -> Ignored:
     return Ignored(())
 
 
-def _member(root: Path, path: str, found: os.stat_result) -> Iterator[bytes]:
-    """Its header and content. Owners are root, as in any build: who has the directory is nobody's business."""
-    member = tarfile.TarInfo(path)
-    member.mode, member.mtime = stat.S_IMODE(found.st_mode), max(int(found.st_mtime), 0)
-    if stat.S_ISDIR(found.st_mode):
-        member.type = tarfile.DIRTYPE
-        yield _header(member)
-    elif stat.S_ISLNK(found.st_mode):
-        member.type, member.linkname = tarfile.SYMTYPE, os.readlink(root / path)
-        yield _header(member)
-    else:
-        yield from _file(root / path, member)
+class Archive:
+    """A directory on its way to the engine, piece by piece.
+
+    Where it cannot be read to its end, or nobody wants it any more, the engine gets a sound archive all the same, of a
+    directory from which nothing can be built: of a body that breaks off Podman 4.3.1 would keep what had come, for ever
+    (pkg/api/handlers/compat/images_build.go: it returns before it sees to the removal).
+
+    Parameters:
+        is_given_up: asked before each piece; bool() is False.
+
+    Attributes:
+        is_spoiled: nothing can be built from it.
+        error: why it could not be read.
+    """
+
+    def __init__(self, context: BuildContext, is_given_up: Callable[[], bool]) -> None:
+        self._context = context
+        self._is_given_up = is_given_up
+        self.is_spoiled = False
+        self.error: IoError | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for path, found in self._context.entries():
+                yield from self._member(path, found)
+                if self._must_end():
+                    break
+        except OSError as error:
+            self.error = error_for(error, str(error.filename))
+        except IoError as error:
+            self.error = error
+        if self._must_end():
+            self.is_spoiled = True
+            yield _header(tarfile.TarInfo(self._context.containerfile))  # in the place of the real one
+        yield tarfile.NUL * 2 * tarfile.BLOCKSIZE
+
+    def _must_end(self) -> bool:
+        return self.error is not None or self._is_given_up()
+
+    def _member(self, path: str, found: os.stat_result) -> Iterator[bytes]:
+        """Its header and content. Owners are root, as in any build: who has the directory is nobody's business."""
+        root, member = self._context.directory, tarfile.TarInfo(path)
+        member.mode, member.mtime = stat.S_IMODE(found.st_mode), max(int(found.st_mtime), 0)
+        if stat.S_ISDIR(found.st_mode):
+            member.type = tarfile.DIRTYPE
+            yield _header(member)
+        elif stat.S_ISLNK(found.st_mode):
+            member.type, member.linkname = tarfile.SYMTYPE, os.readlink(root / path)
+            yield _header(member)
+        else:
+            yield from self._file(root / path, member)
+
+    def _file(self, path: Path, member: tarfile.TarInfo) -> Iterator[bytes]:
+        """What it has now that it is open; a link, FIFO or device that took its place is refused, without waiting."""
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise IoError(f"{path}: it is no regular file", "not_regular", path=str(path), errno=None)
+            member.size = left = found.st_size
+            yield _header(member)
+            while left:
+                chunk = self._chunk(fd, path, min(left, engine_limits.IMAGE_CHUNK_BYTES))
+                left -= len(chunk)
+                yield chunk
+        finally:
+            os.close(fd)
+        yield tarfile.NUL * (-member.size % tarfile.BLOCKSIZE)
+
+    def _chunk(self, fd: int, path: Path, size: int) -> bytes:
+        """The next piece of a file, or as much of nothing where it must end: its size has been said."""
+        chunk = b""
+        if not self._must_end():
+            try:
+                chunk = os.read(fd, size)
+            except OSError as error:
+                self.error = error_for(error, str(path))
+            else:
+                if not chunk:
+                    text = f"{path}: it became shorter while it was read"
+                    self.error = IoError(text, "wrong_size", path=str(path), errno=None)
+        return chunk or bytes(size)
 
 
 def _header(member: tarfile.TarInfo) -> bytes:
     return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-
-
-def _file(path: Path, member: tarfile.TarInfo) -> Iterator[bytes]:
-    """What it has now that it is open; a link, FIFO or device that took its place is refused, without waiting."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise IoError(f"{path}: it is no regular file", "not_regular", path=str(path), errno=None)
-        member.size = left = found.st_size
-        yield _header(member)
-        while left:
-            chunk = os.read(fd, min(left, engine_limits.IMAGE_CHUNK_BYTES))
-            if not chunk:
-                raise IoError(f"{path}: it became shorter while it was read", "wrong_size", path=str(path), errno=None)
-            left -= len(chunk)
-            yield chunk
-    finally:
-        os.close(fd)
-    yield tarfile.NUL * (-member.size % tarfile.BLOCKSIZE)

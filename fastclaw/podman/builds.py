@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
+import requests
 from msgspec import Struct
 from podman.errors import APIError
 
@@ -27,7 +28,7 @@ from fastclaw import engine_limits
 from fastclaw.errors import IoError, StartFailed
 from fastclaw.linux.cgroups import CGROUPS
 from fastclaw.linux.proc import this_process
-from fastclaw.podman.build_context import BuildContext
+from fastclaw.podman.build_context import Archive, BuildContext
 from fastclaw.podman.engine_news import News, Output, lines_of
 from fastclaw.podman.podman_client import answer, check
 from fastclaw.podman.service.janitor_main import STEPS
@@ -35,7 +36,7 @@ from fastclaw.processes.file_helper import error_for
 from fastclaw.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
 
     from podman.api.client import APIClient
 
@@ -73,7 +74,7 @@ class Calls(Protocol):
     async def build(self, line: Line, call: Callable[[], T]) -> T:
         """Such a call. Its connection is cut where nobody waits for it any more."""
 
-    async def see_to(self, end: Coroutine[Any, Any, None]) -> None:
+    async def see_to(self, line: Line, end: Coroutine[Any, Any, None]) -> None:
         """See that something comes to its end, and wait for that as long as a caller may wait."""
 
 
@@ -106,8 +107,10 @@ async def build(calls: Calls, request: BuildImage, tell: Tell | None, *, group: 
     try:
         return await calls.build(line, lambda: _build(line, params, context, news))
     except BaseException as error:
-        if not isinstance(error, StartFailed) or error.reason != "build_failed":
-            await calls.see_to(_end(calls, line, others, group))
+        if isinstance(error, StartFailed) and error.reason == "engine_unavailable":  # whose steps would go on alone
+            await asyncio.to_thread(group.end if group is not None else bool)
+        elif not line.is_through:
+            await calls.see_to(line, _end(calls, line, others, group))
         raise
 
 
@@ -130,16 +133,30 @@ def _params(request: BuildImage, context: BuildContext, group: StepGroup | None)
 
 def _build(line: Line, params: dict[str, str], context: BuildContext, news: News) -> str:
     """In the thread."""
-    body = _sent(context.archive(), news, line)
+    archive = context.archive(lambda: line.is_cut)
+    try:
+        return _built(line, params, archive, news)
+    except (StartFailed, requests.RequestException) as error:
+        if archive.error is not None:
+            raise archive.error from error
+        raise
+
+
+def _built(line: Line, params: dict[str, str], archive: Archive, news: News) -> str:
+    """An engine that is sent something, or unpacks it, does not notice who leaves; and what it says of an archive that
+    was spoiled is the proof that it has nothing of it any more."""
+    line.put_off(True)
+    body: Any = _sent(archive, news)  # an iterator, of which podman-py's annotations do not know
     response = line.client.post("/build", params=params, data=body, headers=TAR, stream=True)
     try:
-        line.put_off(False)
+        line.put_off(archive.is_spoiled)
         check(response)
         output, error = Output(news), ""
         for said in lines_of(response):
             output.add(said.stream)
             error = said.error or error
         output.close()
+        line.is_through = True
     finally:
         response.close()
     if error:
@@ -150,18 +167,12 @@ def _build(line: Line, params: dict[str, str], context: BuildContext, news: News
     return str(found[-1])
 
 
-def _sent(chunks: Iterator[bytes], news: News, line: Line) -> Any:
-    """The body of a request; an iterator, of which podman-py's annotations do not know.
-
-    Parameters:
-        line: an engine that unpacks what it was sent does not notice who leaves.
-    """
+def _sent(chunks: Iterable[bytes], news: News) -> Iterator[bytes]:
     done = 0
     for chunk in chunks:
         yield chunk
         done += len(chunk)
         news(Progress(done=done))
-    line.put_off(True)
 
 
 def _failed(error: str, output: Output) -> StartFailed:
@@ -172,13 +183,14 @@ def _failed(error: str, output: Output) -> StartFailed:
 
 
 async def _end(calls: Calls, line: Line, others: set[str], group: StepGroup | None) -> None:
-    """Return when the engine is through with a build that was given up: a container of it was there and is gone, or for
-    some time there is none. After a step that was ended there is no other, but one may begin as the client leaves.
+    """Return when the engine is through with a build that was given up: it says so, or a container of it was there and
+    is gone, or for some time there is none. After a step that was ended there is no other, but one may begin as the
+    client leaves.
     """
     seen: set[str] = set()
     calm_since = float("inf")
     loop = asyncio.get_running_loop()
-    while True:
+    while not line.is_through:
         has_step = group is not None and await asyncio.to_thread(group.end)
         working = await _working_but(calls, others)
         seen |= working
@@ -214,13 +226,16 @@ class StepGroup:
         self.path = f"/{this_process().table_prefix}{STEPS}{secrets.token_hex(4)}"
 
     def end(self) -> bool:
-        """Kill what is in it; whether there was something."""
+        """Kill what is in it, else remove it; whether there was something."""
         hierarchies = (CGROUPS, *CGROUPS.iterdir())  # of version 1 there are several
-        files = [file for one in hierarchies for file in Path(f"{one}{self.path}").rglob("cgroup.procs")]
-        found = {pid for file in files for pid in _numbers(file)}
+        folders = [path for one in hierarchies if (path := Path(f"{one}{self.path}")).is_dir()]
+        found = {pid for folder in folders for file in folder.rglob("cgroup.procs") for pid in _numbers(file)}
         for pid in found:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for folder in folders if not found else ():
+            with suppress(OSError):  # the OCI runtime does it too, where it still can
+                folder.rmdir()
         return bool(found)
 
 
@@ -247,8 +262,9 @@ async def load(calls: Calls, archive: str, tell: Tell | None) -> list[str]:
 
 def _load(line: Line, path: Path, news: News) -> list[str]:
     with _opened(path) as file:
+        body: Any = _read(file, path, news)  # as in `_built`
         try:
-            found = answer(line.client.post("/images/load", data=_read(file, path, news), headers=TAR), _Loaded)
+            found = answer(line.client.post("/images/load", data=body, headers=TAR), _Loaded)
         except APIError as error:
             if "payload does not match" not in str(error.explanation or error):
                 raise
@@ -278,9 +294,8 @@ def _errors_of(path: Path) -> Iterator[None]:
         raise error_for(error, str(path)) from error
 
 
-def _read(file: IO[bytes], path: Path, news: News) -> Any:
-    """The body of a request, as `_sent`. Podman 4.3.1 takes a docker-archive that xz or zstd has compressed, and not
-    one of gzip's."""
+def _read(file: IO[bytes], path: Path, news: News) -> Iterator[bytes]:
+    """As it is sent: Podman 4.3.1 takes a docker-archive that xz or zstd has compressed, and not one of gzip's."""
     with _errors_of(path):
         total = os.fstat(file.fileno()).st_size
         is_gzip = os.pread(file.fileno(), len(GZIP), 0) == GZIP
@@ -291,6 +306,5 @@ def _read(file: IO[bytes], path: Path, news: News) -> Any:
 
 
 def _bad(path: Path) -> IoError:
-    return IoError(
-        f"{path}: it is neither a docker-archive nor an oci-archive", "bad_archive", path=str(path), errno=None
-    )
+    text = f"{path}: it is neither a docker-archive nor an oci-archive"
+    return IoError(text, "bad_archive", path=str(path), errno=None)

@@ -172,14 +172,15 @@ class Line:
     Attributes:
         client: for that call alone.
         is_closed: whether the call has come to its end.
+        is_through: and the engine has said all that it had to say.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.client, self.timeout_s = make_client(url, timeout_s), timeout_s
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._is_cut = self._is_put_off = False
-        self.is_closed = False
+        self._is_cut = self._is_put_off = self._has_begun = False
+        self.is_closed = self.is_through = False
         for adapter in self.client.adapters.values():
             if isinstance(adapter, HTTPAdapter):
                 pools = adapter.poolmanager
@@ -213,11 +214,25 @@ class Line:
             self._is_put_off = is_put_off
             self._shut_if_due()
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._is_cut
+
+    def begin(self) -> bool:
+        """In the thread: whether the call is still wanted."""
+        with self._lock:
+            self._has_begun = not self._is_cut
+            return self._has_begun
+
     def cut(self) -> None:
-        """End the call: who is at it finds its connection at its end. Idempotent, from any thread."""
+        """End the call: who is at it finds its connection at its end, and who is not yet does not begin. Idempotent,
+        from any thread."""
         with self._lock:
             self._is_cut = True
             self._shut_if_due()
+            if not self._has_begun:
+                self.is_closed = self.is_through = True
 
     def close(self) -> None:
         """In the thread that made the call: the connection is closed."""

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 from msgspec import structs
+from podman import PodmanClient
 
 from fastclaw.cli.schema import ID, document, required, summary
 from fastclaw.files import FileRequest, FileStat
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.cli.programs import Call
+    from tests.engine_fixtures import EngineService
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONTRACT, FILES = (DOCS / "contract.md").read_text(), (DOCS / "files.md").read_text()
@@ -218,7 +220,24 @@ def test_all_that_goes_over_a_wire_fits_it(served: Served, tmp_path: Path) -> No
     call("pool_set", pool=[{"size": 0}])
     call("health")
     call("shutdown")
-    assert call.methods == set(SHAPES) - {"stop"}, "which is another name for shutdown"
+    assert call.methods == set(SHAPES) - {"stop", *IMAGES}, "which is another name for shutdown, and what has no engine"
+
+
+IMAGES = {"image_pull", "image_build", "image_load"}
+
+
+def test_images_fit_it_too(engine_service: EngineService, tmp_path: Path) -> None:
+    (tmp_path / "Containerfile").write_text(f"FROM {engine_service.image}\nUSER 5\n")
+    with Served(serve_command("podman"), tmp_path / "log") as child:
+        call = Checked(child)
+        call("initialize", namespace="schema", options={"url": engine_service.url, "environment": False})
+        call("image_pull", image=engine_service.image, pull="missing", progress=False)
+        built = call("image_build", directory=str(tmp_path), args={"A": "b"}, network="none", no_cache=True)
+        with PodmanClient(base_url=engine_service.url) as client:
+            response = client.api.get(f"/images/{built['id']}/get", params={"format": "docker-archive"})
+            (tmp_path / "archive").write_bytes(response.content)
+        call("image_load", archive=str(tmp_path / "archive"))
+        assert call.methods == {"initialize", *IMAGES}
 
 
 WRONG: list[tuple[str, dict[str, Any]]] = [

@@ -31,8 +31,16 @@ def made(directory: Path, *names: str, ignore: str = "") -> Path:
 
 
 def sent(directory: Path, file: str | None = None) -> dict[str, tarfile.TarInfo]:
-    archive = b"".join(BuildContext.open(str(directory), file).archive())
-    with tarfile.open(fileobj=io.BytesIO(archive), errorlevel=2) as tar:
+    archive = BuildContext.open(str(directory), file).archive()
+    found = read(b"".join(archive))
+    if archive.error is not None:
+        raise archive.error
+    return found
+
+
+def read(data: bytes) -> dict[str, tarfile.TarInfo]:
+    """The members of an archive, which has to be a sound one; the last of those that have the same name."""
+    with tarfile.open(fileobj=io.BytesIO(data), errorlevel=2) as tar:
         return {member.name: member for member in tar}
 
 
@@ -173,13 +181,34 @@ def test_a_tree_of_any_depth(tmp_path: Path) -> None:
 def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     path = made(tmp_path) / "shrinks"
     path.write_bytes(b"x" * 2 * engine_limits.IMAGE_CHUNK_BYTES)
-    chunks = BuildContext.open(str(tmp_path), None).archive()
-    while not next(chunks).startswith(b"xxx"):
-        pass
-    os.truncate(path, 0)
-    with pytest.raises(IoError, match="shorter") as raised:
-        next(chunks)
-    assert raised.value.reason == "wrong_size"
+    archive = BuildContext.open(str(tmp_path), None).archive()
+    pieces = []
+    for piece in archive:
+        pieces += [piece]
+        if piece.startswith(b"xxx"):
+            os.truncate(path, 0)
+    assert archive.error is not None
+    assert (archive.error.reason, archive.error.data["path"]) == ("wrong_size", str(path))
+    assert_nothing_can_be_built_from(b"".join(pieces))
+
+
+def test_what_is_given_up_is_ended_soon_and_in_order(tmp_path: Path) -> None:
+    made(tmp_path, "a", "z")
+    (tmp_path / "m").write_bytes(b"x" * 10 * engine_limits.IMAGE_CHUNK_BYTES)
+    pieces: list[bytes] = []
+    archive = BuildContext.open(str(tmp_path), None).archive(lambda: any(piece[:1] == b"x" for piece in pieces))
+    pieces.extend(archive)
+    assert archive.is_spoiled
+    assert archive.error is None
+    found = assert_nothing_can_be_built_from(b"".join(pieces))
+    assert {*found} == {"Containerfile", "a", "m"}
+
+
+def assert_nothing_can_be_built_from(data: bytes) -> dict[str, tarfile.TarInfo]:
+    """Its file of orders is an empty one."""
+    found = read(data)
+    assert found["Containerfile"].size == 0
+    return found
 
 
 @pytest.mark.parametrize("name", ["file", "directory/file"])

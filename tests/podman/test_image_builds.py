@@ -319,8 +319,9 @@ async def test_a_build_that_is_given_up_while_its_context_is_sent_has_not_begun(
     lifecycle: EngineLifecycle, engine_service: EngineService, tmp_path: Path
 ) -> None:
     context(tmp_path, f"FROM {engine_service.image}\nCOPY . /\n")
-    with (tmp_path / "large").open("wb") as file:
-        file.truncate(4096 * MIB)
+    for number in range(64):
+        with (tmp_path / str(number)).open("wb") as file:
+            file.truncate(64 * MIB)
     is_under_way = asyncio.Event()
     building = asyncio.create_task(
         lifecycle.build_image(BuildImage(directory=str(tmp_path)), lambda told: is_under_way.set())
@@ -330,6 +331,7 @@ async def test_a_build_that_is_given_up_while_its_context_is_sent_has_not_begun(
     with pytest.raises(asyncio.CancelledError):
         async with asyncio.timeout(10):
             await building
+    await until(lambda: not lifecycle._ending)
 
 
 async def test_a_build_that_is_given_up_while_the_engine_unpacks_its_context_is_cut_when_it_listens(
@@ -354,6 +356,22 @@ async def test_a_build_that_is_given_up_while_the_engine_unpacks_its_context_is_
     building.cancel()
     with pytest.raises(asyncio.CancelledError):
         await building
+
+
+async def test_one_that_is_given_up_while_it_waits_for_others_does_not_begin(
+    lifecycle: EngineLifecycle, engine_service: EngineService, tmp_path: Path
+) -> None:
+    places = [await lifecycle._builds.enter("build") for _ in range(engine_limits.ENGINE_BUILDS)]
+    context(tmp_path, f"FROM {engine_service.image}\n")
+    waiting = asyncio.create_task(lifecycle.build_image(BuildImage(directory=str(tmp_path), tag=TAG)))
+    await until(lambda: lifecycle._builds.waiting)
+    waiting.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait((waiting,))
+    assert waiting.cancelled()
+    for place in places:
+        place.leave()
+    assert await lifecycle.image(TAG) is None
 
 
 async def test_a_build_that_takes_too_long_is_ended(

@@ -37,7 +37,9 @@ def test_which_one_it_is(
     default: str, option: str | None, why_no_engine: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose, "why_no_engine", lambda _: why_no_engine)
-    assert choose.choose({"runtime": option} if option else {}, default)[0] == expected
+    given = {"runtime": option} if option else {}
+    assert choose.choose(given, default)[0] == expected
+    assert choose.has_engine(given, default) == (expected == "podman")
 
 
 def test_each_has_a_factory_of_its_name() -> None:

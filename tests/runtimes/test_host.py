@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fastclaw import limits
-from fastclaw.errors import InvalidParams, InvalidState, StartFailed
+from fastclaw.errors import InvalidParams, InvalidState, MethodNotFound, StartFailed
+from fastclaw.images import BuildImage, LoadImages, PullImage
 from fastclaw.runtime import EnvironmentRequest, ExecRequest, RunRequest
 from fastclaw.runtimes.host import EnvironmentHost
 from fastclaw.server.dispatch import Dispatcher
@@ -75,6 +76,21 @@ async def test_up_and_down(kind: str) -> None:
     assert (await runtime.health()).message == "not running"
     assert repr(runtime) == "<EnvironmentHost not running, 0 environments>"
     assert not os.path.exists(os.path.dirname(result.stdio_addr))  # noqa: ASYNC240 - one stat
+
+
+@pytest.mark.parametrize("kind", ["memory", "local"])
+async def test_without_an_engine_there_are_no_images(kind: str) -> None:
+    runtime = EnvironmentHost(kind)
+    await runtime.start(params())
+    assert "images" not in runtime.capabilities
+    for call in (
+        runtime.image_pull(PullImage(image="a")),
+        runtime.image_build(BuildImage(directory="/")),
+        runtime.image_load(LoadImages(archive="/")),
+    ):
+        with pytest.raises(MethodNotFound):
+            await call
+    await runtime.stop()
 
 
 async def test_stop_before_start() -> None:

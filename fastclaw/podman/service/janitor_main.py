@@ -25,8 +25,10 @@ ARMED = b"!"
 """Said on the socket once the owner may rely on us."""
 
 STEPS = "build_"
-"""After the prefix of the owner's tables, how the control groups begin in which steps of builds run. With its step a
-build comes to its end, and its engine removes what it was at."""
+"""After the prefix of the owner's tables, how the control groups begin in which steps of builds run."""
+
+WORKING = "buildah"
+"""The command of a container in which a build works, as the engine shows it."""
 
 KILLED_MS = 1_000
 """From SIGKILL to the end of a process: milliseconds. Not in limits.py, which is not to be had here."""
@@ -67,8 +69,7 @@ def clean_up(order: Order, service: int | None) -> None:
     Parameters:
         service: pidfd of its service.
     """
-    if order["tables"]:
-        _end_processes([order["tables"] + STEPS], order["tries"])
+    builds = _end_steps(order)
     if service is not None:
         _end_service(service, order["drain_ms"])
     _end_twin(order["own_dir"], order["drain_ms"])
@@ -81,12 +82,16 @@ def clean_up(order: Order, service: int | None) -> None:
         found.update(containers)
         _podman(order, "rm", "--force", "--time", "0", "--volumes", *containers)
         _end_processes(containers, order["tries"])
+    if builds:
+        _remove_builds(order, builds)
     volumes = _podman(order, "volume", "ls", "--quiet", "--filter", f"label={order['label']}")
     if volumes:
         _podman(order, "volume", "rm", "--force", *volumes)
     if order["nft"] is not None and order["tables"]:
         _remove_networks(order, order["nft"])
     _delete(order, sorted(found))  # last, so that what was killed has been reaped
+    if builds:
+        _remove_groups(order["tables"] + STEPS)
     _remove_directory(order["own_dir"])
 
 
@@ -95,6 +100,39 @@ def clear(order: Order, container: str) -> None:
     runs."""
     _end_processes([container], order["tries"])
     _delete(order, [container])
+
+
+def _end_steps(order: Order) -> set[str]:
+    """End the steps of the owner's builds; the beginnings of the ids of the containers that they ran in, which their
+    engine, as it dies, cannot remove."""
+    builds = set()
+    mark = order["tables"] + STEPS
+    for pid in _processes() if order["tables"] else ():
+        if mark.encode() in _read(pid, "cgroup"):
+            words = _read(pid, "environ").decode(errors="replace").split("\0")
+            builds |= {word.partition("=")[2] for word in words if word.startswith("HOSTNAME=")}
+    if builds:
+        _end_processes([mark], order["tries"])
+    return builds
+
+
+def _remove_groups(mark: str) -> None:
+    """The control groups of the steps, in each hierarchy that there is: their OCI runtime has died with the service."""
+    with suppress(OSError):
+        for folder in ("/sys/fs/cgroup", *(entry.path for entry in os.scandir("/sys/fs/cgroup") if entry.is_dir())):
+            for name in os.listdir(folder):
+                if name.startswith(mark):
+                    with suppress(OSError):
+                        os.rmdir(os.path.join(folder, name))
+
+
+def _remove_builds(order: Order, builds: set[str]) -> None:
+    """Of the engine's containers those alone in which a build works."""
+    shown = _podman(order, "ps", "--all", "--external", "--no-trunc", "--format", "{{.ID}}={{.Command}}")
+    working = [word.partition("=")[0] for word in shown if word.endswith(f"={WORKING}")]
+    mine = [name for name in working if name[:12] in builds]
+    if mine:
+        _podman(order, "rm", "--force", *mine)
 
 
 def _delete(order: Order, containers: list[str]) -> None:

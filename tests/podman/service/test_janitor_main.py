@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from fastclaw.linux.cgroups import CGROUPS
 from fastclaw.podman.service import janitor_main
 from fastclaw.podman.service.plan import JanitorOrder, janitor_argv
 
@@ -131,6 +132,26 @@ def test_where_nothing_is_left_nothing_is_removed(owner: Owner) -> None:
     assert owner.die() == 0
     assert [line.split()[0] for line in owner.asked()] == ["ps", "volume"]
     assert not (owner.home / "own").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes control groups")
+def test_a_step_of_a_build_ends_at_once_and_its_container_goes_after_the_service(owner: Owner) -> None:
+    """Of the engine's containers that alone in which a build works, and which the step names as its host."""
+    group = CGROUPS / "pids" if (CGROUPS / "pids").is_dir() else CGROUPS
+    folder = group / f"fastclaw_1_2_3_{janitor_main.STEPS}c0ffee"
+    folder.mkdir()
+    mine, other = "c0ffee" * 10 + "0123", "c0ffee" * 10 + "4567"
+    owner.has(containers=f"{mine}=buildah\nd00d=buildah\n{other}=sh\n")
+    (owner.home / "stubborn").touch()
+    with subprocess.Popen(["sleep", "1000"], env={"HOSTNAME": mine[:12]}) as step:
+        (folder / "cgroup.procs").write_text(str(step.pid))
+        owner.employ(tables="fastclaw_1_2_3_")
+        assert owner.die() == 0
+        assert step.wait(PATIENCE_S) == -signal.SIGKILL
+    asked = owner.asked()
+    assert "ps --all --external --no-trunc --format {{.ID}}={{.Command}}" in asked
+    assert f"rm --force {mine}" in asked
+    assert not folder.exists()
 
 
 TABLES = """\
