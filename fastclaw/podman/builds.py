@@ -58,6 +58,9 @@ NETWORKS = {
 the API is this host's network."""
 
 _ID = re.compile(r"^[0-9a-f]{64}$", re.MULTILINE)
+_NO_NETWORK = re.compile(r"\b(netavark|cni|slirp4netns|pasta)\b", re.IGNORECASE)
+"""Who makes the engine's networks, and is named where one cannot be made."""
+
 _WORKING = ["buildah"]
 """The command of a container in which a build works, as the engine lists it."""
 
@@ -179,6 +182,8 @@ def _failed(error: str, output: Output) -> StartFailed:
     text = " ".join(error.split())
     last = output.last_line
     said = "" if not last or last.startswith("STEP ") or text.endswith(last) else f": {last}"
+    if _NO_NETWORK.search(text):
+        said = f"{said}; see fastclaw doctor for network mode open, or give the build the network none or host"
     return StartFailed(f"the build failed: {text}{said}", "build_failed", output=output.tail)
 
 

@@ -475,3 +475,9 @@ async def test_each_long_call_has_a_connection_of_its_own_which_is_closed_after_
         assert line.is_closed
         await lifecycle.aclose()
     assert recorder.asked == ["GET /_ping"]
+
+
+@pytest.mark.parametrize(("error", "hints"), [("netavark: No such file or directory", True), ("exit status 7", False)])
+def test_where_the_engine_can_make_no_network_the_error_says_what_to_do(error: str, hints: bool) -> None:
+    failed = builds._failed(error, builds.Output(lambda _: None))
+    assert ("see fastclaw doctor" in str(failed)) is hints
