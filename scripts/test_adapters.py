@@ -4,7 +4,8 @@
     scripts/test_adapters.py [TOOL ...]
 
 The environments are in `.adapters/`, with the wheel of this tree installed as a user would: `fastclaw[TOOL]`. A tool
-that needs a newer Python than this one has a file `requires-python` beside its tests.
+that needs a newer Python than this one has a file `requires-python` beside its tests. One of whose requirements only a
+few are to be had has a file `install` with what pip is told instead, and those few in its `requirements.txt`.
 """
 
 import json
@@ -59,8 +60,11 @@ def _test(tool: str, wheel: Path) -> int:
 def _make_venv(venv: Path, tool: str, wheel: Path) -> None:
     if not (venv / "bin" / "python").exists():
         subprocess.run([_python(tool), "-m", "venv", str(venv)], check=True)
-    extra = tool.replace("_", "-")
-    _pip(venv, "install", "--quiet", f"fastclaw[{extra}] @ {wheel.as_uri()}")
+    alone = TESTS / tool / "install"
+    extra = "" if alone.exists() else f"[{tool.replace('_', '-')}]"
+    _pip(venv, "install", "--quiet", f"fastclaw{extra} @ {wheel.as_uri()}")
+    if alone.exists():
+        _pip(venv, "install", "--quiet", *alone.read_text().split())
     _pip(venv, "install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
     _pip(venv, "install", "--quiet", "-r", str(TESTS / tool / "requirements.txt"))
 

@@ -1,0 +1,1 @@
+"""The provider of NeMo Gym, against the tool as PyPI has it."""
