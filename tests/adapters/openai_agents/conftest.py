@@ -8,6 +8,7 @@ import pytest
 from agents import set_tracing_disabled
 
 from fastclaw.adapters.openai_agents import FastclawSandboxClient
+from tests.adapters.suites import load_image
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from agents.sandbox.session import SandboxSession
 
 set_tracing_disabled(True)  # traces go to the network
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One with Python, and with what users are made by."""
+    return load_image(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ They look at the files of a workspace on this host, too: one with a path of its 
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ class StandIn(FastclawSandboxClient):
         if manifest is not None and manifest.root != SHARED:
             await asyncio.to_thread(Path(manifest.root).mkdir, parents=True, exist_ok=True)
             start["workspace"] = {"source": manifest.root, "target": manifest.root}
-        given["options"] = FastclawSandboxClientOptions(start=start)
+        given["options"] = FastclawSandboxClientOptions(image=os.environ["IMAGE"], start=start)
         return await super().create(manifest=manifest, **given)
 
     async def resume(self, state: SandboxSessionState) -> SandboxSession:

@@ -10,6 +10,7 @@ from agents.sandbox import Manifest
 from agents.sandbox.errors import ExecTimeoutError, ExecTransportError, ExposedPortUnavailableError
 from agents.sandbox.manifest import Environment
 from agents.sandbox.session.pty_types import PTY_PROCESSES_MAX
+from agents.sandbox.types import Group, User
 
 from fastclaw.adapters.openai_agents import FastclawSandboxClientOptions
 
@@ -42,6 +43,13 @@ async def test_what_does_not_start_says_why_by_the_codes_of_a_shell(session: San
 
 async def test_a_user_is_ours_and_needs_no_sudo(session: SandboxSession) -> None:
     assert (await session.exec("id -u", user="65534")).stdout == b"65534\n"
+
+
+async def test_users_of_the_manifest_are_made(client: FastclawSandboxClient, image: str) -> None:
+    manifest = Manifest(users=[User(name="worker")], groups=[Group(name="crew", users=[User(name="worker")])])
+    async with await client.create(manifest=manifest, options=FastclawSandboxClientOptions(image=image)) as session:
+        assert (await session.exec("id -Gn", user=User(name="worker"))).stdout == b"worker crew\n"
+    await client.delete(session)
 
 
 async def test_the_variables_are_those_of_the_manifest(client: FastclawSandboxClient) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tarfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
 
 import pytest
+
+from tests.adapters.suites import figures, outcomes, passed, source_of
 
 if TYPE_CHECKING:
     from tests.adapters.conftest import Report
@@ -46,8 +42,8 @@ TESTS = {
         "same_file_answers_for_real_paths",
     ),
 }
-"""Those that start sandboxes by the client and are not about what the unix-local one does to this host: its variables,
-its mounts, where its default workspace is, its users that are none."""
+"""Those that start sandboxes by the client and are not about this host, where the unix-local one has its sandboxes: its
+variables, its programs, its mounts, where a default workspace is, that it has no users."""
 
 DIFFERENT = {
     # 130 and 131, as the SDK's Docker client has it, where these want -2 and -3.
@@ -55,38 +51,15 @@ DIFFERENT = {
     "test_pty_terminal_signals_interrupt_even_if_parent_ignores_signal[sigquit]",
 }
 
-NAME = "openai-agents"
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source of the very release that is installed, which has the tests."""
-    place = tmp_path_factory.mktemp("source")
-    wanted = [f"{NAME}=={version(NAME)}", "--no-deps", "--no-binary", NAME, "--dest", str(place)]
-    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", *wanted], check=True)
-    (packed,) = place.glob("*.tar.gz")
-    with tarfile.open(packed) as archive:
-        archive.extractall(place, filter="data")
-    (found,) = (path for path in place.iterdir() if path.is_dir())
-    return found
-
 
 @pytest.mark.timeout(1200)
-def test_what_passes_without_us_passes_with_us(source: Path, report: Report) -> None:
-    without, ours = outcomes(source), outcomes(source, "-p", "stand_in")
-    assert set(without.values()) == {"passed"}
-    assert ours.keys() == without.keys()
-    assert {name for name, outcome in ours.items() if outcome != "passed"} == DIFFERENT
-    report("the SDK's own tests of a client", len(ours) - len(DIFFERENT), len(ours), (len(without), len(without)))
-
-
-def outcomes(source: Path, *plugin: str) -> dict[str, str]:
-    """How each of the tests went."""
-    found = source / "report.xml"
-    told = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", f"--junit-xml={found}", *plugin]
+def test_what_passes_without_us_passes_with_us(tmp_path: Path, image: str, report: Report) -> None:
+    source = source_of("openai-agents", tmp_path)
     names = " or ".join(f"test_{name}" for chosen in TESTS.values() for name in chosen)
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OPENAI_API_KEY": "none"}
-    command = [sys.executable, "-m", "pytest", *told, "-k", names, *TESTS]
-    assert subprocess.run(command, cwd=source, env=environ, check=False).returncode in (0, 1)
-    cases = ElementTree.parse(found).iter("testcase")
-    return {case.attrib["name"]: next((child.tag for child in case), "passed") for case in cases}
+    chosen = [*(str(source / file) for file in TESTS), "-k", names]
+    environ = {"PYTHONPATH": str(Path(__file__).parent), "OPENAI_API_KEY": "none"}
+    without = outcomes(source, *chosen, **environ)
+    ours = outcomes(source, *chosen, "-p", "stand_in", IMAGE=image, **environ)
+    assert passed(without) == without.keys() == ours.keys()
+    assert ours.keys() - passed(ours) == DIFFERENT
+    report("the SDK's own tests of a client", *figures(ours), control=figures(without))
