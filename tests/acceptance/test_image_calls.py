@@ -228,6 +228,7 @@ async def test_a_step_ends_with_who_wanted_it(short_dir: Path, how: str) -> None
     """Where fastclaw itself is killed, by its janitor."""
     token = f"imagecalls{os.getpid()}{how.replace(' ', '')}"
     async with running(short_dir) as client:
+        pid = client.pid
         directory = context(short_dir / "c", f"FROM {await base(client)}", f"RUN {STEP.format(token=token)}")
         building = asyncio.create_task(client.image_build(directory, tag="never:1"))
         await until(lambda: bearers(token))
@@ -240,7 +241,7 @@ async def test_a_step_ends_with_who_wanted_it(short_dir: Path, how: str) -> None
         if how == "task":
             with pytest.raises(StartFailed, match="never"):
                 await client.environment_start(image="never:1", pull="never")
-    await until(lambda: not [*CGROUPS.glob("*/fastclaw_*_build_*")])
+    await until(lambda: not [*CGROUPS.glob(f"*/fastclaw_{pid}_*_build_*")])
     await until(lambda: working(short_dir) == "[]")
     if how == "KILL":
         shutil.rmtree(short_dir / "t")  # what the engine has unpacked is a few files below TMPDIR, which stay
