@@ -22,6 +22,7 @@ from fastclaw.linux.proc import this_process
 from fastclaw.podman import builds
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import default_archive
+from fastclaw.podman.engine_news import Output
 from fastclaw.podman.podman_client import Line
 from fastclaw.podman.service.janitor_main import STEPS
 from tests.podman.recorder import recording
@@ -479,5 +480,5 @@ async def test_each_long_call_has_a_connection_of_its_own_which_is_closed_after_
 
 @pytest.mark.parametrize(("error", "hints"), [("netavark: No such file or directory", True), ("exit status 7", False)])
 def test_where_the_engine_can_make_no_network_the_error_says_what_to_do(error: str, hints: bool) -> None:
-    failed = builds._failed(error, builds.Output(lambda _: None))
+    failed = builds._failed(error, Output(lambda _: None))
     assert ("see fastclaw doctor" in str(failed)) is hints
