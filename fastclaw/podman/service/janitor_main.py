@@ -27,8 +27,12 @@ ARMED = b"!"
 STEPS = "build_"
 """After the prefix of the owner's tables, how the control groups begin in which steps of builds run."""
 
-WORKING = "buildah"
-"""The command of a container in which a build works, as the engine shows it."""
+BUILDAH = "buildah"
+"""How the directories begin in which buildah keeps what a step needs, and the command of the container in which it
+works, as the engine shows it."""
+
+TEMPORARY = "/var/tmp"
+"""Where Podman has such directories, unless TMPDIR says otherwise."""
 
 KILLED_MS = 1_000
 """From SIGKILL to the end of a process: milliseconds. Not in limits.py, which is not to be had here."""
@@ -69,7 +73,11 @@ def clean_up(order: Order, service: int | None) -> None:
     Parameters:
         service: pidfd of its service.
     """
-    builds = _end_steps(order)
+    steps = order["tables"] + STEPS if order["tables"] else None
+    hosts = set()
+    if steps is not None:
+        hosts = _hosts(steps.encode())
+        _end_processes([steps], order["tries"])
     if service is not None:
         _end_service(service, order["drain_ms"])
     _end_twin(order["own_dir"], order["drain_ms"])
@@ -82,16 +90,14 @@ def clean_up(order: Order, service: int | None) -> None:
         found.update(containers)
         _podman(order, "rm", "--force", "--time", "0", "--volumes", *containers)
         _end_processes(containers, order["tries"])
-    if builds:
-        _remove_builds(order, builds)
     volumes = _podman(order, "volume", "ls", "--quiet", "--filter", f"label={order['label']}")
     if volumes:
         _podman(order, "volume", "rm", "--force", *volumes)
     if order["nft"] is not None and order["tables"]:
         _remove_networks(order, order["nft"])
     _delete(order, sorted(found))  # last, so that what was killed has been reaped
-    if builds:
-        _remove_groups(order["tables"] + STEPS)
+    if steps is not None:
+        _remove_builds(order, steps, hosts)
     _remove_directory(order["own_dir"])
 
 
@@ -102,18 +108,34 @@ def clear(order: Order, container: str) -> None:
     _delete(order, [container])
 
 
-def _end_steps(order: Order) -> set[str]:
-    """End the steps of the owner's builds; the beginnings of the ids of the containers that they ran in, which their
-    engine, as it dies, cannot remove."""
-    builds = set()
-    mark = order["tables"] + STEPS
-    for pid in _processes() if order["tables"] else ():
-        if mark.encode() in _read(pid, "cgroup"):
-            words = _read(pid, "environ").decode(errors="replace").split("\0")
-            builds |= {word.partition("=")[2] for word in words if word.startswith("HOSTNAME=")}
-    if builds:
-        _end_processes([mark], order["tries"])
-    return builds
+def _remove_builds(order: Order, mark: str, hosts: set[str]) -> None:
+    """The containers in which steps of the owner's builds ran, since their engine may have died before it could.
+
+    Parameters:
+        hosts: what those are called that were there before the steps were ended.
+    """
+    hosts |= _hosts(mark.encode())
+    for _ in range(order["tries"] if hosts else 0):
+        shown = _podman(order, "ps", "--all", "--external", "--no-trunc", "--format", "{{.ID}}={{.Command}}")
+        working = [word.partition("=")[0] for word in shown if word.endswith(f"={BUILDAH}")]
+        mine = [name for name in working if name[:12] in hosts]
+        if not mine:
+            break
+        _podman(order, "rm", "--force", *mine)
+    _remove_groups(mark)
+
+
+def _hosts(mark: bytes) -> set[str]:
+    """What steps in such a control group are called as hosts: the beginning of their container's id. Their directories
+    stay: something of this host may be mounted there."""
+    found = set()
+    with suppress(OSError):
+        for entry in os.scandir(os.environ.get("TMPDIR") or TEMPORARY):
+            if entry.name.startswith(BUILDAH):
+                config = _content(os.path.join(entry.path, "config.json"))
+                if b'"cgroupsPath":"/' + mark in config:
+                    found.add(json.loads(config)["hostname"])
+    return found
 
 
 def _remove_groups(mark: str) -> None:
@@ -124,15 +146,6 @@ def _remove_groups(mark: str) -> None:
                 if name.startswith(mark):
                     with suppress(OSError):
                         os.rmdir(os.path.join(folder, name))
-
-
-def _remove_builds(order: Order, builds: set[str]) -> None:
-    """Of the engine's containers those alone in which a build works."""
-    shown = _podman(order, "ps", "--all", "--external", "--no-trunc", "--format", "{{.ID}}={{.Command}}")
-    working = [word.partition("=")[0] for word in shown if word.endswith(f"={WORKING}")]
-    mine = [name for name in working if name[:12] in builds]
-    if mine:
-        _podman(order, "rm", "--force", *mine)
 
 
 def _delete(order: Order, containers: list[str]) -> None:
@@ -271,7 +284,11 @@ def _belongs(pid: int, containers: list[str]) -> bool:
 
 
 def _read(pid: int, name: str) -> bytes:
-    with suppress(OSError), open(f"/proc/{pid}/{name}", "rb") as file:
+    return _content(f"/proc/{pid}/{name}")
+
+
+def _content(path: str) -> bytes:
+    with suppress(OSError), open(path, "rb") as file:
         return file.read()
     return b""
 

@@ -135,15 +135,26 @@ def test_where_nothing_is_left_nothing_is_removed(owner: Owner) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes control groups")
-def test_a_step_of_a_build_ends_at_once_and_its_container_goes_after_the_service(owner: Owner) -> None:
-    """Of the engine's containers that alone in which a build works, and which the step names as its host."""
+def test_a_step_of_a_build_ends_at_once_and_its_container_goes_after_the_service(
+    owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the containers in which builds work that alone which is called as buildah called the host of the step."""
     group = CGROUPS / "pids" if (CGROUPS / "pids").is_dir() else CGROUPS
     folder = group / f"fastclaw_1_2_3_{janitor_main.STEPS}c0ffee"
     folder.mkdir()
-    mine, other = "c0ffee" * 10 + "0123", "c0ffee" * 10 + "4567"
-    owner.has(containers=f"{mine}=buildah\nd00d=buildah\n{other}=sh\n")
+    mine, other = "c0ffee" * 10 + "0123", "beef00" * 10 + "4567"
+    owner.has(containers=f"{mine}=buildah\nd00d=buildah\n{other}=buildah\n")
     (owner.home / "stubborn").touch()
-    with subprocess.Popen(["sleep", "1000"], env={"HOSTNAME": mine[:12]}) as step:
+    for name, path, host in (
+        ("buildah1", folder.name, mine[:12]),
+        ("buildah2", "fastclaw_1_2_4_build_c0ffee", other[:12]),
+        ("other", folder.name, other[:12]),
+    ):
+        (tmp_path / name).mkdir()
+        config = {"hostname": host, "linux": {"cgroupsPath": f"/{path}"}}
+        (tmp_path / name / "config.json").write_bytes(msgspec.json.encode(config))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with subprocess.Popen(["sleep", "1000"]) as step:
         (folder / "cgroup.procs").write_text(str(step.pid))
         owner.employ(tables="fastclaw_1_2_3_")
         assert owner.die() == 0
