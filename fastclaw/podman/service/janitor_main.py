@@ -131,11 +131,19 @@ def _hosts(mark: bytes) -> set[str]:
     found = set()
     with suppress(OSError):
         for entry in os.scandir(os.environ.get("TMPDIR") or TEMPORARY):
-            if entry.name.startswith(BUILDAH):
+            if entry.name.startswith(BUILDAH) and _is_own_directory(entry):
                 config = _content(os.path.join(entry.path, "config.json"))
                 if b'"cgroupsPath":"/' + mark in config:
-                    found.add(json.loads(config)["hostname"])
+                    with suppress(ValueError, KeyError):  # it was being written
+                        found.add(json.loads(config)["hostname"])
     return found
+
+
+def _is_own_directory(entry: "os.DirEntry[str]") -> bool:
+    """Others may make what they like there: a FIFO that is never written, too."""
+    with suppress(OSError):
+        return entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+    return False
 
 
 def _remove_groups(mark: str) -> None:

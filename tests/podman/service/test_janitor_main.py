@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+NOBODY = 65534
 PATIENCE_S = 10
 CONTAINER = "c0ffee" * 10 + "0123"
 PODMAN = """\
@@ -153,6 +154,11 @@ def test_a_step_of_a_build_ends_at_once_and_its_container_goes_after_the_service
         (tmp_path / name).mkdir()
         config = {"hostname": host, "linux": {"cgroupsPath": f"/{path}"}}
         (tmp_path / name / "config.json").write_bytes(msgspec.json.encode(config))
+    (tmp_path / "buildah-half").mkdir()
+    (tmp_path / "buildah-half" / "config.json").write_text(f'{{"linux": {{"cgroupsPath":"/{folder.name}"')
+    (tmp_path / "buildah-of-somebody-else").mkdir()
+    os.mkfifo(tmp_path / "buildah-of-somebody-else" / "config.json")  # whoever opens it waits for ever
+    os.chown(tmp_path / "buildah-of-somebody-else", NOBODY, NOBODY)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with subprocess.Popen(["sleep", "1000"]) as step:
         (folder / "cgroup.procs").write_text(str(step.pid))
