@@ -45,6 +45,7 @@ class Rights(Struct, frozen=True, kw_only=True):
         why_no_ids: why not, in one line.
         user: who the environment's user is, where there is a workspace.
         owner: who the workspace's directory belongs to on the host; None where it is a volume.
+        root: the host's user who is root inside, where the engine is rootless.
     """
 
     capabilities: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class Rights(Struct, frozen=True, kw_only=True):
     why_no_ids: str | None = None
     user: Ids | None = None
     owner: Ids | None = None
+    root: int | None = None
 
     @property
     def workspace_option(self) -> str | None:
@@ -71,11 +73,14 @@ class Rights(Struct, frozen=True, kw_only=True):
     @property
     def note(self) -> str | None:
         """What a user has to know of the workspace, in one line."""
-        if self.ids is not None or self.owner is None or self.user is None or self.user.uid == self.owner.uid:
+        if self.ids is not None or self.owner is None or self.user is None:
+            return None
+        writer = Ids(uid=0, gid=0) if self.owner.uid == self.root else self.owner
+        if self.user.uid == writer.uid:
             return None
         return (
             f"the workspace belongs to {self.owner} and the default user is {self.user}, who may be unable to write "
-            f"in it (no user namespace: {self.why_no_ids}); set options.user to {self.owner}"
+            f"in it (no user namespace: {self.why_no_ids}); set options.user to {writer}"
         )
 
     def health(self) -> dict[str, Any]:
@@ -124,7 +129,9 @@ async def settle_rights(
         taken = ranges.take(options.id_ranges.first, options.id_ranges.count)
         setup.callback(ranges.give_back, taken)
         ids = taken.first
-    return Rights(capabilities=read_capabilities(wanted), ids=ids, why_no_ids=why_none, user=who, owner=owner)
+    root = os.geteuid() if version.rootless else None
+    capabilities = read_capabilities(wanted)
+    return Rights(capabilities=capabilities, ids=ids, why_no_ids=why_none, user=who, owner=owner, root=root)
 
 
 def why_no_user_namespace(version: EngineVersion, *, is_here: bool) -> str | None:

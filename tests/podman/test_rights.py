@@ -79,8 +79,19 @@ async def test_whose_a_workspace_is_to_be(user: str, ids: tuple[int, int], tmp_p
     assert (found.user, found.owner) == (Ids(uid=ids[0], gid=ids[1]), owner)
     assert found.workspace_option is None
     assert found.volume_owner == f"{ids[0]}:{ids[1]}"
-    assert (found.note is None) == (ids[0] == owner.uid)
-    assert found.note is None or f"set options.user to {owner}" in found.note
+    assert (found.note is None) == (ids[0] == 0), "root inside a rootless engine is who runs it"
+    assert found.note is None or "set options.user to 0:0" in found.note
+
+
+@pytest.mark.parametrize(
+    ("root", "uid", "writer"),
+    [(1000, 0, None), (1000, 1000, "0:0"), (None, 0, "1000:1000"), (None, 1000, None), (1001, 0, "1000:1000")],
+)
+def test_who_can_write_in_a_workspace_is_told_as_it_is_inside(root: int | None, uid: int, writer: str | None) -> None:
+    owner = Ids(uid=1000, gid=1000)
+    note = Rights(user=Ids(uid=uid, gid=uid), owner=owner, root=root).note
+    assert (note is None) == (writer is None)
+    assert writer is None or str(note).endswith(f"set options.user to {writer}")
 
 
 async def test_a_user_that_is_not_there_and_a_workspace_that_is_not_are_said(tmp_path: Path) -> None:
