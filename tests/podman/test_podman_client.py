@@ -104,6 +104,10 @@ def refused(status: int, text: str) -> APIError:
         (refused(500, "crun: mount `/x` to `y`: Permission denied: OCI permission denied"), "bad_mount"),
         (refused(500, "netavark: No such file or directory (os error 2)"), "network_failed"),
         (
+            refused(500, "failed to mount runtime directory for rootless netns: no such file or directory"),
+            "network_failed",
+        ),
+        (
             refused(500, "--storage-opt is supported only for overlay over xfs"),
             "unsupported",
         ),
