@@ -108,7 +108,8 @@ def run_command() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}{_hint(error)}", err=True)
+        said = " ".join(error.format_message().split())  # click puts each choice of a missing argument on a line
+        click.echo(f"Error: {said}{_hint(error)}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(_INTERRUPTED)

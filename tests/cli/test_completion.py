@@ -13,7 +13,7 @@ import pytest
 
 from fastclaw.cli.completion import SHELLS
 from fastclaw.cli.main import COMMANDS
-from tests.cli.programs import DEADLINE_S, fastclaw
+from tests.cli.programs import DEADLINE_S, assert_one_line, fastclaw
 
 if TYPE_CHECKING:
     from tests.cli.programs import Call
@@ -57,6 +57,11 @@ def test_each_shell_has_a_script_that_asks_this_command(call: Call, shell: str) 
     done = call("completion", shell)
     assert done.returncode == 0
     assert f"_FASTCLAW_COMPLETE={shell}_complete" in done.stdout.decode()
+
+
+def test_a_shell_that_is_not_named_is_asked_for_in_a_line(call: Call) -> None:
+    line = assert_one_line(call("completion").stderr)
+    assert all(shell in line for shell in SHELLS)
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
