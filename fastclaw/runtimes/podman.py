@@ -41,7 +41,7 @@ from fastclaw.podman.containers import Containers, SpawnerSlot
 from fastclaw.podman.engines import Engines
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rights import USER_FILES, IdRanges, Rights, settle_rights
-from fastclaw.podman.service.facts import static_catatonit
+from fastclaw.podman.service.facts import CGROUP_ROOT, container_controllers, static_catatonit
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.podman.service.storage import disk_of, why_full
 from fastclaw.runtimes.sandbox import Sandbox, SandboxFactory, SandboxFacts, plans
@@ -69,6 +69,22 @@ MONITORS_STAY = (
 
 TEMPLATE_MODULE = Path(__file__).parent.parent / "template.py"
 """Found without importing it: it is for other interpreters."""
+
+
+def limits_not_in_force(options: Options, controllers: frozenset[str]) -> list[str]:
+    """The limits that were asked for and that the kernel will not hold, each in a line.
+
+    Parameters:
+        controllers: the cgroup controllers that the containers can have.
+    """
+    asked = [("memory", "memory_bytes")] if options.memory_bytes is not None else []
+    if options.pids_limit != limits.PIDS_LIMIT:
+        asked.append(("pids", "pids_limit"))
+    return [
+        f"options.{name} is not in force: this user has no cgroup controller {one}; fastclaw doctor says what it takes"
+        for one, name in asked
+        if one not in controllers
+    ]
 
 
 def why_not_spawn(url: str) -> str | None:
@@ -220,6 +236,8 @@ class PodmanSandbox(Sandbox):
 
     def _warnings(self, lane: Lane) -> list[str]:
         found = [] if self._rights.note is None else [self._rights.note]
+        if self._engine is not None and self._engine.version.rootless and os.geteuid() != 0:
+            found += limits_not_in_force(self.options, container_controllers(CGROUP_ROOT, os.geteuid()))
         if lane.name == "spawn":
             return found
         if self._why_not_spawn is not None:

@@ -13,12 +13,13 @@ from msgspec import structs
 from fastclaw import limits
 from fastclaw.client.remote_process import Channel
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
+from fastclaw.options import Options
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from fastclaw.podman.service.service import ManagedService
 from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.host import EnvironmentHost
-from fastclaw.runtimes.podman import why_not_spawn
+from fastclaw.runtimes.podman import limits_not_in_force, why_not_spawn
 from tests.runtimes.commands import check_limits, ended
 
 if TYPE_CHECKING:
@@ -40,6 +41,22 @@ async def engine(engine_service: EngineService) -> AsyncIterator[EngineLifecycle
         assert await containers(one) == set()
     finally:
         await one.aclose()
+
+
+@pytest.mark.parametrize(
+    ("options", "controllers", "names"),
+    [
+        ({}, (), []),
+        ({"memory_bytes": limits.MIB}, ("memory", "pids"), []),
+        ({"memory_bytes": limits.MIB, "pids_limit": 50}, (), ["memory_bytes", "pids_limit"]),
+        ({"memory_bytes": limits.MIB, "pids_limit": 50}, ("pids",), ["memory_bytes"]),
+    ],
+)
+def test_limits_that_nobody_would_hold_are_named(
+    options: dict[str, Any], controllers: tuple[str, ...], names: list[str]
+) -> None:
+    found = limits_not_in_force(Options(**options), frozenset(controllers))
+    assert [line.partition(" ")[0] for line in found] == [f"options.{name}" for name in names]
 
 
 async def containers(engine: EngineLifecycle) -> set[str]:
