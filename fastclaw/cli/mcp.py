@@ -90,7 +90,8 @@ async def _serve(host: dict[str, Any], options: dict[str, Any]) -> int | None:
     try:
         from fastclaw.adapters.mcp.server import serve
     except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name} is not installed; run: pip install 'fastclaw[mcp]'") from error
+        said = f"{error.name} is not installed; run: pip install 'PATH[mcp]', with PATH of fastclaw's checkout"
+        raise click.ClickException(f"{said}, or uv tool install 'PATH[mcp]'") from error
     configure_log("text", "warning")
     signum: int | None = await serve(OneSandbox(host, options), _reached(options.get("network", {})))
     return signum

@@ -18,7 +18,7 @@ main()
 def test_without_the_sdk_it_says_what_to_install() -> None:
     done = fastclaw("mcp", command=[sys.executable, "-c", WITHOUT_SDK])
     assert (done.returncode, done.stdout) == (1, b"")
-    assert "pip install 'fastclaw[mcp]'" in assert_one_line(done.stderr)
+    assert "pip install 'PATH[mcp]'" in assert_one_line(done.stderr)
 
 
 @pytest.mark.parametrize(
