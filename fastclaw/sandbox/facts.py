@@ -33,6 +33,11 @@ class SandboxFacts:
         return self.info.container
 
     @property
+    def warnings(self) -> list[str]:
+        """Lines for people: what is otherwise than one will think, such as a limit that cannot be held here."""
+        return self.info.warnings
+
+    @property
     def working_dir(self) -> str:
         """Where commands start and relative paths too, as an absolute path."""
         return self.info.working_dir
