@@ -20,6 +20,9 @@ _OTHERWISE_NOT_STARTED = 125
 _CALLERS = frozenset({*_NOT_STARTED, "bad_working_dir", "unknown_user", "too_long"})
 """Why a command does not start that is asked for wrongly: no failure of the sandbox."""
 
+_RUNS = ("start_us", "run_us")
+"""Phases that are its duration. Of a short one only the end is told, and all of it has passed by then as `start_us`."""
+
 _UNKNOWN = -1
 """Exit code of an end that cannot be known."""
 
@@ -43,7 +46,7 @@ class Done:
         error: in a line, why it did not start; else None.
         usage: `user_us`, `system_us` (microseconds) and `max_rss_kb`, where they are known.
         oom_kills: processes of the sandbox that the kernel killed for want of memory meanwhile.
-        duration: seconds that it ran.
+        duration: seconds from when it was given to the sandbox to its end.
         incomplete: there may have been more output, which could not be had.
     """
 
@@ -170,7 +173,7 @@ def done_of(ended: Ran | ExitRecord, output: Output = NO_OUTPUT) -> Done:
         gap_at=output.gap_at,
         usage=ended.usage,
         oom_kills=0 if ended.oom_kills is UNSET else ended.oom_kills,
-        duration=ended.timings.get("run_us", 0) / 1e6,
+        duration=sum(ended.timings.get(phase, 0) for phase in _RUNS) / 1e6,
         incomplete=output.incomplete,
     )
     if ended.reason == "container_gone":

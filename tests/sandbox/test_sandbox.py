@@ -177,3 +177,9 @@ def test_a_command_that_a_reset_ends_is_an_outcome(podman_box: Sandbox, podman_h
             time.sleep(0.01)  # nothing tells of it
         podman_box.reset()
         assert running.result(10).reason == "killed"
+
+
+def test_its_duration_is_what_it_took(box: Sandbox) -> None:
+    started = time.monotonic()
+    done = box.run(["sleep", "0.05"])
+    assert 0.05 <= done.duration <= time.monotonic() - started
