@@ -35,8 +35,11 @@ def pack(directory: Path, into: IO[bytes], exclude: Iterable[str]) -> None:
         OSError: something in it cannot be read.
     """
     left_out = _matcher(exclude)
+    at = directory
 
     def entry(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        nonlocal at
+        at = directory / member.name
         if member.name and left_out(member.name):
             return None
         if not (member.isreg() or member.isdir() or member.issym() or member.islnk() or member.isfifo()):
@@ -47,7 +50,12 @@ def pack(directory: Path, into: IO[bytes], exclude: Iterable[str]) -> None:
 
     with tarfile.open(fileobj=into, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(os.listdir(directory)):
-            archive.add(directory / name, arcname=name, filter=entry)
+            try:
+                archive.add(directory / name, arcname=name, filter=entry)
+            except OSError as error:
+                if error.errno is None:  # tarfile's own, which names nothing
+                    raise OSError(errno.EIO, "it became shorter while it was read", str(at)) from error
+                raise
 
 
 def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
@@ -88,7 +96,7 @@ def unpack(archive: IO[bytes], into: Path) -> None:
                 names = _names(member.name)
                 if not names:
                     continue
-                with _parent(root, names) as above:
+                with _naming(into.joinpath(*names)), _parent(root, names) as above:
                     _place(members, member, root, above, names[-1])
                 if member.isdir():
                     directories.append((names, member))
@@ -107,6 +115,17 @@ def _names(path: str) -> Sequence[str]:
     if ".." in names:
         raise OSError(errno.EXDEV, "a member of the archive would be outside", path)
     return names
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors within it say what they are about: those of a descriptor do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (None, errno.EXDEV):  # which have words of their own
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -160,8 +179,13 @@ def _make_directory(name: str, above: int) -> None:
 def _write(members: tarfile.TarFile, member: tarfile.TarInfo, name: str, above: int) -> None:
     content = members.extractfile(member)
     assert content is not None
-    with open(os.open(name, _NEW_FILE, 0o600, dir_fd=above), "wb") as file:
-        shutil.copyfileobj(content, file, _COPY_BYTES)
-        os.fchmod(file.fileno(), member.mode & _PERMISSIONS)
-        file.flush()
-        os.utime(file.fileno(), (member.mtime, member.mtime))
+    try:
+        with open(os.open(name, _NEW_FILE, 0o600, dir_fd=above), "wb") as file:
+            shutil.copyfileobj(content, file, _COPY_BYTES)
+            os.fchmod(file.fileno(), member.mode & _PERMISSIONS)
+            file.flush()
+            os.utime(file.fileno(), (member.mtime, member.mtime))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=above)  # a part of a file is none
+        raise

@@ -1,11 +1,14 @@
 """A sandbox, for whoever wants to run commands in it: commands, files, and processes that go on."""
 
 import asyncio
+import errno
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 from typing import Any, Self
+
+import aiofiles
 
 from fastclaw import limits
 from fastclaw.client import Environment
@@ -298,13 +301,17 @@ class Sandbox(SandboxFacts):
                 async with await self._environment.tar_writer(path, user=user) as stream:
                     await send_directory(local, stream, exclude)
             return
+        if not S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", fspath(source))
         target = path + local.name if path.endswith("/") else path
-        with raised(target):
-            writer = await self._environment.file_writer(
-                target, size=found.st_size, user=user, mode=found.st_mode & 0o777, parents=True
-            )
-            async with writer as stream:
-                await send_file(local, stream)
+        size = found.st_size or None  # what the kernel makes up has none
+        async with aiofiles.open(local, "rb") as file:  # before what is there loses its content
+            with raised(target):
+                writer = await self._environment.file_writer(
+                    target, size=size, user=user, mode=found.st_mode & 0o777, parents=True
+                )
+                async with writer as stream:
+                    await send_file(file, stream, size)
 
     async def get(
         self,

@@ -7,7 +7,9 @@ waiting for the one before, so that neither side holds more than a piece.
 import asyncio
 import io
 import os
+import secrets
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,26 +22,32 @@ from fastclaw.sandbox.host_trees import pack, unpack
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from aiofiles.threadpool.binary import AsyncBufferedReader
+
 T = TypeVar("T")
 
 
-async def send_file(path: Path, stream: FileStream) -> None:
-    """Send the content of a file of this host by a writer."""
-    async with aiofiles.open(path, "rb") as file:
-        while piece := await file.read(CLIENT_FILE_BYTES):
-            await stream.write(piece)
+async def send_file(file: "AsyncBufferedReader", stream: FileStream, size: int | None) -> None:
+    """Send the content of a file of this host by a writer: `size` bytes, whatever is added meanwhile; None is all."""
+    left = CLIENT_FILE_BYTES if size is None else size
+    while piece := await file.read(min(left, CLIENT_FILE_BYTES)):
+        await stream.write(piece)
+        left -= 0 if size is None else len(piece)
 
 
 async def receive_file(stream: FileStream, path: Path, mode: int) -> None:
     """Have a file of this host be what a reader brings: whole, or as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".fastclaw-{secrets.token_hex(8)}.part")
     try:
         async with aiofiles.open(part, "wb", opener=lambda name, flags: os.open(name, flags | os.O_EXCL, mode)) as file:
             async for piece in stream:
                 await file.write(piece)
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError):  # the name of the part says nothing to who asked
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -181,3 +182,57 @@ def test_a_reset_takes_it_all_back(podman_box: Sandbox) -> None:
     podman_box.reset()
     assert not podman_box.exists("f")
     assert podman_box.container != before
+
+
+def test_what_cannot_be_put_leaves_what_is_there(box: Sandbox, tmp_path: Path) -> None:
+    """A FIFO that nobody writes to is not waited for."""
+    box.write("kept", "as it was")
+    os.mkfifo(tmp_path / "fifo")
+    for source in (tmp_path / "fifo", tmp_path / "none", "/dev/zero"):
+        with pytest.raises(OSError, match=r"no regular file|No such file") as raised:
+            box.put(source, "kept")
+        assert raised.value.filename == str(source)
+    assert box.read_text("kept") == "as it was"
+
+
+def test_what_the_kernel_makes_up_is_put_whole(box: Sandbox) -> None:
+    box.put("/proc/self/status", "status")
+    assert box.read("status").startswith(b"Name:")
+
+
+def test_a_directory_in_which_a_file_becomes_shorter_names_it(local_host: Host, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "f").write_bytes(bytes(64 << 20))
+    with local_host.start() as box, ThreadPoolExecutor(1) as beside:
+        putting = beside.submit(box.put, source, str(tmp_path / "there"))
+        while not (tmp_path / "there" / "f").exists():
+            assert not putting.done(), putting.exception()
+        os.truncate(source / "f", 1)
+        with pytest.raises(OSError, match="became shorter") as raised:
+            putting.result()
+    assert raised.value.filename == str(source / "f")
+
+
+def test_errors_of_what_is_got_name_what_it_was_to_be(box: Sandbox, tmp_path: Path) -> None:
+    box.write("d/f", "x")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "into" / "f").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError) as raised:
+        box.get("d/f", tmp_path / "taken")
+    assert raised.value.filename == str(tmp_path / "taken")
+    with pytest.raises(IsADirectoryError) as raised:
+        box.get("d", tmp_path / "into")
+    assert raised.value.filename == str(tmp_path / "into" / "f")
+    longest = "n" * 255
+    box.write(longest, "x")
+    box.get(longest, tmp_path / longest)
+    assert (tmp_path / longest).read_text() == "x"
+
+
+def test_a_file_is_got_by_several_at_once(box: Sandbox, tmp_path: Path) -> None:
+    box.write("f", bytes(5 << 20))
+    with ThreadPoolExecutor(4) as threads:
+        for _ in threads.map(lambda _: box.get("f", tmp_path / "f"), range(4)):
+            pass
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["f"]
