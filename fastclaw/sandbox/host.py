@@ -56,6 +56,8 @@ class Host:
         return f"<Host pid={self._client.pid}{'' if self._client.exit_code is None else ', ended'}>"
 
     async def __aenter__(self) -> Self:
+        if self._client is not None and not self.has_ended:
+            raise RuntimeError("the host is entered already")
         name = f"sandbox-{os.getpid()}-{secrets.token_hex(4)}"
         client = RuntimeClient.spawn(SERVE, namespace=name, options=self._options)
         await client.__aenter__()

@@ -25,9 +25,15 @@ class LoopThread:
         self.loop = asyncio.new_event_loop()
         self._at_end: list[Close] = []
         self._has_ended = False
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self.loop.run_forever, name="fastclaw-sandbox", daemon=True)
         self._thread.start()
         atexit.register(self._close)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process is the one that it was made in: a child of fork(2) has no such thread."""
+        return os.getpid() == self._pid
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """From any other thread: wait for what a coroutine brings, or raises; Ctrl-C cancels it.
@@ -73,8 +79,8 @@ class LoopThread:
             self._at_end.remove(close)
 
     def _close(self) -> None:
-        if os.getpid() != _pid:
-            return  # a child of fork(2), which has no such thread
+        if not self.is_here:
+            return
         for close in self._at_end:
             with suppress(Exception):  # the program ends; what it leaves behind, the runtime's own janitor removes
                 asyncio.run_coroutine_threadsafe(close(), self.loop).result(_CLOSE_S)
@@ -87,13 +93,12 @@ class LoopThread:
 
 _lock = threading.Lock()
 _running: LoopThread | None = None
-_pid = 0
 
 
 def loop_thread() -> LoopThread:
     """The one of this process; made by the first call."""
-    global _running, _pid
+    global _running
     with _lock:
-        if _running is None or _pid != os.getpid():
-            _running, _pid = LoopThread(), os.getpid()
+        if _running is None or not _running.is_here:
+            _running = LoopThread()
         return _running

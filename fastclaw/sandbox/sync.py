@@ -9,6 +9,7 @@ namesake in `fastclaw.sandbox`.
 """
 
 import functools
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
@@ -42,6 +43,12 @@ class _Sync(Generic[Of]):
 
     def __init__(self, of: Of) -> None:
         self._of = of
+        self._pid = os.getpid()
+
+    @property
+    def _is_here(self) -> bool:
+        """Whether this is no copy in a child of fork(2), where leaving a `with` ends nothing that is the parent's."""
+        return self._pid == os.getpid()
 
     @property
     def asynchronous(self) -> Of:
@@ -57,6 +64,8 @@ def _call(method: Callable[Concatenate[Of, P], Coroutine[Any, Any, R]]) -> Calla
 
     @functools.wraps(method)
     def call(stands: _Sync[Of], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not stands._is_here:
+            raise RuntimeError("it is of the process that made it: a child of fork() has to enter a Host of its own")
         return loop_thread().call(method(stands._of, *args, **kwargs))
 
     return call
@@ -115,7 +124,8 @@ class Process(_Sync[sandbox.Process]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._is_here:
+            self.close()
 
     wait = _call(sandbox.Process.wait)
     kill = _call(sandbox.Process.kill)
@@ -141,7 +151,8 @@ class Sandbox(SandboxFacts, _Sync[sandbox.Sandbox]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._is_here:
+            self.close()
 
     run = _call(sandbox.Sandbox.run)
     exec = _made(sandbox.Sandbox.exec, Process)
@@ -174,19 +185,22 @@ class Host(_Sync[sandbox.Host]):
         super().__init__(sandbox.Host(**settings))
 
     def __enter__(self) -> Self:
+        self._pid = os.getpid()
         thread = loop_thread()
         thread.call(self._of.__aenter__())
         thread.close_at_end(self._of.close)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._is_here:
+            self.close()
 
     def close(self) -> None:
         """End it, with all its sandboxes; at the latest at the end of the program. Idempotent."""
-        thread = loop_thread()
-        thread.call(self._of.close())
-        thread.forget(self._of.close)
+        if self._is_here:
+            thread = loop_thread()
+            thread.call(self._of.close())
+            thread.forget(self._of.close)
 
     @property
     def warnings(self) -> "list[str]":

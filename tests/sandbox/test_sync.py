@@ -75,3 +75,36 @@ def test_both_have_the_same_names() -> None:
         without = {entry for entry in dir(getattr(sync, name)) if not entry.startswith("_")}
         assert public - without <= {"client", "has_ended"}, name
         assert without - public <= {"asynchronous", "warnings"}, name  # the latter is an attribute there
+
+
+FORKS = """
+    import sys
+    with Host(runtime="local") as host, host.start() as box:
+        child = os.fork()
+        if not child:
+            try:
+                box.run("true")
+            except RuntimeError as error:
+                print(error, flush=True)
+            with Host(runtime="local") as other, other.start() as its:
+                print(its.run("echo its own").text, end="", flush=True)
+            sys.exit(7)  # leaves the parent's blocks, too
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), box.run("echo alive").text, end="")
+"""
+
+
+def test_a_child_of_fork_leaves_its_parents_sandboxes_alone() -> None:
+    source = "import os\nfrom fastclaw.sandbox.sync import Host" + textwrap.dedent(FORKS)
+    ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=True)
+    said, own, alive = ran.stdout.splitlines()
+    assert "fork()" in said
+    assert (own, alive) == ("its own", "7 alive")
+
+
+def test_a_host_is_entered_once_at_a_time() -> None:
+    with sync.Host(runtime="local") as host:
+        with pytest.raises(RuntimeError, match="entered already"):
+            host.__enter__()
+        assert host.list() == []
+    with host:  # again, when it has been left
+        assert host.list() == []
