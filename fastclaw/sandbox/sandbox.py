@@ -81,7 +81,8 @@ class Sandbox(SandboxFacts):
         orphans: Orphans = "keep",
         drain: float = limits.DRAIN_MS / 1000,
         check: bool = False,
-        **more: Any,
+        limits: Mapping[str, Any] | None = None,
+        template: str | None = None,
     ) -> Done:
         """Run a command to its end. Raises nothing for what the command did, or because it could not be started.
 
@@ -98,7 +99,7 @@ class Sandbox(SandboxFacts):
             orphans: whether what it leaves running is ended with it (`kill`).
             drain: seconds for which a stream is read after its end that something it left holds open.
             check: raise `CommandFailed` where it does not exit with 0.
-            more: `limits`, `template`, as in the contract.
+            limits, template: as in the contract.
 
         Where the task is cancelled, the command is ended with its tree.
 
@@ -108,7 +109,7 @@ class Sandbox(SandboxFacts):
         """
         data = input.encode() if isinstance(input, str) else input
         rule = OutputRule(size_bytes(output_limit), keep, on_limit, milliseconds(drain))
-        params = {**_started(cwd, env, user, timeout, merge_stderr, orphans), **more}
+        params = {**_started(cwd, env, user, timeout, merge_stderr, orphans), **given(limits=limits, template=template)}
         try:
             with raised():
                 done = await self._ended(_argv(cmd), data or b"", rule, params)
@@ -160,7 +161,9 @@ class Sandbox(SandboxFacts):
         merge_stderr: bool = False,
         orphans: Orphans = "keep",
         on_disconnect: OnDisconnect = "eof",
-        **more: Any,
+        key: str | None = None,
+        limits: Mapping[str, Any] | None = None,
+        template: str | None = None,
     ) -> Process:
         """Start a process that goes on; it runs when this returns.
 
@@ -170,7 +173,7 @@ class Sandbox(SandboxFacts):
             stdin: False gives it an empty one.
             tty: a terminal instead of pipes; `size` is its rows and columns.
             on_disconnect: what it means for the process that its streams are left, or that this program ends.
-            more: `key`, `limits`, `template`, as in the contract.
+            key, limits, template: as in the contract.
 
         Raises:
             ExecFailed: with the reason why it does not run.
@@ -178,6 +181,7 @@ class Sandbox(SandboxFacts):
         argv = _argv(cmd)
         params = _started(cwd, env, user, timeout, merge_stderr, orphans)
         how = given(tty=tty or None, tty_size=size, stdin=None if stdin else False)
+        more = given(key=key, limits=limits, template=template)
         with raised():
             remote = await self._environment.exec(argv, **params, **how, on_disconnect=on_disconnect, **more)
         return Process(remote, argv)

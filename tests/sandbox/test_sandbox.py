@@ -183,3 +183,9 @@ def test_its_duration_is_what_it_took(box: Sandbox) -> None:
     started = time.monotonic()
     done = box.run(["sleep", "0.05"])
     assert 0.05 <= done.duration <= time.monotonic() - started
+
+
+def test_a_parameter_that_is_none_is_refused(box: Sandbox) -> None:
+    for call in (box.run, box.exec):
+        with pytest.raises(TypeError, match="timout"):
+            call("true", timout=1)  # type: ignore[call-arg] # what is tested
