@@ -8,15 +8,15 @@ bits and devices are not taken over.
 import contextlib
 import errno
 import fnmatch
+import io
 import os
 import re
-import shutil
 import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _COPY_BYTES = 1 << 20
 _PERMISSIONS = 0o777
@@ -176,12 +176,22 @@ def _make_directory(name: str, above: int) -> None:
             os.mkdir(name, 0o700, dir_fd=above)
 
 
+def _copy(content: io.RawIOBase, file: IO[bytes], size: int) -> None:
+    while size and (piece := content.read(min(size, _COPY_BYTES))):
+        file.write(piece)
+        size -= len(piece)
+
+
 def _write(members: tarfile.TarFile, member: tarfile.TarInfo, name: str, above: int) -> None:
-    content = members.extractfile(member)
-    assert content is not None
+    extracted: Any = members.extractfile(member)
+    content = extracted.raw  # what buffers it could not go over holes: it seeks only where a whole stream can
     try:
         with open(os.open(name, _NEW_FILE, 0o600, dir_fd=above), "wb") as file:
-            shutil.copyfileobj(content, file, _COPY_BYTES)
+            for start, size in getattr(member, "sparse", None) or [(0, member.size)]:
+                content.seek(start)
+                file.seek(start)
+                _copy(content, file, size)
+            file.truncate(member.size)  # holes stay holes: what has no bytes inside fills no disk here
             os.fchmod(file.fileno(), member.mode & _PERMISSIONS)
             file.flush()
             os.utime(file.fileno(), (member.mtime, member.mtime))

@@ -236,3 +236,19 @@ def test_a_file_is_got_by_several_at_once(box: Sandbox, tmp_path: Path) -> None:
         for _ in threads.map(lambda _: box.get("f", tmp_path / "f"), range(4)):
             pass
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["f"]
+
+
+def test_what_has_holes_inside_has_them_here(box: Sandbox, tmp_path: Path) -> None:
+    """A file of terabytes is made by a command of a moment, and must not fill this host's disk."""
+    made = "dd of=d/f bs=1 seek=%d conv=notrunc 2>/dev/null"
+    box.mkdir("d")
+    for place in (0, 5000, 1 << 20, 1 << 40):
+        box.run(made % place, input=f"at {place}", check=True)
+    box.get("d", tmp_path / "d")
+    found = (tmp_path / "d" / "f").stat()
+    assert found.st_size == (1 << 40) + len(f"at {1 << 40}")
+    assert found.st_blocks * 512 < 1 << 20
+    with open(tmp_path / "d" / "f", "rb") as file:
+        for place in (0, 5000, 1 << 20, 1 << 40):
+            file.seek(place)
+            assert file.read(16).rstrip(b"\0") == f"at {place}".encode()
