@@ -24,11 +24,13 @@ from fastclaw.server.jsonrpc import LineFramer, Oversized
 
 log = logging.getLogger(__name__)
 
-_TAKEN_BACK = frozenset({"exec", "run", "wait", "environment_start", "image_pull", "image_build", "image_load"})
-"""Methods whose calls are cancelled at the runtime too where they are cancelled here."""
+_CONTENTS = frozenset({"read_file", "write_file", "read_tar", "write_tar"})
+_IMAGES = frozenset({"image_pull", "image_build", "image_load"})
+_TAKEN_BACK = _CONTENTS | _IMAGES | {"exec", "run", "wait", "environment_start", "list_dir", "remove"}
+"""Methods whose calls are cancelled at the runtime too where they are cancelled here: all that may take long."""
 
-_STARTING = frozenset({"exec", "environment_start"})
-"""Those of them whose answer names what goes on."""
+_STARTING = _CONTENTS | {"exec", "environment_start"}
+"""Those of them whose answer names what goes on: of a content that is its stream, where one was asked for."""
 
 
 class PendingCalls:

@@ -96,6 +96,20 @@ async def test_cancelled_execs_leave_no_process(memory: RuntimeClient) -> None:
     await none_runs(memory)
 
 
+async def test_cancelled_streams_of_files_leave_no_process(local: RuntimeClient, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(bytes(1 << 20))
+    for turns in range(20):
+        for opening in (local.file_reader(f"{tmp_path}/f"), local.tar_writer(str(tmp_path))):
+            starting = asyncio.ensure_future(opening)
+            for _ in range(turns):
+                await asyncio.sleep(0.0002)
+            if starting.done():
+                await (await starting).aclose()
+            starting.cancel()
+            await asyncio.wait((starting,))
+    await none_runs(local)
+
+
 async def test_a_cancelled_wait_kills_nothing(memory: RuntimeClient) -> None:
     async with await memory.exec(["cat"]) as process:
         waiting = asyncio.ensure_future(process.wait())

@@ -129,7 +129,10 @@ _STARTED = b'{"jsonrpc":"2.0","id":1,"result":{"process_id":"p","stdio_addr":"/s
 _REFUSED = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32800,"message":"cancelled"}}\n'
 
 
-@pytest.mark.parametrize("method", ["exec", "run", "wait"])
+CONTENTS = ["read_file", "write_file", "read_tar", "write_tar"]
+
+
+@pytest.mark.parametrize("method", ["exec", "run", "wait", "list_dir", "remove", "image_build", *CONTENTS])
 async def test_a_cancelled_call_is_cancelled_at_the_runtime(method: str) -> None:
     assert await _cancelled(method, _REFUSED) == [_CANCEL]
 
@@ -139,10 +142,11 @@ async def test_other_calls_are_only_forgotten(method: str) -> None:
     assert await _cancelled(method) == []
 
 
-async def test_an_exec_that_was_answered_all_the_same_is_killed() -> None:
-    assert await _cancelled("exec", _STARTED + _STARTED) == [_CANCEL, _KILL]
-    assert await _cancelled("exec", _STARTED, "before") == [_KILL]
-    assert await _cancelled("exec", _STARTED, "meanwhile") == [_KILL]
+@pytest.mark.parametrize("method", ["exec", *CONTENTS])
+async def test_an_exec_or_a_stream_that_was_answered_all_the_same_is_killed(method: str) -> None:
+    assert await _cancelled(method, _STARTED + _STARTED) == [_CANCEL, _KILL]
+    assert await _cancelled(method, _STARTED, "before") == [_KILL]
+    assert await _cancelled(method, _STARTED, "meanwhile") == [_KILL]
 
 
 @pytest.mark.parametrize("method", ["run", "wait"])
