@@ -43,7 +43,11 @@ class FileStream:
         return f"<FileStream {'to' if self._writes else 'from'} {self._path}>"
 
     async def __aenter__(self) -> Self:
-        await self._process.connect()
+        try:
+            await self._process.connect()
+        except BaseException:  # who does not get in is not led out either
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:

@@ -125,6 +125,26 @@ async def test_a_transfer_that_is_cancelled_leaves_no_thread(tmp_path: Path) -> 
         await until(nothing_runs, 10)
 
 
+async def test_a_transfer_that_is_cancelled_as_it_begins_leaves_none_running(tmp_path: Path) -> None:
+    """Whether its cancellation comes before the answer to its start, or on the way to its socket."""
+    (tmp_path / "tree").mkdir()
+    with (tmp_path / "tree" / "large").open("wb") as large:
+        large.truncate(1 << 30)
+    async with Host(runtime="local") as host, await host.start() as box:
+        for turns in range(100):
+            putting = asyncio.create_task(box.put(tmp_path / "tree", str(tmp_path / f"copy{turns}")))
+            await until((tmp_path / f"copy{turns}").exists, 10)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            putting.cancel()
+            await asyncio.gather(putting, return_exceptions=True)
+
+        async def nothing_runs() -> bool:
+            return (await host.list())[0].live == 0
+
+        await until(nothing_runs, 10)
+
+
 async def test_wrong_options_are_told_in_a_line(engine_service: EngineService) -> None:
     async with Host(url=engine_service.url) as host:
         with pytest.raises(InvalidParams, match="memory_byte"):
