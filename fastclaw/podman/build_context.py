@@ -134,16 +134,14 @@ class BuildContext(NamedTuple):
 
 def _containerfile(root: Path, file: str | None) -> str:
     """Where it is, relative to the directory; a link may not lead out."""
-    for name in CONTAINERFILES if file is None else (file,):
-        path = root / os.path.normpath(name)
-        if not path.exists() and (file is None and name != CONTAINERFILES[-1]):
-            continue
-        if not path.resolve(strict=True).is_relative_to(root.resolve()):
-            raise IoError(f"{path}: the name leads out of the directory", "outside", path=str(path), errno=None)
-        if not path.is_file():
-            raise IoError(f"{path}: it is no regular file", "not_regular", path=str(path), errno=None)
-        return str(PurePosixPath(os.path.normpath(name)))
-    raise AssertionError("the last one is returned or raised")
+    wanted = (file,) if file is not None else CONTAINERFILES
+    name = next((one for one in wanted if (root / one).exists()), wanted[0])
+    path = root / os.path.normpath(name)
+    if not path.resolve(strict=True).is_relative_to(root.resolve()):
+        raise IoError(f"{path}: the name leads out of the directory", "outside", path=str(path), errno=None)
+    if not path.is_file():
+        raise IoError(f"{path}: it is no regular file", "not_regular", path=str(path), errno=None)
+    return str(PurePosixPath(os.path.normpath(name)))
 
 
 def _ignored(root: Path) -> Ignored:

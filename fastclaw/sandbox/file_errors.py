@@ -54,7 +54,7 @@ def os_error(error: IoError, path: str) -> OSError | None:
     if number is None:
         return None
     about = str(error.data.get("name") or "")
-    named = os.path.join(path, about) if about else path
+    named = os.path.join(path, about) if about else str(error.data.get("path") or path)
     if error.reason == "too_large":
         return _too_large(error, named)
     words = str(error).removeprefix(IoError.prefix).removeprefix(f"{path}: ")

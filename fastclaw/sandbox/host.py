@@ -72,7 +72,8 @@ class Host:
     @property
     def client(self) -> RuntimeClient:
         """What sends the calls."""
-        assert self._client is not None, "enter the host first: async with Host() as host"
+        if self._client is None:
+            raise RuntimeError("enter the host first: async with Host() as host")
         return self._client
 
     @property

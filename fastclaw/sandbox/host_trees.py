@@ -20,7 +20,7 @@ from typing import IO, Any
 
 _COPY_BYTES = 1 << 20
 _PERMISSIONS = 0o777
-"""Of what is taken out: neither set-user-ID, nor set-group-ID, nor sticky."""
+"""Of what is moved: neither set-user-ID, nor set-group-ID, nor sticky."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -45,6 +45,7 @@ def pack(directory: Path, into: IO[bytes], exclude: Iterable[str]) -> None:
         if not (member.isreg() or member.isdir() or member.issym() or member.islnk() or member.isfifo()):
             return None
         member.uid = member.gid = 0
+        member.mode &= _PERMISSIONS  # set-user-ID would be of another user there
         member.uname = member.gname = ""
         return member
 

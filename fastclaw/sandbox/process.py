@@ -7,7 +7,8 @@ from typing import Self
 from fastclaw import limits
 from fastclaw.client import RemoteProcess
 from fastclaw.errors import InvalidState, IoError
-from fastclaw.sandbox.done import Done, done_of
+from fastclaw.sandbox.done import Done, SandboxGone, done_of
+from fastclaw.sandbox.presence import Presence
 from fastclaw.sandbox.raised import raised
 from fastclaw.sandbox.units import milliseconds
 
@@ -43,9 +44,14 @@ class Input:
 class Output:
     """Stdout or stderr of a process: iterate over it for its lines, or read what there is."""
 
-    def __init__(self, read: Callable[[int], Awaitable[bytes]]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[int], Awaitable[bytes]], presence: Presence) -> None:
+        self._take = read
+        self._presence = presence
         self._ahead = b""
+
+    async def _read(self, size: int) -> bytes:
+        async with self._presence.watched():
+            return await self._take(size)
 
     async def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes as soon as there are any, none at the end; or with -1 all, to the end."""
@@ -85,17 +91,19 @@ class Process:
         stdin, stdout, stderr: its streams; with a terminal, stdout has everything.
     """
 
-    def __init__(self, remote: RemoteProcess, cmd: list[str]) -> None:
+    def __init__(self, remote: RemoteProcess, cmd: list[str], presence: Presence) -> None:
         self._remote = remote
+        self._presence = presence
         self.id = remote.id
         self.cmd = cmd
         self.stdin = Input(remote)
-        self.stdout = Output(remote.stdout_read)
-        self.stderr = Output(remote.stderr_read)
+        self.stdout = Output(remote.stdout_read, presence)
+        self.stderr = Output(remote.stderr_read, presence)
         self._done: Done | None = None
 
     def __repr__(self) -> str:
-        return f"<Process {self.id} {' '.join(self.cmd)[:60]!r} {'' if self._done is None else self._done.ending}>"
+        ended = "" if self._done is None else f" {self._done.ending}"
+        return f"<Process {self.id} {' '.join(self.cmd)[:60]!r}{ended}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -113,12 +121,12 @@ class Process:
             TimeoutError: it runs still.
             SandboxGone: it has ended with its sandbox.
         """
-        with raised():
+        async with self._presence.watched():
             record = await self._remote.wait(None if timeout is None else milliseconds(timeout))
         if record.state == "running":
             raise TimeoutError(f"{self!r} runs still after {timeout} s")
         self._done = done_of(record)
-        return self._done
+        return await self._presence.check(self._done)
 
     async def kill(self, grace: float | None = None) -> None:
         """End it with its whole tree; back when nothing is left of it.
@@ -126,17 +134,17 @@ class Process:
         Parameters:
             grace: seconds from TERM to KILL; None is the host's default, 0 is KILL at once.
         """
-        with raised():
+        async with self._presence.watched():
             await self._remote.kill(None if grace is None else milliseconds(grace))
 
     async def signal(self, signal: int | str, *, group: bool = False) -> None:
         """Send it a signal by number or name. `group`: to all of its process group, as Ctrl-C does."""
-        with raised():
+        async with self._presence.watched():
             await self._remote.signal(signal, group=group)
 
     async def resize(self, rows: int, columns: int) -> None:
         """Give its terminal another size."""
-        with raised():
+        async with self._presence.watched():
             await self._remote.resize(rows, columns)
 
     async def leave(self) -> None:
@@ -146,7 +154,7 @@ class Process:
     async def close(self) -> None:
         """Kill it with its tree, unless nothing of it is left, and leave its streams. Idempotent."""
         try:
-            with raised(), suppress(InvalidState):  # it is not known any more, and so nothing of it is left
+            with suppress(SandboxGone, InvalidState), raised():  # nothing of it is left
                 await self._remote.kill()
         finally:
             await self._remote.aclose()

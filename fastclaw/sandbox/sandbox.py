@@ -13,12 +13,12 @@ import aiofiles
 from fastclaw import limits
 from fastclaw.client import Environment
 from fastclaw.client.answers import given
-from fastclaw.errors import ExecFailed, InvalidState
+from fastclaw.errors import ExecFailed
 from fastclaw.files import DirEntry, FileStat
-from fastclaw.lifecycle import EnvironmentState
 from fastclaw.runtime import EnvironmentInfo, HealthStatus, Keep, OnDisconnect, OnLimit, Orphans
-from fastclaw.sandbox.done import Done, Output, SandboxGone, done_of, not_started
+from fastclaw.sandbox.done import Done, Output, done_of, not_started
 from fastclaw.sandbox.facts import SandboxFacts
+from fastclaw.sandbox.presence import Presence
 from fastclaw.sandbox.process import Process
 from fastclaw.sandbox.raised import raised
 from fastclaw.sandbox.streamed_run import OutputRule, run_by_streams
@@ -27,8 +27,6 @@ from fastclaw.sandbox.units import Size, milliseconds, size_bytes
 
 Command = Sequence[str] | str
 """Argv; or text for a shell, `sh -c TEXT`."""
-
-_ENDED_WITH_IT = "the command has ended with its sandbox"
 
 _INLINE_INPUT_BYTES = 4 * limits.MIB
 """Input that fits a line of `limits.MAX_LINE_BYTES` whatever it is: JSON makes up to six bytes of one."""
@@ -50,6 +48,7 @@ class Sandbox(SandboxFacts):
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
+        self._presence = Presence(environment)
 
     async def __aenter__(self) -> Self:
         return self
@@ -129,22 +128,10 @@ class Sandbox(SandboxFacts):
                 **params,
             )
             done = done_of(ran, Output(ran.stdout, ran.stderr, ran.dropped, ran.gap_at, ran.incomplete))
-            if done.reason == "killed":
-                await self._look_for_end(done)
-            return done
+            return await self._presence.check(done)
         process = await self._environment.exec(cmd, **params)
-        try:
+        async with self._presence.watched():
             return done_of(*await run_by_streams(process, data, rule))
-        except InvalidState as error:  # who waits for a process knows it as long as its sandbox is there
-            raise SandboxGone(_ENDED_WITH_IT, "container_gone") from error
-
-    async def _look_for_end(self, done: Done) -> None:
-        """Whether it was killed with the sandbox, of which the answer of a run says nothing."""
-        listed = await self._environment.client.environment_list()
-        if not any(one.environment == self.id and one.state != EnvironmentState.STOPPING.value for one in listed):
-            gone = SandboxGone(_ENDED_WITH_IT)
-            gone.done = done
-            raise gone
 
     async def exec(
         self,
@@ -184,7 +171,7 @@ class Sandbox(SandboxFacts):
         more = given(key=key, limits=limits, template=template)
         with raised():
             remote = await self._environment.exec(argv, **params, **how, on_disconnect=on_disconnect, **more)
-        return Process(remote, argv)
+        return Process(remote, argv, self._presence)
 
     # --- files ---
 
@@ -244,7 +231,9 @@ class Sandbox(SandboxFacts):
         """Whether there is something of this name, to where a link leads."""
         try:
             await self.stat(path, user=user)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
             return False
         return True
 
@@ -273,8 +262,11 @@ class Sandbox(SandboxFacts):
 
     async def move(self, path: str, to: str, *, user: str | None = None, overwrite: bool = False) -> None:
         """Give a file or a directory another name. `overwrite`: also where that is taken."""
-        with raised(path):
-            await self._environment.move(path, to, user=user, overwrite=overwrite)
+        try:
+            with raised(path):
+                await self._environment.move(path, to, user=user, overwrite=overwrite)
+        except OSError as error:  # of either name, as os.rename has it
+            raise OSError(error.errno, error.strerror, path, None, to) from error
 
     # --- files of this host ---
 

@@ -178,11 +178,13 @@ class Host(_Sync[sandbox.Host]):
     """Where sandboxes are started; entered, it is up, and left, it is gone with all of them.
 
     Parameters:
-        settings: those of `fastclaw.sandbox.Host`.
+        runtime, url, storage, options: as of `fastclaw.sandbox.Host`.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(sandbox.Host(**settings))
+    def __init__(
+        self, *, runtime: str | None = None, url: str | None = None, storage: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(sandbox.Host(runtime=runtime, url=url, storage=storage, **options))
 
     def __enter__(self) -> Self:
         self._pid = os.getpid()

@@ -139,7 +139,7 @@ def test_the_file_is_containerfile_else_dockerfile_or_as_it_is_named(tmp_path: P
     [
         ("none", None, "not_found", "none"),
         ("Containerfile", None, "not_directory", "Containerfile"),
-        ("empty", None, "not_found", "empty/Dockerfile"),
+        ("empty", None, "not_found", "empty/Containerfile"),
         (".", "none", "not_found", "none"),
         (".", "empty", "not_regular", "empty"),
         ("empty", "../Containerfile", "outside", "empty/../Containerfile"),

@@ -87,7 +87,7 @@ def test_what_cannot_be_read_is_an_oserror_with_the_path(podman_host: Host, tmp_
         podman_host.build(tmp_path / "none")
     assert failed.value.filename == str(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(OSError, match="empty"):
+    with pytest.raises(FileNotFoundError, match="Containerfile"):
         podman_host.build(tmp_path / "empty")
     (tmp_path / "no-archive").write_text("none")
     with pytest.raises(OSError, match="neither a docker-archive nor an oci-archive"):

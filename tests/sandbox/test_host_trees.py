@@ -90,9 +90,10 @@ def test_a_socket_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_packed_belongs_to_whoever_unpacks_it(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
+    (tmp_path / "f").chmod(0o6755)
     with tarfile.open(fileobj=io.BytesIO(packed(tmp_path))) as members:
         found = members.getmember("f")
-        assert (found.uid, found.gid, found.uname, found.gname) == (0, 0, "", "")
+        assert (found.uid, found.gid, found.uname, found.gname, found.mode) == (0, 0, "", "", 0o755)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fastclaw.errors import ExecFailed, InvalidParams
+from fastclaw.sandbox import SandboxGone
 
 if TYPE_CHECKING:
-    from fastclaw.sandbox.sync import Sandbox
+    from fastclaw.sandbox.sync import Host, Sandbox
 
 
 def test_streams_are_used_as_those_of_any_process(box: Sandbox) -> None:
@@ -100,6 +102,17 @@ def test_kill_and_its_grace(box: Sandbox) -> None:
 def test_its_time_ends(box: Sandbox) -> None:
     with box.exec(["sleep", "100"], timeout=0.1) as process:
         assert process.wait(10).reason == "timeout"
+
+
+def test_a_process_whose_sandbox_has_ended_says_so(podman_host: Host) -> None:
+    with podman_host.start() as box, box.exec(["cat"]) as process, ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(process.wait)
+        box.close()
+        with pytest.raises(SandboxGone):
+            waiting.result(10)
+        for call in (process.wait, process.kill, process.stdout.read, lambda: process.signal("INT")):
+            with pytest.raises(SandboxGone, match="ended with its sandbox"):
+                call()
 
 
 def test_what_does_not_start_is_an_error(box: Sandbox) -> None:

@@ -92,6 +92,11 @@ def test_names(box: Sandbox) -> None:
     assert box.read("d/b") == b"1"
     with pytest.raises(FileExistsError):
         box.move("d/b", "d/c")
+    with pytest.raises(FileNotFoundError, match="'d/b' -> 'none/b'") as failed:
+        box.move("d/b", "none/b")
+    assert (failed.value.filename, failed.value.filename2) == ("d/b", "none/b")
+    box.run(["ln", "-s", "loop", "loop"], check=True)
+    assert not box.exists("loop")
     box.remove("d", recursive=True)
     assert not box.exists("d")
 
