@@ -32,7 +32,7 @@ def test_a_test_belongs_to_the_folder_below_tests(nodeid: str, folder: str) -> N
 
 def test_every_folder_has_a_budget() -> None:
     folders = {folder_of(str(path.relative_to(TESTS.parent))) for path in TESTS.rglob("test_*.py")}
-    assert set(read_budgets(TESTS.parent)) == folders
+    assert set(read_budgets(TESTS.parent)) == folders - {"adapters"}  # which `make test` does not run
 
 
 def test_only_what_no_noise_explains_is_too_slow() -> None:

@@ -96,7 +96,7 @@ def test_what_cannot_be_read_is_an_oserror_with_the_path(podman_host: Host, tmp_
 
 def test_an_archive_is_loaded(podman_host: Host, engine_service: EngineService, tmp_path: Path) -> None:
     with PodmanClient(base_url=engine_service.url) as client, (tmp_path / "a.tar").open("wb") as archive:
-        archive.writelines(client.images.get(engine_service.image).save(named=True))
+        archive.writelines(client.images.get(engine_service.image).save(named=engine_service.image))
     assert podman_host.load(tmp_path / "a.tar") == [engine_service.image]
 
 

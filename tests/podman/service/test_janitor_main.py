@@ -141,7 +141,7 @@ def test_a_step_of_a_build_ends_at_once_and_its_container_goes_after_the_service
 ) -> None:
     """Of the containers in which builds work that alone which is called as buildah called the host of the step."""
     group = CGROUPS / "pids" if (CGROUPS / "pids").is_dir() else CGROUPS
-    folder = group / f"fastclaw_1_2_3_{janitor_main.STEPS}c0ffee"
+    folder = group / f"fastclaw_1_2_3_{janitor_main.STEPS}{os.getpid():08x}"
     folder.mkdir()
     mine, other = "c0ffee" * 10 + "0123", "beef00" * 10 + "4567"
     owner.has(containers=f"{mine}=buildah\nd00d=buildah\n{other}=buildah\n")
