@@ -128,6 +128,8 @@ async def test_nothing_is_left(home: Home, count: int) -> None:
 
         await asyncio.gather(*(one(number) for number in range(count)))
         after = await _settled(holdings, before)
+        # Fewer descriptors are none left: a connection to the engine may have been open still at the first look.
+        before["descriptors"] = min(before["descriptors"], after["descriptors"])
         assert {name: found for name, found in after.items() if found != before[name]} == {}, before
         assert resident_kb(client.pid) - memory_kb < GROWTH_KB
     await nothing_is_left(home)
