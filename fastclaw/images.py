@@ -26,6 +26,8 @@ Tag = Annotated[
     ),
 ]
 """`[HOST[:PORT]/]NAME[:TAG]`, as in the reference grammar of the OCI distribution specification."""
+BuildNetwork = Literal["none", "default", "host"]
+"""What RUN steps of a build reach."""
 ArgName = Annotated[str, Meta(pattern=r"^[^=\0]+\Z")]
 
 
@@ -63,7 +65,7 @@ class BuildImage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     args: dict[ArgName, str] = {}
     target: Annotated[str, Meta(min_length=1)] | None = None
     no_cache: bool = False
-    network: Literal["none", "default", "host"] = "none"
+    network: BuildNetwork = "none"
     progress: bool = False
 
 

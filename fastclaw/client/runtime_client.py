@@ -15,7 +15,7 @@ from fastclaw.client.answers import Shape, given, shaped
 from fastclaw.client.environment import Environment, EnvironmentCalls
 from fastclaw.client.rpc import Child, PendingCalls, Stderr
 from fastclaw.errors import FastclawError
-from fastclaw.images import ImageResult, LoadedImages
+from fastclaw.images import BuildNetwork, ImageResult, LoadedImages
 from fastclaw.progress import Tell
 from fastclaw.runtime import EnvironmentInfo, ExitRecord, InitializeResult, ListedEnvironment
 from fastclaw.wire import EnvironmentList
@@ -243,7 +243,7 @@ class RuntimeClient(EnvironmentCalls):
         args: Mapping[str, str] | None = None,
         target: str | None = None,
         no_cache: bool = False,
-        network: Literal["none", "default", "host"] = "none",
+        network: BuildNetwork = "none",
         on_progress: Tell | None = None,
     ) -> ImageResult:
         """Build an image from a directory of the runtime's host.

@@ -191,7 +191,7 @@ class Line:
     def _noting(self, pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
         note = self._note
 
-        class Connection(pool.ConnectionCls):  # type: ignore[name-defined,misc] # one kind for each line
+        class Connection(pool.ConnectionCls):  # type: ignore[name-defined,misc] # a base known at run time only
             def connect(self) -> None:
                 super().connect()
                 note(self.sock)

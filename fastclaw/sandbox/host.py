@@ -11,6 +11,7 @@ import msgspec
 
 from fastclaw.client import RuntimeClient
 from fastclaw.client.answers import given
+from fastclaw.images import BuildNetwork
 from fastclaw.options import Capabilities, Network, Workspace
 from fastclaw.progress import Tell
 from fastclaw.runtime import HealthStatus, ListedEnvironment
@@ -18,8 +19,6 @@ from fastclaw.sandbox.progress_bar import listening
 from fastclaw.sandbox.raised import raised
 from fastclaw.sandbox.sandbox import Sandbox
 from fastclaw.sandbox.units import Size, milliseconds, size_bytes
-
-BuildNetwork = Literal["none", "default", "host"]
 
 SERVE = (sys.executable, "-m", "fastclaw", "serve", "--log-level", "warning")
 """What is started: this very package."""

@@ -84,6 +84,19 @@ def _made(
     return call
 
 
+class _Left(_Sync[Of]):
+    """What is closed where its `with` is left."""
+
+    close: Callable[[], None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_here:
+            self.close()
+
+
 class Input(_Sync[process.Input]):
     """Stdin of a process."""
 
@@ -103,7 +116,7 @@ class Output(_Sync[process.Output]):
             yield line
 
 
-class Process(_Sync[sandbox.Process]):
+class Process(_Left[sandbox.Process]):
     """A process that runs in a sandbox. As a context manager it is killed with its tree where it is left.
 
     Attributes:
@@ -120,13 +133,6 @@ class Process(_Sync[sandbox.Process]):
         self.stdout = Output(of.stdout)
         self.stderr = Output(of.stderr)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_here:
-            self.close()
-
     wait = _call(sandbox.Process.wait)
     kill = _call(sandbox.Process.kill)
     signal = _call(sandbox.Process.signal)
@@ -135,7 +141,7 @@ class Process(_Sync[sandbox.Process]):
     close = _call(sandbox.Process.close)
 
 
-class Sandbox(SandboxFacts, _Sync[sandbox.Sandbox]):
+class Sandbox(SandboxFacts, _Left[sandbox.Sandbox]):
     """A sandbox that is up; as a context manager, it ends when it is left.
 
     Attributes:
@@ -146,13 +152,6 @@ class Sandbox(SandboxFacts, _Sync[sandbox.Sandbox]):
     def info(self) -> EnvironmentInfo:
         """What the answer to its start, or its last reset, says."""
         return self._of.info
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_here:
-            self.close()
 
     run = _call(sandbox.Sandbox.run)
     exec = _made(sandbox.Sandbox.exec, Process)
@@ -174,7 +173,7 @@ class Sandbox(SandboxFacts, _Sync[sandbox.Sandbox]):
     close = _call(sandbox.Sandbox.close)
 
 
-class Host(_Sync[sandbox.Host]):
+class Host(_Left[sandbox.Host]):
     """Where sandboxes are started; entered, it is up, and left, it is gone with all of them.
 
     Parameters:
@@ -192,10 +191,6 @@ class Host(_Sync[sandbox.Host]):
         thread.call(self._of.__aenter__())
         thread.close_at_end(self._of.close)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_here:
-            self.close()
 
     def close(self) -> None:
         """End it, with all its sandboxes; at the latest at the end of the program. Idempotent."""
