@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class LostContainers:
-    """Looks for them until they are removed, or an engine that answers has had time enough to make them.
+    """Looks for them until they are gone once removed, or an engine that answers has had time enough to make them.
 
     Belongs to the loop that makes it; owns the task that looks.
 
@@ -73,8 +73,11 @@ class LostContainers:
                     logger.info("container %s cannot be looked for yet: %s", container, error)
                     answers = False
                     break
-                self._looks[container] += 1
-                if was_there or self._looks[container] >= engine_limits.LOST_LOOKS:
+                # One that was there is looked for once more: of a container that it is still making, Podman removes the
+                # storage, says that it is removed, and goes on making it (seen with 4.3.1; podman-rm(1), --force).
+                looks = engine_limits.LOST_LOOKS - 1 if was_there else self._looks[container] + 1
+                self._looks[container] = looks
+                if looks >= engine_limits.LOST_LOOKS:
                     del self._looks[container]
             if self._looks:
                 if answers and not answered:

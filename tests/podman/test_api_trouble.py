@@ -9,7 +9,7 @@ import signal
 import socketserver
 import threading
 import time
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -72,8 +72,11 @@ async def test_an_engine_that_is_stopped_and_goes_on(
 ) -> None:
     """What it makes after all, for callers who have given up, is removed though fastclaw lives on."""
     monkeypatch.setattr(engine_limits, "LOST_LOOK_MOST_S", 1)
-    async with own_service(engine_plan, short_dir) as service, balanced():
-        engine = EngineLifecycle(service.url, timeout_s=2)
+    async with (
+        own_service(engine_plan, short_dir) as service,
+        balanced(),
+        aclosing(EngineLifecycle(service.url, timeout_s=2)) as engine,
+    ):
         await engine.ensure_image(DEFAULT_IMAGE)
         assert service.pid is not None
         calls = [asyncio.create_task(engine.create_container(spec(number))) for number in range(MANY)]
@@ -95,8 +98,10 @@ async def test_an_engine_that_is_stopped_and_goes_on(
 
 
 async def test_an_engine_that_is_killed(engine_plan: ServicePlan, short_dir: Path) -> None:
-    async with own_service(engine_plan, short_dir) as service:
-        engine = EngineLifecycle(service.url, timeout_s=10)
+    async with (
+        own_service(engine_plan, short_dir) as service,
+        aclosing(EngineLifecycle(service.url, timeout_s=10)) as engine,
+    ):
         await engine.ensure_image(DEFAULT_IMAGE)
         assert service.pid is not None
         calls = [asyncio.create_task(engine.create_container(spec(number))) for number in range(MANY)]
@@ -106,8 +111,7 @@ async def test_an_engine_that_is_killed(engine_plan: ServicePlan, short_dir: Pat
         assert engine.health()["waiting"] == 0
         await engine.aclose()
         assert engine_threads() == 0
-    async with own_service(engine_plan, short_dir) as service:
-        engine = EngineLifecycle(service.url)
+    async with own_service(engine_plan, short_dir) as service, aclosing(EngineLifecycle(service.url)) as engine:
         assert await engine.list_containers(LABELS) == []
         await engine.aclose()
 
@@ -183,8 +187,7 @@ async def test_version_is_asked_again_where_it_failed(short_dir: Path, engine_pl
 
 async def test_a_short_read_does_not_wait_behind_what_hangs(engine_plan: ServicePlan, short_dir: Path) -> None:
     """Nor for the calls that change something: those are many, and a death must be noticed."""
-    async with own_service(engine_plan, short_dir) as service:
-        engine = EngineLifecycle(service.url)
+    async with own_service(engine_plan, short_dir) as service, aclosing(EngineLifecycle(service.url)) as engine:
         await engine.ensure_image(DEFAULT_IMAGE)
         go = threading.Event()
         held = [asyncio.create_task(engine.change("held", lambda client: go.wait(30))) for _ in range(MANY)]
@@ -199,8 +202,11 @@ async def test_a_short_read_does_not_wait_behind_what_hangs(engine_plan: Service
 
 
 async def test_an_image_that_is_not_there_among_those_that_are(engine_plan: ServicePlan, short_dir: Path) -> None:
-    async with own_service(engine_plan, short_dir) as service, balanced():
-        engine = EngineLifecycle(service.url)
+    async with (
+        own_service(engine_plan, short_dir) as service,
+        balanced(),
+        aclosing(EngineLifecycle(service.url)) as engine,
+    ):
         await engine.ensure_image(DEFAULT_IMAGE)
 
         async def up(number: int) -> str:
@@ -222,8 +228,11 @@ async def test_an_image_that_is_not_there_among_those_that_are(engine_plan: Serv
 
 @pytest.mark.parametrize("started", [0, 50], ids=["at once", "while they go on"])
 async def test_closed_in_the_middle(engine_plan: ServicePlan, short_dir: Path, started: int) -> None:
-    async with own_service(engine_plan, short_dir) as service, balanced():
-        engine = EngineLifecycle(service.url)
+    async with (
+        own_service(engine_plan, short_dir) as service,
+        balanced(),
+        aclosing(EngineLifecycle(service.url)) as engine,
+    ):
         await engine.ensure_image(DEFAULT_IMAGE)
         calls = [asyncio.create_task(engine.create_container(spec(number))) for number in range(MANY)]
         await until(lambda: sum(call.done() for call in calls) >= started)
@@ -241,8 +250,11 @@ async def test_the_engine_of_another_that_ends_and_is_back(
     monkeypatch.setattr(limits, "REVIVE_FIRST_MS", 1_000)
     await answers_ping(str(short_dir / "none"))  # the first stream of a loop takes a descriptor for good (libuv)
     await turns()
-    async with balanced(), own_service(engine_plan, short_dir) as service:
-        engine = EngineLifecycle(service.url)
+    async with (
+        balanced(),
+        own_service(engine_plan, short_dir) as service,
+        aclosing(EngineLifecycle(service.url)) as engine,
+    ):
         await engine.ensure_image(DEFAULT_IMAGE)
         container = await engine.create_container(spec(0))
         assert service.pid is not None

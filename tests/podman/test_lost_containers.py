@@ -17,6 +17,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.there: set[str] = set()
+        self.being_made: set[str] = set()
         self.is_up = True
         self.looks: list[tuple[float, str]] = []
 
@@ -25,6 +26,10 @@ class Engine:
         self.looks.append((asyncio.get_running_loop().time(), container))
         if not self.is_up:
             raise StartFailed("no engine answers", "engine_unavailable")
+        if container in self.being_made:  # it says that it has removed it, and goes on making it
+            self.being_made.discard(container)
+            self.there.add(container)
+            return True
         was_there = container in self.there
         self.there.discard(container)
         return was_there
@@ -46,12 +51,22 @@ def on_a_clock_that_jumps(test: Callable[[Engine, LostContainers], Coroutine[Any
         runner.run(run())
 
 
-def test_one_that_is_there_is_removed_at_the_first_look() -> None:
+def test_one_that_is_there_is_removed_at_the_first_look_and_looked_for_once_more() -> None:
     async def test(engine: Engine, lost: LostContainers) -> None:
         engine.there = {"a"}
         lost.add("a")
         await until(lambda: not len(lost))
-        assert [container for _, container in engine.looks] == ["a"]
+        assert [container for _, container in engine.looks] == ["a", "a"]
+
+    on_a_clock_that_jumps(test)
+
+
+def test_one_that_the_engine_goes_on_making_though_it_says_that_it_is_removed() -> None:
+    async def test(engine: Engine, lost: LostContainers) -> None:
+        engine.being_made = {"a"}
+        lost.add("a")
+        await until(lambda: not len(lost))
+        assert not engine.there
 
     on_a_clock_that_jumps(test)
 
@@ -63,7 +78,7 @@ def test_one_that_the_engine_makes_later_is_removed_then() -> None:
         engine.there = {"a"}
         await until(lambda: not len(lost))
         assert not engine.there
-        assert [round(when) for when, _ in engine.looks] == [0, 1, 3, 7]
+        assert [round(when) for when, _ in engine.looks] == [0, 1, 3, 7, 15]
 
     on_a_clock_that_jumps(test)
 

@@ -149,10 +149,9 @@ async def test_who_is_connected_and_reads_nothing_is_cut_off_and_who_reads_is_no
             async with asyncio.timeout(20):
                 while (await runtime.wait(deaf.process_id)).gap is not True:
                     assert await out.read()
-            rest = 0
-            while part := await nobody.read():
-                rest += len(part)
-            assert 0 < rest < limits.MIB, "what was in its socket, and an end"
+            assert await nobody.read(), "what was in its socket"
+            while await nobody.read():  # the pump may give more until the word reaches it; then comes the end
+                pass
             for _ in range(100):
                 assert await out.read()
             assert (await runtime.wait(reading.process_id)).gap is not True
