@@ -7,6 +7,7 @@ test descriptors, children, tasks, socket directories and complaints of the loop
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import inspect
 import os
@@ -113,6 +114,27 @@ def pytest_asyncio_loop_factories(
     if item.nodeid.startswith(NO_CLOCK):
         return {"instant": lambda: _observed(InstantLoop())}
     return {"uvloop": _uvloop}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Async tests have their time limit on the loop, too: uvloop hands what the alarm of pytest-timeout raises to its
+    exception handler, and waits on.
+    """
+    default = float(config.getini("timeout"))
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            mark = item.get_closest_marker("timeout")
+            item.obj = _limited(item.obj, default if mark is None else float(mark.args[0]))
+
+
+def _limited(test: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    @functools.wraps(test)
+    async def limited(*args: Any, **kwargs: Any) -> None:
+        has_clock = not isinstance(asyncio.get_running_loop(), InstantLoop)
+        async with asyncio.timeout(seconds if has_clock and seconds else None):
+            await test(*args, **kwargs)
+
+    return limited
 
 
 def _socket_directories() -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,3 +61,29 @@ def command_line(pid: int) -> bytes:
 def marked(process_id: str) -> list[int]:
     """Live processes of an exec."""
     return [row.pid for row in proc.scan(PROCESS_ID_VARIABLE) if row.marker == process_id]
+
+
+def init_of(process_id: str) -> int:
+    """PID 1 of the container that an exec runs in, as this host counts. Its number need not be the lowest there."""
+    namespace = _namespace_of(marked(process_id)[0])
+    [init] = [pid for pid in proc.pids() if _namespace_of(pid) == namespace and _is_init(pid)]
+    return init
+
+
+def oldest(pids: list[int]) -> int:
+    """Of live processes the one that began first. Its number need not be the lowest: they begin anew at pid_max."""
+    return min((stat.starttime, pid) for pid in pids if (stat := proc.read_stat(pid)) is not None)[1]
+
+
+def _namespace_of(pid: int) -> str:
+    with suppress(OSError):  # it is gone, or nobody's to look at, as this host's first process may be
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    return ""
+
+
+def _is_init(pid: int) -> bool:
+    """By the last number of NSpid, proc_pid_status(5)."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(line.split()[-1] == "1" for line in lines if line.startswith("NSpid:"))
+    return False

@@ -14,7 +14,6 @@ import pytest
 
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import InvalidParams, StartFailed
-from fastclaw.linux import proc
 from fastclaw.podman.container_spec import HOSTS
 from tests.acceptance.egress_rig import (
     NAMESPACE,
@@ -28,6 +27,7 @@ from tests.acceptance.egress_rig import (
     served,
     tables,
 )
+from tests.pids import init_of
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -181,21 +181,6 @@ async def test_the_rest_lane_takes_something_else_for_proxy_and_says_so(
         health = (await client.health()).details["network"]
         assert (health["mode"], health["asked"]) == (mode, "proxy")
         assert "spawner" in health["why"]
-
-
-def init_of(process_id: str) -> int:
-    """The init of the container that a process runs in: the first of its PID namespace."""
-    pid = next(row.pid for row in proc.scan("FASTCLAW_PROCESS_ID") if row.marker == process_id)
-    namespace = os.readlink(f"/proc/{pid}/ns/pid")
-    members = [one for one in proc.pids() if _namespace_of(one) == namespace]
-    return min(members)
-
-
-def _namespace_of(pid: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    except OSError:
-        return ""
 
 
 @pytest.mark.parametrize("world", ["proxy", "bridge", "bridge-rest"], indirect=True)

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from fastclaw.linux import proc
-from fastclaw.processes.lane import PROCESS_ID_VARIABLE
 from tests.acceptance.hostile import WAIT_S, Box, a_workspace, served
+from tests.pids import init_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -84,16 +83,6 @@ async def test_the_scheduling_group_of_the_init_is_out_of_reach_or_said_not_to_b
     if changed and not has_group_of_its_own:
         undefended = SECURITY.read_text(encoding="utf-8").partition("## What is not defended")[2]
         assert "autogroup" in undefended
-
-
-def init_of(process_id: str) -> int:
-    """PID 1 of a command's container, as this host counts: the command's reaper is its child."""
-    pid = next(row.pid for row in proc.scan(PROCESS_ID_VARIABLE) if row.marker == process_id)
-    for _ in range(2):
-        stat = proc.read_stat(pid)
-        assert stat is not None
-        pid = stat.ppid
-    return pid
 
 
 def autogroup(pid: int) -> str:

@@ -27,7 +27,7 @@ from fastclaw.spawner.spawn_process import SpawnProcess
 from fastclaw.spawner.spawner_host import LocalHost
 from fastclaw.spawner.templates import Plans, TemplateInstance
 from tests.balance import balanced, descriptors_left, open_descriptors
-from tests.pids import descendants_of, has_not_ended, is_there
+from tests.pids import descendants_of, has_not_ended, is_there, oldest
 from tests.spawner.fake_spawner import busy_reapers_of, commands_of, pump_of
 from tests.spawner.rig import Running, needs_root
 from tests.waiting import until
@@ -78,7 +78,7 @@ class Rig:
         pids = [
             pid for pid in commands_of(self.reaper) if "fastclaw.template" in cmdline(pid) and os.getsid(pid) == pid
         ]
-        return min(pids)
+        return oldest(pids)
 
     def health(self, name: str = "py") -> Any:
         assert self.host.templates is not None
