@@ -289,7 +289,7 @@ def test_a_pump_that_is_killed_with_a_workers_streams_is_told_and_its_client_rea
         client = host.attach(2)
         host.order(frames.LOOK, 2)
         hear_until(host, frames.WAITING)
-        reaper = sorted(children_of(host.process.pid))[host.places[2]]
+        reaper = children_of(host.process.pid)[host.places[2]]
         os.kill(children_of(reaper)[0], signal.SIGKILL)
         assert (frames.LOST, 2, 0, 0) in hear_until(host, frames.LOST)
         assert client.recv(1) == b""
