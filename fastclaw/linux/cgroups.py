@@ -71,6 +71,21 @@ def limit_in(file: Path) -> int | None:
     return None
 
 
+_LIMIT_FILES = {"memory": ("memory.limit_in_bytes", "memory.max"), "pids": ("pids.max", "pids.max")}
+
+
+def held_limits(memberships: str, owner: str, root: Path = CGROUPS) -> frozenset[str]:
+    """The controllers that hold a limit of a process: an engine may have dropped what it was asked for, without a word.
+
+    Parameters:
+        memberships: the text of its /proc/PID/cgroup.
+        owner: is in the names of its own groups: a limit further up is another's.
+    """
+    groups = {name: group_in(memberships, name, root) for name in _LIMIT_FILES}
+    limits_of = {name: group.nearest(_LIMIT_FILES[name][group.is_unified]) for name, group in groups.items() if group}
+    return frozenset(name for name, file in limits_of.items() if owner in str(file))
+
+
 def count_in(text: str, name: str) -> int:
     """Of a file of events, a name and a number a line; 0 where it has no such line."""
     for line in text.splitlines():

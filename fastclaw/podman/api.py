@@ -62,7 +62,12 @@ T = TypeVar("T")
 
 
 class EngineVersion(Struct, frozen=True, kw_only=True):
-    """What an engine is made of. `oci_runtime` is its default one, with the first line of its version."""
+    """What an engine is made of.
+
+    Parameters:
+        oci_runtime: its default one; of its version the first line.
+        controllers: of cgroups, that its containers can have.
+    """
 
     podman: str
     conmon: str
@@ -72,6 +77,7 @@ class EngineVersion(Struct, frozen=True, kw_only=True):
     storage_driver: str
     storage: str
     cgroup_version: str
+    controllers: tuple[str, ...]
 
 
 class EngineKeeper(Protocol):
@@ -584,4 +590,5 @@ def _version(info: Info) -> EngineVersion:
         storage_driver=info.store.graph_driver_name,
         storage=info.store.graph_root,
         cgroup_version=info.host.cgroup_version,
+        controllers=tuple(info.host.cgroup_controllers or ()),
     )

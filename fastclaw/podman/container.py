@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fastclaw import engine_limits, environment_limits, limits
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
-from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of
+from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of, held_limits
 from fastclaw.linux.sockets import listen_privately, peer
 from fastclaw.podman.container_spec import mask, spawner_pids
 from fastclaw.spawner import users
@@ -95,6 +95,7 @@ class Container:
         is_local: its processes are this host's.
         alive: as far as is known.
         memory: its memory and what was killed for want of it, where its processes are this host's.
+        held: the controllers of cgroups that hold a limit of its own; None where its processes are not this host's.
         execs, live: on the REST lane: how many execs it has been given, and how many of them are not over.
     """
 
@@ -122,6 +123,7 @@ class Container:
         self.is_local = False
         self.alive = False
         self.memory: MemoryWatch | None = None
+        self.held: frozenset[str] | None = None
         self.execs = self.live = 0
         self._dead = asyncio.Event()
 
@@ -194,14 +196,15 @@ class Container:
             return
         self.is_local = True
         self._pidfd = pidfd
-        self.memory = MemoryWatch(group_of(init, "memory"))
+        group = group_of(init, "memory")
+        self.memory = MemoryWatch(group if self.id in str(group) else None)
+        self.held = held_limits(_text(_PROC / str(init) / "cgroup"), self.id)
         asyncio.get_running_loop().add_reader(pidfd, self.mark_dead)
 
     def _is_ours(self, init: int) -> bool:
-        try:
-            return self.id in (_PROC / str(init) / "cgroup").read_text(encoding="utf-8")
-        except OSError:
-            return False
+        """By its id in the names of its control groups, or of the files that the engine has mounted in it: a rootless
+        engine without a systemd of its user's makes no groups."""
+        return any(self.id in _text(_PROC / str(init) / name) for name in ("cgroup", "mountinfo"))
 
     async def listen_inside(self, port: int) -> socket.socket:
         """A socket that listens on its loopback device.
@@ -213,9 +216,9 @@ class Container:
 
     def limits(self) -> dict[str, dict[str, int]]:
         """For `health`: each limit, and how often it was hit."""
-        memory = {} if self.memory is None else {"memory": self.memory.health()}
-        pids = self._pids.health()
-        return {**memory, "pids": pids} if pids else memory
+        memory = {} if self.memory is None else self.memory.health()
+        found = {"memory": memory, "pids": self._pids.health()}
+        return {name: numbers for name, numbers in found.items() if numbers}
 
     def mark_dead(self) -> None:
         """The container has ended, as its pidfd, its spawner or an exec says. Idempotent."""
@@ -276,6 +279,13 @@ class Container:
         self._creation.cancel()  # too late: the engine's thread removes what still comes
         with suppress(FastclawError, asyncio.CancelledError):
             self.id = await self._creation
+
+
+def _text(path: Path) -> str:
+    """Of a file in /proc; empty where it cannot be read any more."""
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    return ""
 
 
 def _take_back_null(spec: Mapping[str, Any]) -> None:

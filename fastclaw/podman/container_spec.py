@@ -106,7 +106,7 @@ def container_spec(
     workspace_option: str | None = None,
     network: ContainerNetwork = NO_NETWORK,
     hosts: str | None = None,
-    pids_limit: int = limits.PIDS_LIMIT,
+    pids_limit: int | None = limits.PIDS_LIMIT,
     own_pids: int = 0,
     shm_bytes: int = limits.SHM_BYTES,
     memory_bytes: int | None = None,
@@ -121,7 +121,7 @@ def container_spec(
     Parameters:
         owner: from `Owner.label`.
         number: 0-based, among the containers of one environment.
-        pids_limit: processes and threads of all commands together.
+        pids_limit: processes and threads of all commands together; None where nothing would hold a limit.
         workspace_option: of the mount of a directory (`user_namespace.mount_option`).
         own_pids: what the container has besides (`spawner_pids`).
         memory_bytes, disk_bytes: None is no limit.
@@ -143,7 +143,7 @@ def container_spec(
         **_chosen(user="0" if init.spawner else user, oci_runtime=oci_runtime),
         **_lifecycle(init),
         **_confinement(init, capabilities),
-        **_resources(pids_limit + own_pids, memory_bytes),
+        **_resources(NO_PIDS_LIMIT if pids_limit is None else pids_limit + own_pids, memory_bytes),
         **_user_namespace(ids),
         **({} if disk_bytes is None else {"storage_opts": {"size": str(disk_bytes)}}),
         "shm_size": shm_bytes,
@@ -207,6 +207,11 @@ def _user_namespace(ids: int | None) -> dict[str, Any]:
         return {}
     extent = [{"container_id": 0, "host_id": ids, "size": limits.IDS}]
     return {"userns": {"nsmode": "private"}, "idmappings": {"UIDMap": extent, "GIDMap": extent}}
+
+
+NO_PIDS_LIMIT = 0
+"""Without a number Podman takes its settings' own (2 048), and -1 is still written: where there is no such controller,
+crun 1.21 fails at both."""
 
 
 def _resources(pids_limit: int, memory_bytes: int | None) -> dict[str, Any]:

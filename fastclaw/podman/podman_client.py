@@ -132,6 +132,7 @@ class _Host(Struct, rename="camel"):
     security: _Security
     cgroup_version: str
     cgroup_manager: str = ""
+    cgroup_controllers: list[str] | None = None
     hostname: str = ""
     mem_total: int = 0
 

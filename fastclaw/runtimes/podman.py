@@ -41,7 +41,7 @@ from fastclaw.podman.containers import Containers, SpawnerSlot
 from fastclaw.podman.engines import Engines
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rights import USER_FILES, IdRanges, Rights, settle_rights
-from fastclaw.podman.service.facts import CGROUP_ROOT, container_controllers, static_catatonit
+from fastclaw.podman.service.facts import static_catatonit
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.podman.service.storage import disk_of, why_full
 from fastclaw.runtimes.sandbox import Sandbox, SandboxFactory, SandboxFacts, plans
@@ -49,7 +49,7 @@ from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from fastclaw.images import BuildImage, LoadImages, PullImage
     from fastclaw.podman.api import EngineLifecycle, EngineVersion
@@ -71,20 +71,24 @@ TEMPLATE_MODULE = Path(__file__).parent.parent / "template.py"
 """Found without importing it: it is for other interpreters."""
 
 
-def limits_not_in_force(options: Options, controllers: frozenset[str]) -> list[str]:
-    """The limits that were asked for and that the kernel will not hold, each in a line.
+def limits_not_in_force(options: Options, held: Collection[str]) -> list[str]:
+    """The options whose limits the kernel does not hold.
 
     Parameters:
-        controllers: the cgroup controllers that the containers can have.
+        held: the controllers of cgroups that hold one.
     """
-    asked = [("memory", "memory_bytes")] if options.memory_bytes is not None else []
-    if options.pids_limit != limits.PIDS_LIMIT:
-        asked.append(("pids", "pids_limit"))
+    options_of = {"memory": "memory_bytes", "pids": "pids_limit"}
     return [
-        f"options.{name} is not in force: this user has no cgroup controller {one}; fastclaw doctor says what it takes"
-        for one, name in asked
-        if one not in controllers
+        name for controller, name in options_of.items() if controller not in held and getattr(options, name) is not None
     ]
+
+
+def _not_in_force(name: str) -> str:
+    return f"options.{name} is not in force: its cgroup controller is not there; fastclaw doctor says what it takes"
+
+
+def _is_chosen(options: Options, name: str) -> bool:
+    return bool(getattr(options, name) != getattr(Options(), name))
 
 
 def why_not_spawn(url: str) -> str | None:
@@ -206,6 +210,8 @@ class PodmanSandbox(Sandbox):
         warnings = [*self._warnings(up.lane), *overruled(options.network)]
         for warning in warnings:
             logger.warning("%s", warning)
+        # Said, but not logged anew by every command in a terminal: a default that this host does not have.
+        warnings += [_not_in_force(name) for name in self._unheld() if not _is_chosen(options, name)]
         most = limits.MAX_STARTING_SPAWN if up.lane.name == "spawn" else limits.MAX_STARTING_REST
         who = up.containers.identity
         directory = plan.working_dir or image.working_dir
@@ -236,8 +242,7 @@ class PodmanSandbox(Sandbox):
 
     def _warnings(self, lane: Lane) -> list[str]:
         found = [] if self._rights.note is None else [self._rights.note]
-        if self._engine is not None and self._engine.version.rootless and os.geteuid() != 0:
-            found += limits_not_in_force(self.options, container_controllers(CGROUP_ROOT, os.geteuid()))
+        found += [_not_in_force(name) for name in self._unheld() if _is_chosen(self.options, name)]
         if lane.name == "spawn":
             return found
         if self._why_not_spawn is not None:
@@ -245,6 +250,15 @@ class PodmanSandbox(Sandbox):
         if self._engine is not None and self._engine.service is None:
             found.append(MONITORS_STAY)
         return found
+
+    def _unheld(self) -> list[str]:
+        """The options whose limits are not in force: as is seen where the container is this host's, else as the engine
+        says."""
+        container = None if self._up is None else self._up.containers.first
+        if container is None or self._engine is None:
+            return []
+        held = self._engine.version.controllers if container.held is None else container.held
+        return limits_not_in_force(self.options, held)
 
     async def _settle_rights(
         self, plan: ContainerPlan, image: ImageFacts, version: EngineVersion, setup: contextlib.AsyncExitStack
@@ -339,6 +353,7 @@ class PodmanSandbox(Sandbox):
             "rights": self._rights.health(),
             "containers": self._up.containers.counts(),
             "limits": self._up.containers.limits(),
+            **({"limits_not_in_force": unheld} if (unheld := self._unheld()) else {}),
             "network": self._up.network.health(),
             **({} if disk is None else {"disk": disk}),
         }
@@ -437,11 +452,13 @@ class ContainerPlan:
     Attributes:
         token: tells its containers from those of all others.
         user: the default user, by name or number.
+        controllers: of cgroups, that its containers can have: to ask for a limit of another one would fail the start.
         hosts: a file of this host in the place of their hosts(5); None leaves that to the engine.
     """
 
     def __init__(self, namespace: str, options: Options, engine: Engine) -> None:
         self.namespace, self.options, self.engine = namespace, options, engine.lifecycle
+        self.controllers = engine.version.controllers
         self.maker: ContainerEngine = engine.lifecycle if options.clone == "never" else engine.clones
         self.image = options.image or DEFAULT_IMAGE
         self.user, self.rights = "0", Rights()
@@ -490,10 +507,10 @@ class ContainerPlan:
             workspace_option=self.rights.workspace_option,
             network=network,
             hosts=self.hosts,
-            pids_limit=options.pids_limit,
+            pids_limit=options.pids_limit if "pids" in self.controllers else None,
             own_pids=spawner_pids(limits.SPAWN_SPARE_REAPERS) if init.spawner else 0,
             shm_bytes=options.shm_bytes,
-            memory_bytes=options.memory_bytes,
+            memory_bytes=options.memory_bytes if "memory" in self.controllers else None,
             disk_bytes=options.disk_bytes,
             user=options.user,
             capabilities=self.rights.capabilities,

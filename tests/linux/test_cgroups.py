@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw import limits
-from fastclaw.linux.cgroups import MemoryWatch, OomKills, count_in, count_in_file, group_in, group_of, limit_in
+from fastclaw.linux.cgroups import (
+    MemoryWatch,
+    OomKills,
+    count_in,
+    count_in_file,
+    group_in,
+    group_of,
+    held_limits,
+    limit_in,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,3 +120,25 @@ def test_where_nothing_is_to_be_seen_nothing_is_made_up(tmp_path: Path) -> None:
         assert watch.since(watch.mark(), is_killed=True) is None
         watch.close()
     assert MemoryWatch(None).health() == {}
+
+
+@pytest.mark.parametrize(
+    ("version", "files"),
+    [
+        ("0::/user/libpod-abc.scope/container\n", {"user/libpod-abc.scope": ("pids.max", "memory.max")}),
+        (
+            "2:pids:/libpod-abc\n1:memory:/libpod-abc\n",
+            {"pids/libpod-abc": ("pids.max",), "memory/libpod-abc": ("memory.limit_in_bytes",)},
+        ),
+    ],
+)
+def test_a_limit_is_held_where_its_own_group_has_one(
+    version: str, files: dict[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    """Further up it is another's: as a session's, where an ordinary user's engine may make no groups."""
+    put(tmp_path / "user", pids__max="4915")
+    assert held_limits(version, "abc", tmp_path) == frozenset()
+    for folder, names in files.items():
+        put(tmp_path / folder, **{name.replace(".", "__"): "64" for name in names})
+    assert held_limits(version, "abc", tmp_path) == {"pids", "memory"}
+    assert held_limits("0::/user\n", "abc", tmp_path) == held_limits("", "abc", tmp_path) == frozenset()

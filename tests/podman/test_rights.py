@@ -35,6 +35,7 @@ VERSION = EngineVersion(
     storage_driver="overlay",
     storage="/s",
     cgroup_version="v2",
+    controllers=(),
 )
 PASSWD = "wolf:x:7:8::/:\n"
 

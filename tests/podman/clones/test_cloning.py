@@ -152,6 +152,7 @@ def version(**changed: Any) -> EngineVersion:
         storage_driver="overlay",
         storage="/",
         cgroup_version="v1",
+        controllers=(),
     )
     return msgspec.structs.replace(found, **changed)
 
