@@ -509,7 +509,6 @@ class PidsLimit:
     def make_room(self, reapers: int) -> None:
         """For so many reapers with their pumps."""
         if self._file is None:
-            logger.info("no pids limit of the container is to be found; reapers count among its processes")
             return
         try:
             self._file.write_text(str(self._commands + spawner_pids(reapers)))
