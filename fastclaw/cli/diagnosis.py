@@ -102,7 +102,13 @@ def controllers_finding(controllers: frozenset[str], is_root: bool) -> Finding:
 
 
 def user_findings(
-    *, is_root: bool, why_none: str | None = None, forbidden: str | None = None, has_ids: bool = True
+    *,
+    is_root: bool,
+    why_none: str | None = None,
+    forbidden: str | None = None,
+    ids: int = limits.IDS,
+    free_id: int = 0,
+    name: str = "",
 ) -> list[Finding]:
     """Whose root inside is, and whether an ordinary user can have containers at all.
 
@@ -110,7 +116,9 @@ def user_findings(
         is_root: this process is.
         why_none: why containers get no user namespace of their own (`user_namespace`); None where they do.
         forbidden: the sysctl by which this kernel lets only root make one; None where it does.
-        has_ids: a user has subordinate ids in subuid(5) and subgid(5).
+        ids: how many subordinate ids a user has in subuid(5) and subgid(5).
+        free_id: from where on they are nobody's.
+        name: of this process's user.
     """
     if is_root:
         if why_none is None:
@@ -120,9 +128,12 @@ def user_findings(
     if forbidden is not None:
         text = f"only root may make user namespaces ({forbidden})"
         findings.append(_problem("users", text, f"sysctl -w {forbidden}"))
-    if not has_ids:
-        text = "no subordinate ids in /etc/subuid and /etc/subgid: only root can run inside"
-        advice = "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER; podman system migrate"
+    if ids < limits.IDS:
+        left = "no user inside, and no file of an image, can have a higher number"
+        what = f"only {ids}: {left}" if ids else "none: only root can run inside, on the REST lane"
+        text = f"subordinate ids in /etc/subuid and /etc/subgid: {what}"
+        span = f"{free_id}-{free_id + limits.IDS - 1}"
+        advice = f"usermod --add-subuids {span} --add-subgids {span} {name}; podman system migrate"
         findings.append(_warning("users", text, advice))
     return findings or [_ok("users", "a rootless engine: root inside is you")]
 

@@ -35,9 +35,11 @@ from fastclaw.podman.rights import why_no_user_namespace
 from fastclaw.podman.service.facts import (
     CGROUP_ROOT,
     container_controllers,
-    has_subordinate_ids,
+    free_subordinate_id,
     host_facts,
     program_version,
+    subordinate_ids,
+    user_name,
     why_no_user_namespaces,
 )
 from fastclaw.podman.service.storage import default_state_dir, disk_of, why_full
@@ -112,7 +114,9 @@ def _rights(version: EngineVersion | None, *, is_here: bool) -> list[Finding]:
             is_root=uid == 0,
             why_none=None if version is None else why_no_user_namespace(version, is_here=is_here),
             forbidden=why_no_user_namespaces(Path("/proc/sys")),
-            has_ids=has_subordinate_ids([Path("/etc/subuid"), Path("/etc/subgid")], uid),
+            ids=subordinate_ids(uid),
+            free_id=free_subordinate_id(),
+            name=user_name(uid),
         ),
     ]
 

@@ -101,7 +101,8 @@ streams:
   P-EOF           Both streams reach EOF when the process has ended; a silent one brings EOF and no bytes.
   P-EOF-OWN       [separate_eof] EOF on stdout arrives while the process lives on and stderr flows.
   P-SLOW          A client that never reads holds up its own process and no other.
-  P-REOPEN        [reopen_stdio] /dev/stdin, /dev/stdout and /dev/stderr can be opened again by the process, whatever its `user`.
+  P-REOPEN        [reopen_stdio] /dev/stdin, /dev/stdout and /dev/stderr can be opened again by the process,
+                  whatever its `user`.
   P-DRAIN         [separate_eof] What an ended process left behind may go on writing to a stream without a client: that
                   waits until `options.linger_ms` after the exit, or until `options.max_lingering` is reached, is
                   thrown away from then on, and ends no writer.

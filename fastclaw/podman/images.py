@@ -283,7 +283,7 @@ def _pull(line: Line, reference: str, news: News) -> None:
         response.close()
     if problem:
         built = "; what you have built is in your own engine: set options.storage to host, or options.url"
-        hint = built if reference.startswith("localhost") else ""
+        hint = built if reference.startswith("localhost") or "short-name" in problem else ""
         raise StartFailed(f"cannot pull {reference}: {problem}{hint}", "image_not_found")
 
 

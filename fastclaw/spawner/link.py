@@ -215,7 +215,9 @@ class Spawner:
         self._reapers += answer.value
         if answer.errno == errno.EUSERS:
             raise ExecFailed(
-                "the environment maps no user id but root's; map some, or set options.lane to rest", "unsupported"
+                "the environment maps no id but root's: the engine's user has none in /etc/subuid and /etc/subgid; "
+                "fastclaw doctor has the command that adds some, or set options.lane to rest",
+                "unsupported",
             )
         if answer.errno and not answer.value:
             raise resources_refused(OSError(answer.errno, os.strerror(answer.errno)))

@@ -488,6 +488,10 @@ def step_refused(step: int, number: int, spec: StartSpec, found: Finding | None 
         return ExecFailed(f"working directory {spec.working_dir!r}: {words}", "bad_working_dir")
     if step == frames.STEP_USER and number == errno.EINVAL:  # setuid(2)
         return ExecFailed(f"user {spec.user!r}: the environment's user namespace has no such id", "unknown_user")
+    if step == frames.STEP_USER and number == errno.EPERM:
+        return ExecFailed(
+            f"user {spec.user!r} is fastclaw's own in this environment; take another", "permission_denied"
+        )
     what = {
         frames.STEP_TTY: "no pseudo-terminal",
         frames.STEP_LIMIT: f"limits {spec.limits}",

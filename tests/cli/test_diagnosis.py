@@ -71,11 +71,13 @@ def test_the_engine(facts: dict[str, Any], unusable: str | None, versions: dict[
 
 MANY = limits.MAX_PROCESSES
 OTHER_DISK = "remove files there, or set XDG_STATE_HOME to a directory on another disk"
-USERMOD = "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER; podman system migrate"
+USERMOD = "usermod --add-subuids 300000-365535 --add-subgids 300000-365535 me; podman system migrate"
 QUOTAS = {"kernel.keys.root_maxkeys": 200, "fs.inotify.max_user_instances": 1}
 REINSTALL = "pip install --force-reinstall fastclaw"
 NO_SPAWNER = "no spawn lane and no local runtime, REST only"
-NO_IDS = "no subordinate ids in /etc/subuid and /etc/subgid: only root can run inside"
+IDS = "subordinate ids in /etc/subuid and /etc/subgid: "
+NO_IDS = f"{IDS}none: only root can run inside, on the REST lane"
+FEW_IDS = f"{IDS}only 999: no user inside, and no file of an image, can have a higher number"
 BUSYBOX = "apt-get install busybox-static"
 
 
@@ -111,7 +113,8 @@ BUSYBOX = "apt-get install busybox-static"
          [("users", "warning", "root inside has no capabilities and no user namespace: an old kernel", None)]),
         (user_findings(is_root=False, why_none="it has one already"),
          [("users", "ok", "a rootless engine: root inside is you", None)]),
-        (user_findings(is_root=False, forbidden="user.x=1", has_ids=False), [
+        (user_findings(is_root=False, ids=999, free_id=300_000, name="me"), [("users", "warning", FEW_IDS, USERMOD)]),
+        (user_findings(is_root=False, forbidden="user.x=1", ids=0, free_id=300_000, name="me"), [
             ("users", "problem", "only root may make user namespaces (user.x=1)", "sysctl -w user.x=1"),
             ("users", "warning", NO_IDS, USERMOD),
         ]),

@@ -481,7 +481,7 @@ def test_what_will_pass_may_be_tried_again_whatever_the_step(step: int, number: 
         (frames.STEP_TTY, errno.ENOENT, "io_error", "no pseudo-terminal: No such file"),
         (frames.STEP_LIMIT, errno.EPERM, "permission_denied", "limits {'nofile': 9}: Operation not permitted"),
         (frames.STEP_LIMIT, errno.EINVAL, "io_error", "limits {'nofile': 9}: Invalid argument"),
-        (frames.STEP_USER, errno.EPERM, "permission_denied", "user 'me': Operation not permitted"),
+        (frames.STEP_USER, errno.EPERM, "permission_denied", "user 'me' is fastclaw's own in this"),
         (frames.STEP_USER, errno.EINVAL, "unknown_user", "user 'me': the environment's user namespace has no such id"),
         (frames.STEP_PROCESS, errno.ENOSYS, "io_error", "the process: Function not implemented"),
         (frames.STEP_REQUEST, errno.EBADF, "io_error", "the process: Bad file descriptor"),

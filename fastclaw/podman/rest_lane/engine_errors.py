@@ -52,6 +52,8 @@ _QUOTED = re.compile(r'`.*`|"(?:[^"\\]|\\.)*"', re.DOTALL)
 _UNBALANCED = re.compile(r"[^`]*`")
 """Where a name has a newline in it, the text that Podman passes on begins behind that."""
 
+_NO_SUCH_ID = re.compile(r"(setup user|cannot setres[ug]id to ): [Ii]nvalid argument")
+
 _BY_WORDS: tuple[tuple[str, str], ...] = (
     # The first that is found decides, so the narrow ones come first.
     (r"unable to find (?:user|group)|no matching entries in (?:passwd|group) file", "unknown_user"),
@@ -152,6 +154,8 @@ def _explain(why: bytes, argv0: str = "") -> Failure:
     for words in _PREFIXES:
         text = text.removeprefix(words)
     said = _own_words(text, argv0)
+    if _NO_SUCH_ID.search(said):
+        return Failure("unknown_user", f"{text}: the environment's user namespace has no such id")
     for pattern, reason in _WORDS:
         if pattern.search(said):
             return Failure(reason, text)

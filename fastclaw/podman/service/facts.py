@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -138,12 +139,39 @@ def container_controllers(root: Path, uid: int) -> frozenset[str]:
         return frozenset()
 
 
-def has_subordinate_ids(files: list[Path], uid: int) -> bool:
-    """Whether each of these files has a range for a user, by name or by number (subuid(5))."""
-    names = {str(uid)}
-    with suppress(KeyError):
-        names.add(pwd.getpwuid(uid).pw_name)
-    return all(path.exists() and names & {line.partition(":")[0] for line in _lines(path)} for path in files)
+SUBORDINATE_IDS = (Path("/etc/subuid"), Path("/etc/subgid"))
+
+FIRST_SUBORDINATE_ID = 100_000
+"""Where useradd(8) begins (login.defs(5), SUB_UID_MIN)."""
+
+
+def subordinate_ids(uid: int, files: Sequence[Path] = SUBORDINATE_IDS) -> int:
+    """How many ids a user has by name or by number in each of these files (subuid(5)): the fewest."""
+    names = {str(uid), user_name(uid)}
+    return min(sum(count for name, _, count in _id_ranges(path) if name in names) for path in files)
+
+
+def free_subordinate_id(files: Sequence[Path] = SUBORDINATE_IDS) -> int:
+    """The first behind all that are given: those of two users must not meet."""
+    return max(FIRST_SUBORDINATE_ID, *(first + count for path in files for _, first, count in _id_ranges(path)), 0)
+
+
+def user_name(uid: int) -> str:
+    """What a user is called; its number where that is nowhere."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _id_ranges(path: Path) -> list[tuple[str, int, int]]:
+    """Whose, the first, how many: what is no such line does not count."""
+    fields = [line.split(":") for line in _lines(path)] if path.exists() else []
+    return [(name, int(first), int(count)) for name, first, count in filter(_is_range, fields)]
+
+
+def _is_range(fields: list[str]) -> bool:
+    return len(fields) == 3 and all(word.isascii() and word.isdecimal() for word in fields[1:])
 
 
 def why_no_user_namespaces(settings: Path) -> str | None:

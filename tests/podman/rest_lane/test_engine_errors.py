@@ -59,6 +59,8 @@ OCI_TEXTS = [
         RUNC + b'environment variable value can\'t contain null(\\x00): "A=b\\x00c"' + OTHER,
         "invalid_params",
     ),
+    ("true", 125, CRUN + b"cannot setresuid to `5`: Invalid argument" + OTHER, "unknown_user"),
+    ("true", 126, RUNC + b"unable to setup user: invalid argument" + OTHER, "unknown_user"),
     ("true", 125, CRUN + b"the container `0123` is not running" + OTHER, "container_gone"),
     ("/etc/passwd/x", 126, CRUN + b"open executable: Not a directory" + OTHER, "not_found"),
     ("/tmp/loop", 126, CRUN + b"open executable: Too many levels of symbolic links" + OTHER, "not_found"),

@@ -16,12 +16,13 @@ from fastclaw.podman.service.facts import (
     container_controllers,
     engine_url,
     find_program,
+    free_subordinate_id,
     hard_limit,
     has_mounts_below,
-    has_subordinate_ids,
     host_facts,
     is_static_elf,
     program_version,
+    subordinate_ids,
     why_no_engine,
     why_no_user_namespaces,
 )
@@ -141,13 +142,14 @@ def test_controllers_of_root_and_of_a_user(tmp_path: Path) -> None:
 
 def test_subordinate_ids_by_name_or_number(tmp_path: Path) -> None:
     uids, gids = tmp_path / "subuid", tmp_path / "subgid"
-    assert not has_subordinate_ids([uids, gids], 0)
-    uids.write_text("somebody:1:2\nroot:100000:65536\n")
-    gids.write_text("00:1:2\n")
-    assert not has_subordinate_ids([uids, gids], 0)
-    gids.write_text("0:100000:65536\n")
-    assert has_subordinate_ids([uids, gids], 0)
-    assert not has_subordinate_ids([uids, gids], 123_456), "a number without a name"
+    files = [uids, gids]
+    assert (subordinate_ids(0, files), free_subordinate_id(files)) == (0, 100_000)
+    uids.write_text("somebody:1:2\nroot:100000:65536\nroot:165536:4\n")
+    gids.write_text("00:1:2\n\nroot:x:7\nroot:5\n")
+    assert (subordinate_ids(0, files), free_subordinate_id(files)) == (0, 165_540)
+    gids.write_text("0:200000:65536\n")
+    assert (subordinate_ids(0, files), free_subordinate_id(files)) == (65_536, 265_536)
+    assert subordinate_ids(123_456, files) == 0, "a number without a name"
 
 
 @pytest.mark.parametrize(
