@@ -11,8 +11,10 @@ from fastclaw import environment_limits, limits, network_limits
 from fastclaw.errors import InvalidParams
 from fastclaw.runtime import Milliseconds, PoolKinds, User
 
-RuntimeName = Literal["auto", "podman", "local", "memory"]
+RuntimeName = Literal["auto", "podman", "docker", "local", "memory"]
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)[1:]
+ENGINES = ("podman", "docker")
+"""Those that have containers and images."""
 
 FIRST_ID, ID_RANGES = 0x7000_0000, 1024
 """Ids that no other program gives away: above those of containers of systemd, below its foreign ones (systemd,
@@ -130,7 +132,8 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Parameters:
         runtime, lane: which environment and which way of starting; `auto` takes what works here.
-        url: the engine's API (`unix://`, `tcp://`); None is CONTAINER_HOST, else an engine of our own.
+        url: the engine's API (`unix://`, `tcp://`); None is CONTAINER_HOST, else an engine of our own, and of Docker
+            DOCKER_HOST, else its usual socket.
         image, pull: what the containers are made of, and whether it may be fetched.
         containers: of the REST lane; with more than one, each exec runs in another one, with files of its own.
         storage: `private`, or `host` to share the images of the host's own engine (only without `url`).

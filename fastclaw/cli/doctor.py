@@ -47,7 +47,7 @@ from fastclaw.processes.admission import capacity
 from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 
 if TYPE_CHECKING:
-    from fastclaw.podman.api import EngineVersion
+    from fastclaw.podman.dialects import EngineVersion
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 _LEVEL_WIDTH = max(map(len, _COLOURS))

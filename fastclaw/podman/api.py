@@ -19,7 +19,6 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote_plus
 
 import msgspec
-from msgspec import Struct
 from podman.api.client import APIClient, APIResponse
 from podman.errors import APIError
 
@@ -27,6 +26,7 @@ from fastclaw import engine_limits, limits
 from fastclaw.errors import StartFailed
 from fastclaw.images import BuildImage
 from fastclaw.podman import builds
+from fastclaw.podman.dialects import PODMAN, Dialect, EngineVersion
 from fastclaw.podman.engine_threads import EngineThreads
 from fastclaw.podman.flights import Flights
 from fastclaw.podman.gate import Gate, Place
@@ -34,11 +34,9 @@ from fastclaw.podman.images import ImageFacts, Images, Pull
 from fastclaw.podman.lost_containers import LostContainers
 from fastclaw.podman.pace import Pace
 from fastclaw.podman.podman_client import (
-    JSON,
     START_IT,
     ContainerState,
     Created,
-    Info,
     Inspected,
     InspectedFiles,
     Line,
@@ -49,7 +47,6 @@ from fastclaw.podman.podman_client import (
     check,
     is_refusal,
     is_timeout,
-    make_client,
     mapped_errors,
 )
 from fastclaw.podman.service.plan import FALLBACK_IMAGE
@@ -59,25 +56,6 @@ from fastclaw.progress import Tell
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class EngineVersion(Struct, frozen=True, kw_only=True):
-    """What an engine is made of.
-
-    Parameters:
-        oci_runtime: its default one; of its version the first line.
-        controllers: of cgroups, that its containers can have.
-    """
-
-    podman: str
-    conmon: str
-    oci_runtime: str
-    oci_runtime_version: str
-    rootless: bool
-    storage_driver: str
-    storage: str
-    cgroup_version: str
-    controllers: tuple[str, ...]
 
 
 class EngineKeeper(Protocol):
@@ -109,22 +87,28 @@ class EngineLifecycle:
         timeout_s: deadline of one call from when it begins, in seconds; a call also fails when it waits for so long and
             none of its kind comes to an end meanwhile.
         keeper: of an engine of our own; None: that is the affair of another.
+        dialect: how it is asked.
     """
 
     def __init__(
-        self, url: str, timeout_s: float = limits.ENGINE_TIMEOUT_MS / 1000, keeper: EngineKeeper | None = None
+        self,
+        url: str,
+        timeout_s: float = limits.ENGINE_TIMEOUT_MS / 1000,
+        keeper: EngineKeeper | None = None,
+        dialect: Dialect = PODMAN,
     ) -> None:
         self.url: str = url
+        self.dialect = dialect
         self._keeper = keeper
         self._advice = START_IT if keeper is None else "another one is being started; try again"
         self._half_started: set[str] = set()
         self._timeout_s = timeout_s
-        self._threads = EngineThreads(lambda: make_client(url, timeout_s))
+        self._threads = EngineThreads(lambda: dialect.client(url, timeout_s))
         self._changes = Gate(Pace(), timeout_s)
         self._reads = Gate(Pace((engine_limits.ENGINE_READS,)), timeout_s)
         self._fetches = Gate(Pace((engine_limits.ENGINE_FETCHES,)), engine_limits.PULL_TIMEOUT_MS / 1000)
         self._builds = Gate(Pace((engine_limits.ENGINE_BUILDS,)), engine_limits.IMAGE_TIMEOUT_MS / 1000)
-        self._images = Images(self)
+        self._images = Images(self, dialect)
         self._lost = LostContainers(self._remove_whole)
         self._version: EngineVersion | None = None
         self._ending: set[asyncio.Task[None]] = set()
@@ -145,12 +129,10 @@ class EngineLifecycle:
         return self._version
 
     async def _ask_version(self) -> EngineVersion:
-        info = await self.read(lambda client: answer(client.get("/info"), Info))
-        if self.url.startswith("unix:") and _is_here(info):
-            store = info.store
-            self._makes_groups = info.host.cgroup_manager == "cgroupfs" and not info.host.security.rootless
-            self._images.list_file = Path(store.graph_root, f"{store.graph_driver_name}-images", "images.json")
-        return _version(info)
+        is_socket = self.url.startswith("unix:")
+        about = await self.read(lambda client: self.dialect.about(client, is_socket=is_socket))
+        self._images.list_file, self._makes_groups = about.image_list, about.makes_groups
+        return about.version
 
     async def ensure_image(
         self,
@@ -238,7 +220,7 @@ class EngineLifecycle:
             StartFailed: `image_not_found`, `bad_mount`; `engine_error` also where the engine takes another OCI runtime
                 than `spec` names.
         """
-        creation = _Creation(spec, self._remove, self._lost.add_from_thread)
+        creation = _Creation(self.dialect, spec, self._remove, self._lost.add_from_thread)
         try:
             return await self.change("create", creation.run)
         except BaseException:
@@ -299,7 +281,7 @@ class EngineLifecycle:
             deadline = time.monotonic() + engine_limits.CONTAINER_GONE_MS / 1000
             params = {"force": "true", "timeout": "0", "v": "true"}
             while (response := client.delete(f"/containers/{container}", params=params)).status_code >= 400:
-                if not _exists(client, f"/containers/{container}/exists"):
+                if not _exists(client, self.dialect.exists(container)):
                     if _says_full(response):
                         raise StartFailed(f"the disk is full, and files of container {container[:12]} stay on it")
                     return False
@@ -329,7 +311,7 @@ class EngineLifecycle:
 
     async def inspect_container(self, container: str) -> ContainerState | None:
         """How a container is now, or None where there is none."""
-        return await self.read(lambda client: _inspect(client, container))
+        return await self.read(lambda client: _inspect(client, container, self.dialect.exists(container)))
 
     async def inspect_files(self, container: str) -> InspectedFiles:
         """How the engine has made a container: its OCI configuration, layers and mounts.
@@ -346,10 +328,7 @@ class EngineLifecycle:
         Parameters:
             owner: `UID:GID` as the engine sees them; None is its root's.
         """
-        options = {} if owner is None else {"o": "uid={},gid={}".format(*owner.split(":"))}
-        body = msgspec.json.encode({"Name": name, "Label": dict(labels), "Options": options})
-        path = "/volumes/create"
-        await self.change("volume", lambda client: check(client.post(path, data=body, headers=JSON)))
+        await self.change("volume", lambda client: self.dialect.make_volume(client, name, labels, owner))
 
     async def remove_volume(self, name: str) -> None:
         """Remove a volume with what is in it; one that is gone is fine."""
@@ -357,8 +336,7 @@ class EngineLifecycle:
 
     async def list_volumes(self, labels: Mapping[str, str]) -> list[ListedVolume]:
         """All volumes that carry every one of these labels."""
-        params = {"filters": _label_filter(labels)}
-        return await self.read(lambda client: answer(client.get("/volumes/json", params=params), list[ListedVolume]))
+        return await self.read(lambda client: self.dialect.volumes(client, _label_filter(labels)))
 
     async def count_processes(self, container: str) -> int:
         """How many processes run in a container, its init included.
@@ -409,7 +387,7 @@ class EngineLifecycle:
 
     def line(self, seconds: float = engine_limits.IMAGE_TIMEOUT_MS / 1000) -> Line:
         """A connection for one call that takes long, for so many seconds at the most."""
-        return Line(self.url, seconds)
+        return Line(self.dialect.client(self.url, seconds), seconds)
 
     async def pull(self, line: Line, call: Callable[[], T]) -> T:
         """A pull. Its connection is cut where nobody waits for it any more."""
@@ -479,22 +457,19 @@ def _leave_from_thread(loop: asyncio.AbstractEventLoop, place: Place, future: Fu
         loop.call_soon_threadsafe(partial(place.leave, done=not hung))
 
 
-def _is_here(info: Info) -> bool:
-    """Whether an engine that is asked over a Unix socket is on this host, and not behind a forwarded socket."""
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return (info.host.hostname, info.host.mem_total) == (os.uname().nodename, pages * size)
-
-
 class _Creation:
     """One create call, whose container is removed where the caller has given it up, by the thread or by the loop."""
 
     def __init__(
-        self, spec: Mapping[str, Any], remove: Callable[[APIClient, str], object], lose: Callable[[str], None]
+        self,
+        dialect: Dialect,
+        spec: Mapping[str, Any],
+        remove: Callable[[APIClient, str], object],
+        lose: Callable[[str], None],
     ) -> None:
+        self._dialect, self._spec = dialect, spec
         self._remove, self._lose = remove, lose
         self._name: str = spec.get("name", "")
-        self._body = msgspec.json.encode(spec)
-        self._runtime: str | None = spec.get("oci_runtime")
         self._lock = threading.Lock()
         self._abandoned = False
         self._created: str | None = None
@@ -508,12 +483,12 @@ class _Creation:
         if abandoned:
             self._give_back(client, created)
         else:
-            self._check_runtime(client, created)
+            self._dialect.check_created(client, created, self._spec)
         return created
 
     def _create(self, client: APIClient) -> str:
         try:
-            response = client.post("/containers/create", data=self._body, headers=JSON)
+            response = self._dialect.create(client, self._spec)
             if self._name and _says_full(response):
                 self._remove(client, self._name)  # what is left of it would stay for ever: its id is unknown
             return answer(response, Created).id
@@ -528,18 +503,6 @@ class _Creation:
         except Exception:
             self._lose(created)
             raise
-
-    def _check_runtime(self, client: APIClient, container: str) -> None:
-        """Podman 4.3.1 ignores the field without a word, and a microVM asked for must not become a namespace."""
-        if self._runtime is None:
-            return
-        given = answer(client.get(f"/containers/{container}/json"), Inspected).oci_runtime
-        if given.rpartition("/")[2] != self._runtime.rpartition("/")[2]:
-            raise StartFailed(
-                f"the engine takes the OCI runtime {given} and not {self._runtime}; make it the engine's default "
-                "(containers.conf, [engine] runtime)",
-                "engine_error",
-            )
 
     def abandon(self) -> str | None:
         """On the loop: give it up. Returns what was created before."""
@@ -560,11 +523,11 @@ def _exists(client: APIClient, path: str) -> bool:
     return True
 
 
-def _inspect(client: APIClient, container: str) -> ContainerState | None:
+def _inspect(client: APIClient, container: str, exists: str) -> ContainerState | None:
     try:
         state = answer(client.get(f"/containers/{container}/json"), Inspected).state
     except APIError:
-        if _exists(client, f"/containers/{container}/exists"):
+        if _exists(client, exists):
             raise
         return None
     return state
@@ -578,17 +541,3 @@ def _remove_volume(client: APIClient, name: str) -> None:
     response = client.delete(f"/volumes/{quote_plus(name)}", params={"force": "true"})
     if response.status_code != 404:
         check(response)
-
-
-def _version(info: Info) -> EngineVersion:
-    return EngineVersion(
-        podman=info.version.version,
-        conmon=info.host.conmon.version,
-        oci_runtime=info.host.oci_runtime.name,
-        oci_runtime_version=info.host.oci_runtime.version.partition("\n")[0],
-        rootless=info.host.security.rootless,
-        storage_driver=info.store.graph_driver_name,
-        storage=info.store.graph_root,
-        cgroup_version=info.host.cgroup_version,
-        controllers=tuple(info.host.cgroup_controllers or ()),
-    )

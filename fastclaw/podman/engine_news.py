@@ -61,14 +61,24 @@ class Line(Struct):
     """One line of a pull or a build.
 
     Parameters:
-        stream: what there is to read.
+        stream: what there is to read, as Podman says it, and Docker of a build.
         error: it has failed.
-        id: of the image that was pulled.
+        id, status: of a pull, in Docker's words: a layer, and what comes of it.
+        progress: how far that is; told again and again.
     """
 
     stream: str = ""
     error: str = ""
     id: str = ""
+    status: str = ""
+    progress: str = ""
+
+    @property
+    def text(self) -> str:
+        """What there is to read."""
+        if not self.status or self.progress:
+            return self.stream
+        return f"{self.id}: {self.status}\n" if self.id else f"{self.status}\n"
 
 
 _decode = msgspec.json.Decoder(Line).decode

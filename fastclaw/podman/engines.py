@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -14,15 +14,18 @@ from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.clones.cloning import CloningEngine
 from fastclaw.podman.container import end_monitors
 from fastclaw.podman.container_spec import LABEL_NAMESPACE, LABEL_OWNER
-from fastclaw.podman.service.facts import engine_url, own_plan, own_state_dir
+from fastclaw.podman.dialects import PODMAN, Dialect, find_docker
+from fastclaw.podman.service.facts import docker_url, engine_url, own_plan, own_state_dir
 from fastclaw.podman.service.service import ManagedService
 from fastclaw.podman.service.storage import default_run_dir
 
 if TYPE_CHECKING:
     from fastclaw.options import Options
-    from fastclaw.podman.api import EngineVersion
+    from fastclaw.podman.dialects import EngineVersion
 
 logger = logging.getLogger(__name__)
+
+EngineKind = Literal["podman", "docker"]
 
 _DECIDING = ("url", "storage", "state_dir", "oci_runtime", "engine_timeout_ms")
 """Options that make it another engine, or another way of asking it."""
@@ -30,6 +33,9 @@ _DECIDING = ("url", "storage", "state_dir", "oci_runtime", "engine_timeout_ms")
 
 class Engine:
     """An engine that the user named, or one of our own.
+
+    Parameters:
+        kind: whose.
 
     Attributes:
         lifecycle: asks it.
@@ -42,7 +48,8 @@ class Engine:
     clones: CloningEngine
     version: EngineVersion
 
-    def __init__(self) -> None:
+    def __init__(self, kind: EngineKind) -> None:
+        self._kind = kind
         self.service: ManagedService | None = None
         self._setup = AsyncExitStack()
 
@@ -56,14 +63,10 @@ class Engine:
             StartFailed, InvalidParams: nothing is left then.
         """
         try:
-            url = engine_url(options)
             last = await self._setup.enter_async_context(AsyncExitStack())
-            if url is None:
-                self.service = service = ManagedService(own_plan(options), own_state_dir(options), default_run_dir())
-                self._setup.push_async_callback(service.aclose)
-                await service.start()
-                url = service.url
-            self.lifecycle = EngineLifecycle(url, options.engine_timeout_ms / 1000, self.service)
+            timeout_s = options.engine_timeout_ms / 1000
+            url, dialect = await self._find(options, timeout_s)
+            self.lifecycle = EngineLifecycle(url, timeout_s, self.service, dialect)
             self._setup.push_async_callback(self.lifecycle.aclose)
             last.push_async_callback(self.lifecycle.join)
             self.version, _ = await asyncio.gather(
@@ -75,6 +78,19 @@ class Engine:
             await self.aclose()
             raise
 
+    async def _find(self, options: Options, timeout_s: float) -> tuple[str, Dialect]:
+        """Where it is, and how it is asked; one of our own is started."""
+        if self._kind == "docker":
+            url = docker_url(options)
+            return url, await asyncio.to_thread(find_docker, url, timeout_s)
+        named = engine_url(options)
+        if named is not None:
+            return named, PODMAN
+        self.service = service = ManagedService(own_plan(options), own_state_dir(options), default_run_dir())
+        self._setup.push_async_callback(service.aclose)
+        await service.start()
+        return service.url, PODMAN
+
     @property
     def trouble(self) -> str | None:
         """What is wrong with it now, in one line."""
@@ -82,7 +98,8 @@ class Engine:
 
     def health(self) -> dict[str, Any]:
         """What `health.details.engine` says."""
-        return {"managed": self.service is not None, **msgspec.structs.asdict(self.version)}
+        facts = msgspec.structs.asdict(self.version)
+        return {"managed": self.service is not None, **{name: fact for name, fact in facts.items() if fact != ""}}
 
     def pace(self) -> dict[str, Any]:
         """What `health` says of the calls to it."""
@@ -98,10 +115,11 @@ class Engines:
 
     Parameters:
         namespace: of their containers.
+        kind: whose they are.
     """
 
-    def __init__(self, namespace: str) -> None:
-        self._namespace = namespace
+    def __init__(self, namespace: str, kind: EngineKind = "podman") -> None:
+        self._namespace, self._kind = namespace, kind
         self._starts: dict[bytes, asyncio.Task[Engine]] = {}
 
     def __repr__(self) -> str:
@@ -125,7 +143,7 @@ class Engines:
         return [start.result() for start in self._starts.values() if start.done()]
 
     async def _start(self, options: Options) -> Engine:
-        engine = Engine()
+        engine = Engine(self._kind)
         await engine.start(options, self._namespace)
         return engine
 

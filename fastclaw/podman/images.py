@@ -14,15 +14,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import quote_plus
 
-import msgspec
 from msgspec import Struct
 
 from fastclaw import engine_limits, limits
 from fastclaw.errors import StartFailed
-from fastclaw.podman.base_image import default_archive, make_image
+from fastclaw.podman.base_image import default_archive
+from fastclaw.podman.docker_spec import name_and_tag
 from fastclaw.podman.engine_news import News, Output, lines_of
 from fastclaw.podman.flights import Flights
-from fastclaw.podman.podman_client import JSON, Created, InspectedImage, answer, check
+from fastclaw.podman.podman_client import Created, InspectedImage, answer, check
 from fastclaw.podman.rest_lane.exec_calls import first_entry
 from fastclaw.podman.service.plan import DEFAULT_IMAGE, FALLBACK_IMAGE
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from podman.api.client import APIClient
 
+    from fastclaw.podman.dialects import Dialect
     from fastclaw.podman.podman_client import Line
     from fastclaw.progress import Progress, Tell
 
@@ -81,13 +82,14 @@ class Images:
 
     Parameters:
         calls: how the engine is asked.
+        dialect: in which words.
 
     Attributes:
         list_file: the engine's list of images, once it is known to be on this host.
     """
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
+    def __init__(self, calls: Calls, dialect: Dialect) -> None:
+        self._calls, self._dialect = calls, dialect
         self._known: dict[str, tuple[_Stamp, ImageFacts]] = {}
         self._files: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self._asking: Flights[ImageFacts | None] = Flights()
@@ -178,7 +180,7 @@ class Images:
         """As `EngineLifecycle.make_image`."""
         try:
             with _told(f"making the image {reference}"):
-                await self._calls.fetch(lambda client: make_image(client, reference, default_archive()))
+                await self._calls.fetch(lambda client: self._dialect.import_image(client, reference, default_archive()))
         except StartFailed as nothing:
             if nothing.reason != "image_not_found":
                 raise
@@ -190,19 +192,20 @@ class Images:
         except StartFailed as error:
             words = [str(one).removeprefix(StartFailed.prefix) for one in (nothing, error)]
             raise StartFailed("; ".join(words), "image_not_found") from error
-        path, params = f"/images/{quote_plus(fallback)}/tag", _name_and_tag(reference)
+        name, tag = name_and_tag(reference)
+        path, params = f"/images/{quote_plus(fallback)}/tag", {"repo": name, "tag": tag}
         await self._calls.change("tag", lambda client: check(client.post(path, params=params)))
 
     async def _pull(self, reference: str, seconds: float) -> None:
         line, news = self._calls.line(seconds), News(partial(self._tell, reference))
         with _told(f"pulling the image {reference}"):
-            await self._calls.pull(line, lambda: _pull(line, reference, news))
+            await self._calls.pull(line, lambda: _pull(self._dialect, line, reference, news))
 
     async def files(self, image: ImageFacts, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
         """As `EngineLifecycle.image_files`."""
         key = (image.id, tuple(paths))
         if key not in self._files:
-            read = partial(_image_files, spec={**spec, "image": image.id}, paths=paths)
+            read = partial(_image_files, dialect=self._dialect, spec={**spec, "image": image.id}, paths=paths)
             _keep(self._files, key, await self._reading.share(key, lambda: self._calls.change("files", read)))
         return self._files[key]
 
@@ -263,20 +266,14 @@ def _told(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _name_and_tag(reference: str) -> dict[str, str]:
-    """A colon may also come before a port."""
-    name, _, tag = reference.rpartition(":")
-    return {"repo": name, "tag": tag} if name and "/" not in tag else {"repo": reference, "tag": "latest"}
-
-
-def _pull(line: Line, reference: str, news: News) -> None:
+def _pull(dialect: Dialect, line: Line, reference: str, news: News) -> None:
     """The engine answers 200 before it pulls and reports a failure as one of its lines."""
-    response = line.client.post("/images/pull", params={"reference": reference}, stream=True)
+    response = dialect.pull(line.client, reference)
     try:
         check(response)
         output, problem = Output(news), ""
         for said in lines_of(response):
-            output.add(said.stream)
+            output.add(said.text)
             problem = problem or " ".join(said.error.split())
         output.close()
     finally:
@@ -287,8 +284,8 @@ def _pull(line: Line, reference: str, news: News) -> None:
         raise StartFailed(f"cannot pull {reference}: {problem}{hint}", "image_not_found")
 
 
-def _image_files(client: APIClient, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-    container = answer(client.post("/containers/create", data=msgspec.json.encode(spec), headers=JSON), Created).id
+def _image_files(client: APIClient, dialect: Dialect, spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
+    container = answer(dialect.create(client, spec), Created).id
     try:
         return [_text_of(client, container, path) for path in paths]
     finally:
@@ -301,7 +298,7 @@ def _text_of(client: APIClient, container: str, path: str) -> str:
         if response.status_code == 404:
             return ""
         check(response)
-        archive: bytes = response.raw.read(limits.SPAWN_FILE_BYTES)
+        archive: bytes = response.raw.read(limits.SPAWN_FILE_BYTES, decode_content=True)  # Docker sends gzip
     finally:
         response.close()
     return first_entry(archive).head.decode("utf-8", "replace")

@@ -113,6 +113,12 @@ class InspectedImage(Struct, rename="pascal"):
     config: _ImageConfig = field(default_factory=_ImageConfig)
 
 
+class _Refusal(Struct):
+    """The body of a refusal."""
+
+    message: str
+
+
 class _Conmon(Struct):
     version: str
 
@@ -168,16 +174,16 @@ class Line:
     """The connection of one call that takes long, so that it can be cut from another thread, whatever it is at.
 
     Parameters:
-        url, timeout_s: as for `make_client`.
+        client: for that call alone.
+        timeout_s: its deadline, in seconds.
 
     Attributes:
-        client: for that call alone.
         is_closed: whether the call has come to its end.
         is_through: and the engine has said all that it had to say.
     """
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        self.client, self.timeout_s = make_client(url, timeout_s), timeout_s
+    def __init__(self, client: APIClient, timeout_s: float) -> None:
+        self.client, self.timeout_s = client, timeout_s
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._is_cut = self._is_put_off = self._has_begun = False
@@ -361,7 +367,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def _refused(answer: APIError) -> StartFailed:
-    text = _line(answer.explanation or answer)
+    text = message_of(str(answer.explanation or answer))
     if QUOTA_WORDS.search(text):
         needs = "needs overlay on XFS that is mounted with pquota; leave it out or move options.state_dir"
         return StartFailed(f"the engine's storage keeps no quota: options.disk_bytes {needs}", "unsupported")
@@ -376,6 +382,14 @@ def _refused(answer: APIError) -> StartFailed:
     if MOUNT_WORDS.search(text):
         return StartFailed(f"{text}; check options.workspace", "bad_mount")
     return StartFailed(text, "engine_error")
+
+
+def message_of(text: str) -> str:
+    """What an engine refuses with, in one line: Docker's body has a message and nothing else, which podman-py leaves as
+    it is."""
+    with suppress(msgspec.MsgspecError):
+        text = msgspec.json.decode(text, type=_Refusal).message
+    return _line(text)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

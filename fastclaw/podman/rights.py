@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Awaitable, Callable
 
-    from fastclaw.podman.api import EngineVersion
+    from fastclaw.podman.dialects import EngineVersion
 
 
 ID_LOCKS = Path("/run/fastclaw/ids")

@@ -1,6 +1,6 @@
 """Which kind of sandbox an environment gets: by `options.runtime`, else by what the command line said.
 
-`auto` takes podman where an engine is usable and `local`, which isolates nothing, with a warning where none is.
+`auto` takes podman where it is usable, else docker where that is, else `local`, which isolates nothing, with a warning.
 """
 
 import difflib
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastclaw.errors import InvalidParams
-from fastclaw.options import RUNTIMES, Options
-from fastclaw.podman.service.facts import why_no_engine
+from fastclaw.options import ENGINES, RUNTIMES, Options
+from fastclaw.podman.service.facts import why_no_docker, why_no_engine
 from fastclaw.runtimes.read_options import read_options
 from fastclaw.runtimes.sandbox import SandboxFactory
 
@@ -30,18 +30,23 @@ def choose(given: Mapping[str, Any], default: str = "auto") -> tuple[str, list[s
     wanted = require_known(given, default)
     if wanted != "auto":
         return wanted, []
+    found = engine_runtime(given, default)
+    if found is not None:
+        return found, []
     reason = why_no_engine(read_options(given, Options))
-    if reason is None:
-        return "podman", []
     warning = f"no usable engine ({reason}); taking the local runtime, which isolates nothing"
     logger.warning("%s", warning)
     return "local", [warning]
 
 
-def has_engine(given: Mapping[str, Any], default: str = "auto") -> bool:
-    """Whether `choose` gives podman."""
+def engine_runtime(given: Mapping[str, Any], default: str = "auto") -> str | None:
+    """The runtime that `choose` gives, where that has an engine."""
     wanted = require_known(given, default)
-    return wanted == "podman" or (wanted == "auto" and why_no_engine(read_options(given, Options)) is None)
+    if wanted == "auto":
+        options = read_options(given, Options)
+        found = (("podman", why_no_engine), ("docker", why_no_docker))
+        return next((name for name, why_none in found if why_none(options) is None), None)
+    return wanted if wanted in ENGINES else None
 
 
 def require_known(given: Mapping[str, Any], default: str = "auto") -> str:
@@ -68,9 +73,9 @@ def factory_of(runtime: str) -> type[SandboxFactory]:
         from fastclaw.runtimes.local import LocalSandboxes
 
         return LocalSandboxes
-    from fastclaw.runtimes.podman import PodmanSandboxes
+    from fastclaw.runtimes.podman import DockerSandboxes, PodmanSandboxes
 
-    return PodmanSandboxes
+    return DockerSandboxes if runtime == "docker" else PodmanSandboxes
 
 
 def _unknown(wanted: str) -> InvalidParams:

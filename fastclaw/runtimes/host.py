@@ -33,7 +33,7 @@ from fastclaw.runtime import (
     HealthStatus,
     InitializeResult,
 )
-from fastclaw.runtimes.choose import choose, factory_of, has_engine, require_known
+from fastclaw.runtimes.choose import choose, engine_runtime, factory_of, require_known
 from fastclaw.runtimes.environment import CAPABILITIES, Environment, stopped
 from fastclaw.runtimes.read_options import read_options
 from fastclaw.runtimes.ready_pool import ReadyPool
@@ -82,7 +82,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         self._inherited: dict[str, Any] = {}
         self._numbers = itertools.count(1)
         self._namespace = ""
-        self._has_engine = False
+        self._engine: str | None = None
         self._sockets: SocketDirectory | None = None
         self._room: HostRoom | None = None
         self._ready: ReadyPool | None = None
@@ -97,7 +97,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
     def capabilities(self) -> list[str]:
         """What there is in `main`, or in any environment where there is no `main`, and that there are many."""
         main = self._environments.get(MAIN)
-        images = ["images"] if self._has_engine else []
+        images = ["images"] if self._engine is not None else []
         return [*(CAPABILITIES if main is None else main.capabilities), "environments", *images]
 
     async def start(self, params: InitializeParams) -> InitializeResult:
@@ -107,7 +107,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         self._inherited = {name: params.options[name] for name in INHERITED if name in params.options}
         self.stop_timeout_ms = options.shutdown_timeout_ms
         self._namespace = params.namespace
-        self._has_engine = has_engine(self._inherited, self._default)
+        self._engine = engine_runtime(self._inherited, self._default)
         try:
             raise_file_limit()
             self._sockets, self._room = SocketDirectory(), host_room(host_limits())
@@ -315,9 +315,9 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
 
     async def _images(self) -> ImageStore:
         """Those of the engine that an environment has which names none."""
-        if not self._has_engine:
+        if self._engine is None:
             raise MethodNotFound("there is no engine here, and so there are no images")
-        return await self._factory("podman").images(read_options(self._inherited, Options))
+        return await self._factory(self._engine).images(read_options(self._inherited, Options))
 
     # --- health ---
 

@@ -52,8 +52,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from fastclaw.images import BuildImage, LoadImages, PullImage
-    from fastclaw.podman.api import EngineLifecycle, EngineVersion
-    from fastclaw.podman.engines import Engine
+    from fastclaw.podman.api import EngineLifecycle
+    from fastclaw.podman.dialects import EngineVersion
+    from fastclaw.podman.engines import Engine, EngineKind
     from fastclaw.podman.images import ImageFacts
     from fastclaw.processes.lane import Lane
     from fastclaw.processes.listeners import SocketDirectory
@@ -112,10 +113,11 @@ class PodmanSandboxes(SandboxFactory):
     """Containers of engines that are each connected once."""
 
     name = "podman"
+    kind: EngineKind = "podman"
 
     def __init__(self, namespace: str, sockets: SocketDirectory) -> None:
         super().__init__(namespace, sockets)
-        self.engines = Engines(namespace)
+        self.engines = Engines(namespace, self.kind)
         self.egress = EgressProcess()
         self.id_ranges = IdRanges()
         self._networks: asyncio.Task[None] | None = None
@@ -143,6 +145,13 @@ class PodmanSandboxes(SandboxFactory):
             await self.egress.aclose()
         finally:
             await self.engines.aclose()
+
+
+class DockerSandboxes(PodmanSandboxes):
+    """The same of Docker."""
+
+    name = "docker"
+    kind = "docker"
 
 
 class EngineImages:
@@ -247,7 +256,7 @@ class PodmanSandbox(Sandbox):
             return found
         if self._why_not_spawn is not None:
             found.append(f"the REST lane, which is far slower: {self._why_not_spawn}")
-        if self._engine is not None and self._engine.service is None:
+        if self._engine is not None and self._engine.service is None and self._factory.kind == "podman":
             found.append(MONITORS_STAY)
         return found
 

@@ -23,7 +23,7 @@ from fastclaw.podman import builds
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import default_archive
 from fastclaw.podman.engine_news import Output
-from fastclaw.podman.podman_client import Line
+from fastclaw.podman.podman_client import Line, make_client
 from fastclaw.podman.service.janitor_main import STEPS
 from tests.podman.recorder import recording
 from tests.waiting import until
@@ -378,7 +378,7 @@ async def test_one_that_is_given_up_while_it_waits_for_others_does_not_begin(
 async def test_a_build_that_takes_too_long_is_ended(
     lifecycle: EngineLifecycle, engine_service: EngineService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "line", lambda: Line(engine_service.url, 1))
+    monkeypatch.setattr(lifecycle, "line", lambda: Line(make_client(engine_service.url, 1), 1))
     context(tmp_path, f"FROM {engine_service.image}\nRUN while :; do echo on; sleep 0.1; done\n")
     with pytest.raises(StartFailed, match="within 1 s") as raised:
         await lifecycle.build_image(BuildImage(directory=str(tmp_path)))

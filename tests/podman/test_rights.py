@@ -16,8 +16,8 @@ from fastclaw import limits
 from fastclaw.errors import StartFailed
 from fastclaw.options import FIRST_ID, Options
 from fastclaw.podman import rights
-from fastclaw.podman.api import EngineVersion
 from fastclaw.podman.container_spec import DEFAULT, Ids
+from fastclaw.podman.dialects import EngineVersion
 from fastclaw.podman.rights import IdRanges, Rights, settle_rights
 from tests.balance import open_descriptors
 

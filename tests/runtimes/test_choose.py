@@ -9,7 +9,7 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import InvalidParams
-from fastclaw.options import RUNTIMES
+from fastclaw.options import ENGINES, RUNTIMES
 from fastclaw.runtime import InitializeParams
 from fastclaw.runtimes import choose
 from fastclaw.runtimes.host import EnvironmentHost
@@ -22,24 +22,32 @@ def params(**options: Any) -> InitializeParams:
 
 
 @pytest.mark.parametrize(
-    ("default", "option", "why_no_engine", "expected"),
+    ("default", "option", "why_no_podman", "why_no_docker", "expected"),
     [
-        ("memory", None, None, "memory"),
-        ("memory", "auto", None, "memory"),
-        ("memory", "local", None, "local"),
-        ("podman", None, NONE, "podman"),
-        ("auto", "memory", None, "memory"),
-        ("auto", None, None, "podman"),
-        ("auto", None, NONE, "local"),
+        ("memory", None, None, None, "memory"),
+        ("memory", "auto", None, None, "memory"),
+        ("memory", "local", None, None, "local"),
+        ("podman", None, NONE, NONE, "podman"),
+        ("docker", None, None, NONE, "docker"),
+        ("auto", "memory", None, None, "memory"),
+        ("auto", None, None, None, "podman"),
+        ("auto", None, NONE, None, "docker"),
+        ("auto", None, NONE, NONE, "local"),
     ],
 )
 def test_which_one_it_is(
-    default: str, option: str | None, why_no_engine: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+    default: str,
+    option: str | None,
+    why_no_podman: str | None,
+    why_no_docker: str | None,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(choose, "why_no_engine", lambda _: why_no_engine)
+    monkeypatch.setattr(choose, "why_no_engine", lambda _: why_no_podman)
+    monkeypatch.setattr(choose, "why_no_docker", lambda _: why_no_docker)
     given = {"runtime": option} if option else {}
     assert choose.choose(given, default)[0] == expected
-    assert choose.has_engine(given, default) == (expected == "podman")
+    assert choose.engine_runtime(given, default) == (expected if expected in ENGINES else None)
 
 
 def test_each_has_a_factory_of_its_name() -> None:
@@ -63,6 +71,7 @@ async def test_the_log_and_the_answer_say_that_nothing_is_isolated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(choose, "why_no_engine", lambda _: NONE)
+    monkeypatch.setattr(choose, "why_no_docker", lambda _: NONE)
     runtime = EnvironmentHost()
     try:
         (warning,) = (await runtime.start(params())).warnings

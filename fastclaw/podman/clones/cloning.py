@@ -43,7 +43,8 @@ from fastclaw.podman.service.facts import CGROUP_ROOT, cgroup_mode, find_program
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
-    from fastclaw.podman.api import EngineLifecycle, EngineVersion
+    from fastclaw.podman.api import EngineLifecycle
+    from fastclaw.podman.dialects import EngineVersion
 
 logger = logging.getLogger(__name__)
 

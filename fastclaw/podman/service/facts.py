@@ -9,6 +9,7 @@ import pwd
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ PID_MAX = Path("/proc/sys/kernel/pid_max")
 """Podman 4.3.1 lowers its own RLIMIT_NPROC to it, so a container can have no more (found by experiment)."""
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+DOCKER_SOCKET = Path("/var/run/docker.sock")
+"""Docker's own default (dockerd(8), -H); a rootless one's has the same name in XDG_RUNTIME_DIR."""
 OVERLAY_BAD_LOWER = frozenset({"overlay", "nfs", "nfs4", "9p", "fuse.sshfs"})
 """File systems that cannot be the upper layer of an overlay mount (kernel: Documentation/filesystems/overlayfs.rst)."""
 
@@ -231,11 +234,45 @@ def engine_url(options: Options) -> str | None:
         InvalidParams: it is of a form that is not spoken here.
     """
     url = options.url or os.environ.get("CONTAINER_HOST") or None
-    why = None if url is None else why_not_url(url)
-    if why is not None:
-        name = "$.options.url" if options.url else "CONTAINER_HOST"
-        raise InvalidParams(f"{name}: {why}", "unsupported", path="$.options.url")
+    if url is not None:
+        _check_url(url, "$.options.url" if options.url else "CONTAINER_HOST")
     return url
+
+
+def _check_url(url: str, source: str) -> None:
+    why = why_not_url(url)
+    if why is not None:
+        raise InvalidParams(f"{source}: {why}", "unsupported", path="$.options.url")
+
+
+def docker_url(options: Options) -> str:
+    """The Docker that the user named: `options.url`, else DOCKER_HOST; else its socket, the host's or this user's.
+
+    Raises:
+        InvalidParams: it is of a form that is not spoken here.
+    """
+    given = options.url or os.environ.get("DOCKER_HOST")
+    if given:
+        _check_url(given, "$.options.url" if options.url else "DOCKER_HOST")
+        return given
+    shared = shared_runtime_directory()
+    sockets = [DOCKER_SOCKET] if shared is None else [DOCKER_SOCKET, shared / DOCKER_SOCKET.name]
+    return f"unix://{next(filter(os.path.exists, sockets), DOCKER_SOCKET)}"
+
+
+def why_no_docker(options: Options) -> str | None:
+    """Why Docker cannot be used here, in one line; None where it can, as far as can be told without asking it."""
+    url = docker_url(options)
+    if not url.startswith("unix:"):
+        return None
+    path = url.removeprefix("unix://")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(engine_limits.PROGRAM_ANSWER_MS / 1000)
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return f"no Docker answers at {path}: {error.strerror or error}"
+    return None
 
 
 def why_no_engine(options: Options) -> str | None:

@@ -16,11 +16,12 @@ import pytest
 from fastclaw import engine_limits
 from fastclaw.errors import StartFailed
 from fastclaw.linux.cgroups import group_of, limit_in
-from fastclaw.podman.api import EngineLifecycle, EngineVersion
+from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import default_archive
 from fastclaw.podman.clones import bundles, cloning
 from fastclaw.podman.clones.cloning import CloningEngine, why_no_clones
 from fastclaw.podman.container_spec import OPEN_NETWORK, InitPlan
+from fastclaw.podman.dialects import EngineVersion
 from tests.podman.clones.clone_fleet import directories, groups
 from tests.podman.test_container import run
 from tests.waiting import until
