@@ -14,6 +14,8 @@ from msgspec import Struct
 
 SHM = "/dev/shm"
 CREATED = "io.kubernetes.cri-o.Created"
+"""Podman 4.3 writes it (libpod/container_internal_common.go), 4.4 and later do not."""
+
 FILTER = "run.oci.seccomp_bpf_data"
 """crun(1): the seccomp filter as the kernel takes it, in base64, instead of a profile to be compiled: 35 of 44 ms."""
 
@@ -171,7 +173,9 @@ class Template:
             spec: its own, of the same kind.
         """
         config = self._config
-        annotations = {**config["annotations"], CREATED: place.created}
+        annotations = dict(config["annotations"])
+        if CREATED in annotations:
+            annotations[CREATED] = place.created
         linux = {
             **config["linux"],
             "cgroupsPath": cgroup_of(config, place.owner, place.id),
