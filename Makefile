@@ -24,7 +24,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install engine-packages test test-adapters check fmt demo bench bench-check soak fuzz wheels clean
+.PHONY: help install engine-packages test test-adapters test-hosts check fmt demo bench bench-check soak fuzz wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: engine-packages install ## run all tests (OPTIONS=--durations=50, or any o
 
 test-adapters: engine-packages install ## run each adapter against its tool, in an environment of its own (TOOLS="inspect harbor")
 	$(BIN)/python scripts/test_adapters.py $(TOOLS)
+
+test-hosts: install ## run it all as other users and on other systems (HOSTS="debian13 this-user", OPTIONS=--short)
+	$(BIN)/python -m tests.hosts $(OPTIONS) $(HOSTS)
 
 check: install ## lint, formatting, types, and which way imports go
 	$(BIN)/ruff check $(SOURCES)

@@ -1,0 +1,50 @@
+"""Puts fastclaw through the README, the conformance suite and the acceptance tests on hosts of several kinds.
+
+    python -m tests.hosts [--short] [--json FILE] [HOST ...]
+
+Prints a table; exit code 1 where anything is broken. What a host needs that is not here is a row that says so. Roots
+and wheels are made once and kept in ~/.cache/fastclaw/hosts, with the logs of the last run. Needs root.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from tests.hosts.hosts import CACHE, HOSTS, put_through
+from tests.hosts.report import is_ok, to_json, to_text
+from tests.hosts.steps import PARTS
+
+
+def main() -> int:
+    """Put those that are named through it, or all."""
+    names = "\n".join(f"  {name:15} {host.what}" for name, host in HOSTS.items())
+    parser = argparse.ArgumentParser(
+        prog="test-hosts",
+        description="Put fastclaw through the README, the conformance suite and the acceptance tests on other hosts.",
+        epilog=f"hosts:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--short", action="store_true", help="without the acceptance tests")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too, as JSON")
+    parser.add_argument("hosts", nargs="*", metavar="HOST", help="all where none is named")
+    asked = parser.parse_args()
+    if unknown := set(asked.hosts) - set(HOSTS):
+        parser.error(f"there is no host {', '.join(sorted(unknown))}; there are: {' '.join(HOSTS)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    rows = []
+    try:
+        for name in asked.hosts or HOSTS:
+            rows += put_through(name, PARTS[:-1] if asked.short else PARTS)
+    except KeyboardInterrupt:
+        print("\ntest-hosts: interrupted; nothing is left behind")
+        return 130
+    print(f"\n{to_text(rows)}\n\nlogs: {CACHE / 'logs'}")
+    if asked.json:
+        asked.json.write_text(to_json(rows) + "\n")
+    return int(not is_ok(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Docker's own daemon in a host that `here` makes: its storage, sockets and containerd are that host's."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import socket
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tests.hosts.bounds import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SOCKET = "unix:///run/docker.sock"
+"""As the daemon has it by itself, and as DOCKER_HOST names it."""
+START_S = 60.0
+"""Until the daemon says that it is ready. Measured: 2 s."""
+
+
+@contextmanager
+def daemon(place: Path, group: str, enter: Callable[[list[str]], list[str]]) -> Iterator[None]:
+    """The daemon, up. It ends with its host.
+
+    Parameters:
+        place: of the host.
+        group: the control group that those of containers are made in.
+        enter: how root gets in.
+
+    Raises:
+        UnavailableError: it is not installed, or does not start.
+    """
+    if shutil.which("dockerd") is None:
+        raise UnavailableError("no dockerd: apt-get install docker.io")
+    log = place / "dockerd.log"
+    command = ["dockerd", "--iptables=false", "--bridge=none", "--data-root=/var/lib/containers/docker"]
+    command += [f"--cgroup-parent=/{group}", "--exec-opt=native.cgroupdriver=cgroupfs", f"--host={SOCKET}"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices, log.open("wb") as file:
+        notices.bind(str(place / "run" / "notify"))
+        argv = enter(["env", "NOTIFY_SOCKET=/run/notify", *command])
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+        try:
+            if not _is_ready(notices, process):
+                last = log.read_text(errors="replace").strip().splitlines()[-1:]
+                raise UnavailableError(f"dockerd does not start: {' '.join(last)}")
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _is_ready(notices: socket.socket, process: subprocess.Popen[bytes]) -> bool:
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        ready, _, _ = select.select([notices.fileno(), pidfd], [], [], START_S)
+        return notices.fileno() in ready and b"READY=1" in notices.recv(4_096)
+    finally:
+        os.close(pidfd)

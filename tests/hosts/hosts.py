@@ -1,0 +1,121 @@
+"""The hosts that there are, by name; each from nothing to its rows, and to nothing again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec.structs import replace
+
+from fastclaw.options import RUNTIMES
+from tests.hosts import debian, docker, here, steps
+from tests.hosts.bounds import PREFIX, Bounds, UnavailableError, bounds
+from tests.hosts.report import Row
+from tests.hosts.seat import Seat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    Enter = Callable[[list[str]], list[str]]
+
+PLACES = Path("/var/tmp")
+"""On a disk, as a home and an engine's storage are."""
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastclaw" / "hosts"
+"""Roots and wheels, which are made once, and the logs of the last run."""
+
+
+class Host(NamedTuple):
+    """A kind of host.
+
+    Parameters:
+        what: it is, for `--help`.
+        user: who logs in.
+        opened: brings it up in a directory and within bounds, and gives the way in.
+        runtime: of fastclaw, whose promises are checked there.
+        engine: the command that tells name and version of the engine.
+    """
+
+    what: str
+    user: str
+    opened: Callable[[str, Path, Bounds], AbstractContextManager[Enter]]
+    runtime: str = "podman"
+    engine: str = "podman --version"
+
+
+@contextmanager
+def _debian(user: str, place: Path, groups: Bounds) -> Iterator[Enter]:
+    root = debian.the_root(CACHE, groups)
+    with debian.booted(root, place, groups) as leader:
+        yield debian.way_in(leader, user)
+
+
+@contextmanager
+def _here(user: str, place: Path, groups: Bounds) -> Iterator[Enter]:
+    with here.enclosed(place, groups) as init:
+        yield here.way_in(init, user, groups, {})
+
+
+@contextmanager
+def _docker(user: str, place: Path, groups: Bounds) -> Iterator[Enter]:
+    if "docker" not in RUNTIMES:
+        raise UnavailableError("fastclaw has no runtime docker yet")
+    with here.enclosed(place, groups) as init:
+        enter = here.way_in(init, user, groups, {"DOCKER_HOST": docker.SOCKET})
+        with docker.daemon(place, groups.name, enter):
+            yield enter
+
+
+HOSTS = {
+    "debian13": Host("Debian 13 with systemd, an ordinary user's login session, rootless Podman 5", "dev", _debian),
+    "debian13-root": Host("the same, as root", "root", _debian),
+    "this-user": Host("this machine's system and Podman, an ordinary user without a session", "dev", _here),
+    "docker": Host(
+        "this machine's system and Docker, as root", "root", _docker, "docker",
+        "docker version --format '{{.Server.Platform.Name}} {{.Server.Version}}'",
+    ),
+}  # fmt: skip
+"""By the name that HOSTS= takes."""
+
+
+def put_through(name: str, parts: Sequence[str]) -> list[Row]:
+    """Bring a host up, put fastclaw through these of `steps.PARTS` on it, and leave nothing behind."""
+    host = HOSTS[name]
+    try:
+        with _place() as place, bounds() as groups, host.opened(host.user, place, groups) as enter:
+            home = place / ("root" if host.user == "root" else "home/dev")
+            return _rows(host, Seat(name, host.user, home, enter, CACHE / "logs"), parts)
+    except UnavailableError as reason:
+        return [Row(host=name, user=host.user, why=[f"not offered: {reason}"])]
+
+
+def _rows(host: Host, seat: Seat, parts: Sequence[str]) -> list[Row]:
+    steps.provide(seat, CACHE)
+    engine, _, version = seat.type("engine", host.engine, steps.LINE_S).text.strip().rpartition(" ")
+    rows = [steps.readme(seat)]
+    if (seat.home / steps.COMMAND).exists():
+        rows += [steps.check(seat, host.runtime, lane) for lane in steps.LANES if lane in parts]
+        rows += [steps.acceptance(seat)] if "acceptance" in parts else []
+    return [replace(row, engine=engine.split()[0], version=version) for row in rows]
+
+
+# --- What a host leaves ---
+
+
+@contextmanager
+def _place() -> Iterator[Path]:
+    """A directory for what the host writes, and nothing of it afterwards; of a run that was killed before, neither."""
+    for old in PLACES.glob(f"{PREFIX}*"):
+        pid = int(old.name.removeprefix(PREFIX))
+        if not Path(f"/proc/{pid}").exists():
+            Bounds(pid).end()
+            shutil.rmtree(old)
+    place = PLACES / f"{PREFIX}{os.getpid()}"
+    place.mkdir(mode=0o755)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place)
