@@ -38,6 +38,26 @@ POOL_LOOK_MS = 1_000
 FILES_PER_ENVIRONMENT = 12
 """Descriptors that an environment holds here while nothing runs in it: spawner, init, memory, listeners, locks."""
 
+# --- Control groups of commands' own ---------------------------------------------------------------------
+
+SPARE_GROUPS = 8
+"""Made at a time, 0.1 ms each: a burst of starts waits for few of them."""
+
+MAX_SPARE_GROUPS = 64
+"""That wait for the next command: as many as start at a time, and some KB of the kernel's memory each."""
+
+GROUP_RESIDUE_BYTES = 1 * MIB
+"""Left in a memory group that may serve another command: 256 KB for each processor are what the kernel keeps ahead."""
+
+GROUP_LOOK_MS = 1
+"""The first pause before a group that the kernel was not through with is removed: it sends no event."""
+
+GROUP_LOOK_MAX_MS = 1_000
+"""The longest of them: what stays busy goes with the environment."""
+
+LEAF_PASSES = 64
+"""Looks at an environment's own group, from which all must go: each takes what was forked during the one before."""
+
 # --- Files -------------------------------------------------------------------------------------------------
 
 FILE_INLINE_BYTES = 1 * MIB

@@ -12,6 +12,7 @@ import hashlib
 import posixpath
 import re
 from signal import Signals
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
@@ -19,7 +20,7 @@ from msgspec import Meta, Struct
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidParams, ParseError
-from fastclaw.runtime import ExecRequest, Extent, Milliseconds, PoolKinds, RunRequest
+from fastclaw.runtime import ExecRequest, Extent, GroupLimits, Milliseconds, PoolKinds, RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -187,6 +188,7 @@ def check_exec(request: ExecRequest | RunRequest) -> None:
             _check_named(text, path)
     if request.limits:
         rlimits(request.limits)
+        group_limits(request.limits)
     if request.template is not None:
         _check_forked(request)
 
@@ -252,8 +254,10 @@ def fingerprint(request: ExecRequest | RunRequest) -> bytes:
 
 
 def _check_forked(request: ExecRequest | RunRequest) -> None:
-    """Refuse what a forked worker cannot have: a user or a terminal of its own."""
-    for name, is_asked in (("user", request.user is not None), ("tty", has_tty(request))):
+    """Refuse what a forked worker cannot have: a user, a terminal or a control group of its own."""
+    asked = {"user": request.user is not None, "tty": has_tty(request)}
+    grouped = {f"limits.{name}": True for name in group_limits(request.limits).names}
+    for name, is_asked in {**asked, **grouped}.items():
         if is_asked:
             raise InvalidParams(f"$.{name} cannot be had with a template", "unsupported", path=f"$.{name}")
 
@@ -264,7 +268,11 @@ def has_tty(request: ExecRequest | RunRequest) -> bool:
 
 
 def check_offered(
-    request: ExecRequest | RunRequest, lane: str, capabilities: Collection[str], templates: Collection[str]
+    request: ExecRequest | RunRequest,
+    lane: str,
+    capabilities: Collection[str],
+    templates: Collection[str],
+    refused: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Refuse what this lane does not offer.
 
@@ -272,13 +280,14 @@ def check_offered(
         lane: its name.
         capabilities: what it offers.
         templates: names of those that there are.
+        refused: of limits for which it has no control groups, why.
 
     Raises:
         InvalidParams: `unsupported`, or there is no such template (`data.nearest`).
     """
     asked = {
         "tty": has_tty(request),
-        "limits": bool(request.limits),
+        "limits": any(name in NUMBERS for name in request.limits),
         "user": request.user is not None,
         "template": request.template is not None,
     }
@@ -286,6 +295,10 @@ def check_offered(
         if is_asked and name not in capabilities:
             path = f"$.{name}"
             raise InvalidParams(f"{path} is not offered by the {lane} lane; leave it out", "unsupported", path=path)
+    for name in group_limits(request.limits).names:
+        if name not in capabilities:
+            path, why = f"$.limits.{name}", refused.get(name, f"it is not offered by the {lane} lane")
+            raise InvalidParams(f"{path} cannot be had: {why}", "unsupported", path=path)
     wanted = request.template
     if wanted is not None and wanted not in templates:
         known = sorted(templates)
@@ -354,27 +367,53 @@ _MAX = 2**64 - 1
 """RLIM_INFINITY."""
 
 
-def rlimits(limits: Mapping[str, int]) -> list[tuple[int, int]]:
-    """Number and value of each.
+def rlimits(limits: Mapping[str, int | float]) -> list[tuple[int, int]]:
+    """Number and value of each that is one.
 
     Raises:
         InvalidParams: an unknown name (`data.nearest`), or a value that is no limit.
     """
-    return [(_number(name), _value(name, value)) for name, value in limits.items()]
+    return [(_number(name), _value(name, value)) for name, value in limits.items() if name not in GROUP_LIMITS]
+
+
+GROUP_LIMITS = {"memory_bytes": limits.MIB, "cpus": 0.01, "pids": 1}
+"""Of a control group of the command's own, each with the least that makes sense: the kernel gives out processors by
+hundredths (cgroup-v2.rst, cpu.max), and less memory than this takes no program."""
+
+_MOST = 2**53
+"""What every JSON library can say."""
+
+
+def group_limits(limits: Mapping[str, int | float]) -> GroupLimits:
+    """Those for a control group.
+
+    Raises:
+        InvalidParams: a value that is no limit.
+    """
+    given = {name: value for name, value in limits.items() if name in GROUP_LIMITS}
+    for name, value in given.items():
+        least, path = GROUP_LIMITS[name], f"$.limits.{name}"
+        if not least <= value <= _MOST:
+            raise InvalidParams(f"{path} must be a number from {least} on", path=path)
+        if name != "cpus" and value != int(value):
+            raise InvalidParams(f"{path} must be a whole number", path=path)
+    cpus = given.pop("cpus", None)
+    return GroupLimits(cpus=cpus, **{name: int(value) for name, value in given.items()})
 
 
 def _number(name: str) -> int:
     number = NUMBERS.get(name)
     if number is None:
-        nearest = next(iter(difflib.get_close_matches(name, NUMBERS, n=1)), None)
-        hint = f"did you mean {nearest!r}?" if nearest else f"there are {', '.join(NUMBERS)}"
+        known = [*NUMBERS, *GROUP_LIMITS]
+        nearest = next(iter(difflib.get_close_matches(name, known, n=1)), None)
+        hint = f"did you mean {nearest!r}?" if nearest else f"there are {', '.join(known)}"
         path = f"$.limits.{name}"
         raise InvalidParams(f"{path}: no resource limit {name!r}; {hint}", path=path, nearest=nearest)
     return number
 
 
-def _value(name: str, value: int) -> int:
-    if not 0 <= value <= _MAX:
+def _value(name: str, value: float) -> int:
+    if not isinstance(value, int) or not 0 <= value <= _MAX:
         path = f"$.limits.{name}"
-        raise InvalidParams(f"{path} must be 0 to 2^64-1", path=path)
+        raise InvalidParams(f"{path} must be a whole number, 0 to 2^64-1", path=path)
     return value

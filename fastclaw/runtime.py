@@ -5,7 +5,8 @@ the extensions (run, wait, list, signal). Nothing here does I/O, and nothing her
 """
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
@@ -38,6 +39,8 @@ PlainName = Annotated[
 """Of a namespace or of an environment."""
 MAIN = "main"
 """The environment that `initialize` starts, and that is meant where a call names none."""
+Limits = Mapping[str, int | float]
+"""By name: resource limits, which are whole numbers, and those of a control group (`GroupLimits`)."""
 OutputBytes = Annotated[int, Meta(ge=0, le=limits.MAX_RUN_OUTPUT_BYTES)]
 
 _TTY_SIZE = (limits.TTY_ROWS, limits.TTY_COLUMNS)
@@ -148,6 +151,25 @@ class ListedEnvironment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = field(default_factory=dict)
 
 
+class GroupLimits(NamedTuple):
+    """What a command may have that has a control group of its own, with all that it starts. None: no limit of its own.
+
+    Parameters:
+        memory_bytes: memory, swap included.
+        cpus: processor time, in processors.
+        pids: processes and threads.
+    """
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of those that there are."""
+        return [name for name, value in zip(self._fields, self, strict=True) if value is not None]
+
+
 class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One process to start.
 
@@ -161,7 +183,8 @@ class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         timeout_ms: run time after which the process tree is killed; None is no limit.
         on_disconnect: what a client that closes its connection means for the process.
         key: idempotency key: a second exec with the same key answers for the first one's process.
-        limits: resource limits by name (`nofile`, …), where the lane offers them.
+        limits: resource limits by name (`nofile`, …), where the lane offers them, and `memory_bytes`, `cpus`,
+            `pids` for a control group of its own (`GroupLimits`), where the environment offers them.
         tty: a pseudo-terminal instead of pipes, where the lane offers it.
         tty_size: its rows and columns; nothing without `tty`.
         template: forked from this one of `options.templates`, where the lane offers it; `cmd` is the worker's argv.
@@ -178,7 +201,7 @@ class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_ms: RunTime | None = None
     on_disconnect: OnDisconnect = "eof"
     key: Key | None = None
-    limits: dict[str, int] = field(default_factory=dict)
+    limits: Limits = field(default_factory=dict)
     tty: bool = False
     tty_size: tuple[Extent, Extent] = _TTY_SIZE
     template: str | None = None
@@ -208,7 +231,7 @@ class RunRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     user: User | None = None
     timeout_ms: RunTime | None = None
     key: Key | None = None
-    limits: dict[str, int] = field(default_factory=dict)
+    limits: Limits = field(default_factory=dict)
     template: str | None = None
     merge_stderr: bool = False
     orphans: Orphans = "keep"

@@ -25,10 +25,12 @@ from fastclaw.params import (
     convert,
     directory_of,
     fingerprint,
+    group_limits,
     reader,
+    rlimits,
     signal_number,
 )
-from fastclaw.runtime import ExecRequest, InitializeParams, RunRequest
+from fastclaw.runtime import ExecRequest, GroupLimits, InitializeParams, RunRequest
 from tests.strategies import JSON
 
 Shape = TypeVar("Shape", bound=Struct)
@@ -95,6 +97,50 @@ def test_the_path_names_the_field(params: Any, shape: type[Struct], path: str) -
         read(params, shape)
     assert raised.value.data["path"] == path
     assert path in str(raised.value)
+
+
+def test_limits_of_a_control_group_are_apart() -> None:
+    asked = {"nofile": 9, "memory_bytes": 2**20, "cpus": 0.5, "pids": 7}
+    request = read({"cmd": ["a"], "limits": asked}, ExecRequest)
+    check_exec(request)
+    assert rlimits(request.limits) == [(7, 9)]
+    assert group_limits(request.limits) == GroupLimits(2**20, 0.5, 7)
+    assert group_limits({"cpus": 2}).names == ["cpus"]
+    assert group_limits({"nofile": 9}).names == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("memory_bytes", value) for value in (0, 2**20 - 1, 2**21 + 0.5, 2**64)),
+        *(("cpus", value) for value in (0, -1, 0.001)),
+        *(("pids", value) for value in (0, 1.5, -7)),
+        ("nofile", 1.5),
+    ],
+)
+def test_what_is_no_such_limit_is_named(name: str, value: float) -> None:
+    with pytest.raises(InvalidParams) as raised:
+        check_exec(ExecRequest(cmd=["a"], limits={name: value}))
+    assert raised.value.data["path"] == f"$.limits.{name}"
+
+
+def test_limits_that_are_not_to_be_had_are_refused_with_the_reason() -> None:
+    request = ExecRequest(cmd=["a"], limits={"nofile": 9, "pids": 7})
+    check_offered(request, "spawn", ["limits", "pids"], [])
+    for capabilities, why, path in (
+        (["limits"], {"pids": "no controller"}, "$.limits.pids"),
+        (["limits"], {}, "$.limits.pids"),
+        (["pids"], {}, "$.limits"),
+    ):
+        with pytest.raises(InvalidParams, match=why.get("pids", "not offered")) as raised:
+            check_offered(request, "spawn", capabilities, [], why)
+        assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", path)
+
+
+def test_a_worker_has_no_control_group() -> None:
+    with pytest.raises(InvalidParams) as raised:
+        check_exec(ExecRequest(cmd=["a"], template="t", limits={"pids": 7}))
+    assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", "$.limits.pids")
 
 
 def test_a_terminal_s_size_is_rows_and_columns() -> None:

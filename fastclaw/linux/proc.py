@@ -193,6 +193,16 @@ def children(parent: int) -> list[tuple[int, Stat]]:
     return [(pid, stat) for pid, stat in stats if stat is not None and stat.ppid == parent]
 
 
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether a process is another one or descends from it. One that has ended is nobody's: True."""
+    while pid > 0 and pid != ancestor:
+        stat = read_stat(pid)
+        if stat is None:
+            return True
+        pid = stat.ppid
+    return pid == ancestor
+
+
 def is_podman_pause(pid: int) -> bool:
     """Whether this is the process that keeps the user namespace of a rootless Podman. The first Podman of a session
     starts it, with its own environment, and it stays for all later ones: it is no leftover (podman,

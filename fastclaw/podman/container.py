@@ -20,6 +20,7 @@ from fastclaw import engine_limits, environment_limits, limits
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of, held_limits
+from fastclaw.linux.command_groups import CommandGroups
 from fastclaw.linux.sockets import listen_privately, peer
 from fastclaw.podman.container_spec import mask, spawner_pids
 from fastclaw.spawner import users
@@ -385,6 +386,7 @@ class SpawnerContainer(Container):
             on_growth=self._pids.make_room,
         )
         self.host = ContainerHost(spawner)
+        self.host.groups = CommandGroups((_PROC / str(init) / "cgroup").read_text(encoding="utf-8"))
         if spawner.hello.can_set_user:
             try:
                 self.host.identity = await self.host.identify(self._user)
@@ -412,6 +414,12 @@ class SpawnerContainer(Container):
         super()._watch(init)
         if self.host is not None:
             self.host.spawner.memory = self.memory
+
+    async def remove(self) -> None:
+        """As for `Container`."""
+        if self.host is not None and self.host.groups is not None:
+            await self.host.groups.aclose()
+        await super().remove()
 
     async def listen_inside(self, port: int) -> socket.socket:
         """As for `Container`: its spawner listens."""

@@ -19,6 +19,7 @@ import asyncio
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from msgspec import Struct, field
@@ -26,10 +27,10 @@ from msgspec import Struct, field
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.cgroups import MemoryWatch, OomKills
-from fastclaw.runtime import Keep, OnLimit, Orphans
+from fastclaw.runtime import Keep, Limits, OnLimit, Orphans
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Mapping
 
     from fastclaw.runtime import OnDisconnect
 
@@ -43,7 +44,8 @@ class StartSpec(Struct, frozen=True, kw_only=True):
         env: this one's variables, which win.
         working_dir: absolute path, or None for the environment's default.
         stdin: False gives the process an empty stdin and the caller no `stdin_fd`.
-        limits: soft and hard resource limit by name, where the lane offers it (`rlimits`).
+        limits: by name, where the lane offers them: soft and hard resource limit, and those of a control group of its
+            own (`params.rlimits`, `params.group_limits`).
         tty: rows and columns of a pseudo-terminal instead of pipes, where the lane offers it; None: pipes.
         template: forked from this one instead, where the lane offers it; `cmd` is its argv.
         merge_stderr: its stderr is its stdout; stderr is at its end at once.
@@ -58,7 +60,7 @@ class StartSpec(Struct, frozen=True, kw_only=True):
     working_dir: str | None = None
     user: str | None = None
     stdin: bool = True
-    limits: dict[str, int] = field(default_factory=dict)
+    limits: Limits = field(default_factory=dict)
     tty: tuple[int, int] | None = None
     template: str | None = None
     merge_stderr: bool = False
@@ -322,10 +324,12 @@ class Lane(ABC):
 
     Attributes:
         files_each: descriptors that this process holds for each of them.
+        refused: of limits that need a control group, why there is none, in one line.
     """
 
     name: str
     capabilities: list[str]
+    refused: Mapping[str, str] = MappingProxyType({})
     files_each = limits.FILES_PER_PROCESS
 
     @abstractmethod

@@ -192,7 +192,8 @@ class ProcessPool:
             InvalidParams: `unsupported`, the lane does not offer it; or there is no such template.
         """
         if request.user is not None or request.limits or request.template is not None or tty is not None:
-            check_offered(request, self._lane.name, self._lane.capabilities, self._options.templates)
+            lane = self._lane
+            check_offered(request, lane.name, lane.capabilities, self._options.templates, lane.refused)
         self._count += 1
         return StartSpec(
             process_id=f"{self.prefix}-{self._count}",

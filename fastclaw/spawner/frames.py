@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from fastclaw.processes.lane import Collection
 
-VERSION = 3
+VERSION = 4
 MAGIC = 0x57414C43
 
 (HELLO, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT) = range(1, 12)
@@ -48,7 +48,9 @@ MAGIC = 0x57414C43
 LOOK_BLOCKED = 1
 """With a LOOK: only whether outputs are full and nobody takes from them. Answered by BLOCKED, by bit."""
 
-STEP_REQUEST, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT = range(1, 9)
+STEP_REQUEST, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT, STEP_JOIN = range(
+    1, 10
+)
 """Which step of a start failed."""
 
 LEVEL_TERM, LEVEL_KILL = 1, 2
@@ -201,6 +203,7 @@ def start(
     identity: Identity | None = None,
     rlimits: Sequence[tuple[int, int]] = (),
     collection: Collection | None = None,
+    joins: int = 0,
 ) -> Start:
     """One process to start.
 
@@ -210,6 +213,7 @@ def start(
         tty: rows and columns of its terminal; None: it gets streams.
         rlimits: number of the resource (getrlimit(2)) and its soft and hard limit.
         collection: what a run wants of its streams; None: they are for clients.
+        joins: how many descriptors come first that are files of control groups, by which it goes into them.
 
     Raises:
         ExecFailed: `too_long`.
@@ -242,7 +246,7 @@ def start(
             raise ExecFailed("arguments and environment are longer than the kernel takes", "too_long")
         files += (data,)
     sizes = (len(groups), len(rlimits), len(data))
-    head = _START.pack(START, id, flags, argv.number, env.number, uid, gid, *sizes, *run, 0, 0)
+    head = _START.pack(START, id, flags, argv.number, env.number, uid, gid, *sizes, *run, 0, joins)
     return Start(head + fixed + (b"" if flags & FLAG_SPILLED else data) + tail, files)
 
 

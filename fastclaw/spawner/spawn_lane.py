@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed
-from fastclaw.params import rlimits
+from fastclaw.params import GROUP_LIMITS, group_limits, rlimits
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, Collection, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.spawner import frames
 from fastclaw.spawner.spawn_process import SpawnProcess, text_refused
 from fastclaw.spawner.templates import common_env, flags_of, gone
 
 if TYPE_CHECKING:
+    from fastclaw.linux.command_groups import CommandGroup
     from fastclaw.spawner.spawner_host import HostSlot, SpawnerHost
 
 
@@ -33,6 +34,9 @@ class SpawnLane(Lane):
     def __init__(self, slot: HostSlot, *, can_set_user: bool) -> None:
         self._slot = slot
         self._environments = Environments()
+        groups = None if slot.host is None else slot.host.groups
+        if groups is not None:
+            self.refused = groups.refused
         self.capabilities = [
             *(["user"] if can_set_user else []),
             "signal",
@@ -42,6 +46,7 @@ class SpawnLane(Lane):
             "signal_number",
             "reopen_stdio",
             "limits",
+            *(name for name in GROUP_LIMITS if groups is not None and name not in groups.refused),
             "tty",
             "template",
             "files",
@@ -64,11 +69,18 @@ class SpawnLane(Lane):
         if spec.template is not None:
             return await _forked(spec, collection, host)
         identity = host.identity if spec.user is None else await host.identify(spec.user)
-        await host.spawner.make_room()
-        id = host.spawner.next_id()
-        request = self._request(id, spec, collection, host, identity)
-        process = SpawnProcess(host.spawner, id, spec, collection)
-        host.spawner.start(process, request)
+        group = await _group(spec, host) if spec.limits else None
+        try:
+            await host.spawner.make_room()
+            id = host.spawner.next_id()
+            joins = [] if group is None else group.open()
+            request = self._request(id, spec, collection, host, identity, len(joins))
+            process = SpawnProcess(host.spawner, id, spec, collection, group)
+            host.spawner.start(process, request, joins)
+        except BaseException:
+            if group is not None:
+                group.release()
+            raise
         return process
 
     def _request(
@@ -78,6 +90,7 @@ class SpawnLane(Lane):
         collection: Collection | None,
         host: SpawnerHost,
         identity: frames.Identity | None,
+        joins: int,
     ) -> frames.Start:
         command = spec.cmd[0]
         if not command:
@@ -93,6 +106,7 @@ class SpawnLane(Lane):
                 identity=identity,
                 rlimits=rlimits(spec.limits) if spec.limits else (),
                 collection=collection,
+                joins=joins,
             )
         except ValueError as error:
             raise text_refused(command, error) from error
@@ -113,6 +127,16 @@ class SpawnLane(Lane):
     def health(self) -> dict[str, object]:
         """As `Lane.health`, with the host in use."""
         return {"name": self.name, **self._slot.health()}
+
+
+async def _group(spec: StartSpec, host: SpawnerHost) -> CommandGroup | None:
+    """The control group that a command is to have; None: none is asked for.
+
+    Raises:
+        ExecFailed: as `CommandGroups.take`.
+    """
+    wanted = group_limits(spec.limits)
+    return None if not wanted.names or host.groups is None else await host.groups.take(wanted)
 
 
 async def _forked(spec: StartSpec, collection: Collection | None, host: SpawnerHost) -> SpawnProcess:

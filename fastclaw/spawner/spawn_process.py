@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastclaw.linux.cgroups import OomKills
+    from fastclaw.linux.command_groups import CommandGroup
     from fastclaw.linux.executable import Finding
     from fastclaw.linux.poller import Poller
     from fastclaw.processes.lane import Collection, StartSpec, Streams, StreamsOwner
@@ -42,6 +43,7 @@ class SpawnProcess(LaneProcess):
         id: of its request.
         spec: for the words of a refusal; dropped once it has started.
         collection: what a run wants of its streams.
+        group: its own control group, which is removed once nothing of its tree is left; None: it has none.
 
     Attributes:
         place: the number of its slot at the spawner, once STARTED has said it.
@@ -53,6 +55,7 @@ class SpawnProcess(LaneProcess):
         "_asked_level",
         "_began",
         "_gone",
+        "_group",
         "_has_begun",
         "_mark",
         "_spec",
@@ -78,6 +81,7 @@ class SpawnProcess(LaneProcess):
         id: int,
         spec: StartSpec,
         collection: Collection | None = None,
+        group: CommandGroup | None = None,
     ) -> None:
         self.id = id
         self.place = frames.NOWHERE
@@ -95,6 +99,7 @@ class SpawnProcess(LaneProcess):
         self._store: int | None = None
         self._streams: SpawnStreams | None = None
         self._gone: asyncio.Event | None = None
+        self._group = group
         self._asked_level = 0
         self._mark = 0 if spawner.memory is None else spawner.memory.mark()
 
@@ -154,6 +159,8 @@ class SpawnProcess(LaneProcess):
             self._exit(ExitStatus(reason="exited", exit_code=code, usage=usage, ooms=ooms))
 
     def _ooms(self, is_killed: bool) -> OomKills | None:
+        if self._group is not None and self._group.has_memory:
+            return self._group.ooms()
         memory = self.spawner.memory
         return None if memory is None else memory.since(self._mark, is_killed)
 
@@ -193,6 +200,8 @@ class SpawnProcess(LaneProcess):
     def on_gone(self) -> None:
         """Nothing that it started is left."""
         self.is_gone = True
+        if self._group is not None:  # a turn later: what it used is told with the command's end, which may be next
+            asyncio.get_running_loop().call_soon(self._group.release)
         if self._gone is not None:
             self._gone.set()
         if self._streams is not None:
@@ -496,6 +505,7 @@ def step_refused(step: int, number: int, spec: StartSpec, found: Finding | None 
         frames.STEP_TTY: "no pseudo-terminal",
         frames.STEP_LIMIT: f"limits {spec.limits}",
         frames.STEP_USER: f"user {spec.user!r}",
+        frames.STEP_JOIN: f"a control group for limits {spec.limits}",
     }.get(step, "the process")
     if step == frames.STEP_LIMIT and number == errno.EPERM:
         words += "; a process here may lower its hard limits and not raise them"

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, StartFailed
+from fastclaw.linux.command_groups import own_groups
 from fastclaw.linux.helper import Backoff, Child, start_on_a_socket
 from fastclaw.spawner import frames, users
 from fastclaw.spawner.link import greet
 from fastclaw.spawner.templates import Templates
 
 if TYPE_CHECKING:
+    from fastclaw.linux.command_groups import CommandGroups
     from fastclaw.spawner.link import Spawner
     from fastclaw.spawner.templates import Plans
 
@@ -39,12 +41,14 @@ class SpawnerHost(ABC):
         env: what every process gets before the request's own variables.
         identity: who a process is that names no user; None leaves it who its spawner is.
         templates: what may be forked, where there is anything.
+        groups: the control groups that commands may have of their own; None: there are none.
     """
 
     spawner: Spawner
     env: dict[str, str]
     identity: frames.Identity | None
     templates: Templates | None = None
+    groups: CommandGroups | None = None
 
     async def start_templates(self, plans: Plans | None) -> None:
         """Bring its templates up. The spawner is.
@@ -120,6 +124,8 @@ class LocalHost(SpawnerHost, HostSlot):
         binary = find_spawner()
         if binary is None:
             raise StartFailed(why_no_spawner() or "no spawner", "unsupported")
+        if self.groups is None:
+            self.groups = await asyncio.to_thread(own_groups)
         try:
             self._child, ours = start_on_a_socket([str(binary)], env={})
         except OSError as error:
@@ -198,6 +204,8 @@ class LocalHost(SpawnerHost, HostSlot):
         if hasattr(self, "spawner"):
             self.spawner.close()
         await self._end_child()
+        if self.groups is not None:
+            await self.groups.aclose()
 
     # Both attributes are reset at the end only: a revival that is cancelled before leaves the rest to `aclose`.
 

@@ -266,3 +266,13 @@ def test_dead_owners(label: str, dead: bool) -> None:
 )
 def test_an_owner_of_this_boot_needs_no_boot_id(start: int | None, namespace: int, dead: bool) -> None:
     assert Owner(12, 345, namespace).is_gone(Owner(1, 1, 7, "boot-a"), start) is dead
+
+
+def test_who_descends_from_whom() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    assert proc.descends_from(child.pid, os.getpid())
+    assert proc.descends_from(os.getpid(), os.getpid())
+    assert not proc.descends_from(os.getpid(), child.pid)
+    child.kill()
+    child.wait()
+    assert proc.descends_from(child.pid, os.getpid())

@@ -43,8 +43,9 @@ def read(made: Start) -> Read:
     frame, files = made.frame, list(made.files)
     assert HEAD.size <= len(frame) <= limits.SPAWN_FRAME_BYTES
     op, id, flags, argc, envc, uid, gid, group_count, limit_count, size, *rest = HEAD.unpack_from(frame)
-    head, limit, drain_ms, input_bytes, place, unused = rest
-    assert (op, flags & ~_ALL_FLAGS, unused) == (frames.START, 0, 0)
+    head, limit, drain_ms, input_bytes, place, joins = rest
+    assert (op, flags & ~_ALL_FLAGS) == (frames.START, 0)
+    assert joins <= (0 if flags & frames.FLAG_WORKER else 3)
     assert id
     is_worker = flags & frames.FLAG_WORKER
     _check_counts(flags, argc, envc, group_count, limit_count, size, place)

@@ -76,6 +76,14 @@ static void close_theirs(struct job *job) {
     TOUCH(job->slot);
 }
 
+/* Of the first descriptors that came along: the others go on to the end of a run. */
+static void close_joins(struct job *job, struct passed *passed) {
+    int count = (int)job->request->joins;
+    for (int i = 0; i < count; i++) SYS(close, passed->fd[i]);
+    passed->count -= count;
+    for (int i = 0; i < passed->count; i++) passed->fd[i] = passed->fd[i + count];
+}
+
 static void close_ours(struct pipes *pipes) {
     close_fd(&pipes->in);
     close_fd(&pipes->out[0]);
@@ -214,6 +222,7 @@ static void run(struct job *job, struct passed *passed, int spilled, int inbox) 
     if (error) tell(REFUSED, id, (int)-error, step);
     else if (!slot->error && !(flags & F_RUN)) tell(STARTED, id, 0, (int)(slot - slots));
     close_theirs(job);
+    close_joins(job, passed);
     if (!(flags & F_RUN)) close_passed(passed);
     if (!error && !slot->error && flags & F_RUN) collect(slot, job, &pipes, id);
     else if (!error && !slot->error) serve_clients(slot, &pipes, id);

@@ -94,7 +94,7 @@ static inline u64 bit(int signum) { return 1ull << (signum - 1); }
 
 /* --- bounds; see fastclaw/spawner/frames.py --- */
 
-enum { VERSION = 3, MAGIC = 0x57414c43 };
+enum { VERSION = 4, MAGIC = 0x57414c43 };
 enum {
     FRAME_BYTES = 16 << 10,
     HELLO_BYTES = 64 << 10,
@@ -104,6 +104,7 @@ enum {
     MAX_GROUPS = 256,
     MAX_LIMITS = 16,
     MAX_FDS = 5,
+    MAX_JOINS = 3, /* control groups of a command's own: one for each controller of version 1 */
     MAX_REAPERS = 16 << 10,
     MAX_FILE_BYTES = 1 << 20,
     MAX_TREE = 32 << 10, /* pids of one tree: the default pid_max */
@@ -124,7 +125,7 @@ enum {
     F_MERGE = 256, F_END_ORPHANS = 512, F_HOLD = 1024, F_LIMIT_KILLS = 2048, F_INPUT_FILE = 4096, F_ALL = 8191
 };
 enum { W_CONFINE = 1 };
-enum { STEP_REQUEST = 1, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT };
+enum { STEP_REQUEST = 1, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT, STEP_JOIN };
 enum { SIGNAL_GROUP = 256 }; /* with a SIGNAL's number: to the whole process group */
 enum { LEVEL_TERM = 1, LEVEL_KILL = 2, LEVEL_FINISH = 4 }; /* the last: the worker whose streams these are has ended */
 enum { WITH_EMPTY = 1, WITH_FREE = 2, INCOMPLETE = 4, LIMITED = 8, OVERLOADED = 16 }; /* what goes along with EXITED and DONE */
@@ -134,8 +135,9 @@ struct hello { u32 op, magic, version, facts; };
 struct welcome { u32 op, version, flags, uid; u64 collect_bytes; u32 caps, unused; };
 struct limit { u32 which, unused; u64 soft, hard; };
 /* head, limit: of each stream of a run, how many bytes from its beginning are kept, and how many at all; input: bytes of
- * its stdin at the frame's end; place: a worker's template's slot. */
-struct start { u32 op, id, flags, argc, envc, uid, gid, groups, limits, bytes, head, limit, drain_ms, input, place, unused; };
+ * its stdin at the frame's end; place: a worker's template's slot; joins: of the descriptors that come along the first ones, by which
+ * the command goes into control groups. */
+struct start { u32 op, id, flags, argc, envc, uid, gid, groups, limits, bytes, head, limit, drain_ms, input, place, joins; };
 struct event { u32 op, id; int32_t a, b; u64 user_us, system_us, max_rss_kb; };
 struct done { struct event event; u64 total[2]; u32 given[2]; };
 
@@ -259,6 +261,7 @@ struct job {
     char *window, *input;             /* of a terminal: its struct winsize, unaligned; of a run: its stdin */
     char **argv, **envp;
     int stdio[3], control, input_file, go;
+    const int *joins;
 };
 int parse(struct job *job, struct start *request, long bytes, struct passed *passed);
 int lay_out(struct job *job, char **pointers);

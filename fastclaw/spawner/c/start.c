@@ -76,6 +76,16 @@ static int report_refusal(struct job *job, long error) {
 
 static long pass_fd(int fd, int as) { return fd == as ? SYS(fcntl, fd, F_SETFD, 0) : SYS(dup3, fd, as, 0); }
 
+/* Each is a file of a control group, open for writing, of which the kernel asks whether its opener might: "0" is who writes (cgroups(7)).
+ * Of version 1 it is `tasks`, by which one thread goes alone: a whole process would wait for all processors (cgroup_threadgroup_rwsem). */
+static long join(struct job *job) {
+    for (u32 i = 0; i < job->request->joins; i++) {
+        long n = SYS(write, job->joins[i], "0", 1);
+        if (n < 0) return n;
+    }
+    return 0;
+}
+
 /* Runs in the vforked child, in the pump's memory: writes nothing but its slot. */
 int command(void *argument) {
     struct job *job = argument;
@@ -83,6 +93,7 @@ int command(void *argument) {
     u64 none = 0;
     int priority = 0;
     long error;
+    if ((error = join(job))) return refuse(job, STEP_JOIN, error);
     SYS(setsid);
     if (is_batch) SYS(sched_setscheduler, 0, SCHED_OTHER, &priority);
     SYS(prctl, PR_SET_PDEATHSIG, SIGKILL); /* and again below: changing users takes it away */
@@ -141,7 +152,8 @@ static int counts_fit(struct start *request, struct passed *passed) {
     if (!is_worker && (!request->argc || request->argc > MAX_STRINGS || request->envc > MAX_STRINGS)) return 0;
     if (request->groups > MAX_GROUPS || request->limits > MAX_LIMITS || request->bytes > (is_worker ? MAX_REQUEST_BYTES : MAX_STRINGS_BYTES)) return 0;
     if (request->input > FRAME_BYTES || request->limit > MAX_OUTPUT_BYTES || request->head > request->limit) return 0;
-    return passed->count == !!is_worker + !!(flags & F_INPUT_FILE) + !!(flags & F_SPILLED);
+    if (request->joins > (is_worker ? 0 : MAX_JOINS)) return 0;
+    return passed->count == (int)request->joins + !!is_worker + !!(flags & F_INPUT_FILE) + !!(flags & F_SPILLED);
 }
 
 /* Checks the counts against each other and the frame; sets the pointers to its parts. */
@@ -155,7 +167,8 @@ int parse(struct job *job, struct start *request, long bytes, struct passed *pas
     if (bytes != fixed + (spilled ? 0 : (long)request->bytes) + window + (long)request->input) return 0;
     job->input = (char *)request + bytes - request->input;
     job->window = job->input - window;
-    int next = 0;
+    int next = (int)request->joins;
+    job->joins = passed->fd;
     job->go = request->flags & F_WORKER ? passed->fd[next++] : -1;
     job->input_file = request->flags & F_INPUT_FILE ? passed->fd[next] : -1;
     return 1;

@@ -56,6 +56,7 @@ static int step_of(long n) {
     case __NR_prlimit64: return STEP_LIMIT;
     case __NR_setgroups: case __NR_setresgid: case __NR_setresuid: return STEP_USER;
     case __NR_chdir: return STEP_DIRECTORY;
+    case __NR_write: return STEP_JOIN;
     default: return 0; /* whose failure is none: setsid, prctl, sched_setscheduler, rt_sigprocmask, capset */
     }
 }
@@ -235,6 +236,7 @@ static size_t make_request(char *frame) {
     request.flags = flag_by_chance(F_DIRECTORY, 3) | flag_by_chance(F_NULL_STDIN, 3) | flag_by_chance(F_IDENTITY, 2) |
                     flag_by_chance(F_SPILLED, 6) | flag_by_chance(F_TTY, 6) | flag_by_chance(F_TEMPLATE, 6) |
                     flag_by_chance(F_WORKER, 8) | flag_by_chance(F_RUN, 3) | flag_by_chance(F_MERGE, 5) | flag_by_chance(F_INPUT_FILE, 6);
+    request.joins = any(4) ? 0 : any(MAX_JOINS + 2);
     request.argc = 1 + any(4);
     request.envc = any(4);
     request.limits = any(2) ? 0 : any(MAX_LIMITS + 2);
@@ -280,7 +282,7 @@ int main(int argc, char **argv) {
         memset(frame, 0, sizeof frame);
         size_t bytes = make_request(frame);
         u32 flags = ((struct start *)(void *)frame)->flags;
-        int fds = !!(flags & F_WORKER) + !!(flags & F_INPUT_FILE) + !!(flags & F_SPILLED);
+        int fds = (int)((struct start *)(void *)frame)->joins + !!(flags & F_WORKER) + !!(flags & F_INPUT_FILE) + !!(flags & F_SPILLED);
         if (any(3)) bytes = break_it(frame, bytes);
         if (bytes > FRAME_BYTES) continue;
         came[try_request(frame, bytes, any(20) ? fds : (int)any(MAX_FDS + 1))]++;

@@ -95,7 +95,7 @@ static u32 limit_by_chance(void) {
     return limits[any(sizeof limits / sizeof *limits)];
 }
 
-/* `unused` of what is kept here: the bytes of a run's input. */
+/* `place` of what is kept here: the bytes of a run's input. */
 static void start_one(void) {
     static _Alignas(8) char frame[FRAME_BYTES];
     struct start *request = (struct start *)frame;
@@ -126,7 +126,7 @@ static void start_one(void) {
     }
     if (send_to_spawner(host_channel, frame, (size_t)(at - frame), &file, file >= 0)) {
         wants[want_count] = (struct want){.request = *request, .id = id, .flags = flags, .file = -1};
-        wants[want_count++].request.unused = given;
+        wants[want_count++].request.place = given;
         note("fastclaw starts %u, flags %u, limit %u, input %u", id, flags, request->limit, given);
     }
     if (file >= 0) close(file);
