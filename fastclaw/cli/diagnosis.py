@@ -4,7 +4,7 @@ Takes facts, gives findings; reads nothing itself.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from msgspec import Struct
@@ -85,19 +85,34 @@ def image_finding(source: str | None, why_none: str | None) -> Finding:
     return _warning("image", text, "apt-get install busybox-static")
 
 
-def controllers_finding(controllers: frozenset[str], is_root: bool) -> Finding:
+def controllers_finding(
+    controllers: Collection[str], host: HostFacts, of_host: Collection[str] = (), name: str = ""
+) -> Finding:
     """Whether limits of containers hold.
 
     Parameters:
-        controllers: of cgroups, where the engine's containers are.
+        controllers: of cgroups, that the engine's containers can have.
+        of_host: those that root's could have.
+        name: of this process's user.
     """
-    missing = sorted({"memory", "pids"} - controllers)
+    missing = sorted({"memory", "pids"}.difference(controllers))
     if not missing:
         return _ok("limits", "cgroups limit processes and memory of containers")
     what = f"no cgroup controller {' and no '.join(missing)}"
-    advice = None if is_root else "cgroup v2 and a session of systemd: loginctl enable-linger, then log in anew"
-    return _warning(
-        "limits", f"{what}: what limits containers is not in force, and crun may refuse to start any", advice
+    text = f"{what}: what limits containers is not in force, and a fork bomb takes all that this user may have"
+    return _warning("limits", text, None if host.is_root else _how_to_delegate(host, set(missing) <= {*of_host}, name))
+
+
+def _how_to_delegate(host: HostFacts, is_there: bool, name: str) -> str:
+    """An ordinary user's containers have those controllers that systemd delegates to the user's session
+    (systemd.resource-control(5), Delegate=), on version 2 only."""
+    if host.cgroups != "v2" or not is_there:
+        return "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line, for cgroup version 2"
+    if not host.user_systemd:
+        return f"loginctl enable-linger {name}; then log in anew, not by su or sudo"
+    return (
+        "mkdir -p /etc/systemd/system/user@.service.d; printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' "
+        ">/etc/systemd/system/user@.service.d/delegate.conf; systemctl daemon-reload; then log in anew"
     )
 
 
@@ -139,7 +154,11 @@ def user_findings(
 
 
 def network_findings(
-    host: HostFacts, spawner: str | None, bridge: str | None, netavark: str | None = None
+    host: HostFacts,
+    spawner: str | None,
+    bridge: str | None,
+    netavark: str | None = None,
+    user_network: tuple[str, bool] = ("slirp4netns", False),
 ) -> list[Finding]:
     """Which modes of `options.network` can be had.
 
@@ -147,22 +166,26 @@ def network_findings(
         spawner: why there is no spawner, which mode `proxy` needs; None where there is one.
         bridge: why mode `bridge` cannot be had; None where it can. It was tried.
         netavark: its version.
+        user_network: the program that a rootless engine names for it, and whether it is there.
     """
-    return [_egress(spawner, bridge), _open(host, netavark)]
+    return [_egress(host, spawner, bridge), _open(host, netavark, user_network)]
 
 
-def _egress(spawner: str | None, bridge: str | None) -> Finding:
+def _egress(host: HostFacts, spawner: str | None, bridge: str | None) -> Finding:
     if spawner is None and bridge is None:
         return _ok("network", "modes proxy (the default), bridge and none work")
+    if spawner is None and not host.is_root:
+        return _ok("network", "modes proxy (the default) and none work; bridge needs root")
     works = ["proxy"] * (spawner is None) + ["bridge"] * (bridge is None) + ["none"]
     reasons = [f"proxy: {spawner}"] * (spawner is not None) + [f"bridge: {bridge}"] * (bridge is not None)
     return _warning("network", f"of the modes only {' and '.join(works)} can be had ({'; '.join(reasons)})")
 
 
-def _open(host: HostFacts, netavark: str | None) -> Finding:
+def _open(host: HostFacts, netavark: str | None, user_network: tuple[str, bool]) -> Finding:
     """A rootless engine has a program that carries packets; netavark has an nftables driver since 1.10."""
     if not host.is_root:
-        wanted = [(host.user_network, "slirp4netns")]
+        name, is_there = user_network
+        wanted = [(name if is_there else None, "passt" if name == "pasta" else name)]
     elif _filters_with_nft(netavark):
         wanted = [(host.netavark, "netavark"), (host.nft or host.iptables, "nftables")]
     else:

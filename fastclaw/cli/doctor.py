@@ -35,6 +35,7 @@ from fastclaw.podman.rights import why_no_user_namespace
 from fastclaw.podman.service.facts import (
     CGROUP_ROOT,
     container_controllers,
+    find_program,
     free_subordinate_id,
     host_facts,
     program_version,
@@ -48,6 +49,7 @@ from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 
 if TYPE_CHECKING:
     from fastclaw.podman.dialects import EngineVersion
+    from fastclaw.podman.service.plan import HostFacts
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 _LEVEL_WIDTH = max(map(len, _COLOURS))
@@ -83,8 +85,8 @@ async def _examine(url: str | None) -> list[Finding]:
         _image(),
         _spawner(),
         *_disk(default_state_dir()),
-        *_rights(version, is_here=(url or "unix:").startswith("unix:")),
-        *network_findings(facts, why_no_spawner(), await why_no_bridge(), netavark),
+        *_rights(version, facts, is_here=(url or "unix:").startswith("unix:")),
+        *network_findings(facts, why_no_spawner(), await why_no_bridge(), netavark, _user_network(version)),
         capacity_finding(capacity(host_limits(), limits.MAX_PROCESSES)),
         *quota_findings({name: _number(name) for name in quotas(is_root=os.geteuid() == 0)}),
         Finding(subject="relay", level="ok", text=f"streams are moved by {splice.kind()}"),
@@ -106,10 +108,18 @@ def _image() -> Finding:
         return image_finding(None, str(error).removeprefix(StartFailed.prefix))
 
 
-def _rights(version: EngineVersion | None, *, is_here: bool) -> list[Finding]:
+def _user_network(version: EngineVersion | None) -> tuple[str, bool]:
+    """As the engine says, else the first that is on this host."""
+    if version is not None:
+        return version.user_network, version.has_user_network
+    return next(((name, True) for name in ("pasta", "slirp4netns") if find_program(name)), ("slirp4netns", False))
+
+
+def _rights(version: EngineVersion | None, facts: HostFacts, *, is_here: bool) -> list[Finding]:
     uid = os.geteuid()
+    controllers = container_controllers(CGROUP_ROOT, uid) if version is None else version.controllers
     return [
-        controllers_finding(container_controllers(CGROUP_ROOT, uid), uid == 0),
+        controllers_finding(controllers, facts, container_controllers(CGROUP_ROOT, 0), user_name(uid)),
         *user_findings(
             is_root=uid == 0,
             why_none=None if version is None else why_no_user_namespace(version, is_here=is_here),

@@ -45,6 +45,8 @@ class EngineVersion(Struct, frozen=True, kw_only=True):
         podman, docker: one of them is empty.
         oci_runtime: its default one; of its version the first line, where it says it.
         controllers: of cgroups, that its containers can have.
+        user_network: by which program containers reach a network where Podman is rootless.
+        has_user_network: it is there.
     """
 
     podman: str = ""
@@ -57,6 +59,8 @@ class EngineVersion(Struct, frozen=True, kw_only=True):
     storage: str
     cgroup_version: str
     controllers: tuple[str, ...]
+    user_network: str = ""
+    has_user_network: bool = False
 
 
 class About(NamedTuple):
@@ -295,6 +299,8 @@ def _is_here(hostname: str, memory: int) -> bool:
 
 
 def _podman_version(info: Info) -> EngineVersion:
+    user_network = info.host.rootless_network_cmd or "slirp4netns"  # who names none has no other by default
+    program = info.host.pasta if user_network == "pasta" else info.host.slirp4netns
     return EngineVersion(
         podman=info.version.version,
         conmon=info.host.conmon.version,
@@ -305,4 +311,6 @@ def _podman_version(info: Info) -> EngineVersion:
         storage=info.store.graph_root,
         cgroup_version=info.host.cgroup_version,
         controllers=tuple(info.host.cgroup_controllers or ()),
+        user_network=user_network,
+        has_user_network=bool(program and program.executable),
     )

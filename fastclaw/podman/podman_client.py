@@ -132,6 +132,10 @@ class _Security(Struct):
     rootless: bool
 
 
+class _Program(Struct):
+    executable: str = ""
+
+
 class _Host(Struct, rename="camel"):
     conmon: _Conmon
     oci_runtime: _Runtime
@@ -139,6 +143,9 @@ class _Host(Struct, rename="camel"):
     cgroup_version: str
     cgroup_manager: str = ""
     cgroup_controllers: list[str] | None = None
+    rootless_network_cmd: str | None = None
+    slirp4netns: _Program | None = None
+    pasta: _Program | None = None
     hostname: str = ""
     mem_total: int = 0
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from fastclaw import limits
@@ -18,7 +19,7 @@ from fastclaw.cli.diagnosis import (
     spawner_finding,
     user_findings,
 )
-from fastclaw.podman.service.plan import HostFacts
+from fastclaw.podman.service.plan import CgroupMode, HostFacts
 from fastclaw.processes.admission import Capacity
 
 VERSIONS = {
@@ -141,7 +142,6 @@ def test_quotas_that_suffice() -> None:
         ({"netavark": "/n", "iptables": "/i"}, "2.0", "works", None),
         ({"netavark": "/n"}, "1.14.1", "fails: no nftables", "apt-get install nftables"),
         ({}, None, "fails: no netavark and no iptables", "apt-get install netavark iptables"),
-        ({"is_root": False, "user_network": "/usr/bin/pasta"}, None, "works, with pasta", None),
         ({"is_root": False, "netavark": "/n"}, "1.4.0", "fails: no slirp4netns", "apt-get install slirp4netns"),
     ],
 )
@@ -152,6 +152,25 @@ def test_what_an_open_network_needs(
     _, finding = network_findings(host(**facts), None, None, netavark)
     assert (finding.level, finding.advice) == ("warning" if advice else "ok", advice)
     assert f"mode open {works}" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("name", "is_there", "text", "advice"),
+    [
+        ("pasta", True, "mode open works, with pasta", None),
+        ("slirp4netns", True, "mode open works, with slirp4netns", None),
+        ("pasta", False, "mode open fails: no passt", "apt-get install passt"),
+        ("slirp4netns", False, "mode open fails: no slirp4netns", "apt-get install slirp4netns"),
+    ],
+)
+def test_the_program_for_an_open_network_is_the_one_that_a_rootless_engine_names(
+    name: str, is_there: bool, text: str, advice: str | None
+) -> None:
+    """The other one is of no use to it, and root's tools are none of an ordinary user's."""
+    facts = host(is_root=False, netavark="/n", iptables="/i")
+    egress, finding = network_findings(facts, None, "root only", "1.4.0", (name, is_there))
+    assert (egress.level, egress.text) == ("ok", "modes proxy (the default) and none work; bridge needs root")
+    assert (finding.text, finding.advice) == (text, advice)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +194,24 @@ def test_which_filtered_networks_there_are(spawner: str | None, bridge: str | No
 )
 def test_limits_need_controllers(controllers: set[str], missing: str | None) -> None:
     for is_root in (True, False):
-        finding = controllers_finding(frozenset(controllers), is_root)
+        finding = controllers_finding(controllers, host(is_root=is_root))
         assert finding.level == ("ok" if missing is None else "warning")
         assert missing is None or f"no cgroup controller {missing}: " in finding.text
         assert bool(finding.advice) is (missing is not None and not is_root)
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "user_systemd", "of_host", "advice"),
+    [
+        ("hybrid", True, {"memory", "pids"}, "systemd.unified_cgroup_hierarchy=1"),
+        ("v1", False, {"memory", "pids"}, "systemd.unified_cgroup_hierarchy=1"),
+        ("v2", True, {"pids"}, "systemd.unified_cgroup_hierarchy=1"),
+        ("v2", False, {"memory", "pids"}, "loginctl enable-linger me"),
+        ("v2", True, {"memory", "pids"}, "systemctl daemon-reload"),
+    ],
+)
+def test_how_a_user_comes_to_have_controllers(
+    cgroups: CgroupMode, user_systemd: bool, of_host: set[str], advice: str
+) -> None:
+    facts = msgspec.structs.replace(host(is_root=False), cgroups=cgroups, user_systemd=user_systemd)
+    assert advice in (controllers_finding((), facts, of_host, "me").advice or "")

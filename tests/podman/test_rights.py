@@ -36,6 +36,8 @@ VERSION = EngineVersion(
     storage="/s",
     cgroup_version="v2",
     controllers=(),
+    user_network="pasta",
+    has_user_network=True,
 )
 PASSWD = "wolf:x:7:8::/:\n"
 

@@ -65,7 +65,6 @@ def host_facts(state_dir: Path) -> HostFacts:
         conmon_version=conmon and program_version(conmon),
         catatonit=static_catatonit(),
         netavark=find_program("netavark"),
-        user_network=find_program("pasta") or find_program("slirp4netns"),
         iptables=find_program("iptables"),
         nft=find_program("nft"),
         setpriv=_util_linux_setpriv(),

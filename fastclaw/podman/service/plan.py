@@ -106,7 +106,6 @@ class HostFacts(Struct, frozen=True, kw_only=True):
         podman, crun, runc, conmon, catatonit, netavark, iptables, nft, setpriv, unshare, python: absolute paths; None
             where missing.
         conmon_version: as `conmon --version` says it, or None.
-        user_network: pasta or slirp4netns, by which a rootless engine's containers reach a network.
         nofile, nproc: hard limits of this process, at most `engine_limits.MAX_NOFILE` and kernel.pid_max.
         storage_driver: what the state directory's file system can carry, or None where Podman may decide.
         state_executable: the state directory's file system lets programs run.
@@ -122,7 +121,6 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     conmon_version: str | None = None
     catatonit: str | None = None
     netavark: str | None = None
-    user_network: str | None = None
     iptables: str | None = None
     nft: str | None = None
     setpriv: str | None = None

@@ -154,6 +154,8 @@ def version(**changed: Any) -> EngineVersion:
         storage="/",
         cgroup_version="v1",
         controllers=(),
+        user_network="pasta",
+        has_user_network=True,
     )
     return msgspec.structs.replace(found, **changed)
 
