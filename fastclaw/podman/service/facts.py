@@ -226,13 +226,22 @@ def _user_systemd() -> bool:
     return shared is not None and os.path.exists(shared / "systemd" / "private")
 
 
+OF_HOST = "host"
+"""As an engine's URL: the host's own, by the socket that systemd keeps for it."""
+
+HOST_RUN_DIR = Path("/run")
+
+
 def engine_url(options: Options) -> str | None:
     """The engine that the user named: `options.url`, else CONTAINER_HOST; None is one of our own.
 
     Raises:
         InvalidParams: it is of a form that is not spoken here.
+        StartFailed: `engine_unavailable`: the host's own is meant, and has no socket.
     """
     url = options.url or os.environ.get("CONTAINER_HOST") or None
+    if url == OF_HOST:
+        return _host_socket(os.geteuid())
     if url is not None:
         _check_url(url, "$.options.url" if options.url else "CONTAINER_HOST")
     return url
@@ -244,6 +253,17 @@ def _check_url(url: str, source: str) -> None:
         raise InvalidParams(f"{source}: {why}", "unsupported", path="$.options.url")
 
 
+def _host_socket(uid: int) -> str:
+    """Of podman.socket (podman-system-service(1)); a login by `su` has no XDG_RUNTIME_DIR, but the same socket."""
+    own = shared_runtime_directory() or HOST_RUN_DIR / "user" / str(uid)
+    path = (own if uid else HOST_RUN_DIR) / "podman" / "podman.sock"
+    if not path.is_socket():
+        systemctl = "systemctl --user" if uid else "systemctl"
+        text = f"the host's engine has no socket at {path}; run: {systemctl} enable --now podman.socket"
+        raise StartFailed(text, "engine_unavailable")
+    return f"unix://{path}"
+
+
 def docker_url(options: Options) -> str:
     """The Docker that the user named: `options.url`, else DOCKER_HOST; else its socket, the host's or this user's.
 
@@ -251,7 +271,7 @@ def docker_url(options: Options) -> str:
         InvalidParams: it is of a form that is not spoken here.
     """
     given = options.url or os.environ.get("DOCKER_HOST")
-    if given:
+    if given and given != OF_HOST:
         _check_url(given, "$.options.url" if options.url else "DOCKER_HOST")
         return given
     shared = shared_runtime_directory()
@@ -276,8 +296,11 @@ def why_no_docker(options: Options) -> str | None:
 
 def why_no_engine(options: Options) -> str | None:
     """Why Podman cannot be used here, in one line; None where it can, as far as can be told without starting it."""
-    if engine_url(options) is not None:
-        return None
+    try:
+        if engine_url(options) is not None:
+            return None
+    except StartFailed:
+        return None  # it was named, so nothing else will do: the start says what is wrong
     try:
         own_plan(options)
     except StartFailed as error:

@@ -273,7 +273,7 @@ def why_not_url(url: str) -> str | None:
     if separator and ((scheme == "unix" and rest.startswith("/")) or (scheme == "tcp" and rest.rpartition(":")[0])):
         return None
     if scheme != "ssh":
-        return f"{url} is no engine's address; they are unix:///path and tcp://host:port"
+        return f"{url} is no engine's address; they are unix:///path, tcp://host:port and host"
     return (
         f"{url} is not spoken here; have ssh forward its socket (`podman system connection list` shows where that is): "
         "ssh -nNT -L /tmp/podman.sock:REMOTE_SOCKET HOST, and take unix:///tmp/podman.sock"

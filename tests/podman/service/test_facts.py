@@ -2,6 +2,7 @@
 
 import os
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from fastclaw import limits
+from fastclaw.errors import StartFailed
 from fastclaw.linux.proc import Mount
 from fastclaw.options import Options
+from fastclaw.podman.service import facts
 from fastclaw.podman.service.facts import (
     cgroup_mode,
     container_controllers,
@@ -184,6 +187,24 @@ def test_the_named_engine_wins_over_the_environments(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CONTAINER_HOST", "tcp://env:1")
     assert engine_url(Options()) == "tcp://env:1"
     assert engine_url(Options(url="unix:///x")) == "unix:///x"
+
+
+@pytest.mark.parametrize(("uid", "place"), [(0, "podman"), (7, "user/7/podman"), (8, "x/podman")])
+def test_the_hosts_own_engine_is_found_by_its_socket(
+    uid: int, place: str, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts, "HOST_RUN_DIR", short_dir)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(facts, "shared_runtime_directory", lambda: short_dir / "x" if uid == 8 else None)
+    systemctl = "systemctl --user" if uid else "systemctl"
+    path = short_dir / place / "podman.sock"
+    with pytest.raises(StartFailed, match=f"{path}; run: {systemctl} enable --now podman.socket"):
+        engine_url(Options(url="host"))
+    assert why_no_engine(Options(url="host")) is None, "what was named is not replaced by the local runtime"
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(path))
+        assert engine_url(Options(url="host")) == f"unix://{path}"
 
 
 @pytest.mark.usefixtures("programs")
