@@ -133,7 +133,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Parameters:
         runtime, lane: which environment and which way of starting; `auto` takes what works here.
         url: the engine's API (`unix://`, `tcp://`, or `host`: the socket that systemd keeps for this user's own
-            Podman); None is CONTAINER_HOST, else an engine of our own, and of Docker DOCKER_HOST, else its usual socket.
+            Podman); None is CONTAINER_HOST, else an engine of our own. Of Docker: DOCKER_HOST, else its usual socket.
         image, pull: what the containers are made of, and whether it may be fetched.
         containers: of the REST lane; with more than one, each exec runs in another one, with files of its own.
         storage: `private`, or `host` to share the images of the host's own engine (only without `url`).
