@@ -200,3 +200,9 @@ CLONE_SEED_ENTRIES = 64
 
 CLONE_FILE_BYTES = 64 * KIB
 """A file that the engine makes for each container: hosts(5) and the like have some hundred bytes."""
+
+DOCKER_EXEC_LOOK_MS = 10
+"""Pause between two looks whether an exec of Docker's has come about, which takes some 100 ms."""
+
+DOCKER_EXIT_LOOK_MS = 100
+"""Pause between two looks whether Docker knows of an exit while something holds the streams: 20.10 takes 4 s for it."""

@@ -21,7 +21,6 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 import requests
-from msgspec import Struct
 from podman.errors import APIError
 
 from fastclaw import engine_limits
@@ -29,8 +28,9 @@ from fastclaw.errors import IoError, StartFailed
 from fastclaw.linux.cgroups import CGROUPS
 from fastclaw.linux.proc import this_process
 from fastclaw.podman.build_context import Archive, BuildContext
+from fastclaw.podman.dialects import TAR
 from fastclaw.podman.engine_news import News, Output, lines_of
-from fastclaw.podman.podman_client import answer, check
+from fastclaw.podman.podman_client import check
 from fastclaw.podman.service.janitor_main import STEPS
 from fastclaw.processes.file_helper import error_for
 from fastclaw.progress import Progress
@@ -41,32 +41,25 @@ if TYPE_CHECKING:
     from podman.api.client import APIClient
 
     from fastclaw.images import BuildImage
+    from fastclaw.podman.dialects import Dialect
     from fastclaw.podman.podman_client import Line
     from fastclaw.progress import Tell
 
 T = TypeVar("T")
 
-OCI = "application/vnd.oci.image.manifest.v1+json"
-TAR = {"Content-Type": "application/x-tar"}
 GZIP = b"\x1f\x8b"
-NETWORKS = {
-    "none": {"networkmode": "1"},
-    "default": {"networkmode": "0", "nsoptions": '[{"Name":"network","Host":false}]'},
-    "host": {"networkmode": "0", "nsoptions": '[{"Name":"network","Host":true}]'},
-}
-"""buildah's NetworkDisabled and NetworkDefault by number (define/types.go); words it takes for the default, which over
-the API is this host's network."""
 
 _ID = re.compile(r"^[0-9a-f]{64}$", re.MULTILINE)
 _NO_NETWORK = re.compile(r"\b(netavark|cni|slirp4netns|pasta)\b", re.IGNORECASE)
 """Who makes the engine's networks, and is named where one cannot be made."""
 
-_WORKING = ["buildah"]
-"""The command of a container in which a build works, as the engine lists it."""
-
 
 class Calls(Protocol):
     """How the engine is asked."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """In which words."""
 
     async def read(self, call: Callable[[APIClient], T]) -> T:
         """Something short that changes nothing."""
@@ -81,19 +74,6 @@ class Calls(Protocol):
         """See that something comes to its end, and wait for that as long as a caller may wait."""
 
 
-class _Working(Struct, rename="pascal"):
-    """One entry of `GET /containers/json?external=true`."""
-
-    id: str
-    command: list[str] | None = None
-
-
-class _Loaded(Struct, rename="pascal"):
-    """Answer to `POST /images/load`."""
-
-    names: list[str]
-
-
 async def build(calls: Calls, request: BuildImage, tell: Tell | None, *, group: StepGroup | None) -> str:
     """Build an image; its id.
 
@@ -105,10 +85,11 @@ async def build(calls: Calls, request: BuildImage, tell: Tell | None, *, group: 
         IoError: what is in the directory cannot be read.
     """
     context = await asyncio.to_thread(BuildContext.open, request.directory, request.file)
-    params, news, line = _params(request, context, group), News(tell), calls.line()
-    others = await calls.read(_working)
+    params = {**_params(request, context, group), **calls.dialect.build_words(request)}
+    news, line = News(tell), calls.line()
+    others = await calls.read(calls.dialect.building)
     try:
-        return await calls.build(line, lambda: _build(line, params, context, news))
+        return await calls.build(line, lambda: _build(calls.dialect, line, params, context, news))
     except BaseException as error:
         if isinstance(error, StartFailed) and error.reason == "engine_unavailable":  # whose steps would go on alone
             await asyncio.to_thread(group.end if group is not None else bool)
@@ -120,32 +101,26 @@ async def build(calls: Calls, request: BuildImage, tell: Tell | None, *, group: 
 def _params(request: BuildImage, context: BuildContext, group: StepGroup | None) -> dict[str, str]:
     params = {
         "dockerfile": context.containerfile,
-        "layers": "true",
         "rm": "true",
         "forcerm": "true",
-        "pullpolicy": "missing",
-        "outputformat": OCI,  # without one Podman 4.3.1 finds nothing of earlier builds again
         "buildargs": msgspec.json.encode(request.args).decode(),
-        # Podman takes `ENV A=$B` for the same step whatever the argument B is (4.3.1; buildah, issue 5501).
-        "nocache": "true" if request.no_cache or request.args else "false",
-        **NETWORKS[request.network],
     }
     more = {"t": request.tag, "target": request.target, "cgroupparent": None if group is None else group.path}
     return params | {name: value for name, value in more.items() if value is not None}
 
 
-def _build(line: Line, params: dict[str, str], context: BuildContext, news: News) -> str:
+def _build(dialect: Dialect, line: Line, params: dict[str, str], context: BuildContext, news: News) -> str:
     """In the thread."""
     archive = context.archive(lambda: line.is_cut)
     try:
-        return _built(line, params, archive, news)
+        return _built(dialect, line, params, archive, news)
     except (StartFailed, requests.RequestException) as error:
         if archive.error is not None:
             raise archive.error from error
         raise
 
 
-def _built(line: Line, params: dict[str, str], archive: Archive, news: News) -> str:
+def _built(dialect: Dialect, line: Line, params: dict[str, str], archive: Archive, news: News) -> str:
     """An engine that is sent something, or unpacks it, does not notice who leaves; and what it says of an archive that
     was spoiled is the proof that it has nothing of it any more."""
     line.put_off(True)
@@ -153,18 +128,21 @@ def _built(line: Line, params: dict[str, str], archive: Archive, news: News) -> 
     response = line.client.post("/build", params=params, data=body, headers=TAR, stream=True)
     try:
         line.put_off(archive.is_spoiled)
+        output, error, built = Output(news), dialect.why_no_build(response), ""
+        if error:
+            line.is_through = True
+            raise _failed(error, output)
         check(response)
-        output, error = Output(news), ""
         for said in lines_of(response):
             output.add(said.stream)
-            error = said.error or error
+            error, built = said.error or error, said.aux.id or built
         output.close()
         line.is_through = True
     finally:
         response.close()
     if error:
         raise _failed(error, output)
-    found = _ID.findall(output.tail)
+    found = [*_ID.findall(output.tail), *filter(None, [built])]
     if not found:
         raise StartFailed("the engine ended the build without a word; look at its log", "engine_error")
     return str(found[-1])
@@ -181,7 +159,7 @@ def _sent(chunks: Iterable[bytes], news: News) -> Iterator[bytes]:
 def _failed(error: str, output: Output) -> StartFailed:
     text = " ".join(error.split())
     last = output.last_line
-    said = "" if not last or last.startswith("STEP ") or text.endswith(last) else f": {last}"
+    said = "" if not last or last.upper().startswith("STEP ") or text.endswith(last) else f": {last}"
     if _NO_NETWORK.search(text):
         said = f"{said}; see fastclaw doctor for network mode open, or give the build the network none or host"
     return StartFailed(f"the build failed: {text}{said}", "build_failed", output=output.tail)
@@ -210,14 +188,8 @@ async def _end(calls: Calls, line: Line, others: set[str], group: StepGroup | No
 
 async def _working_but(calls: Calls, others: set[str]) -> set[str]:
     with suppress(StartFailed, RuntimeError):  # the engine is gone, and works no more; or nobody asks it any more
-        return await calls.read(_working) - others
+        return await calls.read(calls.dialect.building) - others
     return set()
-
-
-def _working(client: APIClient) -> set[str]:
-    """The containers in which builds work now."""
-    response = client.get("/containers/json", params={"all": "true", "external": "true"})
-    return {one.id for one in answer(response, list[_Working]) if one.command == _WORKING}
 
 
 class StepGroup:
@@ -262,19 +234,18 @@ async def load(calls: Calls, archive: str, tell: Tell | None) -> list[str]:
         StartFailed: the reasons of every call.
     """
     news, line = News(tell), calls.line()
-    return await calls.build(line, lambda: _load(line, Path(archive), news))
+    return await calls.build(line, lambda: _load(calls.dialect, line, Path(archive), news))
 
 
-def _load(line: Line, path: Path, news: News) -> list[str]:
+def _load(dialect: Dialect, line: Line, path: Path, news: News) -> list[str]:
     with _opened(path) as file:
         body: Any = _read(file, path, news)  # as in `_built`
         try:
-            found = answer(line.client.post("/images/load", data=body, headers=TAR), _Loaded)
+            return dialect.load(line.client, body)
         except APIError as error:
-            if "payload does not match" not in str(error.explanation or error):
+            if not dialect.bad_archive.search(str(error.explanation or error)):
                 raise
             raise _bad(path) from error
-    return [name.removeprefix("sha256:") for name in found.names]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Methods that get a client block, in one of the engine's threads; they raise what
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -31,9 +32,12 @@ from fastclaw.podman.podman_client import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from podman.api.client import APIClient, APIResponse
+
+    from fastclaw.images import BuildImage
+    from fastclaw.podman.engine_news import Line
 
 TAR = {"Content-Type": "application/x-tar"}
 
@@ -81,10 +85,15 @@ class Dialect(Protocol):
 
     Attributes:
         api: what the paths of execs begin with.
+        keeps_pids: what is said of an exec that is over names its process still, and before a start is through it is
+            asked in vain: an end without a process is a start that failed, and why is on stdout.
     """
 
     @property
     def api(self) -> str: ...
+
+    @property
+    def keeps_pids(self) -> bool: ...
 
     def client(self, url: str, timeout_s: float) -> APIClient:
         """A client for one thread, which adds the beginning of each path."""
@@ -113,12 +122,55 @@ class Dialect(Protocol):
     def pull(self, client: APIClient, reference: str) -> APIResponse:
         """Begin a pull, whose lines follow."""
 
+    def build_words(self, request: BuildImage) -> dict[str, str]:
+        """Parameters of a build."""
+
+    def why_no_build(self, response: APIResponse) -> str:
+        """What is wrong with the Containerfile, where a build is refused for that."""
+
+    def building(self, client: APIClient) -> set[str]:
+        """The containers in which builds work now, where they tell that one has come to its end."""
+
+    def load(self, client: APIClient, archive: Any) -> list[str]:
+        """Load images; a reference for each, or its id."""
+
+    @property
+    def bad_archive(self) -> re.Pattern[str]:
+        """What it says of what is no archive of images."""
+
+
+OCI = "application/vnd.oci.image.manifest.v1+json"
+NETWORKS = {
+    "none": {"networkmode": "1"},
+    "default": {"networkmode": "0", "nsoptions": '[{"Name":"network","Host":false}]'},
+    "host": {"networkmode": "0", "nsoptions": '[{"Name":"network","Host":true}]'},
+}
+"""buildah's NetworkDisabled and NetworkDefault by number (define/types.go); words it takes for the default, which over
+the API is this host's network."""
+
+_WORKING = ["buildah"]
+"""The command of a container in which a build works, as the engine lists it."""
+
+
+class _Working(Struct, rename="pascal"):
+    """One entry of `GET /containers/json?external=true`."""
+
+    id: str
+    command: list[str] | None = None
+
+
+class _Loaded(Struct, rename="pascal"):
+    """Answer to `POST /images/load`."""
+
+    names: list[str]
+
 
 class Podman:
     """Podman's own API (libpod), 4.3.1 and later."""
 
     api = "/v4.3.1/libpod"
     """Any service from 4.0 on takes it; the prefix picks the dialect (pkg/api/server, VersionedPath)."""
+    keeps_pids = False
 
     def client(self, url: str, timeout_s: float) -> APIClient:
         return make_client(url, timeout_s)
@@ -167,8 +219,36 @@ class Podman:
     def pull(self, client: APIClient, reference: str) -> APIResponse:
         return client.post("/images/pull", params={"reference": reference}, stream=True)
 
+    def build_words(self, request: BuildImage) -> dict[str, str]:
+        return {
+            "layers": "true",
+            "pullpolicy": "missing",
+            "outputformat": OCI,  # without one Podman 4.3.1 finds nothing of earlier builds again
+            # Podman takes `ENV A=$B` for the same step whatever the argument B is (4.3.1; buildah, issue 5501).
+            "nocache": "true" if request.no_cache or request.args else "false",
+            **NETWORKS[request.network],
+        }
+
+    def why_no_build(self, response: APIResponse) -> str:
+        """It says so later, in one of its lines."""
+        return ""
+
+    def building(self, client: APIClient) -> set[str]:
+        response = client.get("/containers/json", params={"all": "true", "external": "true"})
+        return {one.id for one in answer(response, list[_Working]) if one.command == _WORKING}
+
+    def load(self, client: APIClient, archive: Any) -> list[str]:
+        loaded = answer(client.post("/images/load", data=archive, headers=TAR), _Loaded)
+        return [name.removeprefix("sha256:") for name in loaded.names]
+
+    bad_archive = re.compile("payload does not match")
+
 
 PODMAN = Podman()
+
+
+_LOADED = re.compile(r"^Loaded image(?: ID)?: (\S+)$", re.MULTILINE)
+"""What it says of each image of an archive (image/tarexport/load.go)."""
 
 
 class _DockerInfo(Struct, rename="pascal"):
@@ -178,6 +258,9 @@ class _DockerInfo(Struct, rename="pascal"):
     driver: str
     docker_root_dir: str
     default_runtime: str
+    name: str = ""
+    mem_total: int = 0
+    cgroup_driver: str = ""
     cgroup_version: str = "1"
     security_options: list[str] = []
     memory_limit: bool = False
@@ -203,6 +286,8 @@ class Docker:
         version: of the API, as from `docker_spec.api_version`.
     """
 
+    keeps_pids = True
+
     def __init__(self, version: str) -> None:
         self.api = f"/v{version}"
 
@@ -220,7 +305,8 @@ class Docker:
             cgroup_version=f"v{info.cgroup_version}",
             controllers=(*["memory"] * info.memory_limit, *["pids"] * info.pids_limit),
         )
-        return About(version)
+        is_here = is_socket and _is_here(info.name, info.mem_total)
+        return About(version, makes_groups=is_here and info.cgroup_driver == "cgroupfs" and not version.rootless)
 
     def create(self, client: APIClient, spec: Mapping[str, Any]) -> APIResponse:
         body = msgspec.json.encode(docker_spec.create_body(spec))
@@ -247,10 +333,8 @@ class Docker:
         params = {"fromSrc": "-", "repo": name, "tag": tag, "changes": list(CHANGES)}
         response = client.post("/images/create", params=params, data=archive, headers=TAR, stream=True)
         try:
-            check(response)
-            for said in lines_of(response):
-                if said.error:
-                    raise APIError(said.error, response=response, explanation=said.error)
+            for _ in _good_lines(response):
+                pass
         finally:
             response.close()
 
@@ -260,6 +344,25 @@ class Docker:
         if response.status_code >= 400:  # it asks the registry before it answers
             raise StartFailed(f"cannot pull {reference}: {message_of(response.text)}", "image_not_found")
         return response
+
+    def build_words(self, request: BuildImage) -> dict[str, str]:
+        return {"networkmode": request.network, "nocache": "true" if request.no_cache else "false"}
+
+    def why_no_build(self, response: APIResponse) -> str:
+        return message_of(response.text) if response.status_code == 400 else ""
+
+    def building(self, client: APIClient) -> set[str]:
+        """It ends a step with the client that leaves; the container of that is like any other."""
+        return set()
+
+    def load(self, client: APIClient, archive: Any) -> list[str]:
+        response = client.post("/images/load", data=archive, headers=TAR, stream=True)
+        try:
+            return _LOADED.findall("".join(said.stream for said in _good_lines(response)))
+        finally:
+            response.close()
+
+    bad_archive = re.compile("tar|docker-import|EOF|manifest")
 
 
 class _Component(Struct, rename="pascal"):
@@ -284,6 +387,15 @@ def find_docker(url: str, timeout_s: float) -> Docker:
     if any("podman" in part.name.lower() for part in found.components):
         raise StartFailed(f"the engine at {url} is Podman; use runtime 'podman' with options.url", "unsupported")
     return Docker(docker_spec.api_version(found.api_version))
+
+
+def _good_lines(response: APIResponse) -> Iterator[Line]:
+    """The lines of Docker's answer; one that is an error is raised, as its refusal would be."""
+    check(response)
+    for said in lines_of(response):
+        if said.error:
+            raise APIError(said.error, response=response, explanation=said.error)
+        yield said
 
 
 def _client_of(url: str, timeout_s: float, prefix: str) -> APIClient:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from fastclaw import engine_limits
 from fastclaw.progress import Progress, ProgressBuffer
@@ -57,6 +57,10 @@ class News:
             self._tell(told)
 
 
+class _Aux(Struct):
+    id: str = field(name="ID", default="")
+
+
 class Line(Struct):
     """One line of a pull or a build.
 
@@ -65,6 +69,7 @@ class Line(Struct):
         error: it has failed.
         id, status: of a pull, in Docker's words: a layer, and what comes of it.
         progress: how far that is; told again and again.
+        aux: has the id of what was built, in Docker's words.
     """
 
     stream: str = ""
@@ -72,6 +77,7 @@ class Line(Struct):
     id: str = ""
     status: str = ""
     progress: str = ""
+    aux: _Aux = field(default_factory=_Aux)
 
     @property
     def text(self) -> str:

@@ -420,6 +420,7 @@ async def _rest_lane(plan: ContainerPlan, network: EnvironmentNetwork, setup: co
         timeout_ms=options.engine_timeout_ms,
         run_output_bytes=options.run_output_bytes,
         reopens=plan.rights.ids is None,
+        dialect=plan.engine.dialect,
     )
     setup.push_async_callback(lane.aclose)
     return _Up(lane, containers, network)

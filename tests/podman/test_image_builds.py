@@ -22,6 +22,7 @@ from fastclaw.linux.proc import this_process
 from fastclaw.podman import builds
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import default_archive
+from fastclaw.podman.dialects import PODMAN
 from fastclaw.podman.engine_news import Output
 from fastclaw.podman.podman_client import Line, make_client
 from fastclaw.podman.service.janitor_main import STEPS
@@ -46,7 +47,7 @@ async def lifecycle(engine_service: EngineService) -> AsyncIterator[EngineLifecy
     one = EngineLifecycle(engine_service.url)
     yield one
     await until(lambda: not one._ending)
-    working = await one.read(builds._working)
+    working = await one.read(PODMAN.building)
     await one.aclose()
     assert working == set()
     assert steps() == []
@@ -295,7 +296,7 @@ async def test_a_step_of_a_build_that_is_given_up_is_ended_with_all_that_it_star
     context(tmp_path, f"FROM {engine_service.image}\nRUN echo begun; {step}\nRUN echo more\n")
     took = await given_up(lifecycle, tmp_path, "begun")
     assert took < engine_limits.BUILD_END_MS / 1000
-    assert await lifecycle.read(builds._working) == set()
+    assert await lifecycle.read(PODMAN.building) == set()
     assert steps() == []
     assert await lifecycle.image(TAG) is None
 

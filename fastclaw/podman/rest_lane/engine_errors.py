@@ -74,11 +74,13 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
     ),
     (r"[Pp]ermission denied|[Oo]peration not permitted", "permission_denied"),
 )
-_PREFIXES = ("exec failed: ", "unable to start container process: ")
+_PREFIXES = ("OCI runtime exec failed: ", "exec failed: ", "unable to start container process: ")
 _WORDS = tuple((re.compile(pattern), reason) for pattern, reason in _BY_WORDS)
 
 
-def start_failure(argv0: str, exit_code: int, stdout_seen: bool, stderr: bytes, *, had_pid: bool) -> Failure | None:
+def start_failure(
+    argv0: str, exit_code: int | None, stdout_seen: bool, stderr: bytes, *, had_pid: bool
+) -> Failure | None:
     """Whether a command that ended at once never ran at all.
 
     Parameters:
@@ -98,6 +100,11 @@ def start_failure(argv0: str, exit_code: int, stdout_seen: bool, stderr: bytes, 
     return _execve_failure(argv0, exit_code, stderr)
 
 
+def told_failure(argv0: str, text: bytes) -> Failure:
+    """Why a command did not start, of which that is known: Docker says it on stdout."""
+    return _name(argv0, _explain(text.strip().removesuffix(b": unknown") or b"the engine does not say why", argv0))
+
+
 def may_be_failure(stderr: bytes) -> bool:
     """Whether stderr so far can still turn out to be an engine's text."""
     return any(stderr.startswith(head[: len(stderr)]) for head in _HEADS)
@@ -108,7 +115,7 @@ def may_be_failed_execve(wait_status: int) -> bool:
     return wait_status & 0x7F == 0 and wait_status >> 8 in _EXEC_EXIT_CODES
 
 
-def _execve_failure(argv0: str, exit_code: int, stderr: bytes) -> Failure | None:
+def _execve_failure(argv0: str, exit_code: int | None, stderr: bytes) -> Failure | None:
     """The OCI runtime reports a failed execve on the command's own stderr."""
     match = _EXEC_JSON_TEXT.fullmatch(stderr) or _EXEC_TEXT.fullmatch(stderr)
     if match is None or exit_code not in _EXEC_EXIT_CODES:
@@ -133,7 +140,8 @@ _REFUSALS = frozenset(("unknown_user", "container_gone", "overloaded", "bad_work
 
 def is_missing_session(status: int, body: bytes) -> bool:
     """The engine no longer knows the exec session, but does know its container."""
-    return status == 404 and "exec session" in _message(body)
+    text = _message(body)
+    return status == 404 and ("exec session" in text or "exec instance" in text)
 
 
 def _message(body: bytes) -> str:

@@ -1,6 +1,6 @@
 """The three calls of one exec (create, start, inspect), and confirmation that the command runs, or why it does not.
 
-Owns the paths and bodies of Podman's libpod API for execs, and the one seam where OSError, TimeoutError and broken HTTP
+Owns the paths and bodies of the API for execs, and the one seam where OSError, TimeoutError and broken HTTP
 become the contract's words. It does not know of pipes, relays or exit records.
 
 Podman's header of a hijacked start proves nothing; what does:
@@ -21,6 +21,7 @@ spawn lane program.c does that. It does not know of users: of rights it sees the
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import os
 import posixpath
@@ -31,11 +32,12 @@ from urllib.parse import quote
 import msgspec
 import orjson
 
-from fastclaw import limits
+from fastclaw import engine_limits, limits
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.linux.executable import Finding, interpreter_of, loader_of, why_refused
 from fastclaw.linux.proc import has_variable, wait_status
 from fastclaw.linux.sockets import is_readable
+from fastclaw.podman.dialects import PODMAN
 from fastclaw.podman.rest_lane import engine_errors
 from fastclaw.podman.rest_lane.demux import STDERR, STDOUT, Demultiplexer
 from fastclaw.podman.rest_lane.http_client import HttpClient, Response, Upgraded
@@ -45,12 +47,10 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+    from fastclaw.podman.dialects import Dialect
     from fastclaw.processes.lane import StartSpec
 
 T = TypeVar("T")
-
-API = "/v4.3.1/libpod"
-"""Any service from 4.0 on takes it; the prefix picks the dialect (pkg/api/server, VersionedPath)."""
 
 DETACH_KEYS = ",".join(("ctrl-_", "ctrl-^", "ctrl-\\", "ctrl-]") * 4)
 """Podman always looks for a key sequence in stdin, and "" means its default. It compares reads of exactly one byte
@@ -60,10 +60,11 @@ _START_BODY = b'{"Detach":false,"Tty":false}'
 
 
 class ExecState(msgspec.Struct, frozen=True, rename="pascal"):
-    """What inspect says. `pid` is the host's number (of the engine's PID namespace); 0 before and after the run."""
+    """What inspect says. `pid` is the host's number (of the engine's PID namespace); 0 before and, of Podman, after the
+    run. `exit_code` before its end: Podman says a number, Docker none."""
 
     running: bool
-    exit_code: int
+    exit_code: int | None
     pid: int
 
 
@@ -137,15 +138,23 @@ class ExecCalls:
     Parameters:
         url: as `HttpClient`.
         timeout_ms: deadline of each call.
+        dialect: how the engine is asked.
+
+    Attributes:
+        keeps_pids: as `Dialect.keeps_pids`.
+        exit_look_s: how often it is asked for the exit of a command whose streams are still held; None: not before they
+            are at their end.
 
     Raises:
         ValueError: the URL has another form.
     """
 
-    __slots__ = ("_client", "timeout_ms")
+    __slots__ = ("_api", "_client", "exit_look_s", "keeps_pids", "timeout_ms")
 
-    def __init__(self, url: str, timeout_ms: int) -> None:
+    def __init__(self, url: str, timeout_ms: int, dialect: Dialect = PODMAN) -> None:
         self._client = HttpClient(url)
+        self._api, self.keeps_pids = dialect.api, dialect.keeps_pids
+        self.exit_look_s = engine_limits.DOCKER_EXIT_LOOK_MS / 1000 if dialect.keeps_pids else None
         self.timeout_ms = timeout_ms
 
     def __repr__(self) -> str:
@@ -165,7 +174,7 @@ class ExecCalls:
         Raises:
             ExecFailed: `container_gone`, `engine_timeout`, `engine_unavailable`, `engine_error`.
         """
-        answer = await self._call("POST", f"{API}/containers/{container_id}/exec", body)
+        answer = await self._call("POST", f"{self._api}/containers/{container_id}/exec", body)
         return _decode(_CREATED, answer, 201, "create").id
 
     async def start(self, session: str) -> Upgraded:
@@ -175,7 +184,8 @@ class ExecCalls:
             ExecFailed: as `create`, and `unknown_user`.
         """
         with _mapped_errors(self.timeout_ms):
-            answer = await self._client.upgrade("POST", f"{API}/exec/{session}/start", _START_BODY, self.timeout_ms)
+            path = f"{self._api}/exec/{session}/start"
+            answer = await self._client.upgrade("POST", path, _START_BODY, self.timeout_ms)
         if isinstance(answer, Response):
             raise _refusal(answer)
         return answer
@@ -187,7 +197,7 @@ class ExecCalls:
             SessionGone: the engine forgot it (`exit_command_delay` is over, or the container stopped).
             ExecFailed: as `create`.
         """
-        answer = await self._call("GET", f"{API}/exec/{session}/json", None)
+        answer = await self._call("GET", f"{self._api}/exec/{session}/json", None)
         if engine_errors.is_missing_session(answer.status, answer.body):
             raise SessionGone(session)
         return _decode(_STATE, answer, 200, "inspect")
@@ -198,7 +208,7 @@ class ExecCalls:
         Raises:
             ExecFailed: as `create`.
         """
-        answer = await self._call("GET", f"{API}/containers/{container_id}/json", None)
+        answer = await self._call("GET", f"{self._api}/containers/{container_id}/json", None)
         return _decode(_CONTAINER, answer, 200, "inspect").state.running
 
     async def look_at(self, container_id: str, path: str) -> Seen:
@@ -207,8 +217,8 @@ class ExecCalls:
         Raises:
             ExecFailed: as `create`.
         """
-        answer = await self._call("GET", _archive_path(container_id, path), None, enough=limits.PROGRAM_ARCHIVE_BYTES)
-        if answer.status == 404:
+        answer = await self._get(container_id, path, limits.PROGRAM_ARCHIVE_BYTES)
+        if _is_nothing(answer):
             return Seen(errno.ENOENT, b"")
         if answer.status != 200:
             raise _refusal(answer)
@@ -220,10 +230,8 @@ class ExecCalls:
         Raises:
             ExecFailed: as `create`.
         """
-        answer = await self._call("GET", _archive_path(container_id, path), None, enough=most)
-        if answer.status == 404:
-            if _NO_CONTAINER in answer.body:
-                raise _refusal(answer)
+        answer = await self._get(container_id, path, most)
+        if _is_nothing(answer) and _NO_CONTAINER not in answer.body.lower():
             return None
         if answer.status != 200:
             raise _refusal(answer)
@@ -235,7 +243,7 @@ class ExecCalls:
         Raises:
             ExecFailed: as `create`.
         """
-        answer = await self._call("PUT", _archive_path(container_id, directory), archive)
+        answer = await self._call("PUT", self._archive(container_id, directory), archive)
         if answer.status == 200:
             return None
         text = answer.body.decode("utf-8", "replace").lower()
@@ -244,12 +252,49 @@ class ExecCalls:
             raise _refusal(answer)
         return found[0]
 
+    async def _get(self, container_id: str, path: str, most: int) -> Response:
+        """Docker follows the links on the way to it, and says where the last one leads."""
+        answer = await self._call("GET", self._archive(container_id, path), None, enough=most)
+        if answer.status == 200 and _is_link(answer.body):
+            target = _target_of(answer.headers.get(b"x-docker-container-path-stat", b""))
+            return await self._call("GET", self._archive(container_id, target), None, enough=most)
+        return answer
+
+    def _archive(self, container_id: str, path: str) -> str:
+        return f"{self._api}/containers/{container_id}/archive?path={quote(path, safe='')}"
+
     async def _call(self, method: str, path: str, body: bytes | None, *, enough: int | None = None) -> Response:
         with _mapped_errors(self.timeout_ms):
             return await self._client.request(method, path, body, self.timeout_ms, enough=enough)
 
 
 _NO_CONTAINER = b"no such container"
+_NO_DIRECTORY = b"not a directory"
+
+
+class _PathStat(msgspec.Struct, frozen=True, rename="camel"):
+    """What an engine says beside an archive (docs.docker.com, `GET /containers/{id}/archive`). The target is absolute,
+    with no link in it."""
+
+    link_target: str
+
+
+def _target_of(header: bytes) -> str:
+    try:
+        return msgspec.json.decode(base64.b64decode(header), type=_PathStat).link_target
+    except ValueError as error:
+        raise ExecFailed(f"the engine does not say where a link leads: {error}") from error
+
+
+def _is_nothing(answer: Response) -> bool:
+    """Docker says 500 where something on the way is no directory."""
+    return answer.status == 404 or (answer.status == 500 and _NO_DIRECTORY in answer.body)
+
+
+def _is_link(archive: bytes) -> bool:
+    return archive[156:157] == b"2"
+
+
 _PUT_ERRORS = (
     ("no space left", errno.ENOSPC),
     ("disk quota", errno.EDQUOT),
@@ -259,10 +304,6 @@ _PUT_ERRORS = (
     ("file name too long", errno.ENAMETOOLONG),
     ("no such file or directory", errno.ENOENT),
 )
-
-
-def _archive_path(container_id: str, path: str) -> str:
-    return f"{API}/containers/{container_id}/archive?path={quote(path, safe='')}"
 
 
 def _decode(decoder: msgspec.json.Decoder[T], answer: Response, expected: int, call: str) -> T:
@@ -314,9 +355,10 @@ class Started(NamedTuple):
 class _Head:
     """The beginning of a stream, read until it says enough."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool) -> None:
         self._demultiplexer = Demultiplexer()
-        self.raw = self.stderr = b""
+        self._whole = whole
+        self.raw = self.stdout = self.stderr = b""
         self.stdout_seen = self.ended = False
 
     def feed(self, data: bytes) -> None:
@@ -325,10 +367,14 @@ class _Head:
             self.stdout_seen = self.stdout_seen or stream == STDOUT
             if stream == STDERR:
                 self.stderr += payload
+            else:
+                self.stdout += payload
 
     @property
     def says_enough(self) -> bool:
         """No engine text can come of this any more."""
+        if self._whole:
+            return self.ended
         return self.ended or self.stdout_seen or not engine_errors.may_be_failure(self.stderr)
 
 
@@ -346,11 +392,13 @@ async def confirm(
             a pidfd. No pidfd is left open.
         SessionGone: as `ExecCalls.inspect`.
     """
-    state = await calls.inspect(session)
-    had_pid = state.running and state.pid > 0
+    state = await _state_after_start(calls, session)
+    if calls.keeps_pids and not state.pid:
+        raise await _why_not_started(calls, sock, head, spec)
+    had_pid = state.pid > 0 and (state.running or calls.keeps_pids)
     if had_pid and not local:
         return Started(0, None, head, None, ended=False)
-    pidfd = _hold(state.pid) if had_pid else None
+    pidfd = _hold(state.pid) if had_pid and state.running else None
     try:
         if pidfd is not None and await _became_command(state.pid, pidfd, spec):
             return Started(state.pid, pidfd, head, None, ended=False)
@@ -360,6 +408,25 @@ async def confirm(
             os.close(pidfd)
         raise
     return Started(state.pid, pidfd, raw, exit_code, ended=True)
+
+
+async def _state_after_start(calls: ExecCalls, session: str) -> ExecState:
+    """Podman answers once the start is through, Docker at any time."""
+    state = await calls.inspect(session)
+    try:
+        async with asyncio.timeout(calls.timeout_ms / 1000):
+            while not state.pid and state.exit_code is None:
+                await asyncio.sleep(engine_limits.DOCKER_EXEC_LOOK_MS / 1000)
+                state = await calls.inspect(session)
+            return state
+    except TimeoutError as error:
+        raise ExecFailed(f"the engine did not start it within {calls.timeout_ms} ms", "engine_timeout") from error
+
+
+async def _why_not_started(calls: ExecCalls, sock: socket.socket, leftover: bytes, spec: StartSpec) -> ExecFailed:
+    head = await _read_head(sock, leftover, calls.timeout_ms, whole=True)
+    failure = engine_errors.told_failure(spec.cmd[0], head.stdout)
+    return ExecFailed(failure.message, failure.reason)
 
 
 def _hold(pid: int) -> int | None:
@@ -400,9 +467,9 @@ async def _judge_ended(
     return exit_code if head.ended else None, head.raw
 
 
-async def _read_head(sock: socket.socket, leftover: bytes, timeout_ms: int) -> _Head:
+async def _read_head(sock: socket.socket, leftover: bytes, timeout_ms: int, *, whole: bool = False) -> _Head:
     loop = asyncio.get_running_loop()
-    head = _Head()
+    head = _Head(whole=whole)
     try:
         head.feed(leftover)
         async with asyncio.timeout(timeout_ms / 1000):

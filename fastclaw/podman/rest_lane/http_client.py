@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 import h11
@@ -19,12 +19,16 @@ import h11
 from fastclaw.errors import ProtocolError
 from fastclaw.limits import ENGINE_IDLE_CONNECTIONS, HTTP_READ_BYTES, MAX_HTTP_BODY_BYTES, MAX_HTTP_HEADER_BYTES
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 class Response(NamedTuple):
-    """A complete answer."""
+    """A complete answer. Names of headers are in lower case."""
 
     status: int
     body: bytes
+    headers: Mapping[bytes, bytes]
 
 
 class Upgraded(NamedTuple):
@@ -171,7 +175,18 @@ class _Exchange:
         upgraded: the connection is a raw stream now.
     """
 
-    __slots__ = ("_body", "_connection", "_enough", "_request", "_size", "_status", "_upgrade", "answered", "upgraded")
+    __slots__ = (
+        "_body",
+        "_connection",
+        "_enough",
+        "_headers",
+        "_request",
+        "_size",
+        "_status",
+        "_upgrade",
+        "answered",
+        "upgraded",
+    )
 
     def __init__(
         self, method: str, path: str, body: bytes | None, *, upgrade: bool = False, enough: int | None = None
@@ -181,12 +196,13 @@ class _Exchange:
         self._upgrade = upgrade
         self._enough = enough
         self._status = self._size = 0
+        self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
         self.answered = self.upgraded = False
 
     @property
     def response(self) -> Response:
-        return Response(self._status, b"".join(self._body))
+        return Response(self._status, b"".join(self._body), self._headers)
 
     @property
     def leftover(self) -> bytes:
@@ -251,7 +267,7 @@ class _Exchange:
 
     def _begin(self, event: h11.Response) -> None:
         self._status = event.status_code
-        headers = dict(event.headers)
+        headers = self._headers = dict(event.headers)
         length = headers.get(b"content-length")
         self._check(int(length or 0))
         self.upgraded = (

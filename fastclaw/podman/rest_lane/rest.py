@@ -1,6 +1,6 @@
-"""The REST lane: starts processes through a Podman API socket, with create, start and inspect.
+"""The REST lane: starts processes through the API socket of Podman or Docker, with create, start and inspect.
 
-Works with any Podman service; what needs the engine on this host (signals, ends of trees in milliseconds, exits while
+Works with any service; what needs the engine on this host (signals, ends of trees in milliseconds, exits while
 nothing is read) says so. How many starts a container gets at once is the runtime's decision.
 
 `_Launch` is the sequence of one start, and takes everything back when it fails or is cancelled. `RestProcess` owns a
@@ -35,6 +35,7 @@ from fastclaw.errors import ExecFailed
 from fastclaw.linux.packets import close_all
 from fastclaw.linux.proc import send_signal, wait_status
 from fastclaw.linux.sockets import is_readable
+from fastclaw.podman.dialects import PODMAN
 from fastclaw.podman.rest_lane.archive_files import ArchiveFiles
 from fastclaw.podman.rest_lane.demux import Demux
 from fastclaw.podman.rest_lane.exec_calls import (
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from fastclaw.linux.poller import Poller
     from fastclaw.podman.container import Container
     from fastclaw.podman.containers import Containers
+    from fastclaw.podman.dialects import Dialect
     from fastclaw.podman.rest_lane.http_client import Upgraded
     from fastclaw.podman.rest_lane.stdin import Input
     from fastclaw.processes.lane import Collected, Collection, Ooms, StartSpec, Streams, StreamsOwner
@@ -76,6 +78,7 @@ class RestLane(Lane):
         timeout_ms: deadline of each engine call.
         run_output_bytes: what all runs may hold together.
         reopens: a process may open /dev/stdout again.
+        dialect: how the engine is asked.
 
     Raises:
         ValueError: the URL has another form.
@@ -92,6 +95,7 @@ class RestLane(Lane):
         timeout_ms: int = limits.ENGINE_TIMEOUT_MS,
         run_output_bytes: int = limits.RUN_OUTPUT_BYTES,
         reopens: bool = True,
+        dialect: Dialect = PODMAN,
     ) -> None:
         offered = {
             "files": len(containers) == 1,
@@ -101,7 +105,7 @@ class RestLane(Lane):
             "signal": local,
         }
         self.capabilities = [name for name, is_offered in offered.items() if is_offered]
-        self._calls = ExecCalls(url, timeout_ms)
+        self._calls = ExecCalls(url, timeout_ms, dialect)
         self._containers = containers
         self._local = local
         self._budget = OutputBudget(run_output_bytes)
@@ -488,7 +492,7 @@ class RestProcess(PipedProcess):
         self._forget_pidfd_reader()
         status = wait_status(self._pidfd, self._pid)
         if status is None:
-            if self._eof.is_set():
+            if self._eof.is_set() or self._calls.exit_look_s is not None:
                 self._learn()  # else the end of the stream will tell
             return
         signum = status & 0x7F
@@ -509,12 +513,13 @@ class RestProcess(PipedProcess):
     async def _learn_end(self) -> None:
         """Ask the engine. Bounded, once the stream has ended: each call has its deadline, and there is a last pause.
 
-        While output is unread, the engine may not know of the end (conmon or the engine hang in a write).
+        While output is unread, Podman may not know of the end (conmon or the engine hang in a write).
         """
         with suppress(TimeoutError):
             await asyncio.wait_for(self._eof.wait(), limits.EXIT_SETTLE_MS / 1000)
-        if not self._eof.is_set() and await self._says_running():
-            await self._eof.wait()
+        while not self._eof.is_set() and await self._says_running():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._eof.wait(), self._calls.exit_look_s)
         code = None
         with suppress(ExecFailed, SessionGone):
             code = await self._ask_code()
@@ -536,13 +541,13 @@ class RestProcess(PipedProcess):
 
     async def _ask_code(self) -> int | None:
         """The engine's exit code; None where it does not know, or still says running."""
-        for pause_ms in limits.EXIT_POLL_MS:
+        for pause_ms in (0, *limits.EXIT_POLL_MS):
+            await asyncio.sleep(pause_ms / 1000)
             state = await self._calls.inspect(self._session)
             if not state.running:
-                return state.exit_code if state.exit_code >= 0 else None
+                return state.exit_code if state.exit_code is None or state.exit_code >= 0 else None
             if self._killed_for_sure():
                 return KILLED_CODE
-            await asyncio.sleep(pause_ms / 1000)
         return None
 
     def _killed_for_sure(self) -> bool:

@@ -13,7 +13,8 @@ from podman import PodmanClient
 
 from fastclaw.errors import ExecFailed, ProtocolError
 from fastclaw.limits import MAX_HTTP_BODY_BYTES
-from fastclaw.podman.rest_lane.exec_calls import API, DETACH_KEYS, ExecCalls, ExecState, SessionGone, create_body
+from fastclaw.podman.dialects import PODMAN
+from fastclaw.podman.rest_lane.exec_calls import DETACH_KEYS, ExecCalls, ExecState, SessionGone, create_body
 from fastclaw.processes.lane import StartSpec
 from tests.podman.rest_lane.rest_rig import (
     FAKE_TIMEOUT_MS,
@@ -113,10 +114,10 @@ async def test_each_call_asks_one_question(short_dir: Path) -> None:
         assert await engine.calls.inspect("5e55") == ExecState(running=True, exit_code=0, pid=7)
         assert await engine.calls.is_running("c")
     assert engine.asked == [
-        Request("create", f"POST {API}/containers/c/exec", b'{"Cmd":[]}'),
-        Request("start", f"POST {API}/exec/5e55/start", b'{"Detach":false,"Tty":false}'),
-        Request("inspect", f"GET {API}/exec/5e55/json", b""),
-        Request("container", f"GET {API}/containers/c/json", b""),
+        Request("create", f"POST {PODMAN.api}/containers/c/exec", b'{"Cmd":[]}'),
+        Request("start", f"POST {PODMAN.api}/exec/5e55/start", b'{"Detach":false,"Tty":false}'),
+        Request("inspect", f"GET {PODMAN.api}/exec/5e55/json", b""),
+        Request("container", f"GET {PODMAN.api}/containers/c/json", b""),
     ]
 
 

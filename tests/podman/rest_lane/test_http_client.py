@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastclaw.errors import ProtocolError
 from fastclaw.limits import ENGINE_IDLE_CONNECTIONS, HTTP_READ_BYTES, MAX_HTTP_BODY_BYTES, MAX_HTTP_HEADER_BYTES
-from fastclaw.podman.rest_lane.http_client import HttpClient, Response, Upgraded, _Exchange, _is_quiet, parse_url
+from fastclaw.podman.rest_lane.http_client import HttpClient, Upgraded, _Exchange, _is_quiet, parse_url
 from tests.podman.rest_lane.rest_rig import UPGRADED, FakeEngine, fake_engine
 from tests.waiting import until
 
@@ -54,7 +54,7 @@ async def serving(
 async def test_a_connection_is_used_again(short_dir: Path) -> None:
     async with serving(short_dir, OK) as (engine, client):
         for _ in range(5):
-            assert await client.request("GET", "/", None, 1000) == Response(200, b"ok")
+            assert (await client.request("GET", "/", None, 1000))[:2] == (200, b"ok")
         assert (engine.connections, client.idle()) == (1, 1)
         assert repr(client).endswith("engine.sock open idle=1>")
 
@@ -158,7 +158,7 @@ async def test_a_path_that_would_break_the_request_line_is_refused(short_dir: Pa
 )
 async def test_a_connection_that_is_not_fit_for_another_request_is_not_kept(short_dir: Path, wire: bytes) -> None:
     async with serving(short_dir, wire, close=True) as (_, client):
-        assert await client.request("GET", "/", None, 1000) == Response(200, b"ok")
+        assert (await client.request("GET", "/", None, 1000))[:2] == (200, b"ok")
         assert client.idle() == 0
 
 
@@ -226,7 +226,7 @@ async def test_the_first_bytes_of_a_stream_may_come_with_the_header(
 
 async def test_a_refused_upgrade_is_an_answer(short_dir: Path) -> None:
     async with serving(short_dir, b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}") as (_, client):
-        assert await client.upgrade("POST", "/", b"{}", 1000) == Response(404, b"{}")
+        assert (await client.upgrade("POST", "/", b"{}", 1000))[:2] == (404, b"{}")
 
 
 async def test_a_large_request_and_answer_cross_whole(short_dir: Path) -> None:
