@@ -37,7 +37,7 @@ def daemon(place: Path, group: str, enter: Callable[[list[str]], list[str]]) -> 
     if shutil.which("dockerd") is None:
         raise UnavailableError("no dockerd: apt-get install docker.io")
     log = place / "dockerd.log"
-    command = ["dockerd", "--iptables=false", "--bridge=none", "--data-root=/var/lib/containers/docker"]
+    command = ["dockerd", "--iptables=false", "--bridge=none", "--data-root=/home/docker"]
     command += [f"--cgroup-parent=/{group}", "--exec-opt=native.cgroupdriver=cgroupfs", f"--host={SOCKET}"]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices, log.open("wb") as file:
         notices.bind(str(place / "run" / "notify"))

@@ -25,17 +25,19 @@ BOUND = {
     "containers": "/var/lib/containers",
     "var-tmp": "/var/tmp",
 }
-"""What is of the host alone, /var/tmp last: the directory may be below it."""
+"""What is of the host alone: the folder that it is in, and where it is seen."""
 OPEN_TO_ALL = ("tmp", "var-tmp")
 
 SET_UP = """
+cd "$1"
 mount -t overlay overlay -o lowerdir=/etc,upperdir="$1/upper",workdir="$1/work" /etc
 shift
-while [ "$1" != -- ]; do
-    mkdir -p "$2"
-    mount --bind "$1" "$2"
-    shift 2
+for bound in "$@"; do
+    [ -d "${bound#*:}" ] || continue
+    # By its name in here: the whole one may be below what is bound already.
+    mount --no-canonicalize --bind "${bound%%:*}" "${bound#*:}"
 done
+cd /
 ip link set lo up
 useradd --create-home --shell /bin/bash dev
 echo ready
@@ -58,10 +60,10 @@ def enclosed(place: Path, bounds: Bounds) -> Iterator[int]:
     for folder in OPEN_TO_ALL:
         (place / folder).chmod(0o1777)
     (place / "upper").chmod(0o755)
-    pairs = [word for folder, target in BOUND.items() for word in (str(place / folder), target)]
+    pairs = [f"{folder}:{target}" for folder, target in BOUND.items()]
     # Mounts come in, as from an ordinary mount(8), and none go out.
     spaces = ["unshare", "--mount", "--propagation=slave", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc"]
-    argv = bounds.entering([*spaces, "sh", "-euc", SET_UP, "sh", str(place), *pairs, "--"])
+    argv = bounds.entering([*spaces, "sh", "-euc", SET_UP, "sh", str(place), *pairs])
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,

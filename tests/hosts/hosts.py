@@ -93,7 +93,8 @@ def put_through(name: str, parts: Sequence[str]) -> list[Row]:
 
 
 def _rows(host: Host, seat: Seat, parts: Sequence[str]) -> list[Row]:
-    steps.provide(seat, CACHE)
+    steps.provide_repository(seat)
+    steps.provide_wheels(seat, CACHE)
     engine, _, version = seat.type("engine", host.engine, steps.LINE_S).text.strip().rpartition(" ")
     rows = [steps.readme(seat)]
     if (seat.home / steps.COMMAND).exists():

@@ -7,16 +7,22 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 TELL_S = 30.0
 """How often a command that takes long is told of, where the output is no terminal."""
 LOOK_S = 0.5
 """How often a terminal is told of it."""
+WHAT_CHARS = 100
+"""Of a command in what is told of it."""
+LINE_CHARS = 160
+"""Of a line that tells of a command, where the output is no terminal."""
+LAST_BYTES = 4_096
+"""Of an output, where its last line is looked for."""
 GRACE_S = 10
 """From the signal that ends a command which took too long to the one that kills it."""
 
@@ -57,31 +63,27 @@ class Seat:
         """The home as the user knows it."""
         return "/root" if self.user == "root" else f"/home/{self.user}"
 
-    def type(self, name: str, line: str, deadline_s: float) -> Output:
+    def type(self, name: str, line: str, deadline_s: float, *, before: str = "") -> Output:
         """Have a line run by a login shell in the user's home, to its end; tell of it while it takes.
 
         Parameters:
             name: of the log.
             deadline_s: after which it is ended.
+            before: what is typed first, and not told of.
         """
-        argv = ["timeout", f"--kill-after={GRACE_S}", str(round(deadline_s)), "bash", "-lc", line]
+        argv = ["timeout", f"--kill-after={GRACE_S}", str(round(deadline_s)), "bash", "-lc", before + line]
         return tell(f"{self.host}: {line}", self._enter(argv), self._logs / f"{self.host}-{name}.log")
 
     def own(self, path: Path) -> None:
-        """Give the user what was put into its home, without what is in files that have other names too."""
+        """Give the user what was put into its home."""
         owner = self.home.stat()
-        for folder, _, files in os.walk(path):
-            for each in (Path(folder), *(Path(folder, file) for file in files)):
-                if each.stat().st_nlink == 1 or each.is_dir():
-                    os.chown(each, owner.st_uid, owner.st_gid)
+        for each in (path, *path.rglob("*")):
+            os.chown(each, owner.st_uid, owner.st_gid)
 
 
 def tell(what: str, argv: list[str], log: Path) -> Output:
     """Run a command on this machine, with its output in a file and a line about it on stdout."""
-    width = shutil.get_terminal_size().columns - 1
-    is_terminal = sys.stdout.isatty()
-    what = what if len(what) < 100 else f"{what[:97]}..."
-    begun = told = time.monotonic()
+    told = _Told(what, log)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         # In a session of its own: Ctrl-C is for who runs this, who then ends all there is, in its order.
@@ -90,20 +92,38 @@ def tell(what: str, argv: list[str], log: Path) -> Output:
         )
         try:
             while (code := _code_within(process, LOOK_S)) is None:
-                now = time.monotonic()
-                line = f"{what} … {now - begun:.0f} s"
-                if is_terminal:
-                    print(f"\r\x1b[K{line}"[: width + 4], end="", flush=True)
-                elif now - told > TELL_S:
-                    told = now
-                    print(f"{line}: {_last_line(log)}"[:160], flush=True)
+                told.goes_on()
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    seconds = time.monotonic() - begun
-    print(f"{chr(13) + chr(27) + '[K' if is_terminal else ''}{what}: exit code {code}, {seconds:.1f} s", flush=True)
-    return Output(code, seconds, log)
+            process.kill()
+            process.wait()
+    told.is_done(code)
+    return Output(code, told.seconds, log)
+
+
+class _Told:
+    """A line about a command: rewritten on a terminal, and elsewhere said again now and then."""
+
+    def __init__(self, what: str, log: Path) -> None:
+        self._what = what.partition("\n")[0][:WHAT_CHARS]
+        self._log = log
+        self._is_terminal = sys.stdout.isatty()
+        self._begun = self._last = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def goes_on(self) -> None:
+        line = f"{self._what} … {self.seconds:.0f} s: {_last_line(self._log)}"
+        if self._is_terminal:
+            print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", flush=True)
+        elif time.monotonic() - self._last > TELL_S:
+            self._last = time.monotonic()
+            print(line[:LINE_CHARS], flush=True)
+
+    def is_done(self, code: int) -> None:
+        clear = "\r\x1b[K" if self._is_terminal else ""
+        print(f"{clear}{self._what}: exit code {code}, {self.seconds:.1f} s", flush=True)
 
 
 def _code_within(process: subprocess.Popen[bytes], seconds: float) -> int | None:
@@ -114,8 +134,10 @@ def _code_within(process: subprocess.Popen[bytes], seconds: float) -> int | None
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "")
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "")
 
 
 def _plain_environ() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -49,49 +48,38 @@ BLOCK = re.compile(r"^```(?P<word>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 # --- What a newcomer has from elsewhere ---
 
 
-def provide(seat: Seat, cache: Path) -> None:
-    """Put into the user's home what comes from the internet: this tree as a repository, and a folder of wheels.
-
-    Raises:
-        UnavailableError: the wheels cannot be had.
-    """
+def provide_repository(seat: Seat) -> None:
+    """Put this tree into the user's home, to be cloned: as it is now, without files that git does not know."""
     repository = seat.home / "fastclaw.git"
     subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", str(repository)], check=True)
     subprocess.run(["git", "-C", str(repository), "config", "receive.shallowUpdate", "true"], check=True)
     here = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT)]
-    # As it is now, with what is not committed; without files that git does not know.
     stash = subprocess.run([*here, "stash", "create"], check=True, capture_output=True, text=True).stdout.strip()
     subprocess.run([*here, "push", "--quiet", str(repository), f"{stash or 'HEAD'}:refs/heads/main"], check=True)
+    seat.own(repository)
+
+
+def provide_wheels(seat: Seat, cache: Path) -> None:
+    """Put a folder of wheels there, and have pip ask nobody else.
+
+    Raises:
+        UnavailableError: they cannot be had.
+    """
     asked = seat.type("python", "python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'", LINE_S)
     version = asked.text.strip().splitlines()[-1]
-    shutil.copytree(_wheels(cache, version), seat.home / "wheels", copy_function=_link)
+    shutil.copytree(_wheels(cache, version), seat.home / "wheels")
     settings = seat.home / ".config" / "pip" / "pip.conf"
     settings.parent.mkdir(parents=True)
     settings.write_text(f"[global]\nno-index = true\nfind-links = {seat.home_inside}/wheels\n")
-    for path in (repository, seat.home / ".config"):
-        seat.own(path)
-
-
-def _link(source: str, target: str) -> str:
-    """Wheels are large; a second name does where both are on one filesystem."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
+    seat.own(seat.home / ".config")
 
 
 def requirements() -> list[str]:
-    """What `make install` fetches: for the build, for the package, for its tests."""
+    """What `make install` fetches: for the build, which is an editable one, for the package, for its tests."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = table["project"]
-    editable = ["editables"]  # hatchling asks for it when it builds an editable wheel
-    return [
-        *table["build-system"]["requires"],
-        *project["dependencies"],
-        *project["optional-dependencies"]["dev"],
-        *editable,
-    ]
+    of_build = [*table["build-system"]["requires"], "editables"]
+    return [*of_build, *project["dependencies"], *project["optional-dependencies"]["dev"]]
 
 
 def _wheels(cache: Path, version: str) -> Path:
@@ -126,8 +114,8 @@ def readme(seat: Seat) -> Row:
     outputs = [seat.type("clone", "git clone --quiet fastclaw.git fastclaw", LINE_S)]
     if not outputs[0].code:
         for number, line in enumerate(readme_lines(README.read_text()), 1):
-            into = "cd fastclaw; " if line.startswith("make ") else IN_CHECKOUT
-            outputs.append(seat.type(f"readme-{number}", into + line, LINE_S))
+            before = "cd fastclaw; " if line.startswith("make ") else IN_CHECKOUT
+            outputs.append(seat.type(f"readme-{number}", line, LINE_S, before=before))
     bad = [output for output in outputs if output.code]
     return Row(
         host=seat.host, user=seat.user, lane="README", seconds=sum(output.seconds for output in outputs),
@@ -166,8 +154,8 @@ def check(seat: Seat, runtime: str, lane: str) -> Row:
     """Have the promises of the contract checked on one lane."""
     told = f"check-{lane}.json"
     serve = f"fastclaw serve --runtime {runtime}"
-    line = f"{IN_CHECKOUT}fastclaw check --json --jobs {JOBS} --option lane={lane} -- {serve} >{told}"
-    output = seat.type(f"check-{lane}", line, CHECK_S)
+    line = f"fastclaw check --json --jobs {JOBS} --option lane={lane} -- {serve} >{told}"
+    output = seat.type(f"check-{lane}", line, CHECK_S, before=IN_CHECKOUT)
     row = Row(host=seat.host, user=seat.user, lane=lane, seconds=output.seconds)
     try:
         text = (seat.home / "fastclaw" / told).read_bytes()
@@ -192,8 +180,8 @@ def check(seat: Seat, runtime: str, lane: str) -> Row:
 
 def acceptance(seat: Seat) -> Row:
     """Run them; a test that is skipped is one that is not offered."""
-    line = f"{IN_CHECKOUT}python -m pytest -q --junitxml=acceptance.xml tests/acceptance"
-    output = seat.type("acceptance", line, ACCEPTANCE_S)
+    line = "python -m pytest -q --junitxml=acceptance.xml tests/acceptance"
+    output = seat.type("acceptance", line, ACCEPTANCE_S, before=IN_CHECKOUT)
     row = Row(host=seat.host, user=seat.user, lane="acceptance", seconds=output.seconds)
     try:
         cases = list(ElementTree.parse(seat.home / "fastclaw" / "acceptance.xml").iter("testcase"))
