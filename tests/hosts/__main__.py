@@ -10,10 +10,21 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from tests.hosts.hosts import CACHE, HOSTS, put_through
 from tests.hosts.report import is_ok, to_json, to_text
 from tests.hosts.steps import PARTS
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Once: what follows is the end, which leaves nothing only where it is not interrupted."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    print("\ntest-hosts: interrupted; ending what runs and removing what it wrote", flush=True)
+    raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -31,14 +42,14 @@ def main() -> int:
     asked = parser.parse_args()
     if unknown := set(asked.hosts) - set(HOSTS):
         parser.error(f"there is no host {', '.join(sorted(unknown))}; there are: {' '.join(HOSTS)}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for signum in SIGNALS:
+        signal.signal(signum, _interrupt)
     rows = []
     try:
         for name in asked.hosts or HOSTS:
             rows += put_through(name, PARTS[:-1] if asked.short else PARTS)
     except KeyboardInterrupt:
-        print("\ntest-hosts: interrupted; nothing is left behind")
+        print("test-hosts: nothing is left behind")
         return 130
     print(f"\n{to_text(rows)}\n\nlogs: {CACHE / 'logs'}")
     if asked.json:

@@ -1,4 +1,4 @@
-"""Docker's own daemon in a host that `here` makes: its storage, sockets and containerd are that host's."""
+"""Docker's own daemon in a host that `here` makes, beside no Podman: it has all that this writes."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def daemon(place: Path, group: str, enter: Callable[[list[str]], list[str]]) -> 
     """
     if shutil.which("dockerd") is None:
         raise UnavailableError("no dockerd: apt-get install docker.io")
+    if podman := shutil.which("podman"):  # what is no program is none that is found
+        subprocess.run(enter(["mount", "--bind", "/dev/null", podman]), check=True)
     log = place / "dockerd.log"
     command = ["dockerd", "--iptables=false", "--bridge=none", "--data-root=/home/docker"]
     command += [f"--cgroup-parent=/{group}", "--exec-opt=native.cgroupdriver=cgroupfs", f"--host={SOCKET}"]

@@ -42,9 +42,8 @@ ip link set lo up
 useradd --create-home --shell /bin/bash dev
 echo ready
 exec >&-
-# Who is PID 1 and heeds no end of a child leaves the reaping of orphans to the kernel.
-trap '' CHLD
-exec sleep infinity
+# The kernel reaps the orphans of a PID 1 that ignores the ends of its children.
+exec env --ignore-signal=CHLD sleep infinity
 """
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from fastclaw.options import RUNTIMES
 from tests.hosts import debian, docker, here, steps
 from tests.hosts.bounds import PREFIX, Bounds, UnavailableError, bounds
 from tests.hosts.report import Row
@@ -61,8 +60,6 @@ def _here(user: str, place: Path, groups: Bounds) -> Iterator[Enter]:
 
 @contextmanager
 def _docker(user: str, place: Path, groups: Bounds) -> Iterator[Enter]:
-    if "docker" not in RUNTIMES:
-        raise UnavailableError("fastclaw has no runtime docker yet")
     with here.enclosed(place, groups) as init:
         enter = here.way_in(init, user, groups, {"DOCKER_HOST": docker.SOCKET})
         with docker.daemon(place, groups.name, enter):
@@ -74,8 +71,8 @@ HOSTS = {
     "debian13-root": Host("the same, as root", "root", _debian),
     "this-user": Host("this machine's system and Podman, an ordinary user without a session", "dev", _here),
     "docker": Host(
-        "this machine's system and Docker, as root", "root", _docker, "docker",
-        "docker version --format '{{.Server.Platform.Name}} {{.Server.Version}}'",
+        "this machine's system with Docker and no Podman, as root", "root", _docker, "docker",
+        "dockerd --version | cut -d, -f1",
     ),
 }  # fmt: skip
 """By the name that HOSTS= takes."""

@@ -133,6 +133,11 @@ def test_what_a_host_started_ends_with_it(groups: Bounds, tmp_path: Path) -> Non
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_orphans_are_reaped(seat: Seat) -> None:
+    seat.type("orphan", "(setsid true &) | cat", 10)
+    assert "Z" not in seat.type("states", "ps -eo stat=", 10).text
+
+
 def members(groups: Bounds) -> set[int]:
     return {int(line) for folder in groups.folders for line in (folder / "cgroup.procs").read_text().split()}
 
