@@ -10,7 +10,9 @@ from typing import Literal
 from msgspec import Struct
 
 from fastclaw import limits
-from fastclaw.podman.service.plan import BROKEN_CONMON, HostFacts
+from fastclaw.podman.engine_traits import packet_filters
+from fastclaw.podman.known_bugs import known_bugs
+from fastclaw.podman.service.plan import HostFacts
 from fastclaw.processes.admission import Capacity
 
 Level = Literal["ok", "warning", "problem"]
@@ -37,25 +39,42 @@ def _problem(subject: str, text: str, advice: str | None = None) -> Finding:
     return Finding(subject=subject, level="problem", text=text, advice=advice)
 
 
-def engine_findings(host: HostFacts, unusable: str | None, versions: Mapping[str, str] | None) -> list[Finding]:
+def engine_findings(
+    host: HostFacts, unusable: str | None, versions: Mapping[str, str] | None, *, has_spawner: bool = True
+) -> list[Finding]:
     """Whether an engine is there, answers, and is free of known bugs.
 
     Parameters:
         unusable: why it is not, in one line; None where it answered.
         versions: what it says it is made of, by the names of `EngineVersion`'s fields.
+        has_spawner: processes are started on the spawn lane.
     """
     if unusable is not None:
         return [_problem("engine", unusable, _INSTALL if host.podman is None else None)]
     parts = versions or {}
-    conmon = _number(parts.get("conmon", "")) or host.conmon_version
-    findings = [_ok("engine", _parts(parts))]
-    if conmon in BROKEN_CONMON:
-        text = f"{conmon} never ends an exec whose child keeps a pipe (conmon #632)"
-        findings.append(_problem("conmon", text, "install conmon 2.2.1 or later"))
+    findings = [_ok("engine", _parts(parts)), *_bugs(parts, host, has_spawner)]
     if host.catatonit is None:
         text = "no static catatonit: on the REST lane, images without /bin/sh cannot be used"
         findings.append(_warning("init", text, "apt-get install catatonit"))
     return findings
+
+
+def _bugs(parts: Mapping[str, str], host: HostFacts, has_spawner: bool) -> list[Finding]:
+    """What is known to be broken in these versions. An engine that names no conmon has this host's."""
+    programs = {
+        "podman": parts.get("podman", ""),
+        "conmon": parts.get("conmon") or host.conmon_version or "",
+        parts.get("oci_runtime", ""): parts.get("oci_runtime_version", ""),
+    }
+    return [
+        Finding(
+            subject=bug.program,
+            level=bug.level,
+            text=f"{_number(programs[bug.program])}: {bug.text} ({bug.source})",
+            advice=bug.advice,
+        )
+        for bug in known_bugs(programs, has_spawner=has_spawner)
+    ]
 
 
 def spawner_finding(missing: str | None, size: int, lists_children: bool) -> Finding:
@@ -182,26 +201,20 @@ def _egress(host: HostFacts, spawner: str | None, bridge: str | None) -> Finding
 
 
 def _open(host: HostFacts, netavark: str | None, user_network: tuple[str, bool]) -> Finding:
-    """A rootless engine has a program that carries packets; netavark has an nftables driver since 1.10."""
-    if not host.is_root:
-        name, is_there = user_network
-        wanted = [(name if is_there else None, "passt" if name == "pasta" else name)]
-    elif _filters_with_nft(netavark):
-        wanted = [(host.netavark, "netavark"), (host.nft or host.iptables, "nftables")]
-    else:
-        wanted = [(host.netavark, "netavark"), (host.iptables, "iptables")]
-    missing = [name for path, name in wanted if path is None]
+    """Of each group of programs one has to be there; a rootless engine needs the one that it names."""
+    name, is_there = user_network
+    groups = [("netavark",), packet_filters(netavark)] if host.is_root else [(name,)]
+    there = {"netavark": host.netavark, "nft": host.nft, "iptables": host.iptables, name: is_there}
+    found = [next((program for program in group if there[program]), None) for group in groups]
+    missing = [group[0] for group, program in zip(groups, found, strict=True) if program is None]
     if not missing:
-        have = " and ".join((path or "").rpartition("/")[2] for path, _ in wanted)
-        return _ok("network", f"mode open works, with {have}")
-    return _warning(
-        "network", f"mode open fails: no {' and no '.join(missing)}", f"apt-get install {' '.join(missing)}"
-    )
+        return _ok("network", f"mode open works, with {' and '.join(filter(None, found))}")
+    advice = f"apt-get install {' '.join(_PACKAGES.get(program, program) for program in missing)}"
+    return _warning("network", f"mode open fails: no {' and no '.join(missing)}", advice)
 
 
-def _filters_with_nft(version: str | None) -> bool:
-    """Whether netavark can do without iptables (its RELEASE_NOTES.md, v1.10.0)."""
-    return version is not None and tuple(map(int, version.split(".")[:2])) >= (1, 10)
+_PACKAGES = {"nft": "nftables", "pasta": "passt"}
+"""Debian's, of programs that have other names."""
 
 
 def disk_finding(path: str, free_bytes: int, size: int, full: str | None) -> Finding:

@@ -80,12 +80,13 @@ async def _examine(url: str | None) -> list[Finding]:
     except FastclawError as error:
         unusable = str(error)
     netavark = facts.netavark and program_version(facts.netavark)
+    is_here = (url or "unix:").startswith("unix:")
     return [
-        *engine_findings(facts, unusable, _parts(version)),
+        *engine_findings(facts, unusable, _parts(version), has_spawner=is_here and why_no_spawner() is None),
         _image(),
         _spawner(),
         *_disk(default_state_dir()),
-        *_rights(version, facts, is_here=(url or "unix:").startswith("unix:")),
+        *_rights(version, facts, is_here=is_here),
         *network_findings(facts, why_no_spawner(), await why_no_bridge(), netavark, _user_network(version)),
         capacity_finding(capacity(host_limits(), limits.MAX_PROCESSES)),
         *quota_findings({name: _number(name) for name in quotas(is_root=os.geteuid() == 0)}),

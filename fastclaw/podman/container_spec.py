@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from fastclaw import engine_limits, limits
 from fastclaw.errors import InvalidParams
+from fastclaw.podman.engine_traits import MAPS_SINCE, MAPS_WORKSPACES, maps_workspaces
 
 if TYPE_CHECKING:
     from fastclaw.options import Capabilities
@@ -260,9 +261,6 @@ IDMAPPED_LAYERS = (5, 19)
 IDMAPPED_MOUNTS = {"ext4": (5, 12), "xfs": (5, 12), "vfat": (5, 12), "btrfs": (5, 15), "f2fs": (5, 18), "tmpfs": (6, 3)}
 """Since when a file system can be mapped by mount (mount_setattr(2), "ID-mapped mounts")."""
 
-MAPS_WORKSPACES = "crun"
-"""Takes a mapping of one's own with a mount (crun(1), "idmap mount options"); runc 1.1.5 ignores it."""
-
 
 class Ids(Struct, frozen=True, kw_only=True):
     """A user and a group, by number."""
@@ -282,6 +280,7 @@ class NamespaceFacts(Struct, frozen=True, kw_only=True):
         is_here: the engine is on this host.
         rootless: the engine has a user namespace already, and no ids but its own.
         storage_driver, oci_runtime: the engine's; of the runtime the last part of its path.
+        oci_runtime_version: as it says it; empty where it is not known.
         kernel: version and patch level.
         user_namespaces: how many there may be (/proc/sys/user/max_user_namespaces).
         highest_id: of the environment's user and its group, as far as they are known.
@@ -295,6 +294,7 @@ class NamespaceFacts(Struct, frozen=True, kw_only=True):
     rootless: bool
     storage_driver: str
     oci_runtime: str
+    oci_runtime_version: str = ""
     kernel: tuple[int, int]
     user_namespaces: int
     highest_id: int = 0
@@ -327,8 +327,9 @@ def _why_no_workspace(facts: NamespaceFacts) -> str | None:
             f"the workspace belongs to {facts.owner} of the host, and what is written inside would be root's; "
             "give it to another user and group (chown)"
         )
-    if facts.oci_runtime != MAPS_WORKSPACES:
-        return f"the OCI runtime {facts.oci_runtime} cannot map a workspace; {MAPS_WORKSPACES} can"
+    if not maps_workspaces(facts.oci_runtime, facts.oci_runtime_version):
+        wanted = f"{MAPS_WORKSPACES} {'.'.join(map(str, MAPS_SINCE))}"
+        return f"the OCI runtime {facts.oci_runtime} cannot map a workspace; {wanted} and later can"
     if facts.has_mounts:
         return "something else is mounted in the workspace, and only the workspace itself could be mapped"
     since = IDMAPPED_MOUNTS.get(facts.file_system)

@@ -19,6 +19,7 @@ from fastclaw.errors import StartFailed
 from fastclaw.podman import docker_spec
 from fastclaw.podman.base_image import CHANGES, make_image
 from fastclaw.podman.engine_news import lines_of
+from fastclaw.podman.engine_traits import rootless_network
 from fastclaw.podman.podman_client import (
     JSON,
     Info,
@@ -411,7 +412,7 @@ def _is_here(hostname: str, memory: int) -> bool:
 
 
 def _podman_version(info: Info) -> EngineVersion:
-    user_network = info.host.rootless_network_cmd or "slirp4netns"  # who names none has no other by default
+    user_network = rootless_network(info.version.version, info.host.rootless_network_cmd)
     program = info.host.pasta if user_network == "pasta" else info.host.slirp4netns
     return EngineVersion(
         podman=info.version.version,

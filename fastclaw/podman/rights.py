@@ -172,6 +172,7 @@ def _facts(
         rootless=version.rootless,
         storage_driver=version.storage_driver,
         oci_runtime=runtime.rpartition("/")[2],
+        oci_runtime_version=version.oci_runtime_version if runtime == version.oci_runtime else "",
         kernel=(int(major), int(minor.partition("-")[0])),
         user_namespaces=_user_namespaces(),
         highest_id=highest_id,

@@ -42,7 +42,7 @@ def summary(found: list[Finding]) -> list[tuple[str, str, str, str | None]]:
 
 INSTALL = "apt-get install podman crun netavark uidmap busybox-static"
 PARTS = "podman 4.3.1, conmon 2.1.6, crun 1.8.1, overlay"
-BROKEN = "2.2.0 never ends an exec whose child keeps a pipe (conmon #632)"
+BROKEN = "2.2.0: it never ends an exec whose child keeps a pipe, and takes a whole CPU (conmon #632)"
 NO_INIT = "no static catatonit: on the REST lane, images without /bin/sh cannot be used"
 
 
@@ -57,9 +57,16 @@ NO_INIT = "no static catatonit: on the REST lane, images without /bin/sh cannot 
         # Also that of an engine elsewhere, whatever this host has, and not this host's where the engine is elsewhere.
         ({}, None, {"conmon": "conmon version 2.2.0, commit: x"}, [
             ("engine", "ok", PARTS.replace("2.1.6", "2.2.0"), None),
-            ("conmon", "problem", BROKEN, "install conmon 2.2.1 or later"),
+            ("conmon", "problem", BROKEN, "install conmon 2.2.1, or later"),
         ]),
         ({"conmon_version": "2.2.0"}, None, {}, [("engine", "ok", PARTS, None)]),
+        ({}, None, {"oci_runtime": "runc", "oci_runtime_version": "runc version 1.4.0"}, [
+            ("engine", "ok", PARTS.replace("crun 1.8.1", "runc 1.4.0"), None),
+            ("runc", "warning", "1.4.0: the start of a short command can hang for ever (runc #5208)",
+             "install runc 1.3.6 or 1.4.2, or later"),
+            ("runc", "warning", '1.4.0: a start can fail with "cannot start a container that has stopped" (runc #5153)',
+             "install runc 1.3.5 or 1.4.1, or later"),
+        ]),
         ({"catatonit": None}, None, {}, [
             ("engine", "ok", PARTS, None),
             ("init", "warning", NO_INIT, "apt-get install catatonit"),
@@ -139,8 +146,9 @@ def test_quotas_that_suffice() -> None:
         ({"netavark": "/n", "nft": "/nft"}, "1.9.0", "fails: no iptables", "apt-get install iptables"),
         ({"netavark": "/n", "nft": "/nft"}, None, "fails: no iptables", "apt-get install iptables"),
         ({"netavark": "/n/netavark", "nft": "/s/nft"}, "1.10.3", "works, with netavark and nft", None),
-        ({"netavark": "/n", "iptables": "/i"}, "2.0", "works", None),
-        ({"netavark": "/n"}, "1.14.1", "fails: no nftables", "apt-get install nftables"),
+        ({"netavark": "/n", "iptables": "/i"}, "1.14.0", "works, with netavark and iptables", None),
+        ({"netavark": "/n", "iptables": "/i"}, "2.0.0", "fails: no nft", "apt-get install nftables"),
+        ({"netavark": "/n"}, "1.14.1", "fails: no nft", "apt-get install nftables"),
         ({}, None, "fails: no netavark and no iptables", "apt-get install netavark iptables"),
         ({"is_root": False, "netavark": "/n"}, "1.4.0", "fails: no slirp4netns", "apt-get install slirp4netns"),
     ],
@@ -159,7 +167,7 @@ def test_what_an_open_network_needs(
     [
         ("pasta", True, "mode open works, with pasta", None),
         ("slirp4netns", True, "mode open works, with slirp4netns", None),
-        ("pasta", False, "mode open fails: no passt", "apt-get install passt"),
+        ("pasta", False, "mode open fails: no pasta", "apt-get install passt"),
         ("slirp4netns", False, "mode open fails: no slirp4netns", "apt-get install slirp4netns"),
     ],
 )

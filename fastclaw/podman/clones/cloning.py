@@ -34,7 +34,8 @@ from fastclaw.podman.clones import remains
 from fastclaw.podman.clones.bundles import Place, Unclonable, kind_of
 from fastclaw.podman.clones.cloner import Cloner
 from fastclaw.podman.clones.learning import Layer, Learned, learn
-from fastclaw.podman.container_spec import INIT_TARGET, MAPS_WORKSPACES, SOCKET_TARGET
+from fastclaw.podman.container_spec import INIT_TARGET, SOCKET_TARGET
+from fastclaw.podman.engine_traits import MAPS_WORKSPACES
 from fastclaw.podman.gate import Gate
 from fastclaw.podman.pace import Pace
 from fastclaw.podman.podman_client import ContainerState

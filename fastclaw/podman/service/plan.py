@@ -13,6 +13,8 @@ from msgspec import Struct
 from fastclaw import engine_limits
 from fastclaw.engine_limits import DISK_RESERVE_BYTES
 from fastclaw.errors import StartFailed
+from fastclaw.podman.engine_traits import NEEDS_SINGLE_CGROUP
+from fastclaw.podman.known_bugs import known_bugs
 
 DEFAULT_IMAGE = "localhost/fastclaw-default:1"
 """The image that fastclaw makes itself, of what is on this host: there need be no registry. The number is that of its
@@ -23,12 +25,6 @@ FALLBACK_IMAGE = "busybox"
 
 CgroupMode = Literal["v1", "hybrid", "v2"]
 Storage = Literal["private", "host"]
-
-BROKEN_CONMON = frozenset({"2.2.0"})
-"""An exec whose child keeps a pipe never ends there and takes a whole CPU (conmon issue 632, fixed in 2.2.1)."""
-
-NEEDS_SINGLE_CGROUP = frozenset({"crun", "krun"})
-"""Refuse a host that has cgroup v1 controllers and a cgroup2 mount at once (crun 1.8, `libcrun_get_cgroup_mode`)."""
 
 DROPPED_VARIABLES = frozenset(
     {"CONTAINER_HOST", "CONTAINER_CONNECTION", "CONTAINERS_CONF_OVERRIDE", "NOTIFY_SOCKET"}
@@ -297,10 +293,9 @@ def _usable_podman(facts: HostFacts) -> str:
         raise _unavailable("podman is not installed; run: apt-get install podman")
     if facts.conmon is None:
         raise _unavailable("conmon is not installed; run: apt-get install conmon")
-    if facts.conmon_version in BROKEN_CONMON:
-        raise _unavailable(
-            f"conmon {facts.conmon_version} never ends an exec whose child keeps a pipe; install conmon 2.2.1 or later"
-        )
+    for bug in known_bugs({"conmon": facts.conmon_version or ""}):
+        if bug.level == "problem":
+            raise _unavailable(f"conmon {facts.conmon_version}: {bug.text}; {bug.advice}")
     return facts.podman
 
 
