@@ -24,7 +24,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install engine-packages test test-adapters test-hosts check fmt demo bench bench-check soak fuzz wheels clean
+.PHONY: help install engine-packages test test-adapters test-hosts test-pythons check fmt demo bench bench-check soak fuzz wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test-adapters: engine-packages install ## run each adapter against its tool, in 
 
 test-hosts: install ## run it all as other users and on other systems (HOSTS="debian13 this-user", OPTIONS=--short)
 	$(BIN)/python -m tests.hosts $(OPTIONS) $(HOSTS)
+
+test-pythons: engine-packages install ## run the tests under each Python from 3.11 on that is here (TESTS="tests/server tests/client")
+	$(BIN)/python scripts/test_pythons.py $(TESTS)
 
 check: install ## lint, formatting, types, and which way imports go
 	$(BIN)/ruff check $(SOURCES)
@@ -81,5 +84,5 @@ wheels: install ## build what is published: a wheel for each machine, and the so
 	@$(BIN)/python -m hatchling build -t sdist
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf $(VENV) .adapters .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawner/bin
+	rm -rf $(VENV) .adapters .pythons .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawner/bin
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -530,10 +530,10 @@ async def test_what_a_template_leaves_goes_with_it() -> None:
     ],
 )
 async def test_one_that_does_not_come_up_is_named_with_what_it_said(template: Template, said: str) -> None:
+    patience = 0.5 if "not ready" in said else 20
+    fine = Template(cmd=["sh", "-c", "echo; exec sleep 1000"], ready="line")
     with pytest.raises(StartFailed) as refused:
-        async with a_rig(
-            0.5, **{"fine": Template(cmd=["sh", "-c", "echo; exec sleep 1000"], ready="line"), "bad": template}
-        ):
+        async with a_rig(patience, **{"fine": fine, "bad": template}):
             pytest.fail("it came up")
     assert refused.value.reason == "template_failed"
     assert "template 'bad'" in str(refused.value)
