@@ -227,9 +227,9 @@ class Template:
         return mount
 
     def _bind(self, mount: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        own = [option for option in given["options"] if option.startswith(_IDMAP)]
-        others = [option for option in mount["options"] if not option.startswith(_IDMAP)]
-        return {**mount, "source": given["source"], "options": [*others, *own]}
+        own = next((option for option in given["options"] if option.startswith(_IDMAP)), "")
+        options = [own if option.startswith(_IDMAP) else option for option in mount["options"]]
+        return {**mount, "source": given["source"], "options": options}
 
 
 def _refuse_foreign(config: Mapping[str, Any]) -> None:

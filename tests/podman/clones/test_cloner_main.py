@@ -46,7 +46,7 @@ def order(**changed: Any) -> dict[str, Any]:
         ({"upper": [0, 0, 0o755], "volumes": [{"name": "a/b", "uid": 0, "gid": 0, "mode": 0}]}, "No such file"),
         ({"files": [{"name": "a/b", "text": "", "mode": 0o600, "uid": 0, "gid": 0}]}, "No such file"),
         ({"config": "{"}, "parse error"),
-        ({"config": '{"ociVersion": "1.0.0", "process": {"args": ["x"], "cwd": "/"}}'}, "no 'linux' block"),
+        ({"config": '{"ociVersion": "1.0.0", "process": {"args": ["x"], "cwd": "/"}}'}, "no ['`]linux['`] block"),
         ({"ids": [1 << 31, 1 << 31]}, "Invalid argument"),
     ],
 )

@@ -203,7 +203,7 @@ async def test_two_clones_see_nothing_of_each_other(clones: CloneFleet) -> None:
         code, said = await run(other, "sh", "-c", script)
         assert "mine\n" not in said.replace("/mine: No", "")
         assert said.count("No such file") == len(EVERYWHERE.split())
-        assert said.endswith("fastclawfastclaw\n")
+        assert "".join(said.split()).endswith("fastclawfastclaw")  # in Podman 5's file the name is a line
         assert code == 0
         inits = [await clones.cloning.inspect_container(container.id) for container in (one, other)]
         spaces = [
@@ -398,7 +398,7 @@ async def test_one_whose_spawner_does_not_come_up_is_one_error(clones: CloneFlee
     for mount in spec["mounts"]:
         if mount["destination"] == "/run/fastclaw-init":
             mount["source"] = "/etc/passwd"
-    with pytest.raises(StartFailed, match="open executable: Permission denied"):
+    with pytest.raises(StartFailed, match=r"open executable: Permission denied|not executable"):
         async with clones.up(clones.over(spec)):
             pass
 
