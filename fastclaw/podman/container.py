@@ -93,7 +93,7 @@ class Container:
 
     Attributes:
         id: its full id; empty before `start`.
-        is_local: its processes are this host's.
+        is_local: its processes are this host's, and ours to signal.
         alive: as far as is known.
         memory: its memory and what was killed for want of it, where its processes are this host's.
         held: the controllers of cgroups that hold a limit of its own; None where its processes are not this host's.
@@ -195,7 +195,7 @@ class Container:
         if not self._is_ours(init):
             os.close(pidfd)
             return
-        self.is_local = True
+        self.is_local = _may_signal(pidfd)
         self._pidfd = pidfd
         group = group_of(init, "memory")
         self.memory = MemoryWatch(group if self.id in str(group) else None)
@@ -253,7 +253,7 @@ class Container:
     async def kill(self) -> None:
         """End everything in it at once: the kernel kills a PID namespace with its init, which is dead once all others
         are (pid_namespaces(7))."""
-        if self._pidfd is not None:
+        if self._pidfd is not None and self.is_local:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             with suppress(TimeoutError):  # its removal follows, and says what is wrong
@@ -287,6 +287,17 @@ def _text(path: Path) -> str:
     with suppress(OSError):
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     return ""
+
+
+def _may_signal(pidfd: int) -> bool:
+    """An engine of root's that an ordinary user may ask has processes that are root's."""
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass  # it has ended, and its pidfd says so
+    return True
 
 
 def _take_back_null(spec: Mapping[str, Any]) -> None:
@@ -329,7 +340,7 @@ class SpawnerContainer(Container):
         collect_bytes: what all runs together may collect.
         pids_limit: processes of its commands; what is ours comes on top of that.
         capabilities: of its commands that are root.
-        root: who root inside is on this host.
+        root: who root inside is on this host; None: a user whose files are not ours to make.
 
     Attributes:
         host: where its processes are started, once it has come up.
@@ -350,7 +361,7 @@ class SpawnerContainer(Container):
         collect_bytes: int = limits.RUN_OUTPUT_BYTES,
         pids_limit: int = limits.PIDS_LIMIT,
         capabilities: Sequence[str] = (),
-        root: int = 0,
+        root: int | None = 0,
     ) -> None:
         super().__init__(engine, spec, 1, on_death, network)
         self._path = path
@@ -375,7 +386,8 @@ class SpawnerContainer(Container):
         return "its spawner could not run or not connect; set options.lane to rest to do without"
 
     async def _came_up(self, init: int) -> None:
-        _lend_working_dir(init, self._root)
+        if self._root is not None:
+            _lend_working_dir(init, self._root)
         spawner = await greet(
             await self._accept(init),
             confine=True,
@@ -481,14 +493,17 @@ async def _resolved(user: str, passwd: str, group: str) -> Identity:
 
 
 @contextmanager
-def _listening(path: str, owner: int) -> Iterator[socket.socket]:
-    """A socket of one user's that a spawner is awaited at; afterwards it is gone."""
+def _listening(path: str, owner: int | None) -> Iterator[socket.socket]:
+    """A socket of one user's that a spawner is awaited at; afterwards it is gone. Without an owner it is open to all
+    who get there: its directory is ours alone, and of who connects the pid is asked."""
     try:
-        listener = socket.socket(fileno=listen_privately(path, socket.SOCK_SEQPACKET, 1, owner))
+        listener = socket.socket(fileno=listen_privately(path, socket.SOCK_SEQPACKET, 1, owner or 0))
     except OSError as error:
         raise StartFailed(f"cannot await the spawner at {path}: {error.strerror}", "io_error") from error
     try:
         with listener:
+            if owner is None:
+                os.chmod(path, 0o666)
             listener.setblocking(False)
             yield listener
     finally:

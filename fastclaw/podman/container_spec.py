@@ -279,6 +279,7 @@ class NamespaceFacts(Struct, frozen=True, kw_only=True):
         is_root: fastclaw is the host's root.
         is_here: the engine is on this host.
         rootless: the engine has a user namespace already, and no ids but its own.
+        is_docker: it gives a container none of its own.
         storage_driver, oci_runtime: the engine's; of the runtime the last part of its path.
         oci_runtime_version: as it says it; empty where it is not known.
         kernel: version and patch level.
@@ -297,6 +298,7 @@ class NamespaceFacts(Struct, frozen=True, kw_only=True):
     oci_runtime_version: str = ""
     kernel: tuple[int, int]
     user_namespaces: int
+    is_docker: bool = False
     highest_id: int = 0
     owner: Ids | None = None
     file_system: str = ""
@@ -307,6 +309,8 @@ def why_none(facts: NamespaceFacts) -> str | None:
     """Why there can be no user namespace, in one line; None where there can."""
     if facts.rootless:
         return "a rootless engine has one already, whose root is the engine's user"
+    if facts.is_docker:
+        return "Docker gives containers none of their own"
     if not (facts.is_root and facts.is_here):
         return "ids of this host are its root's to give away, to an engine that is here"
     if not facts.user_namespaces:

@@ -170,6 +170,7 @@ def _facts(
         is_root=os.geteuid() == 0,
         is_here=is_here,
         rootless=version.rootless,
+        is_docker=version.docker != "",
         storage_driver=version.storage_driver,
         oci_runtime=runtime.rpartition("/")[2],
         oci_runtime_version=version.oci_runtime_version if runtime == version.oci_runtime else "",

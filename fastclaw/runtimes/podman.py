@@ -393,7 +393,7 @@ async def _spawn_lane(
             collect_bytes=options.run_output_bytes,
             pids_limit=options.pids_limit,
             capabilities=plan.rights.capabilities,
-            root=plan.rights.ids or 0,
+            root=plan.root,
         )
 
     slot = SpawnerSlot(make)
@@ -470,11 +470,17 @@ class ContainerPlan:
         self.namespace, self.options, self.engine = namespace, options, engine.lifecycle
         self.controllers = engine.version.controllers
         self.maker: ContainerEngine = engine.lifecycle if options.clone == "never" else engine.clones
+        self._is_rootless = engine.version.rootless
         self.image = options.image or DEFAULT_IMAGE
         self.user, self.rights = "0", Rights()
         self.hosts: str | None = None
         self.token = secrets.token_hex(4)
         self._numbers = itertools.count()
+
+    @property
+    def root(self) -> int | None:
+        """Who root inside is on this host, by number, 0 for us; None: the host's root, who we are not."""
+        return None if os.geteuid() != 0 and not self._is_rootless else self.rights.ids or 0
 
     @property
     def is_here(self) -> bool:

@@ -45,6 +45,7 @@ def test_where_everything_is_there_there_is_one() -> None:
     ("change", "word"),
     [
         ({"rootless": True}, "rootless"),
+        ({"is_docker": True}, "Docker gives"),
         ({"is_root": False}, "root's to give away"),
         ({"is_here": False}, "root's to give away"),
         ({"user_namespaces": 0}, "user.max_user_namespaces"),

@@ -68,6 +68,8 @@ def why_no_clones(url: str, version: EngineVersion, crun: str | None) -> str | N
     """
     if not url.startswith("unix:"):
         return f"the engine at {url} is not on this host"
+    if version.docker:
+        return "the engine is Docker, and clones are made after containers of Podman's"
     if os.geteuid() != 0 or version.rootless:
         return "fastclaw and the engine are not root's"
     if version.storage_driver != "overlay" or not os.path.isdir(version.storage):

@@ -165,6 +165,7 @@ def version(**changed: Any) -> EngineVersion:
     [
         ("unix:///x", version(), "/crun", None),
         ("tcp://x:1", version(), "/crun", "is not on this host"),
+        ("unix:///x", version(docker="20.10.24"), "/crun", "the engine is Docker"),
         ("unix:///x", version(rootless=True), "/crun", "not root's"),
         ("unix:///x", version(storage_driver="vfs"), "/crun", "storage is vfs"),
         ("unix:///x", version(storage="/no/such"), "/crun", "overlay on this host"),
