@@ -53,13 +53,11 @@ class Bounds:
         Raises:
             UnavailableError: a limit cannot be had.
         """
-        limited = set()
-        for folder in self.folders:
-            folder.mkdir()
-            for file, limit in LIMITS.items():
-                if (folder / file).exists():
-                    (folder / file).write_text(str(limit))
-                    limited.add(file.partition(".")[0])
+        try:
+            limited = {name for folder in self.folders for name in _make(folder)}
+        except OSError as error:
+            self.end()
+            raise UnavailableError(f"control groups cannot be made here: {error}") from error
         if missing := {"pids", "memory"} - limited:
             self.end()
             raise UnavailableError(f"no control group can limit {' and '.join(sorted(missing))} here")
@@ -90,6 +88,15 @@ class Bounds:
 
     def _pids(self) -> set[int]:
         return {pid for folder in self.folders for file in folder.rglob("cgroup.procs") for pid in _read(file)}
+
+
+def _make(folder: Path) -> list[str]:
+    """Make a group; which controllers bound it."""
+    folder.mkdir()
+    bounding = [(folder / file, limit) for file, limit in LIMITS.items() if (folder / file).exists()]
+    for file, limit in bounding:
+        file.write_text(str(limit))
+    return [file.name.partition(".")[0] for file, _ in bounding]
 
 
 def _read(file: Path) -> list[int]:

@@ -62,7 +62,8 @@ NSPAWN_OPTIONS = (
     *("--boot", "--notify-ready=yes", "--console=pipe", "--register=no", "--keep-unit"),
     *("--private-network", "--resolv-conf=off", "--capability=all", "--private-users=no"),
 )
-OVERLAY = """
+SET_UP = """
+mount -t tmpfs tmpfs /run  # where systemd-nspawn leaves notes of its own
 mount -t overlay overlay -o lowerdir="$1",upperdir="$2/upper",workdir="$2/work" "$2/machine"
 shift 2
 exec "$@"
@@ -165,7 +166,7 @@ def _nspawn(root: Path, place: Path) -> list[str]:
         os.mknod(node, stat.S_IFCHR, os.makedev(*numbers))
         node.chmod(0o666)
         binds[f"/dev/{name}"] = node
-    overlay = ["sh", "-euc", OVERLAY, "sh", str(root), str(place)]
+    overlay = ["sh", "-euc", SET_UP, "sh", str(root), str(place)]
     bound = [f"--bind={source}:{target}" for target, source in binds.items()]
     nspawn = ["systemd-nspawn", f"--directory={place / 'machine'}", "--machine=debian13", *NSPAWN_OPTIONS, *bound]
     return ["unshare", "--mount", "--propagation=private", *overlay, *nspawn]
