@@ -92,12 +92,15 @@ def put_through(name: str, parts: Sequence[str]) -> list[Row]:
 def _rows(host: Host, seat: Seat, parts: Sequence[str]) -> list[Row]:
     steps.provide_repository(seat)
     steps.provide_wheels(seat, CACHE)
-    engine, _, version = seat.type("engine", host.engine, steps.LINE_S).text.strip().rpartition(" ")
+    told = seat.type("engine", host.engine, steps.LINE_S)
+    if told.code:
+        raise UnavailableError(f"{host.engine}: {told.text.strip()}")
+    engine, *_, version = told.text.split()
     rows = [steps.readme(seat)]
     if (seat.home / steps.COMMAND).exists():
         rows += [steps.check(seat, host.runtime, lane) for lane in steps.LANES if lane in parts]
         rows += [steps.acceptance(seat)] if "acceptance" in parts else []
-    return [replace(row, engine=engine.split()[0], version=version) for row in rows]
+    return [replace(row, engine=engine.lower(), version=version) for row in rows]
 
 
 # --- What a host leaves ---
@@ -116,4 +119,5 @@ def _place() -> Iterator[Path]:
     try:
         yield place
     finally:
+        print(f"{place}: removing what was written", flush=True)
         shutil.rmtree(place)
