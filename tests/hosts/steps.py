@@ -180,7 +180,7 @@ def check(seat: Seat, runtime: str, lane: str) -> Row:
 
 def acceptance(seat: Seat) -> Row:
     """Run them; a test that is skipped is one that is not offered."""
-    line = "python -m pytest -q --junitxml=acceptance.xml tests/acceptance"
+    line = "python -m pytest -v --junitxml=acceptance.xml tests/acceptance"
     output = seat.type("acceptance", line, ACCEPTANCE_S, before=IN_CHECKOUT)
     row = Row(host=seat.host, user=seat.user, lane="acceptance", seconds=output.seconds)
     try:
