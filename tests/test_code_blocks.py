@@ -41,7 +41,7 @@ NOT_RUN = {
     "README.md: they are the tests",
     "README.md: waits for somebody who types, as tests/cli/test_run_command.py does",
     "docs/from-one-to-many.md: needs a systemd that is up",
-    "docs/hosts.md: makes machines, for minutes",
+    "docs/test-hosts.md: makes machines, for minutes",
     "docs/install.md: changes the user's services",
     "docs/install.md: fetches what it is built with from an index; tests/test_wheels.py builds both",
     "docs/install.md: installs into the user's home",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,8 +15,6 @@ from fastclaw.cli.doctor import report
 from tests.cli.programs import FASTCLAW_WITHOUT_PODMAN, Call, fastclaw, homes, without_podman
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.engine_fixtures import EngineService
 
 ENGINE = r"podman \d+\.\d[\d.]*, conmon \d+\.\d[\d.]*, (crun|runc) \d+\.\d[\d.]*, \w+"
@@ -32,6 +32,24 @@ def test_a_private_engine_is_started_for_the_question_and_stopped(
     assert findings["spawner"].level == findings["image"].level == findings["limits"].level == "ok"
     assert re.match(r"\d+ processes at a time; .* binds first", findings["capacity"].text)
     assert list((short_dir / "r").rglob("podman.sock")) == []
+
+
+def subjects() -> set[str]:
+    """Those that the documentation names."""
+    text = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text(encoding="utf-8")
+    return set(re.findall(r"`(\w+)`", text.partition("The subjects: ")[2].partition("```")[0]))
+
+
+@pytest.mark.podman
+def test_its_json_has_the_documented_shape(engine_service: EngineService) -> None:
+    done = fastclaw("doctor", "--json", "--url", engine_service.url)
+    found = json.loads(done.stdout)
+    assert {finding["subject"] for finding in found} <= subjects() >= {"engine", "limits", "users", "relay"}
+    for finding in found:
+        assert {"subject", "level", "text"} <= finding.keys() <= {"subject", "level", "text", "advice"}
+        assert all(isinstance(value, str) and value for value in finding.values())
+        assert finding["level"] in {"ok", "warning", "problem"}
+    assert done.returncode == int("problem" in {finding["level"] for finding in found})
 
 
 @pytest.mark.podman
