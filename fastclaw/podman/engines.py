@@ -20,6 +20,8 @@ from fastclaw.podman.service.service import ManagedService
 from fastclaw.podman.service.storage import default_run_dir
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fastclaw.options import Options
     from fastclaw.podman.dialects import EngineVersion
 
@@ -56,8 +58,11 @@ class Engine:
     def __repr__(self) -> str:
         return f"<Engine {self.service or self.lifecycle.url}>"
 
-    async def start(self, options: Options, namespace: str) -> None:
+    async def start(self, options: Options, namespace: str, sockets: Path | None) -> None:
         """Connect, and remove what a dead fastclaw has left in this namespace.
+
+        Parameters:
+            sockets: as for `ManagedService`.
 
         Raises:
             StartFailed, InvalidParams: nothing is left then.
@@ -65,7 +70,7 @@ class Engine:
         try:
             last = await self._setup.enter_async_context(AsyncExitStack())
             timeout_s = options.engine_timeout_ms / 1000
-            url, dialect = await self._find(options, timeout_s)
+            url, dialect = await self._find(options, timeout_s, sockets)
             self.lifecycle = EngineLifecycle(url, timeout_s, self.service, dialect)
             self._setup.push_async_callback(self.lifecycle.aclose)
             last.push_async_callback(self.lifecycle.join)
@@ -78,7 +83,7 @@ class Engine:
             await self.aclose()
             raise
 
-    async def _find(self, options: Options, timeout_s: float) -> tuple[str, Dialect]:
+    async def _find(self, options: Options, timeout_s: float, sockets: Path | None) -> tuple[str, Dialect]:
         """Where it is, and how it is asked; one of our own is started."""
         if self._kind == "docker":
             url = docker_url(options)
@@ -86,7 +91,8 @@ class Engine:
         named = engine_url(options)
         if named is not None:
             return named, PODMAN
-        self.service = service = ManagedService(own_plan(options), own_state_dir(options), default_run_dir())
+        plan = own_plan(options)
+        self.service = service = ManagedService(plan, own_state_dir(options), default_run_dir(), sockets)
         self._setup.push_async_callback(service.aclose)
         await service.start()
         return service.url, PODMAN
@@ -116,10 +122,11 @@ class Engines:
     Parameters:
         namespace: of their containers.
         kind: whose they are.
+        sockets: the directory of their owner's sockets.
     """
 
-    def __init__(self, namespace: str, kind: EngineKind = "podman") -> None:
-        self._namespace, self._kind = namespace, kind
+    def __init__(self, namespace: str, kind: EngineKind = "podman", sockets: Path | None = None) -> None:
+        self._namespace, self._kind, self._sockets = namespace, kind, sockets
         self._starts: dict[bytes, asyncio.Task[Engine]] = {}
 
     def __repr__(self) -> str:
@@ -144,7 +151,7 @@ class Engines:
 
     async def _start(self, options: Options) -> Engine:
         engine = Engine(self._kind)
-        await engine.start(options, self._namespace)
+        await engine.start(options, self._namespace, self._sockets)
         return engine
 
     def _forget_failed(self, key: bytes, start: asyncio.Task[Engine]) -> None:

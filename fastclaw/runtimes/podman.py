@@ -117,7 +117,7 @@ class PodmanSandboxes(SandboxFactory):
 
     def __init__(self, namespace: str, sockets: SocketDirectory) -> None:
         super().__init__(namespace, sockets)
-        self.engines = Engines(namespace, self.kind)
+        self.engines = Engines(namespace, self.kind, sockets.path)
         self.egress = EgressProcess()
         self.id_ranges = IdRanges()
         self._networks: asyncio.Task[None] | None = None

@@ -44,6 +44,7 @@ class Order(TypedDict):
     owner: int
     service: int
     own_dir: str
+    sockets: str
     podman: list[str]
     runtime: list[str]
     label: str
@@ -99,6 +100,8 @@ def clean_up(order: Order, service: int | None) -> None:
     if steps is not None:
         _remove_builds(order, steps, hosts)
     _remove_directory(order["own_dir"])
+    if order["sockets"]:
+        _remove_abandoned(order["sockets"])
 
 
 def clear(order: Order, container: str) -> None:
@@ -299,6 +302,18 @@ def _content(path: str) -> bytes:
     with suppress(OSError), open(path, "rb") as file:
         return file.read()
     return b""
+
+
+def _remove_abandoned(path: str) -> None:
+    """The owner's sockets; where it lives it holds them, since it ends only this engine (`linux/directories.py`)."""
+    import fcntl
+
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_directory(path)
+        os.close(fd)
 
 
 def _remove_directory(path: str) -> None:

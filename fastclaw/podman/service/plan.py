@@ -159,6 +159,7 @@ class JanitorOrder(Struct, frozen=True, kw_only=True):
         owner: the pid whose end it waits for.
         service: pid of the owner's service.
         own_dir: what is to be removed in the end.
+        sockets: another directory, which goes once nobody holds it any more; none where it is empty.
         podman: argv in front of a Podman command.
         runtime: argv in front of a command of the OCI runtime.
         label: what the owner's containers and volumes carry, `name=value`.
@@ -174,6 +175,7 @@ class JanitorOrder(Struct, frozen=True, kw_only=True):
     owner: int
     service: int
     own_dir: str
+    sockets: str = ""
     podman: list[str]
     runtime: list[str]
     label: str

@@ -71,6 +71,7 @@ class ManagedService:
         plan: from `plan.plan_service`.
         state_dir: where images are kept (`storage.default_state_dir`).
         run_dir: where the socket goes (`storage.default_run_dir`); its path must be short.
+        sockets: a directory of its owner's, which the janitor removes too where that is killed.
 
     Attributes:
         reserve: room that can be given up (`storage.keep_reserve`), once it has been started.
@@ -78,8 +79,9 @@ class ManagedService:
             what is left of that.
     """
 
-    def __init__(self, plan: ServicePlan, state_dir: Path, run_dir: Path) -> None:
+    def __init__(self, plan: ServicePlan, state_dir: Path, run_dir: Path, sockets: Path | None = None) -> None:
         self.plan = plan
+        self._sockets = sockets
         self._state_dir = state_dir
         self._run_dir = run_dir
         self._own_dir: HeldDirectory | None = None
@@ -219,6 +221,7 @@ class ManagedService:
             owner=os.getpid(),
             service=service,
             own_dir=str(Path(paths.socket).parent),
+            sockets=str(self._sockets or ""),
             podman=tool_argv(self.plan, paths),
             runtime=runtime_argv(self.plan),
             label=f"{LABEL_OWNER}={this_process().label}",

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from fastclaw.linux.cgroups import CGROUPS
+from fastclaw.linux.directories import HeldDirectory
 from fastclaw.podman.service import janitor_main
 from fastclaw.podman.service.plan import JanitorOrder, janitor_argv
 
@@ -109,6 +110,20 @@ def owner(tmp_path: Path) -> Iterator[Owner]:
     owner = Owner(tmp_path)
     yield owner
     owner.close()
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_it_removes_the_owners_sockets_where_nobody_holds_them(owner: Owner, is_held: bool) -> None:
+    """They stayed until the next fastclaw of that user."""
+    sockets = HeldDirectory(owner.home, "sockets-")
+    (sockets.path / "one.io").touch()
+    kept = [sockets.share()] if is_held else []
+    owner.employ(sockets=str(sockets.path))
+    os.close(sockets._fd)  # the lock is let go of as by the death of its holder, and nothing is removed
+    assert owner.die() == 0
+    assert sockets.path.exists() == is_held
+    for fd in kept:
+        os.close(fd)
 
 
 def test_it_removes_what_bears_the_owners_label(owner: Owner) -> None:
