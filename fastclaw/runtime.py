@@ -272,7 +272,9 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
         gap: present and True when a client left output unread in its socket, which is lost.
         oom_kills: present where the kernel's out-of-memory killer was at work in the environment during its life: how
             many processes of the environment it killed.
-        memory: with `oom_kills`: `limit_bytes` and `peak_bytes` of the environment, where they are known.
+        memory: with `oom_kills`: `limit_bytes` and `peak_bytes` of the environment, where they are known; of the
+            command's own control group where it has a limit of memory, and then `oom_kills` is of that as well.
+        group: present where it had a control group of its own: what was counted there, by the limits that it had.
         error: present where it was a stream of a file and failed: `reason`, `errno` (or None) and `path`.
     """
 
@@ -286,6 +288,7 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
     gap: bool | UnsetType = UNSET
     oom_kills: int | UnsetType = UNSET
     memory: dict[str, int] | UnsetType = UNSET
+    group: dict[str, int] | UnsetType = UNSET
     error: dict[str, str | int | None] | UnsetType = UNSET
 
 

@@ -120,6 +120,16 @@ def _hint(error: click.ClickException) -> str:
     return f" Try: {context.command_path} --help" if context is not None else ""
 
 
+def size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """Callback of an option: bytes, as `2g`."""
+    from fastclaw.sandbox.units import size_bytes  # here: most commands take no size, and the package is large
+
+    try:
+        return None if text is None else size_bytes(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def setting(entry: str) -> tuple[str, Any]:
     """A `--option NAME=JSON` as name and value; what is no JSON is taken as a string."""
     name, equals, text = entry.partition("=")

@@ -6,12 +6,12 @@ from typing import Any
 import click
 
 from fastclaw.adapters.mcp.one_sandbox import OneSandbox
-from fastclaw.cli.commands import setting
+from fastclaw.cli.commands import setting, size
 from fastclaw.cli.serve import configure_log
 from fastclaw.linux import own_process
 from fastclaw.options import INHERITED, RUNTIMES, Options
 from fastclaw.params import convert
-from fastclaw.sandbox.units import milliseconds, size_bytes
+from fastclaw.sandbox.units import milliseconds
 
 _SIGNALLED = 128
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -28,13 +28,6 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str | No
         raise click.BadParameter(f"{text!r} is no duration; write seconds, or 30m, 8h, 1d") from None
 
 
-def _size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    try:
-        return None if text is None else size_bytes(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 @click.command()
 @click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
 @click.option("--image", metavar="REFERENCE", help="Image of the sandbox; a small one of what is here by default.")
@@ -45,8 +38,8 @@ def _size(context: click.Context, parameter: click.Parameter, text: str | None) 
     metavar="HOST[:PORTS]",
     help="Let the sandbox reach this through the egress proxy; may be repeated. By default it reaches nothing.",
 )
-@click.option("--memory", metavar="SIZE", callback=_size, help="Memory of the sandbox at most, as 2g.")
-@click.option("--disk", metavar="SIZE", callback=_size, help="What it may write at most, as 10g.")
+@click.option("--memory", metavar="SIZE", callback=size, help="Memory of the sandbox at most, as 2g.")
+@click.option("--disk", metavar="SIZE", callback=size, help="What it may write at most, as 10g.")
 @click.option("--pids", type=click.IntRange(min=1), help="Processes and threads in it at most.")
 @click.option("--user", metavar="NAME|UID[:GID]", help="User inside; the image's own by default.")
 @click.option("--lifetime", metavar="TIME", callback=_duration, help="The sandbox ends after this, as 8h.")

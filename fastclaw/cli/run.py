@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec import UNSET
 
-from fastclaw.cli.commands import NOT_STARTED, setting
+from fastclaw.cli.commands import NOT_STARTED, setting, size
 from fastclaw.client import RuntimeClient
 from fastclaw.client.remote_process import StreamEnds
 from fastclaw.errors import ExecFailed, FastclawError, IoError
@@ -64,6 +64,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option(
     "--timeout", type=click.IntRange(min=1), metavar="MS", help="End the command after this many milliseconds."
 )
+@click.option("--memory", metavar="SIZE", callback=size, help="Memory of the command at most, as 2g.")
+@click.option("--cpus", type=float, metavar="NUMBER", help="Processors that it may use at most, as 1.5.")
+@click.option("--pids", type=click.IntRange(min=1), help="Processes and threads of it at most.")
 @click.option(
     "--stdin/--no-stdin",
     "-i/-n",
@@ -83,6 +86,9 @@ def run(
     workdir: str | None,
     user: str | None,
     timeout: int | None,
+    memory: int | None,
+    cpus: float | None,
+    pids: int | None,
     stdin: bool,
     tty: bool,
     command: tuple[str, ...],
@@ -94,7 +100,13 @@ def run(
     """
     options = _options(runtime, image, url, extra)
     variables = dict(_pair(entry) for entry in env)
-    extensions: dict[str, Any] = {"working_dir": workdir, "user": user, "timeout_ms": timeout}
+    limits = {"memory_bytes": memory, "cpus": cpus, "pids": pids}
+    extensions: dict[str, Any] = {
+        "working_dir": workdir,
+        "user": user,
+        "timeout_ms": timeout,
+        "limits": {name: value for name, value in limits.items() if value is not None} or None,
+    }
     if tty:
         extensions |= {"tty": True, "tty_size": own_size()}
         variables = _terminal_type() | variables

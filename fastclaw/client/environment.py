@@ -34,7 +34,7 @@ class Ran(Struct, frozen=True, kw_only=True):
 
     Parameters:
         exit_code, signal, reason, timings, usage: as in the exit record.
-        oom_kills, memory: as in the exit record; 0 and nothing where they are not in it.
+        oom_kills, memory, group: as in the exit record; 0 and nothing where they are not in it.
         stdout, stderr: what is given of its output: nothing for a key whose run was answered before.
         dropped: bytes of `stdout` and `stderr` that are not given.
         gap_at: after which byte of a stream its missing middle was, for each stream that lacks it.
@@ -49,6 +49,7 @@ class Ran(Struct, frozen=True, kw_only=True):
     usage: dict[str, int] | None
     oom_kills: int = 0
     memory: dict[str, int] = msgspec.field(default_factory=dict)
+    group: dict[str, int] = msgspec.field(default_factory=dict)
     stdout: bytes
     stderr: bytes
     dropped: dict[str, int]

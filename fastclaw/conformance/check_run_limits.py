@@ -41,6 +41,16 @@ LEAST_OF_A_LINE = 4 * limits.MIB
 """Of a stream whose bytes take six each on the wire, a line of 32 MiB holds 5.3 MiB."""
 
 
+GROUP_BYTES = 16 * limits.MIB
+NEEDS_BYTES = ["dd", "if=/dev/zero", "of=/dev/null", f"bs={4 * GROUP_BYTES}", "count=1"]
+"""It has its block in memory at once."""
+SHARE = 0.1
+SPIN = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done"
+"""Takes some 100 ms, of which each period of 100 ms has 10 then."""
+FEW = 6
+FORKS = "for i in 1 2 3 4 5 6; do sleep 1 & sleep 1 & sleep 1 & done 2>/dev/null; wait"
+
+
 def _counts(ran: dict[str, Any], stream: str, total: int) -> None:
     """What is given and what was dropped are all there was."""
     got, missing = len(given(ran, stream)), dropped(ran, stream)
@@ -294,3 +304,35 @@ async def _duplicate(rig: Rig, session: Session) -> None:
     for _ in range(2):
         ran = await session.ran(request_id)
         expect(ending(ran) == ("exited", 0, "exited"), f"one of the two ended with {ending(ran)}")
+
+
+# --- Limits of a control group of the command's own ---
+
+
+@proves("T-LIMITS-MEMORY")
+async def _memory(rig: Rig, session: Session) -> None:
+    session.needs("run")
+    beside = session.post("run", {"cmd": NEEDS_BYTES})
+    ran = await session.run(NEEDS_BYTES, limits={"memory_bytes": GROUP_BYTES})
+    told = (ran["reason"], ran.get("oom_kills"), (ran.get("memory") or {}).get("limit_bytes"))
+    expect(told == ("oom", 1, GROUP_BYTES), f"a command that needs four times its memory is told as {told}")
+    other = await session.ran(beside)
+    expect((other["exit_code"], other["reason"]) == (0, "exited"), f"one without a limit is told as {other}")
+
+
+@proves("T-LIMITS-CPUS")
+async def _processors(rig: Rig, session: Session) -> None:
+    session.needs("run")
+    ran = await session.run(rig.shell(SPIN), limits={"cpus": SHARE})
+    held_up = (ran.get("group") or {}).get("throttled_us", 0)
+    expect(held_up > 0, f"with cpus {SHARE} a command that spins was held up for {held_up} us: {ran}")
+
+
+@proves("T-LIMITS-PIDS")
+async def _processes(rig: Rig, session: Session) -> None:
+    session.needs("run")
+    ran = await session.run(rig.shell(FORKS), limits.CHECK_SOON_MS * 4, limits={"pids": FEW})
+    refused_forks = (ran.get("group") or {}).get("forks_refused", 0)
+    expect(refused_forks > 0, f"with pids {FEW} a command that forks 18 times was refused none: {ran}")
+    free = await session.run(rig.shell(FORKS))
+    expect(free["exit_code"] == 0, f"one without a limit ended with {free['exit_code']}")

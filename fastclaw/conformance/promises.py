@@ -219,6 +219,12 @@ extras:
   T-LIMITS        [limits] `limits` are the process's resource limits by name, soft and hard, and they hold.
   T-LIMITS-NAME   [limits] An unknown name in `limits` is -32602; `data.path` names it and `data.nearest` the nearest
                   known one.
+  T-LIMITS-MEMORY [memory_bytes] A command that needs more than its `memory_bytes` ends with reason `oom`, which
+                  `memory` and `oom_kills` explain, and nobody else does.
+  T-LIMITS-CPUS   [cpus] A command with `cpus` has no more processor time than that; `group` tells how long it was held
+                  up.
+  T-LIMITS-PIDS   [pids] A command with `pids` and all that it starts have no more processes than that; `group` tells
+                  how many forks were refused.
   T-TTY           [tty] With `tty`, stdin, stdout and stderr are one terminal, the process's own and its controlling
                   one; stdio carries it both ways, stderr is at its end at once.
   T-TTY-EOF       [tty] A terminal that is read by lines gives EOF after the client's half-close; output flows on.

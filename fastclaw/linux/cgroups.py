@@ -7,6 +7,7 @@ theirs is read from memory, in a microsecond, and a read never waits.
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -86,6 +87,13 @@ def held_limits(memberships: str, owner: str, root: Path = CGROUPS) -> frozenset
     return frozenset(name for name, file in limits_of.items() if owner in str(file))
 
 
+def words_in(file: Path) -> list[str]:
+    """What is in it; nothing where it cannot be read."""
+    with suppress(OSError):
+        return file.read_text(encoding="ascii").split()
+    return []
+
+
 def count_in(text: str, name: str) -> int:
     """Of a file of events, a name and a number a line; 0 where it has no such line."""
     for line in text.splitlines():
@@ -100,6 +108,45 @@ def count_in_file(file: Path, name: str) -> int:
     with suppress(OSError):
         return count_in(file.read_text(), name)
     return 0
+
+
+def pressure_in(folder: Path) -> dict[str, int]:
+    """How long some of what is in a group of version 2 has waited in all, in microseconds: for a processor, for memory
+    to be given back, for a disk (Documentation/accounting/psi.rst). Nothing where the kernel does not count it."""
+    found = {}
+    for resource in ("cpu", "memory", "io"):
+        with suppress(OSError):
+            total = re.search(r"^some .*total=([0-9]+)$", (folder / f"{resource}.pressure").read_text(), re.MULTILINE)
+            if total is not None:
+                found[f"{resource}_pressure_us"] = int(total[1])
+    return found
+
+
+def throttled_us(folder: Path) -> int:
+    """For how long a group's processes were kept from processors by its limit, in microseconds."""
+    words = words_in(folder / "cpu.stat")
+    counts = dict(zip(words[::2], words[1::2], strict=False))
+    return int(counts.get("throttled_usec", 0)) or int(counts.get("throttled_time", 0)) // 1_000
+
+
+def processors(group: Group | None) -> dict[str, int]:
+    """For `health`: the nearest limit of processor time, in hundredths of a processor, and how long it held them up;
+    nothing where none is in force."""
+    folder = None if group is None else group.folder
+    while group is not None and folder is not None and folder != group.mount:
+        if group.is_unified:
+            quota, period = [*words_in(folder / "cpu.max"), "max", "1"][:2]
+        else:
+            quota, period = [
+                *words_in(folder / "cpu.cfs_quota_us"),
+                *words_in(folder / "cpu.cfs_period_us"),
+                "-1",
+                "1",
+            ][:2]
+        if quota not in ("max", "-1"):
+            return {"limit_percent": int(quota) * 100 // int(period), "throttled_us": throttled_us(folder)}
+        folder = folder.parent
+    return {}
 
 
 class OomKills(NamedTuple):

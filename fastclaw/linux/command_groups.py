@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING, Any
 
 from fastclaw import environment_limits
 from fastclaw.errors import ExecFailed
-from fastclaw.linux.cgroups import CGROUPS, Group, OomKills, count_in_file, group_in, limit_in
+from fastclaw.linux.cgroups import (
+    CGROUPS,
+    Group,
+    OomKills,
+    count_in_file,
+    group_in,
+    limit_in,
+    pressure_in,
+    throttled_us,
+    words_in,
+)
 from fastclaw.linux.proc import descends_from, is_dead, parse_label, this_process
 
 if TYPE_CHECKING:
@@ -44,6 +54,9 @@ PERIOD_US = 100_000
 
 OWN, LEAF = "fastclaw-", "fastclaw-leaf"
 """How names begin; and the one for what was in an environment's own group."""
+
+
+OOM_KILLS = "oom_kills"
 
 
 class _Folder:
@@ -88,11 +101,10 @@ class _Folder:
         if controller == "pids":
             return {"forks_refused": count_in_file(path / "pids.events", "max")}
         if controller == "cpu":
-            throttled_us = count_in_file(path / "cpu.stat", "throttled_usec")
-            return {"throttled_us": throttled_us or count_in_file(path / "cpu.stat", "throttled_time") // 1000}
+            return {"throttled_us": throttled_us(path)}
         kills = count_in_file(path / ("memory.events" if is_unified else "memory.oom_control"), "oom_kill")
         peak = limit_in(path / ("memory.peak" if is_unified else "memory.max_usage_in_bytes"))
-        return {"oom_kills": kills, **({} if peak is None else {"peak_bytes": peak})}
+        return {OOM_KILLS: kills, **({} if peak is None else {"peak_bytes": peak})}
 
     def clear(self, controllers: Iterable[str]) -> bool:
         """Make it as good as new for the next command; whether it is."""
@@ -254,6 +266,11 @@ class CommandGroups:
         finally:
             self._removing = None
 
+    def kill(self, path: Path) -> None:
+        """See `CommandGroup.kill`. By a thread: the kernel may have to wait for others that change groups."""
+        if not self._is_closed:
+            self._own(asyncio.to_thread(kill_all, path))
+
     async def aclose(self) -> None:
         """Remove all that are empty; the others go with the environment's own. Idempotent."""
         self._is_closed = True
@@ -309,6 +326,13 @@ class CommandGroup:
             raise refused(error) from error
         return opened
 
+    def kill(self) -> None:
+        """Have the kernel kill all that is in it, at once, so that nothing forks meanwhile; where it cannot, nothing is
+        done: whoever ends the tree ends it anyway (Linux 5.14, version 2, cgroup.kill)."""
+        for folder in dict.fromkeys(self._folders.values()):
+            if folder.hierarchy.is_unified:
+                self._owner.kill(folder.path)
+
     @property
     def has_memory(self) -> bool:
         """Whether its memory is limited, and so counted."""
@@ -319,12 +343,15 @@ class CommandGroup:
         found: dict[str, int] = {}
         for controller, folder in self._folders.items():
             found |= folder.used(controller)
+            if folder.hierarchy.is_unified:
+                found |= pressure_in(folder.path)
+        found.pop(OOM_KILLS, None)
         return found
 
     def ooms(self) -> OomKills | None:
         """What the kernel killed in it for want of memory; None: nothing. It has a limit of memory."""
         used = self._folders["memory"].used("memory")
-        kills = used.pop("oom_kills")
+        kills = used.pop(OOM_KILLS)
         return OomKills(kills, {"limit_bytes": self._memory_bytes, **used}) if kills else None
 
     def release(self) -> None:
@@ -389,7 +416,7 @@ def why_none(group: Group | None, controller: str) -> str | None:
     if not os.access(group.folder, os.W_OK | os.X_OK):
         return f"this user may make no control groups for the controller {controller}"
     if group.is_unified:
-        offered = _words(group.folder / "cgroup.controllers")
+        offered = words_in(group.folder / "cgroup.controllers")
         return None if controller in offered else f"the environment has no cgroup controller {controller}"
     if controller == "memory" and limit_in(group.folder / "memory.use_hierarchy") == 0:
         return "the environment's own limit would not hold for it (memory.use_hierarchy is 0)"
@@ -401,9 +428,9 @@ def why_not_below(group: Group | None, controller: str, owner: int) -> str | Non
 
     On version 2 all that is in that one is moved, unless it has given its controllers on before. Nothing of others is.
     """
-    if group is None or not group.is_unified or controller in _words(group.folder / "cgroup.subtree_control"):
+    if group is None or not group.is_unified or controller in words_in(group.folder / "cgroup.subtree_control"):
         return None
-    others = [pid for pid in _words(group.folder / "cgroup.procs") if not descends_from(int(pid), owner)]
+    others = [pid for pid in words_in(group.folder / "cgroup.procs") if not descends_from(int(pid), owner)]
     if not others and group.folder != group.mount:
         return None
     return "others are in fastclaw's control group; start it by systemd-run --user --scope -p Delegate=yes"
@@ -428,12 +455,6 @@ def _write(file: Path, text: str) -> None:
         os.close(fd)
 
 
-def _words(file: Path) -> list[str]:
-    with suppress(OSError):
-        return file.read_text(encoding="ascii").split()
-    return []
-
-
 def give_controllers(folder: Path, wanted: Iterable[str]) -> None:
     """Have the groups below one of version 2 have those of these controllers that it has itself.
 
@@ -443,14 +464,14 @@ def give_controllers(folder: Path, wanted: Iterable[str]) -> None:
     Raises:
         OSError: EBUSY: it is never empty, since what is in it forks all the time.
     """
-    has, given = _words(folder / "cgroup.controllers"), _words(folder / "cgroup.subtree_control")
+    has, given = words_in(folder / "cgroup.controllers"), words_in(folder / "cgroup.subtree_control")
     lacking = [name for name in wanted if name in has and name not in given]
     if not lacking:
         return
     leaf = folder / LEAF
     leaf.mkdir(exist_ok=True)
     for attempt in range(environment_limits.LEAF_PASSES):
-        for pid in _words(folder / "cgroup.procs"):
+        for pid in words_in(folder / "cgroup.procs"):
             with suppress(ProcessLookupError):
                 _write(leaf / "cgroup.procs", pid)
         try:
@@ -459,6 +480,12 @@ def give_controllers(folder: Path, wanted: Iterable[str]) -> None:
         except OSError as error:
             if error.errno != errno.EBUSY or attempt == environment_limits.LEAF_PASSES - 1:
                 raise
+
+
+def kill_all(path: Path) -> None:
+    """Kill what is in a group of version 2, where the kernel can do that at once."""
+    with suppress(OSError):
+        _write(path / "cgroup.kill", "1")
 
 
 def remove_groups(paths: Iterable[Path]) -> list[Path]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fastclaw import engine_limits, environment_limits, limits
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
-from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of, held_limits
+from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of, held_limits, pressure_in, processors
 from fastclaw.linux.command_groups import CommandGroups
 from fastclaw.linux.sockets import listen_privately, peer
 from fastclaw.podman.container_spec import mask, spawner_pids
@@ -120,6 +120,7 @@ class Container:
         self._pidfd: int | None = None
         self._commands = int(spec["resource_limits"]["pids"]["limit"])
         self._pids = PidsLimit(None, "", self._commands)
+        self._cpu: Group | None = None
         self.id = ""
         self.is_local = False
         self.alive = False
@@ -151,6 +152,7 @@ class Container:
         if state is None or not state.running or await self._has_ended(state.pid):
             raise StartFailed(f"the container ended at once; {self._why_ended()}")
         self._pids = PidsLimit(group_of(state.pid, "pids"), self.id, self._commands)
+        self._cpu = group_of(state.pid, "cpu")
         await self._came_up(state.pid)
         self.alive = True
         self._watch(state.pid)
@@ -218,7 +220,8 @@ class Container:
     def limits(self) -> dict[str, dict[str, int]]:
         """For `health`: each limit, and how often it was hit."""
         memory = {} if self.memory is None else self.memory.health()
-        found = {"memory": memory, "pids": self._pids.health()}
+        pressure = pressure_in(self._cpu.folder) if self._cpu is not None and self._cpu.is_unified else {}
+        found = {"memory": memory, "cpu": processors(self._cpu), "pids": self._pids.health(), "pressure": pressure}
         return {name: numbers for name, numbers in found.items() if numbers}
 
     def mark_dead(self) -> None:

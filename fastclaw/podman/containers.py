@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Container)
 
-_COUNTED = ("hits", "oom_kills")
+_COUNTED = ("hits", "oom_kills", "throttled_us", "cpu_pressure_us", "memory_pressure_us", "io_pressure_us")
 
 
 class Slot(Generic[C]):

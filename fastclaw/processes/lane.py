@@ -84,6 +84,7 @@ class ExitStatus(Struct, frozen=True, kw_only=True):
     Parameters:
         reason: `oom` where it was killed itself, and the out-of-memory killer was at work.
         ooms: what that killed in the command's life; None: nothing, as far as is known.
+        group: what was counted in a control group of its own; None: it had none.
     """
 
     reason: Literal["exited", "signaled", "oom", "container_gone", "unknown"]
@@ -91,6 +92,7 @@ class ExitStatus(Struct, frozen=True, kw_only=True):
     signal: int | None = None
     usage: dict[str, int] | None = None
     ooms: OomKills | None = None
+    group: dict[str, int] | None = None
 
 
 Ooms = Callable[[bool], OomKills | None]

@@ -216,6 +216,7 @@ class Process(StreamsOwner):
                 usage=status.usage,
                 oom_kills=UNSET if status.ooms is None else status.ooms.kills,
                 memory=UNSET if status.ooms is None else status.ooms.memory,
+                group=UNSET if status.group is None else status.group,
             )
         )
 

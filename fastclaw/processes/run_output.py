@@ -110,6 +110,7 @@ def result_of(record: ExitRecord, collected: Collected, keep: Keep) -> RunResult
         gap=record.gap,
         oom_kills=record.oom_kills,
         memory=record.memory,
+        group=record.group,
         stdout=out.text,
         stderr=err.text,
         stdout_base64=out.encoded,

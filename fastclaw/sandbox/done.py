@@ -46,6 +46,7 @@ class Done:
         error: in a line, why it did not start; else None.
         usage: `user_us`, `system_us` (microseconds) and `max_rss_kb`, where they are known.
         oom_kills: processes of the sandbox that the kernel killed for want of memory meanwhile.
+        group: what was counted in a control group of its own, as in the exit record; nothing without `limits`.
         duration: seconds from when it was given to the sandbox to its end.
         incomplete: there may have been more output, which could not be had.
     """
@@ -60,6 +61,7 @@ class Done:
     error: str | None = None
     usage: dict[str, int] | None = None
     oom_kills: int = 0
+    group: dict[str, int] = field(default_factory=dict)
     duration: float = 0.0
     incomplete: bool = False
 
@@ -173,6 +175,7 @@ def done_of(ended: Ran | ExitRecord, output: Output = NO_OUTPUT) -> Done:
         gap_at=output.gap_at,
         usage=ended.usage,
         oom_kills=0 if ended.oom_kills is UNSET else ended.oom_kills,
+        group={} if ended.group is UNSET else ended.group,
         duration=sum(ended.timings.get(phase, 0) for phase in _RUNS) / 1e6,
         incomplete=output.incomplete,
     )

@@ -151,12 +151,13 @@ class SpawnProcess(LaneProcess):
         usage = {"user_us": user_us, "system_us": system_us, "max_rss_kb": max_rss_kb}
         signum, code = wait_status & 0x7F, wait_status >> 8
         ooms = self._ooms(signum == SIGKILLED or code == KILLED_CODE)
+        group = None if self._group is None else self._group.used()
         if signum:
             is_victim = ooms is not None and ooms.is_recent and signum == SIGKILLED
             reason: Literal["oom", "signaled"] = "oom" if is_victim else "signaled"
-            self._exit(ExitStatus(reason=reason, signal=signum, usage=usage, ooms=ooms))
+            self._exit(ExitStatus(reason=reason, signal=signum, usage=usage, ooms=ooms, group=group))
         else:
-            self._exit(ExitStatus(reason="exited", exit_code=code, usage=usage, ooms=ooms))
+            self._exit(ExitStatus(reason="exited", exit_code=code, usage=usage, ooms=ooms, group=group))
 
     def _ooms(self, is_killed: bool) -> OomKills | None:
         if self._group is not None and self._group.has_memory:
@@ -272,6 +273,8 @@ class SpawnProcess(LaneProcess):
             self._order_end(frames.LEVEL_KILL)
 
     def _order_end(self, level: int) -> None:
+        if self._group is not None and level == frames.LEVEL_KILL:
+            self._group.kill()
         self.spawner.end(self.id, level, self.place)
 
     def resize(self, rows: int, columns: int) -> None:

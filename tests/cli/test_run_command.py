@@ -150,6 +150,8 @@ def test_bulk_both_ways(run: Runner) -> None:
         (shell("kill -9 $$"), 128 + signal.SIGKILL, b""),
         (["--timeout", "200", *shell("sleep 1000 & sleep 1000")], 128 + signal.SIGTERM, b""),
         pytest.param(["--user", "65534", "--", "id", "-u"], 0, b"65534\n", marks=needs_root),
+        pytest.param(["--memory", "32m", "--pids", "9", "--", "tail", "/dev/zero"], 137, b"", marks=needs_root),
+        pytest.param(["--cpus", "0.5", "--", "echo", "up"], 0, b"up\n", marks=needs_root),
     ],
 )
 def test_its_options_and_how_it_ends(run: Runner, words: list[str], code: int, out: bytes) -> None:
@@ -473,6 +475,8 @@ def test_a_runtime_that_dies_is_one_line(local: Runner) -> None:
         (["-e", "A"], 2, "NAME=VALUE"),
         (["--runtime", "vm"], 2, "vm"),
         (["--timeout", "0"], 2, "--timeout"),
+        (["--memory", "much"], 2, "is no size"),
+        (["--pids", "0"], 2, "--pids"),
         (["--nonsense"], 2, "--nonsense"),
     ],
 )

@@ -192,6 +192,7 @@ class Plain:
         offered += ["images"]
         offered += ["usage"] * self.breaks("uses-nothing") + ["tty"] * self.breaks("claims-a-terminal")
         offered += ["files"] * self.breaks("claims-files")
+        offered += ["memory_bytes", "cpus", "pids"] * self.breaks("claims-limits")
         env: dict[str, Any] = {"env": {}} if self.breaks("empty-env") else {}
         server = {"name": "plain", "version": "0"}
         return {"server": server, "capabilities": offered, "image": self.images.base, **env}

@@ -17,6 +17,10 @@ from fastclaw.linux.cgroups import (
     group_of,
     held_limits,
     limit_in,
+    pressure_in,
+    processors,
+    throttled_us,
+    words_in,
 )
 
 if TYPE_CHECKING:
@@ -142,3 +146,25 @@ def test_a_limit_is_held_where_its_own_group_has_one(
         put(tmp_path / folder, **{name.replace(".", "__"): "64" for name in names})
     assert held_limits(version, "abc", tmp_path) == {"pids", "memory"}
     assert held_limits("0::/user\n", "abc", tmp_path) == held_limits("", "abc", tmp_path) == frozenset()
+
+
+def test_the_nearest_limit_of_processor_time_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "a/b", cpu__max="150000 100000\n", cpu__stat="nr_throttled 3\nthrottled_usec 7000\n")
+    put(tmp_path / "a/b/c", cpu__max="max 100000\n")
+    assert processors(group_in(V2, "cpu", tmp_path)) == {"limit_percent": 150, "throttled_us": 7_000}
+    put(tmp_path / "cpu/a", cpu__cfs_quota_us="-1\n", cpu__cfs_period_us="100000\n", cpu__stat="throttled_time 9000\n")
+    group = group_in("1:cpu:/a\n", "cpu", tmp_path)
+    assert processors(group) == {}
+    put(tmp_path / "cpu/a", cpu__cfs_quota_us="25000\n")
+    assert processors(group) == {"limit_percent": 25, "throttled_us": 9}
+    assert processors(None) == {}
+    assert throttled_us(tmp_path) == 0
+
+
+def test_pressure_is_what_some_have_waited(tmp_path: Path) -> None:
+    some = "some avg10=0.00 avg60=0.00 avg300=0.00 total={}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n"
+    put(tmp_path, cpu__pressure=some.format(12), io__pressure=some.format(7))
+    assert pressure_in(tmp_path) == {"cpu_pressure_us": 12, "io_pressure_us": 7}
+    put(tmp_path, cpu__pressure="", memory__pressure="")
+    assert pressure_in(tmp_path) == {"io_pressure_us": 7}
+    assert words_in(tmp_path / "none") == []

@@ -16,6 +16,8 @@ from tests.balance import balanced
 from tests.spawner.start_frames import Read, read
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastclaw.spawner.frames import Start
     from fastclaw.spawner.link import Spawner
     from fastclaw.spawner.spawn_process import SpawnProcess
@@ -153,8 +155,8 @@ class Catcher:
     def next_id(self) -> int:
         return 7
 
-    def start(self, process: SpawnProcess, request: Start) -> None:
-        assert process.id == 7
+    def start(self, process: SpawnProcess, request: Start, fds: Sequence[int]) -> None:
+        assert (process.id, fds) == (7, [])
         self.seen = read(request)
 
 
