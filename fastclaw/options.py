@@ -27,6 +27,8 @@ Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=limits.MAX_PATH_CHARS)]
 Name = Annotated[str, Meta(min_length=1)]
 """Empty is a variable that is not set, and not the default."""
+Cpuset = Annotated[str, Meta(pattern=r"^[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*\Z", max_length=1024)]
+"""Numbers of processors (cpuset(7), "List format")."""
 Rule = Annotated[str, Meta(min_length=1, max_length=network_limits.EGRESS_RULE_BYTES)]
 Rules = Annotated[list[Rule], Meta(max_length=network_limits.EGRESS_RULES)]
 
@@ -148,6 +150,8 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         capabilities: what root inside may: `none`, `default`, or names (podman/container_spec.py); None is `default`
             in a user namespace of ours, and else `none`.
         templates: what `exec` may have forked, by name; only on this host and on the spawn lane.
+        cpus: processor time of all processes together, in processors; None is as much as there is.
+        cpuset: which processors they may use, as `0-3,7`; None is all.
         disk_bytes: what each container may write beside the workspace; refused where the storage keeps no such quota.
         run_output_bytes: what all runs may have collected at a time; over it, one is ended and `overloaded`.
         lifetime_ms: after which the environment is ended, as by `environment_stop`; None is as long as fastclaw runs.
@@ -174,6 +178,8 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pids_limit: Count = limits.PIDS_LIMIT
     shm_bytes: Annotated[int, Meta(ge=limits.MIB)] = limits.SHM_BYTES
     memory_bytes: Annotated[int, Meta(ge=limits.MIB)] | None = None
+    cpus: Annotated[float, Meta(ge=0.01)] | None = None
+    cpuset: Cpuset | None = None
     disk_bytes: Annotated[int, Meta(ge=limits.MIB)] | None = None
     templates: Annotated[dict[TemplateName, Template], Meta(max_length=limits.MAX_TEMPLATES)] = field(
         default_factory=dict

@@ -72,7 +72,12 @@ def limit_in(file: Path) -> int | None:
     return None
 
 
-_LIMIT_FILES = {"memory": ("memory.limit_in_bytes", "memory.max"), "pids": ("pids.max", "pids.max")}
+_LIMIT_FILES = {
+    "memory": ("memory.limit_in_bytes", "memory.max"),
+    "pids": ("pids.max", "pids.max"),
+    "cpu": ("cpu.cfs_quota_us", "cpu.max"),
+    "cpuset": ("cpuset.cpus", "cpuset.cpus"),
+}
 
 
 def held_limits(memberships: str, owner: str, root: Path = CGROUPS) -> frozenset[str]:
@@ -82,9 +87,20 @@ def held_limits(memberships: str, owner: str, root: Path = CGROUPS) -> frozenset
         memberships: the text of its /proc/PID/cgroup.
         owner: is in the names of its own groups: a limit further up is another's.
     """
-    groups = {name: group_in(memberships, name, root) for name in _LIMIT_FILES}
-    limits_of = {name: group.nearest(_LIMIT_FILES[name][group.is_unified]) for name, group in groups.items() if group}
-    return frozenset(name for name, file in limits_of.items() if owner in str(file))
+    return frozenset(name for name in _LIMIT_FILES if _holds(group_in(memberships, name, root), name, owner))
+
+
+def _holds(group: Group | None, controller: str, owner: str) -> bool:
+    if group is None:
+        return False
+    name = _LIMIT_FILES[controller][group.is_unified]
+    own = (folder for folder in (group.folder, *group.folder.parents) if owner in str(folder))
+    return any(words and not _is_none(words[0]) for words in (words_in(folder / name) for folder in own))
+
+
+def _is_none(word: str) -> bool:
+    """Whether a file of a limit says so that there is none."""
+    return word in ("max", "-1") or (word.isdigit() and int(word) >= _NO_LIMIT)
 
 
 def words_in(file: Path) -> list[str]:

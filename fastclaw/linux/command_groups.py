@@ -177,13 +177,22 @@ class CommandGroups:
         memberships: the text of /proc/PID/cgroup of a process that is in the environment's groups.
         prefix: of the names of its groups.
         root: where control groups are mounted.
+        within: is in the path of the environment's own groups: where it is not, they are others'.
         owner: a process of this host, whose descendants alone may be moved; None: all that is in them may.
 
     Attributes:
         refused: of each limit that cannot be had, why, in one line.
     """
 
-    def __init__(self, memberships: str, prefix: str = OWN, root: Path = CGROUPS, owner: int | None = None) -> None:
+    def __init__(
+        self,
+        memberships: str,
+        prefix: str = OWN,
+        root: Path = CGROUPS,
+        *,
+        within: str = "",
+        owner: int | None = None,
+    ) -> None:
         self.refused: dict[str, str] = {}
         self._hierarchies: dict[str, _Hierarchy] = {}
         self._removals: list[Path] = []
@@ -193,7 +202,9 @@ class CommandGroups:
         by_folder: dict[Path, _Hierarchy] = {}
         for name, controller in CONTROLLERS.items():
             group = group_in(memberships, controller, root)
-            why = why_none(group, controller) or (None if owner is None else why_not_below(group, controller, owner))
+            why = why_none(group, controller, within) or (
+                None if owner is None else why_not_below(group, controller, owner)
+            )
             if group is None or why is not None:
                 self.refused[name] = why or ""
             else:
@@ -405,14 +416,17 @@ def is_fine(name: str, error: OSError) -> bool:
     return name == "cpu.cfs_quota_us" and error.errno == errno.EINVAL
 
 
-def why_none(group: Group | None, controller: str) -> str | None:
+def why_none(group: Group | None, controller: str, within: str = "") -> str | None:
     """Why there can be no groups with this controller below an environment's, in one line; None: there can.
 
     Parameters:
         group: the environment's, of this controller.
+        within: see `CommandGroups`.
     """
     if group is None or not group.folder.is_dir():
         return f"there is no cgroup controller {controller} to be seen here"
+    if within not in str(group.folder):
+        return f"the environment has no control group of its own for the controller {controller}"
     if not os.access(group.folder, os.W_OK | os.X_OK):
         return f"this user may make no control groups for the controller {controller}"
     if group.is_unified:

@@ -152,7 +152,6 @@ class Container:
         if state is None or not state.running or await self._has_ended(state.pid):
             raise StartFailed(f"the container ended at once; {self._why_ended()}")
         self._pids = PidsLimit(group_of(state.pid, "pids"), self.id, self._commands)
-        self._cpu = group_of(state.pid, "cpu")
         await self._came_up(state.pid)
         self.alive = True
         self._watch(state.pid)
@@ -201,6 +200,8 @@ class Container:
         self._pidfd = pidfd
         group = group_of(init, "memory")
         self.memory = MemoryWatch(group if self.id in str(group) else None)
+        cpu = group_of(init, "cpu")
+        self._cpu = cpu if self.id in str(cpu) else None
         self.held = held_limits(_text(_PROC / str(init) / "cgroup"), self.id)
         asyncio.get_running_loop().add_reader(pidfd, self.mark_dead)
 
@@ -401,7 +402,7 @@ class SpawnerContainer(Container):
             on_growth=self._pids.make_room,
         )
         self.host = ContainerHost(spawner)
-        self.host.groups = CommandGroups((_PROC / str(init) / "cgroup").read_text(encoding="utf-8"))
+        self.host.groups = CommandGroups(_text(_PROC / str(init) / "cgroup"), within=self.id)
         if spawner.hello.can_set_user:
             try:
                 self.host.identity = await self.host.identify(self._user)

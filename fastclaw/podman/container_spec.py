@@ -111,6 +111,8 @@ def container_spec(
     own_pids: int = 0,
     shm_bytes: int = limits.SHM_BYTES,
     memory_bytes: int | None = None,
+    cpus: float | None = None,
+    cpuset: str | None = None,
     disk_bytes: int | None = None,
     user: str | None = None,
     capabilities: Sequence[str] = (),
@@ -125,7 +127,7 @@ def container_spec(
         pids_limit: processes and threads of all commands together; None where nothing would hold a limit.
         workspace_option: of the mount of a directory (`user_namespace.mount_option`).
         own_pids: what the container has besides (`spawner_pids`).
-        memory_bytes, disk_bytes: None is no limit.
+        memory_bytes, cpus, cpuset, disk_bytes: None is no limit.
         hosts: a file of the engine's host in the place of the container's hosts(5), which its root may write to. None
             leaves that to the engine, as does its own network.
         user: name or `uid[:gid]` for PID 1 and the default of every exec; None is the image's. A spawner is always
@@ -144,7 +146,7 @@ def container_spec(
         **_chosen(user="0" if init.spawner else user, oci_runtime=oci_runtime),
         **_lifecycle(init),
         **_confinement(init, capabilities),
-        **_resources(NO_PIDS_LIMIT if pids_limit is None else pids_limit + own_pids, memory_bytes),
+        **_resources(NO_PIDS_LIMIT if pids_limit is None else pids_limit + own_pids, memory_bytes, cpus, cpuset),
         **_user_namespace(ids),
         **({} if disk_bytes is None else {"storage_opts": {"size": str(disk_bytes)}}),
         "shm_size": shm_bytes,
@@ -215,9 +217,18 @@ NO_PIDS_LIMIT = 0
 crun 1.21 fails at both."""
 
 
-def _resources(pids_limit: int, memory_bytes: int | None) -> dict[str, Any]:
+def _resources(pids_limit: int, memory_bytes: int | None, cpus: float | None, cpuset: str | None) -> dict[str, Any]:
     memory = {} if memory_bytes is None else {"memory": {"limit": memory_bytes}}
-    return {"resource_limits": {"pids": {"limit": pids_limit}, **memory}, "r_limits": []}
+    share = {} if cpus is None else {"quota": round(cpus * CPU_PERIOD_US), "period": CPU_PERIOD_US}
+    cpu = share if cpuset is None else {**share, "cpus": cpuset}
+    return {
+        "resource_limits": {"pids": {"limit": pids_limit}, **memory, **({"cpu": cpu} if cpu else {})},
+        "r_limits": [],
+    }
+
+
+CPU_PERIOD_US = 100_000
+"""In which a container may use its share of processors: the kernel's own default."""
 
 
 def _places(

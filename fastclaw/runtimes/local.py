@@ -61,10 +61,10 @@ class LocalSandboxes(SandboxFactory):
 
 
 def _refuse_limits(options: Options) -> None:
-    """Refuse a filtered network or a bound on the disk: they would be promised and not kept."""
+    """Refuse a filtered network, or a bound on the disk or on processors: they would be promised and not kept."""
     asked = {
         "network": options.network not in (Network(), Network(mode="open")),
-        "disk_bytes": options.disk_bytes is not None,
+        **{name: getattr(options, name) is not None for name in ("disk_bytes", "cpus", "cpuset")},
     }
     for name in (name for name, is_asked in asked.items() if is_asked):
         text = f"runtime 'local' isolates nothing and cannot keep options.{name}; use runtime 'podman', or leave it out"

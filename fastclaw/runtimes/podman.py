@@ -78,7 +78,7 @@ def limits_not_in_force(options: Options, held: Collection[str]) -> list[str]:
     Parameters:
         held: the controllers of cgroups that hold one.
     """
-    options_of = {"memory": "memory_bytes", "pids": "pids_limit"}
+    options_of = {"memory": "memory_bytes", "pids": "pids_limit", "cpu": "cpus", "cpuset": "cpuset"}
     return [
         name for controller, name in options_of.items() if controller not in held and getattr(options, name) is not None
     ]
@@ -527,6 +527,8 @@ class ContainerPlan:
             own_pids=spawner_pids(limits.SPAWN_SPARE_REAPERS) if init.spawner else 0,
             shm_bytes=options.shm_bytes,
             memory_bytes=options.memory_bytes if "memory" in self.controllers else None,
+            cpus=options.cpus if "cpu" in self.controllers else None,
+            cpuset=options.cpuset if "cpuset" in self.controllers else None,
             disk_bytes=options.disk_bytes,
             user=options.user,
             capabilities=self.rights.capabilities,

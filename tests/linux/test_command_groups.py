@@ -270,6 +270,8 @@ def test_why_there_are_none(tmp_path: Path) -> None:
     )
     folder.mkdir(parents=True)
     assert why_none(group, "memory") is None
+    assert why_none(group, "memory", "/a") is None
+    assert "no control group of its own" in str(why_none(group, "memory", "abc"))
     (folder / "memory.use_hierarchy").write_text("0\n")
     assert "use_hierarchy is 0" in str(why_none(group, "memory"))
 

@@ -76,6 +76,9 @@ def test_what_is_asked_for_is_added() -> None:
     asked = spec(user="1000:1000", oci_runtime="krun", memory_bytes=5)
     assert (asked["user"], asked["oci_runtime"]) == ("1000:1000", "krun")
     assert asked["resource_limits"]["memory"] == {"limit": 5}
+    assert "cpu" not in asked["resource_limits"]
+    assert spec(cpus=1.5)["resource_limits"]["cpu"] == {"quota": 150_000, "period": 100_000}
+    assert spec(cpuset="0-3")["resource_limits"]["cpu"] == {"cpus": "0-3"}
 
 
 def test_hosts_are_ours_but_on_the_engines_own_network() -> None:

@@ -12,6 +12,7 @@ import pytest
 from podman import PodmanClient
 
 from fastclaw import engine_limits, limits
+from fastclaw.linux.cgroups import group_of, processors
 from fastclaw.linux.sockets import wait_readable
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import static_busybox
@@ -131,6 +132,17 @@ async def test_limits(box: Box, engine_service: EngineService) -> None:
     assert hard_limits(box.pid)["Max processes"] == str(engine_service.plan.facts.nproc)
     assert "1.0M" in await box.run("df -h /dev/shm")
     assert await box.run("i=0; while [ $i -lt 100 ]; do sleep 0.5 & i=$((i+1)); done 2>&1 | grep -c fork") != "0"
+
+
+async def test_processors(box: Box) -> None:
+    """What programs ask for when they decide how many threads they have is what there is."""
+    await box.start(cpus=0.25, cpuset="0")
+    assert await box.run("nproc") == "1"
+    assert await box.run("grep Cpus_allowed_list /proc/self/status | cut -f2") == "0"
+    await box.run("timeout 1 sh -c 'while :; do :; done'")
+    told = processors(group_of(box.pid, "cpu"))
+    assert told["limit_percent"] == 25
+    assert told["throttled_us"] > 0
 
 
 async def test_a_bound_workspace_is_writable_both_ways(box: Box, workspace: Path) -> None:

@@ -125,9 +125,10 @@ async def test_a_template_that_does_not_come_up_leaves_nothing() -> None:
     await runtime.stop()
 
 
-async def test_local_refuses_a_bound_on_the_disk() -> None:
+@pytest.mark.parametrize(("name", "value"), [("disk_bytes", 1 << 20), ("cpus", 0.5), ("cpuset", "0")])
+async def test_local_refuses_a_bound_on_disk_and_processors(name: str, value: object) -> None:
     runtime = EnvironmentHost("local")
     with pytest.raises(InvalidParams) as raised:
-        await runtime.start(params(disk_bytes=1 << 20))
-    assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", "$.options.disk_bytes")
+        await runtime.start(params(**{name: value}))
+    assert (raised.value.reason, raised.value.data["path"]) == ("unsupported", f"$.options.{name}")
     await runtime.stop()

@@ -50,6 +50,7 @@ async def engine(engine_service: EngineService) -> AsyncIterator[EngineLifecycle
         ({"memory_bytes": limits.MIB}, ("memory", "pids"), []),
         ({"memory_bytes": limits.MIB, "pids_limit": 50}, (), ["memory_bytes", "pids_limit"]),
         ({"memory_bytes": limits.MIB, "pids_limit": 50}, ("pids",), ["memory_bytes"]),
+        ({"cpus": 0.5, "cpuset": "0"}, ("pids", "cpu"), ["cpuset"]),
     ],
 )
 def test_limits_that_nobody_would_hold_are_named(

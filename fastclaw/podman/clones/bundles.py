@@ -7,8 +7,8 @@ that has anything that is not understood is refused, with the reason. Reads and 
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -249,7 +249,49 @@ def _resources(resources: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str
     if "memory" in own:
         memory, limit = resources["memory"], own["memory"]["limit"]
         made["memory"] = {name: number // memory["limit"] * limit for name, number in memory.items()}
+    if "cpu" in own:
+        made["cpu"] = {**resources["cpu"], **own["cpu"]}
     return made
+
+
+class Held(NamedTuple):
+    """A limit as the kernel shows it: in which file of which version's group, and what is in it."""
+
+    controller: str
+    legacy: tuple[str, str]
+    unified: tuple[str, str]
+
+
+def shown_limits(limits: Mapping[str, Mapping[str, Any]], page_bytes: int) -> list[Held]:
+    """How the kernel shows these, of a container's own spec."""
+    cpu, found = limits.get("cpu", {}), []
+    if "pids" in limits:
+        found.append(Held("pids", *2 * (("pids.max", str(limits["pids"]["limit"])),)))
+    if "memory" in limits:
+        size = str(limits["memory"]["limit"] // page_bytes * page_bytes)
+        found.append(Held("memory", ("memory.limit_in_bytes", size), ("memory.max", size)))
+    if "quota" in cpu:
+        both = f"{cpu['quota']} {cpu['period']}"
+        found.append(Held("cpu", ("cpu.cfs_quota_us", str(cpu["quota"])), ("cpu.max", both)))
+    if "cpus" in cpu:
+        found.append(Held("cpuset", *2 * (("cpuset.cpus", cpu["cpus"]),)))
+    return found
+
+
+def is_held(shown: Sequence[str], limit: str) -> bool:
+    """Whether the words that a file shows are this limit: of a list of processors the kernel has its own spelling."""
+    return " ".join(shown) == limit or (len(shown) == 1 and _processors(shown[0]) == _processors(limit))
+
+
+def _processors(text: str) -> set[int] | str:
+    """The numbers in such a list (cpuset(7)), or the text where it is none."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            return text
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _replaced(text: str, renamed: tuple[tuple[str, str], ...]) -> str:

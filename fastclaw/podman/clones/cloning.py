@@ -28,10 +28,10 @@ from msgspec import Struct
 
 from fastclaw import engine_limits
 from fastclaw.errors import StartFailed
-from fastclaw.linux.cgroups import group_of, limit_in
+from fastclaw.linux.cgroups import group_of, words_in
 from fastclaw.linux.directories import HeldDirectory
 from fastclaw.podman.clones import remains
-from fastclaw.podman.clones.bundles import Place, Unclonable, kind_of
+from fastclaw.podman.clones.bundles import Place, Unclonable, is_held, kind_of, shown_limits
 from fastclaw.podman.clones.cloner import Cloner
 from fastclaw.podman.clones.learning import Layer, Learned, learn
 from fastclaw.podman.container_spec import INIT_TARGET, SOCKET_TARGET
@@ -576,18 +576,17 @@ def _is_in(pid: int, id: str) -> bool:
     return False
 
 
-def _check_limits(pid: int, id: str, wanted: Mapping[str, Mapping[str, int]]) -> None:
+def _check_limits(pid: int, id: str, wanted: Mapping[str, Mapping[str, Any]]) -> None:
     """What is in force, as the kernel says it.
 
     Raises:
         StartFailed: it is something else.
     """
-    for controller, of in wanted.items():
-        group = group_of(pid, controller)
+    for held in shown_limits(wanted, mmap.PAGESIZE):
+        group = group_of(pid, held.controller)
         if group is None:
             continue
-        file = "pids.max" if controller == "pids" else "memory.max" if group.is_unified else "memory.limit_in_bytes"
-        limit = of["limit"] if controller == "pids" else of["limit"] // mmap.PAGESIZE * mmap.PAGESIZE
-        found = limit_in(group.folder / file) if id in str(group.folder) else None
-        if found != limit:
-            raise StartFailed(f"the {controller} limit of a clone is {found}, and not {limit}")
+        file, limit = held.unified if group.is_unified else held.legacy
+        found = words_in(group.folder / file) if id in str(group.folder) else []
+        if not is_held(found, limit):
+            raise StartFailed(f"the {held.controller} limit of a clone is {' '.join(found)}, and not {limit}")

@@ -21,7 +21,9 @@ from fastclaw.podman.clones.bundles import (
     Template,
     Unclonable,
     cgroup_of,
+    is_held,
     kind_of,
+    shown_limits,
 )
 from fastclaw.podman.clones.learning import learn
 from fastclaw.podman.container_spec import ContainerNetwork, Ids, InitPlan, container_spec, mount_option
@@ -54,6 +56,8 @@ def test_what_is_a_containers_own_makes_no_other_kind(other: dict[str, Any]) -> 
 
 OWN_BUT_PRESENT = [
     ("memory_bytes", 1 << 26, 1 << 27),
+    ("cpus", 1.5, 0.5),
+    ("cpuset", "0", "0-1"),
     ("ids", 1 << 30, 1 << 29),
     ("hosts", "/a", "/b"),
     ("network", ContainerNetwork(resolv_conf="/a"), ContainerNetwork(resolv_conf="/b")),
@@ -186,6 +190,8 @@ def config_of(spec: dict[str, Any], **linux: Any) -> dict[str, Any]:
     resources = {"pids": dict(pids)}
     if memory is not None:
         resources["memory"] = {"limit": memory["limit"], "swap": 2 * memory["limit"]}
+    if "cpu" in spec["resource_limits"]:
+        resources["cpu"] = {**spec["resource_limits"]["cpu"], "shares": 7}
     return {
         "process": {"args": spec["entrypoint"], "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}]},
         "root": {"path": f"/c/{ID}/merged"},
@@ -257,6 +263,40 @@ def test_ids_are_those_of_the_spec() -> None:
     template = template_of(spec, config_of(spec, uidMappings=extent, gidMappings=extent))
     made = template.config(spec_of(ids=1 << 29), PLACE)["linux"]
     assert made["uidMappings"] == made["gidMappings"] == [{**extent[0], "hostID": 1 << 29}]
+
+
+def test_processors_are_those_of_the_spec() -> None:
+    template = template_of(spec_of(cpus=1.5, cpuset="0"))
+    made = template.config(spec_of(cpus=0.5, cpuset="0-1"), PLACE)["linux"]["resources"]["cpu"]
+    assert made == {"quota": 50_000, "period": 100_000, "cpus": "0-1", "shares": 7}
+
+
+def test_limits_as_the_kernel_shows_them() -> None:
+    limits = spec_of(pids_limit=9, memory_bytes=10_000, cpus=0.5, cpuset="0-2,7")["resource_limits"]
+    held = {one.controller: (one.legacy, one.unified) for one in shown_limits(limits, 4_096)}
+    assert held == {
+        "pids": (("pids.max", "9"),) * 2,
+        "memory": (("memory.limit_in_bytes", "8192"), ("memory.max", "8192")),
+        "cpu": (("cpu.cfs_quota_us", "50000"), ("cpu.max", "50000 100000")),
+        "cpuset": (("cpuset.cpus", "0-2,7"),) * 2,
+    }
+    assert [one.controller for one in shown_limits({"pids": {"limit": 9}}, 4_096)] == ["pids"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "limit", "is_in_force"),
+    [
+        (["9"], "9", True),
+        (["50000", "100000"], "50000 100000", True),
+        (["0-2,7"], "0,1,2,7", True),
+        (["0-2"], "0-3", False),
+        (["max", "100000"], "50000 100000", False),
+        (["max"], "9", False),
+        ([], "9", False),
+    ],
+)
+def test_whether_a_limit_is_in_force(shown: list[str], limit: str, is_in_force: bool) -> None:
+    assert is_held(shown, limit) is is_in_force
 
 
 def foreign(**linux: Any) -> dict[str, Any]:

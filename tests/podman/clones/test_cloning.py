@@ -236,7 +236,9 @@ async def test_ids_are_each_ones_own(clones: CloneFleet) -> None:
 
 
 async def test_limits_are_in_force(clones: CloneFleet) -> None:
-    async with clones.clone(memory_bytes=32 << 20), clones.up(memory_bytes=64 << 20, pids_limit=77) as one:
+    first: dict[str, Any] = {"memory_bytes": 32 << 20, "cpus": 0.5, "cpuset": "0"}
+    own: dict[str, Any] = {"memory_bytes": 64 << 20, "cpus": 1.5, "cpuset": "0-1", "pids_limit": 77}
+    async with clones.clone(**first), clones.up(**own) as one:
         state = await clones.cloning.inspect_container(one.id)
         assert state is not None
         pids, memory = (group_of(state.pid, name) for name in ("pids", "memory"))
@@ -245,6 +247,8 @@ async def test_limits_are_in_force(clones: CloneFleet) -> None:
         assert (limit_in(pids.folder / "pids.max") or 0) >= 77
         assert limit_in(memory.folder / "memory.limit_in_bytes") == 64 << 20
         assert one.limits()["memory"]["limit_bytes"] == 64 << 20
+        assert one.limits()["cpu"]["limit_percent"] == 150
+        assert await run(one, "nproc") == (0, f"{min(2, os.cpu_count() or 1)}\n")
 
 
 @pytest.mark.parametrize(
