@@ -206,3 +206,6 @@ DOCKER_EXEC_LOOK_MS = 10
 
 DOCKER_EXIT_LOOK_MS = 100
 """Pause between two looks whether Docker knows of an exit while something holds the streams: 20.10 takes 4 s for it."""
+
+MAX_RUNTIME_FLAGS = 64
+"""Words with which an OCI runtime is called: gVisor's has some hundred flags, of which few are of use at a time."""

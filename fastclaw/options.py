@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct, field
 
-from fastclaw import environment_limits, limits, network_limits
+from fastclaw import engine_limits, environment_limits, limits, network_limits
 from fastclaw.errors import InvalidParams
 from fastclaw.runtime import Milliseconds, PoolKinds, User
 
@@ -29,6 +29,7 @@ Name = Annotated[str, Meta(min_length=1)]
 """Empty is a variable that is not set, and not the default."""
 Cpuset = Annotated[str, Meta(pattern=r"^[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*\Z", max_length=1024)]
 """Numbers of processors (cpuset(7), "List format")."""
+RuntimeFlag = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(=[^\0]*)?\Z", max_length=limits.MAX_PATH_CHARS)]
 Rule = Annotated[str, Meta(min_length=1, max_length=network_limits.EGRESS_RULE_BYTES)]
 Rules = Annotated[list[Rule], Meta(max_length=network_limits.EGRESS_RULES)]
 
@@ -140,6 +141,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         containers: of the REST lane; with more than one, each exec runs in another one, with files of its own.
         storage: `private`, or `host` to share the images of the host's own engine (only without `url`).
         oci_runtime: name of the OCI runtime; None is what works here.
+        oci_runtime_flags: with which an engine of our own calls it, each a name or `name=value` (podman/gvisor.py).
         clone: `auto`: the first container of a kind is the engine's, and further ones are made after it without asking
             the engine, where that can be; `always`: not even that one is kept, and where there can be no clones, the
             start fails; `never`: all are the engine's.
@@ -169,6 +171,9 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     storage: Literal["private", "host"] = "private"
     state_dir: AbsolutePath | None = None
     oci_runtime: Name | None = None
+    oci_runtime_flags: Annotated[list[RuntimeFlag], Meta(max_length=engine_limits.MAX_RUNTIME_FLAGS)] = field(
+        default_factory=list
+    )
     clone: Literal["auto", "always", "never"] = "auto"
     user: User | None = None
     user_namespace: Literal["auto", "host", "private"] = "auto"
@@ -223,7 +228,10 @@ class HostOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
     pool: PoolKinds = field(default_factory=list)
 
 
-INHERITED = ("runtime", "lane", "url", "storage", "state_dir", "oci_runtime", "id_ranges", "engine_timeout_ms")
+INHERITED = (
+    *("runtime", "lane", "url", "storage", "state_dir", "oci_runtime", "oci_runtime_flags"),
+    *("id_ranges", "engine_timeout_ms"),
+)
 """What an environment takes from `initialize` where its own options do not say: which engine, and how it is asked.
 Nothing of what is inside."""
 

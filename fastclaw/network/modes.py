@@ -136,7 +136,7 @@ class BridgedNetwork(EnvironmentNetwork):
 async def open_network(
     options: Options,
     *,
-    has_spawner: bool,
+    why_no_listener: str | None,
     bridge: Callable[[], FirewalledBridge],
     egress: EgressProcess,
     setup: AsyncExitStack,
@@ -145,7 +145,7 @@ async def open_network(
     """What the options ask for, or, where that cannot be had, what keeps the same promises.
 
     Parameters:
-        has_spawner: the containers' init is fastclaw's own, which can listen inside.
+        why_no_listener: why nothing listens inside the containers for the proxy; None where their init does.
         bridge: makes one, not started yet.
         egress: serves all environments; stays its owner's.
         setup: gets what must be closed.
@@ -157,31 +157,33 @@ async def open_network(
     """
     if options.mode == "open":
         return EnvironmentNetwork("open", OPEN_NETWORK)
-    if options.mode == "none" or (options.mode == "proxy" and not has_spawner and not options.allow):
+    if options.mode == "none" or (options.mode == "proxy" and why_no_listener and not options.allow):
         network = EnvironmentNetwork("none", NO_NETWORK)
         if options.mode == "proxy":
-            network.instead_of("proxy", f"{_NO_SPAWNER}, and nothing is allowed")
+            network.instead_of("proxy", f"{why_no_listener}, and nothing is allowed")
         return network
     if options.log is not None:
         AuditLog.check(options.log)
-    if options.mode == "proxy" and has_spawner:
+    if options.mode == "proxy" and why_no_listener is None:
         return ProxyNetwork(_closed_by(setup, EgressProxy(egress_config(options, None, engine), egress)))
-    return await _open_bridge(options, bridge(), egress, engine, setup)
-
-
-_NO_SPAWNER = "the REST lane has no spawner that could listen inside"
+    return await _open_bridge(options, bridge(), egress, engine, setup, why_no_listener)
 
 
 async def _open_bridge(
-    options: Options, bridge: FirewalledBridge, egress: EgressProcess, engine: str, setup: AsyncExitStack
+    options: Options,
+    bridge: FirewalledBridge,
+    egress: EgressProcess,
+    engine: str,
+    setup: AsyncExitStack,
+    why_no_listener: str | None,
 ) -> EnvironmentNetwork:
     setup.push_async_callback(bridge.aclose)
     await bridge.start()
     proxy = EgressProxy(egress_config(options, bridge.subnet, engine), egress)
     network = BridgedNetwork(bridge, _closed_by(setup, proxy))
-    if options.mode == "proxy":
-        logger.warning("network mode proxy: %s; taking mode bridge", _NO_SPAWNER)
-        network.instead_of("proxy", _NO_SPAWNER)
+    if options.mode == "proxy" and why_no_listener is not None:
+        logger.warning("network mode proxy: %s; taking mode bridge", why_no_listener)
+        network.instead_of("proxy", why_no_listener)
     return network
 
 

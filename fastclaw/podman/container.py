@@ -345,6 +345,7 @@ class SpawnerContainer(Container):
         pids_limit: processes of its commands; what is ours comes on top of that.
         capabilities: of its commands that are root.
         root: who root inside is on this host; None: a user whose files are not ours to make.
+        secret: by which its init is known where another process connects for it (gvisor.py); None: by its pid.
 
     Attributes:
         host: where its processes are started, once it has come up.
@@ -366,6 +367,7 @@ class SpawnerContainer(Container):
         pids_limit: int = limits.PIDS_LIMIT,
         capabilities: Sequence[str] = (),
         root: int | None = 0,
+        secret: str | None = None,
     ) -> None:
         super().__init__(engine, spec, 1, on_death, network)
         self._path = path
@@ -375,6 +377,7 @@ class SpawnerContainer(Container):
         self._commands = pids_limit
         self._capabilities = mask(capabilities)
         self._root = root
+        self._secret = secret
         self.host: ContainerHost | None = None
 
     async def start(self) -> None:
@@ -398,11 +401,13 @@ class SpawnerContainer(Container):
             reaper_uid=limits.REAPER_UID,
             collect_bytes=self._collect_bytes,
             capabilities=self._capabilities,
+            secret=self._secret,
             on_end=self.mark_dead,
             on_growth=self._pids.make_room,
         )
         self.host = ContainerHost(spawner)
-        self.host.groups = CommandGroups(_text(_PROC / str(init) / "cgroup"), within=self.id)
+        if self._secret is None:  # what is in gVisor is one process of this host, whatever it starts
+            self.host.groups = CommandGroups(_text(_PROC / str(init) / "cgroup"), within=self.id)
         if spawner.hello.can_set_user:
             try:
                 self.host.identity = await self.host.identify(self._user)
@@ -421,7 +426,7 @@ class SpawnerContainer(Container):
         except TimeoutError as error:
             raise StartFailed("the container's spawner did not connect; is the engine on this host?") from error
         pid, _ = peer(control)
-        if pid != init:
+        if pid != init and self._secret is None:
             control.close()
             raise StartFailed(f"process {pid} connected to the spawner's socket, and not the container's init {init}")
         return control

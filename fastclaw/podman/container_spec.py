@@ -12,6 +12,8 @@ from msgspec import Struct
 from fastclaw import engine_limits, limits
 from fastclaw.errors import InvalidParams
 from fastclaw.podman.engine_traits import MAPS_SINCE, MAPS_WORKSPACES, maps_workspaces
+from fastclaw.podman.gvisor import is_gvisor
+from fastclaw.spawner.frames import SECRET_VARIABLE
 
 if TYPE_CHECKING:
     from fastclaw.options import Capabilities
@@ -50,12 +52,14 @@ class InitPlan(Struct, frozen=True, kw_only=True):
         spawner: our own spawner instead, bind-mounted read-only: the spawn lane. It needs nothing of the image.
         socket: where the spawner is awaited, on the host.
         template_module: fastclaw/template.py on the host, where there are templates.
+        secret: by which the spawner is known where another process connects for it (gvisor.py).
     """
 
     catatonit: str | None = None
     spawner: str | None = None
     socket: str | None = None
     template_module: str | None = None
+    secret: str | None = None
 
     @property
     def command(self) -> list[str]:
@@ -142,7 +146,7 @@ def container_spec(
         "hostname": HOSTNAME,
         "manage_password": False,  # else a user without an entry gets one, and with it a group of its own
         "labels": container_labels(namespace, owner, number),
-        "env": {},
+        "env": {} if init.secret is None else {SECRET_VARIABLE: init.secret},
         **_chosen(user="0" if init.spawner else user, oci_runtime=oci_runtime),
         **_lifecycle(init),
         **_confinement(init, capabilities),
@@ -324,6 +328,8 @@ def why_none(facts: NamespaceFacts) -> str | None:
         return "Docker gives containers none of their own"
     if not (facts.is_root and facts.is_here):
         return "ids of this host are its root's to give away, to an engine that is here"
+    if is_gvisor(facts.oci_runtime):
+        return "gVisor mounts as root inside, for whom the spawner's socket would be out of reach"
     if not facts.user_namespaces:
         return "this kernel allows none (sysctl user.max_user_namespaces)"
     if facts.storage_driver != "overlay" or facts.kernel < IDMAPPED_LAYERS:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from fastclaw.errors import InvalidParams
 from fastclaw.linux.proc import is_dead, parse_label
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.clones.cloning import CloningEngine
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 EngineKind = Literal["podman", "docker"]
 
-_DECIDING = ("url", "storage", "state_dir", "oci_runtime", "engine_timeout_ms")
+_DECIDING = ("url", "storage", "state_dir", "oci_runtime", "oci_runtime_flags", "engine_timeout_ms")
 """Options that make it another engine, or another way of asking it."""
 
 
@@ -87,9 +88,11 @@ class Engine:
         """Where it is, and how it is asked; one of our own is started."""
         if self._kind == "docker":
             url = docker_url(options)
+            _check_flags(options, url)
             return url, await asyncio.to_thread(find_docker, url, timeout_s)
         named = engine_url(options)
         if named is not None:
+            _check_flags(options, named)
             return named, PODMAN
         plan = own_plan(options)
         self.service = service = ManagedService(plan, own_state_dir(options), default_run_dir(), sockets)
@@ -114,6 +117,13 @@ class Engine:
     async def aclose(self) -> None:
         """Close the connection, and end an engine of our own. Idempotent."""
         await asyncio.shield(self._setup.aclose())
+
+
+def _check_flags(options: Options, url: str) -> None:
+    if options.oci_runtime_flags:
+        path = "$.options.oci_runtime_flags"
+        text = f"the engine at {url} is not ours; its own settings say how it calls its runtimes"
+        raise InvalidParams(f"{path}: {text}", "unsupported", path=path)
 
 
 class Engines:

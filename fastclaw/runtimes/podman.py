@@ -39,6 +39,7 @@ from fastclaw.podman.container_spec import (
 )
 from fastclaw.podman.containers import Containers, SpawnerSlot
 from fastclaw.podman.engines import Engines
+from fastclaw.podman.gvisor import is_gvisor, why_no_network, why_too_old
 from fastclaw.podman.rest_lane.rest import RestLane
 from fastclaw.podman.rights import USER_FILES, IdRanges, Rights, settle_rights
 from fastclaw.podman.service.facts import static_catatonit
@@ -67,6 +68,8 @@ MONITORS_STAY = (
     "set exit_command_delay = 10 in [engine] of its containers.conf"
 )
 """Those of an engine of our own go at once (podman/service/plan.py)."""
+
+NO_SPAWNER = "the REST lane has no spawner that could listen inside"
 
 TEMPLATE_MODULE = Path(__file__).parent.parent / "template.py"
 """Found without importing it: it is for other interpreters."""
@@ -210,6 +213,7 @@ class PodmanSandbox(Sandbox):
         engine, _ = await asyncio.gather(self._factory.engines.get(options), self._factory.remove_abandoned_networks())
         self._engine = engine
         plan = ContainerPlan(self._factory.namespace, options, engine)
+        _check_gvisor(plan, engine)
         self._image = image = await plan.engine.ensure_image(plan.image, options.pull, self._tell)
         await self._settle_rights(plan, image, engine.version, setup)
         if plan.is_here:
@@ -247,6 +251,8 @@ class PodmanSandbox(Sandbox):
         made_by, why = self._engine.clones.made_by(container.id)
         if self.options.clone == "never":
             why = "options.clone is never"
+        elif self.options.oci_runtime_flags:
+            why = "options.oci_runtime_flags are for containers of the engine"
         return self.facts._replace(container=container.name, made_by=made_by, why_no_clone=why)
 
     def _warnings(self, lane: Lane) -> list[str]:
@@ -295,7 +301,8 @@ class PodmanSandbox(Sandbox):
             raise StartFailed(f"no spawn lane: {self._why_not_spawn}", "unsupported")
         if wanted != "rest" and self._why_not_spawn is None:
             async with contextlib.AsyncExitStack() as attempt:
-                network = await self._connect(plan, attempt, has_spawner=True)
+                why_no_listener = "no descriptor leaves gVisor" if plan.is_gvisor else None
+                network = await self._connect(plan, attempt, why_no_listener)
                 try:
                     up = await _spawn_lane(plan, network, sockets, attempt)
                 except StartFailed as error:
@@ -305,15 +312,15 @@ class PodmanSandbox(Sandbox):
                 else:
                     setup.push_async_callback(attempt.pop_all().aclose)
                     return up
-        return await _rest_lane(plan, await self._connect(plan, setup, has_spawner=False), setup)
+        return await _rest_lane(plan, await self._connect(plan, setup, NO_SPAWNER), setup)
 
     async def _connect(
-        self, plan: ContainerPlan, setup: contextlib.AsyncExitStack, *, has_spawner: bool
+        self, plan: ContainerPlan, setup: contextlib.AsyncExitStack, why_no_listener: str | None
     ) -> EnvironmentNetwork:
         """What the containers are connected to; it is there before the first of them, and goes after the last."""
         return await open_network(
             plan.options.network,
-            has_spawner=has_spawner,
+            why_no_listener=why_no_listener,
             bridge=lambda: FirewalledBridge(self._factory.sockets.path),
             egress=self._factory.egress,
             setup=setup,
@@ -368,6 +375,17 @@ class PodmanSandbox(Sandbox):
         }
 
 
+def _check_gvisor(plan: ContainerPlan, engine: Engine) -> None:
+    if not plan.is_gvisor:
+        return
+    network, flags = plan.options.network, plan.options.oci_runtime_flags
+    why = why_too_old(engine.version.oci_runtime_version) if is_gvisor(engine.version.oci_runtime) else None
+    if why is None and (network.allow or network.mode != "proxy"):
+        why = why_no_network(network.mode, flags if engine.service is not None else None)
+    if why is not None:
+        raise StartFailed(why, "unsupported")
+
+
 async def _spawn_lane(
     plan: ContainerPlan, network: EnvironmentNetwork, sockets: SocketDirectory, setup: contextlib.AsyncExitStack
 ) -> _Up:
@@ -381,7 +399,8 @@ async def _spawn_lane(
     def make(on_death: Callable[[], None]) -> SpawnerContainer:
         name = plan.next_name()
         path = f"{sockets.path}/{name.removeprefix(f'fastclaw-{plan.namespace}-')}.init"
-        init = InitPlan(spawner=str(binary), socket=path, template_module=module)
+        secret = secrets.token_hex() if plan.is_gvisor else None
+        init = InitPlan(spawner=str(binary), socket=path, template_module=module, secret=secret)
         return SpawnerContainer(
             plan.maker,
             plan.spec(name, 0, init, network.spec),
@@ -394,6 +413,7 @@ async def _spawn_lane(
             pids_limit=options.pids_limit,
             capabilities=plan.rights.capabilities,
             root=plan.root,
+            secret=secret,
         )
 
     slot = SpawnerSlot(make)
@@ -464,13 +484,16 @@ class ContainerPlan:
         user: the default user, by name or number.
         controllers: of cgroups, that its containers can have: to ask for a limit of another one would fail the start.
         hosts: a file of this host in the place of their hosts(5); None leaves that to the engine.
+        is_gvisor: their OCI runtime is gVisor's.
     """
 
     def __init__(self, namespace: str, options: Options, engine: Engine) -> None:
         self.namespace, self.options, self.engine = namespace, options, engine.lifecycle
         self.controllers = engine.version.controllers
-        self.maker: ContainerEngine = engine.lifecycle if options.clone == "never" else engine.clones
+        by_engine = options.clone == "never" or options.oci_runtime_flags
+        self.maker: ContainerEngine = engine.lifecycle if by_engine else engine.clones
         self._is_rootless = engine.version.rootless
+        self.is_gvisor = is_gvisor(options.oci_runtime or engine.version.oci_runtime)
         self.image = options.image or DEFAULT_IMAGE
         self.user, self.rights = "0", Rights()
         self.hosts: str | None = None

@@ -4,9 +4,10 @@ Two SOCK_SEQPACKET sockets, one frame a packet, native byte order and alignment 
 
     control   HELLO, WELCOME (with the channel's other end), then orders to main, each with its ANSWER where one is due
     channel   START and READ to whichever pump is idle, and what becomes of a process: STARTED or REFUSED, EXITED or
-              DONE, EMPTY (nothing of its tree is left), FREE (its pump has nothing left to do); of its clients: ENDED,
-              LEFT, GAP; LOST from main where a reaper was killed (id 0: an idle one; b: 1 for a template's worker,
-              which has none of its own)
+              DONE, EMPTY (nothing of its tree is left), FREE (its pump has nothing left to do); before a DONE that has
+              no room for all output: STORE with a file that has it, or, where no descriptor can be sent, as often as
+              need be, with a stream's next bytes (a: which); of its clients: ENDED, LEFT, GAP; LOST from main where a
+              reaper was killed (id 0: an idle one; b: 1 for a template's worker, which has none of its own)
 
 Descriptors travel with the frame (SCM_RIGHTS, unix(7)). Bytes in, values out; nothing here knows a socket.
 
@@ -68,6 +69,13 @@ WITH_EMPTY, WITH_FREE, INCOMPLETE, LIMITED, OVERLOADED = (1 << bit for bit in ra
 
 CONFINE = 1
 """WELCOME: nothing keeps a capability but main, reapers and pumps, and they only what they need."""
+
+GVISOR = 2
+"""WELCOME: its kernel is gVisor, which no descriptor leaves (those that are sent into it arrive), and which ignores
+CLONE_PARENT."""
+
+SECRET_VARIABLE = "FASTCLAW_INIT_SECRET"
+"""By which a spawner is known where the kernel cannot say who has connected. Taken out of its environment there."""
 
 NO_USER = 2**32 - 1
 """WELCOME: reapers stay who they are (setuid(2) keeps this value for "no change")."""
@@ -137,14 +145,17 @@ def control(op: int, id: int = 0, a: int = 0, b: int = 0, place: int = NOWHERE, 
     return _CONTROL.pack(op, id, a, b, place) + tail
 
 
-def welcome(*, confine: bool, reaper_uid: int, collect_bytes: int, capabilities: int = 0) -> bytes:
+def welcome(
+    *, confine: bool, reaper_uid: int, collect_bytes: int, capabilities: int = 0, is_gvisor: bool = False
+) -> bytes:
     """The answer to HELLO; the channel's other end goes along.
 
     Parameters:
         collect_bytes: what all runs together may have collected beyond what fits their frames.
         capabilities: of commands that are root, where the others are taken away (`capabilities.mask`).
+        is_gvisor: its kernel is gVisor.
     """
-    flags = CONFINE if confine else 0
+    flags = (CONFINE if confine else 0) | (GVISOR if is_gvisor else 0)
     return _WELCOME.pack(WELCOME, VERSION, flags, reaper_uid, collect_bytes, capabilities, 0)
 
 

@@ -47,6 +47,7 @@ async def greet(
     reaper_uid: int,
     collect_bytes: int,
     capabilities: int = 0,
+    secret: str | None = None,
     on_end: Callable[[], None],
     on_growth: Callable[[int], None] | None = None,
 ) -> Spawner:
@@ -56,6 +57,8 @@ async def greet(
         confine: take every capability from commands, but those of `capabilities` from root's.
         reaper_uid: the user of its reapers, so that commands cannot signal them; only where it may change users.
         collect_bytes: what all runs together may collect (`options.run_output_bytes`).
+        secret: of one in gVisor, what it must have in its environment as `frames.SECRET_VARIABLE`: another process
+            connects for it there. None: it is not in gVisor.
         on_end: called once, when it ends without having been told to.
         on_growth: called before it makes more reapers, with how many there will be.
 
@@ -66,13 +69,19 @@ async def greet(
     try:
         control.setblocking(False)
         hello = frames.parse_hello(await _first_frame(control))
+        if secret is not None and hello.env.pop(frames.SECRET_VARIABLE, "") != secret:
+            raise StartFailed("what connected does not know the spawner's secret", "protocol_error")
         if not hello.lists_children:
             raise StartFailed("this kernel does not list a process's children (CONFIG_PROC_CHILDREN)", "unsupported")
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         theirs.setblocking(True)
         uid = reaper_uid if hello.can_set_user else frames.NO_USER
         welcome = frames.welcome(
-            confine=confine, reaper_uid=uid, collect_bytes=collect_bytes, capabilities=capabilities
+            confine=confine,
+            reaper_uid=uid,
+            collect_bytes=collect_bytes,
+            capabilities=capabilities,
+            is_gvisor=secret is not None,
         )
         socket.send_fds(control, [welcome], [theirs.fileno()])
         spawner = Spawner(control, channel, hello, on_end, on_growth)
@@ -435,6 +444,8 @@ class Spawner:
         elif op == frames.STORE and fd is not None:
             process.on_store(fd)
             return
+        elif op == frames.STORE:
+            process.on_stored(a, self._frame[frames.EVENT.size : size])
         elif op == frames.REFUSED:
             self._forget(process)
             process.on_refused(b, a, frames.finding(self._frame[frames.EVENT.size : size]))

@@ -96,7 +96,7 @@ class SpawnProcess(LaneProcess):
         self.spawner = spawner
         self._spec: StartSpec | None = spec
         self.collection = collection
-        self._store: int | None = None
+        self._store: Store | None = None
         self._streams: SpawnStreams | None = None
         self._gone: asyncio.Event | None = None
         self._group = group
@@ -172,6 +172,15 @@ class SpawnProcess(LaneProcess):
         else:
             self._store = fd
 
+    def on_stored(self, which: int, data: memoryview) -> None:
+        """The next bytes of a stream that has more than its end carries, where no file can be sent."""
+        if self.collection is None or isinstance(self._store, int) or which not in (0, 1):
+            return
+        if self._store is None:
+            self._store = (bytearray(), bytearray())
+        room = frames.kept_bytes(self.collection)[1] - len(self._store[which])
+        self._store[which].extend(data[: max(room, 0)])
+
     def on_collected(self, said: memoryview, flags: int) -> None:
         """A run has ended, and its output is there."""
         collection, collected = self.collection, self.collected
@@ -235,9 +244,9 @@ class SpawnProcess(LaneProcess):
         self._forget_store()
 
     def _forget_store(self) -> None:
-        if self._store is not None:
+        if isinstance(self._store, int):
             os.close(self._store)
-            self._store = None
+        self._store = None
 
     def _exit(self, status: ExitStatus) -> None:
         if not self.exited.done():
@@ -306,9 +315,12 @@ class SpawnProcess(LaneProcess):
 
 _SILENCE = Output()
 
+Store = int | tuple[bytearray, bytearray]
+"""Output that is more than a DONE carries: a file with stdout at 0 and stderr at the limit, or what came of each."""
 
-def _outputs(said: memoryview, store: int | None, collection: Collection) -> tuple[Output, Output]:
-    """Both outputs, from a DONE and from the file that came before it: stdout at 0, stderr at the limit."""
+
+def _outputs(said: memoryview, store: Store | None, collection: Collection) -> tuple[Output, Output]:
+    """Both outputs, from a DONE and from what came before it."""
     *totals, first, second = frames.TOTALS.unpack_from(said)
     if totals == [0, 0]:
         return _SILENCE, _SILENCE
@@ -321,8 +333,12 @@ def _outputs(said: memoryview, store: int | None, collection: Collection) -> tup
             outputs.append(Output(bytes(said[at : at + given]), b"", total))
         elif limit <= frames.INLINE_BYTES or store is None:
             outputs.append(_unrolled(bytes(said[at : at + min(given, kept)]), total, head))
-        else:
+        elif isinstance(store, int):
             outputs.append(_unrolled(os.pread(store, kept, which * limit), total, head))
+        elif len(store[which]) == kept:
+            outputs.append(_unrolled(bytes(store[which]), total, head))
+        else:  # the end came first
+            outputs.append(Output(bytes(store[which][:head]), b"", total))
         at += given
     if limit > collection.output_limit:
         outputs = [cut(output, collection.output_limit, collection.keep) for output in outputs]

@@ -43,15 +43,17 @@ def no_bridge() -> FirewalledBridge:
     raise AssertionError("nobody asked for a bridge")
 
 
-async def opened(options: Options, setup: AsyncExitStack, *, has_spawner: bool = True) -> EnvironmentNetwork:
-    return await open_network(options, has_spawner=has_spawner, bridge=no_bridge, egress=EgressProcess(), setup=setup)
+async def opened(options: Options, setup: AsyncExitStack, *, why_no_listener: str | None = None) -> EnvironmentNetwork:
+    return await open_network(
+        options, why_no_listener=why_no_listener, bridge=no_bridge, egress=EgressProcess(), setup=setup
+    )
 
 
 @pytest.mark.parametrize(("mode", "spec"), [("none", NO_NETWORK), ("open", OPEN_NETWORK)])
-@pytest.mark.parametrize("has_spawner", [True, False])
-async def test_what_is_the_engines_own_affair(mode: Any, spec: object, has_spawner: bool) -> None:
+@pytest.mark.parametrize("why_no_listener", [None, "no spawner"])
+async def test_what_is_the_engines_own_affair(mode: Any, spec: object, why_no_listener: str | None) -> None:
     async with AsyncExitStack() as setup:
-        network = await opened(Options(mode), setup, has_spawner=has_spawner)
+        network = await opened(Options(mode), setup, why_no_listener=why_no_listener)
         assert (network.spec, network.env, network.trouble) == (spec, {}, None)
         assert network.health() == {"mode": mode}
 
@@ -67,7 +69,7 @@ async def test_a_spawner_gets_the_proxy_and_no_route() -> None:
 
 async def test_where_nothing_is_allowed_there_needs_to_be_no_bridge() -> None:
     async with AsyncExitStack() as setup:
-        network = await opened(Options(), setup, has_spawner=False)
+        network = await opened(Options(), setup, why_no_listener="the REST lane has no spawner")
         health = network.health()
         assert (network.spec, network.env, health["mode"], health["asked"]) == (NO_NETWORK, {}, "none", "proxy")
 
@@ -78,7 +80,11 @@ async def test_a_bridge_and_the_proxy_on_its_gateway(options: Options, asked: st
         unusable(reason)
     async with AsyncExitStack() as setup:
         network = await open_network(
-            options, has_spawner=False, bridge=lambda: FirewalledBridge(tmp_path), egress=EgressProcess(), setup=setup
+            options,
+            why_no_listener="no spawner",
+            bridge=lambda: FirewalledBridge(tmp_path),
+            egress=EgressProcess(),
+            setup=setup,
         )
         assert isinstance(network, BridgedNetwork)
         gateway = network.env["HTTPS_PROXY"].removeprefix("http://").partition(":")[0]

@@ -320,4 +320,5 @@ def own_plan(options: Options) -> ServicePlan:
         StartFailed: `engine_unavailable`: it cannot.
     """
     facts = host_facts(own_state_dir(options))
-    return plan_service(facts, oci_runtime=options.oci_runtime, storage=options.storage)
+    flags = options.oci_runtime_flags
+    return plan_service(facts, oci_runtime=options.oci_runtime, flags=flags, storage=options.storage)

@@ -4,7 +4,7 @@ Owns the rules. Knows no files, processes or clocks: `facts.py` gathers the fact
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -14,6 +14,7 @@ from fastclaw import engine_limits
 from fastclaw.engine_limits import DISK_RESERVE_BYTES
 from fastclaw.errors import StartFailed
 from fastclaw.podman.engine_traits import NEEDS_SINGLE_CGROUP
+from fastclaw.podman.gvisor import runtime_flags
 from fastclaw.podman.known_bugs import known_bugs
 
 DEFAULT_IMAGE = "localhost/fastclaw-default:1"
@@ -133,6 +134,7 @@ class ServicePlan(Struct, frozen=True, kw_only=True):
     """What was decided.
 
     Parameters:
+        runtime_flags: with which it is called, without their dashes.
         conmon_shim: a shell script to be used as conmon, or None for conmon itself.
         bind_launcher: argv in front of Podman that ties its life to its parent's; the parent's pid comes next, then a
             directory to work in: conmon leaves a file `oom` there when a container ran out of memory.
@@ -143,6 +145,7 @@ class ServicePlan(Struct, frozen=True, kw_only=True):
 
     podman: str
     oci_runtime: str
+    runtime_flags: list[str]
     storage: Storage
     storage_driver: str | None
     facts: HostFacts
@@ -200,11 +203,14 @@ class ServicePaths(Struct, frozen=True, kw_only=True):
     reserve: str
 
 
-def plan_service(facts: HostFacts, *, oci_runtime: str | None = None, storage: Storage = "private") -> ServicePlan:
+def plan_service(
+    facts: HostFacts, *, oci_runtime: str | None = None, flags: Sequence[str] = (), storage: Storage = "private"
+) -> ServicePlan:
     """Decide how to run a service here.
 
     Parameters:
         oci_runtime: the user's choice, which wins over the rule.
+        flags: `options.oci_runtime_flags`.
 
     Raises:
         StartFailed: `engine_unavailable`: something is missing or known to be broken; the message says what to install.
@@ -217,6 +223,7 @@ def plan_service(facts: HostFacts, *, oci_runtime: str | None = None, storage: S
     return ServicePlan(
         podman=podman,
         oci_runtime=runtime,
+        runtime_flags=runtime_flags(runtime, flags),
         storage=storage,
         storage_driver=facts.storage_driver,
         facts=facts,
@@ -234,7 +241,7 @@ def bound_argv(plan: ServicePlan, paths: ServicePaths, parent: int) -> list[str]
         str(parent),
         _own_dir(paths),
         plan.podman,
-        *_storage_flags(plan, paths),
+        *_global_flags(plan, paths),
         *_serve(paths),
     ]
 
@@ -245,19 +252,19 @@ def daemon_argv(plan: ServicePlan, paths: ServicePaths, pid_file: str) -> list[s
     Parameters:
         pid_file: gets the service's own line of /proc/PID/stat.
     """
-    podman = [plan.podman, "--log-level=error", *_storage_flags(plan, paths)]
+    podman = [plan.podman, "--log-level=error", *_global_flags(plan, paths)]
     return [*plan.free_launcher, pid_file, _own_dir(paths), *podman, *_serve(paths)]
 
 
 def tool_argv(plan: ServicePlan, paths: ServicePaths) -> list[str]:
     """The beginning of a Podman command on the service's storage that needs no service."""
-    return [*plan.tool_launcher, plan.podman, *_storage_flags(plan, paths)]
+    return [*plan.tool_launcher, plan.podman, *_global_flags(plan, paths)]
 
 
 def runtime_argv(plan: ServicePlan) -> list[str]:
     """The beginning of a command of the OCI runtime, which sees the same containers as the service's."""
     environment = [SHELL, "-c", AS_ROOT + 'exec "$@"', "fastclaw-engine"] if plan.facts.is_root else []
-    return [*plan.tool_launcher, *environment, plan.oci_runtime]
+    return [*plan.tool_launcher, *environment, plan.oci_runtime, *(f"--{flag}" for flag in plan.runtime_flags)]
 
 
 def janitor_argv(python: str, script: str, order: JanitorOrder) -> list[str]:
@@ -382,11 +389,12 @@ def _shell(hide_cgroup2: bool, guard: str = "") -> list[str]:
     return [SHELL, "-c", guard + (HIDE_CGROUP2 if hide_cgroup2 else "") + 'exec "$@"', "fastclaw-engine"]
 
 
-def _storage_flags(plan: ServicePlan, paths: ServicePaths) -> list[str]:
+def _global_flags(plan: ServicePlan, paths: ServicePaths) -> list[str]:
+    flags = [f"--runtime-flag={flag}" for flag in plan.runtime_flags]
     if plan.storage == "host":
-        return []
+        return flags
     driver = [f"--storage-driver={plan.storage_driver}"] if plan.storage_driver else []
-    return [f"--root={paths.root}", f"--runroot={paths.runroot}", f"--tmpdir={paths.tmpdir}", *driver]
+    return [f"--root={paths.root}", f"--runroot={paths.runroot}", f"--tmpdir={paths.tmpdir}", *driver, *flags]
 
 
 def _serve(paths: ServicePaths) -> list[str]:

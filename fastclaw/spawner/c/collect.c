@@ -3,7 +3,8 @@
  * Of each stream the first `head` bytes are kept and, in a ring behind them, the last `limit - head`. Up to INLINE_BYTES stay in the
  * slot's memory and are sent with the end. More goes to a file in memory (stdout at 0, stderr at `limit`) that fastclaw gets at once, so
  * that it has the output even where a neighbour locks the pipe and with it this pump. It is not mapped here: the out-of-memory killer
- * would count memory that main shares as main's. */
+ * would count memory that main shares as main's. No descriptor leaves gVisor: there what is in the file is sent in frames, once all
+ * is there. */
 #include "spawner.h"
 #include <linux/memfd.h>
 
@@ -11,6 +12,7 @@ enum {
     SHORT_MS = 5,          /* STARTED is told of a run that waits for longer */
     SHORT_TURNS = 64,      /* and of one that takes so many turns without waiting */
     CHUNK_BYTES = 1 << 20, /* one splice */
+    SENT_BYTES = 2 * INLINE_BYTES, /* one frame of a file, as long as a DONE may be */
 };
 
 struct collecting {
@@ -18,7 +20,7 @@ struct collecting {
     struct pipes *pipes;
     struct job *job;
     u32 id, head, limit, input;
-    int file, filed, is_told, turns;
+    int file, filed, is_told, turns, is_sent; /* is_sent: the file's content, so that no more is kept */
 };
 
 static void end_run(struct collecting *run, u32 why) {
@@ -56,7 +58,7 @@ static int open_file(struct collecting *run) {
     run->file = (int)fd;
     if (SYS(ftruncate, fd, 2 * (u64)run->limit)) return 0;
     SYS(fcntl, fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
-    tell_with(STORE, run->id, 0, 0, run->file);
+    if (!(welcome_flags & W_GVISOR)) tell_with(STORE, run->id, 0, 0, run->file);
     return 1;
 }
 
@@ -96,7 +98,7 @@ static long take_output(struct collecting *run, int which) {
     u32 over = MEET_TOLD | MEET_OVERLOADED;
     if (!fits_inline(run, total) && !(run->filed & 1 << which) && !move_to_file(run, which)) end_run(run, MEET_OVERLOADED);
     TOUCH(run->slot);
-    u32 met = LOAD_OF(&run->slot->meet);
+    u32 met = LOAD_OF(&run->slot->meet) | (run->is_sent ? MEET_TOLD : 0);
     int is_kept = room && !(met & over);
     long n = !is_kept ? throw_away(run, which)
            : fits_inline(run, total) ? keep_inline(run, which, at, room) : keep_in_file(run, which, at, room);
@@ -114,6 +116,27 @@ static void on_output(struct collecting *run, int which) {
     if (!n || (n < 0 && n != -EAGAIN && n != -EINTR)) touched_close(run, &run->pipes->out[which]);
 }
 
+/* What of a stream is in the file. */
+static void send_stream(struct collecting *run, int which, char *room) {
+    u64 total = LOAD_OF(&run->slot->total[which]), end = total < run->limit ? total : run->limit;
+    long n = 0;
+    for (u64 at = 0; at < end; at += (u64)n) {
+        u64 most = end - at < SENT_BYTES ? end - at : SENT_BYTES;
+        if ((n = SYS(pread64, run->file, room, most, (u64)which * run->limit + at)) <= 0) return;
+        struct event event = {.op = STORE, .id = run->id, .a = which, .b = (int)at};
+        struct iovec parts[2] = {{&event, sizeof event}, {room, (size_t)n}};
+        send_frame(channel, parts, 2, NULL, 0, NULL);
+    }
+}
+
+static void send_file(struct collecting *run) {
+    if (!(welcome_flags & W_GVISOR) || run->is_sent) return;
+    run->is_sent = 1;
+    char *room = run->filed ? map(SENT_BYTES, -1) : NULL;
+    for (int i = 0; room && i < 2; i++) if (run->filed & 1 << i) send_stream(run, i, room);
+    if (room) SYS(munmap, room, SENT_BYTES);
+}
+
 static void wake_reaper(struct slot *slot) {
     if (!unpark(&slot->meet)) SYS(kill, slot->pid, SIGUSR1);
 }
@@ -128,6 +151,7 @@ static void take_last(struct collecting *run) {
         TOUCH(run->slot);
         for (long n = 1; left > 0 && (n > 0 || n == -EINTR); left -= n > 0 ? (int)n : 0) n = take_output(run, i);
     }
+    send_file(run);
     ADD_BITS(&run->slot->meet, MEET_DRAINED);
     wake_reaper(run->slot);
 }
@@ -195,8 +219,9 @@ static void meet_reaper(struct collecting *run) {
 
 void collect(struct slot *slot, struct job *job, struct pipes *pipes, u32 id) {
     struct start *request = job->request;
-    struct collecting run = {slot, pipes, job, id, request->head, request->limit, request->input, -1, 0, 0, 0};
+    struct collecting run = {slot, pipes, job, id, request->head, request->limit, request->input, -1, 0, 0, 0, 0};
     while (pipes->out[0] >= 0 || pipes->out[1] >= 0 || pipes->in >= 0) turn(&run);
+    send_file(&run);
     if (run.file >= 0) SYS(close, run.file);
     uncount(slot);
     meet_reaper(&run);

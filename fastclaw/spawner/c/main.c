@@ -483,7 +483,7 @@ __attribute__((used)) _Noreturn void begin(long *stack) {
     reset_signals();
     if (main_pid != 1) SYS(prctl, PR_SET_CHILD_SUBREAPER, 1);
     move_to(connect_control(argv[1]), CONTROL);
-    if (SYS(close_range, CONTROL + 1, ~0u, 0)) exit_process(6); /* Linux 5.9 */
+    if (SYS(close_range, CONTROL + 1, LAST_FD, 0)) exit_process(6); /* Linux 5.9 */
     open_null();
     open_posts();
     slots = map(sizeof(struct slot) * MAX_REAPERS, -1);

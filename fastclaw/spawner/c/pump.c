@@ -101,11 +101,31 @@ static void fill_stdio(struct job *job, int stdio[3]) {
     if (stdio[0] < 0) stdio[0] = flags & F_TTY && !(flags & F_NULL_STDIN) ? stdio[1] : null;
 }
 
+/* gVisor takes CLONE_PARENT and does nothing about it (pkg/sentry/kernel/task_clone.go). There the command is a grandchild, which its
+ * parent's end leaves to the reaper, the nearest subreaper. */
+struct apart { struct job *job; long child; };
+
+static int start_and_leave(void *argument) {
+    struct apart *apart = argument;
+    apart->child = fork_with(CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID, 0, &apart->job->slot->child, command, apart->job);
+    return 0;
+}
+
+static long start_apart(struct job *job) {
+    struct apart apart = {job, 0};
+    long between = fork_with(CLONE_VM | CLONE_VFORK, 0, NULL, start_and_leave, &apart);
+    if (between < 0) return between;
+    SYS(wait4, between, 0, __WALL, 0);
+    if (job->slot->error) SYS(kill, job->slot->pid, SIGUSR1); /* a child that has not executed sends its parent nothing */
+    return apart.child < 0 ? apart.child : 0;
+}
+
 /* The command's parent is the reaper (CLONE_PARENT). Returns 0, or an error where there is no child for the reaper to reap. */
 static long start_command(struct job *job) {
     struct slot *slot = job->slot;
     struct job theirs = *job;
     fill_stdio(job, theirs.stdio);
+    if (welcome_flags & W_GVISOR) return start_apart(&theirs);
     unsigned long flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT | CLONE_PARENT_SETTID;
     long child = fork_with(flags, 0, &slot->child, command, &theirs);
     return child < 0 ? child : 0;

@@ -7,6 +7,7 @@ enum {
     SETTLE_MS = 1,      /* for a pump to see the EOF of its streams after the last holder's end: microseconds */
     STUCK_MS = 100,     /* for a pump to take the last bytes, or to get out of a call on a pipe; after that the pipe counts as locked,
                          * and a run's end is told as incomplete */
+    SEND_MS = 2000,     /* the same for a pump that sends what it has collected in frames: 32 MiB at most */
     NO_TIME = -1,
 };
 
@@ -171,7 +172,7 @@ static void end_drain(struct slot *slot, struct progress *at) {
     struct iovec part = {&asked, sizeof asked};
     if (at->is_last_asked) { tell_drained(slot, at); return; }
     at->is_last_asked = 1;
-    at->drained_at = now_ms() + STUCK_MS;
+    at->drained_at = now_ms() + (welcome_flags & W_GVISOR ? SEND_MS : STUCK_MS);
     ADD_BITS(&slot->meet, MEET_LAST);
     if (send_frame(post, &part, 1, NULL, 0, &slot->inbox) > 0) __atomic_add_fetch(&slot->posted, 1, __ATOMIC_SEQ_CST);
 }
@@ -316,7 +317,7 @@ int reaper(void *argument) {
     struct progress at = {0};
     slot->pid = (u32)SYS(getpid);
     /* Main's descriptors are shared until here, and there may be thousands: those of its own that are needed have low numbers. */
-    if (SYS(close_range, channel + 1, ~0u, CLOSE_RANGE_UNSHARE)) return 1;
+    if (SYS(close_range, channel + 1, LAST_FD, CLOSE_RANGE_UNSHARE)) return 1;
     SYS(close, control); /* fastclaw must see it close when main ends */
     SYS(prctl, PR_SET_CHILD_SUBREAPER, 1);
     SYS(prctl, PR_SET_PDEATHSIG, SIGUSR1);

@@ -124,7 +124,7 @@ enum {
     F_DIRECTORY = 1, F_NULL_STDIN = 2, F_IDENTITY = 4, F_SPILLED = 8, F_TTY = 16, F_TEMPLATE = 32, F_WORKER = 64, F_RUN = 128,
     F_MERGE = 256, F_END_ORPHANS = 512, F_HOLD = 1024, F_LIMIT_KILLS = 2048, F_INPUT_FILE = 4096, F_ALL = 8191
 };
-enum { W_CONFINE = 1 };
+enum { W_CONFINE = 1, W_GVISOR = 2 }; /* the second: no descriptor leaves this kernel, and it ignores CLONE_PARENT */
 enum { STEP_REQUEST = 1, STEP_PROCESS, STEP_TTY, STEP_LIMIT, STEP_USER, STEP_DIRECTORY, STEP_EXEC, STEP_ADOPT, STEP_JOIN };
 enum { SIGNAL_GROUP = 256 }; /* with a SIGNAL's number: to the whole process group */
 enum { LEVEL_TERM = 1, LEVEL_KILL = 2, LEVEL_FINISH = 4 }; /* the last: the worker whose streams these are has ended */
@@ -210,6 +210,7 @@ extern int control, channel, post, forks, null, dying, is_batch; /* post: the ma
 extern struct batch batches[BATCHES];
 extern struct address forks_address;
 enum { NO_USER = 0xffffffffu };
+enum { LAST_FD = 0x7fffffff }; /* beyond it gVisor's close_range(2) says EINVAL */
 
 /* A slot's memory. A usual reaper touches one page, a usual pump two: the pump's stack and its request share the page in
  * the middle of which PUMP_STACK lies. */

@@ -96,7 +96,8 @@ int command(void *argument) {
     if ((error = join(job))) return refuse(job, STEP_JOIN, error);
     SYS(setsid);
     if (is_batch) SYS(sched_setscheduler, 0, SCHED_OTHER, &priority);
-    SYS(prctl, PR_SET_PDEATHSIG, SIGKILL); /* and again below: changing users takes it away */
+    int dies_with_parent = !(welcome_flags & W_GVISOR); /* where its parent ends at once, see start_apart */
+    if (dies_with_parent) SYS(prctl, PR_SET_PDEATHSIG, SIGKILL); /* and again below: changing users takes it away */
     for (int i = 0; i < 3; i++) /* never 0-2 already: main keeps those open on /dev/null */
         if ((error = SYS(dup3, job->stdio[i], i, 0)) < 0) return refuse(job, STEP_PROCESS, error);
     if (request->flags & F_TTY && (error = SYS(ioctl, 1, TIOCSCTTY, 0)) < 0) return refuse(job, STEP_TTY, error);
@@ -107,7 +108,7 @@ int command(void *argument) {
     if (request->flags & F_TEMPLATE && (error = pass_fd(job->control, 3)) < 0) return refuse(job, STEP_PROCESS, error);
     if ((error = change_user(job)) < 0) return refuse(job, STEP_USER, error);
     if (job->directory && (error = SYS(chdir, job->directory)) < 0) return refuse(job, STEP_DIRECTORY, error);
-    SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
+    if (dies_with_parent) SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
     SYS(rt_sigprocmask, SIG_SETMASK, &none, 0, sizeof none);
     return report_refusal(job, execute(job));
 }
