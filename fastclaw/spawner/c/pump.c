@@ -51,16 +51,25 @@ static long make_control(struct job *job, struct pipes *pipes) {
     return 0;
 }
 
+/* gVisor has no setfsuid(2), and takes effective capabilities with the effective user. */
+static long lend(u32 uid, u64 word) {
+    if (!(welcome_flags & W_GVISOR)) return SYS(setfsuid, uid, 0, 0, word);
+    long own = SYS(geteuid);
+    SYS(setresuid, -1, uid, -1);
+    keep_capabilities();
+    return own;
+}
+
 /* Made as the command's user, who may then open them again by name: /dev/stdout. A change of the user takes the parent-death
  * signal away (prctl(2)); if the reaper died meanwhile, the pump ends. */
 static long make_streams(struct job *job, struct pipes *pipes) {
     u32 flags = job->request->flags;
     int lent = flags & F_IDENTITY;
-    long own = lent ? SYS(setfsuid, job->request->uid) : 0;
+    long own = lent ? lend(job->request->uid, 0) : 0;
     long error = flags & F_TTY ? make_terminal(job, pipes) : make_pipes(job, pipes);
     if (!error && flags & F_TEMPLATE) error = make_control(job, pipes);
     if (lent) {
-        SYS(setfsuid, own, 0, 0, own_word);
+        lend((u32)own, own_word);
         SYS(prctl, PR_SET_DUMPABLE, 0); /* see take_pump_user */
         SYS(prctl, PR_SET_PDEATHSIG, SIGKILL);
         if ((u32)SYS(getppid) != job->slot->pid) exit_process(1);

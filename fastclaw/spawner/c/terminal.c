@@ -16,6 +16,18 @@ long open_only(const char *path, u32 type, u32 major, u32 minor, int flags) {
     return error;
 }
 
+/* gVisor has no TIOCGPTPEER. Nobody inside can mount over the name, and the file's numbers are looked at. */
+enum { SLAVE_MAJOR = 136 };
+static long open_slave(int master) {
+    char path[32];
+    u32 number = 0;
+    long slave = SYS(ioctl, master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (slave == -ENOTTY) slave = SYS(ioctl, master, TIOCGPTN, &number);
+    else return slave;
+    *put_number(put(path, "/dev/pts/"), number) = 0;
+    return slave < 0 ? slave : open_only(path, S_IFCHR, SLAVE_MAJOR, number, O_RDWR | O_NOCTTY);
+}
+
 /* Returns the master. Called as the command's user, who then owns the terminal and may open it again by name. */
 long open_terminal(struct job *job, int *slave) {
     int unlock = 0;
@@ -25,7 +37,7 @@ long open_terminal(struct job *job, int *slave) {
     if (master < 0) return master;
     error = SYS(ioctl, master, TIOCSPTLCK, &unlock);
     if (error >= 0) error = SYS(ioctl, master, TIOCSWINSZ, &window);
-    if (error >= 0) error = SYS(ioctl, master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (error >= 0) error = open_slave((int)master);
     if (error >= 0) SYS(fcntl, master, F_SETFL, O_NONBLOCK);
     if (error < 0) { SYS(close, master); return error; }
     *slave = (int)error;
