@@ -27,20 +27,11 @@ if TYPE_CHECKING:
 
 SUITE = "trixie"
 PACKAGES = (
-    *(
-        "systemd",
-        "systemd-sysv",
-        "dbus",
-        "dbus-user-session",
-        "libpam-systemd",
-        "ca-certificates",
-        "procps",
-        "iproute2",
-    ),
-    *("podman", "crun", "uidmap", "passt", "slirp4netns", "netavark", "aardvark-dns", "nftables", "catatonit"),
-    *("git", "make", "python3", "python3-venv"),
+    "systemd systemd-sysv dbus dbus-user-session libpam-systemd ca-certificates procps iproute2 "
+    "podman crun uidmap passt slirp4netns netavark aardvark-dns nftables catatonit "
+    "git make python3 python3-venv "
     # What the acceptance tests compile, and the image that they use, are made with.
-    *("busybox-static", "gcc", "libc6-dev", "openssl", "strace"),
+    "busybox-static gcc libc6-dev openssl strace"
 )
 """What who follows the README has: an engine with what its package recommends, git, make, Python."""
 MASKED = ("systemd-udevd.service", "systemd-networkd.service", "systemd-networkd.socket")
@@ -82,13 +73,8 @@ def apt_mirror(texts: list[str]) -> str | None:
 
 
 def _sources() -> list[str]:
-    apt = Path("/etc/apt")
-    lists = [
-        *sorted(apt.glob("sources.list.d/*.sources")),
-        apt / "sources.list",
-        *sorted(apt.glob("sources.list.d/*.list")),
-    ]
-    return [path.read_text() for path in lists if path.is_file()]
+    patterns = ("sources.list.d/*.sources", "sources.list", "sources.list.d/*.list")
+    return [path.read_text() for pattern in patterns for path in sorted(Path("/etc/apt").glob(pattern))]
 
 
 def the_root(cache: Path, bounds: Bounds) -> Path:
@@ -100,7 +86,7 @@ def the_root(cache: Path, bounds: Bounds) -> Path:
     for tool, package in TOOLS.items():
         if shutil.which(tool) is None:
             raise UnavailableError(f"no {tool}: apt-get install {package}")
-    key = hashlib.sha256(" ".join([SUITE, *PACKAGES, *MASKED]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(" ".join([SUITE, PACKAGES, *MASKED]).encode()).hexdigest()[:12]
     root = cache / f"{SUITE}-{key}"
     if not root.is_dir():
         mirror = apt_mirror(_sources())
@@ -115,7 +101,14 @@ def _make_root(root: Path, mirror: str, bounds: Bounds) -> None:
     half = root.with_name(f"{root.name}.half")
     shutil.rmtree(half, ignore_errors=True)
     half.parent.mkdir(parents=True, exist_ok=True)
-    debootstrap = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(half), mirror]
+    debootstrap = [
+        "debootstrap",
+        "--variant=minbase",
+        f"--include={','.join(PACKAGES.split())}",
+        SUITE,
+        str(half),
+        mirror,
+    ]
     # What it mounts is gone with it.
     argv = bounds.entering(["unshare", "--mount", "--propagation=private", *debootstrap])
     try:
@@ -128,6 +121,7 @@ def _make_root(root: Path, mirror: str, bounds: Bounds) -> None:
         subprocess.run(["chroot", half, "useradd", "--create-home", "--shell=/bin/bash", "dev"], check=True)
         half.rename(root)
     finally:
+        bounds.kill()
         shutil.rmtree(half, ignore_errors=True)
 
 
@@ -177,10 +171,13 @@ def _leader(notices: socket.socket, nspawn: subprocess.Popen[bytes], log: Path) 
     deadline, leader = time.monotonic() + BOOT_S, 0
     pidfd = os.pidfd_open(nspawn.pid)
     try:
-        while select.select([notices.fileno(), pidfd], [], [], deadline - time.monotonic())[0] == [notices.fileno()]:
-            told = dict(line.split("=", 1) for line in notices.recv(4_096).decode().splitlines())
-            leader = int(told.get("X_NSPAWN_LEADER_PID", leader))
-            if leader and told.get("READY") == "1":
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([notices.fileno(), pidfd], [], [], left)[0] != [notices.fileno()]:
+                break
+            told = notices.recv(4_096).decode()
+            if found := re.search(r"^X_NSPAWN_LEADER_PID=(\d+)$", told, re.M):
+                leader = int(found[1])
+            if leader and re.search(r"^READY=1$", told, re.M):
                 return leader
     finally:
         os.close(pidfd)
