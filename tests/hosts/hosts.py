@@ -96,7 +96,7 @@ def _rows(host: Host, seat: Seat, parts: Sequence[str]) -> list[Row]:
     if told.code:
         raise UnavailableError(f"{host.engine}: {told.text.strip()}")
     engine, *_, version = told.text.split()
-    rows = [steps.readme(seat)]
+    rows = [steps.readme(seat, host.runtime)]
     if (seat.home / steps.COMMAND).exists():
         rows += [steps.check(seat, host.runtime, lane) for lane in steps.LANES if lane in parts]
         rows += [steps.acceptance(seat)] if "acceptance" in parts else []

@@ -109,22 +109,32 @@ def readme_lines(text: str) -> list[str]:
     return [line for line in lines if line] + [f"python -c {shlex.quote(program)}"]
 
 
-def readme(seat: Seat) -> Row:
-    """Clone it, and type what the README says."""
+def readme(seat: Seat, runtime: str) -> Row:
+    """Clone it, and type what the README says. What runs on another runtime than the host is for is broken, too."""
     outputs = [seat.type("clone", "git clone --quiet fastclaw.git fastclaw", LINE_S)]
     if not outputs[0].code:
         for number, line in enumerate(readme_lines(README.read_text()), 1):
             before = "cd fastclaw; " if line.startswith("make ") else IN_CHECKOUT
             outputs.append(seat.type(f"readme-{number}", line, LINE_S, before=before))
-    bad = [output for output in outputs if output.code]
+    wrong = [told for output in outputs if (told := _other_runtime(output, runtime) or _failure(output))]
     return Row(
         host=seat.host, user=seat.user, lane="README", seconds=sum(output.seconds for output in outputs),
-        kept=len(outputs) - len(bad), broken=len(bad), why=[_failure(output) for output in bad],
+        kept=len(outputs) - len(wrong), broken=len(wrong), why=wrong,
     )  # fmt: skip
 
 
+def _other_runtime(output: Output, runtime: str) -> str:
+    """What the line says of one; `local` is what is taken where there is no engine, and ends well."""
+    others = [
+        line for line in output.text.splitlines() if line.startswith("Runtime: ") and runtime not in line.split(",")[0]
+    ]
+    return f"{output.log.stem}: {others[0]}" if others else ""
+
+
 def _failure(output: Output) -> str:
-    """A line that did not end well: its exit code, and the last that it said."""
+    """Of a line that did not end well, its exit code and the last that it said; empty of one that did."""
+    if not output.code:
+        return ""
     said = [line.strip() for line in output.text.splitlines() if line.strip()]
     ended = "took too long" if output.code == TIMED_OUT else f"exit code {output.code}"
     return f"{output.log.stem}: {ended}: {said[-1] if said else 'said nothing'}"
@@ -162,7 +172,7 @@ def check(seat: Seat, runtime: str, lane: str) -> Row:
         output.log.with_suffix(".json").write_bytes(text)
         report = msgspec.json.decode(text, type=_Report)
     except (OSError, msgspec.DecodeError):
-        return replace(row, broken=1, why=[_failure(output)])
+        return replace(row, broken=1, why=[f"no report: {_failure(output)}"])
     if report.refused is not None:
         return replace(row, broken=1, why=[f"nothing was checked: {report.refused}"])
     counts = Counter(finding.verdict for finding in report.findings)
@@ -186,7 +196,7 @@ def acceptance(seat: Seat) -> Row:
     try:
         cases = list(ElementTree.parse(seat.home / "fastclaw" / "acceptance.xml").iter("testcase"))
     except (OSError, ElementTree.ParseError):
-        return replace(row, broken=1, why=[_failure(output)])
+        return replace(row, broken=1, why=[f"no report: {_failure(output)}"])
     broken = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = [case for case in cases if case not in broken and case.find("skipped") is not None]
     return replace(

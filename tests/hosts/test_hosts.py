@@ -163,16 +163,18 @@ def test_who_interrupts_it_has_nothing_left(groups: Bounds) -> None:
 # --- A whole host ---
 
 
-def test_a_line_of_the_readme_that_fails_is_broken(seat: Seat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_of_the_readme_that_fails_or_has_no_engine_is_broken(
+    seat: Seat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = tmp_path / "README.md"
-    page.write_text(
-        "```python\n```\n```sh\nmake --version\n```\n```sh\nls\necho of all things; false   # not this\n```\n"
-    )
+    first, second = "make --version", "echo Runtime: local, just so\necho of all things; false   # not this"
+    page.write_text(f"```python\n```\n```sh\n{first}\n```\n```sh\n{second}\n```\n")
     monkeypatch.setattr(steps, "README", page)
     steps.provide_repository(seat)
-    row = steps.readme(seat)
-    assert row.kept == 3  # and it was cloned
+    row = steps.readme(seat, "podman")
+    assert row.kept == 2  # it was cloned, and make is there
     assert row.why == [
+        "here-readme-2: Runtime: local, just so",
         "here-readme-3: exit code 1: of all things",
         "here-readme-4: exit code 127: bash: line 1: python: command not found",
     ]
