@@ -37,6 +37,7 @@ import socket
 import sys
 import threading
 import types
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _fork(control: socket.socket, request: Request) -> bytes | None:
         stream.flush()
     ours, report = os.pipe()
     try:
-        middle = os.fork()
+        middle = _fork_without_warning()
     except OSError as error:
         _close([ours, report])
         return _failed(request, _Failed("fork", error.errno or errno.EAGAIN))
@@ -163,10 +164,18 @@ def _fork(control: socket.socket, request: Request) -> bytes | None:
     return answer or _failed(request, _Failed("worker", errno.EIO))
 
 
+def _fork_without_warning() -> int:
+    """Python 3.12 and 3.13 warn of threads that a fork's hooks have begun (os.register_at_fork): they count behind these.
+    There was none at the fork, and of the next one it is said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def _second_fork(control: socket.socket, request: Request, report: int) -> None:
     """In the child. Returns only in its own child, the worker, once fastclaw has sent its byte."""
     try:
-        if os.fork():
+        if _fork_without_warning():
             os._exit(0)
         _prepare(control, request, report)
         os.write(report, json.dumps({"forked": request.id, "pid": os.getpid()}).encode())
