@@ -227,8 +227,9 @@ def as_nobody(directory: Path) -> str:
     directory.chmod(0o755)
     reader, writer = os.pipe()
     if os.fork() == 0:
-        os.chdir(directory)  # the directories above it are root's alone
+        os.chdir(directory)
         if os.geteuid() == 0:
+            os.chroot(".")  # the directories above it are root's alone, and Python 3.13 resolves them too
             os.setuid(NOBODY)
         try:
             sent(Path())
