@@ -165,8 +165,8 @@ def _fork(control: socket.socket, request: Request) -> bytes | None:
 
 
 def _fork_without_warning() -> int:
-    """Python 3.12 and 3.13 warn of threads that a fork's hooks have begun (os.register_at_fork): they count behind these.
-    There was none at the fork, and of the next one it is said."""
+    """Python 3.13, and some of 3.12, warn of threads that a fork's own hooks begin (os.register_at_fork): they count
+    behind these. There was none at the fork, and the next one is refused."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
