@@ -7,16 +7,16 @@ the host's, with rules in its firewall, so no script of ours installs it.
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import subprocess
-import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 from msgspec import Struct
 
-from fastclaw.errors import StartFailed
 from fastclaw.linux.cgroups import CGROUPS
 from fastclaw.podman.base_image import default_archive
 from fastclaw.podman.dialects import Docker, find_docker
@@ -62,42 +62,44 @@ def _daemon(program: str, base: Path) -> Iterator[int]:
     """Ends with this process, however that ends; and takes its containers and containerd with it."""
     settings, group = base / "daemon.json", f"fastclaw-docker-{os.getpid()}"
     settings.write_text(f'{{"deprecated-key-path": "{base}/key.json"}}')  # else it writes to /etc/docker
-    places = (
-        "--config-file",
-        settings,
-        "--data-root",
-        base / "data",
-        "--exec-root",
-        base / "exec",
-        "--pidfile",
-        base / "pid",
-    )
+    places = {
+        "config-file": settings,
+        "data-root": base / "data",
+        "exec-root": base / "exec",
+        "pidfile": base / "pid",
+        "cgroup-parent": f"/{group}",
+    }
     command = ["setpriv", "--pdeathsig", "TERM", program, "-H", f"unix://{base}/d.sock"]
-    with (base / "log").open("wb") as log:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices, (base / "log").open("wb") as log:
+        notices.bind(str(base / "notify"))
         daemon = subprocess.Popen(
-            [*command, *places, "--cgroup-parent", f"/{group}", *_NO_NETWORK],
+            [*command, *(f"--{name}={place}" for name, place in places.items()), *_NO_NETWORK],
             stdout=log,
             stderr=log,
+            env={**os.environ, "NOTIFY_SOCKET": str(base / "notify")},
             start_new_session=True,
         )
-    try:
-        _await(f"unix://{base}/d.sock", daemon, base / "log")
-        yield daemon.pid
-    finally:
-        daemon.send_signal(signal.SIGTERM)
-        daemon.wait(_DOWN_S)
-        for folder in (CGROUPS / group, *CGROUPS.glob(f"*/{group}")):
-            with suppress(OSError):
-                folder.rmdir()
-
-
-def _await(url: str, daemon: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _UP_S
-    while True:
         try:
-            find_docker(url, 5)
-            return
-        except StartFailed as error:
-            if daemon.poll() is not None or time.monotonic() > deadline:
-                unusable(f"dockerd does not come up ({error}): {log.read_text(errors='replace')[-500:]}")
-        time.sleep(0.05)  # it says that it is up in its log only
+            if not _is_ready(notices, daemon):
+                unusable(f"dockerd does not come up: {(base / 'log').read_text(errors='replace')[-500:]}")
+            yield daemon.pid
+        finally:
+            _end(daemon, group)
+
+
+def _is_ready(notices: socket.socket, daemon: subprocess.Popen[bytes]) -> bool:
+    """It says so as to systemd (sd_notify(3))."""
+    pidfd = os.pidfd_open(daemon.pid)
+    try:
+        ready, _, _ = select.select([notices.fileno(), pidfd], [], [], _UP_S)
+        return notices.fileno() in ready and b"READY=1" in notices.recv(4_096)
+    finally:
+        os.close(pidfd)
+
+
+def _end(daemon: subprocess.Popen[bytes], group: str) -> None:
+    daemon.send_signal(signal.SIGTERM)
+    daemon.wait(_DOWN_S)
+    for folder in (CGROUPS / group, *CGROUPS.glob(f"*/{group}")):
+        with suppress(OSError):
+            folder.rmdir()

@@ -32,6 +32,7 @@ SUBJECTS = {
     "acceptance/test_*.py": "the whole, as a supervisor and a hostile process see it",
     "adapters/*/test_*.py": "an adapter and its tool, by `make test-adapters`",
     "client/test_real_runtimes.py": "processes and runs through all layers, over real runtimes",
+    "conformance/test_docker.py": "promises over a real Docker",
     "conformance/test_broken*.py": "all checks, against a runtime that breaks promises",
     "network/bridge/test_walls.py": "the firewall's rules, against real packets",
     "podman/clones/test_full.py": "clones on a disk that is full",

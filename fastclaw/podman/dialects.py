@@ -73,7 +73,7 @@ class About(NamedTuple):
 
     Parameters:
         image_list: its list of images, where that is on this host and tells of every change.
-        makes_groups: it makes control groups on this host, by any name.
+        makes_groups: it makes control groups on this host, by any name, whose processes we may end.
     """
 
     version: EngineVersion
@@ -184,7 +184,7 @@ class Podman:
         return About(
             _podman_version(info),
             image_list=Path(store.graph_root, f"{store.graph_driver_name}-images", "images.json"),
-            makes_groups=host.cgroup_manager == "cgroupfs" and not host.security.rootless,
+            makes_groups=host.cgroup_manager == "cgroupfs" and not host.security.rootless and os.geteuid() == 0,
         )
 
     def create(self, client: APIClient, spec: Mapping[str, Any]) -> APIResponse:
@@ -306,8 +306,8 @@ class Docker:
             cgroup_version=f"v{info.cgroup_version}",
             controllers=(*["memory"] * info.memory_limit, *["pids"] * info.pids_limit),
         )
-        is_here = is_socket and _is_here(info.name, info.mem_total)
-        return About(version, makes_groups=is_here and info.cgroup_driver == "cgroupfs" and not version.rootless)
+        is_ours = is_socket and _is_here(info.name, info.mem_total) and not version.rootless and os.geteuid() == 0
+        return About(version, makes_groups=is_ours and info.cgroup_driver == "cgroupfs")
 
     def create(self, client: APIClient, spec: Mapping[str, Any]) -> APIResponse:
         body = msgspec.json.encode(docker_spec.create_body(spec))
