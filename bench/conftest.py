@@ -17,6 +17,8 @@ from bench.ratios import Ratios, read_budgets
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytest_plugins = ["tests.docker_fixtures"]
+
 RATIOS = pytest.StashKey[Ratios]()
 
 

@@ -13,6 +13,7 @@ from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.container import SpawnerContainer
 from fastclaw.podman.container_spec import InitPlan, container_spec
 from fastclaw.podman.containers import SpawnerSlot
+from fastclaw.podman.dialects import PODMAN
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner.spawn_lane import SpawnLane
@@ -21,6 +22,8 @@ from fastclaw.spawner.spawner_host import find_spawner
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from fastclaw.podman.dialects import Dialect
 
 TRUE = ["true"]
 """Inside, by PATH: busybox, which is static."""
@@ -36,9 +39,9 @@ class Latencies(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def spawn_lane(url: str, directory: Path) -> AsyncIterator[SpawnLane]:
+async def spawn_lane(url: str, directory: Path, dialect: Dialect = PODMAN) -> AsyncIterator[SpawnLane]:
     """A lane over one container of a running engine."""
-    engine = EngineLifecycle(url)
+    engine = EngineLifecycle(url, dialect=dialect)
     path = str(directory / "bench.init")
 
     def make(on_death: Callable[[], None]) -> SpawnerContainer:

@@ -1,4 +1,5 @@
-"""The spawn lane without JSON-RPC against bare posix_spawn and wait, and with it against the REST lane.
+"""The spawn lane without JSON-RPC against bare posix_spawn and wait, and with it against the REST lane; in Docker's
+container against Podman's.
 
 Over the wire against posix_spawn: test_wire.py.
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
     from fastclaw.spawner.spawn_lane import SpawnLane
+    from tests.docker_fixtures import DockerService
 
 COUNTS = {1: 600, 16: 1_600}
 """Execs a round, by how many run at once: about half a second each."""
@@ -41,6 +43,15 @@ def lane(runner: asyncio.Runner, engine: Engine) -> Iterator[SpawnLane]:
     stack = contextlib.AsyncExitStack()
     with tempfile.TemporaryDirectory(prefix="fcl", dir="/tmp") as directory:
         yield runner.run(stack.enter_async_context(spawn_lane(engine.url, Path(directory))))
+        runner.run(stack.aclose())
+
+
+@pytest.fixture(scope="module")
+def docker_lane(runner: asyncio.Runner, docker_service: DockerService) -> Iterator[SpawnLane]:
+    stack = contextlib.AsyncExitStack()
+    with tempfile.TemporaryDirectory(prefix="fcl", dir="/tmp") as directory:
+        lane = spawn_lane(docker_service.url, Path(directory), docker_service.dialect)
+        yield runner.run(stack.enter_async_context(lane))
         runner.run(stack.aclose())
 
 
@@ -81,6 +92,26 @@ def test_without_json_rpc(
     if at_once == 1:
         _added("p50", 0.10, ratios, [one.p50 for one in ours], [one.p50 for one in theirs])
         _added("p99", 0.50, ratios, [one.p99 for one in ours], [one.p99 for one in theirs])
+
+
+@pytest.mark.parametrize("at_once", COUNTS)
+def test_in_docker(
+    benchmark: BenchmarkFixture,
+    ratios: Ratios,
+    runner: asyncio.Runner,
+    lane: SpawnLane,
+    docker_lane: SpawnLane,
+    at_once: int,
+) -> None:
+    count = COUNTS[at_once]
+    found = compare(
+        benchmark,
+        lambda: runner.run(run(docker_lane, count, at_once)),
+        {"podman": lambda: runner.run(run(lane, count, at_once))},
+        ROUNDS,
+    )
+    ratios.ratio(f"spawn lane in Docker, {at_once} at once / in Podman", found.ratios["podman"])
+    ratios.fact(f"spawn lane in Docker, {at_once} at once", f"{count / found.seconds:.0f}/s")
 
 
 def _added(name: str, allowed_ms: float, ratios: Ratios, ours: list[float], theirs: list[float]) -> None:
