@@ -266,6 +266,8 @@ class _DockerInfo(Struct, rename="pascal"):
     security_options: list[str] = []
     memory_limit: bool = False
     pids_limit: bool = False
+    cpu_cfs_quota: bool = False
+    cpu_set: bool = field(name="CPUSet", default=False)
 
 
 class _DockerVolume(Struct, rename="pascal"):
@@ -297,6 +299,12 @@ class Docker:
 
     def about(self, client: APIClient, *, is_socket: bool) -> About:
         info = answer(client.get("/info"), _DockerInfo)
+        controllers = {
+            "memory": info.memory_limit,
+            "pids": info.pids_limit,
+            "cpu": info.cpu_cfs_quota,
+            "cpuset": info.cpu_set,
+        }
         version = EngineVersion(
             docker=info.server_version,
             oci_runtime=info.default_runtime,
@@ -304,7 +312,7 @@ class Docker:
             storage_driver=info.driver,
             storage=info.docker_root_dir,
             cgroup_version=f"v{info.cgroup_version}",
-            controllers=(*["memory"] * info.memory_limit, *["pids"] * info.pids_limit),
+            controllers=tuple(name for name, is_there in controllers.items() if is_there),
         )
         is_ours = is_socket and _is_here(info.name, info.mem_total) and not version.rootless and os.geteuid() == 0
         return About(version, makes_groups=is_ours and info.cgroup_driver == "cgroupfs")

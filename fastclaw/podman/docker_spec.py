@@ -21,6 +21,7 @@ _WITHOUT = frozenset(
         "use_image_hosts",  # what is mounted at /etc/hosts is there instead of its own
     }
 )
+_BOUNDS, _CPU = frozenset({"pids", "memory", "cpu"}), frozenset({"quota", "period", "cpus"})
 _MOUNT_OPTIONS = frozenset({"rw", "ro", "nosuid", "nodev", "rbind", "rprivate"})
 """It has no `nosuid` and `nodev`: without new privileges and CAP_MKNOD, and with the devices that a container may open,
 they forbid nothing more."""
@@ -79,7 +80,11 @@ def create_body(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _host_config(left: dict[str, Any]) -> dict[str, Any]:
-    limits = left.pop("resource_limits")
+    bounds = left.pop("resource_limits")
+    cpu = bounds.get("cpu", {})
+    for known, given in ((_BOUNDS, bounds), (_CPU, cpu)):
+        if unknown := sorted(given.keys() - known):
+            raise StartFailed(f"Docker has no limit {unknown[0]!r}; use runtime 'podman'", "unsupported")
     return {
         "AutoRemove": left.pop("remove"),
         "Init": False,
@@ -91,8 +96,11 @@ def _host_config(left: dict[str, Any]) -> dict[str, Any]:
         "NetworkMode": left.pop("netns")["nsmode"],
         "IpcMode": left.pop("ipcns")["nsmode"],
         "CgroupnsMode": left.pop("cgroupns")["nsmode"],
-        "PidsLimit": limits["pids"]["limit"],
-        "Memory": limits.get("memory", {}).get("limit", 0),
+        "PidsLimit": bounds["pids"]["limit"],
+        "Memory": bounds.get("memory", {}).get("limit", 0),
+        "CpuQuota": cpu.get("quota", 0),
+        "CpuPeriod": cpu.get("period", 0),
+        "CpusetCpus": cpu.get("cpus", ""),
         "Ulimits": left.pop("r_limits"),
         "StorageOpt": left.pop("storage_opts", {}),
         "ShmSize": left.pop("shm_size"),

@@ -40,6 +40,7 @@ async def test_what_it_is(engine: EngineLifecycle) -> None:
     assert version.docker[0].isdigit()
     assert (version.podman, version.conmon, version.rootless) == ("", "", False)
     assert version.storage_driver
+    assert set(version.controllers) == {"memory", "pids", "cpu", "cpuset"}
 
 
 def test_podman_is_not_taken_for_it(engine_service: EngineService) -> None:

@@ -36,6 +36,9 @@ def test_what_confines_it_is_said() -> None:
         "CgroupnsMode": "private",
         "PidsLimit": 10,
         "Memory": 0,
+        "CpuQuota": 0,
+        "CpuPeriod": 0,
+        "CpusetCpus": "",
         "Ulimits": [],
         "StorageOpt": {},
         "ShmSize": 1024,
@@ -67,6 +70,8 @@ def test_limits_and_the_runtime() -> None:
     config = host_config(memory_bytes=2**20, disk_bytes=2**21, oci_runtime="runsc", capabilities=("CAP_CHOWN",))
     assert (config["Memory"], config["StorageOpt"], config["Runtime"]) == (2**20, {"size": str(2**21)}, "runsc")
     assert "CAP_CHOWN" in config["CapAdd"]
+    config = host_config(cpus=1.5, cpuset="0-1")
+    assert (config["CpuQuota"], config["CpuPeriod"], config["CpusetCpus"]) == (150_000, 100_000, "0-1")
 
 
 def test_mounts_and_volumes() -> None:
@@ -104,6 +109,8 @@ def test_what_it_has_no_word_for_is_refused(more: dict[str, Any], what: str) -> 
 def test_a_field_that_is_new_is_refused() -> None:
     with pytest.raises(StartFailed, match="'brand_new'"):
         create_body({**spec(), "brand_new": 1})
+    with pytest.raises(StartFailed, match="no limit 'brand_new'"):
+        create_body({**spec(), "resource_limits": {"brand_new": {}, "pids": {"limit": 1}}})
 
 
 @pytest.mark.parametrize(
