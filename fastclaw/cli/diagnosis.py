@@ -40,7 +40,12 @@ def _problem(subject: str, text: str, advice: str | None = None) -> Finding:
 
 
 def engine_findings(
-    host: HostFacts, unusable: str | None, versions: Mapping[str, str] | None, *, has_spawner: bool = True
+    host: HostFacts,
+    unusable: str | None,
+    versions: Mapping[str, str] | None,
+    *,
+    has_spawner: bool = True,
+    has_docker: bool = False,
 ) -> list[Finding]:
     """Whether an engine is there, answers, and is free of known bugs.
 
@@ -48,15 +53,28 @@ def engine_findings(
         unusable: why it is not, in one line; None where it answered.
         versions: what it says it is made of, by the names of `EngineVersion`'s fields.
         has_spawner: processes are started on the spawn lane.
+        has_docker: there is one that takes its place.
     """
     if unusable is not None:
-        return [_problem("engine", unusable, _INSTALL if host.podman is None else None)]
+        found = _warning if has_docker else _problem
+        return [found("engine", unusable, _INSTALL if host.podman is None else None)]
     parts = versions or {}
     findings = [_ok("engine", _parts(parts)), *_bugs(parts, host, has_spawner)]
     if host.catatonit is None:
         text = "no static catatonit: on the REST lane, images without /bin/sh cannot be used"
         findings.append(_warning("init", text, "apt-get install catatonit"))
     return findings
+
+
+def docker_finding(url: str, *, is_taken: bool) -> Finding:
+    """That environments can be had in Docker's containers.
+
+    Parameters:
+        url: where it is asked.
+        is_taken: since Podman cannot be had.
+    """
+    how = "runtime auto takes it" if is_taken else "set options.runtime to docker to take it"
+    return _ok("docker", f"one answers at {url}; {how}")
 
 
 def _bugs(parts: Mapping[str, str], host: HostFacts, has_spawner: bool) -> list[Finding]:

@@ -18,6 +18,7 @@ from fastclaw.cli.diagnosis import (
     capacity_finding,
     controllers_finding,
     disk_finding,
+    docker_finding,
     engine_findings,
     image_finding,
     network_findings,
@@ -31,16 +32,20 @@ from fastclaw.errors import FastclawError, StartFailed
 from fastclaw.linux import own_process, splice
 from fastclaw.linux.own_process import host_limits, raise_file_limit
 from fastclaw.network.bridge.bridge import why_no_bridge
+from fastclaw.options import Options
 from fastclaw.podman.rights import why_no_user_namespace
 from fastclaw.podman.service.facts import (
     CGROUP_ROOT,
     container_controllers,
+    docker_url,
     find_program,
     free_subordinate_id,
     host_facts,
     program_version,
     subordinate_ids,
     user_name,
+    why_no_docker,
+    why_no_engine,
     why_no_user_namespaces,
 )
 from fastclaw.podman.service.storage import default_state_dir, disk_of, why_full
@@ -82,7 +87,14 @@ async def _examine(url: str | None) -> list[Finding]:
     netavark = facts.netavark and program_version(facts.netavark)
     is_here = (url or "unix:").startswith("unix:")
     return [
-        *engine_findings(facts, unusable, _parts(version), has_spawner=is_here and why_no_spawner() is None),
+        *engine_findings(
+            facts,
+            unusable,
+            _parts(version),
+            has_spawner=is_here and why_no_spawner() is None,
+            has_docker=why_no_docker(Options()) is None,
+        ),
+        *_docker(),
         _image(),
         _spawner(),
         *_disk(default_state_dir()),
@@ -98,6 +110,12 @@ def _spawner() -> Finding:
     binary = find_spawner()
     thread = f"/proc/self/task/{os.getpid()}/children"
     return spawner_finding(why_no_spawner(), binary.stat().st_size if binary else 0, os.path.exists(thread))
+
+
+def _docker() -> list[Finding]:
+    if why_no_docker(Options()) is not None:
+        return []
+    return [docker_finding(docker_url(Options()), is_taken=why_no_engine(Options()) is not None)]
 
 
 def _image() -> Finding:

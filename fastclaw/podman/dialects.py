@@ -319,6 +319,8 @@ class Docker:
 
     def create(self, client: APIClient, spec: Mapping[str, Any]) -> APIResponse:
         body = msgspec.json.encode(docker_spec.create_body(spec))
+        if spec["netns"]["nsmode"] != "none" and client.get("/networks/bridge").status_code == 404:
+            raise StartFailed("this Docker has no default network (dockerd --bridge=none)", "network_failed")
         return client.post("/containers/create", params={"name": spec["name"]}, data=body, headers=JSON)
 
     def check_created(self, client: APIClient, container: str, spec: Mapping[str, Any]) -> None:

@@ -324,6 +324,9 @@ NETWORK_WORDS = re.compile(r"netavark|setting up network|network namespace|rootl
 MOUNT_WORDS = re.compile(r"\bstatfs\b|\bmounts?(ing|ed)?\b|invalid (container|host) path", re.IGNORECASE)
 """Podman 4.3.1 gives no machine-readable cause for these: all are a 500 or 404 with a sentence."""
 
+NO_PAGE = "page not found"
+"""What Docker says of a path that is not its own."""
+
 
 START_IT = "start it or change options.url"
 
@@ -375,6 +378,8 @@ def is_refusal(error: BaseException) -> bool:
 
 def _refused(answer: APIError) -> StartFailed:
     text = message_of(str(answer.explanation or answer))
+    if answer.status_code == 404 and text == NO_PAGE:
+        return StartFailed("it is no Podman that answers; for Docker set options.runtime to docker", "unsupported")
     if QUOTA_WORDS.search(text):
         needs = "needs overlay on XFS that is mounted with pquota; leave it out or move options.state_dir"
         return StartFailed(f"the engine's storage keeps no quota: options.disk_bytes {needs}", "unsupported")

@@ -11,6 +11,7 @@ from fastclaw.cli.diagnosis import (
     capacity_finding,
     controllers_finding,
     disk_finding,
+    docker_finding,
     engine_findings,
     image_finding,
     network_findings,
@@ -77,6 +78,12 @@ def test_the_engine(facts: dict[str, Any], unusable: str | None, versions: dict[
     assert summary(engine_findings(host(**facts), unusable, VERSIONS | versions)) == expected
 
 
+def test_where_docker_takes_its_place_a_missing_engine_is_no_problem() -> None:
+    assert summary(engine_findings(host(podman=None), "podman is not installed", None, has_docker=True)) == [
+        ("engine", "warning", "podman is not installed", "apt-get install podman crun netavark uidmap busybox-static")
+    ]
+
+
 MANY = limits.MAX_PROCESSES
 OTHER_DISK = "remove files there, or set XDG_STATE_HOME to a directory on another disk"
 USERMOD = "usermod --add-subuids 300000-365535 --add-subgids 300000-365535 me; podman system migrate"
@@ -103,6 +110,10 @@ BUSYBOX = "apt-get install busybox-static"
             ("inotify", "warning", "fs.inotify.max_user_instances is 1",
              f"sysctl fs.inotify.max_user_instances={limits.WANTED_INOTIFY}"),
         ]),
+        ([docker_finding("unix:///d", is_taken=True)],
+         [("docker", "ok", "one answers at unix:///d; runtime auto takes it", None)]),
+        ([docker_finding("unix:///d", is_taken=False)],
+         [("docker", "ok", "one answers at unix:///d; set options.runtime to docker to take it", None)]),
         ([spawner_finding(None, 13_000, lists_children=True)], [("spawner", "ok", "13 KB, for the spawn lane", None)]),
         ([spawner_finding("not built", 0, lists_children=True)],
          [("spawner", "warning", f"not built: {NO_SPAWNER}", REINSTALL)]),

@@ -10,7 +10,7 @@ import pytest
 
 from fastclaw.errors import StartFailed
 from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container_spec import InitPlan, container_spec
+from fastclaw.podman.container_spec import OPEN_NETWORK, InitPlan, container_spec
 from fastclaw.podman.dialects import find_docker
 
 if TYPE_CHECKING:
@@ -73,6 +73,22 @@ async def test_a_runtime_that_it_does_not_have_is_refused(
     with pytest.raises(StartFailed, match="runsc-none"):
         await engine.create_container(spec(docker_service, "dialects-2", oci_runtime="runsc-none"))
     assert await engine.list_containers(LABELS) == []
+
+
+async def test_an_open_network_that_is_not_there_is_refused(
+    engine: EngineLifecycle, docker_service: DockerService
+) -> None:
+    """Docker would leave the container alone in its network, without a word."""
+    with pytest.raises(StartFailed, match="no default network") as raised:
+        await engine.create_container(spec(docker_service, "dialects-4", network=OPEN_NETWORK))
+    assert raised.value.reason == "network_failed"
+
+
+async def test_it_is_not_taken_for_podman(docker_service: DockerService) -> None:
+    engine = EngineLifecycle(docker_service.url, 20)
+    with pytest.raises(StartFailed, match=r"set options\.runtime to docker"):
+        await engine.version()
+    await engine.aclose()
 
 
 async def test_a_volume_belongs_to_whom_it_is_for(engine: EngineLifecycle) -> None:
