@@ -112,7 +112,7 @@ class EngineLifecycle:
         self._lost = LostContainers(self._remove_whole)
         self._version: EngineVersion | None = None
         self._ending: set[asyncio.Task[None]] = set()
-        self._makes_groups = False  # control groups on this host, by any name
+        self._steps: type[builds.StepGroup | builds.StepShm] | None = None  # of builds on this host
         self._asking: Flights[EngineVersion] = Flights()
 
     def __repr__(self) -> str:
@@ -131,7 +131,8 @@ class EngineLifecycle:
     async def _ask_version(self) -> EngineVersion:
         is_socket = self.url.startswith("unix:")
         about = await self.read(lambda client: self.dialect.about(client, is_socket=is_socket))
-        self._images.list_file, self._makes_groups = about.image_list, about.makes_groups
+        self._images.list_file = about.image_list
+        self._steps = None if about.steps is None else builds.STEPS_BY[about.steps]
         return about.version
 
     async def ensure_image(
@@ -162,7 +163,7 @@ class EngineLifecycle:
             IoError: what is in the directory cannot be read.
         """
         await self.version()
-        return await builds.build(self, request, tell, group=builds.StepGroup() if self._makes_groups else None)
+        return await builds.build(self, request, tell, steps=None if self._steps is None else self._steps())
 
     async def load_images(self, archive: str, tell: Tell | None = None) -> list[str]:
         """Load the images of an archive on this host; a reference for each, or its id.

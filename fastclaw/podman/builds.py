@@ -2,13 +2,14 @@
 
 A build that is given up is ended to its last process. Podman 4.3.1 ends one whose client has left only after its step
 (pkg/api/handlers/compat/images_build.go: the context of the request ends, the command of a RUN does not notice), so the
-steps of a build are in a control group of their own, whose processes are killed; then the engine cleans up.
+steps of a build have something by which they are known, and are killed; then the engine cleans up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
 import os
 import re
 import secrets
@@ -25,18 +26,20 @@ from podman.errors import APIError
 
 from fastclaw import engine_limits
 from fastclaw.errors import IoError, StartFailed
+from fastclaw.limits import KIB
+from fastclaw.linux import proc
 from fastclaw.linux.cgroups import CGROUPS
 from fastclaw.linux.proc import this_process
 from fastclaw.podman.build_context import Archive, BuildContext
 from fastclaw.podman.dialects import TAR
 from fastclaw.podman.engine_news import News, Output, lines_of
 from fastclaw.podman.podman_client import check
-from fastclaw.podman.service.janitor_main import STEPS
+from fastclaw.podman.service.janitor_main import STEPS, has_shm, shm_kib
 from fastclaw.processes.file_helper import error_for
 from fastclaw.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 
     from podman.api.client import APIClient
 
@@ -74,38 +77,38 @@ class Calls(Protocol):
         """See that something comes to its end, and wait for that as long as a caller may wait."""
 
 
-async def build(calls: Calls, request: BuildImage, tell: Tell | None, *, group: StepGroup | None) -> str:
+async def build(calls: Calls, request: BuildImage, tell: Tell | None, *, steps: Steps | None) -> str:
     """Build an image; its id.
 
     Parameters:
-        group: for its steps, where they can be in one.
+        steps: what they are known by, where they run on this host.
 
     Raises:
         StartFailed: `build_failed`, besides the reasons of every call.
         IoError: what is in the directory cannot be read.
     """
     context = await asyncio.to_thread(BuildContext.open, request.directory, request.file)
-    params = {**_params(request, context, group), **calls.dialect.build_words(request)}
+    params = {**_params(request, context, steps), **calls.dialect.build_words(request)}
     news, line = News(tell), calls.line()
     others = await calls.read(calls.dialect.building)
     try:
         return await calls.build(line, lambda: _build(calls.dialect, line, params, context, news))
     except BaseException as error:
         if isinstance(error, StartFailed) and error.reason == "engine_unavailable":  # whose steps would go on alone
-            await asyncio.to_thread(group.end if group is not None else bool)
+            await asyncio.to_thread(steps.end if steps is not None else bool)
         elif not line.is_through:
-            await calls.see_to(line, _end(calls, line, others, group))
+            await calls.see_to(line, _end(calls, line, others, steps))
         raise
 
 
-def _params(request: BuildImage, context: BuildContext, group: StepGroup | None) -> dict[str, str]:
+def _params(request: BuildImage, context: BuildContext, steps: Steps | None) -> dict[str, str]:
     params = {
         "dockerfile": context.containerfile,
         "rm": "true",
         "forcerm": "true",
         "buildargs": msgspec.json.encode(request.args).decode(),
     }
-    more = {"t": request.tag, "target": request.target, "cgroupparent": None if group is None else group.path}
+    more = {"t": request.tag, "target": request.target, **({} if steps is None else steps.params)}
     return params | {name: value for name, value in more.items() if value is not None}
 
 
@@ -165,7 +168,7 @@ def _failed(error: str, output: Output) -> StartFailed:
     return StartFailed(f"the build failed: {text}{said}", "build_failed", output=output.tail)
 
 
-async def _end(calls: Calls, line: Line, others: set[str], group: StepGroup | None) -> None:
+async def _end(calls: Calls, line: Line, others: set[str], steps: Steps | None) -> None:
     """Return when the engine is through with a build that was given up: it says so, or a container of it was there and
     is gone, or for some time there is none. After a step that was ended there is no other, but one may begin as the
     client leaves.
@@ -174,7 +177,7 @@ async def _end(calls: Calls, line: Line, others: set[str], group: StepGroup | No
     calm_since = float("inf")
     loop = asyncio.get_running_loop()
     while not line.is_through:
-        has_step = group is not None and await asyncio.to_thread(group.end)
+        has_step = steps is not None and await asyncio.to_thread(steps.end)
         working = await _working_but(calls, others)
         seen |= working
         if line.is_closed and not has_step and (seen - working or not seen):
@@ -192,15 +195,43 @@ async def _working_but(calls: Calls, others: set[str]) -> set[str]:
     return set()
 
 
-class StepGroup:
-    """The control group of a build's steps, on this host, by whose name a janitor finds it too.
+class Steps(Protocol):
+    """What the steps of one build are known by on this host, also to a janitor.
 
     Attributes:
-        path: its name, from the root of each hierarchy.
+        params: how the engine is told.
     """
+
+    params: Mapping[str, str]
+
+    def end(self) -> bool:
+        """Kill them; whether there were some."""
+
+
+class StepShm(Steps):
+    """The size of their /dev/shm: where the engine puts them into no control group that we name."""
+
+    _numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self._kib = shm_kib(this_process().label, next(self._numbers))
+        self.params = {"shmsize": str(self._kib * KIB)}
+
+    def end(self) -> bool:
+        """Kill those that have it; whether there were some."""
+        found = [pid for pid in proc.pids() if has_shm(pid, {self._kib})]
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(found)
+
+
+class StepGroup(Steps):
+    """A control group of their own."""
 
     def __init__(self) -> None:
         self.path = f"/{this_process().table_prefix}{STEPS}{secrets.token_hex(4)}"
+        self.params = {"cgroupparent": self.path}
 
     def end(self) -> bool:
         """Kill what is in it, else remove it; whether there was something."""
@@ -214,6 +245,9 @@ class StepGroup:
             with suppress(OSError):  # the OCI runtime does it too, where it still can
                 folder.rmdir()
         return bool(found)
+
+
+STEPS_BY: Mapping[str, type[StepGroup | StepShm]] = {"group": StepGroup, "shm": StepShm}
 
 
 def _numbers(file: Path) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Struct, field
@@ -22,6 +22,7 @@ from fastclaw.podman.engine_news import lines_of
 from fastclaw.podman.engine_traits import rootless_network
 from fastclaw.podman.podman_client import (
     JSON,
+    EngineHost,
     Info,
     Inspected,
     ListedVolume,
@@ -73,12 +74,13 @@ class About(NamedTuple):
 
     Parameters:
         image_list: its list of images, where that is on this host and tells of every change.
-        makes_groups: it makes control groups on this host, by any name, whose processes we may end.
+        steps: what steps of builds on this host are known by, where we may end them: a control group named as asked, or
+            the size of their /dev/shm; None where they are not, or it ends them itself.
     """
 
     version: EngineVersion
     image_list: Path | None = None
-    makes_groups: bool = False
+    steps: Literal["group", "shm"] | None = None
 
 
 class Dialect(Protocol):
@@ -184,7 +186,7 @@ class Podman:
         return About(
             _podman_version(info),
             image_list=Path(store.graph_root, f"{store.graph_driver_name}-images", "images.json"),
-            makes_groups=host.cgroup_manager == "cgroupfs" and not host.security.rootless and os.geteuid() == 0,
+            steps=_steps(host),
         )
 
     def create(self, client: APIClient, spec: Mapping[str, Any]) -> APIResponse:
@@ -315,7 +317,7 @@ class Docker:
             controllers=tuple(name for name, is_there in controllers.items() if is_there),
         )
         is_ours = is_socket and _is_here(info.name, info.mem_total) and not version.rootless and os.geteuid() == 0
-        return About(version, makes_groups=is_ours and info.cgroup_driver == "cgroupfs")
+        return About(version, steps="group" if is_ours and info.cgroup_driver == "cgroupfs" else None)
 
     def create(self, client: APIClient, spec: Mapping[str, Any]) -> APIResponse:
         body = msgspec.json.encode(docker_spec.create_body(spec))
@@ -419,6 +421,13 @@ def _is_here(hostname: str, memory: int) -> bool:
     """Whether an engine that is asked over a Unix socket is on this host, and not behind a forwarded socket."""
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return (hostname, memory) == (os.uname().nodename, pages * size)
+
+
+def _steps(host: EngineHost) -> Literal["group", "shm"] | None:
+    """By the size alone root would find the processes of others, too."""
+    if os.geteuid() != 0:
+        return "shm" if host.security.rootless else None
+    return "group" if host.cgroup_manager == "cgroupfs" and not host.security.rootless else None
 
 
 def _podman_version(info: Info) -> EngineVersion:

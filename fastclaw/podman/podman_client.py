@@ -136,7 +136,9 @@ class _Program(Struct):
     executable: str = ""
 
 
-class _Host(Struct, rename="camel"):
+class EngineHost(Struct, rename="camel"):
+    """What an engine says of its host."""
+
     conmon: _Conmon
     oci_runtime: _Runtime
     security: _Security
@@ -163,7 +165,7 @@ class _Version(Struct, rename="pascal"):
 class Info(Struct):
     """Answer to `GET /info`."""
 
-    host: _Host
+    host: EngineHost
     store: _Store
     version: _Version
 

@@ -27,6 +27,13 @@ ARMED = b"!"
 STEPS = "build_"
 """After the prefix of the owner's tables, how the control groups begin in which steps of builds run."""
 
+SHM_FIRST_KIB, SHM_STEP_KIB = 64 * 1024 + 4, 8
+"""Sizes of /dev/shm that nobody asks for: odd numbers of pages, from the usual one on."""
+
+SHM_OWNERS, SHM_BUILDS = 8_192, 8
+"""So many owners' sizes are told apart, and of each its builds, twice as many as there may be at a time: half a GiB
+more at the most, which is a bound and takes nothing."""
+
 BUILDAH = "buildah"
 """How the directories begin in which buildah keeps what a step needs, and the command of the container in which it
 works, as the engine shows it."""
@@ -45,6 +52,7 @@ class Order(TypedDict):
     service: int
     own_dir: str
     sockets: str
+    steps_have_size: bool
     podman: list[str]
     runtime: list[str]
     label: str
@@ -82,6 +90,8 @@ def clean_up(order: Order, service: int | None) -> None:
     if service is not None:
         _end_service(service, order["drain_ms"])
     _end_twin(order["own_dir"], order["drain_ms"])
+    if order["steps_have_size"]:
+        _end_steps(order["label"].partition("=")[2])
     _make_room(order["reserve"], order["reserve_bytes"])
     found = set()
     for _ in range(order["tries"]):
@@ -126,6 +136,37 @@ def _remove_builds(order: Order, mark: str, hosts: set[str]) -> None:
             break
         _podman(order, "rm", "--force", *mine)
     _remove_groups(mark)
+
+
+def shm_kib(label: str, build: int) -> int:
+    """The size of /dev/shm in the steps of a build. They cannot change it, and where an engine puts them into no
+    control group that we name, they are known by it.
+
+    Parameters:
+        label: the owner's.
+        build: counted by the owner.
+    """
+    import zlib  # as subprocess
+
+    number = zlib.crc32(label.encode()) % SHM_OWNERS * SHM_BUILDS + build % SHM_BUILDS
+    return SHM_FIRST_KIB + SHM_STEP_KIB * number
+
+
+def has_shm(pid: int, sizes: "set[int]") -> bool:
+    """Whether a process has a /dev/shm of one of these sizes (proc_pid_mountinfo(5)): KiB."""
+    wanted = {b"size=%dk" % size for size in sizes}
+    mounts = (line.split() for line in _read(pid, "mountinfo").splitlines())
+    return any(one[4] == b"/dev/shm" and not wanted.isdisjoint(one[-1].split(b",")) for one in mounts)
+
+
+def _end_steps(label: str) -> None:
+    sizes = {shm_kib(label, build) for build in range(SHM_BUILDS)}
+    for pid in _processes():
+        if has_shm(pid, sizes) and (pidfd := _pidfd(pid)) is not None:
+            with suppress(OSError):
+                if has_shm(pid, sizes):  # from the open on it cannot become another process
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
 
 
 def _hosts(mark: bytes) -> set[str]:

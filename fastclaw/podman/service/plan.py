@@ -163,6 +163,7 @@ class JanitorOrder(Struct, frozen=True, kw_only=True):
         service: pid of the owner's service.
         own_dir: what is to be removed in the end.
         sockets: another directory, which goes once nobody holds it any more; none where it is empty.
+        steps_have_size: steps of builds are known by the size of their /dev/shm: of an ordinary user's engine.
         podman: argv in front of a Podman command.
         runtime: argv in front of a command of the OCI runtime.
         label: what the owner's containers and volumes carry, `name=value`.
@@ -179,6 +180,7 @@ class JanitorOrder(Struct, frozen=True, kw_only=True):
     service: int
     own_dir: str
     sockets: str = ""
+    steps_have_size: bool = False
     podman: list[str]
     runtime: list[str]
     label: str

@@ -222,6 +222,7 @@ class ManagedService:
             service=service,
             own_dir=str(Path(paths.socket).parent),
             sockets=str(self._sockets or ""),
+            steps_have_size=not self.plan.facts.is_root,
             podman=tool_argv(self.plan, paths),
             runtime=runtime_argv(self.plan),
             label=f"{LABEL_OWNER}={this_process().label}",

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -110,6 +111,29 @@ def owner(tmp_path: Path) -> Iterator[Owner]:
     owner = Owner(tmp_path)
     yield owner
     owner.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+def test_it_ends_the_steps_of_the_owners_builds(owner: Owner) -> None:
+    """A rootless engine has them in no control group that we name: they went on to their end."""
+    with step(janitor_main.shm_kib("b", 3)) as mine, step(janitor_main.shm_kib("c", 3)) as another:
+        owner.employ(label="a=b", steps_have_size=True)
+        assert owner.die() == 0
+        assert mine.wait(PATIENCE_S) == -signal.SIGKILL
+        assert another.poll() is None
+
+
+@contextmanager
+def step(kib: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with a /dev/shm of this size."""
+    script = f"mount -t tmpfs -o size={kib}k shm /dev/shm && echo up && exec sleep 1000"
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("is_held", [False, True])
