@@ -34,6 +34,7 @@ SUBJECTS = {
     "client/test_real_runtimes.py": "processes and runs through all layers, over real runtimes",
     "conformance/test_docker.py": "promises over a real Docker",
     "conformance/test_broken*.py": "all checks, against a runtime that breaks promises",
+    "hosts/test_hosts.py": "the rig of `make test-hosts`",
     "network/bridge/test_walls.py": "the firewall's rules, against real packets",
     "podman/clones/test_full.py": "clones on a disk that is full",
     "podman/clones/test_kills.py": "clones whose fastclaw, cloner, or both are killed",

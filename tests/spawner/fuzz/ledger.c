@@ -220,8 +220,8 @@ static void check_input(struct want *want) {
 
 static void check_run_input(struct want *want) {
     if (!matches(want->input, 0, want->input.bytes, want->id + 5000, 0)) fail("%u reads other input", want->id);
-    if (want->has_read_input_end && want->input.bytes != want->request.unused && !want->has_closed_input)
-        fail("%u reads %zu bytes of input, and not %u", want->id, want->input.bytes, want->request.unused);
+    if (want->has_read_input_end && want->input.bytes != want->request.place && !want->has_closed_input)
+        fail("%u reads %zu bytes of input, and not %u", want->id, want->input.bytes, want->request.place);
 }
 
 static void check_want(struct want *want) {
