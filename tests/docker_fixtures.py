@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,13 +22,15 @@ from msgspec import Struct
 from fastclaw.linux.cgroups import CGROUPS
 from fastclaw.podman.base_image import default_archive
 from fastclaw.podman.dialects import Docker, find_docker
-from fastclaw.podman.service.facts import find_program
 from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from tests.engine_fixtures import short_directory, unusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+_GOT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastclaw" / "docker" / "usr"
+PROGRAMS = os.pathsep.join([os.environ["PATH"], str(_GOT / "sbin"), str(_GOT / "bin")])
+"""A PATH: this host's own Docker, else the one that scripts/get-docker has got."""
 
 _UP_S, _DOWN_S = 30.0, 30.0
 _NO_NETWORK = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false")
@@ -44,9 +48,9 @@ class DockerService(Struct, frozen=True, kw_only=True):
 @pytest.fixture(scope="session")
 def docker_service() -> Iterator[DockerService]:
     """A Docker that has the default image, shared by all tests of the session."""
-    programs = [find_program(name) for name in ("dockerd", "containerd", "setpriv")]
+    programs = [shutil.which(name, path=PROGRAMS) for name in ("dockerd", "containerd", "setpriv")]
     if None in programs:
-        unusable("there is no dockerd with containerd; run: apt-get install docker.io")
+        unusable("there is no dockerd with containerd; run: scripts/get-docker")
     if os.geteuid() != 0:
         unusable("only root can start a dockerd")
     with short_directory() as base, _daemon(str(programs[0]), base) as pid:
@@ -76,7 +80,7 @@ def _daemon(program: str, base: Path) -> Iterator[int]:
             [*command, *(f"--{name}={place}" for name, place in places.items()), *_NO_NETWORK],
             stdout=log,
             stderr=log,
-            env={**os.environ, "NOTIFY_SOCKET": str(base / "notify")},
+            env={**os.environ, "NOTIFY_SOCKET": str(base / "notify"), "PATH": PROGRAMS},
             start_new_session=True,
         )
         try:
