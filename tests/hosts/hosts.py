@@ -113,7 +113,7 @@ def _place() -> Iterator[Path]:
         pid = int(old.name.removeprefix(PREFIX))
         if not Path(f"/proc/{pid}").exists():
             Bounds(pid).end()
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # its owner may have been about to
     place = PLACES / f"{PREFIX}{os.getpid()}"
     place.mkdir(mode=0o755)
     try:
