@@ -50,7 +50,7 @@ static void list_of(int pid, const char *what) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/%s", pid, what);
     DIR *list = opendir(path);
-    struct dirent *entry;
+    struct dirent *entry = NULL;
     errno = list ? 0 : errno;
     while (list && (entry = readdir(list)) && entry->d_name[0] == '.') {}
     if (list && !errno && !entry) errno = EACCES; /* it is empty for who may not see what is in it */

@@ -61,7 +61,8 @@ def a_workspace(*programs: str) -> Iterator[Path]:
             flags = ["-static", "-O1", "-Wall", "-Wextra", "-Werror"]
             subprocess.run(["cc", *flags, "-o", directory / name, source], check=True)
         directory.chmod(0o777)
-        os.chown(directory, *OWNER)
+        if os.geteuid() == 0:  # an ordinary user's is his own, and his engine has a namespace that maps him
+            os.chown(directory, *OWNER)
         yield directory
     finally:
         shutil.rmtree(directory)

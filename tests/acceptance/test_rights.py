@@ -18,6 +18,7 @@ from fastclaw.client import RuntimeClient
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.options import FIRST_ID
 from fastclaw.podman.container_spec import DEFAULT, mask
+from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -48,6 +49,8 @@ WRITABLE = "nobody:nogroup:755\nnobody:nogroup:644\n"
 @pytest.fixture
 def workspace() -> Iterator[Path]:
     """Of somebody else than root, where root inside gets at it."""
+    if os.geteuid() != 0:
+        unusable("only root has a workspace that is another user's")
     directory = Path(tempfile.mkdtemp(prefix="fcw", dir="/tmp"))
     os.chown(directory, *OWNER)
     yield directory
