@@ -60,6 +60,16 @@ shift 2
 exec "$@"
 """
 
+WHOLE_SYS = """
+mount -t sysfs sysfs /media
+mount --bind /sys/fs/cgroup /media/fs/cgroup
+umount --recursive --lazy /sys
+mount --rbind /media /sys
+mount --make-rprivate /media  # else what is below /sys goes with it
+umount --recursive --lazy /media
+"""
+"""As a machine has it. systemd-nspawn makes a /sys of pieces, which crun cannot take apart in a user namespace."""
+
 
 def apt_mirror(texts: list[str]) -> str | None:
     """Where this machine gets its Debian from, by the texts of apt's lists of sources, in both of their forms."""
@@ -141,7 +151,9 @@ def booted(root: Path, place: Path, bounds: Bounds) -> Iterator[int]:
             stdin=subprocess.DEVNULL, stdout=console, stderr=console,
         )  # fmt: skip
         try:
-            yield _leader(notices, process, log)
+            leader = _leader(notices, process, log)
+            subprocess.run([*_inside(leader), "sh", "-euc", WHOLE_SYS], check=True)
+            yield leader
         finally:
             bounds.kill()
             process.wait()
@@ -185,13 +197,17 @@ def _leader(notices: socket.socket, nspawn: subprocess.Popen[bytes], log: Path) 
     raise UnavailableError(f"systemd-nspawn does not bring it up: {' '.join(last)}")
 
 
+def _inside(leader: int) -> list[str]:
+    return ["nsenter", "--target", str(leader), "--all"]
+
+
 def way_in(leader: int, user: str) -> Callable[[list[str]], list[str]]:
     """How a command gets into the machine, with a login session of the user's. One stays open while the machine is up.
 
     Raises:
         UnavailableError: the user cannot log in.
     """
-    login = ["nsenter", "--target", str(leader), "--all", "systemd-run", "--quiet", f"--property=User={user}"]
+    login = [*_inside(leader), "systemd-run", "--quiet", f"--property=User={user}"]
     login += ["--property=PAMName=login", "--property=WorkingDirectory=~"]
     opened = subprocess.run([*login, "sleep", "infinity"], capture_output=True, text=True, check=False)
     if opened.returncode:
