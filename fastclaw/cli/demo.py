@@ -25,8 +25,8 @@ from fastclaw.client import RemoteProcess, RuntimeClient
 from fastclaw.conformance.rig import bearers, existing
 from fastclaw.errors import FastclawError, IoError
 from fastclaw.linux import own_process, proc
-from fastclaw.options import RUNTIMES, Options
-from fastclaw.podman.service.facts import why_no_engine
+from fastclaw.options import ENGINES, RUNTIMES, Options
+from fastclaw.podman.service.facts import why_no_docker, why_no_engine
 
 LOG_LINES = 10
 """Of the runtime's log, shown after a failure."""
@@ -226,7 +226,7 @@ def _percentiles(seconds: list[float]) -> Percentiles:
 
 
 @click.command()
-@click.option("--runtime", type=click.Choice(["auto", "podman", "local"]), default="auto", show_default=True)
+@click.option("--runtime", type=click.Choice(["auto", *ENGINES, "local"]), default="auto", show_default=True)
 @click.option("--workers", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Processes at once.")
 @click.option("--lines", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Lines to each worker.")
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Stops at the first bad one.")
@@ -255,6 +255,8 @@ def choose(wanted: str) -> tuple[str, str]:
     reason = why_no_engine(Options())
     if reason is None:
         return "podman", "because it is usable here"
+    if why_no_docker(Options()) is None:
+        return "docker", f"because Podman is not usable here: {reason}"
     return "local", f"which isolates nothing, because Podman is not usable here: {reason}"
 
 

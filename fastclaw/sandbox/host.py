@@ -31,7 +31,7 @@ class Host:
             async with await host.start("python:3.12") as box: ...
 
     Parameters:
-        runtime: `podman`, `local` (isolates nothing), or `auto`: the first where it can be had.
+        runtime: `podman`, `docker`, `local` (isolates nothing), or `auto`: the first that can be had.
         url: the engine's API (`unix://`, `tcp://`); None is CONTAINER_HOST, else an engine of our own.
         storage: `host` shares the images of this user's own Podman; `private` has its own.
         options: any other of `fastclaw.options.Options`, for all sandboxes.

@@ -18,7 +18,7 @@ from fastclaw.cli.demo import MARKER, Leftovers, Percentiles, Result, leftovers,
 from fastclaw.cli.demo import _percentiles as percentiles
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.options import Options
-from fastclaw.podman.service.facts import why_no_engine
+from fastclaw.podman.service.facts import why_no_docker, why_no_engine
 from tests.cli.programs import assert_one_line, fastclaw
 
 SMALL = ["--runtime", "local", "--workers", "3", "--lines", "2"]
@@ -50,7 +50,8 @@ def test_an_engine_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch
 def test_auto_says_which_and_why() -> None:
     chosen, why = demo.choose("auto")
     reason = why_no_engine(Options())
-    assert chosen == ("podman" if reason is None else "local")
+    other = "docker" if why_no_docker(Options()) is None else "local"
+    assert chosen == ("podman" if reason is None else other)
     assert reason is None or reason in why
     assert why
 
