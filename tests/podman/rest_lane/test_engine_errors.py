@@ -17,6 +17,7 @@ from fastclaw.podman.rest_lane.engine_errors import (
     may_be_trailer,
     refusal,
     start_failure,
+    told_failure,
 )
 
 TRAILER = b"Error: read unixpacket @->/proc/self/fd/14/attach: read: connection reset by peer\n"
@@ -224,3 +225,36 @@ def test_the_engines_last_line(trailer: bytes) -> None:
     assert not may_be_trailer(trailer + b"more", cut=True)
     assert not is_trailer(trailer + b"more")
     assert not is_trailer(b"x" + trailer)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "message"),
+    [
+        (
+            b'OCI runtime exec failed: exec failed: unable to start container process: exec: "nope": executable file '
+            b"not found in $PATH: unknown\r\n",
+            "not_found",
+            'exec: "nope": executable file not found in $PATH',
+        ),
+        (
+            b"unable to find user nobody2: no matching entries in passwd file\r\n",
+            "unknown_user",
+            "nope: unable to find user nobody2: no matching entries in passwd file",
+        ),
+        (
+            b'OCI runtime exec failed: exec failed: unable to start container process: chdir to cwd ("/x") set in '
+            b"config.json failed: no such file or directory: unknown\r\n",
+            "bad_working_dir",
+            'nope: chdir to cwd ("/x") set in config.json failed: no such file or directory',
+        ),
+        (b"", "engine_error", "nope: the engine does not say why"),
+    ],
+)
+def test_what_docker_says_of_a_start_that_failed(text: bytes, reason: str, message: str) -> None:
+    """Taken from Docker 20.10.24 with runc 1.1.5."""
+    assert told_failure("nope", text) == Failure(reason, message)
+
+
+def test_docker_has_another_word_for_a_session() -> None:
+    assert is_missing_session(404, b'{"message":"No such exec instance: 5e55"}')
+    assert not is_missing_session(404, b'{"message":"No such container: c"}')

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from fastclaw import limits
-from fastclaw.errors import StartFailed
+from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.linux.proc import Mount
 from fastclaw.options import Options
 from fastclaw.podman.service import facts
 from fastclaw.podman.service.facts import (
     cgroup_mode,
     container_controllers,
+    docker_url,
     engine_url,
     find_program,
     free_subordinate_id,
@@ -26,6 +27,7 @@ from fastclaw.podman.service.facts import (
     is_static_elf,
     program_version,
     subordinate_ids,
+    why_no_docker,
     why_no_engine,
     why_no_user_namespaces,
 )
@@ -212,3 +214,33 @@ def test_without_podman_it_says_so_unless_an_engine_is_named(monkeypatch: pytest
     monkeypatch.setenv("CONTAINER_HOST", "")
     assert "apt-get install podman" in (why_no_engine(Options()) or "")
     assert why_no_engine(Options(url="unix:///x")) is None
+
+
+def test_docker_is_where_the_user_says_or_at_its_usual_sockets(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts, "DOCKER_SOCKET", short_dir / "docker.sock")
+    monkeypatch.setattr(facts, "shared_runtime_directory", lambda: short_dir / "x")
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    assert docker_url(Options()) == f"unix://{short_dir}/docker.sock"
+    (short_dir / "x").mkdir()
+    own = short_dir / "x" / "docker.sock"
+    own.touch()
+    assert docker_url(Options()) == docker_url(Options(url="host")) == f"unix://{own}"
+    monkeypatch.setenv("DOCKER_HOST", "tcp://env:1")
+    assert docker_url(Options()) == "tcp://env:1"
+    assert docker_url(Options(url="unix:///x")) == "unix:///x"
+    monkeypatch.setenv("DOCKER_HOST", "ssh://env")
+    with pytest.raises(InvalidParams, match="DOCKER_HOST: ssh://env is not spoken here"):
+        docker_url(Options())
+
+
+def test_docker_is_there_where_something_listens(short_dir: Path) -> None:
+    path = short_dir / "docker.sock"
+    named = Options(url=f"unix://{path}")
+    assert why_no_docker(named) == f"no Docker answers at {path}: No such file or directory"
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(path))
+        assert why_no_docker(named) == f"no Docker answers at {path}: Connection refused"
+        one.listen()
+        assert why_no_docker(named) is None
