@@ -49,6 +49,12 @@ def serve_with(**bounds: int) -> list[str]:
     return [sys.executable, "-c", program, *SERVE[3:]]
 
 
+def need_root_for(kind: str) -> None:
+    """Skip containers in a user namespace of their own, and clones, where the engine is an ordinary user's."""
+    if kind != "host" and os.geteuid() != 0:
+        unusable(f"{kind}: only root's engine has containers of this kind")
+
+
 @contextmanager
 def a_workspace(*programs: str) -> Iterator[Path]:
     """A directory that every user can write to, with programs of this folder, static: an image may have no library."""

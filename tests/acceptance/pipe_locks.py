@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastclaw import limits
 from fastclaw.client import RemoteProcess, RuntimeClient
-from tests.acceptance.hostile import OWNER, a_workspace
+from tests.acceptance.hostile import OWNER, a_workspace, need_root_for
 from tests.acceptance.leftovers import LOOK_S, TOKEN, asleep, end_programs, nothing_left, socket_directories
 from tests.acceptance.slow_files import mounts_of, slow_files
-from tests.engine_fixtures import unusable
 from tests.pids import marked
 
 if TYPE_CHECKING:
@@ -117,10 +116,9 @@ def engine_lane(name: str, directory: Path, service: EngineService, user: str | 
         **options,
     }
     is_mapped = chosen["user_namespace"] == "private"
+    need_root_for(chosen["user_namespace"])
     if os.geteuid() == 0:
         os.chown(directory, *(OWNER if is_mapped else (0, 0)))
-    elif is_mapped:
-        unusable("only root's engine gives a container a user namespace of its own")
     mounts = mounts_of(service.run_dir)
     with nullcontext(False) if is_mapped else slow_files(directory / "slow", HOLD_S, mounts) as slow:
         yield Lane(name, directory, "/w", user, chosen, slow, ("io_uring", "vmsplice"))

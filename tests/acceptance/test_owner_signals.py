@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from tests.acceptance.hostile import WAIT_S, Box, a_workspace, served
+from tests.acceptance.hostile import WAIT_S, Box, a_workspace, need_root_for, served
 from tests.pids import init_of
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def workspace() -> Iterator[Path]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["host", "private"])
 async def box(engine_service: EngineService, workspace: Path, request: pytest.FixtureRequest) -> AsyncIterator[Box]:
     """Container root is the host's without rights, and one with some in a user namespace."""
+    need_root_for(request.param)
     async with served(engine_service, workspace, user_namespace=request.param) as one:
         yield one
         assert await one.works()

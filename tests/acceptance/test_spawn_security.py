@@ -28,6 +28,7 @@ from tests.acceptance.hostile import (
     Box,
     a_workspace,
     ended,
+    need_root_for,
     require_pids_limit,
     serve_with,
     served,
@@ -72,6 +73,7 @@ async def box(engine_service: EngineService, workspace: Path, request: pytest.Fi
 
     At the end their spawners are still the first ones.
     """
+    need_root_for(request.param)
     mode = {"clone": "always"} if request.param == "clone" else {"clone": "never", "user_namespace": request.param}
     async with served(engine_service, workspace, **mode) as one:
         assert (one.capabilities == 0) == (request.param == "host")
