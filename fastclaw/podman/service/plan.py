@@ -3,6 +3,7 @@
 Owns the rules. Knows no files, processes or clocks: `facts.py` gathers the facts, `service.py` acts.
 """
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -272,6 +273,24 @@ def runtime_argv(plan: ServicePlan) -> list[str]:
 def janitor_argv(python: str, script: str, order: JanitorOrder) -> list[str]:
     """The command line of a janitor: without site packages, which it does not need; an idle one takes 5 MB."""
     return [python, "-I", "-S", script, msgspec.json.encode(order).decode()]
+
+
+_LOGGED = re.compile(r'\bmsg="((?:[^"\\]|\\.)*)"')
+
+_ADVICE = {
+    '"newuidmap"': "run: apt-get install uidmap",
+    '"newgidmap"': "run: apt-get install uidmap",
+    "join the existing user namespace": "run: podman system migrate",
+}
+"""What a rootless Podman says that cannot make or join its user namespace, and what to do."""
+
+
+def podman_says(line: str) -> str:
+    """A line of Podman's without what its log puts around it, and with what to do where that is known."""
+    logged = _LOGGED.search(line)
+    text = logged[1].replace('\\"', '"') if logged else line.removeprefix("Error: ")
+    advice = next((advice for words, advice in _ADVICE.items() if words in text), None)
+    return text if advice is None else f"{text}; {advice}"
 
 
 def why_not_url(url: str) -> str | None:

@@ -40,6 +40,7 @@ from fastclaw.podman.service.plan import (
     bound_argv,
     daemon_argv,
     janitor_argv,
+    podman_says,
     runtime_argv,
     service_env,
     tool_argv,
@@ -282,7 +283,7 @@ class ServiceProcess:
         """The last line that it wrote, with a colon before it; empty where it wrote none."""
         self._read_log()
         lines = self._log.decode(errors="replace").strip().splitlines()
-        return f": {lines[-1]}" if lines else ""
+        return f": {podman_says(lines[-1])}" if lines else ""
 
     def _read_log(self) -> None:
         with suppress(BlockingIOError):
@@ -531,4 +532,4 @@ async def _answers_in_time(socket: str) -> bool:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no message"
+    return podman_says(lines[-1]) if lines else "no message"

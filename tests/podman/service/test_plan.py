@@ -21,6 +21,7 @@ from fastclaw.podman.service.plan import (
     daemon_argv,
     janitor_argv,
     plan_service,
+    podman_says,
     runtime_argv,
     service_env,
     tool_argv,
@@ -264,3 +265,18 @@ def test_a_command_of_the_runtime_looks_where_the_service_does(is_root: bool, se
     argv = [*runtime_argv(plan), "-c", 'echo "$XDG_RUNTIME_DIR"']
     env = {"XDG_RUNTIME_DIR": "/run/user/1"}
     assert subprocess.run(argv, env=env, capture_output=True, text=True, check=True).stdout == f"{seen}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("Error: no space left", "no space left"),
+        ('time="2026" level=error msg="a \\"b\\" c"', 'a "b" c'),
+        ('time="2026" level=error msg="exec: \\"newuidmap\\": not found"',
+         'exec: "newuidmap": not found; run: apt-get install uidmap'),
+        ("Error: cannot re-exec process to join the existing user namespace",
+         "cannot re-exec process to join the existing user namespace; run: podman system migrate"),
+    ],
+)  # fmt: skip
+def test_what_podman_says_is_a_line_with_what_to_do(line: str, said: str) -> None:
+    assert podman_says(line) == said
