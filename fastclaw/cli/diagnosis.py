@@ -59,7 +59,7 @@ def engine_findings(
         found = _warning if has_docker else _problem
         return [found("engine", unusable, _INSTALL if host.podman is None else None)]
     parts = versions or {}
-    findings = [_ok("engine", _parts(parts)), *_bugs(parts, host, has_spawner)]
+    findings = [_ok("engine", _parts(parts)), *_bugs(parts, has_spawner)]
     if host.catatonit is None:
         text = "no static catatonit: on the REST lane, images without /bin/sh cannot be used"
         findings.append(_warning("init", text, "apt-get install catatonit"))
@@ -77,11 +77,11 @@ def docker_finding(url: str, *, is_taken: bool) -> Finding:
     return _ok("docker", f"one answers at {url}; {how}")
 
 
-def _bugs(parts: Mapping[str, str], host: HostFacts, has_spawner: bool) -> list[Finding]:
-    """What is known to be broken in these versions. An engine that names no conmon has this host's."""
+def _bugs(parts: Mapping[str, str], has_spawner: bool) -> list[Finding]:
+    """What is known to be broken in these versions."""
     programs = {
         "podman": parts.get("podman", ""),
-        "conmon": parts.get("conmon") or host.conmon_version or "",
+        "conmon": parts.get("conmon", ""),
         parts.get("oci_runtime", ""): parts.get("oci_runtime_version", ""),
     }
     return [

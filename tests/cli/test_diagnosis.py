@@ -61,6 +61,8 @@ NO_INIT = "no static catatonit: on the REST lane, images without /bin/sh cannot 
             ("conmon", "problem", BROKEN, "install conmon 2.2.1, or later"),
         ]),
         ({"conmon_version": "2.2.0"}, None, {}, [("engine", "ok", PARTS, None)]),
+        ({"conmon_version": "2.2.0"}, None, {"podman": "", "conmon": ""},
+         [("engine", "ok", "crun 1.8.1, overlay", None)]),
         ({}, None, {"oci_runtime": "runc", "oci_runtime_version": "runc version 1.4.0"}, [
             ("engine", "ok", PARTS.replace("crun 1.8.1", "runc 1.4.0"), None),
             ("runc", "warning", "1.4.0: the start of a short command can hang for ever (runc #5208)",
