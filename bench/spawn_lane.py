@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.execs import spread
@@ -20,7 +21,7 @@ from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawner_host import find_spawner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
     from fastclaw.podman.dialects import Dialect
@@ -29,6 +30,7 @@ TRUE = ["true"]
 """Inside, by PATH: busybox, which is static."""
 
 PIDS = 20_000
+NO_LIMITS: Mapping[str, int | float] = MappingProxyType({})
 
 
 class Latencies(NamedTuple):
@@ -63,13 +65,13 @@ async def spawn_lane(url: str, directory: Path, dialect: Dialect = PODMAN) -> As
         yield SpawnLane(slot, can_set_user=True)
 
 
-async def run(lane: SpawnLane, count: int, at_once: int) -> list[float]:
+async def run(lane: SpawnLane, count: int, at_once: int, limits: Mapping[str, int | float] = NO_LIMITS) -> list[float]:
     """`true`, so many times, so many at once, from the start to its exit code; the seconds that each took."""
     took: list[float] = []
 
     async def run_one(number: int) -> None:
         began = time.perf_counter()
-        process = await lane.start(StartSpec(process_id=f"bench-{number}", cmd=TRUE, stdin=False), 0)
+        process = await lane.start(StartSpec(process_id=f"bench-{number}", cmd=TRUE, stdin=False, limits=limits), 0)
         assert process.started is not None
         await process.started
         assert (await process.exited).exit_code == 0

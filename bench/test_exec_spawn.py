@@ -19,6 +19,7 @@ from bench.execs import posix_spawn
 from bench.lean_client import LeanClient
 from bench.ratios import Ratios, compare
 from bench.spawn_lane import TRUE, Latencies, latencies, run, spawn_lane
+from fastclaw.limits import MIB
 from fastclaw.podman.base_image import static_busybox
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def test_without_json_rpc(
     rate, most = count / found.seconds, count / found.rivals["floor"]
     ratios.fact(f"spawn lane, {at_once} at once", f"{rate:.0f}/s (no sandbox: {most:.0f}/s)")
     if at_once == 1:
-        _added("p50", 0.10, ratios, [one.p50 for one in ours], [one.p50 for one in theirs])
-        _added("p99", 0.50, ratios, [one.p99 for one in ours], [one.p99 for one in theirs])
+        _added("spawn lane, added p50", 0.10, ratios, [one.p50 for one in ours], [one.p50 for one in theirs])
+        _added("spawn lane, added p99", 0.50, ratios, [one.p99 for one in ours], [one.p99 for one in theirs])
 
 
 @pytest.mark.parametrize("at_once", COUNTS)
@@ -117,8 +118,33 @@ def test_in_docker(
 def _added(name: str, allowed_ms: float, ratios: Ratios, ours: list[float], theirs: list[float]) -> None:
     """What we add to the floor, as the share of what is allowed that is left over: 1 is nothing added, 0 all of it."""
     added = statistics.median(our - their for our, their in zip(ours[1:], theirs[1:], strict=True)) * 1000
-    ratios.ratio(f"spawn lane, added {name}: share of {allowed_ms} ms left", 1 - added / allowed_ms)
-    ratios.fact(f"spawn lane, added {name}", f"{added:+.3f} ms ({statistics.median(ours[1:]) * 1000:.3f} ms)")
+    ratios.ratio(f"{name}: share of {allowed_ms} ms left", 1 - added / allowed_ms)
+    ratios.fact(name, f"{added:+.3f} ms ({statistics.median(ours[1:]) * 1000:.3f} ms)")
+
+
+LIMITS: dict[str, dict[str, int | float]] = {
+    "pids": {"pids": 64},
+    "memory_bytes": {"memory_bytes": 64 * MIB},
+    "all three limits": {"pids": 64, "memory_bytes": 64 * MIB, "cpus": 1.5},
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_with_limits_of_its_own(
+    benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.Runner, lane: SpawnLane, name: str
+) -> None:
+    """Beside the same start without."""
+    with_limits: list[Latencies] = []
+    without: list[Latencies] = []
+    compare(
+        benchmark,
+        lambda: with_limits.append(latencies(runner.run(run(lane, COUNTS[1], 1, LIMITS[name])))),
+        {"without": lambda: without.append(latencies(runner.run(run(lane, COUNTS[1], 1))))},
+        ROUNDS,
+    )
+    _added(
+        f"start with {name}, added p50", 0.15, ratios, [one.p50 for one in with_limits], [one.p50 for one in without]
+    )
 
 
 @pytest.mark.parametrize("at_once", COUNTS)

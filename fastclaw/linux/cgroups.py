@@ -103,11 +103,16 @@ def _is_none(word: str) -> bool:
     return word in ("max", "-1") or (word.isdigit() and int(word) >= _NO_LIMIT)
 
 
-def words_in(file: Path) -> list[str]:
+def text_in(file: Path) -> str:
     """What is in it; nothing where it cannot be read."""
     with suppress(OSError):
-        return file.read_text(encoding="ascii").split()
-    return []
+        return file.read_text(encoding="ascii")
+    return ""
+
+
+def words_in(file: Path) -> list[str]:
+    """The words in it; none where it cannot be read."""
+    return text_in(file).split()
 
 
 def count_in(text: str, name: str) -> int:
@@ -138,11 +143,9 @@ def pressure_in(folder: Path) -> dict[str, int]:
     return found
 
 
-def throttled_us(folder: Path) -> int:
-    """For how long a group's processes were kept from processors by its limit, in microseconds."""
-    words = words_in(folder / "cpu.stat")
-    counts = dict(zip(words[::2], words[1::2], strict=False))
-    return int(counts.get("throttled_usec", 0)) or int(counts.get("throttled_time", 0)) // 1_000
+def throttled_in(text: str) -> int:
+    """For how long a group's processes were kept from processors by its limit, in microseconds, by its cpu.stat."""
+    return count_in(text, "throttled_usec") or count_in(text, "throttled_time") // 1_000
 
 
 def processors(group: Group | None) -> dict[str, int]:
@@ -160,7 +163,10 @@ def processors(group: Group | None) -> dict[str, int]:
                 "1",
             ][:2]
         if quota not in ("max", "-1"):
-            return {"limit_percent": int(quota) * 100 // int(period), "throttled_us": throttled_us(folder)}
+            return {
+                "limit_percent": int(quota) * 100 // int(period),
+                "throttled_us": throttled_in(text_in(folder / "cpu.stat")),
+            }
         folder = folder.parent
     return {}
 

@@ -29,11 +29,11 @@ from fastclaw.linux.cgroups import (
     CGROUPS,
     Group,
     OomKills,
-    count_in_file,
+    count_in,
     group_in,
     limit_in,
     pressure_in,
-    throttled_us,
+    throttled_in,
     words_in,
 )
 from fastclaw.linux.proc import descends_from, is_dead, parse_label, this_process
@@ -57,6 +57,10 @@ OWN, LEAF = "fastclaw-", "fastclaw-leaf"
 
 
 OOM_KILLS = "oom_kills"
+_MEMORY_FILES = (("memory.oom_control", "memory.max_usage_in_bytes"), ("memory.events", "memory.peak"))
+"""Of version 1 and 2: what has the kills, and the peak."""
+_READ_BYTES = 4_096
+"""Of a file of a group: some hundred bytes."""
 
 
 class _Folder:
@@ -69,7 +73,7 @@ class _Folder:
 
     __slots__ = ("before", "hierarchy", "path", "set")
 
-    def __init__(self, path: Path, hierarchy: _Hierarchy) -> None:
+    def __init__(self, path: str, hierarchy: _Hierarchy) -> None:
         self.path, self.hierarchy = path, hierarchy
         self.set: dict[str, list[tuple[str, str]]] = {}
         self.before: dict[str, int] = {}
@@ -85,7 +89,7 @@ class _Folder:
             return
         for name, text in wanted:
             try:
-                _write(self.path / name, text)
+                _write(f"{self.path}/{name}", text)
             except OSError as error:
                 if not is_fine(name, error):
                     raise
@@ -99,12 +103,13 @@ class _Folder:
     def _counts(self, controller: str) -> dict[str, int]:
         path, is_unified = self.path, self.hierarchy.is_unified
         if controller == "pids":
-            return {"forks_refused": count_in_file(path / "pids.events", "max")}
+            return {"forks_refused": count_in(_read(f"{path}/pids.events"), "max")}
         if controller == "cpu":
-            return {"throttled_us": throttled_us(path)}
-        kills = count_in_file(path / ("memory.events" if is_unified else "memory.oom_control"), "oom_kill")
-        peak = limit_in(path / ("memory.peak" if is_unified else "memory.max_usage_in_bytes"))
-        return {OOM_KILLS: kills, **({} if peak is None else {"peak_bytes": peak})}
+            return {"throttled_us": throttled_in(_read(f"{path}/cpu.stat"))}
+        events, peak = _MEMORY_FILES[is_unified]
+        found = {OOM_KILLS: count_in(_read(f"{path}/{events}"), "oom_kill")}
+        most = _read(f"{path}/{peak}")  # on version 2 since Linux 5.19
+        return {**found, "peak_bytes": int(most)} if most else found
 
     def clear(self, controllers: Iterable[str]) -> bool:
         """Make it as good as new for the next command; whether it is."""
@@ -117,12 +122,12 @@ class _Folder:
         return True
 
     def _forget_memory(self) -> bool:
-        left = limit_in(self.path / "memory.usage_in_bytes")
-        if left is None or left > environment_limits.GROUP_RESIDUE_BYTES:
+        left = _read(f"{self.path}/memory.usage_in_bytes")
+        if not left or int(left) > environment_limits.GROUP_RESIDUE_BYTES:
             return False
         self.before.pop("peak_bytes", None)
         with suppress(OSError):
-            _write(self.path / "memory.max_usage_in_bytes", "0")
+            _write(f"{self.path}/memory.max_usage_in_bytes", "0")
             return True
         return False
 
@@ -149,7 +154,7 @@ class _Hierarchy:
             OSError: there can be none.
         """
         try:
-            self.spares += [_Folder(path, self) for path in await asyncio.to_thread(self._make)]
+            self.spares += [_Folder(str(path), self) for path in await asyncio.to_thread(self._make)]
         finally:
             self.making = None
 
@@ -195,7 +200,7 @@ class CommandGroups:
     ) -> None:
         self.refused: dict[str, str] = {}
         self._hierarchies: dict[str, _Hierarchy] = {}
-        self._removals: list[Path] = []
+        self._removals: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._removing: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -277,7 +282,7 @@ class CommandGroups:
         finally:
             self._removing = None
 
-    def kill(self, path: Path) -> None:
+    def kill(self, path: str) -> None:
         """See `CommandGroup.kill`. By a thread: the kernel may have to wait for others that change groups."""
         if not self._is_closed:
             self._own(asyncio.to_thread(kill_all, path))
@@ -304,11 +309,12 @@ class CommandGroup:
         folders: by controller.
     """
 
-    __slots__ = ("_folders", "_memory_bytes", "_owner")
+    __slots__ = ("_folders", "_memory_bytes", "_owner", "_used")
 
     def __init__(self, owner: CommandGroups, folders: dict[str, _Folder]) -> None:
         self._owner, self._folders = owner, folders
         self._memory_bytes = 0
+        self._used: dict[str, int] = {}
 
     def limit(self, limits: GroupLimits) -> None:
         """Set its limits. Nothing is in it yet.
@@ -330,7 +336,7 @@ class CommandGroup:
         try:
             for folder in dict.fromkeys(self._folders.values()):
                 name = "cgroup.procs" if folder.hierarchy.is_unified else "tasks"
-                opened.append(os.open(folder.path / name, os.O_WRONLY | os.O_CLOEXEC))
+                opened.append(os.open(f"{folder.path}/{name}", os.O_WRONLY | os.O_CLOEXEC))
         except OSError as error:
             for fd in opened:
                 os.close(fd)
@@ -349,21 +355,23 @@ class CommandGroup:
         """Whether its memory is limited, and so counted."""
         return "memory" in self._folders
 
-    def used(self) -> dict[str, int]:
-        """What is counted of its command so far, by the limits that it has."""
-        found: dict[str, int] = {}
+    def look(self) -> None:
+        """Read what is counted of its command so far, for `used` and `ooms`."""
         for controller, folder in self._folders.items():
-            found |= folder.used(controller)
+            self._used |= folder.used(controller)
+        for folder in dict.fromkeys(self._folders.values()):
             if folder.hierarchy.is_unified:
-                found |= pressure_in(folder.path)
-        found.pop(OOM_KILLS, None)
-        return found
+                self._used |= pressure_in(Path(folder.path))
+
+    def used(self) -> dict[str, int]:
+        """What was counted, by the limits that it has; nothing before a look."""
+        return {name: number for name, number in self._used.items() if name != OOM_KILLS}
 
     def ooms(self) -> OomKills | None:
-        """What the kernel killed in it for want of memory; None: nothing. It has a limit of memory."""
-        used = self._folders["memory"].used("memory")
-        kills = used.pop(OOM_KILLS)
-        return OomKills(kills, {"limit_bytes": self._memory_bytes, **used}) if kills else None
+        """What the kernel had killed in it for want of memory; None: nothing. It has a limit of memory."""
+        kills, peak = self._used.get(OOM_KILLS, 0), self._used.get("peak_bytes")
+        memory = {"limit_bytes": self._memory_bytes, **({} if peak is None else {"peak_bytes": peak})}
+        return OomKills(kills, memory) if kills else None
 
     def release(self) -> None:
         """Nothing of its command is left. Idempotent."""
@@ -380,7 +388,7 @@ def own_groups(root: Path = CGROUPS) -> CommandGroups:
     for controller in CONTROLLERS.values():
         group = group_in(memberships, controller, root)
         if group is not None:
-            abandoned = [path for path in group.folder.glob(f"{OWN}*-*/") if is_dead(owner_of(path.name))]
+            abandoned = [str(path) for path in group.folder.glob(f"{OWN}*-*/") if is_dead(owner_of(path.name))]
             remove_groups(abandoned)
     return CommandGroups(memberships, f"{OWN}{this_process().label}-", root, owner=os.getpid())
 
@@ -461,7 +469,18 @@ def refused(error: OSError) -> ExecFailed:
 # --- files ---
 
 
-def _write(file: Path, text: str) -> None:
+def _read(file: str) -> str:
+    """What is in it; nothing where it cannot be read. By system calls, since some are read at each exit."""
+    with suppress(OSError):
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, _READ_BYTES).decode("ascii")
+        finally:
+            os.close(fd)
+    return ""
+
+
+def _write(file: str | Path, text: str) -> None:
     fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
@@ -496,18 +515,18 @@ def give_controllers(folder: Path, wanted: Iterable[str]) -> None:
                 raise
 
 
-def kill_all(path: Path) -> None:
+def kill_all(path: str) -> None:
     """Kill what is in a group of version 2, where the kernel can do that at once."""
     with suppress(OSError):
-        _write(path / "cgroup.kill", "1")
+        _write(f"{path}/cgroup.kill", "1")
 
 
-def remove_groups(paths: Iterable[Path]) -> list[Path]:
+def remove_groups(paths: Iterable[str]) -> list[str]:
     """Remove control groups; return those in which something still is."""
     busy = []
     for path in paths:
         try:
-            path.rmdir()
+            os.rmdir(path)
         except FileNotFoundError:
             pass  # the environment's end was faster
         except OSError as error:

@@ -150,6 +150,8 @@ class SpawnProcess(LaneProcess):
         self.on_started()
         usage = {"user_us": user_us, "system_us": system_us, "max_rss_kb": max_rss_kb}
         signum, code = wait_status & 0x7F, wait_status >> 8
+        if self._group is not None:
+            self._group.look()
         ooms = self._ooms(signum == SIGKILLED or code == KILLED_CODE)
         group = None if self._group is None else self._group.used()
         if signum:

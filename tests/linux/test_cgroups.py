@@ -19,7 +19,7 @@ from fastclaw.linux.cgroups import (
     limit_in,
     pressure_in,
     processors,
-    throttled_us,
+    throttled_in,
     words_in,
 )
 
@@ -158,7 +158,7 @@ def test_the_nearest_limit_of_processor_time_is_told(tmp_path: Path) -> None:
     put(tmp_path / "cpu/a", cpu__cfs_quota_us="25000\n")
     assert processors(group) == {"limit_percent": 25, "throttled_us": 9}
     assert processors(None) == {}
-    assert throttled_us(tmp_path) == 0
+    assert throttled_in("") == 0
 
 
 def test_pressure_is_what_some_have_waited(tmp_path: Path) -> None:

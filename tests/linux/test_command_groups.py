@@ -91,6 +91,7 @@ async def test_limits_hold_for_what_goes_into_a_group(memberships: str) -> None:
         assert inside.folder.parent == CGROUPS / controller / NAME
     assert b"fork" in run_in(group, "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 1 & sleep 1 & sleep 1 & done; wait").stderr
     assert run_in(group, "exec tail /dev/zero").returncode == -9
+    group.look()
     ooms = group.ooms()
     assert ooms is not None
     assert (ooms.kills, ooms.memory["limit_bytes"]) == (1, 32 * MIB)
@@ -98,6 +99,7 @@ async def test_limits_hold_for_what_goes_into_a_group(memberships: str) -> None:
     assert used["forks_refused"] > 0
     assert 0 < used["peak_bytes"] <= 32 * MIB
     run_in(group, "timeout 1 sh -c 'while :; do :; done'")
+    group.look()
     assert group.used()["throttled_us"] > 100_000
     group.release()
     await groups.aclose()
@@ -113,11 +115,13 @@ async def test_a_group_serves_again_as_good_as_new(memberships: str) -> None:
     first.release()
     for limit in (16 * MIB, 256 * MIB, 16 * MIB):  # the kernel refuses a limit above that with swap
         again = await groups.take(GroupLimits(memory_bytes=limit, pids=5))
+        again.look()
         used = again.used()
         assert used["forks_refused"] == 0
         assert again.ooms() is None
         assert used["peak_bytes"] <= environment_limits.GROUP_RESIDUE_BYTES
         assert run_in(again, "exec tail /dev/zero").returncode == -9
+        again.look()
         ooms = again.ooms()
         assert ooms is not None
         assert ooms == (1, {"limit_bytes": limit, "peak_bytes": ooms.memory["peak_bytes"]}, True)
@@ -278,7 +282,7 @@ def test_why_there_are_none(tmp_path: Path) -> None:
 
 def test_what_cannot_be_removed_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "plain" / "inner").mkdir(parents=True)
-    assert remove_groups([tmp_path / "plain", tmp_path / "none"]) == []
+    assert remove_groups([f"{tmp_path}/plain", f"{tmp_path}/none"]) == []
     assert "cannot be removed" in caplog.text
 
 
@@ -298,7 +302,7 @@ async def test_groups_of_this_host_go_with_their_owner_or_at_the_next_start() ->
         group.release()
         await groups.aclose()
     finally:
-        remove_groups(left)
+        remove_groups(map(str, left))
     assert not list(CGROUPS.glob(f"pids/{alive}*/"))
 
 
