@@ -184,6 +184,7 @@ class CommandGroups:
         root: where control groups are mounted.
         within: is in the path of the environment's own groups: where it is not, they are others'.
         owner: a process of this host, whose descendants alone may be moved; None: all that is in them may.
+        why_none_at_all: why no command can be in one, in one line; None where they can.
 
     Attributes:
         refused: of each limit that cannot be had, why, in one line.
@@ -197,6 +198,7 @@ class CommandGroups:
         *,
         within: str = "",
         owner: int | None = None,
+        why_none_at_all: str | None = None,
     ) -> None:
         self.refused: dict[str, str] = {}
         self._hierarchies: dict[str, _Hierarchy] = {}
@@ -207,9 +209,9 @@ class CommandGroups:
         by_folder: dict[Path, _Hierarchy] = {}
         for name, controller in CONTROLLERS.items():
             group = group_in(memberships, controller, root)
-            why = why_none(group, controller, within) or (
-                None if owner is None else why_not_below(group, controller, owner)
-            )
+            why = why_none_at_all or why_none(group, controller, within)
+            if why is None and owner is not None:
+                why = why_not_below(group, controller, owner)
             if group is None or why is not None:
                 self.refused[name] = why or ""
             else:

@@ -406,8 +406,9 @@ class SpawnerContainer(Container):
             on_growth=self._pids.make_room,
         )
         self.host = ContainerHost(spawner)
-        if self._secret is None:  # what is in gVisor is one process of this host, whatever it starts
-            self.host.groups = CommandGroups(_text(_PROC / str(init) / "cgroup"), within=self.id)
+        why_none = None if self._secret is None else "what runs in gVisor is one process of this host"
+        memberships = _text(_PROC / str(init) / "cgroup")
+        self.host.groups = CommandGroups(memberships, within=self.id, why_none_at_all=why_none)
         if spawner.hello.can_set_user:
             try:
                 self.host.identity = await self.host.identify(self._user)

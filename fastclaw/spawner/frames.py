@@ -37,11 +37,13 @@ if TYPE_CHECKING:
 
     from fastclaw.processes.lane import Collection
 
-VERSION = 4
+VERSION = 5
 MAGIC = 0x57414C43
 
 (HELLO, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT) = range(1, 12)
 (ATTACH, RELEASE, LOOK, RESIZE, FINISH) = range(12, 17)
+HANGUP = 18
+"""From fastclaw, of a client whose hang-up gVisor hides (a: which, and 2 where it left output unread)."""
 (STARTED, REFUSED, EXITED, EMPTY, LOST, ANSWER, DONE, STORE, ENDED, LEFT, FREE, WAITING, STUCK, SAID, GAP, BLOCKED) = (
     range(32, 48)
 )

@@ -85,6 +85,7 @@ async def greet(
         )
         socket.send_fds(control, [welcome], [theirs.fileno()])
         spawner = Spawner(control, channel, hello, on_end, on_growth)
+        spawner.is_gvisor = secret is not None
     except BaseException as error:
         control.close()
         if channel is not None:
@@ -125,6 +126,7 @@ class Spawner:
     Attributes:
         hello: its greeting.
         alive: whether it takes requests.
+        is_gvisor: its kernel is gVisor.
         memory: of its environment, for how its processes end; None where that is not known.
     """
 
@@ -138,6 +140,7 @@ class Spawner:
     ) -> None:
         self.hello = hello
         self.alive = True
+        self.is_gvisor = False
         self.memory: MemoryWatch | None = None
         self._control, self._channel, self._on_end, self._on_growth = control, channel, on_end, on_growth
         self._loop = asyncio.get_running_loop()

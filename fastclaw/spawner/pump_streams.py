@@ -5,7 +5,9 @@ Owns the listeners. The pump has the pipes and the clients' sockets; its events 
 
 from __future__ import annotations
 
+import errno
 import math
+import socket
 from typing import TYPE_CHECKING
 
 from fastclaw import limits
@@ -16,7 +18,6 @@ from fastclaw.spawner import frames
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
     from collections.abc import Callable
 
     from fastclaw.linux.poller import Poller
@@ -53,6 +54,7 @@ class SpawnStreams(Streams):
         "_pump",
         "_sockets",
         "_stalled",
+        "_watched",
     )
 
     def __init__(
@@ -74,6 +76,7 @@ class SpawnStreams(Streams):
         self._look: asyncio.TimerHandle | None = None
         self._looked_at = -math.inf
         self._blocked: asyncio.Future[int] | None = None
+        self._watched: dict[int, socket.socket] = {}
         poller.watch_listener(sockets.stdio.fd, self._on_stdio)
         poller.watch_listener(sockets.stderr.fd, self._on_stderr)
 
@@ -114,6 +117,9 @@ class SpawnStreams(Streams):
 
     def _hand_over(self, which: int, client: socket.socket) -> None:
         assert self._pump is not None
+        if self._pump.spawner.is_gvisor and not self._watch(which, client):
+            turn_away(client)
+            return
         self._connected |= 1 << which
         try:
             self._pump.attach(which, client.detach())
@@ -121,6 +127,28 @@ class SpawnStreams(Streams):
             self._connected &= ~(1 << which)
         else:
             self._tell_clients()
+
+    def _watch(self, which: int, client: socket.socket) -> bool:
+        """See by a duplicate when a client is gone, which gVisor tells nobody inside; False: no descriptor is left."""
+        self._unwatch(which)
+        try:
+            ours = self._watched[which] = client.dup()
+        except OSError:
+            return False
+
+        def on_hang_up() -> None:
+            is_gap = ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+            self._unwatch(which)
+            if self._pump is not None:
+                self._pump.order(frames.HANGUP, which | is_gap << 1)
+
+        self._poller.watch_hangup(ours.fileno(), on_hang_up)
+        return True
+
+    def _unwatch(self, which: int) -> None:
+        if (ours := self._watched.pop(which, None)) is not None:
+            self._poller.unwatch(ours.fileno())
+            ours.close()
 
     # --- what the pump says ---
 
@@ -219,6 +247,8 @@ class SpawnStreams(Streams):
         if self._owner is not None and not self._is_free and self._delivered != 3:
             self._owner.on_gap()
         self._pump = None
+        for which in (STDIO, STDERR):
+            self._unwatch(which)
         self._is_free = True
         self._may_have_output = False
         self._stop_looking()

@@ -66,6 +66,11 @@ class SpawnLane(Lane):
 
     async def _begin(self, spec: StartSpec, collection: Collection | None) -> LaneProcess:
         host = self._slot.take()
+        if spec.holds_stdin and host.spawner.is_gvisor:
+            raise ExecFailed(
+                "on_disconnect hold: gVisor does not tell a client that has left from one that has sent all",
+                "unsupported",
+            )
         if spec.template is not None:
             return await _forked(spec, collection, host)
         identity = host.identity if spec.user is None else await host.identify(spec.user)

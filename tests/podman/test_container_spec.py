@@ -81,6 +81,10 @@ def test_what_is_asked_for_is_added() -> None:
     assert spec(cpuset="0-3")["resource_limits"]["cpu"] == {"cpus": "0-3"}
 
 
+def test_an_init_that_is_known_by_a_secret_has_it_in_its_environment() -> None:
+    assert spec(init=InitPlan(spawner="/s", socket="/k", secret="x"))["env"] == {"FASTCLAW_INIT_SECRET": "x"}
+
+
 def test_hosts_are_ours_but_on_the_engines_own_network() -> None:
     asked = spec(hosts="/run/fc/hosts")
     assert asked["use_image_hosts"] is True

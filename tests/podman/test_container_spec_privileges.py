@@ -56,6 +56,7 @@ def test_where_everything_is_there_there_is_one() -> None:
         ({"owner": Ids(uid=1000, gid=0)}, "belongs to 1000:0"),
         ({"oci_runtime": "runc"}, "crun 1.8.1 and later can"),
         ({"oci_runtime_version": "crun version 1.8"}, "crun 1.8.1 and later can"),
+        ({"oci_runtime": "runsc"}, "gVisor"),
         ({"file_system": "nfs4"}, "nfs4"),
         ({"has_mounts": True}, "mounted in the workspace"),
         ({"file_system": "tmpfs", "kernel": (6, 2)}, "tmpfs"),

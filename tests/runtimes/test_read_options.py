@@ -65,6 +65,7 @@ def injecting(allow: str = "h:80", **changes: Any) -> dict[str, Any]:
         ({"image": ""}, "$.options.image"),
         ({"url": ""}, "$.options.url"),
         ({"oci_runtime": ""}, "$.options.oci_runtime"),
+        ({"oci_runtime_flags": ["--debug"]}, "$.options.oci_runtime_flags[0]"),
         ({"id_ranges": {"first": 2**32 - 2 * limits.IDS, "count": 2}}, "$.options.id_ranges.count"),
         ({"templates": {"t": {"cmd": ["a"], "user": ""}}}, "$.options.templates[...].user"),
         ({"run_output_bytes": -1}, "$.options.run_output_bytes"),

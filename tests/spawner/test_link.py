@@ -88,6 +88,32 @@ async def test_who_does_not_greet_as_a_spawner_does_is_refused(
         assert refused.value.reason == reason
 
 
+async def greet_with_a_secret(fake: FakeSpawner) -> Spawner:
+    return await greet(
+        fake.host, confine=False, reaper_uid=frames.NO_USER, collect_bytes=1, secret="known", on_end=nothing
+    )
+
+
+@pytest.mark.parametrize("tail", [b"", b"A=b\0", b"FASTCLAW_INIT_SECRET=\0", b"FASTCLAW_INIT_SECRET=other\0"])
+async def test_who_does_not_know_the_secret_is_refused(tail: bytes) -> None:
+    async with a_fake() as fake:
+        fake.say_hello(tail)
+        with pytest.raises(StartFailed, match="secret") as refused:
+            await greet_with_a_secret(fake)
+        assert refused.value.reason == "protocol_error"
+
+
+async def test_who_knows_the_secret_is_told_that_it_is_in_gvisor_and_no_command_is_told_the_secret() -> None:
+    async with a_fake() as fake:
+        fake.say_hello(b"A=b\0FASTCLAW_INIT_SECRET=known\0")
+        task = asyncio.ensure_future(greet_with_a_secret(fake))
+        assert (await fake.hear_welcome()).flags == frames.GVISOR
+        await fake.grant_growth()
+        spawner = await task
+        assert spawner.hello.env == {"A": "b"}
+        spawner.close()
+
+
 @pytest.mark.parametrize(("facts", "uid"), [(1, frames.NO_USER), (3, limits.REAPER_UID)])
 async def test_the_welcome_names_the_reapers_user_only_where_they_may_become_it(facts: int, uid: int) -> None:
     async with a_fake() as fake:
@@ -286,6 +312,32 @@ async def test_a_run_s_file_comes_before_its_end_and_is_given_back() -> None:
         seen.fake.tell(frames.FREE, id)
         await seen.heard()
         assert seen.spawner._kept == {}
+
+
+async def test_what_no_file_can_be_sent_for_comes_in_frames_and_no_more_than_its_limit() -> None:
+    async with watched() as seen:
+        process, id = await seen.begin(Collection(output_limit=10_000, keep="head"))
+        assert process.collected is not None
+        for which, data in ((0, b"a" * 6_000), (1, b"e" * 9_999), (0, b"b" * 3_000), (1, b"e" * 2), (2, b"z")):
+            seen.fake.tell(frames.STORE, id, which, tail=data)
+        given = b"a" * 6_000 + b"b" * 2_192, b"e" * limits.SPAWN_INLINE_BYTES
+        seen.fake.tell(
+            frames.DONE, id, 0, frames.WITH_EMPTY | frames.WITH_FREE, outputs(*given, totals=(9_000, 10_500))
+        )
+        found = await process.collected
+        assert found.stdout.head == b"a" * 6_000 + b"b" * 3_000
+        assert (found.stderr.head, found.stderr.total) == (b"e" * 10_000, 10_500)
+
+
+async def test_an_end_that_comes_before_all_frames_gives_what_there_is() -> None:
+    async with watched() as seen:
+        process, id = await seen.begin(Collection(output_limit=10_000, keep="head"))
+        assert process.collected is not None
+        seen.fake.tell(frames.STORE, id, 0, tail=b"a" * 9_000)
+        flags = frames.WITH_EMPTY | frames.WITH_FREE | frames.INCOMPLETE
+        seen.fake.tell(frames.DONE, id, 0, flags, outputs(b"a" * limits.SPAWN_INLINE_BYTES, totals=(9_500, 0)))
+        found = await process.collected
+        assert (found.stdout.head, found.stdout.total, found.incomplete) == (b"a" * 9_000, 9_500, True)
 
 
 async def test_what_was_refused_has_the_steps_reason() -> None:

@@ -207,7 +207,8 @@ static int is_there(struct streams *streams, int which) {
 
 static struct client *new_client(struct streams *streams, int which) {
     if (which != STDIO && which != STDERR) return NULL;
-    if (is_there(streams, which) && has_hung_up(streams->current[which]->fd)) drop_client(streams, which); /* its POLLHUP is still to come */
+    int has_left = is_there(streams, which) && (has_hung_up(streams->current[which]->fd) || welcome_flags & W_GVISOR);
+    if (has_left) drop_client(streams, which); /* its POLLHUP, in gVisor its HANGUP, is still to come, or lost */
     if (streams->is_cut || streams->current[which] || (which == STDIO && streams->sending == MAX_SENDERS)) return NULL;
     for (int i = 0; i < CLIENTS; i++) if (streams->clients[i].fd < 0) return &streams->clients[i];
     return NULL;
@@ -382,6 +383,8 @@ static void on_message(struct streams *streams) {
     if (n == sizeof head && head.id == streams->id && head.op == ATTACH && passed.count == 1) {
         passed.count = 0;
         attach(streams, (int)head.a, passed.fd[0]);
+    } else if (n == sizeof head && head.id == streams->id && head.op == HANGUP) {
+        if (is_there(streams, (int)head.a & 1)) drop_client(streams, (int)head.a & 1);
     } else if (n == sizeof head) {
         reject_message(&head, &passed);
     }

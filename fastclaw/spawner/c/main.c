@@ -235,6 +235,15 @@ static void report_hang_ups(void) {
     }
 }
 
+/* gVisor tells nobody inside of a hang-up. fastclaw sees it, by a duplicate of its own. */
+static void hang_up(struct slot *slot, struct control *asked) {
+    int which = asked->a & 1;
+    if (slot->client[which] < 0) return;
+    forget_client(slot, which);
+    tell(LEFT, asked->id, which, asked->a >> 1 & 1);
+    post_to(slot, asked, -1);
+}
+
 /* A pump's orders stay in its slot, so that none is lost while its inbox is full; only the first of them wakes it. A pump with unread
  * messages takes its orders when it reads the next one. */
 static void order_pump(struct slot *slot, struct control *asked, u32 bits) {
@@ -259,6 +268,7 @@ static void look(struct slot *slot, struct control *asked) {
 static void handle_stream_order(struct control *asked, struct passed *passed) {
     struct slot *slot = find(asked->id, asked->place);
     if (asked->op == ATTACH) attach(slot, asked, passed);
+    else if (slot && asked->op == HANGUP) hang_up(slot, asked);
     else if (slot && asked->op == LOOK) look(slot, asked);
     else if (slot && asked->op == FINISH) order(slot, asked->id, 0, LEVEL_FINISH);
     else if (slot && asked->op == RELEASE) order_pump(slot, asked, asked->a ? PUMP_RELEASE | PUMP_CUT : PUMP_RELEASE);
@@ -298,7 +308,7 @@ static int handle_order(struct control *asked, long bytes, struct passed *passed
         if (passed->count != 1 || asked->a > 1) return 0;
         handle_stream_order(asked, passed);
         return 1;
-    case RELEASE: case LOOK: case RESIZE: case FINISH: handle_stream_order(asked, passed); return 1;
+    case RELEASE: case LOOK: case RESIZE: case FINISH: case HANGUP: handle_stream_order(asked, passed); return 1;
     default: return 0;
     }
 }

@@ -94,7 +94,7 @@ static inline u64 bit(int signum) { return 1ull << (signum - 1); }
 
 /* --- bounds; see fastclaw/spawner/frames.py --- */
 
-enum { VERSION = 4, MAGIC = 0x57414c43 };
+enum { VERSION = 5, MAGIC = 0x57414c43 };
 enum {
     FRAME_BYTES = 16 << 10,
     HELLO_BYTES = 64 << 10,
@@ -118,7 +118,7 @@ enum {
 
 /* --- frames (frames.c) --- */
 
-enum { HELLO = 1, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT, ATTACH, RELEASE, LOOK, RESIZE, FINISH, FORK };
+enum { HELLO = 1, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT, ATTACH, RELEASE, LOOK, RESIZE, FINISH, FORK, HANGUP };
 enum { STARTED = 32, REFUSED, EXITED, EMPTY, LOST, ANSWER, DONE, STORE, ENDED, LEFT, FREE, WAITING, STUCK, SAID, GAP, BLOCKED };
 enum {
     F_DIRECTORY = 1, F_NULL_STDIN = 2, F_IDENTITY = 4, F_SPILLED = 8, F_TTY = 16, F_TEMPLATE = 32, F_WORKER = 64, F_RUN = 128,

@@ -181,6 +181,16 @@ def test_bound_command_line() -> None:
     assert argv[argv.index("fastclaw-engine") + 1 :] == ["42", "/r", "/usr/bin/podman", *STORAGE, *SERVE]
 
 
+def test_flags_go_to_whatever_calls_the_runtime() -> None:
+    plan = plan_service(FACTS, oci_runtime="/opt/runsc", flags=["platform=kvm", "debug"])
+    flags = ["host-uds=open", "network=none", "platform=kvm", "debug"]
+    words = [f"--runtime-flag={flag}" for flag in flags]
+    for argv in (bound_argv(plan, PATHS, 42), daemon_argv(plan, PATHS, "/r/pid"), tool_argv(plan, PATHS)):
+        assert [word for word in argv if "runtime-flag" in word] == words
+    assert runtime_argv(plan)[-5:] == ["/opt/runsc", *(f"--{flag}" for flag in flags)]
+    assert plan_service(FACTS, flags=["debug"]).runtime_flags == ["debug"]
+
+
 def test_podman_chooses_the_storage_driver_where_we_cannot() -> None:
     assert tool_argv(plan_service(facts(storage_driver=None)), PATHS)[-3:] == STORAGE[:3]
 

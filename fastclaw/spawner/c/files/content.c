@@ -39,7 +39,7 @@ static void read_sized(int fd, u64 bytes) {
     if (bytes > 64 << 10) grow_pipe(1);
     while (bytes) {
         long n = copies ? SYS(read, fd, copy_buffer, bytes > COPY_BYTES ? COPY_BYTES : bytes)
-                        : SYS(splice, fd, 0, 1, 0, bytes > CHUNK ? CHUNK : bytes, SPLICE_F_MOVE | SPLICE_F_MORE);
+                        : splice_output(fd, NULL, bytes);
         if (n == -EINTR || (n == -EINVAL && !copies++)) continue;
         if (!must(n, "")) return;
         if (copies) write_out(copy_buffer, (size_t)n);

@@ -94,6 +94,14 @@ long splice_input(int to, u64 bytes) {
     return n;
 }
 
+/* gVisor takes the file's O_NONBLOCK for the pipe's: then there is a wait for room. */
+long splice_output(int from, u64 *offset, u64 bytes) {
+    struct pollfd out = {1, POLLOUT, 0};
+    long n;
+    while ((n = SYS(splice, from, offset, 1, 0, bytes > CHUNK ? CHUNK : bytes, SPLICE_F_MOVE | SPLICE_F_MORE)) == -EAGAIN) SYS(ppoll, &out, 1, 0, 0, 8);
+    return n;
+}
+
 /* As busy as it gets, fewer turns are fewer wake-ups. Refused where the user has too many pages in pipes (pipe(7)). */
 void grow_pipe(int fd) { SYS(fcntl, fd, F_SETPIPE_SZ, CHUNK); }
 

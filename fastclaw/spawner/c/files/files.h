@@ -48,6 +48,7 @@ void write_out(const void *data, size_t bytes);
 void hear_terminate(void);
 long take_input(void *to, size_t bytes); /* what there is, at most `bytes`; 0 at the end; ends the helper on TERM */
 long splice_input(int to, u64 bytes);    /* the same, into a file */
+long splice_output(int from, u64 *offset, u64 bytes);
 void write_file(int fd, const char *data, size_t bytes, const char *name);
 long look(int directory, const char *name, int flags, struct statx *about);
 static inline u32 kind(struct statx *about) { return about->stx_mode & S_IFMT; }

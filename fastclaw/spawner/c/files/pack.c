@@ -75,7 +75,7 @@ static void put_piece(int fd, u64 offset, u64 bytes) {
             size_t now = bytes > SMALL_BYTES ? SMALL_BYTES : (size_t)bytes;
             n = SYS(pread64, fd, make_room(now), now, offset);
             if (n > 0) { out_bytes += (size_t)n; offset += (u64)n; }
-        } else n = SYS(splice, fd, &offset, 1, 0, bytes > CHUNK ? CHUNK : bytes, SPLICE_F_MOVE | SPLICE_F_MORE);
+        } else n = splice_output(fd, &offset, bytes);
         if (n == -EINTR || (n == -EINVAL && !copies++)) continue;
         if (!must(n, path)) { tell_changed(); put_zeros(bytes); return; }
         bytes -= (u64)n;
