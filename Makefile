@@ -24,7 +24,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install engine-packages test test-adapters test-hosts test-pythons check fmt demo bench bench-check soak fuzz wheels clean
+.PHONY: help install engine-packages test test-adapters test-hosts test-pythons test-gvisor check fmt demo bench bench-check soak fuzz wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test-hosts: install ## run it all as other users and on other systems (HOSTS="de
 
 test-pythons: engine-packages install ## run the tests under each Python from 3.11 on that is here (TESTS="tests/server tests/client")
 	$(BIN)/python scripts/test_pythons.py $(TESTS)
+
+test-gvisor: engine-packages install ## run commands in gVisor, which is got from Debian 13 where it is not here
+	FASTCLAW_RUNSC="$$(command -v runsc || scripts/get-runsc .gvisor)" $(BIN)/python -m pytest -m gvisor tests/podman/test_gvisor.py $(OPTIONS)
 
 check: install ## lint, formatting, types, and which way imports go
 	$(BIN)/ruff check $(SOURCES)
@@ -84,5 +87,5 @@ wheels: install ## build what is published: a wheel for each machine, and the so
 	@$(BIN)/python -m hatchling build -t sdist
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf $(VENV) .adapters .pythons .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawner/bin
+	rm -rf $(VENV) .adapters .pythons .gvisor .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawner/bin
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

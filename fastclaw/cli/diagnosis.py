@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from fastclaw import limits
 from fastclaw.podman.engine_traits import packet_filters
+from fastclaw.podman.gvisor import why_too_old
 from fastclaw.podman.known_bugs import known_bugs
 from fastclaw.podman.service.plan import HostFacts
 from fastclaw.processes.admission import Capacity
@@ -93,6 +94,18 @@ def _bugs(parts: Mapping[str, str], has_spawner: bool) -> list[Finding]:
         )
         for bug in known_bugs(programs, has_spawner=has_spawner)
     ]
+
+
+def gvisor_finding(version: str) -> Finding:
+    """Whether gVisor, which is on this host, can be an OCI runtime of sandboxes.
+
+    Parameters:
+        version: the first line of `runsc --version`.
+    """
+    why = why_too_old(version)
+    if why is None:
+        return _ok("gvisor", f"{version}: for sandboxes with options.oci_runtime runsc")
+    return _warning("gvisor", f"{version}: {why}")
 
 
 def spawner_finding(missing: str | None, size: int, lists_children: bool) -> Finding:

@@ -20,6 +20,7 @@ from fastclaw.cli.diagnosis import (
     disk_finding,
     docker_finding,
     engine_findings,
+    gvisor_finding,
     image_finding,
     network_findings,
     quota_findings,
@@ -33,6 +34,7 @@ from fastclaw.linux import own_process, splice
 from fastclaw.linux.own_process import host_limits, raise_file_limit
 from fastclaw.network.bridge.bridge import why_no_bridge
 from fastclaw.options import Options
+from fastclaw.podman.gvisor import RUNTIME as GVISOR
 from fastclaw.podman.rights import why_no_user_namespace
 from fastclaw.podman.service.facts import (
     CGROUP_ROOT,
@@ -44,6 +46,7 @@ from fastclaw.podman.service.facts import (
     program_version,
     subordinate_ids,
     user_name,
+    version_line,
     why_no_docker,
     why_no_engine,
     why_no_user_namespaces,
@@ -95,6 +98,8 @@ async def _examine(url: str | None) -> list[Finding]:
             has_docker=why_no_docker(Options()) is None,
         ),
         *_docker(),
+        *engine_findings(facts, unusable, _parts(version)),
+        *_gvisor(),
         _image(),
         _spawner(),
         *_disk(default_state_dir()),
@@ -104,6 +109,11 @@ async def _examine(url: str | None) -> list[Finding]:
         *quota_findings({name: _number(name) for name in quotas(is_root=os.geteuid() == 0)}),
         Finding(subject="relay", level="ok", text=f"streams are moved by {splice.kind()}"),
     ]
+
+
+def _gvisor() -> list[Finding]:
+    path = find_program(GVISOR)
+    return [] if path is None else [gvisor_finding(version_line(path))]
 
 
 def _spawner() -> Finding:

@@ -229,7 +229,12 @@ async def _gone_is_eof(rig: Rig, session: Session) -> None:
 
 @proves("P-GONE-HOLD")
 async def _hold(rig: Rig, session: Session) -> None:
-    process = await session.exec(rig.words.cat, on_disconnect="hold")
+    try:
+        process = await session.exec(rig.words.cat, on_disconnect="hold")
+    except Broken as error:
+        if "'unsupported'" in str(error):
+            raise NotOffered("it refuses on_disconnect hold") from error
+        raise
     await echoed(await process.stdio(), b"back")
     process.close()
     got = await _returned(process, lambda stdio: echoed(stdio, b"back"))

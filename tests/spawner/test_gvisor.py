@@ -15,8 +15,9 @@ from fastclaw.processes.lane import Collection, Grace
 from fastclaw.spawner import frames
 from tests.pids import children_of
 from tests.spawner.fake_spawner import busy_reapers_of
-from tests.spawner.rig import a_host, a_lane, settled
-from tests.spawner.test_runs import INLINE, MIB, begin, check_kept, collected, pattern, program, run, spec, whole
+from tests.spawner.rig import a_host, a_lane, settled, spec
+from tests.spawner.test_runs import INLINE, MIB, begin, check_kept, collected, pattern, program, run, whole
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from fastclaw.runtime import Keep
@@ -69,7 +70,7 @@ async def test_what_all_runs_together_may_have_is_kept_to() -> None:
 async def test_a_command_is_its_reapers_child_and_nothing_is_between_them() -> None:
     async with a_host() as (host, lane):
         process = await lane.start(spec("sleep", "1000"), 0)
-        await process.started
+        await until(lambda: busy_reapers_of(host.pid))
         (reaper,) = busy_reapers_of(host.pid)
         assert len(children_of(reaper)) == 2  # and the pump
         process.signal(signal.SIGTERM)

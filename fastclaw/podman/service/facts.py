@@ -86,14 +86,23 @@ def find_program(name: str) -> str | None:
 
 def program_version(path: str) -> str | None:
     """The first dotted number that `PROGRAM --version` prints, or None where it does not answer."""
+    found = re.search(r"\d+\.\d+(?:\.\d+)*", _says_of_itself(path))
+    return found and found[0]
+
+
+def version_line(path: str) -> str:
+    """The first line that `PROGRAM --version` prints; empty where it does not answer."""
+    return _says_of_itself(path).partition("\n")[0]
+
+
+def _says_of_itself(path: str) -> str:
     try:
         done = subprocess.run(
             [path, "--version"], capture_output=True, timeout=engine_limits.PROGRAM_ANSWER_MS / 1000, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.search(rb"\d+\.\d+(?:\.\d+)*", done.stdout)
-    return found and found[0].decode()
+        return ""
+    return done.stdout.decode(errors="replace")
 
 
 def static_catatonit() -> str | None:

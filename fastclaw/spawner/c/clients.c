@@ -364,7 +364,10 @@ static void on_fork(struct streams *streams) {
 static void resize(struct streams *streams) {
     u32 window = LOAD_OF(&streams->slot->window);
     struct winsize size = {.ws_row = (unsigned short)(window >> 16), .ws_col = (unsigned short)window};
-    if (streams->pipes->is_terminal && streams->pipes->out[0] >= 0) SYS(ioctl, streams->pipes->out[0], TIOCSWINSZ, &size);
+    if (!streams->pipes->is_terminal || streams->pipes->out[0] < 0) return;
+    SYS(ioctl, streams->pipes->out[0], TIOCSWINSZ, &size);
+    u32 child = LOAD_OF(&streams->slot->child);
+    if (welcome_flags & W_GVISOR && child) SYS(kill, -(long)child, SIGWINCH); /* gVisor sends none, and says no foreground group here */
 }
 
 /* Takes main's orders from the slot; done after any message, since one of them is the notification. */

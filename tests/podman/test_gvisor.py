@@ -1,0 +1,122 @@
+"""Environments in gVisor, on a Podman of their own: only by `make test-gvisor`, which says where runsc is.
+
+`make test` leaves them out: Debian 12 has a release that is too old, and another one takes a download.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fastclaw import conformance, limits
+from fastclaw.client import RuntimeClient
+from fastclaw.conformance import VOCABULARIES
+from fastclaw.errors import ExecFailed, FastclawError
+from fastclaw.linux import proc
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = [pytest.mark.gvisor, pytest.mark.timeout(900)]
+
+SERVE = [sys.executable, "-m", "fastclaw", "serve"]
+BROKEN = {"T-TTY", "IMG-PROGRESS"}
+"""By gVisor itself: it has no /dev/tty, and a build's steps have no network to be without (docs/gvisor.md)."""
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A Podman of these tests', whose runtime it is."""
+    runsc = os.environ.get("FASTCLAW_RUNSC")
+    assert runsc, "make test-gvisor says where runsc is"
+    return {"oci_runtime": runsc, "lane": "spawn", "state_dir": str(tmp_path_factory.mktemp("state"))}
+
+
+@asynccontextmanager
+async def running(options: dict[str, Any], **more: Any) -> AsyncIterator[RuntimeClient]:
+    async with RuntimeClient.spawn(SERVE, namespace="gvisor", options={**options, **more}) as runtime:
+        yield runtime
+
+
+def sandboxes() -> set[int]:
+    """Processes of gVisor's on this host."""
+    return {pid for pid in proc.pids() if b"runsc-sandbox" in _command(pid)}
+
+
+def _command(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+async def test_a_command_runs_in_its_kernel_and_nothing_is_left(options: dict[str, Any]) -> None:
+    before = sandboxes()
+    async with running(options) as runtime:
+        done = await runtime.run(["sh", "-c", "dmesg | head -n 1; env; exit 3"])
+        assert done.exit_code == 3
+        assert b"gVisor" in done.stdout
+        assert b"FASTCLAW_INIT_SECRET" not in done.stdout
+        assert len(sandboxes() - before) == 1
+        health = await runtime.health()
+        assert health.details["network"]["mode"] == "none"
+    await until(lambda: sandboxes() == before)
+
+
+@pytest.mark.parametrize("size", [0, 8 * limits.KIB, 8 * limits.KIB + 1, 100_000, limits.MIB])
+async def test_output_of_every_size_is_whole(options: dict[str, Any], size: int) -> None:
+    async with running(options) as runtime:
+        script = f"yes 0123456 | head -c {size}; yes abcdefg | head -c {size} >&2"
+        done = await runtime.run(["sh", "-c", script], output_limit=limits.MIB)
+        assert done.stdout == (b"0123456\n" * (size // 8 + 1))[:size]
+        assert done.stderr == (b"abcdefg\n" * (size // 8 + 1))[:size]
+
+
+async def test_who_is_killed_leaves_no_sandbox(options: dict[str, Any]) -> None:
+    before = sandboxes()
+    with suppress(FastclawError):  # its end is noticed on the way out
+        async with running(options) as runtime:
+            assert (await runtime.run(["true"])).exit_code == 0
+            os.kill(runtime.pid, signal.SIGKILL)
+            await until(lambda: sandboxes() == before)
+    async with running(options):
+        """Takes away the directory of the sockets that it has left."""
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"network": {"mode": "proxy", "allow": ["a.example"]}}, "no listener leaves gVisor"),
+        ({"network": {"mode": "bridge"}}, "interfaces"),
+        ({"network": {"mode": "open"}}, "network=sandbox"),
+        ({"user_namespace": "private"}, "gVisor"),
+        ({"clone": "always"}, "crun on this host is needed"),
+    ],
+)
+async def test_what_cannot_be_had_is_refused_with_its_reason(
+    options: dict[str, Any], more: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(FastclawError, match=words):
+        async with running(options, **more):
+            pass
+
+
+async def test_what_a_command_cannot_have_is_refused_with_its_reason(options: dict[str, Any]) -> None:
+    async with running(options) as runtime:
+        with pytest.raises(FastclawError, match="no control group"):
+            await runtime.run(["true"], limits={"memory_bytes": 64 * limits.MIB})
+        with pytest.raises(ExecFailed, match="on_disconnect hold"):
+            await runtime.exec(["cat"], on_disconnect="hold")
+
+
+async def test_the_promises_are_kept(options: dict[str, Any]) -> None:
+    report = await conformance.check(SERVE, VOCABULARIES["posix"], options, None, jobs=2)
+    broken = {finding.promise.id for finding in report.findings if finding.verdict == "broken"}
+    assert (report.refused, broken - BROKEN) == (None, set()), report.to_text()
