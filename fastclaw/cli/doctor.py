@@ -98,7 +98,6 @@ async def _examine(url: str | None) -> list[Finding]:
             has_docker=why_no_docker(Options()) is None,
         ),
         *_docker(),
-        *engine_findings(facts, unusable, _parts(version)),
         *_gvisor(),
         _image(),
         _spawner(),

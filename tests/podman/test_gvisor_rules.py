@@ -55,5 +55,5 @@ def test_a_network_that_cannot_be_had_is_refused_with_its_reason(
 async def test_an_engine_that_is_not_ours_has_flags_of_its_own(kind: str) -> None:
     engine = Engine(kind)  # type: ignore[arg-type]  # one of two words
     with pytest.raises(InvalidParams, match="not ours") as refused:
-        await engine.start(Options(url="unix:///nowhere", oci_runtime_flags=["debug"]), "flags")
+        await engine.start(Options(url="unix:///nowhere", oci_runtime_flags=["debug"]), "flags", None)
     assert refused.value.data["path"] == "$.options.oci_runtime_flags"
