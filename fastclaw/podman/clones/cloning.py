@@ -577,14 +577,14 @@ def _is_in(pid: int, id: str) -> bool:
 
 
 def _check_limits(pid: int, id: str, wanted: Mapping[str, Mapping[str, Any]]) -> None:
-    """What is in force, as the kernel says it.
+    """What is in force, as the kernel says it. Where there is no such controller nothing is, of the first neither.
 
     Raises:
         StartFailed: it is something else.
     """
     for held in shown_limits(wanted, mmap.PAGESIZE):
         group = group_of(pid, held.controller)
-        if group is None:
+        if group is None or (group.is_unified and held.controller not in words_in(group.folder / "cgroup.controllers")):
             continue
         file, limit = held.unified if group.is_unified else held.legacy
         found = words_in(group.folder / file) if id in str(group.folder) else []

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from fastclaw import engine_limits
 from fastclaw.errors import StartFailed
-from fastclaw.linux.cgroups import group_of, limit_in
+from fastclaw.linux.cgroups import Group, group_of, limit_in
 from fastclaw.podman.api import EngineLifecycle
 from fastclaw.podman.base_image import default_archive
 from fastclaw.podman.clones import bundles, cloning
@@ -480,3 +481,25 @@ async def test_an_image_that_is_removed_stays_under_its_clones(clones: CloneFlee
         await until(lambda: len(before - set(os.listdir(layers))) == 1)
         assert await run(one, "cat", "/big") == (0, data)
         assert await run(one, "sh", "-c", "echo y >>/big; rm -r /bin/sh; ls /bin/sh 2>&1 | grep -c No") == (0, "1\n")
+
+
+@pytest.mark.parametrize(
+    ("controllers", "shown", "why"),
+    [
+        ("pids\n", "9\n", None),
+        ("pids\n", "max\n", "the pids limit of a clone is max, and not 9"),
+        ("pids\n", None, "the pids limit of a clone is , and not 9"),
+        ("\n", None, None),
+    ],
+)
+def test_a_limit_that_is_not_in_force_is_an_error_where_there_is_a_controller(
+    controllers: str, shown: str | None, why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "clone-1"
+    folder.mkdir()
+    (folder / "cgroup.controllers").write_text(controllers)
+    if shown is not None:
+        (folder / "pids.max").write_text(shown)
+    monkeypatch.setattr(cloning, "group_of", lambda pid, controller: Group(folder, tmp_path, True))
+    with nullcontext() if why is None else pytest.raises(StartFailed, match=why):
+        cloning._check_limits(1, "clone-1", {"pids": {"limit": 9}})
