@@ -110,7 +110,7 @@ async def test_what_cannot_be_had_is_refused_with_its_reason(
 
 async def test_what_a_command_cannot_have_is_refused_with_its_reason(options: dict[str, Any]) -> None:
     async with running(options) as runtime:
-        with pytest.raises(FastclawError, match="no control group"):
+        with pytest.raises(FastclawError, match="one process of this host"):
             await runtime.run(["true"], limits={"memory_bytes": 64 * limits.MIB})
         with pytest.raises(ExecFailed, match="on_disconnect hold"):
             await runtime.exec(["cat"], on_disconnect="hold")
