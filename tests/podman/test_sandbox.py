@@ -136,12 +136,12 @@ async def test_limits(box: Box, engine_service: EngineService) -> None:
 
 async def test_processors(box: Box) -> None:
     """What programs ask for when they decide how many threads they have is what there is."""
-    await box.start(cpus=0.25, cpuset="0")
+    await box.start(cpus=0.05, cpuset="0")
     assert await box.run("nproc") == "1"
     assert await box.run("grep Cpus_allowed_list /proc/self/status | cut -f2") == "0"
     await box.run("timeout 1 sh -c 'while :; do :; done'")
     told = processors(group_of(box.pid, "cpu"))
-    assert told["limit_percent"] == 25
+    assert told["limit_percent"] == 5
     assert told["throttled_us"] > 0
 
 
