@@ -26,6 +26,7 @@ __all__ = [
     "FastclawError",
     "FileRuntime",
     "Files",
+    "GroupLimits",
     "HealthStatus",
     "ImageRuntime",
     "InitializeParams",

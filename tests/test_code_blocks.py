@@ -41,6 +41,7 @@ NOT_RUN = {
     "README.md: they are the tests",
     "README.md: waits for somebody who types, as tests/cli/test_run_command.py does",
     "docs/docker.md: needs a Docker",
+    "docs/gvisor.md: takes runsc, which make test-gvisor gets",
     "docs/from-one-to-many.md: needs a systemd that is up",
     "docs/test-hosts.md: makes machines, for minutes",
     "docs/install.md: changes the user's services",

@@ -47,6 +47,7 @@ SUBJECTS = {
     "processes/test_start_steps.py": "a start that fails at each of its steps",
     "spawner/test_files_*.py": "the C program as a file helper",
     "spawner/test_fuzz.py": "the C program",
+    "spawner/test_gvisor.py": "the C program, as it is in gVisor",
     "spawner/test_interleavings.py": "the C program: two things at once",
     "spawner/test_runs.py": "the C program: runs",
     "spawner/test_spawner_binary.py": "the C program, frame by frame",

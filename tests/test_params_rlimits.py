@@ -30,7 +30,7 @@ def test_an_unknown_name_is_refused_with_its_path(name: str) -> None:
     assert refused.value.data["path"] == f"$.limits.{name}"
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("nofiles", "nofile"), ("NPROC", None), ("zzz", None), ("cpus", "cpu")])
+@pytest.mark.parametrize(("name", "nearest"), [("nofiles", "nofile"), ("NPROC", None), ("zzz", None), ("cpuz", "cpu")])
 def test_the_nearest_name_is_told(name: str, nearest: str | None) -> None:
     with pytest.raises(InvalidParams) as refused:
         rlimits({name: 1})

@@ -265,10 +265,10 @@ async def test_a_start_that_failed_may_be_tried_again(engine: EngineLifecycle) -
     ("url", "words"),
     [
         ("ssh://user@host/run/podman.sock", "ssh -nNT -L /tmp/podman.sock:REMOTE_SOCKET HOST"),
-        ("http://host:1", "they are unix:///path and tcp://host:port"),
-        ("/run/podman.sock", "they are unix:///path and tcp://host:port"),
-        ("unix://run/podman.sock", "they are unix:///path and tcp://host:port"),
-        ("tcp://host", "they are unix:///path and tcp://host:port"),
+        ("http://host:1", "they are unix:///path, tcp://host:port and host"),
+        ("/run/podman.sock", "they are unix:///path, tcp://host:port and host"),
+        ("unix://run/podman.sock", "they are unix:///path, tcp://host:port and host"),
+        ("tcp://host", "they are unix:///path, tcp://host:port and host"),
     ],
 )
 async def test_a_url_that_is_not_spoken_is_refused_in_a_line(
