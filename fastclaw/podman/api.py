@@ -45,6 +45,7 @@ from fastclaw.podman.podman_client import (
     Top,
     answer,
     check,
+    has_stumbled,
     is_refusal,
     is_timeout,
     mapped_errors,
@@ -372,7 +373,7 @@ class EngineLifecycle:
 
     async def read(self, call: Callable[[APIClient], T]) -> T:
         """Something short that changes nothing."""
-        return await self._run(self._reads.enter("read"), call, self._timeout_s)
+        return await self._run(self._reads.enter("read"), _once_more(call), self._timeout_s)
 
     async def change(self, kind: str, call: Callable[[APIClient], T], *, carries_on: bool = False) -> T:
         """Something that changes what the engine has.
@@ -380,7 +381,8 @@ class EngineLifecycle:
         Parameters:
             kind, carries_on: as for `Gate.enter`.
         """
-        return await self._run(self._changes.enter(kind, carries_on=carries_on), call, self._timeout_s)
+        turn = self._changes.enter(kind, carries_on=carries_on)
+        return await self._run(turn, _once_more(call), self._timeout_s)
 
     async def fetch(self, call: Callable[[APIClient], T]) -> T:
         """Something that may wait for another's disk."""
@@ -428,6 +430,23 @@ class EngineLifecycle:
                 return await asyncio.wrap_future(future)
 
 
+def _once_more(call: Callable[[APIClient], T]) -> Callable[[APIClient], T]:
+    """A call that is made a second time where the engine stumbled over it. Podman 4.3.1 does now and then, over its own
+    files, where services of one storage work at the same time.
+    """
+
+    def called(client: APIClient) -> T:
+        try:
+            return call(client)
+        except APIError as error:
+            if not has_stumbled(error):
+                raise
+            logger.warning("the engine stumbled, and is asked once more: %s", error.explanation)
+            return call(client)
+
+    return called
+
+
 def _in_time(call: Callable[[APIClient], T], seconds: float, client: APIClient) -> T:
     client.timeout = seconds
     return call(client)
@@ -472,11 +491,14 @@ class _Creation:
         self._remove, self._lose = remove, lose
         self._name: str = spec.get("name", "")
         self._lock = threading.Lock()
-        self._abandoned = False
+        self._abandoned = self._has_begun = False
         self._created: str | None = None
 
     def run(self, client: APIClient) -> str:
-        """In the thread: create; remove it at once where it has been given up."""
+        """In the thread: create; remove it at once where it has been given up. Called a second time, anew."""
+        if self._has_begun and self._name:
+            self._remove(client, self._name)
+        self._has_begun = True
         created = self._create(client)
         with self._lock:
             self._created = created

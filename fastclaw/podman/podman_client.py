@@ -368,6 +368,13 @@ def is_timeout(error: BaseException) -> bool:
     return any(isinstance(one, TimeoutError | requests.Timeout | ReadTimeoutError) for one in _chain(error))
 
 
+def has_stumbled(error: APIError) -> bool:
+    """Whether the engine says that the call ended in a fault of its own: Go's word for one, which Podman's service
+    survives and answers with (pkg/api/server/handler_panic.go).
+    """
+    return error.status_code == 500 and message_of(str(error.explanation or error)).startswith("runtime error: ")
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether the engine has answered that it does not do what was asked, or could not be asked at all: all else leaves
     open whether it does."""

@@ -131,6 +131,51 @@ NONSENSE = [
 ]
 
 
+@contextmanager
+def answering(path: Path, answers: list[bytes]) -> Iterator[tuple[str, list[bytes]]]:
+    """The URL of an engine that gives these answers, one a connection, and what it is asked."""
+    asked: list[bytes] = []
+
+    class Server(socketserver.UnixStreamServer):
+        def finish_request(self, request: Any, client_address: object) -> None:
+            asked.append(request.recv(65536).split(b"\r\n")[0])
+            request.sendall(answers[len(asked) - 1])
+
+    with Server(str(path), socketserver.BaseRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"unix://{path}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def an_answer(status: str, body: str) -> bytes:
+    return f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+STUMBLED = an_answer("500 Oh", '{"message":"runtime error: invalid memory address or nil pointer dereference"}')
+
+
+async def test_an_engine_that_stumbles_is_asked_once_more(short_dir: Path) -> None:
+    """What it may have made of a container meanwhile is removed first."""
+    made = an_answer("201 Created", '{"Id":"abc"}')
+    with answering(short_dir / "e.sock", [STUMBLED, an_answer("200 OK", "[]"), made]) as (url, asked):
+        async with aclosing(EngineLifecycle(url, timeout_s=5)) as engine:
+            assert await engine.create_container(spec(1)) == "abc"
+    assert [line.split()[0] for line in asked] == [b"POST", b"DELETE", b"POST"]
+    assert b"/containers/trouble-1?" in asked[1]
+
+
+async def test_an_engine_that_stumbles_twice_is_told(short_dir: Path) -> None:
+    with answering(short_dir / "e.sock", 2 * [STUMBLED]) as (url, asked):
+        async with aclosing(EngineLifecycle(url, timeout_s=5)) as engine:
+            with pytest.raises(StartFailed, match="nil pointer"):
+                await engine.list_containers(LABELS)
+    assert len(asked) == 2
+
+
 class Nonsense(socketserver.ThreadingUnixStreamServer):
     """Answers each connection with the next of `NONSENSE`; its threads have ended when it is closed."""
 

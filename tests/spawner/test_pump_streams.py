@@ -6,6 +6,7 @@ import asyncio
 import errno
 import socket
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,6 +37,7 @@ class FakePump:
         self.orders: list[tuple[int, int]] = []
         self.came = asyncio.Event()
         self.refuses = False
+        self.spawner = SimpleNamespace(is_gvisor=False)
 
     def attach(self, which: int, fd: int) -> None:
         taken = socket.socket(fileno=fd)

@@ -145,6 +145,7 @@ class Catcher:
     """In a spawner's place: keeps the one request that it is given."""
 
     memory = None
+    is_gvisor = False
 
     def __init__(self) -> None:
         self.seen: Read
