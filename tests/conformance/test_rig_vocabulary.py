@@ -93,10 +93,10 @@ def kill_marked(mark: str) -> bool:
 
 @contextmanager
 def shell(script: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A shell, which is killed at the end with all that it left."""
+    """A shell, killed at the end with all that it left. Unbuffered: `communicate` gives nothing of a buffer."""
     mark, pipe = uuid.uuid4().hex, subprocess.PIPE
     env = {**os.environ, MARKER: mark}
-    with subprocess.Popen(["sh", "-c", script], stdout=pipe, stderr=pipe, env=env) as process:
+    with subprocess.Popen(["sh", "-c", script], stdout=pipe, stderr=pipe, env=env, bufsize=0) as process:
         try:
             yield process
         finally:
