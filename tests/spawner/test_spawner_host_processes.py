@@ -46,8 +46,7 @@ async def test_a_signal_is_the_commands_alone() -> None:
 INTERRUPTED = """
 trap : INT
 sh -c 'trap "" INT; echo $$; exec sleep 1000' &
-setsid sleep 1000 &
-echo $!
+setsid sh -c 'echo $$; exec sleep 1000' &
 sh -c 'echo up; exec sleep 1000'
 echo ended $?
 """
