@@ -40,6 +40,9 @@ FILES_PER_ENVIRONMENT = 12
 
 # --- Control groups of commands' own ---------------------------------------------------------------------
 
+CPU_PERIOD_US = 100_000
+"""In which a container, or a command, may use its share of processors: the kernel's own default."""
+
 SPARE_GROUPS = 8
 """Made at a time, 0.1 ms each: a burst of starts waits for few of them."""
 

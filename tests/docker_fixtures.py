@@ -84,14 +84,14 @@ def _daemon(program: str, base: Path) -> Iterator[int]:
             start_new_session=True,
         )
         try:
-            if not _is_ready(notices, daemon):
+            if not is_ready(notices, daemon):
                 unusable(f"dockerd does not come up: {(base / 'log').read_text(errors='replace')[-500:]}")
             yield daemon.pid
         finally:
             _end(daemon, group)
 
 
-def _is_ready(notices: socket.socket, daemon: subprocess.Popen[bytes]) -> bool:
+def is_ready(notices: socket.socket, daemon: subprocess.Popen[bytes]) -> bool:
     """It says so as to systemd (sd_notify(3))."""
     pidfd = os.pidfd_open(daemon.pid)
     try:

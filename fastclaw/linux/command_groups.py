@@ -49,9 +49,6 @@ logger = logging.getLogger(__name__)
 CONTROLLERS = {"memory_bytes": "memory", "cpus": "cpu", "pids": "pids"}
 """Which one holds each of the limits."""
 
-PERIOD_US = 100_000
-"""In which a command may use its share of processors: the kernel's own default."""
-
 OWN, LEAF = "fastclaw-", "fastclaw-leaf"
 """How names begin; and the one for what was in an environment's own group."""
 
@@ -409,8 +406,9 @@ def settings(controller: str, limits: GroupLimits, is_unified: bool) -> list[tup
     if controller == "pids":
         return [("pids.max", str(limits.pids))]
     if controller == "cpu":
-        quota = round((limits.cpus or 0) * PERIOD_US)
-        return [("cpu.max", f"{quota} {PERIOD_US}")] if is_unified else [("cpu.cfs_quota_us", str(quota))]
+        period = environment_limits.CPU_PERIOD_US
+        quota = round((limits.cpus or 0) * period)
+        return [("cpu.max", f"{quota} {period}")] if is_unified else [("cpu.cfs_quota_us", str(quota))]
     size = str(limits.memory_bytes)
     if is_unified:
         return [("memory.max", size), ("memory.swap.max", "0")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
-from fastclaw import engine_limits, limits
+from fastclaw import engine_limits, environment_limits, limits
 from fastclaw.errors import InvalidParams
 from fastclaw.podman.engine_traits import MAPS_SINCE, MAPS_WORKSPACES, maps_workspaces
 from fastclaw.podman.gvisor import is_gvisor
@@ -223,16 +223,13 @@ crun 1.21 fails at both."""
 
 def _resources(pids_limit: int, memory_bytes: int | None, cpus: float | None, cpuset: str | None) -> dict[str, Any]:
     memory = {} if memory_bytes is None else {"memory": {"limit": memory_bytes}}
-    share = {} if cpus is None else {"quota": round(cpus * CPU_PERIOD_US), "period": CPU_PERIOD_US}
+    period = environment_limits.CPU_PERIOD_US
+    share = {} if cpus is None else {"quota": round(cpus * period), "period": period}
     cpu = share if cpuset is None else {**share, "cpus": cpuset}
     return {
         "resource_limits": {"pids": {"limit": pids_limit}, **memory, **({"cpu": cpu} if cpu else {})},
         "r_limits": [],
     }
-
-
-CPU_PERIOD_US = 100_000
-"""In which a container may use its share of processors: the kernel's own default."""
 
 
 def _places(

@@ -375,7 +375,7 @@ class Docker:
         finally:
             response.close()
 
-    bad_archive = re.compile("tar|docker-import|EOF|manifest")
+    bad_archive = re.compile(r"\b(tar|EOF|manifest)\b|docker-import")
 
 
 class _Component(Struct, rename="pascal"):

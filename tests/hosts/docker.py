@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import select
 import shutil
 import socket
 import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tests.docker_fixtures import is_ready
 from tests.hosts.bounds import UnavailableError
 
 if TYPE_CHECKING:
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 SOCKET = "unix:///run/docker.sock"
 """As the daemon has it by itself, and as DOCKER_HOST names it."""
-START_S = 60.0
-"""Until the daemon says that it is ready. Measured: 2 s."""
 
 
 @contextmanager
@@ -46,19 +43,10 @@ def daemon(place: Path, group: str, enter: Callable[[list[str]], list[str]]) -> 
         argv = enter(["env", "NOTIFY_SOCKET=/run/notify", *command])
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
         try:
-            if not _is_ready(notices, process):
+            if not is_ready(notices, process):
                 last = log.read_text(errors="replace").strip().splitlines()[-1:]
                 raise UnavailableError(f"dockerd does not start: {' '.join(last)}")
             yield
         finally:
             process.terminate()
             process.wait()
-
-
-def _is_ready(notices: socket.socket, process: subprocess.Popen[bytes]) -> bool:
-    pidfd = os.pidfd_open(process.pid)
-    try:
-        ready, _, _ = select.select([notices.fileno(), pidfd], [], [], START_S)
-        return notices.fileno() in ready and b"READY=1" in notices.recv(4_096)
-    finally:
-        os.close(pidfd)
