@@ -29,6 +29,10 @@ JANITOR_TRIES = 3
 ENGINE_READY_POLL_MS = 10
 """Pause between two pings of a service that is coming up: far below its start-up time."""
 
+STUMBLE_WAITS_MS = (10, 20, 40, 80)
+"""Pauses before a call is made again that Podman stumbled over: while two builds ran in the same storage, one look in
+fifty at an image failed, and two in a row at the most (measured, Podman 4.3.1)."""
+
 EXIT_COMMAND_DELAY_S = 60
 """How long conmon and the session outlive an exec where conmon has no stand-in (podman/service/plan.py). Podman's 300
 keeps two processes per exec for five minutes; with 2 and 10, four containers at full rate lost sessions before the exit

@@ -373,7 +373,7 @@ class EngineLifecycle:
 
     async def read(self, call: Callable[[APIClient], T]) -> T:
         """Something short that changes nothing."""
-        return await self._run(self._reads.enter("read"), _once_more(call), self._timeout_s)
+        return await self._run(self._reads.enter("read"), _again(call), self._timeout_s)
 
     async def change(self, kind: str, call: Callable[[APIClient], T], *, carries_on: bool = False) -> T:
         """Something that changes what the engine has.
@@ -382,7 +382,7 @@ class EngineLifecycle:
             kind, carries_on: as for `Gate.enter`.
         """
         turn = self._changes.enter(kind, carries_on=carries_on)
-        return await self._run(turn, _once_more(call), self._timeout_s)
+        return await self._run(turn, _again(call), self._timeout_s)
 
     async def fetch(self, call: Callable[[APIClient], T]) -> T:
         """Something that may wait for another's disk."""
@@ -430,19 +430,21 @@ class EngineLifecycle:
                 return await asyncio.wrap_future(future)
 
 
-def _once_more(call: Callable[[APIClient], T]) -> Callable[[APIClient], T]:
-    """A call that is made a second time where the engine stumbled over it. Podman 4.3.1 does now and then, over its own
-    files, where services of one storage work at the same time.
+def _again(call: Callable[[APIClient], T]) -> Callable[[APIClient], T]:
+    """A call that is made again where the engine stumbled over it. Podman 4.3.1 does now and then, over its own files,
+    where services of one storage work at the same time.
     """
 
     def called(client: APIClient) -> T:
-        try:
-            return call(client)
-        except APIError as error:
-            if not has_stumbled(error):
-                raise
-            logger.warning("the engine stumbled, and is asked once more: %s", error.explanation)
-            return call(client)
+        for wait_ms in engine_limits.STUMBLE_WAITS_MS:
+            try:
+                return call(client)
+            except APIError as error:
+                if not has_stumbled(error):
+                    raise
+                logger.warning("the engine stumbled, and is asked again: %s", error.explanation)
+            time.sleep(wait_ms / 1000)  # nothing tells when the others are done
+        return call(client)
 
     return called
 

@@ -26,6 +26,7 @@ class Images:
         self._plain = plain
         self._ids = itertools.count(1)
         self._known: dict[str, dict[str, str]] = {self.base: {}}
+        self._left: list[asyncio.subprocess.Process] = []  # one that nobody refers to is killed with its transport
 
     def env(self, image: str | None) -> dict[str, str]:
         """What processes have of an image."""
@@ -73,16 +74,27 @@ class Images:
         try:
             output, _ = await process.communicate()
         except asyncio.CancelledError:
-            if not self._plain.breaks("cancels-in-word"):
-                os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+            if self._plain.breaks("cancels-in-word"):
+                self._left.append(process)
+            else:
+                await _end(process)
             raise
         return output.decode()
+
+    async def end_steps(self) -> None:
+        """End what a build has left."""
+        for process in self._left:
+            await _end(process)
 
     def _tell(self, params: dict[str, Any], request_id: Any, text: str) -> None:
         asks = params.get("progress", False) or self._plain.breaks("tells-everybody")
         if asks and not self._plain.breaks("tells-nobody"):
             self._plain.notify({"id": 0 if self._plain.breaks("tells-of-others") else request_id, "text": text})
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 def _lines(path: Path) -> list[str]:

@@ -156,6 +156,7 @@ class Plain:
         await asyncio.gather(*(one.end_tree("killed") for environment in ended for one in environment.processes))
         for environment in environments.values():
             self._environments.close(environment)
+        await self.images.end_steps()
         if line:
             say({"id": request["id"], "result": {}})
 

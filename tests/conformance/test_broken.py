@@ -1,8 +1,12 @@
 """The checker against a runtime that breaks promises on purpose, and against what is no runtime."""
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from fastclaw import limits
 from fastclaw.conformance import BY_ID, POSIX, Report, check, check_run_limits
 from fastclaw.conformance.runner import CHECKS
+from tests.conformance.plain_process import bearers
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 8
@@ -132,9 +137,13 @@ BROKEN = (
 """How it breaks, the promise that this breaks, and what must be said of it."""
 
 
+OURS = f"FASTCLAW_BROKEN={os.getpid()}-{time.monotonic_ns()}"
+"""In the environment of whatever a runtime of these tests starts, and may leave."""
+
+
 def _serve(directory: Path, *breaks: str) -> list[str]:
     module = "tests.conformance.plain_runtime"
-    return ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", module, str(directory), *breaks]
+    return ["env", f"PYTHONPATH={ROOT}", OURS, sys.executable, "-m", module, str(directory), *breaks]
 
 
 async def _check(directory: Path, only: set[str], *breaks: str, jobs: int = 1) -> Report:
@@ -160,7 +169,11 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
         patch.setattr(limits, "CHECK_ANSWER_MS", 15_000)
         # Who does not end a command that floods it must hold all that comes.
         patch.setattr(check_run_limits, "FLOOD", 8 * limits.MIB)
-        return asyncio.run(_check_all(tmp_path_factory.mktemp("broken")))
+        found = asyncio.run(_check_all(tmp_path_factory.mktemp("broken")))
+    for pid in bearers(OURS):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,7 @@ def an_answer(status: str, body: str) -> bytes:
 STUMBLED = an_answer("500 Oh", '{"message":"runtime error: invalid memory address or nil pointer dereference"}')
 
 
-async def test_an_engine_that_stumbles_is_asked_once_more(short_dir: Path) -> None:
+async def test_an_engine_that_stumbles_is_asked_again(short_dir: Path) -> None:
     """What it may have made of a container meanwhile is removed first."""
     made = an_answer("201 Created", '{"Id":"abc"}')
     with answering(short_dir / "e.sock", [STUMBLED, an_answer("200 OK", "[]"), made]) as (url, asked):
@@ -168,12 +168,20 @@ async def test_an_engine_that_stumbles_is_asked_once_more(short_dir: Path) -> No
     assert b"/containers/trouble-1?" in asked[1]
 
 
-async def test_an_engine_that_stumbles_twice_is_told(short_dir: Path) -> None:
-    with answering(short_dir / "e.sock", 2 * [STUMBLED]) as (url, asked):
+async def test_an_engine_that_goes_on_stumbling_is_told(short_dir: Path) -> None:
+    most = len(engine_limits.STUMBLE_WAITS_MS) + 1
+    with answering(short_dir / "e.sock", most * [STUMBLED]) as (url, asked):
         async with aclosing(EngineLifecycle(url, timeout_s=5)) as engine:
             with pytest.raises(StartFailed, match="nil pointer"):
                 await engine.list_containers(LABELS)
-    assert len(asked) == 2
+    assert len(asked) == most
+
+
+async def test_an_engine_that_stumbles_twice_does_it_in_the_end(short_dir: Path) -> None:
+    with answering(short_dir / "e.sock", [STUMBLED, STUMBLED, an_answer("200 OK", "[]")]) as (url, asked):
+        async with aclosing(EngineLifecycle(url, timeout_s=5)) as engine:
+            assert await engine.list_containers(LABELS) == []
+    assert len(asked) == 3
 
 
 class Nonsense(socketserver.ThreadingUnixStreamServer):
