@@ -53,7 +53,7 @@ test-pythons: engine-packages install ## run the tests under each Python from 3.
 	$(BIN)/python scripts/test_pythons.py $(TESTS)
 
 test-gvisor: engine-packages install ## run commands in gVisor, which is got from Debian 13 where it is not here
-	FASTCLAW_RUNSC="$$(command -v runsc || scripts/get-runsc .gvisor)" $(BIN)/python -m pytest -m gvisor tests/podman/test_gvisor.py $(OPTIONS)
+	FASTCLAW_RUNSC="$$(command -v runsc || scripts/get-runsc .gvisor)" $(BIN)/python -m pytest -m gvisor tests/engine/test_gvisor.py $(OPTIONS)
 
 check: install ## lint, formatting, types, and which way imports go
 	$(BIN)/ruff check $(SOURCES)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastclaw.engine.api import EngineLifecycle
+from fastclaw.engine.container_spec import InitPlan, container_spec
+from fastclaw.engine.service.facts import host_facts, static_catatonit
+from fastclaw.engine.service.plan import DEFAULT_IMAGE, plan_service
+from fastclaw.engine.service.service import ManagedService
 from fastclaw.errors import StartFailed
 from fastclaw.linux.proc import this_process
-from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container_spec import InitPlan, container_spec
-from fastclaw.podman.service.facts import host_facts, static_catatonit
-from fastclaw.podman.service.plan import DEFAULT_IMAGE, plan_service
-from fastclaw.podman.service.service import ManagedService
 from tests.engine_fixtures import short_directory, unusable
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.processes import descendants, have_one_memory, proportional_kb
 from fastclaw.client import RuntimeClient
-from fastclaw.podman.service.facts import host_facts
-from fastclaw.podman.service.plan import DEFAULT_IMAGE, plan_service, tool_argv
-from fastclaw.podman.service.storage import service_paths
+from fastclaw.engine.service.facts import host_facts
+from fastclaw.engine.service.plan import DEFAULT_IMAGE, plan_service, tool_argv
+from fastclaw.engine.service.storage import service_paths
 from tests.acceptance.homes import Home
 from tests.engine_fixtures import short_directory
 from tests.waiting import until

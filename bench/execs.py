@@ -25,7 +25,7 @@ from fastclaw.processes.lane import StartSpec
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from fastclaw.podman.rest_lane.rest import RestLane
+    from fastclaw.engine.rest_lane.rest import RestLane
 
 EXIT_CODE = 7
 """What every command ends with: 0 could also mean that nobody looked."""

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from fastclaw.podman.rest_lane.demux import HEADER_BYTES, Demultiplexer
+from fastclaw.engine.rest_lane.demux import HEADER_BYTES, Demultiplexer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

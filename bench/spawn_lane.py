@@ -9,13 +9,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.execs import spread
+from fastclaw.engine.api import EngineLifecycle
+from fastclaw.engine.container import SpawnerContainer
+from fastclaw.engine.container_spec import InitPlan, container_spec
+from fastclaw.engine.containers import SpawnerSlot
+from fastclaw.engine.dialects import PODMAN
+from fastclaw.engine.service.plan import DEFAULT_IMAGE
 from fastclaw.linux.proc import this_process
-from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container import SpawnerContainer
-from fastclaw.podman.container_spec import InitPlan, container_spec
-from fastclaw.podman.containers import SpawnerSlot
-from fastclaw.podman.dialects import PODMAN
-from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from fastclaw.processes.lane import StartSpec
 from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawner_host import find_spawner
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
-    from fastclaw.podman.dialects import Dialect
+    from fastclaw.engine.dialects import Dialect
 
 TRUE = ["true"]
 """Inside, by PATH: busybox, which is static."""

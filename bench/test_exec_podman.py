@@ -10,8 +10,8 @@ import pytest
 from bench.engine import CONTAINERS, Engine, engine_or_skip
 from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli, posix_spawn, served
 from bench.ratios import Ratios, compare
-from fastclaw.podman.rest_lane.rest import RestLane
-from tests.podman.rest_lane.rest_rig import FixedContainers
+from fastclaw.engine.rest_lane.rest import RestLane
+from tests.engine.rest_lane.rest_rig import FixedContainers
 
 if TYPE_CHECKING:
     import asyncio

@@ -19,8 +19,8 @@ from bench.execs import posix_spawn
 from bench.lean_client import LeanClient
 from bench.ratios import Ratios, compare
 from bench.spawn_lane import TRUE, Latencies, latencies, run, spawn_lane
+from fastclaw.engine.base_image import static_busybox
 from fastclaw.limits import MIB
-from fastclaw.podman.base_image import static_busybox
 
 if TYPE_CHECKING:
     import asyncio

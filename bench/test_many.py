@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench.lean_client import LeanClient, connected
 from bench.processes import descendants, have_one_memory, kernel_kb, memory_info_kb, name, proportional_kb, resident_kb
 from bench.wire import Command, Wire
+from fastclaw.engine.container_spec import INIT_TARGET
 from fastclaw.linux import proc
 from fastclaw.linux.own_process import raise_file_limit
-from fastclaw.podman.container_spec import INIT_TARGET
 
 if TYPE_CHECKING:
     from bench.engine import Engine

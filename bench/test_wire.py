@@ -15,7 +15,7 @@ import pytest
 from bench.lean_client import LeanClient
 from bench.ratios import Ratios, compare_told
 from bench.wire import LOOP, THREADS, Command, Times, Wire, floor, text
-from fastclaw.podman.base_image import static_busybox
+from fastclaw.engine.base_image import static_busybox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -34,7 +34,7 @@ STUMBLE_WAITS_MS = (10, 20, 40, 80)
 fifty at an image failed, and two in a row at the most (measured, Podman 4.3.1)."""
 
 EXIT_COMMAND_DELAY_S = 60
-"""How long conmon and the session outlive an exec where conmon has no stand-in (podman/service/plan.py). Podman's 300
+"""How long conmon and the session outlive an exec where conmon has no stand-in (engine/service/plan.py). Podman's 300
 keeps two processes per exec for five minutes; with 2 and 10, four containers at full rate lost sessions before the exit
 code was asked for (measured, Podman 4.3.1, 2 CPUs)."""
 

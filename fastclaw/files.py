@@ -1,7 +1,7 @@
 """The words of the contract for files: what each call asks for, what it answers, and the interface `Files`.
 
 Paths are those inside the environment; a relative one starts from where a process would start that names no directory.
-Nothing here does I/O. How files are reached is decided in `processes/file_calls.py` and `podman/rest_lane/archives.py`.
+Nothing here does I/O. How files are reached is decided in `processes/file_calls.py` and `engine/rest_lane/archives.py`.
 """
 
 from abc import ABC, abstractmethod

@@ -1,6 +1,6 @@
 """The words of the contract for images: what each call asks for, what it answers, and the interface `ImageRuntime`.
 
-Nothing here does I/O. How an engine is asked is decided in `podman/images.py` and `podman/builds.py`.
+Nothing here does I/O. How an engine is asked is decided in `engine/images.py` and `engine/builds.py`.
 """
 
 from __future__ import annotations

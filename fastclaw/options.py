@@ -21,7 +21,7 @@ FIRST_ID, ID_RANGES = 0x7000_0000, 1024
 UIDS-GIDS.md: 0x70000000 to 0x7FFDFFFF are unused)."""
 
 Capabilities = Literal["none", "default"] | list[str]
-"""What root inside may (podman/container_spec.py)."""
+"""What root inside may (engine/container_spec.py)."""
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=limits.MAX_PATH_CHARS)]
@@ -141,15 +141,15 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         containers: of the REST lane; with more than one, each exec runs in another one, with files of its own.
         storage: `private`, or `host` to share the images of the host's own engine (only without `url`).
         oci_runtime: name of the OCI runtime; None is what works here.
-        oci_runtime_flags: with which an engine of our own calls it, each a name or `name=value` (podman/gvisor.py).
+        oci_runtime_flags: with which an engine of our own calls it, each a name or `name=value` (engine/gvisor.py).
         clone: `auto`: the first container of a kind is the engine's, and further ones are made after it without asking
             the engine, where that can be; `always`: not even that one is kept, and where there can be no clones, the
             start fails; `never`: all are the engine's.
         user: default user inside.
         user_namespace: `private`: root inside is nobody on this host; `host`: it is the engine's root; `auto`: the
-            first where that can be had (podman/container_spec.py).
+            first where that can be had (engine/container_spec.py).
         id_ranges: the host's ids for it.
-        capabilities: what root inside may: `none`, `default`, or names (podman/container_spec.py); None is `default`
+        capabilities: what root inside may: `none`, `default`, or names (engine/container_spec.py); None is `default`
             in a user namespace of ours, and else `none`.
         templates: what `exec` may have forked, by name; only on this host and on the spawn lane.
         cpus: processor time of all processes together, in processors; None is as much as there is.

@@ -94,8 +94,8 @@ BOTH_LOOPS = (
     "tests/processes/test_relay",
     "tests/processes/test_listeners",
     "tests/server/test_stdio",
-    "tests/podman/rest_lane/test_stdin",
-    "tests/podman/rest_lane/test_http_client",
+    "tests/engine/rest_lane/test_stdin",
+    "tests/engine/rest_lane/test_http_client",
 )
 """Where descriptors are watched, the loop itself matters: these tests run on asyncio's and on uvloop."""
 

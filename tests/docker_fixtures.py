@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec import Struct
 
+from fastclaw.engine.base_image import default_archive
+from fastclaw.engine.dialects import Docker, find_docker
+from fastclaw.engine.service.plan import DEFAULT_IMAGE
 from fastclaw.linux.cgroups import CGROUPS
-from fastclaw.podman.base_image import default_archive
-from fastclaw.podman.dialects import Docker, find_docker
-from fastclaw.podman.service.plan import DEFAULT_IMAGE
 from tests.engine_fixtures import short_directory, unusable
 
 if TYPE_CHECKING:

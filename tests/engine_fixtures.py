@@ -19,12 +19,12 @@ import pytest
 from msgspec import Struct
 from podman import PodmanClient
 
+from fastclaw.engine.base_image import default_archive, make_image
+from fastclaw.engine.service.facts import host_facts
+from fastclaw.engine.service.plan import DEFAULT_IMAGE, ServicePlan, plan_service
+from fastclaw.engine.service.service import ManagedService
 from fastclaw.errors import StartFailed
 from fastclaw.linux import proc
-from fastclaw.podman.base_image import default_archive, make_image
-from fastclaw.podman.service.facts import host_facts
-from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan, plan_service
-from fastclaw.podman.service.service import ManagedService
 from tests.pids import command_line
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import fastclaw
 
-FOREIGN = ("podman", "requests", "uvloop", "click", "rich", "fastclaw.cli", "fastclaw.podman", "fastclaw.runtimes")
+FOREIGN = ("podman", "requests", "uvloop", "click", "rich", "fastclaw.cli", "fastclaw.engine", "fastclaw.runtimes")
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -23,10 +23,10 @@ from rich.table import Table
 
 from fastclaw.client import RemoteProcess, RuntimeClient
 from fastclaw.conformance.rig import bearers, existing
+from fastclaw.engine.service.facts import why_no_docker, why_no_engine
 from fastclaw.errors import FastclawError, IoError
 from fastclaw.linux import own_process, proc
 from fastclaw.options import ENGINES, RUNTIMES, Options
-from fastclaw.podman.service.facts import why_no_docker, why_no_engine
 
 LOG_LINES = 10
 """Of the runtime's log, shown after a failure."""

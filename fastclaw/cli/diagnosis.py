@@ -10,10 +10,10 @@ from typing import Literal
 from msgspec import Struct
 
 from fastclaw import limits
-from fastclaw.podman.engine_traits import packet_filters
-from fastclaw.podman.gvisor import why_too_old
-from fastclaw.podman.known_bugs import known_bugs
-from fastclaw.podman.service.plan import HostFacts
+from fastclaw.engine.gvisor import why_too_old
+from fastclaw.engine.known_bugs import known_bugs
+from fastclaw.engine.service.plan import HostFacts
+from fastclaw.engine.traits import packet_filters
 from fastclaw.processes.admission import Capacity
 
 Level = Literal["ok", "warning", "problem"]

@@ -29,14 +29,9 @@ from fastclaw.cli.diagnosis import (
     user_findings,
 )
 from fastclaw.cli.engine import an_engine
-from fastclaw.errors import FastclawError, StartFailed
-from fastclaw.linux import own_process, splice
-from fastclaw.linux.own_process import host_limits, raise_file_limit
-from fastclaw.network.bridge.bridge import why_no_bridge
-from fastclaw.options import Options
-from fastclaw.podman.gvisor import RUNTIME as GVISOR
-from fastclaw.podman.rights import why_no_user_namespace
-from fastclaw.podman.service.facts import (
+from fastclaw.engine.gvisor import RUNTIME as GVISOR
+from fastclaw.engine.rights import why_no_user_namespace
+from fastclaw.engine.service.facts import (
     CGROUP_ROOT,
     container_controllers,
     docker_url,
@@ -51,13 +46,18 @@ from fastclaw.podman.service.facts import (
     why_no_engine,
     why_no_user_namespaces,
 )
-from fastclaw.podman.service.storage import default_state_dir, disk_of, why_full
+from fastclaw.engine.service.storage import default_state_dir, disk_of, why_full
+from fastclaw.errors import FastclawError, StartFailed
+from fastclaw.linux import own_process, splice
+from fastclaw.linux.own_process import host_limits, raise_file_limit
+from fastclaw.network.bridge.bridge import why_no_bridge
+from fastclaw.options import Options
 from fastclaw.processes.admission import capacity
 from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 
 if TYPE_CHECKING:
-    from fastclaw.podman.dialects import EngineVersion
-    from fastclaw.podman.service.plan import HostFacts
+    from fastclaw.engine.dialects import EngineVersion
+    from fastclaw.engine.service.plan import HostFacts
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 _LEVEL_WIDTH = max(map(len, _COLOURS))
@@ -128,7 +128,7 @@ def _docker() -> list[Finding]:
 
 
 def _image() -> Finding:
-    from fastclaw.podman.base_image import image_source  # not for help and completion: it takes a third of a second
+    from fastclaw.engine.base_image import image_source  # not for help and completion: it takes a third of a second
 
     try:
         return image_finding(image_source(), None)

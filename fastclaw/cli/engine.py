@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from fastclaw.engine.service.facts import engine_url, host_facts
+from fastclaw.engine.service.plan import DEFAULT_IMAGE, HostFacts, ServicePlan, plan_service
+from fastclaw.engine.service.service import EngineStatus, ManagedService, engine_start, engine_status, engine_stop
+from fastclaw.engine.service.storage import default_run_dir, default_state_dir
 from fastclaw.linux import own_process
 from fastclaw.options import Options
-from fastclaw.podman.service.facts import engine_url, host_facts
-from fastclaw.podman.service.plan import DEFAULT_IMAGE, HostFacts, ServicePlan, plan_service
-from fastclaw.podman.service.service import EngineStatus, ManagedService, engine_start, engine_status, engine_stop
-from fastclaw.podman.service.storage import default_run_dir, default_state_dir
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fastclaw.podman.api import EngineLifecycle
+    from fastclaw.engine.api import EngineLifecycle
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 
@@ -70,7 +70,7 @@ async def an_engine(url: str | None, facts: HostFacts | None = None) -> AsyncIte
     Raises:
         StartFailed: it does not answer, or cannot be started.
     """
-    from fastclaw.podman.api import EngineLifecycle  # not for help and completion: it takes a third of a second
+    from fastclaw.engine.api import EngineLifecycle  # not for help and completion: it takes a third of a second
 
     async with AsyncExitStack() as ends:
         found = engine_url(Options(url=url))

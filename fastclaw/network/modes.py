@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from fastclaw import network_limits
+from fastclaw.engine.container_spec import HOSTNAME, NO_NETWORK, OPEN_NETWORK
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.network.egress.accounting import AuditLog
 from fastclaw.network.egress.addresses import parse_host
@@ -25,18 +26,17 @@ from fastclaw.network.egress.http_messages import HTTP_PORT
 from fastclaw.network.egress.policy import Policy
 from fastclaw.network.egress.proxy import EgressProcess, EgressProxy
 from fastclaw.network.egress.proxy_frames import EgressConfig, Injection, Upstream
-from fastclaw.podman.container_spec import HOSTNAME, NO_NETWORK, OPEN_NETWORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AsyncExitStack
 
+    from fastclaw.engine.container import Container
+    from fastclaw.engine.container_spec import ContainerNetwork
     from fastclaw.network.bridge.bridge import FirewalledBridge
     from fastclaw.options import Inject, SecretSource
     from fastclaw.options import Network as Options
     from fastclaw.options import Upstream as UpstreamOptions
-    from fastclaw.podman.container import Container
-    from fastclaw.podman.container_spec import ContainerNetwork
 
 logger = logging.getLogger(__name__)
 

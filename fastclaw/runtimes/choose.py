@@ -8,9 +8,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from fastclaw.engine.service.facts import why_no_docker, why_no_engine
 from fastclaw.errors import InvalidParams
 from fastclaw.options import ENGINES, RUNTIMES, Options
-from fastclaw.podman.service.facts import why_no_docker, why_no_engine
 from fastclaw.runtimes.read_options import read_options
 from fastclaw.runtimes.sandbox import SandboxFactory
 

@@ -1,7 +1,7 @@
 """The production runtime: containers of a Podman engine, our own or one that a URL names.
 
 Owns the order in which engine, image and containers come up, and what a dead owner left behind. How a process is
-started is the lane's affair, how the engine is asked is `podman/`'s.
+started is the lane's affair, how the engine is asked is `engine/`'s.
 """
 
 from __future__ import annotations
@@ -16,16 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastclaw import engine_limits, limits
-from fastclaw.errors import StartFailed
-from fastclaw.images import ImageResult, LoadedImages
-from fastclaw.linux.own_process import dumps_after_setuid
-from fastclaw.linux.proc import this_process
-from fastclaw.network.bridge.bridge import FirewalledBridge, remove_abandoned_networks
-from fastclaw.network.egress.proxy import EgressProcess
-from fastclaw.network.modes import EnvironmentNetwork, beside, open_network, overruled
-from fastclaw.options import Options, no_templates
-from fastclaw.podman.container import Container, ContainerEngine, SpawnerContainer
-from fastclaw.podman.container_spec import (
+from fastclaw.engine.container import Container, ContainerEngine, SpawnerContainer
+from fastclaw.engine.container_spec import (
     HOSTS,
     LABEL_NAMESPACE,
     LABEL_OWNER,
@@ -37,14 +29,22 @@ from fastclaw.podman.container_spec import (
     container_spec,
     spawner_pids,
 )
-from fastclaw.podman.containers import Containers, SpawnerSlot
-from fastclaw.podman.engines import Engines
-from fastclaw.podman.gvisor import is_gvisor, why_no_network, why_too_old
-from fastclaw.podman.rest_lane.rest import RestLane
-from fastclaw.podman.rights import USER_FILES, IdRanges, Rights, settle_rights
-from fastclaw.podman.service.facts import static_catatonit
-from fastclaw.podman.service.plan import DEFAULT_IMAGE
-from fastclaw.podman.service.storage import disk_of, why_full
+from fastclaw.engine.containers import Containers, SpawnerSlot
+from fastclaw.engine.engines import Engines
+from fastclaw.engine.gvisor import is_gvisor, why_no_network, why_too_old
+from fastclaw.engine.rest_lane.rest import RestLane
+from fastclaw.engine.rights import USER_FILES, IdRanges, Rights, settle_rights
+from fastclaw.engine.service.facts import static_catatonit
+from fastclaw.engine.service.plan import DEFAULT_IMAGE
+from fastclaw.engine.service.storage import disk_of, why_full
+from fastclaw.errors import StartFailed
+from fastclaw.images import ImageResult, LoadedImages
+from fastclaw.linux.own_process import dumps_after_setuid
+from fastclaw.linux.proc import this_process
+from fastclaw.network.bridge.bridge import FirewalledBridge, remove_abandoned_networks
+from fastclaw.network.egress.proxy import EgressProcess
+from fastclaw.network.modes import EnvironmentNetwork, beside, open_network, overruled
+from fastclaw.options import Options, no_templates
 from fastclaw.runtimes.sandbox import Sandbox, SandboxFactory, SandboxFacts, plans
 from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
@@ -52,11 +52,11 @@ from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from fastclaw.engine.api import EngineLifecycle
+    from fastclaw.engine.dialects import EngineVersion
+    from fastclaw.engine.engines import Engine, EngineKind
+    from fastclaw.engine.images import ImageFacts
     from fastclaw.images import BuildImage, LoadImages, PullImage
-    from fastclaw.podman.api import EngineLifecycle
-    from fastclaw.podman.dialects import EngineVersion
-    from fastclaw.podman.engines import Engine, EngineKind
-    from fastclaw.podman.images import ImageFacts
     from fastclaw.processes.lane import Lane
     from fastclaw.processes.listeners import SocketDirectory
     from fastclaw.progress import Tell
@@ -67,7 +67,7 @@ MONITORS_STAY = (
     "for each exec the engine keeps two processes (conmon) for its exit_command_delay, 300 s by default; "
     "set exit_command_delay = 10 in [engine] of its containers.conf"
 )
-"""Those of an engine of our own go at once (podman/service/plan.py)."""
+"""Those of an engine of our own go at once (engine/service/plan.py)."""
 
 NO_SPAWNER = "the REST lane has no spawner that could listen inside"
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fastclaw import limits
+from fastclaw.engine.container_spec import read_capabilities
 from fastclaw.errors import InvalidParams
 from fastclaw.network.egress.addresses import BadHost
 from fastclaw.network.egress.policy import Policy
 from fastclaw.network.egress.rules import parse_rule, refuse_oneself
 from fastclaw.options import IdRanges, Network, Options, no_templates
 from fastclaw.params import convert
-from fastclaw.podman.container_spec import read_capabilities
 
 FRAMING_HEADERS = frozenset(
     {

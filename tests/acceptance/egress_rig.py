@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastclaw.client import RuntimeClient
+from fastclaw.engine.api import EngineLifecycle
+from fastclaw.engine.container_spec import LABEL_NAMESPACE
 from fastclaw.network.bridge.firewall import parse_table, parse_tables
-from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from fastclaw.client import RuntimeClient
+from fastclaw.engine.service.plan import ServicePlan, service_env, tool_argv
+from fastclaw.engine.service.storage import service_paths
 from fastclaw.linux import proc
-from fastclaw.podman.service.plan import ServicePlan, service_env, tool_argv
-from fastclaw.podman.service.storage import service_paths
 from tests.pids import command_line
 
 PROMISED_S = 2.0

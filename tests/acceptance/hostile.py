@@ -19,9 +19,9 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.client import RemoteProcess, RuntimeClient
+from fastclaw.engine.container_spec import mask
 from fastclaw.linux import proc
 from fastclaw.linux.cgroups import group_of, limit_in
-from fastclaw.podman.container_spec import mask
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE
 from tests.engine_fixtures import unusable
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from fastclaw.runtime import ExitRecord
-    from tests.podman.conftest import EngineService
+    from tests.engine.conftest import EngineService
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman"]
 PROGRAM = "/w/hostile"

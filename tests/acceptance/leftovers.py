@@ -12,9 +12,9 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from fastclaw.engine.api import EngineLifecycle
+from fastclaw.engine.container_spec import LABEL_NAMESPACE
 from fastclaw.linux import proc
-from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from tests.pids import has_not_ended
 
 TOKEN = f"fcl{uuid.uuid4().hex[:8]}"

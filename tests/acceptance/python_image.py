@@ -13,7 +13,7 @@ from pathlib import Path
 
 from podman import PodmanClient
 
-from fastclaw.podman.base_image import busybox_archive, static_busybox
+from fastclaw.engine.base_image import busybox_archive, static_busybox
 
 HOME = "opt/python"
 SYSTEM = ("/lib", "/usr/lib")

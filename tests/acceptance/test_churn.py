@@ -15,9 +15,9 @@ import pytest
 from bench.processes import descendants, resident_kb
 from fastclaw import limits
 from fastclaw.client import RuntimeClient
+from fastclaw.engine.rights import ID_LOCKS
 from fastclaw.network.bridge import firewall
 from fastclaw.network.bridge.bridge import our_tables
-from fastclaw.podman.rights import ID_LOCKS
 from tests.acceptance.homes import Home, nothing_is_left
 from tests.balance import open_descriptors
 from tests.network.bridge.rig import need_bridge

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw import limits
+from fastclaw.engine.api import EngineLifecycle
+from fastclaw.engine.container_spec import LABEL_NAMESPACE
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.helper import pause_s
 from fastclaw.linux.proc import start_time
-from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from fastclaw.runtime import InitializeParams
 from fastclaw.runtimes import podman
 from fastclaw.runtimes.host import EnvironmentHost
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from fastclaw.client import RemoteProcess, RuntimeClient
-    from fastclaw.podman.service.plan import ServicePlan
+    from fastclaw.engine.service.plan import ServicePlan
     from tests.engine_fixtures import EngineService
 
 pytestmark = pytest.mark.timeout(60)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw.client import RuntimeClient
+from fastclaw.engine.container_spec import HOSTS
 from fastclaw.errors import InvalidParams, StartFailed
-from fastclaw.podman.container_spec import HOSTS
 from tests.acceptance.egress_rig import (
     NAMESPACE,
     ORIGIN,

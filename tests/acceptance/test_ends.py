@@ -25,7 +25,7 @@ from tests.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fastclaw.podman.service.plan import ServicePlan
+    from fastclaw.engine.service.plan import ServicePlan
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -18,15 +18,15 @@ from urllib.parse import quote_plus
 import pytest
 
 from fastclaw.client import RuntimeClient
+from fastclaw.engine.api import EngineLifecycle
+from fastclaw.engine.base_image import default_archive, make_image
+from fastclaw.engine.container_spec import LABEL_NAMESPACE
+from fastclaw.engine.service.facts import host_facts
+from fastclaw.engine.service.plan import DEFAULT_IMAGE, plan_service
+from fastclaw.engine.service.service import ManagedService, answers_ping
+from fastclaw.engine.service.storage import default_run_dir
 from fastclaw.errors import InvalidState, StartFailed
 from fastclaw.linux import proc
-from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.base_image import default_archive, make_image
-from fastclaw.podman.container_spec import LABEL_NAMESPACE
-from fastclaw.podman.service.facts import host_facts
-from fastclaw.podman.service.plan import DEFAULT_IMAGE, plan_service
-from fastclaw.podman.service.service import ManagedService, answers_ping
-from fastclaw.podman.service.storage import default_run_dir
 from fastclaw.runtime import EnvironmentInfo, EnvironmentRequest, ExecRequest, InitializeParams, RunRequest
 from fastclaw.runtimes.host import EnvironmentHost
 from fastclaw.runtimes.podman import PodmanSandboxes
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from podman.api.client import APIClient
 
-    from fastclaw.podman.engines import Engine
+    from fastclaw.engine.engines import Engine
     from tests.engine_fixtures import EngineService
 
 NAMESPACE = "envstest"

@@ -12,8 +12,8 @@ import pytest
 from podman import PodmanClient
 
 from fastclaw.client import RuntimeClient
+from fastclaw.engine.base_image import CHANGES, busybox_archive, host_programs, programs_archive, static_busybox
 from fastclaw.errors import ExecFailed
-from fastclaw.podman.base_image import CHANGES, busybox_archive, host_programs, programs_archive, static_busybox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

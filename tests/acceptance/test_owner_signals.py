@@ -19,7 +19,7 @@ from tests.pids import init_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from tests.podman.conftest import EngineService
+    from tests.engine.conftest import EngineService
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
 shared = pytest.mark.asyncio(loop_scope="module")

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw.client import RemoteProcess, RuntimeClient
+from fastclaw.engine.api import EngineLifecycle
+from fastclaw.engine.container_spec import LABEL_NAMESPACE
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.linux import proc
-from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container_spec import LABEL_NAMESPACE
 from tests.pids import marked
 from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.podman.conftest import EngineService
+    from tests.engine.conftest import EngineService
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(300)]
 

@@ -15,15 +15,15 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.client import RuntimeClient
+from fastclaw.engine.container_spec import DEFAULT, mask
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.options import FIRST_ID
-from fastclaw.podman.container_spec import DEFAULT, mask
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from tests.podman.conftest import EngineService
+    from tests.engine.conftest import EngineService
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -14,9 +14,9 @@ import pytest
 import pytest_asyncio
 
 from fastclaw import limits
+from fastclaw.engine.container_spec import INIT_TARGET, SOCKET_TARGET
 from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
 from fastclaw.linux import proc
-from fastclaw.podman.container_spec import INIT_TARGET, SOCKET_TARGET
 from fastclaw.spawner import frames
 from fastclaw.spawner.link import greet
 from tests import odd_programs
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from fastclaw.client import RemoteProcess
-    from tests.podman.conftest import EngineService
+    from tests.engine.conftest import EngineService
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
 PUMPS_OF_A_BATCH = 24

@@ -20,7 +20,7 @@ FASTCLAW = [sys.executable, "-m", "fastclaw"]
 
 WITHOUT_PODMAN = """
 import sys
-from fastclaw.podman.service import facts
+from fastclaw.engine.service import facts
 facts.SYSTEM_PATH, facts.HELPER_DIRS = "", ()
 from fastclaw.cli.main import main
 sys.argv[0] = "fastclaw"

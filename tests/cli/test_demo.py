@@ -16,9 +16,9 @@ from rich.console import Console
 from fastclaw.cli import demo
 from fastclaw.cli.demo import MARKER, Leftovers, Percentiles, Result, leftovers, run_round
 from fastclaw.cli.demo import _percentiles as percentiles
+from fastclaw.engine.service.facts import why_no_docker, why_no_engine
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.options import Options
-from fastclaw.podman.service.facts import why_no_docker, why_no_engine
 from tests.cli.programs import assert_one_line, fastclaw
 
 SMALL = ["--runtime", "local", "--workers", "3", "--lines", "2"]

@@ -20,7 +20,7 @@ from fastclaw.cli.diagnosis import (
     spawner_finding,
     user_findings,
 )
-from fastclaw.podman.service.plan import CgroupMode, HostFacts
+from fastclaw.engine.service.plan import CgroupMode, HostFacts
 from fastclaw.processes.admission import Capacity
 
 VERSIONS = {

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from podman import PodmanClient
 
+from fastclaw.engine.service.plan import DEFAULT_IMAGE, ServicePlan
 from fastclaw.linux.proc import start_time
-from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan
 from tests.cli.programs import FASTCLAW_WITHOUT_PODMAN, Call, assert_one_line, fastclaw, homes, without_podman
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import pytest
 from fastclaw.client import RuntimeClient
 from fastclaw.conformance.rig import POSIX
 from fastclaw.conformance.runner import check
-from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container_spec import LABEL_NAMESPACE
+from fastclaw.engine.api import EngineLifecycle
+from fastclaw.engine.container_spec import LABEL_NAMESPACE
 from tests.waiting import until
 
 if TYPE_CHECKING:

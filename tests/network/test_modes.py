@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw import network_limits
+from fastclaw.engine.container_spec import HOSTNAME, NO_NETWORK, OPEN_NETWORK
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.network.bridge.bridge import FirewalledBridge, why_no_bridge
 from fastclaw.network.egress.proxy import EgressProcess
@@ -32,7 +33,6 @@ from fastclaw.network.modes import (
 from fastclaw.options import Inject, SecretSource
 from fastclaw.options import Network as Options
 from fastclaw.options import Upstream as UpstreamOptions
-from fastclaw.podman.container_spec import HOSTNAME, NO_NETWORK, OPEN_NETWORK
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from msgspec import structs
 
 from fastclaw import limits
 from fastclaw.client.remote_process import Channel
+from fastclaw.engine.api import EngineLifecycle
+from fastclaw.engine.container_spec import LABEL_NAMESPACE
+from fastclaw.engine.service.service import ManagedService
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.options import Options
-from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container_spec import LABEL_NAMESPACE
-from fastclaw.podman.service.service import ManagedService
 from fastclaw.runtime import ExecRequest, InitializeParams
 from fastclaw.runtimes.host import EnvironmentHost
 from fastclaw.runtimes.podman import limits_not_in_force, why_not_spawn
@@ -25,7 +25,7 @@ from tests.runtimes.commands import check_limits, ended
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fastclaw.podman.service.plan import ServicePlan
+    from fastclaw.engine.service.plan import ServicePlan
     from tests.engine_fixtures import EngineService
 
 NAMESPACE = "containertest"

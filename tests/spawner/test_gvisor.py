@@ -1,6 +1,6 @@
 """What the spawner does in gVisor, on this host's own kernel: output in frames, and a command that is a grandchild.
 
-The kernel that these are for is tests/podman/test_gvisor.py's.
+The kernel that these are for is tests/engine/test_gvisor.py's.
 """
 
 from __future__ import annotations

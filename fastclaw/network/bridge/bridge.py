@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import get_args
 
 from fastclaw import network_limits
+from fastclaw.engine.container_spec import ContainerNetwork
+from fastclaw.engine.service.facts import find_program
 from fastclaw.errors import FastclawError, StartFailed
 from fastclaw.linux.proc import is_dead, this_process
 from fastclaw.network.bridge import firewall, links
 from fastclaw.network.bridge.firewall import Bridge, BridgeFacts, ListenerPorts, parse_tables
 from fastclaw.network.egress.proxy_frames import Role
-from fastclaw.podman.container_spec import ContainerNetwork
-from fastclaw.podman.service.facts import find_program
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import network_limits
+from fastclaw.engine.container_spec import HOSTNAME
 from fastclaw.network.egress.addresses import (
     HOST_NAMES,
     MAX_PORT,
@@ -28,7 +29,6 @@ from fastclaw.network.egress.addresses import (
     plain_network,
     special_kind,
 )
-from fastclaw.podman.container_spec import HOSTNAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

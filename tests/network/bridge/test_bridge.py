@@ -17,6 +17,9 @@ import msgspec
 import pytest
 
 from fastclaw import network_limits
+from fastclaw.engine.api import EngineLifecycle
+from fastclaw.engine.container_spec import InitPlan, container_spec
+from fastclaw.engine.service.facts import find_program
 from fastclaw.errors import StartFailed
 from fastclaw.linux import proc
 from fastclaw.linux.proc import Owner, this_process
@@ -29,9 +32,6 @@ from fastclaw.network.bridge.bridge import (
     remove_abandoned_networks,
     why_no_bridge,
 )
-from fastclaw.podman.api import EngineLifecycle
-from fastclaw.podman.container_spec import InitPlan, container_spec
-from fastclaw.podman.service.facts import find_program
 from tests.network.bridge.rig import (
     OUTSIDE,
     PATIENCE_S,
@@ -75,12 +75,12 @@ OWNER_OF_AN_ENGINE = """
 import asyncio, sys
 from pathlib import Path
 import msgspec
-from fastclaw.podman.container_spec import InitPlan, container_spec
-from fastclaw.podman.service.plan import DEFAULT_IMAGE, ServicePlan
+from fastclaw.engine.container_spec import InitPlan, container_spec
+from fastclaw.engine.service.plan import DEFAULT_IMAGE, ServicePlan
 from fastclaw.network.bridge.bridge import FirewalledBridge
-from fastclaw.podman.api import EngineLifecycle
+from fastclaw.engine.api import EngineLifecycle
 from fastclaw.linux.proc import this_process
-from fastclaw.podman.service.service import ManagedService
+from fastclaw.engine.service.service import ManagedService
 
 async def main() -> None:
     base = Path(sys.argv[1])
