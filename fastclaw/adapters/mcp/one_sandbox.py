@@ -38,12 +38,15 @@ class OneSandbox:
             FastclawError: it does not start; the next call tries again.
         """
         if self._starting is None:
-            self._starting = asyncio.create_task(self._started())
-        starting = self._starting
+            self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Sandbox:
+        """A task that is kept has a sandbox once it is done: one that fails is forgotten before anybody sees it."""
         try:
-            return await asyncio.shield(starting)
-        except Exception:
-            self._forget(starting)
+            return await self._started()
+        except BaseException:
+            self._starting = None
             raise
 
     async def _started(self) -> Sandbox:
@@ -56,12 +59,7 @@ class OneSandbox:
 
     def lost(self, box: Sandbox) -> None:
         """This one has ended."""
-        starting = self._starting
-        if starting is not None and starting.done() and starting.result() is box:
-            self._forget(starting)
-
-    def _forget(self, starting: asyncio.Task[Sandbox]) -> None:
-        if self._starting is starting:
+        if self._starting is not None and self._starting.done() and self._starting.result() is box:
             self._starting = None
 
     async def close(self) -> None:
