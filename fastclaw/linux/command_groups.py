@@ -325,6 +325,16 @@ class CommandGroup:
         for controller, folder in self._folders.items():
             folder.limit(controller, limits)
 
+    @property
+    def _distinct(self) -> list[_Folder]:
+        """On version 2 one folder has all controllers."""
+        return list(dict.fromkeys(self._folders.values()))
+
+    @property
+    def joins(self) -> int:
+        """How many descriptors `open` gives."""
+        return len(self._distinct)
+
     def open(self) -> list[int]:
         """Descriptors by which a command goes into it, with a write of "0". The caller closes them.
 
@@ -333,7 +343,7 @@ class CommandGroup:
         """
         opened: list[int] = []
         try:
-            for folder in dict.fromkeys(self._folders.values()):
+            for folder in self._distinct:
                 name = "cgroup.procs" if folder.hierarchy.is_unified else "tasks"
                 opened.append(os.open(f"{folder.path}/{name}", os.O_WRONLY | os.O_CLOEXEC))
         except OSError as error:
@@ -345,7 +355,7 @@ class CommandGroup:
     def kill(self) -> None:
         """Have the kernel kill all that is in it, at once, so that nothing forks meanwhile; where it cannot, nothing is
         done: whoever ends the tree ends it anyway (Linux 5.14, version 2, cgroup.kill)."""
-        for folder in dict.fromkeys(self._folders.values()):
+        for folder in self._distinct:
             if folder.hierarchy.is_unified:
                 self._owner.kill(folder.path)
 
@@ -358,7 +368,7 @@ class CommandGroup:
         """Read what is counted of its command so far, for `used` and `ooms`."""
         for controller, folder in self._folders.items():
             self._used |= folder.used(controller)
-        for folder in dict.fromkeys(self._folders.values()):
+        for folder in self._distinct:
             if folder.hierarchy.is_unified:
                 self._used |= pressure_in(Path(folder.path))
 

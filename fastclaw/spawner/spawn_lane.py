@@ -78,10 +78,9 @@ class SpawnLane(Lane):
         try:
             await host.spawner.make_room()
             id = host.spawner.next_id()
-            joins = [] if group is None else group.open()
-            request = self._request(id, spec, collection, host, identity, len(joins))
+            request = self._request(id, spec, collection, host, identity, 0 if group is None else group.joins)
             process = SpawnProcess(host.spawner, id, spec, collection, group)
-            host.spawner.start(process, request, joins)
+            host.spawner.start(process, request, [] if group is None else group.open())
         except BaseException:
             if group is not None:
                 group.release()

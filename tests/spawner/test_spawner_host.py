@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import ANY
 
 import pytest
+from msgspec.structs import replace
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
@@ -209,11 +210,14 @@ def refusals(path: Path) -> dict[str, tuple[StartSpec, str]]:
     }
 
 
-async def test_every_refusal_has_its_reason_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", [{}, {"pids": 99}], ids=["alone", "group"])
+async def test_every_refusal_has_its_reason_and_leaves_nothing(tmp_path: Path, group: dict[str, int]) -> None:
+    """Also of what is to have a control group of its own, where this host has them."""
     async with a_lane() as lane:
+        own = {name: limit for name, limit in group.items() if name in lane.capabilities}
         for name, (bad, reason) in refusals(tmp_path).items():
             with pytest.raises((ExecFailed, InvalidParams)) as refused:
-                await start_spec(lane, bad)
+                await start_spec(lane, replace(bad, limits={**bad.limits, **own}))
             assert (name, refused.value.reason) == (name, reason)
         assert lane.health()["kept"] == 0
         assert (await run(lane, "echo", "on"))[1] == b"on\n"
