@@ -70,9 +70,9 @@ async def test_nothing_is_left_of_the_groups(engine_service: EngineService) -> N
     async with RuntimeClient.spawn(SERVE, namespace="limited-left", options=options) as runtime:
         name = (await runtime.environment_list())[0].container
         assert name is not None
-        if "pids" not in runtime.capabilities:
+        orphaned = await limited(runtime, ["sh", "-c", "sleep 60 >/dev/null 2>&1 &"], pids=9)
+        if orphaned is None:
             return
-        orphaned = await runtime.run(["sh", "-c", "sleep 60 >/dev/null 2>&1 &"], limits={"pids": 9})
         assert orphaned.exit_code == 0
         long = await runtime.exec(["sleep", "60"], limits={"pids": 9})
         await runtime.call("environment_reset", {"environment": "main"})

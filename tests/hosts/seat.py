@@ -32,7 +32,7 @@ TIMED_OUT = 124
 
 
 class Output(NamedTuple):
-    """What came of a command. `log` has all that it wrote;"""
+    """What came of a command. `log` has all that it wrote."""
 
     code: int
     seconds: float
