@@ -13,10 +13,14 @@ import pytest
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import InvalidParams
 from fastclaw.limits import MIB
-from fastclaw.linux.cgroups import CGROUPS
+from fastclaw.linux.cgroups import group_of
+from fastclaw.linux.command_groups import OWN
+from tests.pids import marked
 from tests.waiting import until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fastclaw.client.environment import Ran
     from tests.engine_fixtures import EngineService
 
@@ -40,8 +44,11 @@ async def limited(runtime: RuntimeClient, cmd: list[str], **limits: float) -> Ra
     return None
 
 
-def groups(container: str) -> list[str]:
-    return [str(path) for path in CGROUPS.glob(f"**/*{container}*/**/fastclaw-*")]
+def group_of_exec(process_id: str) -> Path:
+    """The one of its own for the controller of pids."""
+    group = group_of(marked(process_id)[0], "pids")
+    assert group is not None
+    return group.folder
 
 
 @pytest.mark.parametrize("clone", ["never", "always"])
@@ -68,16 +75,17 @@ async def test_nothing_is_left_of_the_groups(engine_service: EngineService) -> N
     """Also not in a container that was killed while commands had groups of their own."""
     options = {"url": engine_service.url, "lane": "spawn"}
     async with RuntimeClient.spawn(SERVE, namespace="limited-left", options=options) as runtime:
-        name = (await runtime.environment_list())[0].container
-        assert name is not None
         orphaned = await limited(runtime, ["sh", "-c", "sleep 60 >/dev/null 2>&1 &"], pids=9)
         if orphaned is None:
             return
         assert orphaned.exit_code == 0
         long = await runtime.exec(["sleep", "60"], limits={"pids": 9})
+        own = group_of_exec(long.id)
+        assert own.name.startswith(OWN)
+        assert len(list(own.parent.glob(f"{OWN}*/"))) > 1
         await runtime.call("environment_reset", {"environment": "main"})
         assert (await long.wait()).reason == "killed"
-    await until(lambda: not groups(name))
+    await until(lambda: not own.parent.exists())
 
 
 async def test_the_rest_lane_refuses_them(engine_service: EngineService) -> None:
