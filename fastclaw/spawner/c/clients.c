@@ -27,7 +27,7 @@ struct streams {
     struct slot *slot;
     u32 id;
     struct pipes *pipes;
-    int is_released, is_cut, stalled, has_ended[2], eof_bytes; /* stalled: bit set of outputs whose client reads nothing */
+    int is_released, is_cut, stalled, has_ended[2], is_mid_line, eof_bytes; /* stalled: bit set of outputs whose client reads nothing */
     char eof[2];
     struct mover output[2], input;
     struct client clients[CLIENTS], *current[2], *senders[MAX_SENDERS];
@@ -84,6 +84,7 @@ static long move(struct streams *streams, struct mover *mover, int from, int to,
         n = copy(mover, from, to, terminal && is_output, terminal && !is_output);
     }
     if (n > 0) mover->has_moved = 1;
+    if (n > 0 && terminal && !is_output && welcome_flags & W_GVISOR) streams->is_mid_line = leaves_line_open(to, mover->buffer[mover->at - 1]);
     if (n >= PIPE_BYTES && !mover->is_large && !terminal) {
         mover->is_large = 1;
         SYS(fcntl, is_output ? from : to, F_SETPIPE_SZ, CHUNK_BYTES);
@@ -154,7 +155,7 @@ static void close_input(struct streams *streams) {
     if (*in < 0) return;
     int sending = streams->sending;
     streams->sending = 0;
-    if (streams->pipes->is_terminal && !streams->has_ended[STDIO]) streams->eof_bytes = end_of_input(*in, streams->eof);
+    if (streams->pipes->is_terminal && !streams->has_ended[STDIO]) streams->eof_bytes = end_of_input(*in, streams->is_mid_line, streams->eof);
     if (!streams->eof_bytes) {
         TOUCH(streams->slot);
         SYS(close, *in);

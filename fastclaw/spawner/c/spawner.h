@@ -292,7 +292,8 @@ _Noreturn void file_helper(int count, char **arguments);
 /* terminal.c */
 long open_only(const char *path, u32 type, u32 major, u32 minor, int flags);
 long open_terminal(struct job *job, int *slave);
-int end_of_input(int master, char *into);
+int leaves_line_open(int master, char last);
+int end_of_input(int master, int is_mid_line, char *into);
 
 /* clients.c, collect.c: a pump at work; each returns when the streams are over. */
 struct pipes { int in, out[2], control, inbox, forks, is_terminal; };

@@ -48,13 +48,21 @@ long open_terminal(struct job *job, int *slave) {
 struct kernel_termios { u32 input, output, control, local; unsigned char line, characters[19]; };
 enum { LOCAL_ICANON = 2, CHARACTER_EOF = 4 };
 
+/* Whether a terminal that is read by lines is in the middle of one, after what was written last. */
+int leaves_line_open(int master, char last) {
+    struct kernel_termios now;
+    if (SYS(ioctl, master, TCGETS, &now) < 0 || !(now.local & LOCAL_ICANON)) return 0;
+    return last != '\n' && last != '\r' && last != (char)now.characters[CHARACTER_EOF];
+}
+
 /* The characters that a terminal's reader takes for EOF: none in raw mode, where every byte is input; else two, since in the middle of a
- * line the first one only ends the line. Returns how many. */
-int end_of_input(int master, char *into) {
+ * line the first one only ends the line. In gVisor the second one must not come behind an EOF that nobody has read: a reader that waits
+ * would not be woken (inputQueueRead, pkg/sentry/fsimpl/devpts/line_discipline.go). Returns how many. */
+int end_of_input(int master, int is_mid_line, char *into) {
     struct kernel_termios now;
     if (SYS(ioctl, master, TCGETS, &now) < 0) return 0;
     char eof = (char)now.characters[CHARACTER_EOF];
     if (!(now.local & LOCAL_ICANON) || !eof) return 0;
     into[0] = into[1] = eof;
-    return 2;
+    return welcome_flags & W_GVISOR && !is_mid_line ? 1 : 2;
 }
