@@ -24,7 +24,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install engine-packages test test-adapters test-hosts test-pythons test-gvisor check fmt demo bench bench-check soak fuzz wheels clean
+.PHONY: help install engine-packages test test-adapters test-hosts test-pythons test-gvisor gvisor-table check fmt demo bench bench-check soak fuzz wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,11 +49,15 @@ test-adapters: engine-packages install ## run each adapter against its tool, in 
 test-hosts: install ## run it all as other users and on other systems (HOSTS="debian13 this-user", OPTIONS=--short)
 	$(BIN)/python -m tests.hosts $(OPTIONS) $(HOSTS)
 
-test-pythons: engine-packages install ## run the tests under each Python from 3.11 on that is here (TESTS="tests/server tests/client")
+test-pythons: engine-packages install ## run the tests under each Python from 3.11 on (VERSIONS="3.13 3.14", TESTS="tests/server tests/client")
 	$(BIN)/python scripts/test_pythons.py $(TESTS)
 
 test-gvisor: engine-packages install ## run commands in gVisor, which is got from Debian 13 where it is not here
-	FASTCLAW_RUNSC="$$(command -v runsc || scripts/get-runsc .gvisor)" $(BIN)/python -m pytest -m gvisor tests/engine/test_gvisor.py $(OPTIONS)
+	runsc="$$(command -v runsc || scripts/get-runsc .gvisor)" && \
+		FASTCLAW_RUNSC="$$runsc" $(BIN)/python -m pytest -m gvisor tests/engine/test_gvisor.py $(OPTIONS)
+
+gvisor-table: engine-packages install ## print which promises hold in gVisor, as docs/gvisor.md has it
+	@runsc="$$(command -v runsc || scripts/get-runsc .gvisor)" && FASTCLAW_RUNSC="$$runsc" $(BIN)/python -m tests.engine.gvisor_table
 
 check: install ## lint, formatting, types, and which way imports go
 	$(BIN)/ruff check $(SOURCES)

@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastclaw import conformance, limits
+from fastclaw import limits
 from fastclaw.client import RuntimeClient
-from fastclaw.conformance import VOCABULARIES
 from fastclaw.errors import ExecFailed, FastclawError
 from fastclaw.linux import proc
+from tests.engine import gvisor_table
+from tests.engine.gvisor_table import SERVE
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from fastclaw.client import RemoteProcess
 
 pytestmark = [pytest.mark.gvisor, pytest.mark.timeout(900)]
-
-SERVE = [sys.executable, "-m", "fastclaw", "serve"]
-BROKEN = {"T-TTY", "IMG-PROGRESS"}
-"""docs/gvisor.md says why."""
 
 
 TERMINALS = 20
@@ -42,10 +38,7 @@ TERMINALS_S = 60
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A Podman of these tests', whose runtime it is."""
-    runsc = os.environ.get("FASTCLAW_RUNSC")
-    assert runsc, "make test-gvisor says where runsc is"
-    return {"oci_runtime": runsc, "lane": "spawn", "state_dir": str(tmp_path_factory.mktemp("state"))}
+    return gvisor_table.options_for(str(tmp_path_factory.mktemp("state")))
 
 
 @asynccontextmanager
@@ -151,7 +144,7 @@ async def test_what_a_command_cannot_have_is_refused_with_its_reason(options: di
             await runtime.exec(["cat"], on_disconnect="hold")
 
 
-async def test_the_promises_are_kept(options: dict[str, Any]) -> None:
-    report = await conformance.check(SERVE, VOCABULARIES["posix"], options, None, jobs=2)
-    broken = {finding.promise.id for finding in report.findings if finding.verdict == "broken"}
-    assert (report.refused, broken - BROKEN) == (None, set()), report.to_text()
+async def test_the_promises_are_kept_that_the_page_says(options: dict[str, Any]) -> None:
+    report = await gvisor_table.report_on(options)
+    assert report.refused is None
+    assert gvisor_table.table(report, options["oci_runtime"]) in gvisor_table.PAGE.read_text(), report.to_text()
