@@ -4,8 +4,10 @@
     scripts/test_pythons.py [PYTEST-ARGUMENT ...]
 
 Without arguments everything but tests/acceptance, which takes longest and says least about a Python; `tests` is all.
-The environments are in `.pythons/`, with this tree installed in place. A Python is taken from the path, from pyenv, or
-from the variable PYTHONS, which may name more of them. One that is not here has a row that says so.
+The variable VERSIONS names some of them only ("3.13 3.14"). The environments are in `.pythons/`, with this tree
+installed in place. A Python is taken from the path, from pyenv, or from the variable PYTHONS, which may name more of
+them, or else got from Debian, where there is apt (get-python). One that cannot be had has a row that says what to do,
+and is a failure.
 """
 
 import os
@@ -35,15 +37,29 @@ def main() -> int:
 
 
 def wanted() -> list[str]:
-    """The versions that the project says it runs on, as `3.11`."""
+    """The versions that the project says it runs on, as `3.11`, or those of them that VERSIONS names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [f"3.{one.removeprefix(CLASSIFIER)}" for one in project["classifiers"] if one.startswith(CLASSIFIER)]
+    every = [f"3.{one.removeprefix(CLASSIFIER)}" for one in project["classifiers"] if one.startswith(CLASSIFIER)]
+    some = os.environ.get("VERSIONS", "").split() or every
+    if unknown := set(some) - set(every):
+        sys.exit(f"fastclaw: {', '.join(unknown)} in VERSIONS is none of {', '.join(every)}")
+    return some
 
 
 def find(version: str) -> str | None:
     """The newest Python of a version that can make environments."""
     names = [*os.environ.get("PYTHONS", "").split(), f"python{version}", *_pyenv(version)]
     return next((path for name in names if (path := shutil.which(name)) and _is(path, version)), None)
+
+
+def get(version: str) -> str | None:
+    """One out of Debian's packages, if they have that version."""
+    script = [str(ROOT / "scripts" / "get-python"), version, str(PLACE / f"debian-{version}")]
+    done = subprocess.run(
+        script, stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, "PYTHON": sys.executable}
+    )
+    path = done.stdout.strip()
+    return path if done.returncode == 0 and _is(path, version) else None
 
 
 def _pyenv(version: str) -> list[str]:
@@ -60,9 +76,9 @@ def _is(path: str, version: str) -> bool:
 
 def _test(version: str, arguments: list[str]) -> tuple[str, bool]:
     """A row of the table, and whether it is a failure."""
-    python = find(version)
+    python = find(version) or get(version)
     if python is None:
-        return f"| {version} | none here: install it, or name it in PYTHONS | | | |", False
+        return f"| {version} | none here: `pyenv install {version}`, or name one in PYTHONS | | | |", True
     venv, results = PLACE / version, PLACE / f"{version}.xml"
     results.unlink(missing_ok=True)
     print(f"== {python}", flush=True)
