@@ -96,14 +96,23 @@ def is_running(pid: int, starttime: int) -> bool:
 def zombie_status(pid: int) -> int | None:
     """The wait status (wait(2)) of a process that has ended and is not reaped; None for every other one.
 
-    The kernel shows 0 to a reader without the right to trace the process (proc_pid_stat(5)): 0 counts only for root.
+    The kernel shows 0 to a reader without the right to trace the process (proc_pid_stat(5)): 0 counts only where
+    something else that takes this right can be read (proc_pid_ns(5)), and a zombie still has.
     """
     data = _read(f"{PROC}/{pid}/stat", _STAT_BYTES)
     field = _fields(data, _EXIT_CODE + 1) if data else [b""]
     if field[0] != b"Z":
         return None
     status = int(field[_EXIT_CODE])
-    return status if status or os.geteuid() == 0 else None
+    return status if status or _may_trace(pid) else None
+
+
+def _may_trace(pid: int) -> bool:
+    try:
+        os.readlink(f"{PROC}/{pid}/ns/user")
+    except OSError:
+        return False
+    return True
 
 
 def find_value(environ: bytes, variable: bytes) -> str | None:
