@@ -50,14 +50,16 @@ def group_of(pid: int, controller: str) -> Group | None:
 
 
 def group_in(memberships: str, controller: str, root: Path) -> Group | None:
-    """As `group_of`, by the text of a process's /proc/PID/cgroup."""
+    """As `group_of`, by the text of a process's /proc/PID/cgroup. That names hierarchies of version 1 which are not
+    mounted here, too, as in a machine with version 2 in namespaces of one with both: they say nothing.
+    """
     found = None
     for line in memberships.splitlines():
         _, controllers, path = line.split(":", 2)
         if ".." in path.split("/"):
             continue
-        if controller in controllers.split(","):
-            mount = root / controller
+        mount = root / controller
+        if controller in controllers.split(",") and mount.is_dir():
             return Group(mount / path.lstrip("/"), mount, is_unified=False)
         if line.startswith("0::"):
             found = Group(root / path.lstrip("/"), root, is_unified=True)

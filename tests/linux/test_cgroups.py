@@ -40,10 +40,13 @@ def put(folder: Path, **files: str) -> Path:
 
 
 def test_a_group_is_found_in_both_versions(tmp_path: Path) -> None:
+    for mounted in ("memory", "pids"):
+        (tmp_path / mounted).mkdir()
     for text, controller, folder, is_unified in (
         (V1, "memory", "memory/a/b/c", False),
         (V1, "pids", "pids/a", False),
         (V1, "io", "elsewhere", True),
+        (V1, "cpu", "elsewhere", True),  # of version 1, and not mounted
         (V2, "memory", "a/b/c", True),
     ):
         group = group_in(text, controller, tmp_path)
