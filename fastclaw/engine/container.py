@@ -425,6 +425,8 @@ class SpawnerContainer(Container):
             async with asyncio.timeout(limits.SPAWN_HELLO_MS / 1000):
                 control, _ = await loop.sock_accept(self._listener)
         except TimeoutError as error:
+            if await self._has_ended(init):  # after the first look
+                raise StartFailed(f"the container ended at once; {self._why_ended()}") from error
             raise StartFailed("the container's spawner did not connect; is the engine on this host?") from error
         pid, _ = peer(control)
         if pid != init and self._secret is None:

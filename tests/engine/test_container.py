@@ -309,6 +309,14 @@ async def test_an_init_that_does_not_connect(fleet: Fleet, monkeypatch: pytest.M
         await fails(fleet)
 
 
+async def test_an_init_that_ends_a_little_later(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does one whose start takes long, on busy cores, where the engine says before that it runs."""
+    monkeypatch.setattr(limits, "SPAWN_HELLO_MS", 1_000)
+    fleet.override = {"entrypoint": ["sleep", "0.4"]}
+    with pytest.raises(StartFailed, match="ended at once"):
+        await fails(fleet)
+
+
 async def test_somebody_else_who_connects_is_turned_away(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """As soon as the socket is there; the real init connects later, and nobody serves it."""
     start = EngineLifecycle.start_container
