@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -82,7 +83,7 @@ def short_directory() -> Iterator[Path]:
     finally:
         _end_processes_of(path)
         _unmount_below(path)
-        shutil.rmtree(path)
+        remove_tree(path)
 
 
 @pytest.fixture
@@ -131,6 +132,13 @@ def _remove_containers(url: str) -> None:
     with PodmanClient(base_url=url) as client:
         for container in client.containers.list(all=True):
             client.api.delete(f"/containers/{container.id}", params={"force": True, "timeout": 0})
+
+
+def remove_tree(path: Path) -> None:
+    """With what is of subordinate ids, or shut by its mode: an ordinary user may that where he is the root of these."""
+    argv = ["unshare", "--map-root-user", "--map-auto", "rm", "-rf", "--", str(path)]
+    if os.geteuid() == 0 or subprocess.run(argv, capture_output=True, check=False).returncode:
+        shutil.rmtree(path)
 
 
 def _end_processes_of(path: Path) -> None:

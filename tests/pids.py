@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,8 +60,20 @@ def command_line(pid: int) -> bytes:
 
 
 def marked(process_id: str) -> list[int]:
-    """Live processes of an exec."""
-    return [row.pid for row in proc.scan(PROCESS_ID_VARIABLE) if row.marker == process_id]
+    """Live processes of an exec, those of this user's subordinate ids among them."""
+    variable = f"{PROCESS_ID_VARIABLE}={process_id}".encode()
+    rows = proc.scan(PROCESS_ID_VARIABLE)
+    return [row.pid for row in rows if row.marker == process_id or variable in _environ_of_another(row.pid)]
+
+
+def _environ_of_another(pid: int) -> list[bytes]:
+    """Of a process in a user namespace of this user's: only who is root in there may open it where it is another's."""
+    with suppress(OSError):
+        own, its = (os.readlink(f"/proc/{one}/ns/user") for one in ("self", pid))
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid() != 0 and its != own:
+            argv = ["nsenter", f"--user=/proc/{pid}/ns/user", "cat", f"/proc/{pid}/environ"]
+            return subprocess.run(argv, capture_output=True, check=False).stdout.split(b"\0")
+    return []
 
 
 def init_of(process_id: str) -> int:

@@ -55,6 +55,14 @@ def need_root_for(kind: str) -> None:
         unusable(f"{kind}: only root's engine has containers of this kind")
 
 
+async def need_limits(client: RuntimeClient, *names: str) -> None:
+    """Skip where options are not in force, as on cgroup v2 without controllers."""
+    details = (await client.health()).details
+    assert details is not None
+    if missing := set(names) & set(details.get("limits_not_in_force", ())):
+        unusable(f"not in force, for no controller of cgroups is there: {', '.join(sorted(missing))}")
+
+
 @contextmanager
 def a_workspace(*programs: str) -> Iterator[Path]:
     """A directory that every user can write to, with programs of this folder, static: an image may have no library."""

@@ -15,6 +15,7 @@ from fastclaw.errors import InvalidParams
 from fastclaw.limits import MIB
 from fastclaw.linux.cgroups import group_of
 from fastclaw.linux.command_groups import OWN
+from tests.acceptance.hostile import need_root_for
 from tests.pids import marked
 from tests.waiting import until
 
@@ -53,6 +54,7 @@ def group_of_exec(process_id: str) -> Path:
 
 @pytest.mark.parametrize("clone", ["never", "always"])
 async def test_a_command_has_limits_of_its_own(engine_service: EngineService, clone: str) -> None:
+    need_root_for("clone" if clone == "always" else "host")
     options: dict[str, Any] = {"url": engine_service.url, "lane": "spawn", "clone": clone}
     async with RuntimeClient.spawn(SERVE, namespace=f"limited-{clone}", options=options) as runtime:
         bystander = await runtime.exec(["cat"])

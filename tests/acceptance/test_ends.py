@@ -18,6 +18,7 @@ import pytest
 
 from fastclaw.linux import proc
 from tests.acceptance.homes import DAEMONS, PATIENCE_S, Home, nothing_is_left
+from tests.acceptance.hostile import need_root_for
 from tests.pids import children_of, command_line, descendants_of, marked
 from tests.spawner.fake_spawner import busy_reapers_of, pump_of
 from tests.waiting import until
@@ -129,6 +130,7 @@ OWNERS = {
 
 @pytest.fixture
 def world(home: Home, lane: str) -> Iterator[World]:
+    need_root_for("clone" if lane == "clone" else "host")
     world = World(home, lane)
     yield world
     world.supervisor.kill()

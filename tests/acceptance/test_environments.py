@@ -30,6 +30,7 @@ from fastclaw.linux import proc
 from fastclaw.runtime import EnvironmentInfo, EnvironmentRequest, ExecRequest, InitializeParams, RunRequest
 from fastclaw.runtimes.host import EnvironmentHost
 from fastclaw.runtimes.podman import PodmanSandboxes
+from tests.acceptance.hostile import need_root_for
 from tests.acceptance.leftovers import TOKEN, end_programs, programs
 from tests.balance import balanced, children
 from tests.network.egress.rig import Origin, listening
@@ -137,6 +138,7 @@ async def test_two_share_nothing_that_either_can_see(engine: EngineLifecycle, la
 
 
 async def test_root_inside_is_another_id_in_each(engine: EngineLifecycle) -> None:
+    need_root_for("private")
     async with running(engine, lane="spawn") as host:
         one, two = await asyncio.gather(*(start(host) for _ in range(2)))
         maps = [await sh(host, each, "cat /proc/self/uid_map") for each in (one, two)]

@@ -27,10 +27,13 @@ SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman", "--lo
 
 
 def empty() -> bytes:
-    """A root directory with three directories in it: no program, no /etc."""
+    """A root directory with two directories in it: no program, no /etc.
+
+    It is named `/`: an entry `./` Podman 5 leaves out, and makes a root directory that only capabilities write to.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, mode in ((".", 0o755), ("tmp", 0o1777), ("root-only", 0o700)):
+        for name, mode in (("/", 0o755), ("tmp", 0o1777), ("root-only", 0o700)):
             info = tarfile.TarInfo(name)
             info.type, info.mode = tarfile.DIRTYPE, mode
             archive.addfile(info)

@@ -9,6 +9,7 @@ import pytest
 
 from fastclaw.client import RuntimeClient
 from fastclaw.limits import MIB
+from tests.acceptance.hostile import need_limits
 
 if TYPE_CHECKING:
     from tests.engine_fixtures import EngineService
@@ -27,6 +28,7 @@ async def test_out_of_memory_is_said(engine_service: EngineService, lane: str) -
     program" could not be told apart."""
     options = {"url": engine_service.url, "lane": lane, "containers": 1, "memory_bytes": LIMIT, "pids_limit": 77}
     async with RuntimeClient.spawn(SERVE, namespace=f"oom-{lane}", options=options) as runtime:
+        await need_limits(runtime, "memory_bytes")
         bystander = await runtime.exec(["cat"])
         victim = await (await runtime.exec(["sh", "-c", f"exec {HOG}"])).wait()
         assert (victim.reason, victim.oom_kills) == ("oom", 1)

@@ -18,6 +18,7 @@ from fastclaw.client import RuntimeClient
 from fastclaw.engine.container_spec import DEFAULT, mask
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.options import FIRST_ID
+from tests.acceptance.hostile import need_root_for
 from tests.engine_fixtures import unusable
 
 if TYPE_CHECKING:
@@ -59,8 +60,13 @@ def workspace() -> Iterator[Path]:
 
 @asynccontextmanager
 async def served(service: EngineService, lane: str, **options: Any) -> AsyncIterator[RuntimeClient]:
-    namespace = {} if lane == "spawn" else {"user_namespace": "private"}
-    options = {"url": service.url, "image": service.image, "lane": lane, **namespace, **options}
+    """With capabilities: on the REST lane root's engine, and an ordinary user's on both, give them to who asks."""
+    asked: dict[str, Any] = {}
+    if os.geteuid() != 0:
+        asked = {"capabilities": "default"}
+    elif lane == "rest":
+        asked = {"user_namespace": "private"}
+    options = {"url": service.url, "image": service.image, "lane": lane, **asked, **options}
     async with RuntimeClient.spawn(SERVE, namespace="rights", options=options) as client:
         yield client
 
@@ -148,6 +154,7 @@ async def test_a_workspace_may_belong_to_who_wrote_in_one_before(
 async def test_a_workspace_that_is_a_volume_belongs_to_the_environments_user(
     engine_service: EngineService, lane: str, namespace: str
 ) -> None:
+    need_root_for(namespace)
     async with served(
         engine_service, lane, user="nobody", user_namespace=namespace, workspace={"target": "/work"}
     ) as runtime:
@@ -183,6 +190,7 @@ async def test_a_workspace_of_roots_is_not_mapped_and_who_cannot_write_in_it_is_
 async def test_ranges_of_ids_are_each_environments_own_and_refused_when_there_are_none_left(
     engine_service: EngineService,
 ) -> None:
+    need_root_for("private")
     ranges = {"first": FIRST_ID + 2**24, "count": 2}
     async with (
         served(engine_service, "spawn", id_ranges=ranges) as one,

@@ -28,6 +28,7 @@ from tests.acceptance.hostile import (
     Box,
     a_workspace,
     ended,
+    need_limits,
     need_root_for,
     require_pids_limit,
     serve_with,
@@ -51,6 +52,7 @@ USERS = ["0", "1000"]
 ROOT, OTHER = USERS
 DENIED = {"EPERM", "EACCES"}
 PIDS = 200
+CLONE = "always" if os.geteuid() == 0 else "never"
 NEIGHBOURS = 10
 """Of each user, that nobody has connected to when the bomb goes off."""
 LATE_KILLS = 100
@@ -517,7 +519,8 @@ def test_no_bomb_goes_off_where_nothing_holds_it() -> None:
 @pytest.mark.parametrize("apart", [0, 1])
 async def test_a_fork_bomb_ends_with_its_kill(engine_service: EngineService, workspace: Path, apart: int) -> None:
     """In one session, and with a session for each process. Who runs already is reached all the same."""
-    async with served(engine_service, workspace, pids_limit=PIDS, clone="always") as box:
+    async with served(engine_service, workspace, pids_limit=PIDS, clone=CLONE) as box:
+        await need_limits(box.client, "pids_limit")
         there = await asyncio.gather(*(box.start("cat", user=user, stdin=True) for user in USERS * NEIGHBOURS))
         bomb = await box.bomb(apart, 2 * PIDS, OTHER)
         with pytest.raises(ExecFailed) as caught:
@@ -533,7 +536,8 @@ async def test_a_fork_bomb_ends_with_its_kill(engine_service: EngineService, wor
 
 @shared
 async def test_who_takes_all_memory_is_the_one_who_dies(engine_service: EngineService, workspace: Path) -> None:
-    async with served(engine_service, workspace, memory_bytes=64 * limits.MIB, clone="always") as box:
+    async with served(engine_service, workspace, memory_bytes=64 * limits.MIB, clone=CLONE) as box:
+        await need_limits(box.client, "memory_bytes")
         async with await box.start("sleep", "1000") as neighbour, await box.start(PROGRAM, "hog", "256") as hog:
             record = await ended(hog)
             assert (record.signal, record.reason) == (9, "oom")
@@ -548,7 +552,8 @@ async def test_who_makes_the_spawner_the_first_victim_ends_the_container_and_not
 ) -> None:
     """Not defended: /proc/1/oom_score_adj is uid 0's. The records say so, and a new container takes over."""
     script = f"echo 1000 > /proc/1/oom_score_adj; for i in 1 2 3 4 5 6 7 8; do {PROGRAM} hog 12 & done; wait"
-    async with served(engine_service, workspace, memory_bytes=64 * limits.MIB, clone="always") as box:
+    async with served(engine_service, workspace, memory_bytes=64 * limits.MIB, clone=CLONE) as box:
+        await need_limits(box.client, "memory_bytes")
         async with await box.start("sleep", "1000", user=OTHER) as neighbour, await box.start("sh", "-c", script):
             record = await ended(neighbour)
             assert (record.reason, record.oom_kills) == ("container_gone", 1)
