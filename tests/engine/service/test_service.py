@@ -398,12 +398,15 @@ async def test_what_a_service_that_died_in_the_middle_of_a_start_has_left(short_
         engine = EngineLifecycle(service.url, keeper=service)
         await engine.ensure_image(DEFAULT_IMAGE)
         label = proc.this_process().label
-        spec = container_spec(image=DEFAULT_IMAGE, name="half", namespace="n", owner=label, init=InitPlan())
+        pids = 99 if "pids" in (await engine.version()).controllers else None  # else crun refuses it
+        spec = container_spec(
+            image=DEFAULT_IMAGE, name="half", namespace="n", owner=label, init=InitPlan(), pids_limit=pids
+        )
         container = await engine.create_container(spec)
         starting = asyncio.ensure_future(engine.start_container(container))
         await until(flag.exists)
         assert of_container(container)
-        assert len(records_of(container)) > 1
+        assert records_of(container)
         killed(service)
         with pytest.raises(StartFailed) as caught:
             await starting
@@ -425,7 +428,7 @@ def of_container(container: str) -> list[int]:
 
 def records_of(container: str) -> list[Path]:
     """The OCI runtime's own, and control groups."""
-    groups = Path("/sys/fs/cgroup").glob(f"*/libpod_parent/libpod-*{container}")
+    groups = Path("/sys/fs/cgroup").glob(f"**/libpod_parent/libpod-*{container}")
     return [*Path("/run").glob(f"*/{container}"), *groups]
 
 
@@ -476,11 +479,13 @@ async def test_cancelled_it_still_kills(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rest", ["sleep 60", "sh -c 'trap : TERM; while :; do sleep 60; done'"])
 async def test_the_rest_of_a_service_ends_with_it_and_no_other_process(tmp_path: Path, rest: str) -> None:
     child = await started(f"{rest} & setsid sleep 60 & echo $! >&2; exec sleep 60", tmp_path, words=1)
+    other = int((tmp_path / "err").read_text())
+    await until(lambda: os.getsid(other) == other)  # before that it is in the child's
     await until(lambda: len(in_session(child.pid)) >= 2)
     await end_service(child.pid, child.pidfd, 200)
     assert in_session(child.pid) == []
     assert await signal_of(child) == signal.SIGTERM
-    os.kill(int((tmp_path / "err").read_text().split()[0]), signal.SIGKILL)
+    os.kill(other, signal.SIGKILL)
 
 
 def in_session(sid: int) -> list[int]:
