@@ -27,6 +27,11 @@ BUSY = 2
 """How much longer a machine may take whose cores are taken. Measured: 2.6 s at most, with a load of 10 on two cores."""
 PATIENCE_S = 20
 
+LAYERS = ("overlay", "vfs/dir")
+"""Where a storage has them, by its driver: Podman takes vfs where it can mount no overlay."""
+NAME = "[0-9a-f]" * 64
+"""Of a layer and of a container."""
+
 DAEMONS = "setsid sh -c 'setsid sleep 1000 & sleep 1000' & sleep 1000"
 """A command with a double fork into sessions of their own."""
 
@@ -47,11 +52,11 @@ class Home:
 
     def containers(self) -> set[str]:
         """Ids of what the storage holds."""
-        return {path.name for path in self.found("s/fastclaw/*/storage/overlay-containers/" + "[0-9a-f]" * 64)}
+        return {path.name for path in self.found("s/fastclaw/*/storage/*-containers/" + NAME)}
 
     def inits(self) -> list[int]:
         """Pids of the containers' inits, as conmon wrote them down."""
-        files = self.found("r/fastclaw/store-*/run/overlay-containers/*/userdata/pidfile")
+        files = self.found("r/fastclaw/store-*/run/*-containers/*/userdata/pidfile")
         return [int(text) for file in files if (text := file.read_text())]
 
     def processes(self) -> list[str]:

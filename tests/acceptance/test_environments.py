@@ -9,7 +9,7 @@ import signal
 import sys
 import tarfile
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,12 @@ from fastclaw.linux import proc
 from fastclaw.runtime import EnvironmentInfo, EnvironmentRequest, ExecRequest, InitializeParams, RunRequest
 from fastclaw.runtimes.host import EnvironmentHost
 from fastclaw.runtimes.podman import PodmanSandboxes
+from tests.acceptance.homes import LAYERS, NAME
 from tests.acceptance.hostile import need_root_for
 from tests.acceptance.leftovers import TOKEN, end_programs, programs
 from tests.balance import balanced, children
 from tests.network.egress.rig import Origin, listening
-from tests.pids import command_line
+from tests.pids import command_line, descendants_of
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -310,10 +311,11 @@ async def test_an_engine_that_hangs_or_dies_in_the_middle_of_many_starts(short_d
             await until(lambda: engine.lifecycle.health()["waiting"] <= MANY // 2)
             pid = engine.service.pid
             assert pid is not None
-            os.kill(pid, signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
+            whole = [pid, *descendants_of(pid)]  # a rootless one may serve in a child
+            signal_all(whole, signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
             done, late = await asyncio.wait(starting, timeout=30)
             if how == "stopped":
-                os.kill(pid, signal.SIGCONT)
+                signal_all(whole, signal.SIGCONT)
             assert not late
             failures = [one.exception() for one in done if one.exception() is not None]
             assert {type(error) for error in failures} == {StartFailed}
@@ -335,6 +337,13 @@ async def test_an_engine_that_hangs_or_dies_in_the_middle_of_many_starts(short_d
     assert len(layers(short_dir)) == 1  # the image's
 
 
+def signal_all(pids: list[int], signum: signal.Signals) -> None:
+    """Those that are still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signum)
+
+
 @asynccontextmanager
 async def a_service(base: Path) -> AsyncIterator[EngineLifecycle]:
     """One of its own on the storage that a host has used."""
@@ -350,7 +359,7 @@ async def a_service(base: Path) -> AsyncIterator[EngineLifecycle]:
 
 def layers(base: Path) -> list[Path]:
     """What a private engine has in its storage."""
-    return list(base.glob("s/*/storage/overlay/" + "[0-9a-f]" * 64))
+    return [path for folder in LAYERS for path in base.glob(f"s/*/storage/{folder}/{NAME}")]
 
 
 def engine_of(host: EnvironmentHost) -> Engine:

@@ -54,6 +54,7 @@ async def running(directory: Path, registry: Registry | None = None, **options: 
     conf, temporary = directory / "registries.conf", directory / "t"
     conf.write_text("" if registry is None else registry.conf())
     temporary.mkdir(exist_ok=True)
+    os.chmod(directory, 0o711)  # Podman 5 has places in TMPDIR that root of a user namespace must get to
     env = {**os.environ, "CONTAINERS_REGISTRIES_CONF": str(conf), "TMPDIR": str(temporary)}
     given = {"state_dir": str(directory / "s"), "environment": False, **options}
     async with RuntimeClient.spawn(SERVE, namespace="imagecalls", options=given, env=env) as client:
@@ -252,7 +253,7 @@ async def test_a_step_ends_with_who_wanted_it(short_dir: Path, how: str) -> None
 
 def working(directory: Path) -> str:
     """The engine's containers, those in which builds work too."""
-    (containers,) = (directory / "s").glob("*/storage/overlay-containers/containers.json")
+    (containers,) = (directory / "s").glob("*/storage/*-containers/containers.json")
     return containers.read_text()
 
 
