@@ -322,7 +322,9 @@ IMAGE_WORDS = re.compile(r"no such image|image not known|image.*not found", re.I
 CONTAINER_WORDS = re.compile(r"no such container|no container with", re.IGNORECASE)
 QUOTA_WORDS = re.compile(r"storage-opt", re.IGNORECASE)
 FULL_WORDS = re.compile(re.escape(os.strerror(errno.ENOSPC)), re.IGNORECASE)
-NETWORK_WORDS = re.compile(r"netavark|setting up network|network namespace|rootless netns", re.IGNORECASE)
+NETWORK_WORDS = re.compile(
+    r"netavark|slirp4netns|\bpasta\b|setting up network|network namespace|rootless netns", re.IGNORECASE
+)
 MOUNT_WORDS = re.compile(r"\bstatfs\b|\bmounts?(ing|ed)?\b|invalid (container|host) path", re.IGNORECASE)
 """Podman 4.3.1 gives no machine-readable cause for these: all are a 500 or 404 with a sentence."""
 

@@ -103,6 +103,7 @@ def refused(status: int, text: str) -> APIError:
         (refused(500, "statfs /nowhere: no such file or directory"), "bad_mount"),
         (refused(500, "crun: mount `/x` to `y`: Permission denied: OCI permission denied"), "bad_mount"),
         (refused(500, "netavark: No such file or directory (os error 2)"), "network_failed"),
+        (refused(500, 'exec: "slirp4netns": executable file not found in $PATH'), "network_failed"),
         (
             refused(500, "failed to mount runtime directory for rootless netns: no such file or directory"),
             "network_failed",
