@@ -67,9 +67,9 @@ def kill_engine(client: RuntimeClient) -> None:
     os.kill(engine, signal.SIGKILL)
 
 
-def traces_in_the_system(containers: set[str]) -> list[str]:
-    """Control groups and state of the OCI runtimes."""
-    places = [*Path("/run/crun").glob("*"), *Path("/run/runc").glob("*")]
+def traces_in_the_system(home: Home, containers: set[str]) -> list[str]:
+    """Control groups and state of the OCI runtimes, which is in the user's runtime directory where that is not root."""
+    places = [path for run in (Path("/run"), home.run) for name in ("crun", "runc") for path in run.glob(f"{name}/*")]
     for folder, _, _ in os.walk("/sys/fs/cgroup"):
         places.append(Path(folder))
     return [str(path) for path in places if any(name in path.name for name in containers)]
@@ -79,7 +79,7 @@ async def no_container_is_left(home: Home, plan: ServicePlan, containers: set[st
     """The same, and nobody knows of these containers any more: neither Podman nor the system."""
     await nothing_is_left(home)
     assert home.records(plan) == ""
-    assert traces_in_the_system(containers) == []
+    assert traces_in_the_system(home, containers) == []
 
 
 @contextlib.asynccontextmanager
@@ -152,7 +152,7 @@ async def test_killed_while_idle(home: Home, engine_plan: ServicePlan) -> None:
     async with started(home, "--runtime", "podman") as client:
         seen = home.containers()
         assert len(seen) == 1
-        assert traces_in_the_system(seen)
+        assert traces_in_the_system(home, seen)
         await killed(client)
     await no_container_is_left(home, engine_plan, seen)
 
@@ -265,7 +265,8 @@ def _inside(container: str) -> list[int]:
     found = []
     for pid in proc.pids():
         with contextlib.suppress(OSError):
-            if any(container in Path(f"/proc/{pid}/{name}").read_text() for name in ("cgroup", "mountinfo")):
+            names = ("cgroup", "mountinfo") if is_inside(pid) else ("cgroup",)
+            if any(container in Path(f"/proc/{pid}/{name}").read_text() for name in names):
                 found.append(pid)
     return found
 
