@@ -102,6 +102,13 @@ def engine_plan() -> ServicePlan:
         unusable(str(error))
 
 
+@pytest.fixture(autouse=True)
+def _podman_where_it_is_needed(request: pytest.FixtureRequest) -> None:
+    """Also for a test that has an engine of its own."""
+    if request.node.get_closest_marker("podman") is not None:
+        request.getfixturevalue("engine_plan")
+
+
 @pytest.fixture(scope="session")
 def engine_service(engine_plan: ServicePlan) -> Iterator[EngineService]:
     """A service with `.url` and `.image`, shared by all tests of the session."""

@@ -293,6 +293,7 @@ def ready(host: EnvironmentHost) -> int:
     return int(kind["ready"])
 
 
+@pytest.mark.podman
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 async def test_an_engine_that_hangs_or_dies_in_the_middle_of_many_starts(short_dir: Path, how: str) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastclaw.client import Environment
     from tests.engine_fixtures import EngineService
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.podman, pytest.mark.timeout(180)]
 
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman", "--log-level", "error"]
 
