@@ -201,10 +201,11 @@ def acceptance(seat: Seat) -> Row:
     skipped = [case for case in cases if case not in broken and case.find("skipped") is not None]
     return replace(
         row, kept=len(cases) - len(broken) - len(skipped), broken=len(broken), not_offered=len(skipped),
-        why=[f"{case.get('name')} broken" for case in broken] + [_skipped(case) for case in skipped],
+        why=[f"{case.get('name')} broken" for case in broken] + reasons(skipped),
     )  # fmt: skip
 
 
-def _skipped(case: ElementTree.Element) -> str:
-    skipped = case.find("skipped")
-    return f"{case.get('name')} not offered: {'' if skipped is None else skipped.get('message')}"
+def reasons(skipped: list[ElementTree.Element]) -> list[str]:
+    """Why tests were skipped, each reason once, the most frequent first."""
+    counts = Counter(found.get("message") for case in skipped if (found := case.find("skipped")) is not None)
+    return [f"{count} not offered: {reason}" for reason, count in counts.most_common()]

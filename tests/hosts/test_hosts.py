@@ -12,6 +12,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import pytest
 
@@ -93,6 +94,11 @@ def test_what_is_broken_anywhere_is_a_failure() -> None:
     told = json.loads(to_json(ROWS))
     assert told["ok"] is False
     assert told["rows"][1] | {"lane": "rest", "broken": 1, "why": ["X-KEY broken: no"]} == told["rows"][1]
+
+
+def test_a_reason_is_said_once_with_how_many_have_it() -> None:
+    cases = [f'<testcase><skipped message="no {word}"/></testcase>' for word in "abb"]
+    assert steps.reasons([*map(ElementTree.fromstring, cases)]) == ["2 not offered: no b", "1 not offered: no a"]
 
 
 # --- What bounds a host, and what it leaves ---
