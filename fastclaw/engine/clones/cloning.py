@@ -140,11 +140,15 @@ class _Clone(Struct):
 
 
 class _Volume(Struct):
-    """A volume that is made with the container that has it first. `home` says where it is."""
+    """A volume that is made with the container that has it first. `home` says where it is.
+
+    Who has the engine make it holds `making`: other containers wait until it is there.
+    """
 
     labels: Mapping[str, str]
     owner: str | None
     home: Literal["clones", "engine"] | None = None
+    making: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
 
 
 class CloningEngine:
@@ -386,12 +390,15 @@ class CloningEngine:
         """Have the engine make it. It would make one by itself, for nobody to find again; a clone that has failed may
         have left one."""
         volume = self._volumes.get(name)
-        if volume is None or volume.home == "engine":
+        if volume is None:
             return
-        if volume.home == "clones":
-            await self._ordered("unvolume", name=name)
-        volume.home = "engine"
-        await self._engine.create_volume(name, volume.labels, volume.owner)
+        async with volume.making:
+            if volume.home == "engine":
+                return
+            if volume.home == "clones":
+                await self._ordered("unvolume", name=name)
+            volume.home = "engine"
+            await self._engine.create_volume(name, volume.labels, volume.owner)
 
     # --- the first of a kind ---
 

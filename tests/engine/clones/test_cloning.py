@@ -318,6 +318,29 @@ async def test_a_volume_that_the_engine_fills_is_never_a_clones(clones: CloneFle
     assert "the engine copies them into each volume" in why
 
 
+async def test_containers_that_are_made_at_once_wait_for_their_volume(
+    clones: CloneFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine would make it with a container that comes before it is there, and then refuse to make it."""
+    said, may_go = [], asyncio.Event()
+
+    async def volume(name: str, labels: object, owner: object) -> None:
+        said.append("begun")
+        await may_go.wait()
+        said.append("there")
+
+    monkeypatch.setattr(clones.engine, "create_volume", volume)
+    await clones.cloning.create_volume("shared", {})
+    giving = [asyncio.ensure_future(clones.cloning._give_to_engine("shared")) for _ in range(2)]
+    for one in giving:
+        one.add_done_callback(lambda _: said.append("given"))
+    await until(lambda: said)
+    may_go.set()
+    await asyncio.gather(*giving)
+    assert said == ["begun", "there", "given", "given"]
+    clones.cloning._volumes.pop("shared")
+
+
 async def test_a_volume_that_no_container_had_is_removed_without_a_word(clones: CloneFleet) -> None:
     await clones.cloning.create_volume("unused", {})
     await clones.cloning.remove_volume("unused")
