@@ -27,7 +27,7 @@ from tests.waiting import InstantLoop
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-pytest_plugins = ["pytester", "tests.engine_fixtures", "tests.docker_fixtures", "tests.folder_seconds"]
+pytest_plugins = ["pytester", "tests.engine_fixtures", "tests.docker_fixtures", "tests.folder_seconds", "tests.workers"]
 
 _SETTLE_S = 2.0
 """How long what was ended may take to be gone: the kernel closes and reaps a moment after the event."""

@@ -58,6 +58,7 @@ SUBJECTS = {
     "test_docs.py": "docs/",
     "test_exports.py": "what `import fastclaw` brings in",
     "test_folder_seconds.py": "tests/folder_seconds.py",
+    "test_workers.py": "tests/workers.py",
     "test_mirror.py": "the tree",
     "test_packaging.py": "Makefile",
     "test_readme.py": "README.md",

@@ -1,6 +1,6 @@
 """A small world outside for the tests of the network: an origin in a network namespace, its names, a canary here.
 
-Packets stay on this machine: 203.0.113.0/24 (TEST-NET-3, RFC 5737) is blackholed first, and then led to the namespace.
+Packets stay on this machine: 198.51.100.0/24 (TEST-NET-2, RFC 5737) is blackholed first, and then led to the namespace.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
     from tests.engine_fixtures import EngineService
 
-ORIGIN = "203.0.113.10"
-UNLISTED = "203.0.113.11"
+ORIGIN = "198.51.100.10"
+UNLISTED = "198.51.100.11"
 """The origin too, under an address that no rule names."""
 
-OUTSIDE = "203.0.113.0/24"
-GATEWAY = "203.0.113.1"
+OUTSIDE = "198.51.100.0/24"
+GATEWAY = "198.51.100.1"
 NAMESPACE = "egress"
 SERVE = [sys.executable, "-m", "fastclaw", "serve", "--runtime", "podman", "--log-level", "warning"]
 _NAMED = 'mount --bind "$1/hosts" /etc/hosts && mount --bind "$1/resolv.conf" /etc/resolv.conf && shift && exec "$@"'

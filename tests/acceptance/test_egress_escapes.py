@@ -188,7 +188,7 @@ async def test_the_engines_socket(box: Box, engine_service: EngineService) -> No
 
 async def test_ipv6(box: Box) -> None:
     near = "fe80::1%eth0" if box.mode == "bridge" else "fe80::1"
-    addresses = ("::1", near, "::ffff:203.0.113.10", "2001:db8::1")
+    addresses = ("::1", near, "::ffff:198.51.100.10", "2001:db8::1")
     await box.fail(*((over, address, box.canary.port) for over in ("tcp", "udp") for address in addresses))
     box.nothing_happened()
 
@@ -280,19 +280,19 @@ async def test_another_host_in_the_header_than_in_the_target(box: Box) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "http://origin.test@203.0.113.11/",
-        "http://203.0.113.11\\\\@origin.test/",
-        "http://203.0.113.11#@origin.test/",
-        "http://203.0.113.11?@origin.test/",
-        "http://origin.test.203.0.113.11.tunnel.test/",
-        "http://origin.test%2e203.0.113.11/",
+        "http://origin.test@198.51.100.11/",
+        "http://198.51.100.11\\\\@origin.test/",
+        "http://198.51.100.11#@origin.test/",
+        "http://198.51.100.11?@origin.test/",
+        "http://origin.test.198.51.100.11.tunnel.test/",
+        "http://origin.test%2e198.51.100.11/",
         "http://%32%30%33.0.113.11/",
         "http://\\xef\\xbc\\x92\\xef\\xbc\\x90\\xef\\xbc\\x93.0.113.11/",
-        "http://203.0.113.11\\tx.origin.test/",
-        "http://203.0.113.11:80:origin.test/",
+        "http://198.51.100.11\\tx.origin.test/",
+        "http://198.51.100.11:80:origin.test/",
         "http://origin.test:0x1bb/",
-        "http://[203.0.113.11]/",
-        "http:203.0.113.11/",
+        "http://[198.51.100.11]/",
+        "http:198.51.100.11/",
         "https://origin.test/",
         "ftp://origin.test/",
         "//origin.test/",

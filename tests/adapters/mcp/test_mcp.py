@@ -18,7 +18,9 @@ from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.shared.exceptions import MCPError
 
+from fastclaw.adapters.mcp.one_sandbox import OneSandbox
 from fastclaw.adapters.mcp.tools import LIST_ENTRIES, OUTPUT_BYTES, READ_BYTES, TOOLS
+from fastclaw.errors import FastclawError
 from tests.acceptance.homes import PATIENCE_S, Home, nothing_is_left
 
 MCP = [sys.executable, "-m", "fastclaw", "mcp"]
@@ -249,3 +251,22 @@ def test_the_wire_has_nothing_but_messages(tmp_path: Path) -> None:
         lines = server.stdout.read().splitlines()
         server.wait(PATIENCE_S)
     assert all(json.loads(line)["jsonrpc"] == "2.0" for line in lines)
+
+
+async def test_who_tells_of_a_lost_one_hears_nothing_of_the_start_of_the_next() -> None:
+    start: dict[str, Any] = {}
+    one = OneSandbox({"runtime": "local"}, start)
+    try:
+        box = await one.get()
+        one.lost(box)
+        start["no_such_option"] = True
+        getting = asyncio.create_task(one.get())
+        while not getting.done():
+            one.lost(box)
+            await asyncio.sleep(0)
+        with pytest.raises(FastclawError):
+            await getting
+        del start["no_such_option"]
+        assert (await (await one.get()).run(["true"])).exit_code == 0
+    finally:
+        await one.close()

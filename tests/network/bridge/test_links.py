@@ -85,7 +85,9 @@ def connect(network: Started, container: str, pid: int) -> None:
     links.connect(network.bridge, container, pid, firewall.FIRST_HOST)
 
 
-@pytest.mark.parametrize(("pid", "says"), [(2**22 + 1, "No such file"), (os.getpid(), "not on this host")])
+@pytest.mark.parametrize(
+    ("pid", "says"), [(2**22 + 1, "No such file"), (os.getpid(), "not on this host")], ids=["nobody", "here"]
+)
 async def test_a_number_that_is_not_the_containers_is_left_alone(network: Started, pid: int, says: str) -> None:
     with pytest.raises(StartFailed, match=says) as caught:
         await links.in_own_thread(lambda: connect(network, "c0ffee" * 10, pid))

@@ -175,6 +175,7 @@ async def test_who_has_begun_to_ask_hears_that_it_took_too_long(
         (client_hello("a.test")[:50], {"bad_request": 1}),
         (b"\x16\x03\x01\x00\x00", {"bad_request": 1}),
     ],
+    ids=["no name", "a piece", "empty"],
 )
 async def test_a_tls_client_is_told_in_its_own_words(hello: bytes, denied: dict[str, int]) -> None:
     async with a_stage() as stage:
