@@ -23,7 +23,7 @@ def group_of(nodeid: str) -> str:
     return next((group for beginning, group in TOGETHER.items() if file.startswith(beginning)), file)
 
 
-class _ByGroup(LoadFileScheduling):
+class _ByGroup(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """Hands a group to a worker as a whole."""
 
     def _split_scope(self, nodeid: str) -> str:
