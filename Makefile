@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := fastclaw bench tests scripts
 
-WORKERS ?= 2
+WORKERS ?= 0
 ROUNDS ?= 20
 SECONDS ?= 600
 BENCH := $(BIN)/python -m pytest bench -p no:cacheprovider --timeout=600 \
@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml $(wildcard fastclaw/spawner/c/*) scripts/build_spawner.
 engine-packages: ## install the engine's packages (root on Debian or Ubuntu; elsewhere say which command does)
 	@scripts/engine-packages "$(PYTHON)"
 
-test: engine-packages install ## run all tests, two at a time (WORKERS=0: one; OPTIONS=--durations=50, or any other of pytest's)
+test: engine-packages install ## run all tests (WORKERS=2: two at a time; OPTIONS=--durations=50, or any other of pytest's)
 	$(BIN)/python -m pytest -n $(WORKERS) $(OPTIONS)
 
 test-adapters: engine-packages install ## run each adapter against its tool, in an environment of its own (TOOLS="inspect harbor")
