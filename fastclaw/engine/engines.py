@@ -11,9 +11,9 @@ import msgspec
 
 from fastclaw.engine.api import EngineLifecycle
 from fastclaw.engine.clones.cloning import CloningEngine
-from fastclaw.engine.container import end_monitors
 from fastclaw.engine.container_spec import LABEL_NAMESPACE, LABEL_OWNER
 from fastclaw.engine.dialects import PODMAN, Dialect, find_docker
+from fastclaw.engine.monitors import end_monitors
 from fastclaw.engine.service.facts import docker_url, engine_url, own_plan, own_state_dir
 from fastclaw.engine.service.service import ManagedService
 from fastclaw.engine.service.storage import default_run_dir

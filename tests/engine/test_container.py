@@ -20,7 +20,7 @@ from fastclaw import limits
 from fastclaw.client import RuntimeClient
 from fastclaw.engine import container as container_module
 from fastclaw.engine.api import EngineLifecycle
-from fastclaw.engine.container import PidsLimit, end_monitors
+from fastclaw.engine.container import PidsLimit
 from fastclaw.engine.container_spec import spawner_pids
 from fastclaw.engine.containers import SpawnerSlot
 from fastclaw.engine.podman_client import JSON
@@ -34,7 +34,7 @@ from tests.spawner.rig import finish
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from podman.api.client import APIClient
@@ -408,41 +408,3 @@ async def test_commands_have_all_of_their_limit(engine_service: EngineService) -
         told = (await runtime.health()).details["limits"]["pids"]
         assert (told["limit"], told["hits"] > 0) == (LIMIT, True)
         await asyncio.gather(*(process.kill(0) for process in (*sleepers, last)))
-
-
-# --- monitors; that none of a real engine's stays is seen in tests/runtimes/test_podman.py ------------
-
-CONTAINER, OTHER, SESSION = "a" * 64, "b" * 64, "c" * 64
-SLEEPS = "print('up', flush=True); import time; time.sleep(1000)"
-
-
-@contextlib.contextmanager
-def a_process(script: Path, name: str, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """One with this name and these words in its command line."""
-    script.write_text(SLEEPS)
-    argv = [name, str(script), *words]
-    with subprocess.Popen(argv, executable=sys.executable, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        yield process
-        process.kill()
-
-
-@pytest.mark.parametrize(
-    ("name", "words", "ends"),
-    [
-        ("/usr/bin/conmon", ["-c", CONTAINER, "-u", SESSION], True),
-        ("conmon", ["--api-version", "1", "-c", CONTAINER, "-u", SESSION, "--exec-attach"], True),
-        ("conmon", ["-c", CONTAINER, "-u", CONTAINER], False),
-        ("conmon", ["-c", OTHER, "-u", SESSION], False),
-        ("conmon", ["-u", SESSION, "-c"], False),
-        ("sleep", ["-c", CONTAINER, "-u", SESSION], False),
-    ],
-)
-def test_whose_monitors_are_ended(name: str, words: list[str], ends: bool, tmp_path: Path) -> None:
-    with a_process(tmp_path / "script", name, *words) as process:
-        assert end_monitors([CONTAINER]) == int(ends)
-        if ends:
-            process.wait(10)
-        else:
-            assert process.poll() is None

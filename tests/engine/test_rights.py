@@ -15,30 +15,19 @@ import pytest
 from fastclaw import limits
 from fastclaw.engine import rights
 from fastclaw.engine.container_spec import DEFAULT, Ids
-from fastclaw.engine.dialects import EngineVersion
 from fastclaw.engine.rights import IdRanges, Rights, settle_rights
 from fastclaw.errors import StartFailed
 from fastclaw.options import FIRST_ID, Options
 from tests.balance import open_descriptors
+from tests.engine.versions import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from fastclaw.engine.dialects import EngineVersion
 
-VERSION = EngineVersion(
-    podman="4.3.1",
-    conmon="2.1.6",
-    oci_runtime="crun",
-    oci_runtime_version="1.8.1",
-    rootless=True,
-    storage_driver="overlay",
-    storage="/s",
-    cgroup_version="v2",
-    controllers=(),
-    user_network="pasta",
-    has_user_network=True,
-)
+
 PASSWD = "wolf:x:7:8::/:\n"
 
 

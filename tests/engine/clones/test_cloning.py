@@ -20,17 +20,18 @@ from fastclaw.engine.base_image import default_archive
 from fastclaw.engine.clones import bundles, cloning
 from fastclaw.engine.clones.cloning import CloningEngine, why_no_clones
 from fastclaw.engine.container_spec import OPEN_NETWORK, InitPlan
-from fastclaw.engine.dialects import EngineVersion
 from fastclaw.errors import StartFailed
 from fastclaw.linux.cgroups import Group, group_of, limit_in
 from tests.engine.clones.clone_fleet import directories, groups
 from tests.engine.test_container import run
+from tests.engine.versions import VERSION
 from tests.waiting import until
 
 if TYPE_CHECKING:
     from podman.api.client import APIClient
 
     from fastclaw.engine.container import SpawnerContainer
+    from fastclaw.engine.dialects import EngineVersion
     from tests.engine.clones.clone_fleet import CloneFleet
 
 
@@ -145,20 +146,7 @@ def test_containers_of_the_rest_lane_are_left_to_the_engine(clones: CloneFleet) 
 
 
 def version(**changed: Any) -> EngineVersion:
-    found = EngineVersion(
-        podman="",
-        conmon="",
-        oci_runtime="crun",
-        oci_runtime_version="",
-        rootless=False,
-        storage_driver="overlay",
-        storage="/",
-        cgroup_version="v1",
-        controllers=(),
-        user_network="pasta",
-        has_user_network=True,
-    )
-    return msgspec.structs.replace(found, **changed)
+    return msgspec.structs.replace(VERSION, **{"rootless": False, "cgroup_version": "v1", "storage": "/", **changed})
 
 
 @pytest.mark.parametrize(
