@@ -26,7 +26,7 @@ class Images:
         self._plain = plain
         self._ids = itertools.count(1)
         self._known: dict[str, dict[str, str]] = {self.base: {}}
-        self._left: list[asyncio.subprocess.Process] = []  # one that nobody refers to is killed with its transport
+        self._left: list[asyncio.Future[asyncio.subprocess.Process]] = []  # one that nobody refers to is killed
 
     def env(self, image: str | None) -> dict[str, str]:
         """What processes have of an image."""
@@ -68,23 +68,26 @@ class Images:
         return {"image": image, "id": image}
 
     async def _run(self, command: str) -> str:
-        process = await asyncio.create_subprocess_shell(
-            command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, process_group=0
+        # Cancelled in the middle of its start, a process would be ended by asyncio, whatever is broken here.
+        starting = asyncio.ensure_future(
+            asyncio.create_subprocess_shell(
+                command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, process_group=0
+            )
         )
         try:
-            output, _ = await process.communicate()
+            output, _ = await (await asyncio.shield(starting)).communicate()
         except asyncio.CancelledError:
             if self._plain.breaks("cancels-in-word"):
-                self._left.append(process)
+                self._left.append(starting)
             else:
-                await _end(process)
+                await _end(starting)
             raise
         return output.decode()
 
     async def end_steps(self) -> None:
         """End what a build has left."""
-        for process in self._left:
-            await _end(process)
+        for starting in self._left:
+            await _end(starting)
 
     def _tell(self, params: dict[str, Any], request_id: Any, text: str) -> None:
         asks = params.get("progress", False) or self._plain.breaks("tells-everybody")
@@ -92,7 +95,8 @@ class Images:
             self._plain.notify({"id": 0 if self._plain.breaks("tells-of-others") else request_id, "text": text})
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(starting: asyncio.Future[asyncio.subprocess.Process]) -> None:
+    process = await starting
     os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
 
