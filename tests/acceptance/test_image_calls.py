@@ -48,6 +48,10 @@ def registry(archive: bytes) -> Iterator[Registry]:
         yield one
 
 
+PODMANS_OWN = "intermediate-mountpoint-"
+"""An empty directory for each user that Podman 5 keeps in TMPDIR (libpod/container_internal_common.go, 5.4)."""
+
+
 @asynccontextmanager
 async def running(directory: Path, registry: Registry | None = None, **options: Any) -> AsyncIterator[RuntimeClient]:
     """With an engine of its own in a directory, which keeps what it unpacks or receives in another."""
@@ -60,7 +64,7 @@ async def running(directory: Path, registry: Registry | None = None, **options: 
     async with RuntimeClient.spawn(SERVE, namespace="imagecalls", options=given, env=env) as client:
         yield client
         if client.exit_code is None:
-            await until(lambda: not os.listdir(temporary))
+            await until(lambda: not [name for name in os.listdir(temporary) if not name.startswith(PODMANS_OWN)])
 
 
 async def base(client: RuntimeClient) -> str:
