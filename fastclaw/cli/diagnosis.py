@@ -67,15 +67,21 @@ def engine_findings(
     return findings
 
 
-def docker_finding(url: str, *, is_taken: bool) -> Finding:
-    """That environments can be had in Docker's containers.
+def docker_finding(
+    url: str, parts: Mapping[str, str] | None = None, *, is_taken: bool = False, why_none: str = ""
+) -> Finding:
+    """Whether environments can be had in Docker's containers.
 
     Parameters:
         url: where it is asked.
+        parts: what it says it is made of, as for `engine_findings`.
         is_taken: since Podman cannot be had.
+        why_none: why what answers there is none, in one line.
     """
+    if why_none:
+        return _warning("docker", why_none, "unset DOCKER_HOST, or name a Docker there")
     how = "runtime auto takes it" if is_taken else "set options.runtime to docker to take it"
-    return _ok("docker", f"one answers at {url}; {how}")
+    return _ok("docker", f"{_parts(parts or {})} at {url}; {how}")
 
 
 def _bugs(parts: Mapping[str, str], has_spawner: bool) -> list[Finding]:
@@ -208,7 +214,7 @@ def network_findings(
     spawner: str | None,
     bridge: str | None,
     netavark: str | None = None,
-    user_network: tuple[str, bool] = ("slirp4netns", False),
+    user_network: tuple[str, bool] | None = ("slirp4netns", False),
 ) -> list[Finding]:
     """Which modes of `options.network` can be had.
 
@@ -216,7 +222,8 @@ def network_findings(
         spawner: why there is no spawner, which mode `proxy` needs; None where there is one.
         bridge: why mode `bridge` cannot be had; None where it can. It was tried.
         netavark: its version.
-        user_network: the program that a rootless engine names for it, and whether it is there.
+        user_network: the program that a rootless engine names for it, and whether it is there; None where the
+            engine is Docker, which has a network of its own.
     """
     return [_egress(host, spawner, bridge), _open(host, netavark, user_network)]
 
@@ -231,8 +238,10 @@ def _egress(host: HostFacts, spawner: str | None, bridge: str | None) -> Finding
     return _warning("network", f"of the modes only {' and '.join(works)} can be had ({'; '.join(reasons)})")
 
 
-def _open(host: HostFacts, netavark: str | None, user_network: tuple[str, bool]) -> Finding:
+def _open(host: HostFacts, netavark: str | None, user_network: tuple[str, bool] | None) -> Finding:
     """Of each group of programs one has to be there; a rootless engine needs the one that it names."""
+    if user_network is None:
+        return _ok("network", "mode open works, by Docker's default network")
     name, is_there = user_network
     groups = [("netavark",), packet_filters(netavark)] if host.is_root else [(name,)]
     there = {"netavark": host.netavark, "nft": host.nft, "iptables": host.iptables, name: is_there}
@@ -312,6 +321,7 @@ def _parts(versions: Mapping[str, str]) -> str:
     """`podman 4.3.1, conmon 2.1.6, crun 1.8.1, overlay`: the engine's own texts also carry commits and build flags."""
     numbered = (
         ("podman", versions.get("podman")),
+        ("docker", versions.get("docker")),
         ("conmon", versions.get("conmon")),
         (versions.get("oci_runtime") or "OCI runtime", versions.get("oci_runtime_version")),
     )

@@ -28,7 +28,7 @@ from fastclaw.cli.diagnosis import (
     spawner_finding,
     user_findings,
 )
-from fastclaw.cli.engine import an_engine
+from fastclaw.cli.engine import a_docker, an_engine
 from fastclaw.engine.gvisor import RUNTIME as GVISOR
 from fastclaw.engine.rights import why_no_user_namespace
 from fastclaw.engine.service.facts import (
@@ -81,33 +81,49 @@ def doctor(url: str | None, as_json: bool) -> None:
 async def _examine(url: str | None) -> list[Finding]:
     raise_file_limit()
     facts = host_facts(default_state_dir())
-    unusable, version = None, None
+    unusable, podman = None, None
     try:
         async with an_engine(url, facts) as engine:
-            version = await engine.version()
+            podman = await engine.version()
     except FastclawError as error:
         unusable = str(error)
+    docker, about_docker = await _docker()
+    taken = podman or docker
     netavark = facts.netavark and program_version(facts.netavark)
     is_here = (url or "unix:").startswith("unix:")
     return [
         *engine_findings(
             facts,
             unusable,
-            _parts(version),
+            _parts(podman),
             has_spawner=is_here and why_no_spawner() is None,
-            has_docker=why_no_docker(Options()) is None,
+            has_docker=docker is not None,
         ),
-        *_docker(),
+        *about_docker,
         *_gvisor(),
         _image(),
         _spawner(),
         *_disk(default_state_dir()),
-        *_rights(version, facts, is_here=is_here),
-        *network_findings(facts, why_no_spawner(), await why_no_bridge(), netavark, _user_network(version)),
+        *_rights(taken, facts, is_here=is_here),
+        *network_findings(facts, why_no_spawner(), await why_no_bridge(), netavark, _user_network(taken)),
         capacity_finding(capacity(host_limits(), limits.MAX_PROCESSES)),
         *quota_findings({name: _number(name) for name in quotas(is_root=os.geteuid() == 0)}),
         Finding(subject="relay", level="ok", text=f"streams are moved by {splice.kind()}"),
     ]
+
+
+async def _docker() -> tuple[EngineVersion | None, list[Finding]]:
+    """What answers as Docker, if anything does."""
+    options = Options()
+    if why_no_docker(options) is not None:
+        return None, []
+    url = docker_url(options)
+    try:
+        async with a_docker(url) as engine:
+            version = await engine.version()
+    except FastclawError as error:
+        return None, [docker_finding(url, why_none=str(error))]
+    return version, [docker_finding(url, _parts(version), is_taken=why_no_engine(options) is not None)]
 
 
 def _gvisor() -> list[Finding]:
@@ -121,12 +137,6 @@ def _spawner() -> Finding:
     return spawner_finding(why_no_spawner(), binary.stat().st_size if binary else 0, os.path.exists(thread))
 
 
-def _docker() -> list[Finding]:
-    if why_no_docker(Options()) is not None:
-        return []
-    return [docker_finding(docker_url(Options()), is_taken=why_no_engine(Options()) is not None)]
-
-
 def _image() -> Finding:
     from fastclaw.engine.base_image import image_source  # not for help and completion: it takes a third of a second
 
@@ -136,20 +146,22 @@ def _image() -> Finding:
         return image_finding(None, str(error).removeprefix(StartFailed.prefix))
 
 
-def _user_network(version: EngineVersion | None) -> tuple[str, bool]:
-    """As the engine says, else the first that is on this host."""
+def _user_network(version: EngineVersion | None) -> tuple[str, bool] | None:
+    """As the engine says, else the first that is on this host; None of Docker."""
     if version is not None:
-        return version.user_network, version.has_user_network
+        return None if version.docker else (version.user_network, version.has_user_network)
     return next(((name, True) for name in ("pasta", "slirp4netns") if find_program(name)), ("slirp4netns", False))
 
 
 def _rights(version: EngineVersion | None, facts: HostFacts, *, is_here: bool) -> list[Finding]:
     uid = os.geteuid()
+    is_roots = uid == 0 or (version is not None and version.docker != "" and not version.rootless)
     controllers = container_controllers(CGROUP_ROOT, uid) if version is None else version.controllers
+    whose = msgspec.structs.replace(facts, is_root=is_roots)
     return [
-        controllers_finding(controllers, facts, container_controllers(CGROUP_ROOT, 0), user_name(uid)),
+        controllers_finding(controllers, whose, container_controllers(CGROUP_ROOT, 0), user_name(uid)),
         *user_findings(
-            is_root=uid == 0,
+            is_root=is_roots,
             why_none=None if version is None else why_no_user_namespace(version, is_here=is_here),
             forbidden=why_no_user_namespaces(Path("/proc/sys")),
             ids=subordinate_ids(uid),
@@ -160,7 +172,7 @@ def _rights(version: EngineVersion | None, facts: HostFacts, *, is_here: bool) -
 
 
 def _parts(version: EngineVersion | None) -> dict[str, str]:
-    names = ("podman", "conmon", "oci_runtime", "oci_runtime_version", "storage_driver")
+    names = ("podman", "docker", "conmon", "oci_runtime", "oci_runtime_version", "storage_driver")
     return {} if version is None else {name: getattr(version, name) for name in names}
 
 

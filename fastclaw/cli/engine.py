@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
+from fastclaw import limits
 from fastclaw.engine.service.facts import engine_url, host_facts
 from fastclaw.engine.service.plan import DEFAULT_IMAGE, HostFacts, ServicePlan, plan_service
 from fastclaw.engine.service.service import EngineStatus, ManagedService, engine_start, engine_status, engine_stop
@@ -82,6 +84,24 @@ async def an_engine(url: str | None, facts: HostFacts | None = None) -> AsyncIte
         lifecycle = EngineLifecycle(found)
         ends.push_async_callback(lifecycle.aclose)
         yield lifecycle
+
+
+@asynccontextmanager
+async def a_docker(url: str) -> AsyncIterator[EngineLifecycle]:
+    """The Docker at a URL.
+
+    Raises:
+        StartFailed: it does not answer, or is none.
+    """
+    from fastclaw.engine.api import EngineLifecycle  # not for help and completion: it takes a third of a second
+    from fastclaw.engine.dialects import find_docker
+
+    timeout_s = limits.ENGINE_TIMEOUT_MS / 1000
+    lifecycle = EngineLifecycle(url, timeout_s, dialect=await asyncio.to_thread(find_docker, url, timeout_s))
+    try:
+        yield lifecycle
+    finally:
+        await lifecycle.aclose()
 
 
 def _plan(facts: HostFacts | None = None) -> ServicePlan:

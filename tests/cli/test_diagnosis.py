@@ -87,6 +87,7 @@ def test_where_docker_takes_its_place_a_missing_engine_is_no_problem() -> None:
 
 
 MANY = limits.MAX_PROCESSES
+DOCKER = {"docker": "20.10.24", "storage_driver": "overlay2"}
 OTHER_DISK = "remove files there, or set XDG_STATE_HOME to a directory on another disk"
 USERMOD = "usermod --add-subuids 300000-365535 --add-subgids 300000-365535 me; podman system migrate"
 QUOTAS = {"kernel.keys.root_maxkeys": 200, "fs.inotify.max_user_instances": 1}
@@ -112,10 +113,12 @@ BUSYBOX = "apt-get install busybox-static"
             ("inotify", "warning", "fs.inotify.max_user_instances is 1",
              f"sysctl fs.inotify.max_user_instances={limits.WANTED_INOTIFY}"),
         ]),
-        ([docker_finding("unix:///d", is_taken=True)],
-         [("docker", "ok", "one answers at unix:///d; runtime auto takes it", None)]),
-        ([docker_finding("unix:///d", is_taken=False)],
-         [("docker", "ok", "one answers at unix:///d; set options.runtime to docker to take it", None)]),
+        ([docker_finding("unix:///d", DOCKER, is_taken=True)],
+         [("docker", "ok", "docker 20.10.24, overlay2 at unix:///d; runtime auto takes it", None)]),
+        ([docker_finding("unix:///d", DOCKER)],
+         [("docker", "ok", "docker 20.10.24, overlay2 at unix:///d; set options.runtime to docker to take it", None)]),
+        ([docker_finding("unix:///d", why_none="it is Podman")],
+         [("docker", "warning", "it is Podman", "unset DOCKER_HOST, or name a Docker there")]),
         ([spawner_finding(None, 13_000, lists_children=True)], [("spawner", "ok", "13 KB, for the spawn lane", None)]),
         ([spawner_finding("not built", 0, lists_children=True)],
          [("spawner", "warning", f"not built: {NO_SPAWNER}", REINSTALL)]),

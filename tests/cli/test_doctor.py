@@ -15,6 +15,7 @@ from fastclaw.cli.doctor import report
 from tests.cli.programs import FASTCLAW_WITHOUT_PODMAN, Call, fastclaw, homes, without_podman
 
 if TYPE_CHECKING:
+    from tests.docker_fixtures import DockerService
     from tests.engine_fixtures import EngineService
 
 ENGINE = r"podman \d+\.\d[\d.]*, conmon \d+\.\d[\d.]*, (crun|runc) \d+\.\d[\d.]*, \w+"
@@ -72,6 +73,29 @@ def test_without_podman_there_is_a_problem_with_advice(tmp_path: Path) -> None:
     assert (engine.subject, engine.level) == ("engine", "problem")
     assert "podman is not installed" in engine.text
     assert (engine.advice or "").startswith("apt-get install podman")
+
+
+def test_where_only_docker_is_there_the_findings_are_of_its_containers(
+    tmp_path: Path, docker_service: DockerService
+) -> None:
+    environment = {**homes(tmp_path), **without_podman(tmp_path), "DOCKER_HOST": docker_service.url}
+    done = fastclaw("doctor", "--json", command=FASTCLAW_WITHOUT_PODMAN, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    findings = msgspec.json.decode(done.stdout, type=list[Finding])
+    texts = {(finding.subject, finding.level): finding.text for finding in findings if finding.subject != "network"}
+    assert re.fullmatch(rf"docker [\d.]+.*, \w+ at {docker_service.url}; .*takes it", texts["docker", "ok"])
+    assert texts["users", "warning"].endswith("no user namespace: Docker gives containers none of their own")
+    assert ("limits", "ok") in texts
+    assert "mode open works, by Docker's default network" in [finding.text for finding in findings]
+
+
+@pytest.mark.podman
+def test_a_podman_that_is_named_as_docker_is_none(tmp_path: Path, engine_service: EngineService) -> None:
+    environment = {**homes(tmp_path), "DOCKER_HOST": engine_service.url}
+    done = fastclaw("doctor", "--json", "--url", engine_service.url, env=environment)
+    findings = {finding.subject: finding for finding in msgspec.json.decode(done.stdout, type=list[Finding])}
+    assert (findings["docker"].level, findings["engine"].level) == ("warning", "ok")
+    assert "is Podman" in findings["docker"].text
 
 
 @pytest.mark.parametrize("url", ["unix:///nonexistent/socket", "nonsense://x"])
