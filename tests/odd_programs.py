@@ -1,13 +1,19 @@
-"""Files that are executable and cannot be executed, each with the reason and the words of its refusal."""
+"""Files that are executable and cannot be executed, each with the reason and the words of its refusal; and what a
+Python that goes by another name needs."""
 
 from __future__ import annotations
 
+import os
 import platform
 import struct
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+BY_ANOTHER_NAME = {**os.environ, "PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}"}
+"""The environment of one: it would look for its library beside the program that `argv[0]` names (site, 3.14)."""
 
 MACHINES = {"x86_64": 62, "aarch64": 183}
 FOREIGN = "aarch64" if platform.machine() == "x86_64" else "x86_64"

@@ -46,6 +46,20 @@ def test_a_python_that_does_not_run_is_one_line(tmp_path: Path, python: str) -> 
     assert not (tmp_path / "venv").exists()
 
 
+def test_an_environment_that_is_whole_is_kept_and_half_of_one_is_made_anew(tmp_path: Path) -> None:
+    """`make install` without a network would else leave an empty one in its place."""
+    venv = tmp_path / "venv"
+    make = (str(ROOT / "scripts" / "make-venv"), sys.executable, str(venv))
+    assert run(*make).returncode == 0
+    (venv / "mine").touch()
+    assert run(*make).returncode == 0
+    assert (venv / "mine").exists()
+    pip = run(str(venv / "bin" / "python"), "-m", "pip", "--version").stdout.split()[3]
+    shutil.rmtree(pip)
+    assert run(*make).returncode == 0
+    assert not (venv / "mine").exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave what is root's")
 @pytest.mark.parametrize("left", ["fastclaw/spawner/bin", "fastclaw/spawner", ".venv", "."])
 def test_what_root_left_in_the_tree_is_said_in_one_line(left: str) -> None:

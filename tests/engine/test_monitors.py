@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastclaw.engine.monitors import end_monitors
+from tests.odd_programs import BY_ANOTHER_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,9 @@ def a_process(script: Path, name: str, *words: str) -> Iterator[subprocess.Popen
     """One with this name and these words in its command line."""
     script.write_text(SLEEPS)
     argv = [name, str(script), *words]
-    with subprocess.Popen(argv, executable=sys.executable, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        argv, executable=sys.executable, env=BY_ANOTHER_NAME, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         yield process

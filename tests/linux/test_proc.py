@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fastclaw.linux import proc
 from fastclaw.linux.proc import Owner, boot_id, identity, is_dead, parse_label, start_time, this_process
+from tests.odd_programs import BY_ANOTHER_NAME
 
 STAT = b"42 (%s) %s 7 8 9 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 %d 0 12345 %d 100 18446744073709551615\n"
 
@@ -113,7 +114,7 @@ NAME = "open('/proc/self/comm', 'w').write('podman pause'); print(flush=True); i
 )
 def test_a_rootless_engines_pause_process_is_known_by_its_name(words: list[str], is_pause: bool) -> None:
     pipe = subprocess.PIPE
-    with subprocess.Popen(words, executable=sys.executable, stdin=pipe, stdout=pipe) as process:
+    with subprocess.Popen(words, executable=sys.executable, env=BY_ANOTHER_NAME, stdin=pipe, stdout=pipe) as process:
         assert process.stdout is not None
         process.stdout.read(1)
         assert proc.is_podman_pause(process.pid) is is_pause
