@@ -1,6 +1,7 @@
 """Puts fastclaw through the README, the conformance suite and the acceptance tests on hosts of several kinds.
 
     python -m tests.hosts [--short] [--part PART] [--json FILE] [HOST ...]
+    python -m tests.hosts --speed
 
 Prints a table; exit code 1 where anything is broken. What a host needs that is not here is a row that says so. Roots
 and wheels are made once and kept in ~/.cache/fastclaw/hosts, with the logs of the last run. Needs root.
@@ -12,7 +13,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from tests.hosts.hosts import CACHE, HOSTS, put_through
+from tests.hosts import speed
+from tests.hosts.bounds import UnavailableError
+from tests.hosts.hosts import CACHE, HOSTS, compare_users, put_through
 from tests.hosts.report import is_ok, to_json, to_text
 from tests.hosts.steps import PARTS
 
@@ -39,6 +42,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="without the acceptance tests")
     parser.add_argument("--part", action="append", choices=PARTS[1:], help="the README and this only; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too, as JSON")
+    parser.add_argument("--speed", action="store_true", help="only: rootless Podman 5 beside root's, on one machine")
     parser.add_argument("hosts", nargs="*", metavar="HOST", help="all where none is named")
     asked = parser.parse_args()
     if unknown := set(asked.hosts) - set(HOSTS):
@@ -47,6 +51,8 @@ def main() -> int:
         signal.signal(signum, _interrupt)
     rows = []
     try:
+        if asked.speed:
+            return _compare_users()
         for name in asked.hosts or HOSTS:
             rows += put_through(name, asked.part or (PARTS[:-1] if asked.short else PARTS))
     except KeyboardInterrupt:
@@ -56,6 +62,16 @@ def main() -> int:
     if asked.json:
         asked.json.write_text(to_json(rows) + "\n")
     return int(not is_ok(rows))
+
+
+def _compare_users() -> int:
+    try:
+        found = compare_users()
+    except UnavailableError as reason:
+        print(f"test-hosts: not offered: {reason}")
+        return 1
+    print(f"\n{speed.to_text(found)}")
+    return int(not all(figure.is_met for figure in found))
 
 
 if __name__ == "__main__":

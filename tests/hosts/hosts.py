@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from tests.hosts import debian, docker, here, steps
+from tests.hosts import debian, docker, here, speed, steps
 from tests.hosts.bounds import PREFIX, Bounds, UnavailableError, bounds
 from tests.hosts.report import Row
 from tests.hosts.seat import Seat
@@ -87,6 +87,16 @@ def put_through(name: str, parts: Sequence[str]) -> list[Row]:
             return _rows(host, Seat(name, host.user, home, enter, CACHE / "logs"), parts)
     except UnavailableError as reason:
         return [Row(host=name, user=host.user, why=[f"not offered: {reason}"])]
+
+
+def compare_users() -> list[speed.Figure]:
+    """How fast Debian's Podman is for an ordinary user, beside root.
+
+    Raises:
+        UnavailableError: it cannot be measured on this machine.
+    """
+    with _place() as place, bounds() as groups:
+        return speed.compare(debian.the_root(CACHE, groups), place, groups, CACHE / "logs")
 
 
 def _rows(host: Host, seat: Seat, parts: Sequence[str]) -> list[Row]:

@@ -16,8 +16,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench.rates import Rates
 from tests.engine_fixtures import unusable
-from tests.hosts import here, steps
+from tests.hosts import here, speed, steps
 from tests.hosts.bounds import CGROUPS, MEMORY_BYTES, PIDS, PREFIX, UnavailableError, bounds
 from tests.hosts.debian import apt_mirror
 from tests.hosts.hosts import HOSTS, PLACES, put_through
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tests.hosts.bounds import Bounds
 
 USER = "this-user"
+READY = "environment ready, by the engine, ms"
 WHOLE_S = 900
 """For a test that installs fastclaw from nothing. Measured: 100 s; the wheels, which are kept, come from an index."""
 
@@ -194,3 +196,20 @@ def test_an_ordinary_user_has_what_the_readme_says_and_the_promises_of_the_spawn
     assert [row.lane for row in rows] == ["README", "spawn"]
     assert all(row.kept for row in rows)
     assert {row.user for row in rows} == {HOSTS[USER].user}
+
+
+@pytest.mark.parametrize(
+    ("dev", "missed"),
+    [
+        (Rates(execs_per_s={1: 90, 16: 900}, ready_ms=130), []),
+        (Rates(execs_per_s={1: 89, 16: 900}, ready_ms=131), ["exec + wait, 1 at once, per second", READY]),
+    ],
+)
+def test_what_is_left_of_roots_figures_is_judged(dev: Rates, missed: list[str]) -> None:
+    """The median of three turns counts."""
+    root = Rates(execs_per_s={1: 100, 16: 1_000}, ready_ms=100)
+    slow = Rates(execs_per_s={1: 1, 16: 1}, ready_ms=10_000)
+    found = speed.figures([{"root": root, "dev": dev}, {"root": slow, "dev": slow}, {"root": root, "dev": dev}])
+    assert [figure.what for figure in found if not figure.is_met] == missed
+    lines = speed.to_text(found).splitlines()[2:]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines if "**missed**" in line] == missed
