@@ -27,6 +27,8 @@ ARMED = b"!"
 STEPS = "build_"
 """After the prefix of the owner's tables, how the control groups begin in which steps of builds run."""
 
+KIB = 1_024
+
 SHM_FIRST_KIB, SHM_STEP_KIB = 64 * 1024 + 4, 8
 """Sizes of /dev/shm that nobody asks for: odd numbers of pages, from the usual one on."""
 
@@ -83,15 +85,17 @@ def clean_up(order: Order, service: int | None) -> None:
         service: pidfd of its service.
     """
     steps = order["tables"] + STEPS if order["tables"] else None
-    hosts = set()
+    marks = [b'"cgroupsPath":"/' + steps.encode()] if steps is not None else []
+    if order["steps_have_size"]:
+        marks += [b'"size=%d"' % (kib * KIB) for kib in _shm_sizes(order)]
+    hosts = _hosts(marks)
     if steps is not None:
-        hosts = _hosts(steps.encode())
         _end_processes([steps], order["tries"])
     if service is not None:
         _end_service(service, order["drain_ms"])
     _end_twin(order["own_dir"], order["drain_ms"])
     if order["steps_have_size"]:
-        _end_steps(order["label"].partition("=")[2])
+        _end_steps(_shm_sizes(order))
     _make_room(order["reserve"], order["reserve_bytes"])
     found = set()
     for _ in range(order["tries"]):
@@ -107,8 +111,9 @@ def clean_up(order: Order, service: int | None) -> None:
     if order["nft"] is not None and order["tables"]:
         _remove_networks(order, order["nft"])
     _delete(order, sorted(found))  # last, so that what was killed has been reaped
+    _remove_builds(order, hosts | _hosts(marks))
     if steps is not None:
-        _remove_builds(order, steps, hosts)
+        _remove_groups(steps)
     _remove_directory(order["own_dir"])
     if order["sockets"]:
         _remove_abandoned(order["sockets"])
@@ -121,13 +126,12 @@ def clear(order: Order, container: str) -> None:
     _delete(order, [container])
 
 
-def _remove_builds(order: Order, mark: str, hosts: set[str]) -> None:
+def _remove_builds(order: Order, hosts: set[str]) -> None:
     """The containers in which steps of the owner's builds ran, since their engine may have died before it could.
 
     Parameters:
-        hosts: what those are called that were there before the steps were ended.
+        hosts: what the steps were called.
     """
-    hosts |= _hosts(mark.encode())
     for _ in range(order["tries"] if hosts else 0):
         shown = _podman(order, "ps", "--all", "--external", "--no-trunc", "--format", "{{.ID}}={{.Command}}")
         working = [word.partition("=")[0] for word in shown if word.endswith(f"={BUILDAH}")]
@@ -135,7 +139,6 @@ def _remove_builds(order: Order, mark: str, hosts: set[str]) -> None:
         if not mine:
             break
         _podman(order, "rm", "--force", *mine)
-    _remove_groups(mark)
 
 
 def shm_kib(label: str, build: int) -> int:
@@ -159,8 +162,12 @@ def has_shm(pid: int, sizes: "set[int]") -> bool:
     return any(one[4] == b"/dev/shm" and not wanted.isdisjoint(one[-1].split(b",")) for one in mounts)
 
 
-def _end_steps(label: str) -> None:
-    sizes = {shm_kib(label, build) for build in range(SHM_BUILDS)}
+def _shm_sizes(order: Order) -> set[int]:
+    label = order["label"].partition("=")[2]
+    return {shm_kib(label, build) for build in range(SHM_BUILDS)}
+
+
+def _end_steps(sizes: "set[int]") -> None:
     for pid in _processes():
         if has_shm(pid, sizes) and (pidfd := _pidfd(pid)) is not None:
             with suppress(OSError):
@@ -169,15 +176,17 @@ def _end_steps(label: str) -> None:
             os.close(pidfd)
 
 
-def _hosts(mark: bytes) -> set[str]:
-    """What steps in such a control group are called as hosts: the beginning of their container's id. Their directories
-    stay: something of this host may be mounted there."""
-    found = set()
+def _hosts(marks: list[bytes]) -> set[str]:
+    """What steps are called as hosts that have one of these in their settings: the beginning of their container's id.
+    Their directories stay: something of this host may be mounted there."""
+    found: set[str] = set()
+    if not marks:
+        return found
     with suppress(OSError):
         for entry in os.scandir(os.environ.get("TMPDIR") or TEMPORARY):
             if entry.name.startswith(BUILDAH) and _is_own_directory(entry):
                 config = _content(os.path.join(entry.path, "config.json"))
-                if b'"cgroupsPath":"/' + mark in config:
+                if any(mark in config for mark in marks):
                     with suppress(ValueError, KeyError):  # it was being written
                         found.add(json.loads(config)["hostname"])
     return found
