@@ -267,7 +267,7 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
         exit_code: None when a signal ended it, or when it cannot be known.
         signal: the number, when a signal ended it.
         reason: why it ended; None while it runs.
-        timings: microseconds, integers, by phase.
+        timings: microseconds from the request's arrival to each stage that was reached, by its name.
         usage: `user_us`, `system_us`, `max_rss_kb`; None where the lane cannot tell.
         gap: present and True when a client left output unread in its socket, which is lost.
         oom_kills: present where the kernel's out-of-memory killer was at work in the environment during its life: how

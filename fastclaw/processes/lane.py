@@ -28,6 +28,7 @@ from fastclaw import limits
 from fastclaw.errors import ExecFailed
 from fastclaw.linux.cgroups import MemoryWatch, OomKills
 from fastclaw.runtime import Keep, Limits, OnLimit, Orphans
+from fastclaw.stages import Flight, unseen
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -51,6 +52,7 @@ class StartSpec(Struct, frozen=True, kw_only=True):
         merge_stderr: its stderr is its stdout; stderr is at its end at once.
         holds_stdin: a client that leaves for good does not end its stdin.
         orphans: whether the lane ends the rest of the tree when the command itself has ended.
+        flight: told when the start and the process come how far.
     """
 
     process_id: str
@@ -66,6 +68,7 @@ class StartSpec(Struct, frozen=True, kw_only=True):
     merge_stderr: bool = False
     holds_stdin: bool = False
     orphans: Orphans = "keep"
+    flight: Flight = field(default_factory=unseen)
 
     @property
     def marker(self) -> dict[str, str]:
@@ -248,7 +251,6 @@ class LaneProcess(ABC):
             `started` does. The pool may cancel it, when the result is not wanted any more. None for an exec.
         streams_ended: for a run whose streams this process reads: resolves when nothing holds them any more. What is
             written until then is read and thrown away, so that no writer gets SIGPIPE. None: nothing is waited for.
-        timings: microseconds by phase of the start, for the exit record.
     """
 
     __slots__ = ()
@@ -257,7 +259,6 @@ class LaneProcess(ABC):
     exited: asyncio.Future[ExitStatus]
     collected: asyncio.Future[Collected] | None = None
     streams_ended: asyncio.Future[None] | None = None
-    timings: dict[str, int]
 
     @abstractmethod
     def serve(self, owner: StreamsOwner, sockets: Any, poller: Any, on_disconnect: OnDisconnect) -> Streams:

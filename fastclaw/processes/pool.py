@@ -10,10 +10,9 @@ import contextlib
 import itertools
 import logging
 import operator
-import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastclaw import environment_limits, limits
+from fastclaw import environment_limits, limits, stages
 from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, RuntimeSdkError
 from fastclaw.linux.poller import Poller
 from fastclaw.params import (
@@ -24,7 +23,7 @@ from fastclaw.params import (
     fingerprint,
     has_input,
 )
-from fastclaw.processes.admission import Admission, HostRoom, TicketState
+from fastclaw.processes.admission import Admission, HostRoom
 from fastclaw.processes.blocked import BlockedOutputs
 from fastclaw.processes.lane import SIGKILLED, Collection, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.processes.process import Process
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from fastclaw.options import Options
+    from fastclaw.processes.admission import Ticket
     from fastclaw.processes.lane import Collected
     from fastclaw.processes.listeners import ProcessSockets, SocketDirectory
     from fastclaw.runtime import (
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         RunRequest,
         RunResult,
     )
+    from fastclaw.stages import Flight, Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class ProcessPool:
         containers, max_starting: how starts are spread (`admission`).
         max_live: the most processes at a time.
         room: what is shared with other environments; None: nothing is.
+        ledger: where flights count; None: nowhere.
     """
 
     def __init__(
@@ -91,8 +93,10 @@ class ProcessPool:
         max_starting: int,
         max_live: int,
         room: HostRoom | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._lane = lane
+        self._ledger = ledger
         self._options = options
         self._sockets = sockets
         self._environment = environment
@@ -132,8 +136,9 @@ class ProcessPool:
         return self._once(request, request.key, lambda: self._exec(request, spec), lambda process: process.result)
 
     async def _exec(self, request: ExecRequest, spec: StartSpec) -> ExecResult:
-        asked_at = time.monotonic_ns()
-        begun = Begun(await self._starts.admit(), asked_at)
+        flight = spec.flight
+        flight.waits_for = stages.STARTED
+        begun = Begun(await self._admitted(flight))
         try:
             begun.lane_process = await self._lane.start(spec, begun.ticket.container_index)
             self._go_on()
@@ -143,11 +148,22 @@ class ProcessPool:
                 await begun.lane_process.started
             self._begin(process, request.timeout_ms, begun)
         except BaseException as error:
+            flight.end(stages.outcome_of(self._told(error)))
             await self._take_back(begun)
             if (told := self._told(error)) is not error:
                 raise told from error
             raise
         return result
+
+    async def _admitted(self, flight: Flight) -> Ticket:
+        """Its turn has come."""
+        try:
+            ticket = await self._starts.admit()
+        except BaseException as error:
+            flight.end(stages.outcome_of(error))
+            raise
+        flight.reach(stages.ADMITTED)
+        return ticket
 
     def _go_on(self) -> None:
         """A start that has come this far while all was ended is taken back: nobody else knows of it.
@@ -184,7 +200,13 @@ class ProcessPool:
         return told
 
     def _spec(
-        self, request: ExecRequest | RunRequest, *, stdin: bool, tty: tuple[int, int] | None, holds_stdin: bool = False
+        self,
+        request: ExecRequest | RunRequest,
+        *,
+        stdin: bool,
+        tty: tuple[int, int] | None,
+        holds_stdin: bool = False,
+        is_helper: bool = False,
     ) -> StartSpec:
         """What the lane is asked for; the request was checked.
 
@@ -195,8 +217,9 @@ class ProcessPool:
             lane = self._lane
             check_offered(request, lane.name, lane.capabilities, self._options.templates, lane.refused)
         self._count += 1
+        process_id = f"{self.prefix}-{self._count}"
         return StartSpec(
-            process_id=f"{self.prefix}-{self._count}",
+            process_id=process_id,
             cmd=request.cmd,
             base_env=self._environment,
             env=request.env,
@@ -209,7 +232,16 @@ class ProcessPool:
             merge_stderr=request.merge_stderr,
             holds_stdin=holds_stdin,
             orphans=request.orphans,
+            flight=self._flight(process_id, is_helper=is_helper),
         )
+
+    def _flight(self, process_id: str, *, is_helper: bool) -> Flight:
+        """Of the call that is served. A helper's counts nowhere, and is not taken for its call's."""
+        if is_helper:
+            return stages.unseen()
+        flight = stages.present()
+        flight.subject, flight.lane, flight.ledger = process_id, self._lane.name, self._ledger
+        return flight
 
     def _process(self, request: ExecRequest | RunRequest, spec: StartSpec, begun: Begun) -> Process:
         assert begun.lane_process is not None
@@ -218,6 +250,7 @@ class ProcessPool:
             spec.process_id,
             begun.ticket,
             begun.lane_process,
+            spec.flight,
             on_exit=self._exited,
             on_drained=self.table.drained,
             on_clients=self.table.clients_changed,
@@ -258,10 +291,7 @@ class ProcessPool:
         """The command runs: from here on it is known, and its time counts."""
         self._go_on()
         self._starts.started(begun.ticket)
-        now = time.monotonic_ns()
-        process.began(
-            queued_us=(begun.admitted_at - begun.asked_at) // 1000, start_us=(now - begun.admitted_at) // 1000
-        )
+        process.began()
         self.table.add(process)
         if timeout_ms is not None:
             process.timeout = self._loop.call_later(timeout_ms / 1000, self._end_later, process, "timeout")
@@ -284,18 +314,14 @@ class ProcessPool:
     def collect(self, request: RunRequest, data: bytes) -> Coroutine[Any, Any, tuple[ExitRecord, Collected]]:
         """Run a helper of our own: its record and output, of which nothing is kept. `data`: its input."""
         check_exec(request)
-        return self._run(request, self._spec(request, stdin=bool(data), tty=None), data, self._helped)
+        return self._run(request, self._spec(request, stdin=bool(data), tty=None, is_helper=True), data, self._helped)
 
     def _helped(self, process: Process, collected: Collected, _: RunRequest) -> tuple[ExitRecord, Collected]:
         self.table.forget(process)
         return process.record(), collected
 
     async def _run(self, request: RunRequest, spec: StartSpec, data: bytes, tell: Tell = tell_run) -> Any:
-        asked_at = time.monotonic_ns()
-        ticket = self._starts.ask()
-        if ticket.state is TicketState.WAITING:
-            await self._starts.turn(ticket)
-        begun = Begun(ticket, asked_at)
+        begun = Begun(await self._admitted(spec.flight))
         wanted = Collection(
             input=data,
             output_limit=request.output_limit,
@@ -304,7 +330,7 @@ class ProcessPool:
             drain_ms=request.drain_ms,
         )
         try:
-            begun.lane_process = await self._lane.run(spec, wanted, ticket.container_index)
+            begun.lane_process = await self._lane.run(spec, wanted, begun.ticket.container_index)
             self._go_on()
             process = self._process(request, spec, begun)
             self._begin_run(process, request.timeout_ms, begun)
@@ -315,6 +341,7 @@ class ProcessPool:
                 raise self._keyed.why  # the lane has ended it before it was known to run
             return await self._answer(process, collected, request, tell)
         except BaseException as error:
+            spec.flight.end(stages.outcome_of(self._told(error)))
             await self._take_back(begun)
             if (told := self._told(error)) is not error:
                 raise told from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, structs
 
+from fastclaw import stages
 from fastclaw.lifecycle import PROCESS_MOVES, Machine, ProcessState
 from fastclaw.limits import SHOWN_COMMAND_BYTES, WORD_BYTES
 from fastclaw.params import fingerprint, has_tty
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from fastclaw.processes.admission import Ticket
     from fastclaw.processes.lane import LaneProcess
+    from fastclaw.stages import Flight
 
 
 _NO_STREAMS = Streams()
@@ -35,6 +37,7 @@ class Process(StreamsOwner):
         request: what it was asked for. Not kept, since it may be long and the record lives for minutes: of the command
             line only what `list` shows.
         lane_process: what the lane starts.
+        flight: of its start.
         on_exit: called once, when the command has ended and `record` is there.
         on_drained: called when both outputs have reached a client, or never.
         on_clients: called after the exit, when a client came or left: `streams.is_unread()` may differ.
@@ -59,14 +62,13 @@ class Process(StreamsOwner):
         "_on_closed",
         "_on_drained",
         "_on_exit",
-        "_running_since",
-        "_timings",
         "cmd",
         "end_reason",
         "ending",
         "exited",
         "expires_at",
         "explain",
+        "flight",
         "gap",
         "id",
         "is_cmd_cut",
@@ -91,6 +93,7 @@ class Process(StreamsOwner):
         process_id: str,
         ticket: Ticket,
         lane_process: LaneProcess,
+        flight: Flight,
         *,
         on_exit: Callable[[Process], None],
         on_drained: Callable[[Process], None],
@@ -108,6 +111,7 @@ class Process(StreamsOwner):
         self.result: ExecResult
         self.ticket = ticket
         self.lane_process = lane_process
+        self.flight = flight
         self.started_at = 0.0
         self.expires_at = 0.0
         self.gap = False
@@ -121,8 +125,6 @@ class Process(StreamsOwner):
         self.end_reason: ExitReason | None = None
         self._machine = Machine(PROCESS_MOVES, ProcessState.RUNNING)
         self._loop = asyncio.get_running_loop()
-        self._running_since = time.monotonic()
-        self._timings: dict[str, int] = {}
         self._on_exit = on_exit
         self._on_drained = on_drained
         self._on_clients = on_clients
@@ -134,12 +136,10 @@ class Process(StreamsOwner):
     def __repr__(self) -> str:
         return f"<Process {self.id} {self._machine.state.name.lower()} {self.cmd[0]!r}>"
 
-    def began(self, **timings: int) -> None:
-        """The command runs: from here its run time counts, by a clock that is read: uvloop's own is as old as its turn.
-        `timings`: microseconds of what came before, by phase."""
+    def began(self) -> None:
+        """The command runs."""
         self.started_at = time.time()
-        self._running_since = time.monotonic()
-        self._timings = {**timings, **self.lane_process.timings}
+        self.flight.reach(stages.STARTED)
 
     @property
     def state(self) -> ProcessState:
@@ -182,8 +182,9 @@ class Process(StreamsOwner):
     def record(self) -> ExitRecord:
         """The exit record, or the record of a process that runs."""
         if not self.exited.done():
-            return ExitRecord(process_id=self.id, state="running", timings=self._timings)
-        record = self.exited.result()
+            return ExitRecord(process_id=self.id, state="running", timings=self.flight.timings())
+        # What came after its end is known by now, as a rule.
+        record = structs.replace(self.exited.result(), timings=self.flight.timings())
         # A client may leave output unread after the exit, and that a run was over its limit may be said after it.
         if self.was_limited:
             record = structs.replace(record, reason="killed")
@@ -197,13 +198,13 @@ class Process(StreamsOwner):
     def has_ended(self, status: ExitStatus) -> None:
         """The command has ended; of a run this is known with its output at the latest. Idempotent."""
         if self.is_running:
+            self.flight.reach(stages.EXITED)
             self._finish(status)
             self._on_exit(self)
 
     def _finish(self, status: ExitStatus) -> None:
         if self.timeout is not None:
             self.timeout.cancel()
-        self._timings["run_us"] = round((time.monotonic() - self._running_since) * 1e6)
         self._machine.move(ProcessState.LINGERING)
         self.exited.set_result(
             ExitRecord(
@@ -212,13 +213,13 @@ class Process(StreamsOwner):
                 exit_code=status.exit_code,
                 signal=status.signal,
                 reason=self._reason(status),
-                timings=self._timings,
                 usage=status.usage,
                 oom_kills=UNSET if status.ooms is None else status.ooms.kills,
                 memory=UNSET if status.ooms is None else status.ooms.memory,
                 group=UNSET if status.group is None else status.group,
             )
         )
+        self.flight.end(self.exited.result().reason or "unknown")
 
     def _reason(self, status: ExitStatus) -> ExitReason:
         if status.reason == "oom" and self.was_sent_kill:

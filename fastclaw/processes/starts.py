@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -281,12 +280,10 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS,
 class Begun:
     """A start on its way: all that must be taken back if it fails."""
 
-    __slots__ = ("admitted_at", "asked_at", "lane_process", "process", "ticket")
+    __slots__ = ("lane_process", "process", "ticket")
 
-    def __init__(self, ticket: Ticket, asked_at: int) -> None:
+    def __init__(self, ticket: Ticket) -> None:
         self.ticket = ticket
-        self.asked_at = asked_at
-        self.admitted_at = time.monotonic_ns()
         self.lane_process: LaneProcess | None = None
         self.process: Process | None = None
 

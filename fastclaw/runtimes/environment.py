@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastclaw.files import Files
     from fastclaw.processes.listeners import SocketDirectory
     from fastclaw.runtimes.sandbox import Sandbox, SandboxFacts
+    from fastclaw.stages import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Environment:
         sockets: a directory for its processes' sockets.
         room: what it shares with the others.
         notes: the first of its warnings.
+        ledger: where the flights of its processes count.
 
     Attributes:
         pool: its processes; None until it is up.
@@ -66,6 +68,7 @@ class Environment:
         sockets: SocketDirectory,
         room: HostRoom,
         notes: Sequence[str] = (),
+        ledger: Ledger | None = None,
     ) -> None:
         self.name, self.runtime, self.options = name, runtime, options
         self.token, self.mark, self.prefix = token, mark, ""
@@ -75,7 +78,7 @@ class Environment:
         self._lifetime: asyncio.TimerHandle | None = None
         self.starting: asyncio.Task[None] | None = None
         self.ending: asyncio.Task[None] | None = None
-        self._sockets, self._room, self._notes = sockets, room, notes
+        self._sockets, self._room, self._notes, self._ledger = sockets, room, notes, ledger
         self._sandbox: Sandbox | None = None
         self._removals: set[asyncio.Task[None]] = set()
         self._renewal: asyncio.Task[Sandbox] | None = None
@@ -115,6 +118,7 @@ class Environment:
             max_starting=facts.max_starting,
             max_live=self._capacity.processes,
             room=self._room,
+            ledger=self._ledger,
         )
         self.machine.move(EnvironmentState.RUNNING)
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fastclaw import environment_limits
+from fastclaw import environment_limits, stages
 from fastclaw.errors import FastclawError, InvalidParams, InvalidState, MethodNotFound, StartFailed
 from fastclaw.files import FileRuntime
 from fastclaw.images import ImageRuntime
+from fastclaw.latency import Latency
 from fastclaw.linux.own_process import host_limits, raise_file_limit
 from fastclaw.options import INHERITED, HostOptions, Options, PoolKind
 from fastclaw.processes.admission import HostRoom, host_room
@@ -57,8 +58,12 @@ if TYPE_CHECKING:
         RunResult,
     )
     from fastclaw.runtimes.sandbox import ImageStore, Sandbox, SandboxFactory
+    from fastclaw.stages import Flight
 
 logger = logging.getLogger(__name__)
+
+FROM_POOL = "pool"
+"""The lane of starts that took a ready sandbox; others have what made it, or the name of the runtime."""
 
 OPTIONS = "$.options"
 """Where an environment's options are in most params."""
@@ -69,6 +74,9 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
 
     Parameters:
         runtime: taken where `options.runtime` is left out or `auto`.
+
+    Attributes:
+        latency: how long execs, runs and starts of environments took.
     """
 
     def __init__(self, runtime: str = "auto") -> None:
@@ -86,6 +94,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         self._sockets: SocketDirectory | None = None
         self._room: HostRoom | None = None
         self._ready: ReadyPool | None = None
+        self.latency = Latency()
 
     def __repr__(self) -> str:
         state = "not running" if self._sockets is None else self._namespace
@@ -169,11 +178,14 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         return info
 
     async def _start(self, request: EnvironmentRequest, mark: bytes = b"", tell: Tell | None = None) -> EnvironmentInfo:
+        flight = stages.present(stages.ENVIRONMENT_STAGES)
         environment = self._admit(request, mark)
+        flight.subject, flight.lane, flight.ledger = environment.name, environment.runtime, self.latency
+        flight.reach(stages.ADMITTED)
         self._environments[environment.name] = environment
         if request.token is not None:
             self._by_token[request.token] = environment
-        environment.starting = asyncio.get_running_loop().create_task(self._bring_up(environment, tell))
+        environment.starting = asyncio.get_running_loop().create_task(self._bring_up(environment, tell, flight))
         try:
             await asyncio.wait((environment.starting,))
             if environment.ending is None or not environment.starting.cancelled():
@@ -181,9 +193,11 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             if environment.ending is not None:  # by its `environment_stop`, perhaps in this turn
                 raise stopped(environment.name)
             environment.begin_lifetime(lambda: self._lifetime_over(environment))
+            flight.end("ready")
             return environment.info()
-        except BaseException:
+        except BaseException as error:
             await asyncio.shield(self._end(environment, stopped(environment.name)))
+            flight.end(stages.outcome_of(error))
             raise
 
     def _admit(self, request: EnvironmentRequest, mark: bytes) -> Environment:
@@ -199,7 +213,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             raise InvalidState(text, "environment_exists")
         if len(self._environments) >= environment_limits.MAX_ENVIRONMENTS:
             raise StartFailed(f"there are {environment_limits.MAX_ENVIRONMENTS} environments; end one", "overloaded")
-        return Environment(name, runtime, options, request.token, mark, self._sockets, self._room, notes)
+        return Environment(name, runtime, options, request.token, mark, self._sockets, self._room, notes, self.latency)
 
     def _free_name(self) -> str:
         return next(name for number in self._numbers if (name := f"e{number}") not in self._environments)
@@ -210,17 +224,25 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             self._factories[runtime] = factory_of(runtime)(self._namespace, self._sockets)
         return self._factories[runtime]
 
-    async def _bring_up(self, environment: Environment, tell: Tell | None) -> None:
-        sandbox = await self._obtain(environment, tell)
+    async def _bring_up(self, environment: Environment, tell: Tell | None, flight: Flight) -> None:
+        sandbox = await self._obtain(environment, tell, flight)
+        flight.reach(stages.MADE)
         prefix = self._free_prefix()
         self._by_prefix[prefix] = environment
         environment.move_in(sandbox, prefix)
+        flight.reach(stages.READY)
+        if flight.lane != FROM_POOL:
+            flight.lane = environment.info().made_by or environment.runtime
 
-    async def _obtain(self, environment: Environment, tell: Tell | None = None) -> Sandbox:
+    async def _obtain(
+        self, environment: Environment, tell: Tell | None = None, flight: Flight | None = None
+    ) -> Sandbox:
         """One that is up: a ready one, or else a new one."""
         assert self._ready is not None
         ready = await self._ready.take(environment.runtime, environment.options)
         if ready is not None:
+            if flight is not None:
+                flight.lane = FROM_POOL
             return ready
         sandbox = self._factory(environment.runtime).make(environment.options)
         self._ready.starting += 1
@@ -338,7 +360,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         states = Counter(environment.machine.state.value for environment in self._environments.values())
         ready = {} if self._ready is None else {"pool": self._ready.health()}
         made = {name: health for name, factory in self._factories.items() if (health := factory.health())}
-        return {"environments": dict(states), **ready, **made}
+        return {"environments": dict(states), "latency": self.latency.summary(), **ready, **made}
 
     def _find(self, name: str | None) -> Environment:
         wanted = MAIN if name is None else name

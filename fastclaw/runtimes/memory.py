@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 import traceback
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import limits, stages
 from fastclaw.errors import ExecFailed
 from fastclaw.processes.lane import Collection, ExitStatus, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.processes.relayed_streams import Collector, OutputBudget, PipedProcess
@@ -89,7 +88,7 @@ class MemoryLane(Lane):
         return self._start(spec)
 
     def _start(self, spec: StartSpec) -> MemoryProcess:
-        began = time.perf_counter_ns()
+        spec.flight.reach(stages.SENT)
         _check_text(spec)
         program = self._find(spec.cmd[0])
         cwd = self._directory(spec.working_dir)
@@ -98,7 +97,6 @@ class MemoryLane(Lane):
         process = MemoryProcess(spec, program, cwd)
         self._live += 1
         process.exited.add_done_callback(self._ended)
-        process.timings["spawn"] = (time.perf_counter_ns() - began) // 1000
         return process
 
     async def run(self, spec: StartSpec, collection: Collection, container_index: int) -> MemoryProcess:
@@ -151,7 +149,6 @@ class MemoryProcess(PipedProcess):
     """A program that runs."""
 
     def __init__(self, spec: StartSpec, program: Program, cwd: str) -> None:
-        self.timings: dict[str, int] = {}
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[ExitStatus] = self._loop.create_future()
         self._signal = int(signal.SIGKILL)

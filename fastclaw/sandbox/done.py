@@ -20,9 +20,6 @@ _OTHERWISE_NOT_STARTED = 125
 _CALLERS = frozenset({*_NOT_STARTED, "bad_working_dir", "unknown_user", "too_long"})
 """Why a command does not start that is asked for wrongly: no failure of the sandbox."""
 
-_RUNS = ("start_us", "run_us")
-"""Phases that are its duration. Of a short one only the end is told, and all of it has passed by then as `start_us`."""
-
 _UNKNOWN = -1
 """Exit code of an end that cannot be known."""
 
@@ -176,7 +173,7 @@ def done_of(ended: Ran | ExitRecord, output: Output = NO_OUTPUT) -> Done:
         usage=ended.usage,
         oom_kills=0 if ended.oom_kills is UNSET else ended.oom_kills,
         group={} if ended.group is UNSET else ended.group,
-        duration=sum(ended.timings.get(phase, 0) for phase in _RUNS) / 1e6,
+        duration=(ended.timings.get("exited", 0) - ended.timings.get("started", 0)) / 1e6,
         incomplete=output.incomplete,
     )
     if ended.reason == "container_gone":

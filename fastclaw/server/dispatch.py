@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from fastclaw import limits
@@ -26,6 +27,7 @@ from fastclaw.server import jsonrpc
 from fastclaw.server.jsonrpc import LineFramer, Oversized
 from fastclaw.server.methods import METHODS, Calls
 from fastclaw.server.notices import Notices
+from fastclaw.stages import begin as begin_flight
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -45,6 +47,7 @@ class Call:
         method: how it is served.
         reply: takes its answer line.
         room: the most bytes that line may have.
+        received: when its line was read, in nanoseconds of CLOCK_MONOTONIC.
 
     Attributes:
         task: runs it; None while it waits for its turn.
@@ -52,9 +55,10 @@ class Call:
         why: it was cut short, and this is its answer.
     """
 
-    __slots__ = ("_answered", "has_begun", "method", "reply", "request", "room", "task", "why")
+    __slots__ = ("_answered", "has_begun", "method", "received", "reply", "request", "room", "task", "why")
 
-    def __init__(self, request: jsonrpc.Request, method: Method, reply: Reply, room: int) -> None:
+    def __init__(self, request: jsonrpc.Request, method: Method, reply: Reply, room: int, received: int) -> None:
+        self.received = received
         self.request = request
         self.method = method
         self.reply = reply
@@ -135,6 +139,7 @@ class Dispatcher:
         self._held = False
         self._notices: set[Notices] = set()
         self._turn: asyncio.Handle | None = None
+        self._received = 0
 
     def __repr__(self) -> str:
         return f"<Dispatcher in_flight={len(self._in_flight)}{' held' * self._held} {self.calls.machine.state.value}>"
@@ -143,6 +148,7 @@ class Dispatcher:
 
     def receive(self, data: bytes) -> None:
         """Take what one read brought."""
+        self._received = monotonic_ns()
         for line in self._framer.feed(data):
             if isinstance(line, Oversized):
                 text = f"a line is at most {limits.MAX_LINE_BYTES} bytes; this one is dropped"
@@ -177,7 +183,7 @@ class Dispatcher:
             if answer is not None:
                 reply(answer)
             return
-        call = Call(request, method, reply, room)
+        call = Call(request, method, reply, room, self._received)
         self._in_flight.add(call)
         if request.id is not None:
             self._by_id.setdefault(request.id, []).append(call)
@@ -226,6 +232,7 @@ class Dispatcher:
     async def _answer(self, call: Call) -> None:
         request, method = call.request, call.method
         call.has_begun = True
+        flight = None if method.stages is None else begin_flight(call.received, method.stages)
         try:
             if call.why is not None:
                 raise call.why
@@ -249,6 +256,8 @@ class Dispatcher:
             self._forget(call)
         if answer is not None:
             call.reply(answer)
+        if flight is not None:
+            flight.answer()
         call.has_been_answered()
 
     async def _told(self, call: Call, params: Any) -> Any:

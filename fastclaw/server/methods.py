@@ -44,6 +44,7 @@ from fastclaw.runtime import (
     Runtime,
 )
 from fastclaw.server import jsonrpc
+from fastclaw.stages import ENVIRONMENT_STAGES, STAGES
 from fastclaw.wire import SHAPES
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Method(NamedTuple):
         is_urgent: begun before whatever else has come, thousands of `exec` for example.
         yields_to_shutdown: a shutdown does not wait for it but cancels it.
         is_cancellable: `cancel` takes it back.
+        stages: of its flight; None: it has none.
         tells: where its params have `progress`, `serve` is given something to tell it to besides.
         encode: makes the answer line of its result: takes the request's id, the room of the line, result and params.
     """
@@ -79,6 +81,7 @@ class Method(NamedTuple):
     yields_to_shutdown: bool = False
     is_cancellable: bool = False
     tells: bool = False
+    stages: tuple[str, ...] | None = None
     encode: Callable[[RequestId, int, Any, Any], bytes] | None = None
 
     def ceiling(self) -> int:
@@ -352,15 +355,17 @@ def _file_method(name: str, serve: Callable[[Calls, Any], Awaitable[Any]]) -> Me
     return Method(_read[name], serve, yields_to_shutdown=True, is_cancellable=True)
 
 
-def _long_method(name: str, serve: Callable[..., Awaitable[Any]]) -> Method:
+def _long_method(name: str, serve: Callable[..., Awaitable[Any]], stages: tuple[str, ...] | None = None) -> Method:
     """A call that may take minutes, and tells how it comes on."""
-    return Method(_read[name], serve, yields_to_shutdown=True, is_cancellable=True, tells=True)
+    return Method(_read[name], serve, yields_to_shutdown=True, is_cancellable=True, tells=True, stages=stages)
 
 
 METHODS: dict[str, Method] = {
     "initialize": Method(_read["initialize"], Calls.initialize, yields_to_shutdown=True),
-    "exec": Method(_read["exec"], Calls.exec, yields_to_shutdown=True, is_cancellable=True),
-    "run": Method(_read["run"], Calls.run, yields_to_shutdown=True, is_cancellable=True, encode=_encode_run),
+    "exec": Method(_read["exec"], Calls.exec, yields_to_shutdown=True, is_cancellable=True, stages=STAGES),
+    "run": Method(
+        _read["run"], Calls.run, yields_to_shutdown=True, is_cancellable=True, stages=STAGES, encode=_encode_run
+    ),
     "wait": Method(_read["wait"], Calls.wait, is_cancellable=True),
     "cancel": Method(_read["cancel"], Calls.cancel, is_control=True, is_urgent=True),
     "health": Method(_read["health"], Calls.health, is_control=True, is_urgent=True, encode=_encode_health),
@@ -368,7 +373,7 @@ METHODS: dict[str, Method] = {
     "signal": Method(_read["signal"], Calls.signal, is_control=True, is_urgent=True),
     "resize": Method(_read["resize"], Calls.resize, is_control=True),
     "list": Method(_read["list"], Calls.list, is_control=True, encode=_encode_list),
-    "environment_start": _long_method("environment_start", Calls.environment_start),
+    "environment_start": _long_method("environment_start", Calls.environment_start, ENVIRONMENT_STAGES),
     "environment_stop": Method(_read["environment_stop"], Calls.environment_stop, is_control=True),
     "environment_reset": Method(_read["environment_reset"], Calls.environment_reset, yields_to_shutdown=True),
     "environment_list": Method(_read["environment_list"], Calls.environment_list, is_control=True),

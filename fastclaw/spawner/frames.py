@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from fastclaw.processes.lane import Collection
 
-VERSION = 5
+VERSION = 6
 MAGIC = 0x57414C43
 
 (HELLO, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT) = range(1, 12)
@@ -85,7 +85,9 @@ NO_USER = 2**32 - 1
 NOWHERE = 2**32 - 1
 """The place of a process whose place is not known yet."""
 
-_HELLO = struct.Struct("=4I")
+_GREETING = struct.Struct("=3I")
+"""How a HELLO of every version begins."""
+_HELLO = struct.Struct("=4IQ")
 _WELCOME = struct.Struct("=4IQ2I")
 _CONTROL = struct.Struct("=5I")
 _START = struct.Struct("=16I")
@@ -93,8 +95,8 @@ _LIMIT = struct.Struct("=2I2Q")
 _WINDOW = struct.Struct("=4H")
 """struct winsize (ioctl_tty(2)), of a START with a terminal: rows, columns, and pixels, which nobody uses."""
 
-EVENT = struct.Struct("=2I2i3Q")
-"""kind, id, a, b, user_us, system_us, max_rss_kb"""
+EVENT = struct.Struct("=2I2i8Q")
+"""kind, id, a, b, user_us, system_us, max_rss_kb, and when each stage from `TAKEN` to `GONE` was reached (`stages`)"""
 
 TOTALS = struct.Struct("=2Q2I")
 """What follows the event in a DONE: bytes of stdout and stderr, and how many of each follow here."""
@@ -117,25 +119,30 @@ class Hello(NamedTuple):
         env: the environment it was started with.
         lists_children: the kernel has /proc/PID/task/TID/children (CONFIG_PROC_CHILDREN).
         can_set_user: it holds CAP_SETUID, CAP_SETGID and CAP_KILL.
+        now_ns: its CLOCK_MONOTONIC, in nanoseconds.
     """
 
     env: dict[str, str]
     lists_children: bool
     can_set_user: bool
+    now_ns: int = 0
 
 
 def parse_hello(frame: bytes) -> Hello:
     """Raises ProtocolError: it is none, or of another version."""
-    if len(frame) < _HELLO.size:
+    if len(frame) < _GREETING.size:
         raise ProtocolError("the spawner's greeting is cut short")
-    op, magic, version, facts = _HELLO.unpack_from(frame)
+    op, magic, version = _GREETING.unpack_from(frame)
     if (op, magic) != (HELLO, MAGIC):
         raise ProtocolError("what connected is no spawner")
     if version != VERSION:
         raise ProtocolError(f"the spawner speaks version {version} and not {VERSION}; install fastclaw anew")
+    if len(frame) < _HELLO.size:
+        raise ProtocolError("the spawner's greeting is cut short")
+    *_, facts, now_ns = _HELLO.unpack_from(frame)
     entries = frame[_HELLO.size :].decode("utf-8", "surrogateescape").split("\0")
     env = dict(entry.split("=", 1) for entry in entries if "=" in entry)
-    return Hello(env, bool(facts & _CHILDREN_LISTED), bool(facts & _CAN_SET_USER))
+    return Hello(env, bool(facts & _CHILDREN_LISTED), bool(facts & _CAN_SET_USER), now_ns)
 
 
 def control(op: int, id: int = 0, a: int = 0, b: int = 0, place: int = NOWHERE, tail: bytes = b"") -> bytes:

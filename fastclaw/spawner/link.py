@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 from contextlib import suppress
+from time import monotonic_ns
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import limits
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 _ALL = 0
 """The id in an END of everything."""
+
+_STAGE_EVENTS = frozenset({frames.STARTED, frames.EXITED, frames.DONE, frames.EMPTY})
+"""With the times of the stages that were reached."""
 
 _CLIENT_EVENTS = frozenset({frames.ENDED, frames.LEFT, frames.GAP, frames.WAITING, frames.STUCK, frames.BLOCKED})
 
@@ -68,7 +72,9 @@ async def greet(
     channel, theirs = None, None
     try:
         control.setblocking(False)
-        hello = frames.parse_hello(await _first_frame(control))
+        first = await _first_frame(control)
+        heard_at = monotonic_ns()
+        hello = frames.parse_hello(first)
         if secret is not None and hello.env.pop(frames.SECRET_VARIABLE, "") != secret:
             raise StartFailed("what connected does not know the spawner's secret", "protocol_error")
         if not hello.lists_children:
@@ -86,6 +92,8 @@ async def greet(
         socket.send_fds(control, [welcome], [theirs.fileno()])
         spawner = Spawner(control, channel, hello, on_end, on_growth)
         spawner.is_gvisor = secret is not None
+        if secret is not None:  # gVisor's clocks are its own
+            spawner.clock_ahead = hello.now_ns - heard_at
     except BaseException as error:
         control.close()
         if channel is not None:
@@ -128,6 +136,7 @@ class Spawner:
         alive: whether it takes requests.
         is_gvisor: its kernel is gVisor.
         memory: of its environment, for how its processes end; None where that is not known.
+        clock_ahead: nanoseconds by which its CLOCK_MONOTONIC is ahead of ours.
     """
 
     def __init__(
@@ -142,6 +151,7 @@ class Spawner:
         self.alive = True
         self.is_gvisor = False
         self.memory: MemoryWatch | None = None
+        self.clock_ahead = 0
         self._control, self._channel, self._on_end, self._on_growth = control, channel, on_end, on_growth
         self._loop = asyncio.get_running_loop()
         self._orders, self._requests = Outbox(control, self._loop), Outbox(channel, self._loop)
@@ -423,11 +433,13 @@ class Spawner:
     def _on_event(self, size: int, fds: Sequence[int]) -> None:
         """One frame, which is in `_frame`."""
         fd = fds[0] if fds else None
-        op, id, a, b, user_us, system_us, max_rss_kb = frames.EVENT.unpack_from(self._frame)
+        op, id, a, b, user_us, system_us, max_rss_kb, *reached = frames.EVENT.unpack_from(self._frame)
         process = self._kept.get(id)
         if process is None:
             self._on_unknown(op, id, a, b, fd)
             return
+        if op in _STAGE_EVENTS:
+            process.flight.merge(reached if not self.clock_ahead else [at and at - self.clock_ahead for at in reached])
         if op == frames.STARTED:
             self._on_started(process, b)
         elif op in (frames.DONE, frames.EXITED):

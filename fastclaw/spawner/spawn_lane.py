@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import limits, stages
 from fastclaw.errors import ExecFailed
 from fastclaw.params import GROUP_LIMITS, group_limits, rlimits
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, Collection, Grace, Lane, LaneProcess, StartSpec
@@ -80,6 +80,7 @@ class SpawnLane(Lane):
             id = host.spawner.next_id()
             request = self._request(id, spec, collection, host, identity, 0 if group is None else group.joins)
             process = SpawnProcess(host.spawner, id, spec, collection, group)
+            spec.flight.reach(stages.SENT)
             host.spawner.start(process, request, [] if group is None else group.open())
         except BaseException:
             if group is not None:

@@ -11,7 +11,6 @@ import asyncio
 import errno
 import os
 from contextlib import suppress
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Literal
 
 from fastclaw import limits
@@ -53,7 +52,6 @@ class SpawnProcess(LaneProcess):
 
     __slots__ = (
         "_asked_level",
-        "_began",
         "_gone",
         "_group",
         "_has_begun",
@@ -64,13 +62,13 @@ class SpawnProcess(LaneProcess):
         "collected",
         "collection",
         "exited",
+        "flight",
         "id",
         "is_free",
         "is_gone",
         "place",
         "spawner",
         "started",
-        "timings",
     )
 
     is_worker = False
@@ -85,13 +83,12 @@ class SpawnProcess(LaneProcess):
     ) -> None:
         self.id = id
         self.place = frames.NOWHERE
-        self.timings = {}
+        self.flight = spec.flight
         loop = asyncio.get_running_loop()
         self.exited = loop.create_future()
         self.started: asyncio.Future[None] = loop.create_future()
         self.collected: asyncio.Future[Collected] | None = None if collection is None else loop.create_future()
         self.is_gone = self.is_free = False
-        self._began = perf_counter_ns()
         self._has_begun = False
         self.spawner = spawner
         self._spec: StartSpec | None = spec
@@ -121,7 +118,6 @@ class SpawnProcess(LaneProcess):
         if self._has_begun:
             return  # a short run's end implied it
         self._has_begun = True
-        self.timings["spawn"] = (perf_counter_ns() - self._began) // 1000
         self._spec = None
         if self.started.done():  # given up
             self._end_unseen()

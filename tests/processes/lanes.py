@@ -35,7 +35,6 @@ class ScriptedProcess(PipedProcess):
             self.their_stdin, self.stdin_fd = os.pipe2(flags)
         self.stdout_fd, self.their_stdout = os.pipe2(flags)
         self.stderr_fd, self.their_stderr = os.pipe2(flags)
-        self.timings = {"lane_us": 1}
         self.exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self.may_end = asyncio.Event()
         self.may_end.set()

@@ -44,7 +44,6 @@ class Program(PipedProcess):
         self.stderr_fd, err = os.pipe2(flags)
         self.stdout, self.stderr = PipeEnd(out), PipeEnd(err)
         self.exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
-        self.timings: dict[str, int] = {}
         self.ended = asyncio.Event()
 
     def signal(self, signum: int, *, group: bool = False) -> None: ...

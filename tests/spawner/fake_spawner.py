@@ -21,7 +21,7 @@ from tests.pids import children_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-_HELLO = struct.Struct("=4I")
+_HELLO = struct.Struct("=4IQ")
 _CONTROL = struct.Struct("=5I")
 _MAX_FDS = 8
 PATIENCE_S = 10.0
@@ -61,7 +61,7 @@ class FakeSpawner:
     def say_hello(
         self, tail: bytes = b"", *, magic: int = frames.MAGIC, version: int = frames.VERSION, facts: int = 3
     ) -> None:
-        self.control.send(_HELLO.pack(frames.HELLO, magic, version, facts) + tail)
+        self.control.send(_HELLO.pack(frames.HELLO, magic, version, facts, 0) + tail)
 
     async def hear_welcome(self) -> Welcome:
         """From then on there is a channel."""
@@ -107,12 +107,22 @@ class FakeSpawner:
         self.answer(id, errno, wanted if number is None else number)
 
     def answer(self, id: int, errno: int = 0, value: int = 0, fd: int | None = None) -> None:
-        event = frames.EVENT.pack(frames.ANSWER, id, errno, value, 0, 0, 0)
+        event = frames.EVENT.pack(frames.ANSWER, id, errno, value, *bytes(8))
         socket.send_fds(self.control, [event], [] if fd is None else [fd])
 
-    def tell(self, op: int, id: int, a: int = 0, b: int = 0, tail: bytes = b"", fds: Sequence[int] = ()) -> None:
+    def tell(
+        self,
+        op: int,
+        id: int,
+        a: int = 0,
+        b: int = 0,
+        tail: bytes = b"",
+        fds: Sequence[int] = (),
+        reached: Sequence[int] = (0,) * 5,
+    ) -> None:
+        """`reached`: when each stage was, from `stages.TAKEN` on."""
         assert self.channel is not None
-        socket.send_fds(self.channel, [frames.EVENT.pack(op, id, a, b, 1, 2, 3) + tail], list(fds))
+        socket.send_fds(self.channel, [frames.EVENT.pack(op, id, a, b, 1, 2, 3, *reached) + tail], list(fds))
 
     def close(self) -> None:
         """The spawner's end. Idempotent."""
@@ -168,6 +178,7 @@ class Event(NamedTuple):
     user_us: int
     system_us: int
     max_rss_kb: int
+    reached: list[int]
     tail: bytes
     fds: list[int]
 
@@ -263,7 +274,8 @@ class BareHost:
     def _receive(self) -> Event:
         frame, fds, _, _ = socket.recv_fds(self.channel, frames.EVENT_BYTES, _MAX_FDS)
         assert frame, "it has ended"
-        return Event._make((*frames.EVENT.unpack_from(frame), frame[frames.EVENT.size :], list(fds)))
+        values = frames.EVENT.unpack_from(frame)
+        return Event._make((*values[:7], list(values[7:]), frame[frames.EVENT.size :], list(fds)))
 
     def events(self, *ends: int) -> list[tuple[int, ...]]:
         """op, id, a, b of all that it says, until the last of `ends`, one after the other, has come."""

@@ -276,7 +276,7 @@ def test_more_groups_than_the_spawner_takes_are_never_sent() -> None:
 
 
 def hello(op: int = frames.HELLO, magic: int = frames.MAGIC, version: int = frames.VERSION, facts: int = 3) -> bytes:
-    return struct.pack("=4I", op, magic, version, facts)
+    return struct.pack("=4IQ", op, magic, version, facts, 7)
 
 
 @given(st.binary(max_size=200) | st.builds(bytes.__add__, st.builds(hello, facts=numbers), st.binary(max_size=200)))
@@ -293,10 +293,10 @@ def test_a_greeting_is_understood_or_a_protocol_error(frame: bytes) -> None:
 def test_a_greeting_tells_the_environment_and_the_facts() -> None:
     tail = b"PATH=/bin\0EMPTY=\0TWO=a=b\0no variable\0\xff=\xfe\0"
     env = {"PATH": "/bin", "EMPTY": "", "TWO": "a=b", "\udcff": "\udcfe"}
-    assert parse_hello(hello() + tail) == Hello(env, True, True)
-    assert parse_hello(hello(facts=0)) == Hello({}, False, False)
-    assert parse_hello(hello(facts=1))[1:] == (True, False)
-    assert parse_hello(hello(facts=2))[1:] == (False, True)
+    assert parse_hello(hello() + tail) == Hello(env, True, True, 7)
+    assert parse_hello(hello(facts=0)) == Hello({}, False, False, 7)
+    assert parse_hello(hello(facts=1))[1:] == (True, False, 7)
+    assert parse_hello(hello(facts=2))[1:] == (False, True, 7)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ def format_of_c(name: str) -> str:
 
 def places(name: str) -> int:
     """An array has several."""
-    return int(name.partition("[")[2].rstrip("] ") or 1)
+    number = name.partition("[")[2].rstrip("] ") or "1"
+    return int(number) if number.isdecimal() else WORDS[number]
 
 
 def spelled_out(packed: struct.Struct) -> str:

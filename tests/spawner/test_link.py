@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import structs
 
-from fastclaw import limits
+from fastclaw import limits, stages
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.processes.lane import Collection, Grace, StartSpec
 from fastclaw.spawner import frames
@@ -226,7 +227,7 @@ async def watched() -> AsyncIterator[Watched]:
 def request(spawner: Spawner, collection: Collection | None = None) -> SpawnProcess:
     """Hand over a request."""
     id = spawner.next_id()
-    process = SpawnProcess(spawner, id, SPEC, collection)
+    process = SpawnProcess(spawner, id, structs.replace(SPEC, flight=stages.unseen()), collection)
     spawner.start(process, frames.start(id, frames.strings(SPEC.cmd), frames.strings([]), collection=collection))
     return process
 
@@ -249,17 +250,17 @@ async def test_one_process_from_its_request_to_its_end() -> None:
     async with watched() as seen:
         process, id = await seen.begin()
         assert seen.spawner.counts()["kept"] == 1
-        seen.fake.tell(frames.STARTED, id, 0, 4)
+        seen.fake.tell(frames.STARTED, id, 0, 4, reached=(10, 20, 0, 0, 0))
         await process.started
         assert process.place == 4
-        assert process.timings["spawn"] >= 0
-        seen.fake.tell(frames.EXITED, id, 7 << 8, 0)
+        seen.fake.tell(frames.EXITED, id, 7 << 8, 0, reached=(10, 21, 30, 40, 0))
         status = await asyncio.shield(process.exited)
         assert (status.exit_code, status.usage) == (7, {"user_us": 1, "system_us": 2, "max_rss_kb": 3})
         assert seen.spawner.counts()["kept"] == 1
-        seen.fake.tell(frames.EMPTY, id)
+        seen.fake.tell(frames.EMPTY, id, reached=(10, 20, 30, 40, 50))
         await process.end_tree(Grace(0.0))
         assert process.is_gone
+        assert process.flight.at[stages.TAKEN : stages.ANSWERED] == [10, 20, 30, 40, 50], "the first word counts"
         assert seen.spawner.counts()["kept"] == 0
         assert seen.spawner._kept == {id: process}, "its pump still has streams"
         seen.fake.tell(frames.FREE, id)
@@ -455,7 +456,7 @@ async def test_answers_that_nobody_asked_for_are_dropped_with_their_descriptors(
         before = open_descriptors()
         for id in (0, 77, 2**32 - 1):
             seen.fake.answer(id, fd=seen.fake.control.fileno())
-        seen.fake.control.send(frames.EVENT.pack(99, 1, 0, 0, 0, 0, 0))
+        seen.fake.control.send(frames.EVENT.pack(99, 1, *bytes(10)))
         await seen.heard()
         assert open_descriptors() == before
         assert seen.spawner.alive

@@ -109,7 +109,7 @@ MALFORMED_ORDERS = {
     "between pumps": (frames.control(frames.FINISH + 1, 2), 0),
     "a second welcome": (A_WELCOME, 0),
     "a greeting": (frames.control(frames.HELLO, frames.MAGIC, frames.VERSION), 0),
-    "an answer": (frames.EVENT.pack(frames.ANSWER, 1, 0, 0, 0, 0, 0), 0),
+    "an answer": (frames.EVENT.pack(frames.ANSWER, 1, *bytes(10)), 0),
     "START": (A_START, 0),
     "RETIRE": (frames.control(frames.RETIRE), 0),
     "READ": (frames.control(frames.READ, 2, tail=b"/etc/passwd\0"), 1),

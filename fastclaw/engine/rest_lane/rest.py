@@ -23,14 +23,13 @@ import logging
 import os
 import signal
 import socket
-import time
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from fastclaw import limits
+from fastclaw import limits, stages
 from fastclaw.engine.dialects import PODMAN
 from fastclaw.engine.rest_lane.archive_files import ArchiveFiles
 from fastclaw.engine.rest_lane.demux import Demux
@@ -235,14 +234,13 @@ class _Launch:
         calls, spec = self._calls, self._spec
         if spec.stdin and self._helpers is not None:
             self._helpers.prepare()
-        began = time.monotonic_ns()
+        spec.flight.reach(stages.SENT)
         session = await calls.create(self._container, create_body(spec))
         if self._abandoned:
             raise asyncio.CancelledError
-        created = time.monotonic_ns()
+        spec.flight.reach(stages.TAKEN)
         self._may_run = True
         hijacked = await self._attach(session)
-        started_at = time.monotonic_ns()
         try:
             is_local = self._helpers is not None
             started = await confirm(calls, session, hijacked.sock, hijacked.leftover, spec, local=is_local)
@@ -250,11 +248,7 @@ class _Launch:
         except BaseException:
             hijacked.sock.close()
             raise
-        process.timings = {
-            "create_us": (created - began) // 1000,
-            "start_us": (started_at - created) // 1000,
-            "proof_us": (time.monotonic_ns() - started_at) // 1000,
-        }
+        spec.flight.reach(stages.STARTED)
         return process
 
     async def _attach(self, session: str) -> Upgraded:
@@ -368,7 +362,6 @@ class RestProcess(PipedProcess):
         self.streams_ended: asyncio.Future[None] | None = None
         self.exited = self._loop.create_future()
         self.at_end = ExitStack()
-        self.timings = {}
         self.stdin_fd = None
         self.stdout_fd = self.stderr_fd = -1
         if started.exit_code is not None:

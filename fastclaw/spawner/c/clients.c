@@ -84,6 +84,7 @@ static long move(struct streams *streams, struct mover *mover, int from, int to,
         n = copy(mover, from, to, terminal && is_output, terminal && !is_output);
     }
     if (n > 0) mover->has_moved = 1;
+    if (n > 0 && is_output) reach(streams->slot, AT_FIRST_BYTE);
     if (n > 0 && terminal && !is_output && welcome_flags & W_GVISOR) streams->is_mid_line = leaves_line_open(to, mover->buffer[mover->at - 1]);
     if (n >= PIPE_BYTES && !mover->is_large && !terminal) {
         mover->is_large = 1;

@@ -102,6 +102,7 @@ static long take_output(struct collecting *run, int which) {
     int is_kept = room && !(met & over);
     long n = !is_kept ? throw_away(run, which)
            : fits_inline(run, total) ? keep_inline(run, which, at, room) : keep_in_file(run, which, at, room);
+    if (n > 0) reach(run->slot, AT_FIRST_BYTE);
     if (n > 0 && !(met & MEET_TOLD)) {
         STORE_TO(&run->slot->total[which], total + (u64)n);
         if (is_kept && !fits_inline(run, total) && total < run->limit && !count(run, (u64)n)) end_run(run, MEET_OVERLOADED);
@@ -184,7 +185,7 @@ static void on_input(struct collecting *run, int events) {
 
 static void tell_started(struct collecting *run) {
     run->is_told = 1;
-    tell(STARTED, run->id, 0, (int)(run->slot - slots));
+    tell_reached(run->slot, STARTED, run->id, 0, (int)(run->slot - slots));
 }
 
 static void turn(struct collecting *run) {

@@ -79,9 +79,25 @@ void tell(u32 op, u32 id, int a, int b) { tell_with(op, id, a, b, -1); }
 
 static u64 microseconds(struct timeval *of) { return (u64)of->tv_sec * 1000000 + (u64)of->tv_usec; }
 
+/* Once for each process: where reaper and pump both know of a stage, the first of them counts. */
+void reach(struct slot *slot, int stage) {
+    u64 not_yet = 0;
+    if (!LOAD_OF(&slot->reached[stage]))
+        __atomic_compare_exchange_n(&slot->reached[stage], &not_yet, now_ns(), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+void tell_reached(struct slot *slot, u32 op, u32 id, int a, int b) {
+    struct event event = {.op = op, .id = id, .a = a, .b = b};
+    struct iovec part = {&event, sizeof event};
+    memcpy(event.reached, slot->reached, sizeof event.reached);
+    send_frame(channel, &part, 1, NULL, 0, NULL);
+}
+
 static struct event end_of(struct slot *slot, u32 op, u32 id, int flags) {
-    return (struct event){.op = op, .id = id, .a = slot->status, .b = flags, .user_us = microseconds(&slot->used.ru_utime),
+    struct event event = {.op = op, .id = id, .a = slot->status, .b = flags, .user_us = microseconds(&slot->used.ru_utime),
                           .system_us = microseconds(&slot->used.ru_stime), .max_rss_kb = (u64)slot->used.ru_maxrss};
+    memcpy(event.reached, slot->reached, sizeof event.reached);
+    return event;
 }
 
 void tell_exit(struct slot *slot, u32 id, int flags) {

@@ -446,7 +446,7 @@ static void send_hello(char **envp) {
     char probe[1], path[64];
     *put(put_number(put(path, "/proc/self/task/"), main_pid), "/children") = 0;
     u32 facts = (slurp(path, probe, sizeof probe) >= 0) | (u32)(find_capabilities(ALL_CAPS) == ALL_CAPS) << 1;
-    struct hello hello = {HELLO, MAGIC, VERSION, facts};
+    struct hello hello = {HELLO, MAGIC, VERSION, facts, now_ns()};
     size_t bytes = sizeof hello;
     memcpy(frame, &hello, sizeof hello);
     for (; *envp; envp++) {

@@ -181,6 +181,8 @@ static void take_slot(struct slot *slot, struct start *request) {
     slot->status = 0;
     slot->used = (struct rusage){0};
     slot->total[0] = slot->total[1] = 0;
+    memset(slot->reached, 0, sizeof slot->reached);
+    reach(slot, AT_TAKEN);
     STORE_TO(&slot->meet, 0);
     for (int i = 0; i < ORDERS; i++) __atomic_store_n(&slot->orders[i], (u64)request->id << 32, __ATOMIC_RELEASE);
     STORE_TO(&slot->pump_orders, (u64)request->id << 32);
@@ -249,7 +251,10 @@ static void run(struct job *job, struct passed *passed, int spilled, int inbox) 
     if (!error) write_input(job, &pipes);
     if (!error) error = flags & F_WORKER ? ask_template(job, spilled) : start_command(job);
     if (error) tell(REFUSED, id, (int)-error, step);
-    else if (!slot->error && !(flags & F_RUN)) tell(STARTED, id, 0, (int)(slot - slots));
+    else if (!slot->error) {
+        if (!(flags & F_WORKER)) reach(slot, AT_STARTED);
+        if (!(flags & F_RUN)) tell_reached(slot, STARTED, id, 0, (int)(slot - slots));
+    }
     close_theirs(job);
     close_joins(job, passed);
     if (!(flags & F_RUN)) close_passed(passed);

@@ -101,7 +101,7 @@ static void note_worker_end(struct slot *slot, u32 pid, int status, struct rusag
         if (worker->pid != pid) continue;
         if (worker->state == ASKED) refuse_worker(worker, ESRCH);
         if (worker->state != KEPT) continue;
-        struct slot ended = {.status = status, .used = *used};
+        struct slot ended = {.status = status, .used = *used, .reached[AT_EXITED] = now_ns()};
         tell_exit(&ended, worker->id, 0);
         __atomic_store_n(&worker->state, GONE, __ATOMIC_RELEASE);
     }
@@ -192,7 +192,7 @@ static void tell_ended(struct slot *slot, struct progress *at) {
 static void tell_empty(struct slot *slot, struct progress *at) {
     u32 met = ADD_BITS(&slot->meet, MEET_EMPTY);
     int goes_along = slot->flags & F_RUN && !(met & (MEET_OVER | MEET_TOLD));
-    if (!goes_along) tell(EMPTY, at->id, 0, 0);
+    if (!goes_along) tell_reached(slot, EMPTY, at->id, 0, 0);
 }
 
 /* A command whose start failed: its end is not told, only REFUSED. It is reaped by name, since before execve its exit signal is not
@@ -210,7 +210,10 @@ static void tell_exit_early(struct slot *slot, struct progress *at) {
     tell_exit(slot, at->id, at->is_empty ? WITH_EMPTY : 0);
 }
 
+/* A pump that has not come to say that the command runs is late: it did by now. */
 static void note_end(struct slot *slot, int status, struct rusage *used) {
+    reach(slot, AT_STARTED);
+    reach(slot, AT_EXITED);
     slot->status = status;
     slot->used = *used;
     slot->child = 0;
@@ -265,7 +268,10 @@ static void handle_process(struct slot *slot, struct progress *at) {
     if (slot->flags & F_TEMPLATE) at->busy = handle_workers(slot, slot->child, look);
     int was_empty = at->is_empty;
     if (ended && slot->error) tell_refused(slot, at);
-    else if (!at->is_empty) at->is_empty = (ended || at->has_ended) && last == -ECHILD;
+    else if (!at->is_empty && (ended || at->has_ended) && last == -ECHILD) {
+        reach(slot, AT_GONE);
+        at->is_empty = 1;
+    }
     if (ended && !slot->error) tell_ended(slot, at);
     else if (at->is_empty && !was_empty && !slot->error) tell_empty(slot, at);
     take_orders(slot, at, look);

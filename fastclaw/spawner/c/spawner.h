@@ -83,6 +83,7 @@ char *put(char *at, const char *text);
 char *put_number(char *at, u32 number);
 _Noreturn void exit_process(int code);
 void *map(size_t bytes, int fd);
+u64 now_ns(void);
 u64 now_ms(void);
 void park(u32 *word, u32 value, long milliseconds); /* until it changes; < 0: without a limit */
 long unpark(u32 *word); /* returns how many waited */
@@ -94,7 +95,7 @@ static inline u64 bit(int signum) { return 1ull << (signum - 1); }
 
 /* --- bounds; see fastclaw/spawner/frames.py --- */
 
-enum { VERSION = 5, MAGIC = 0x57414c43 };
+enum { VERSION = 6, MAGIC = 0x57414c43 };
 enum {
     FRAME_BYTES = 16 << 10,
     HELLO_BYTES = 64 << 10,
@@ -131,14 +132,17 @@ enum { LEVEL_TERM = 1, LEVEL_KILL = 2, LEVEL_FINISH = 4 }; /* the last: the work
 enum { WITH_EMPTY = 1, WITH_FREE = 2, INCOMPLETE = 4, LIMITED = 8, OVERLOADED = 16 }; /* what goes along with EXITED and DONE */
 
 struct control { u32 op, id, a, b, place; }; /* place: the slot of what it is about, or ~0 */
-struct hello { u32 op, magic, version, facts; };
+struct hello { u32 op, magic, version, facts; u64 now_ns; };
 struct welcome { u32 op, version, flags, uid; u64 collect_bytes; u32 caps, unused; };
 struct limit { u32 which, unused; u64 soft, hard; };
 /* head, limit: of each stream of a run, how many bytes from its beginning are kept, and how many at all; input: bytes of
  * its stdin at the frame's end; place: a worker's template's slot; joins: of the descriptors that come along the first ones, by which
  * the command goes into control groups. */
 struct start { u32 op, id, flags, argc, envc, uid, gid, groups, limits, bytes, head, limit, drain_ms, input, place, joins; };
-struct event { u32 op, id; int32_t a, b; u64 user_us, system_us, max_rss_kb; };
+/* The stages of a process that are reached here. */
+enum { AT_TAKEN, AT_STARTED, AT_FIRST_BYTE, AT_EXITED, AT_GONE, STAGES };
+/* reached: when, in nanoseconds of CLOCK_MONOTONIC; 0 where that is not known (yet). */
+struct event { u32 op, id; int32_t a, b; u64 user_us, system_us, max_rss_kb, reached[STAGES]; };
 struct done { struct event event; u64 total[2]; u32 given[2]; };
 
 struct passed { int count, fd[MAX_FDS]; };
@@ -188,7 +192,7 @@ struct worker_table { u32 used, asked; struct worker workers[MAX_WORKERS]; };
 struct slot {
     u32 pid, pump, id, child, error, step, flags, meet, touching, looked, drain_ms, retired, is_made, takes_requests;
     u32 batch, posted, heard, is_lost;
-    u64 orders[ORDERS], total[2], counted, pump_orders, looked_at; /* counted: of a run in `collected_bytes` */
+    u64 orders[ORDERS], total[2], counted, pump_orders, looked_at, reached[STAGES]; /* counted: of a run in `collected_bytes` */
     int status, client[2], is_notified;
     u32 client_id[2], window;
     struct rusage used;
@@ -233,7 +237,9 @@ u32 take_order(u64 *word, u32 id);
 void order_worker(struct slot *template, u32 id, int word, u32 bits);
 void wake_for_workers(struct slot *slot);
 void refuse_worker(struct worker *worker, int error);
-void tell_exit(struct slot *slot, u32 id, int flags); /* frames.c */
+void reach(struct slot *slot, int stage); /* frames.c */
+void tell_reached(struct slot *slot, u32 op, u32 id, int a, int b);
+void tell_exit(struct slot *slot, u32 id, int flags);
 void tell_done(struct slot *slot, u32 id, int flags);
 void tell_no_program(struct slot *slot, u32 id);
 void uncount(struct slot *slot);

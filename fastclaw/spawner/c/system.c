@@ -51,11 +51,13 @@ void *map(size_t bytes, int fd) {
     return at < 0 && at > -4096 ? NULL : (void *)at;
 }
 
-u64 now_ms(void) {
+u64 now_ns(void) {
     struct moment now = {0};
     SYS(clock_gettime, CLOCK_MONOTONIC, &now);
-    return (u64)now.seconds * 1000 + (u64)now.nanoseconds / 1000000;
+    return (u64)now.seconds * 1000000000 + (u64)now.nanoseconds;
 }
+
+u64 now_ms(void) { return now_ns() / 1000000; }
 
 void park(u32 *word, u32 value, long milliseconds) {
     struct moment limit = {milliseconds / 1000, milliseconds % 1000 * 1000000};
