@@ -597,3 +597,14 @@ MAX_ERRNO = 4_095
 
 TEMPLATE_STEP_CHARS = 64
 """The name of what did not work: a word or two."""
+
+# --- Logs in files (linux/rotating_log.py) -------------------------------------------------------------
+
+LOG_FILES = 4
+"""A log and its predecessors `.1` to `.3`: as logrotate's own default."""
+
+LOG_QUEUE = 1_024
+"""Lines that wait to be written: a fifth of a second's worth at full speed, some 400 KB."""
+
+LOG_FLUSH_MS = 2_000
+"""At the end, what a log may take to write the rest: as long as the last answers (`FINAL_FLUSH_MS`)."""

@@ -37,17 +37,8 @@ EGRESS_PHRASE_CHARS = 400
 EGRESS_LOG_BYTES = 10 * MIB
 """Default of `log_max_bytes`: some 50 000 decisions before the file is rotated."""
 
-EGRESS_LOG_FILES = 4
-"""The decision log and its predecessors `.1` to `.3`: as logrotate's own default."""
-
 EGRESS_SECRET_BYTES = 8 * KIB
 """An injected header's value: tokens with many claims have 4 KiB; servers take no more than 8 in one header."""
-
-EGRESS_LOG_QUEUE = 1_024
-"""Decisions that wait to be written: a fifth of a second's worth at full speed, some 400 KB."""
-
-EGRESS_LOG_FLUSH_MS = 2_000
-"""At the end, what the decision log may take to write the rest: as long as the last answers (`FINAL_FLUSH_MS`)."""
 
 EGRESS_LOOKUPS = 128
 """Names of all environments being resolved at once, a thread each: the host's resolver makes one wait for 30 s where a
@@ -108,7 +99,7 @@ EGRESS_READY_MS = 20_000
 
 EGRESS_TASKS_MS = 500
 """What cancelled tasks of the egress proxy may take to write down what they were about: twice, and with
-`EGRESS_LOG_FLUSH_MS`, well within `EGRESS_EXIT_MS`, so that a disk that hangs does not get the proxy killed."""
+`limits.LOG_FLUSH_MS`, well within `EGRESS_EXIT_MS`, so that a disk that hangs does not get the proxy killed."""
 
 EGRESS_EXIT_MS = 5_000
 """An egress proxy that has not ended what it has of an environment, or itself, by then is killed: half of

@@ -163,7 +163,7 @@ async def open_network(
             network.instead_of("proxy", f"{why_no_listener}, and nothing is allowed")
         return network
     if options.log is not None:
-        AuditLog.check(options.log)
+        AuditLog.check(options.log, "options.network.log")
     if options.mode == "proxy" and why_no_listener is None:
         return ProxyNetwork(_closed_by(setup, EgressProxy(egress_config(options, None, engine), egress)))
     return await _open_bridge(options, bridge(), egress, engine, setup, why_no_listener)

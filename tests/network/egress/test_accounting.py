@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw import network_limits
+from fastclaw import limits, network_limits
 from fastclaw.errors import StartFailed
 from fastclaw.network.egress.accounting import AuditLog, Counters, Decision, _line, now
 from fastclaw.network.egress.policy import REASONS
@@ -255,7 +255,7 @@ async def test_no_line_is_lost_under_load_and_writers_wait(tmp_path: Path) -> No
                 most = max(most, log.audit_log._lines.qsize())
 
         await asyncio.gather(*(write(number * each) for number in range(writers)))
-        assert most == network_limits.EGRESS_LOG_QUEUE
+        assert most == limits.LOG_QUEUE
     assert sorted(numbers(path)) == list(range(writers * each))
     assert (log.said, path.stat().st_size) == ([], writers * each * LINE)
 
@@ -353,7 +353,7 @@ async def test_no_line_is_lost_while_connections_have_all_descriptors(tmp_path: 
 async def test_a_disk_that_hangs_makes_writers_wait_and_the_end_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network_limits, "EGRESS_LOG_FLUSH_MS", 50)
+    monkeypatch.setattr(limits, "LOG_FLUSH_MS", 50)
     goes_on = threading.Event()
     async with kept(tmp_path / "log") as log:
         try:
@@ -366,7 +366,7 @@ async def test_a_disk_that_hangs_makes_writers_wait_and_the_end_does_not(
             await log.audit_log.aclose()
         finally:
             goes_on.set()
-        most = network_limits.EGRESS_LOG_QUEUE
+        most = limits.LOG_QUEUE
         assert most <= handed <= 2 * most  # in the queue, and one batch under way
         assert log.lost == handed
         assert "not written in time" in log.said[0]
@@ -374,9 +374,9 @@ async def test_a_disk_that_hangs_makes_writers_wait_and_the_end_does_not(
 
 def test_the_check_makes_the_file(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    AuditLog.check(str(path))
+    AuditLog.check(str(path), "the log")
     path.write_text("kept\n")
-    AuditLog.check(str(path))
+    AuditLog.check(str(path), "the log")
     assert path.read_text() == "kept\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -396,7 +396,7 @@ def test_the_check_says_what_is_wrong(tmp_path: Path, make: Any, why: str) -> No
     path = tmp_path / "logs" / "log"
     make(path)
     with pytest.raises(StartFailed, match=why) as raised:
-        AuditLog.check(str(path))
+        AuditLog.check(str(path), "the log")
     assert (raised.value.reason, raised.value.fault) == ("bad_log", "caller")
     assert str(path) in str(raised.value)
 
@@ -404,7 +404,7 @@ def test_the_check_says_what_is_wrong(tmp_path: Path, make: Any, why: str) -> No
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/full", "a\0b", ""])
 def test_the_check_refuses_devices_and_what_is_no_path(path: str) -> None:
     with pytest.raises(StartFailed, match=r"plain file|null (byte|character)|No such file"):
-        AuditLog.check(path)
+        AuditLog.check(path, "the log")
 
 
 def test_the_check_wants_a_directory_that_files_can_be_renamed_in() -> None:
@@ -414,7 +414,7 @@ def test_the_check_wants_a_directory_that_files_can_be_renamed_in() -> None:
         path.chmod(0o666)
         os.chmod(directory, 0o555)
         with somebody_usual(), pytest.raises(StartFailed, match="rotated"):
-            AuditLog.check(str(path))
+            AuditLog.check(str(path), "the log")
         os.chmod(directory, 0o700)
 
 
