@@ -600,6 +600,15 @@ TEMPLATE_STEP_CHARS = 64
 
 # --- Logs in files (linux/rotating_log.py) -------------------------------------------------------------
 
+JOURNAL_BYTES = 64 * MIB
+"""Default of `journal_max_bytes`: some 250 000 calls before the file is rotated."""
+
+JOURNAL_LINE_BYTES = 64 * KIB
+"""What is longer is no line of a journal: ours have some 300 bytes."""
+
+TRACE_CALLS = 100_000
+"""Default of `fastclaw trace --last`: some 100 MB of JSON, which Perfetto's page takes half a minute to open."""
+
 LOG_FILES = 4
 """A log and its predecessors `.1` to `.3`: as logrotate's own default."""
 

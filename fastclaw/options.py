@@ -222,10 +222,14 @@ class HostOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
     Parameters:
         environment: whether `main` is started.
         pool: what is kept ready.
+        journal: a file that gets a line for each exec, run and start of an environment, with its stages.
+        journal_max_bytes: before it is rotated.
     """
 
     environment: bool = True
     pool: PoolKinds = field(default_factory=list)
+    journal: AbsolutePath | None = None
+    journal_max_bytes: Annotated[int, Meta(ge=limits.KIB)] = limits.JOURNAL_BYTES
 
 
 INHERITED = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextvars import ContextVar
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fastclaw.errors import FastclawError
 
@@ -44,6 +44,28 @@ class Ledger(Protocol):
         """It is answered, and its outcome is known: all but `gone` is there."""
 
 
+class Ledgers:
+    """Several ledgers as one."""
+
+    def __init__(self, *ledgers: Ledger) -> None:
+        self._ledgers = ledgers
+
+    def ended(self, flight: Flight) -> None:
+        for ledger in self._ledgers:
+            ledger.ended(flight)
+
+    def gone(self, flight: Flight) -> None:
+        for ledger in self._ledgers:
+            ledger.gone(flight)
+
+    def answered(self, flight: Flight) -> None:
+        for ledger in self._ledgers:
+            ledger.answered(flight)
+
+
+Kind = Literal["exec", "run", "environment_start"]
+
+
 class Flight:
     """When one call came how far.
 
@@ -57,17 +79,20 @@ class Flight:
         lane: by which it is started.
         outcome: how it ended: the reason of its record, or of its refusal; empty until then.
         subject: what it is about: the id of a process, the name of an environment.
+        environment: in which the process is.
+        kind: the method.
         waits_for: the stage that its answer waits for.
     """
 
-    __slots__ = ("at", "lane", "ledger", "names", "outcome", "subject", "waits_for")
+    __slots__ = ("at", "environment", "kind", "lane", "ledger", "names", "outcome", "subject", "waits_for")
 
     def __init__(self, received: int, names: tuple[str, ...] = STAGES) -> None:
         self.names = names
         self.at = [0] * len(names)
         self.at[RECEIVED] = received
         self.ledger: Ledger | None = None
-        self.lane = self.outcome = self.subject = ""
+        self.lane = self.outcome = self.subject = self.environment = ""
+        self.kind: Kind = "run" if names is STAGES else "environment_start"
         self.waits_for = EXITED if names is STAGES else READY
 
     def __repr__(self) -> str:

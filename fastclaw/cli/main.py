@@ -17,6 +17,7 @@ COMMANDS = {
     "man": "Print the manual page.",
     "mcp": "Serve a sandbox as tools to an MCP client.",
     "run": "Run one command in a fresh sandbox.",
+    "trace": "Show where the time of a journal's calls went.",
     "schema": "Show the methods and options, or a JSON Schema of them.",
     "serve": "Serve a runtime over stdin and stdout, for a supervisor.",
 }

@@ -83,15 +83,15 @@ class RotatingLog:
         await self._lines.put(line)
         self._unwritten += 1
 
-    def offer(self, line: bytes) -> None:
-        """Hand a line over, with its end. It counts as lost where the disk does not keep up."""
+    def offer(self, line: bytes) -> bool:
+        """Hand a line over, with its end. Where the disk does not keep up it counts as lost, and this is False."""
         self._begin()
-        try:
-            self._lines.put_nowait(line)
-        except asyncio.QueueFull:
+        if self._lines.full():
             self._lose(1, None)
-        else:
-            self._unwritten += 1
+            return False
+        self._lines.put_nowait(line)
+        self._unwritten += 1
+        return True
 
     def _begin(self) -> None:
         if self._task is None:

@@ -77,6 +77,7 @@ class ProcessPool:
         max_live: the most processes at a time.
         room: what is shared with other environments; None: nothing is.
         ledger: where flights count; None: nowhere.
+        name: of the environment.
     """
 
     def __init__(
@@ -94,9 +95,10 @@ class ProcessPool:
         max_live: int,
         room: HostRoom | None = None,
         ledger: Ledger | None = None,
+        name: str = "",
     ) -> None:
         self._lane = lane
-        self._ledger = ledger
+        self._ledger, self._name = ledger, name
         self._options = options
         self._sockets = sockets
         self._environment = environment
@@ -137,7 +139,7 @@ class ProcessPool:
 
     async def _exec(self, request: ExecRequest, spec: StartSpec) -> ExecResult:
         flight = spec.flight
-        flight.waits_for = stages.STARTED
+        flight.kind, flight.waits_for = "exec", stages.STARTED
         begun = Begun(await self._admitted(flight))
         try:
             begun.lane_process = await self._lane.start(spec, begun.ticket.container_index)
@@ -240,7 +242,8 @@ class ProcessPool:
         if is_helper:
             return stages.unseen()
         flight = stages.present()
-        flight.subject, flight.lane, flight.ledger = process_id, self._lane.name, self._ledger
+        flight.subject, flight.environment = process_id, self._name
+        flight.lane, flight.ledger = self._lane.name, self._ledger
         return flight
 
     def _process(self, request: ExecRequest | RunRequest, spec: StartSpec, begun: Begun) -> Process:

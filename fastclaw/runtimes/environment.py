@@ -119,6 +119,7 @@ class Environment:
             max_live=self._capacity.processes,
             room=self._room,
             ledger=self._ledger,
+            name=self.name,
         )
         self.machine.move(EnvironmentState.RUNNING)
 

@@ -38,6 +38,8 @@ from fastclaw.runtimes.choose import choose, engine_runtime, factory_of, require
 from fastclaw.runtimes.environment import CAPABILITIES, Environment, stopped
 from fastclaw.runtimes.read_options import read_options
 from fastclaw.runtimes.ready_pool import ReadyPool
+from fastclaw.stages import Ledgers
+from fastclaw.telemetry.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
         RunResult,
     )
     from fastclaw.runtimes.sandbox import ImageStore, Sandbox, SandboxFactory
-    from fastclaw.stages import Flight
+    from fastclaw.stages import Flight, Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,8 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         self._room: HostRoom | None = None
         self._ready: ReadyPool | None = None
         self.latency = Latency()
+        self._ledger: Ledger = self.latency
+        self._journal: Journal | None = None
 
     def __repr__(self) -> str:
         state = "not running" if self._sockets is None else self._namespace
@@ -121,6 +125,9 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             raise_file_limit()
             self._sockets, self._room = SocketDirectory(), host_room(host_limits())
             self._ready = ReadyPool(self._factory, self._room)
+            if options.journal is not None:
+                self._journal = Journal(options.journal, options.journal_max_bytes, logger.warning)
+                self._ledger = Ledgers(self.latency, self._journal)
             kinds = self._kinds(options.pool, "$.options.pool")
             info = await self._start_main(params.options) if options.environment else InitializeResult()
             self._ready.keep(kinds)
@@ -154,7 +161,10 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         finally:
             if self._sockets is not None:
                 self._sockets.close()
-            self._sockets = self._room = self._ready = None
+            if self._journal is not None:
+                await self._journal.aclose()
+            self._sockets = self._room = self._ready = self._journal = None
+            self._ledger = self.latency
 
     def hasten(self) -> None:
         for environment in self._environments.values():
@@ -180,7 +190,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
     async def _start(self, request: EnvironmentRequest, mark: bytes = b"", tell: Tell | None = None) -> EnvironmentInfo:
         flight = stages.present(stages.ENVIRONMENT_STAGES)
         environment = self._admit(request, mark)
-        flight.subject, flight.lane, flight.ledger = environment.name, environment.runtime, self.latency
+        flight.subject, flight.lane, flight.ledger = environment.name, environment.runtime, self._ledger
         flight.reach(stages.ADMITTED)
         self._environments[environment.name] = environment
         if request.token is not None:
@@ -213,7 +223,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             raise InvalidState(text, "environment_exists")
         if len(self._environments) >= environment_limits.MAX_ENVIRONMENTS:
             raise StartFailed(f"there are {environment_limits.MAX_ENVIRONMENTS} environments; end one", "overloaded")
-        return Environment(name, runtime, options, request.token, mark, self._sockets, self._room, notes, self.latency)
+        return Environment(name, runtime, options, request.token, mark, self._sockets, self._room, notes, self._ledger)
 
     def _free_name(self) -> str:
         return next(name for number in self._numbers if (name := f"e{number}") not in self._environments)
@@ -359,8 +369,9 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
     def _shared_health(self) -> dict[str, Any]:
         states = Counter(environment.machine.state.value for environment in self._environments.values())
         ready = {} if self._ready is None else {"pool": self._ready.health()}
+        journal = {} if self._journal is None else {"journal": self._journal.health()}
         made = {name: health for name, factory in self._factories.items() if (health := factory.health())}
-        return {"environments": dict(states), "latency": self.latency.summary(), **ready, **made}
+        return {"environments": dict(states), "latency": self.latency.summary(), **ready, **journal, **made}
 
     def _find(self, name: str | None) -> Environment:
         wanted = MAIN if name is None else name

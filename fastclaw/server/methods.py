@@ -361,7 +361,9 @@ def _long_method(name: str, serve: Callable[..., Awaitable[Any]], stages: tuple[
 
 
 METHODS: dict[str, Method] = {
-    "initialize": Method(_read["initialize"], Calls.initialize, yields_to_shutdown=True),
+    "initialize": Method(  # starts `main`, as a rule
+        _read["initialize"], Calls.initialize, yields_to_shutdown=True, stages=ENVIRONMENT_STAGES
+    ),
     "exec": Method(_read["exec"], Calls.exec, yields_to_shutdown=True, is_cancellable=True, stages=STAGES),
     "run": Method(
         _read["run"], Calls.run, yields_to_shutdown=True, is_cancellable=True, stages=STAGES, encode=_encode_run

@@ -1,0 +1,1 @@
+"""What is told to others of what happened when: a journal of flights."""
