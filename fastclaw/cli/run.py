@@ -22,7 +22,7 @@ from fastclaw.client.remote_process import StreamEnds
 from fastclaw.errors import ExecFailed, FastclawError, IoError
 from fastclaw.linux import own_process
 from fastclaw.linux.own_process import heeded
-from fastclaw.options import RUNTIMES, Options
+from fastclaw.options import RUNTIMES, HostOptions
 from fastclaw.params import convert
 from fastclaw.server.stdio import ByteSink, ByteSource, OwnedDescriptor
 
@@ -123,7 +123,7 @@ def _options(runtime: str, image: str | None, url: str | None, extra: tuple[str,
     """The `options` of initialize, refused here where they are wrong, before anything starts."""
     named = {"runtime": runtime, "image": image, "url": url}
     options = {name: value for name, value in named.items() if value is not None} | dict(map(setting, extra))
-    convert(options, Options, "options")
+    convert(options, HostOptions, "options")
     return options
 
 

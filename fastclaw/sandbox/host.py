@@ -34,7 +34,7 @@ class Host:
         runtime: `podman`, `docker`, `local` (isolates nothing), or `auto`: the first that can be had.
         url: the engine's API (`unix://`, `tcp://`); None is CONTAINER_HOST, else an engine of our own.
         storage: `host` shares the images of this user's own Podman; `private` has its own.
-        options: any other of `fastclaw.options.Options`, for all sandboxes.
+        options: any other of `fastclaw.options.HostOptions`, for all sandboxes together.
 
     Attributes:
         warnings: lines for people: what is otherwise than one will think.
