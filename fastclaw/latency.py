@@ -1,4 +1,4 @@
-"""How long calls took, stage by stage: histograms by lane, outcome and stage, from which percentiles are read.
+"""How long calls took, stage by stage: histograms by method, lane, outcome and stage, with their percentiles.
 
 Log-linear, as HdrHistogram's (Gil Tene, https://hdrhistogram.github.io/HdrHistogram/): each octave of microseconds is
 cut into equal parts, so that a value is off by at most one of them whatever its size, and adding one costs a
@@ -8,7 +8,7 @@ dictionary's look-up. Pure: the times come with the flights.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastclaw import stages
 
@@ -84,13 +84,14 @@ def highest(part: int) -> int:
 class Key(NamedTuple):
     """What a histogram is of."""
 
+    method: str
     lane: str
     outcome: str
     stage: str
 
 
 class _Kind(NamedTuple):
-    """Flights of one lane and one outcome: their stages, and a histogram for each."""
+    """Flights of one method, lane and outcome: their stages, and a histogram for each."""
 
     names: tuple[str, ...]
     histograms: list[Histogram]
@@ -100,7 +101,7 @@ class Latency:
     """The histograms of a runtime; a `Ledger` of its flights."""
 
     def __init__(self) -> None:
-        self._kinds: dict[tuple[str, str], _Kind] = {}
+        self._kinds: dict[tuple[str, str, str], _Kind] = {}
 
     def __repr__(self) -> str:
         return f"<Latency {len(self._kinds)}>"
@@ -128,23 +129,25 @@ class Latency:
             histograms[-1].add(max(0, at[-1] - at[flight.waits_for]) // 1000)
 
     def _of(self, flight: Flight) -> list[Histogram]:
-        kind = self._kinds.get((flight.lane, flight.outcome))
+        key = (flight.method, flight.lane, flight.outcome)
+        kind = self._kinds.get(key)
         if kind is None:
             names = (TOTAL, *flight.names[1:])
-            kind = self._kinds[flight.lane, flight.outcome] = _Kind(names, [Histogram() for _ in names])
+            kind = self._kinds[key] = _Kind(names, [Histogram() for _ in names])
         return kind.histograms
 
     def histograms(self) -> Iterator[tuple[Key, Histogram]]:
         """All that have anything."""
-        for (lane, outcome), kind in self._kinds.items():
+        for key, kind in self._kinds.items():
             for stage, histogram in zip(kind.names, kind.histograms, strict=True):
                 if histogram.counts:
-                    yield Key(lane, outcome, stage), histogram
+                    yield Key(*key, stage), histogram
 
-    def summary(self) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-        """By lane, outcome and stage: how many, and microseconds at each of `QUANTILES`."""
-        told: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
+    def summary(self) -> dict[str, Any]:
+        """By method, lane, outcome and stage: how many, and microseconds at each of `QUANTILES`."""
+        told: dict[str, Any] = {}
         for key, histogram in self.histograms():
             figures = dict(zip(QUANTILES, histogram.quantiles(tuple(QUANTILES.values())), strict=True))
-            told.setdefault(key.lane, {}).setdefault(key.outcome, {})[key.stage] = {"count": histogram.count, **figures}
+            of = told.setdefault(key.method, {}).setdefault(key.lane, {}).setdefault(key.outcome, {})
+            of[key.stage] = {"count": histogram.count, **figures}
         return told

@@ -600,6 +600,15 @@ TEMPLATE_STEP_CHARS = 64
 
 # --- Logs in files (linux/rotating_log.py) -------------------------------------------------------------
 
+METRICS_REQUEST_BYTES = 16 * KIB
+"""Header of who asks for metrics: h11's own default."""
+
+METRICS_CLIENTS = 16
+"""Who asks for metrics at a time; a scraper has one connection."""
+
+METRICS_MS = 10_000
+"""From a connection to the last byte of its answer: Prometheus's own default deadline."""
+
 JOURNAL_BYTES = 64 * MIB
 """Default of `journal_max_bytes`: some 250 000 calls before the file is rotated."""
 

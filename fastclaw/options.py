@@ -224,12 +224,14 @@ class HostOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
         pool: what is kept ready.
         journal: a file that gets a line for each exec, run and start of an environment, with its stages.
         journal_max_bytes: before it is rotated.
+        metrics: where Prometheus asks for metrics: the path of a Unix socket, or a loopback address and a port.
     """
 
     environment: bool = True
     pool: PoolKinds = field(default_factory=list)
     journal: AbsolutePath | None = None
     journal_max_bytes: Annotated[int, Meta(ge=limits.KIB)] = limits.JOURNAL_BYTES
+    metrics: str | None = None
 
 
 INHERITED = (

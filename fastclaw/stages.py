@@ -63,7 +63,7 @@ class Ledgers:
             ledger.answered(flight)
 
 
-Kind = Literal["exec", "run", "environment_start"]
+Method = Literal["exec", "run", "environment_start"]
 
 
 class Flight:
@@ -80,11 +80,11 @@ class Flight:
         outcome: how it ended: the reason of its record, or of its refusal; empty until then.
         subject: what it is about: the id of a process, the name of an environment.
         environment: in which the process is.
-        kind: the method.
+        method: that was called.
         waits_for: the stage that its answer waits for.
     """
 
-    __slots__ = ("at", "environment", "kind", "lane", "ledger", "names", "outcome", "subject", "waits_for")
+    __slots__ = ("at", "environment", "lane", "ledger", "method", "names", "outcome", "subject", "waits_for")
 
     def __init__(self, received: int, names: tuple[str, ...] = STAGES) -> None:
         self.names = names
@@ -92,7 +92,7 @@ class Flight:
         self.at[RECEIVED] = received
         self.ledger: Ledger | None = None
         self.lane = self.outcome = self.subject = self.environment = ""
-        self.kind: Kind = "run" if names is STAGES else "environment_start"
+        self.method: Method = "run" if names is STAGES else "environment_start"
         self.waits_for = EXITED if names is STAGES else READY
 
     def __repr__(self) -> str:

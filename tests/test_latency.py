@@ -62,7 +62,7 @@ def test_a_stage_s_own_time_is_since_the_one_before_it_that_was_reached() -> Non
     flight.merge((0, 0, 0, 0, 68_000))
     counted = {key: histogram.sum_us for key, histogram in latency.histograms()}
     expected = {"admitted": 10, "started": 30, "exited": 20, "gone": 7, "answered": 5, "total": 65}
-    assert counted == {Key("spawn", "exited", stage): sum_us for stage, sum_us in expected.items()}
+    assert counted == {Key("run", "spawn", "exited", stage): sum_us for stage, sum_us in expected.items()}
 
 
 def test_an_exec_s_answer_waits_for_its_start() -> None:
@@ -89,15 +89,15 @@ def test_a_clock_that_is_behind_makes_no_negative_time() -> None:
     assert {key.stage: histogram.sum_us for key, histogram in latency.histograms()} == {"taken": 0, "started": 10}
 
 
-def test_the_summary_is_by_lane_outcome_and_stage() -> None:
+def test_the_summary_is_by_method_lane_outcome_and_stage() -> None:
     latency = Latency()
     for microseconds in range(1, 1001):
         flight = Flight(1_000, ENVIRONMENT_STAGES)
         flight.lane, flight.ledger = "clone", latency
         flight.reach(stages.MADE, 1_000 + 1_000 * microseconds)
         flight.end("ready")
-    made = latency.summary()["clone"]["ready"]["made"]
+    made = latency.summary()["environment_start"]["clone"]["ready"]["made"]
     assert made["count"] == 1000
     wanted = {"p50_us": 500, "p90_us": 900, "p99_us": 990, "p999_us": 999}
     assert all(figure <= made[name] <= figure * (1 + 1 / 2**OCTAVE_BITS) for name, figure in wanted.items())
-    assert list(latency.summary()) == ["clone"]
+    assert list(latency.summary()) == ["environment_start"]

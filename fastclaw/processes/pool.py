@@ -139,7 +139,7 @@ class ProcessPool:
 
     async def _exec(self, request: ExecRequest, spec: StartSpec) -> ExecResult:
         flight = spec.flight
-        flight.kind, flight.waits_for = "exec", stages.STARTED
+        flight.method, flight.waits_for = "exec", stages.STARTED
         begun = Begun(await self._admitted(flight))
         try:
             begun.lane_process = await self._lane.start(spec, begun.ticket.container_index)
@@ -618,6 +618,11 @@ class ProcessPool:
         await asyncio.gather(*self._tasks, *self._closings, return_exceptions=True)
         self._poller.close()
         self._keyed.close()
+
+    @property
+    def waiting(self) -> int:
+        """Starts that wait for their turn."""
+        return self._admission.statistics().waiting
 
     def health(self) -> dict[str, Any]:
         """Counts and bounds."""

@@ -20,7 +20,6 @@ from fastclaw import environment_limits, stages
 from fastclaw.errors import FastclawError, InvalidParams, InvalidState, MethodNotFound, StartFailed
 from fastclaw.files import FileRuntime
 from fastclaw.images import ImageRuntime
-from fastclaw.latency import Latency
 from fastclaw.linux.own_process import host_limits, raise_file_limit
 from fastclaw.options import INHERITED, HostOptions, Options, PoolKind
 from fastclaw.processes.admission import HostRoom, host_room
@@ -38,8 +37,8 @@ from fastclaw.runtimes.choose import choose, engine_runtime, factory_of, require
 from fastclaw.runtimes.environment import CAPABILITIES, Environment, stopped
 from fastclaw.runtimes.read_options import read_options
 from fastclaw.runtimes.ready_pool import ReadyPool
-from fastclaw.stages import Ledgers
-from fastclaw.telemetry.journal import Journal
+from fastclaw.telemetry.metrics import Counts
+from fastclaw.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -60,7 +59,7 @@ if TYPE_CHECKING:
         RunResult,
     )
     from fastclaw.runtimes.sandbox import ImageStore, Sandbox, SandboxFactory
-    from fastclaw.stages import Flight, Ledger
+    from fastclaw.stages import Flight
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         runtime: taken where `options.runtime` is left out or `auto`.
 
     Attributes:
-        latency: how long execs, runs and starts of environments took.
+        telemetry: how long execs, runs and starts of environments took.
     """
 
     def __init__(self, runtime: str = "auto") -> None:
@@ -96,9 +95,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         self._sockets: SocketDirectory | None = None
         self._room: HostRoom | None = None
         self._ready: ReadyPool | None = None
-        self.latency = Latency()
-        self._ledger: Ledger = self.latency
-        self._journal: Journal | None = None
+        self.telemetry = Telemetry(self._counts, logger.warning)
 
     def __repr__(self) -> str:
         state = "not running" if self._sockets is None else self._namespace
@@ -125,9 +122,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             raise_file_limit()
             self._sockets, self._room = SocketDirectory(), host_room(host_limits())
             self._ready = ReadyPool(self._factory, self._room)
-            if options.journal is not None:
-                self._journal = Journal(options.journal, options.journal_max_bytes, logger.warning)
-                self._ledger = Ledgers(self.latency, self._journal)
+            await self.telemetry.open(options)
             kinds = self._kinds(options.pool, "$.options.pool")
             info = await self._start_main(params.options) if options.environment else InitializeResult()
             self._ready.keep(kinds)
@@ -161,10 +156,8 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         finally:
             if self._sockets is not None:
                 self._sockets.close()
-            if self._journal is not None:
-                await self._journal.aclose()
-            self._sockets = self._room = self._ready = self._journal = None
-            self._ledger = self.latency
+            self._sockets = self._room = self._ready = None
+            await self.telemetry.aclose()
 
     def hasten(self) -> None:
         for environment in self._environments.values():
@@ -190,7 +183,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
     async def _start(self, request: EnvironmentRequest, mark: bytes = b"", tell: Tell | None = None) -> EnvironmentInfo:
         flight = stages.present(stages.ENVIRONMENT_STAGES)
         environment = self._admit(request, mark)
-        flight.subject, flight.lane, flight.ledger = environment.name, environment.runtime, self._ledger
+        flight.subject, flight.lane, flight.ledger = environment.name, environment.runtime, self.telemetry.ledger
         flight.reach(stages.ADMITTED)
         self._environments[environment.name] = environment
         if request.token is not None:
@@ -223,7 +216,9 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             raise InvalidState(text, "environment_exists")
         if len(self._environments) >= environment_limits.MAX_ENVIRONMENTS:
             raise StartFailed(f"there are {environment_limits.MAX_ENVIRONMENTS} environments; end one", "overloaded")
-        return Environment(name, runtime, options, request.token, mark, self._sockets, self._room, notes, self._ledger)
+        return Environment(
+            name, runtime, options, request.token, mark, self._sockets, self._room, notes, self.telemetry.ledger
+        )
 
     def _free_name(self) -> str:
         return next(name for number in self._numbers if (name := f"e{number}") not in self._environments)
@@ -369,9 +364,16 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
     def _shared_health(self) -> dict[str, Any]:
         states = Counter(environment.machine.state.value for environment in self._environments.values())
         ready = {} if self._ready is None else {"pool": self._ready.health()}
-        journal = {} if self._journal is None else {"journal": self._journal.health()}
         made = {name: health for name, factory in self._factories.items() if (health := factory.health())}
-        return {"environments": dict(states), "latency": self.latency.summary(), **ready, **journal, **made}
+        return {"environments": dict(states), **self.telemetry.health(), **ready, **made}
+
+    def _counts(self) -> Counts:
+        pools = [environment.pool for environment in self._environments.values() if environment.pool is not None]
+        return Counts(
+            environments=Counter(environment.machine.state.value for environment in self._environments.values()),
+            processes=sum(len(pool.table.live()) for pool in pools),
+            waiting=sum(pool.waiting for pool in pools),
+        )
 
     def _find(self, name: str | None) -> Environment:
         wanted = MAIN if name is None else name

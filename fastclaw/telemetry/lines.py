@@ -45,7 +45,7 @@ _decoder = msgspec.json.Decoder(Line)
 def of_call(flight: Flight, time: float) -> bytes:
     """The line of a call. `time`: when its line was read."""
     line = Line(
-        kind=flight.kind,
+        kind=flight.method,
         time=round(time, 6),
         received_ns=flight.at[0],
         id=flight.subject,

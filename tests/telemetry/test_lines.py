@@ -13,7 +13,7 @@ from fastclaw.telemetry.lines import Line, decoded, encoded, of_call
 
 def test_a_call_is_one_line() -> None:
     flight = Flight(5_000)
-    flight.kind, flight.subject, flight.environment, flight.lane = "exec", "ab-1", "main", "spawn"
+    flight.method, flight.subject, flight.environment, flight.lane = "exec", "ab-1", "main", "spawn"
     flight.merge((0, 7_000, 0, 9_000, 0))
     flight.end("exited")
     line = of_call(flight, 12.5)
