@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fastclaw import environment_limits, stages
+from fastclaw import __version__, environment_limits, stages
 from fastclaw.errors import FastclawError, InvalidParams, InvalidState, MethodNotFound, StartFailed
 from fastclaw.files import FileRuntime
 from fastclaw.images import ImageRuntime
@@ -373,6 +373,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             environments=Counter(environment.machine.state.value for environment in self._environments.values()),
             processes=sum(len(pool.table.live()) for pool in pools),
             waiting=sum(pool.waiting for pool in pools),
+            version=__version__,
         )
 
     def _find(self, name: str | None) -> Environment:

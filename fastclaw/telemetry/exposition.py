@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 
-from fastclaw import __version__
 from fastclaw.latency import TOTAL, Histogram, highest
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class Collector:
         yield GaugeMetricFamily("fastclaw_processes", "Processes that run.", self._counts.processes)
         yield GaugeMetricFamily("fastclaw_queue_length", "Starts that wait for their turn.", self._counts.waiting)
         build = GaugeMetricFamily("fastclaw_build_info", "The version.", labels=["version"])
-        build.add_metric([__version__], 1)
+        build.add_metric([self._counts.version], 1)
         yield build
 
 

@@ -33,11 +33,13 @@ class Counts(NamedTuple):
         environments: by state.
         processes: that run.
         waiting: starts that wait for their turn.
+        version: of fastclaw.
     """
 
     environments: Mapping[str, int]
     processes: int
     waiting: int
+    version: str
 
 
 def parse(address: str) -> str | tuple[str, int]:
