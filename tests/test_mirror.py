@@ -20,7 +20,6 @@ WITHOUT_TESTS = {
     "engine/news.py": "see there",
     "sandbox/progress_bar.py": "tested with the images of sandbox/host.py",
     "sandbox/facts.py": "tested with sandbox/sandbox.py, as are `raised`, `streamed_run` and `transfer`",
-    "sandbox/presence.py": "see there",
     "sandbox/raised.py": "see there",
     "sandbox/streamed_run.py": "see there",
     "sandbox/transfer.py": "see there",

@@ -9,6 +9,8 @@ from fastclaw.lifecycle import EnvironmentState
 from fastclaw.sandbox.done import GONE, Done, SandboxGone
 from fastclaw.sandbox.raised import raised
 
+_MAY_BE_ITS_END = frozenset({"killed", "signaled", "unknown"})
+"""Reasons of commands that end with their sandbox. The last is of one whose end was not seen before all was closed."""
 _ENDED_WITH_IT = "the command has ended with its sandbox"
 
 
@@ -30,9 +32,9 @@ class Presence:
         """The same.
 
         Raises:
-            SandboxGone: the command was killed with its sandbox.
+            SandboxGone: the command has ended with its sandbox.
         """
-        if done.reason == "killed" and await self._has_ended():
+        if done.reason in _MAY_BE_ITS_END and await self._has_ended():
             gone = SandboxGone(_ENDED_WITH_IT)
             gone.done = done
             raise gone

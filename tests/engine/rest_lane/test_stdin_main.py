@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -151,8 +150,8 @@ def test_a_helper_holds_nothing_that_is_the_server_s() -> None:
     with a_server() as server, a_process("cat") as process:
         server.start(1, process.pid)
         (helper,) = server.helpers()
-        links = [os.readlink(entry) for entry in Path(f"/proc/{helper}/fd").iterdir()]
-        assert not any(link.startswith("socket:") for link in links)
+        wait_until(lambda: not any(link.startswith("socket:") for link in open_descriptors(helper).values()))
+        links = open_descriptors(helper).values()
         pipes = [link for link in links if link.startswith("pipe:")]
         assert os.readlink(f"/proc/{process.pid}/fd/0") in pipes
         wait_until(lambda: not set(open_descriptors(server.pid).values()) & set(pipes))  # it closes what it passed on
