@@ -108,14 +108,19 @@ class Latency:
 
     def ended(self, flight: Flight) -> None:
         """Count each stage before the answer: its own time is since the stage before it that was reached."""
-        last, histograms = flight.at[0], self._of(flight)
-        for stage in range(1, len(flight.at) - 1):
-            when = flight.at[stage]
+        at, histograms = flight.at, self._of(flight)
+        last = at[0]
+        for stage in range(1, len(at) - 1):
+            when = at[stage]
+            if not when:
+                continue
+            microseconds = 0
             if when > last:
-                histograms[stage].add((when - last) // 1000)
-                last = when
-            elif when:
-                histograms[stage].add(0)
+                microseconds, last = (when - last) // 1000, when
+            histogram = histograms[stage]  # as `Histogram.add` does it: each exec comes by here
+            shift = microseconds.bit_length() - _EXACT_BITS
+            histogram.counts[microseconds if shift < 0 else (shift << OCTAVE_BITS) + (microseconds >> shift)] += 1
+            histogram.sum_us += microseconds
 
     def gone(self, flight: Flight) -> None:
         """Count what of its tree outlived its end."""

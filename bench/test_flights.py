@@ -1,0 +1,53 @@
+"""What the flight record of a run costs, beside what it is of: all of it in fastclaw, from the line to the answer.
+
+The spawner's part is five readings of the clock, a system call each.
+"""
+
+from __future__ import annotations
+
+from time import monotonic_ns, process_time
+from typing import TYPE_CHECKING
+
+from bench.ratios import Ratios, in_turn
+from fastclaw import stages
+from fastclaw.latency import Latency
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+FLIGHTS = 20_000
+ROUNDS = 9
+ALLOWED_US = 8.0
+"""What the design allows for all of it."""
+
+
+def fly(ledger: Latency) -> None:
+    """What a run's record takes, as the dispatcher, the pool, the lane and the link do it one after the other."""
+    received = monotonic_ns()
+    stages.begin(received)
+    flight = stages.present()
+    flight.subject, flight.environment, flight.lane, flight.ledger = "p-1", "main", "spawn", ledger
+    flight.reach(stages.ADMITTED)
+    flight.reach(stages.SENT)
+    flight.merge((received + 1, received + 2, received + 3, received + 4, received + 5))
+    flight.reach(stages.STARTED)
+    flight.reach(stages.EXITED)
+    flight.end("exited")
+    flight.timings()
+    flight.answer()
+
+
+def test_what_a_record_costs(benchmark: BenchmarkFixture, ratios: Ratios) -> None:
+    ledger = Latency()
+    taken: list[float] = []
+
+    def flights() -> None:
+        began = process_time()  # it waits for nothing, so what others take of the processor is not its affair
+        for _ in range(FLIGHTS):
+            fly(ledger)
+        taken.append(process_time() - began)
+
+    in_turn(benchmark, flights, lambda: None, ROUNDS)
+    microseconds = sorted(taken)[len(taken) // 2] / FLIGHTS * 1e6
+    ratios.ratio("allowed time of a flight record (8 us) / taken", ALLOWED_US / microseconds)
+    ratios.fact("flight record of a run", f"{microseconds:.1f} us")
