@@ -99,7 +99,7 @@ EGRESS_READY_MS = 20_000
 
 EGRESS_TASKS_MS = 500
 """What cancelled tasks of the egress proxy may take to write down what they were about: twice, and with
-`limits.LOG_FLUSH_MS`, well within `EGRESS_EXIT_MS`, so that a disk that hangs does not get the proxy killed."""
+`LOG_FLUSH_MS`, well within `EGRESS_EXIT_MS`, so that a disk that hangs does not get the proxy killed."""
 
 EGRESS_EXIT_MS = 5_000
 """An egress proxy that has not ended what it has of an environment, or itself, by then is killed: half of

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct, field
 
-from fastclaw import engine_limits, environment_limits, limits, network_limits
+from fastclaw import engine_limits, environment_limits, limits, network_limits, telemetry_limits
 from fastclaw.errors import InvalidParams
 from fastclaw.runtime import Milliseconds, PoolKinds, User
 
@@ -230,7 +230,7 @@ class HostOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
     environment: bool = True
     pool: PoolKinds = field(default_factory=list)
     journal: AbsolutePath | None = None
-    journal_max_bytes: Annotated[int, Meta(ge=limits.KIB)] = limits.JOURNAL_BYTES
+    journal_max_bytes: Annotated[int, Meta(ge=limits.KIB)] = telemetry_limits.JOURNAL_BYTES
     metrics: str | None = None
 
 

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 import click
 import msgspec
 
-from fastclaw import limits
+from fastclaw import telemetry_limits
 from fastclaw.telemetry.perfetto import document
 from fastclaw.telemetry.reading import Reading
 from fastclaw.telemetry.summary import StageRow, Summary, own_times, took_us
@@ -35,7 +35,7 @@ _LOOK = 4_096
 @click.option(
     "--last",
     type=click.IntRange(1),
-    default=limits.TRACE_CALLS,
+    default=telemetry_limits.TRACE_CALLS,
     show_default=True,
     help="Calls in that trace: the last ones.",
 )

@@ -179,6 +179,26 @@ def _drop_all(fds: Iterable[int]) -> None:
             os.close(fd)
 
 
+def with_files(fds: Sequence[int], contents: Sequence[bytes]) -> list[int]:
+    """The descriptors and, after them, files in memory with these contents.
+
+    Raises:
+        OSError: one cannot be had, and all are closed.
+    """
+    opened = list(fds)
+    try:
+        for data in contents:
+            opened.append(file := os.memfd_create("fastclaw-start", os.MFD_CLOEXEC))
+            view = memoryview(data)
+            while view:
+                view = view[os.write(file, view) :]
+            os.lseek(file, 0, os.SEEK_SET)
+    except OSError:
+        close_all(opened)
+        raise
+    return opened
+
+
 def close_all(fds: Iterable[int]) -> None:
     """Close descriptors that are open."""
     for fd in fds:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import limits, telemetry_limits
 from fastclaw.errors import StartFailed
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class RotatingLog:
         self._path, self._max_bytes, self._what = path, max_bytes, what
         self._on_lost, self._on_trouble = on_lost, on_trouble
         self._has_said = False
-        self._lines: asyncio.Queue[bytes] = asyncio.Queue(limits.LOG_QUEUE)
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue(telemetry_limits.LOG_QUEUE)
         self._unwritten = 0
         self._file: AsyncFileIO | None = None
         self._thread = ThreadPoolExecutor(1, "fastclaw-log")
@@ -168,7 +168,7 @@ class RotatingLog:
     async def _rotate(self) -> None:
         import aiofiles.os  # as above
 
-        names = [self._path, *(f"{self._path}.{number}" for number in range(1, limits.LOG_FILES))]
+        names = [self._path, *(f"{self._path}.{number}" for number in range(1, telemetry_limits.LOG_FILES))]
         for newer, older in reversed(list(pairwise(names))):
             with suppress(FileNotFoundError):
                 await aiofiles.os.replace(newer, older, executor=self._thread)
@@ -185,7 +185,7 @@ class RotatingLog:
             why = "it was not written in time" if error is None else error.strerror
             self._on_trouble(f"{self._what} {self._path!r} is incomplete: {why}")
 
-    async def aclose(self, timeout_s: float = limits.LOG_FLUSH_MS / 1000) -> None:
+    async def aclose(self, timeout_s: float = telemetry_limits.LOG_FLUSH_MS / 1000) -> None:
         """Write what waits, and close the file. Idempotent; no `write` may be under way.
 
         Parameters:

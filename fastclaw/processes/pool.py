@@ -17,9 +17,7 @@ from fastclaw.errors import ExecFailed, FastclawError, InvalidParams, RuntimeSdk
 from fastclaw.linux.poller import Poller
 from fastclaw.params import (
     check_exec,
-    check_offered,
     check_run,
-    directory_of,
     fingerprint,
     has_input,
 )
@@ -28,6 +26,7 @@ from fastclaw.processes.blocked import BlockedOutputs
 from fastclaw.processes.lane import SIGKILLED, Collection, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.processes.process import Process
 from fastclaw.processes.run_output import result_without_output
+from fastclaw.processes.start_specs import StartSpecs
 from fastclaw.processes.starts import (
     Begun,
     KeyedCalls,
@@ -98,12 +97,11 @@ class ProcessPool:
         name: str = "",
     ) -> None:
         self._lane = lane
-        self._ledger, self._name = ledger, name
         self._options = options
         self._sockets = sockets
-        self._environment = environment
-        self._working_dir = working_dir
-        self._base_dir = base_dir
+        self._specs = StartSpecs(
+            options, prefix, environment, working_dir=working_dir, base_dir=base_dir, ledger=ledger, name=name
+        )
         self._loop = asyncio.get_running_loop()
         self._poller = Poller()
         self.table = ProcessTable(options)
@@ -116,18 +114,17 @@ class ProcessPool:
         self._graces: list[Grace] = []
         self._blocked = BlockedOutputs()
         self._is_ending = False
-        self.prefix = prefix
-        self._count = 0
 
     def __repr__(self) -> str:
-        return f"<ProcessPool {self.prefix} lane={self._lane.name} {self.table}>"
+        return f"<ProcessPool {self._specs.prefix} lane={self._lane.name} {self.table}>"
 
     # --- exec ---
 
     def exec(self, request: ExecRequest) -> Coroutine[Any, Any, ExecResult]:
         """See `Runtime.exec`."""
         check_exec(request)
-        spec = self._spec(
+        spec = self._specs.make(
+            self._lane,
             request,
             stdin=request.stdin,
             tty=request.tty_size if request.tty else None,
@@ -201,51 +198,6 @@ class ProcessPool:
         told: Told = await self._keyed.join(key, mark, begin)
         return told
 
-    def _spec(
-        self,
-        request: ExecRequest | RunRequest,
-        *,
-        stdin: bool,
-        tty: tuple[int, int] | None,
-        holds_stdin: bool = False,
-        is_helper: bool = False,
-    ) -> StartSpec:
-        """What the lane is asked for; the request was checked.
-
-        Raises:
-            InvalidParams: `unsupported`, the lane does not offer it; or there is no such template.
-        """
-        if request.user is not None or request.limits or request.template is not None or tty is not None:
-            lane = self._lane
-            check_offered(request, lane.name, lane.capabilities, self._options.templates, lane.refused)
-        self._count += 1
-        process_id = f"{self.prefix}-{self._count}"
-        return StartSpec(
-            process_id=process_id,
-            cmd=request.cmd,
-            base_env=self._environment,
-            env=request.env,
-            working_dir=directory_of(request.working_dir, self._working_dir, self._base_dir),
-            user=self._options.user if request.user is None else request.user,
-            stdin=stdin,
-            limits=request.limits,
-            tty=tty,
-            template=request.template,
-            merge_stderr=request.merge_stderr,
-            holds_stdin=holds_stdin,
-            orphans=request.orphans,
-            flight=self._flight(process_id, is_helper=is_helper),
-        )
-
-    def _flight(self, process_id: str, *, is_helper: bool) -> Flight:
-        """Of the call that is served. A helper's counts nowhere, and is not taken for its call's."""
-        if is_helper:
-            return stages.unseen()
-        flight = stages.present()
-        flight.subject, flight.environment = process_id, self._name
-        flight.lane, flight.ledger = self._lane.name, self._ledger
-        return flight
-
     def _process(self, request: ExecRequest | RunRequest, spec: StartSpec, begun: Begun) -> Process:
         assert begun.lane_process is not None
         begun.process = Process(
@@ -304,7 +256,7 @@ class ProcessPool:
     def run(self, request: RunRequest) -> Coroutine[Any, Any, RunResult]:
         """See `ProcessRuntime.run`."""
         data = check_run(request)
-        spec = self._spec(request, stdin=has_input(request), tty=None)
+        spec = self._specs.make(self._lane, request, stdin=has_input(request), tty=None)
         if request.key is None:
             return self._run(request, spec, data)
         return self._once(
@@ -317,7 +269,8 @@ class ProcessPool:
     def collect(self, request: RunRequest, data: bytes) -> Coroutine[Any, Any, tuple[ExitRecord, Collected]]:
         """Run a helper of our own: its record and output, of which nothing is kept. `data`: its input."""
         check_exec(request)
-        return self._run(request, self._spec(request, stdin=bool(data), tty=None, is_helper=True), data, self._helped)
+        spec = self._specs.make(self._lane, request, stdin=bool(data), tty=None, is_helper=True)
+        return self._run(request, spec, data, self._helped)
 
     def _helped(self, process: Process, collected: Collected, _: RunRequest) -> tuple[ExitRecord, Collected]:
         self.table.forget(process)
@@ -494,8 +447,8 @@ class ProcessPool:
 
     async def listed(self, after: str | None) -> list[ProcessInfo]:
         """See `ProcessRuntime.list_processes`: in the order of their numbers."""
-        first = 0 if after is None else self._number(after) + 1
-        numbered = [(self._number(process.id), process) for process in self.table]
+        first = 0 if after is None else self._specs.number(after) + 1
+        numbered = [(self._specs.number(process.id), process) for process in self.table]
         numbered.sort(key=operator.itemgetter(0))  # nearly so already: a start may have overtaken another
         processes = [process for number, process in numbered if number >= first]
         blocked = await self._blocked.look(processes, limits.LIST_LOOKS, limits.LOOK_ANSWER_MS)
@@ -508,13 +461,6 @@ class ProcessPool:
         oldest = itertools.chain((one for one in live if one.streams.is_unread()), live)
         blocked = await self._blocked.look(dict.fromkeys(oldest), limits.HEALTH_LOOKS, limits.HEALTH_LOOK_MS)
         return {**self.health(), "blocked": len(blocked)}
-
-    def _number(self, process_id: str) -> int:
-        prefix, _, digits = process_id.partition("-")
-        is_number = digits.isascii() and digits.isdecimal()
-        if prefix != self.prefix or not is_number or len(digits) > len(str(self._count)):
-            raise InvalidParams("$.after is no process of this runtime; take the `next` of an answer", path="$.after")
-        return int(digits)
 
     def signal(self, process_id: str, signum: int, *, group: bool = False) -> None:
         """See `ProcessRuntime.signal`."""
@@ -589,7 +535,7 @@ class ProcessPool:
             lane: of the same kind as before.
             environment: as for the class.
         """
-        self._lane, self._environment, self._is_ending = lane, environment, False
+        self._lane, self._specs.environment, self._is_ending = lane, environment, False
         self.table.cut()
 
     async def _end_everything(self, grace_ms: int, budget_ms: int) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, ProtocolError, StartFailed
-from fastclaw.linux.packets import Outbox, close_all, receive
+from fastclaw.linux.packets import Outbox, close_all, receive, with_files
 from fastclaw.spawner import frames
 from fastclaw.spawner.spawn_process import end_tree, resources_refused
 
@@ -260,7 +260,10 @@ class Spawner:
             ExecFailed: `overloaded`, `container_gone`.
         """
         self._check_alive(fds)
-        with_all = with_files(fds, request.files)
+        try:
+            with_all = with_files(fds, request.files)
+        except OSError as error:
+            raise resources_refused(error) from error
         self._requests.send(request.frame, with_all, on_dropped=lambda error: self._drop(process, error))
         self._busy.add(process.id)
         self._trees.add(process.id)
@@ -575,26 +578,6 @@ class Spawner:
 
 def _ended() -> ExecFailed:
     return ExecFailed("the spawner has ended", "container_gone")
-
-
-def with_files(fds: Sequence[int], files: Sequence[bytes]) -> list[int]:
-    """The descriptors and, after them, files in memory with these bytes.
-
-    Raises:
-        ExecFailed: `overloaded`, and all are closed.
-    """
-    opened = list(fds)
-    try:
-        for data in files:
-            opened.append(file := os.memfd_create("fastclaw-start", os.MFD_CLOEXEC))
-            view = memoryview(data)
-            while view:
-                view = view[os.write(file, view) :]
-            os.lseek(file, 0, os.SEEK_SET)
-    except OSError as error:
-        close_all(opened)
-        raise resources_refused(error) from error
-    return opened
 
 
 def _nothing() -> None:

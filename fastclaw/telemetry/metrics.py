@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import h11
 
-from fastclaw import limits
+from fastclaw import telemetry_limits
 from fastclaw.errors import InvalidParams, StartFailed
 
 if TYPE_CHECKING:
@@ -101,26 +101,26 @@ class MetricsEndpoint:
 
     async def _listen(self, where: str | tuple[str, int]) -> None:
         if isinstance(where, tuple):
-            self._server = await asyncio.start_server(self._serve, *where, limit=limits.METRICS_REQUEST_BYTES)
+            self._server = await asyncio.start_server(self._serve, *where, limit=telemetry_limits.METRICS_REQUEST_BYTES)
             host, port, *_ = self._server.sockets[0].getsockname()
             self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             return
         with _bound(where) as listener:  # asyncio, given a path, takes a living one's place
             self.address = self._path = where
             self._server = await asyncio.start_unix_server(
-                self._serve, sock=listener, limit=limits.METRICS_REQUEST_BYTES
+                self._serve, sock=listener, limit=telemetry_limits.METRICS_REQUEST_BYTES
             )
             listener.detach()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        if len(self._clients) >= limits.METRICS_CLIENTS:
+        if len(self._clients) >= telemetry_limits.METRICS_CLIENTS:
             writer.transport.abort()
             return
         self._clients.add(task)
         try:
-            async with asyncio.timeout(limits.METRICS_MS / 1000):
+            async with asyncio.timeout(telemetry_limits.METRICS_MS / 1000):
                 await self._answer(reader, writer)
         except (TimeoutError, OSError, h11.ProtocolError):
             writer.transport.abort()
@@ -129,9 +129,9 @@ class MetricsEndpoint:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talk = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.METRICS_REQUEST_BYTES)
+        talk = h11.Connection(h11.SERVER, max_incomplete_event_size=telemetry_limits.METRICS_REQUEST_BYTES)
         while (event := talk.next_event()) is h11.NEED_DATA:
-            talk.receive_data(await reader.read(limits.METRICS_REQUEST_BYTES))
+            talk.receive_data(await reader.read(telemetry_limits.METRICS_REQUEST_BYTES))
         if not isinstance(event, h11.Request):
             return
         status, body, content_type = self._response(event)

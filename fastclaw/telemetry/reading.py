@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import telemetry_limits
 from fastclaw.telemetry.lines import Line, decoded
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Reading:
     """
 
     def __init__(self, path: Path) -> None:
-        older = [Path(f"{path}.{number}") for number in reversed(range(1, limits.LOG_FILES))]
+        older = [Path(f"{path}.{number}") for number in reversed(range(1, telemetry_limits.LOG_FILES))]
         self._paths = [*(each for each in older if each.is_file()), path]
         self.bad = self.read_bytes = 0
         self.total_bytes = sum(os.stat(each).st_size for each in self._paths)
@@ -36,7 +36,7 @@ class Reading:
     def __iter__(self) -> Iterator[Line]:
         for path in self._paths:
             with path.open("rb") as file:
-                while data := file.readline(limits.JOURNAL_LINE_BYTES):
+                while data := file.readline(telemetry_limits.JOURNAL_LINE_BYTES):
                     self.read_bytes += len(data)
                     line = decoded(data)
                     if line is None:

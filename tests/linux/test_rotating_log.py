@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import telemetry_limits
 from fastclaw.linux.rotating_log import RotatingLog
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ async def test_what_is_offered_is_written_and_who_offers_too_much_is_told_how_mu
     hangs = threading.Event()
     log._thread.submit(hangs.wait)
     try:
-        for number in range(limits.LOG_QUEUE + 5):
+        for number in range(telemetry_limits.LOG_QUEUE + 5):
             log.offer(b"%d\n" % number)
     finally:
         hangs.set()
@@ -28,7 +28,7 @@ async def test_what_is_offered_is_written_and_who_offers_too_much_is_told_how_mu
     assert len(said) == 1
     assert "the journal" in said[0]
     lines = (tmp_path / "log").read_bytes().splitlines()
-    assert lines == [b"%d" % number for number in range(limits.LOG_QUEUE)]
+    assert lines == [b"%d" % number for number in range(telemetry_limits.LOG_QUEUE)]
 
 
 async def test_of_a_log_that_nobody_wrote_to_there_is_no_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import telemetry_limits
 from fastclaw.errors import StartFailed
 from fastclaw.stages import Flight
 from fastclaw.telemetry.journal import Journal
@@ -61,7 +61,7 @@ def test_each_call_has_its_line_and_a_tree_that_lives_on_another(tmp_path: Path)
 
 @pytest.fixture
 async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    one = Journal(str(tmp_path / "journal"), limits.JOURNAL_BYTES, lambda _: None)
+    one = Journal(str(tmp_path / "journal"), telemetry_limits.JOURNAL_BYTES, lambda _: None)
     yield one
     await one.aclose()
 
@@ -78,7 +78,7 @@ def write(journal: Journal, count: int) -> None:
 async def test_what_a_slow_disk_has_no_time_for_is_said_in_the_next_line(journal: Journal, tmp_path: Path) -> None:
     goes_on = threading.Event()
     journal._log._thread.submit(goes_on.wait)
-    write(journal, limits.LOG_QUEUE + 3)
+    write(journal, telemetry_limits.LOG_QUEUE + 3)
     assert journal.health()["lost"] == 3
     goes_on.set()
     async with asyncio.timeout(10):
@@ -86,7 +86,7 @@ async def test_what_a_slow_disk_has_no_time_for_is_said_in_the_next_line(journal
     write(journal, 1)
     await journal.aclose()
     found = lines_of(tmp_path / "journal")
-    assert len(found) == limits.LOG_QUEUE + 2
+    assert len(found) == telemetry_limits.LOG_QUEUE + 2
     assert found[-2] == Line(kind="lost", lines=3)
     assert found[-1].id == "p-0"
 
@@ -94,5 +94,5 @@ async def test_what_a_slow_disk_has_no_time_for_is_said_in_the_next_line(journal
 @pytest.mark.parametrize("path", ["/no/such/directory/journal", "/dev/full", "/"])
 async def test_where_none_can_be_written_the_start_says_so(path: str) -> None:
     with pytest.raises(StartFailed, match=r"options\.journal") as raised:
-        Journal(path, limits.JOURNAL_BYTES, lambda _: None)
+        Journal(path, telemetry_limits.JOURNAL_BYTES, lambda _: None)
     assert raised.value.reason == "bad_log"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastclaw import __version__, limits
+from fastclaw import __version__, telemetry_limits
 from fastclaw.errors import InvalidParams, StartFailed
 from fastclaw.telemetry.metrics import MetricsEndpoint, parse
 from tests.served import served
@@ -134,7 +134,7 @@ async def test_other_requests(endpoint: MetricsEndpoint, request_line: bytes, st
 
 
 @pytest.mark.parametrize(
-    "nonsense", [b"\0\0\0\r\n\r\n", b"x" * 2 * limits.METRICS_REQUEST_BYTES, b"GET /metrics HTTP/1.1\r\n\r\n"]
+    "nonsense", [b"\0\0\0\r\n\r\n", b"x" * 2 * telemetry_limits.METRICS_REQUEST_BYTES, b"GET /metrics HTTP/1.1\r\n\r\n"]
 )
 async def test_nonsense_is_disconnected(endpoint: MetricsEndpoint, nonsense: bytes) -> None:
     with contextlib.suppress(ConnectionResetError, BrokenPipeError):
@@ -145,8 +145,8 @@ async def test_nonsense_is_disconnected(endpoint: MetricsEndpoint, nonsense: byt
 async def test_who_says_nothing_is_disconnected_and_too_many_are_turned_away(
     endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "METRICS_MS", 300)
-    silent = [await asyncio.open_unix_connection(endpoint.address) for _ in range(limits.METRICS_CLIENTS)]
+    monkeypatch.setattr(telemetry_limits, "METRICS_MS", 300)
+    silent = [await asyncio.open_unix_connection(endpoint.address) for _ in range(telemetry_limits.METRICS_CLIENTS)]
     async with asyncio.timeout(10):
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             assert await asyncio.to_thread(asked, endpoint.address) == b"", "there is no room"

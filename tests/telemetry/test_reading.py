@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import telemetry_limits
 from fastclaw.telemetry.lines import Line, encoded
 from fastclaw.telemetry.reading import Reading
 
@@ -40,7 +40,7 @@ def test_a_line_that_was_cut_anywhere_is_counted_and_the_others_are_read(tmp_pat
 
 def test_what_is_no_journal_is_read_in_bounded_pieces(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    path.write_bytes(b"x" * (3 * limits.JOURNAL_LINE_BYTES) + b"\n\0\xff\n" + a_line(1))
+    path.write_bytes(b"x" * (3 * telemetry_limits.JOURNAL_LINE_BYTES) + b"\n\0\xff\n" + a_line(1))
     reading = Reading(path)
     assert [line.id for line in reading] == ["p-1"]
     assert reading.bad == 5

@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fastclaw import limits, network_limits
+from fastclaw import network_limits, telemetry_limits
 from fastclaw.network.egress.accounting import AuditLog, Decision
 from fastclaw.network.egress.addresses import HOST_ADDRESSES, HOST_NAMES, is_special, parse_host, show
 from fastclaw.network.egress.dialing import NAMED, Dialled, LocalAddresses, Resolver, dial, open_tunnel
@@ -136,7 +136,7 @@ class PolicyEnforcer:
 
     async def aclose(self) -> None:
         """End lookups, and write what is not written yet. Idempotent; no request may be under way."""
-        deadline = self._loop.time() + limits.LOG_FLUSH_MS / 1000
+        deadline = self._loop.time() + telemetry_limits.LOG_FLUSH_MS / 1000
         await self._resolver.aclose()
         if (writing := self._writing) is not None:
             await asyncio.wait((writing,), timeout=deadline - self._loop.time())

@@ -136,7 +136,7 @@ class Server:
             tunnel.close()
 
     async def aclose(self) -> None:
-        """End everything, within `EGRESS_TASKS_MS` twice and `limits.LOG_FLUSH_MS`. Idempotent."""
+        """End everything, within `EGRESS_TASKS_MS` twice and `telemetry_limits.LOG_FLUSH_MS`. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclaw import limits, network_limits
+from fastclaw import network_limits, telemetry_limits
 from fastclaw.errors import StartFailed
 from fastclaw.network.egress.accounting import AuditLog, Counters, Decision, _line, now
 from fastclaw.network.egress.policy import REASONS
@@ -255,7 +255,7 @@ async def test_no_line_is_lost_under_load_and_writers_wait(tmp_path: Path) -> No
                 most = max(most, log.audit_log._lines.qsize())
 
         await asyncio.gather(*(write(number * each) for number in range(writers)))
-        assert most == limits.LOG_QUEUE
+        assert most == telemetry_limits.LOG_QUEUE
     assert sorted(numbers(path)) == list(range(writers * each))
     assert (log.said, path.stat().st_size) == ([], writers * each * LINE)
 
@@ -353,7 +353,7 @@ async def test_no_line_is_lost_while_connections_have_all_descriptors(tmp_path: 
 async def test_a_disk_that_hangs_makes_writers_wait_and_the_end_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "LOG_FLUSH_MS", 50)
+    monkeypatch.setattr(telemetry_limits, "LOG_FLUSH_MS", 50)
     goes_on = threading.Event()
     async with kept(tmp_path / "log") as log:
         try:
@@ -366,7 +366,7 @@ async def test_a_disk_that_hangs_makes_writers_wait_and_the_end_does_not(
             await log.audit_log.aclose()
         finally:
             goes_on.set()
-        most = limits.LOG_QUEUE
+        most = telemetry_limits.LOG_QUEUE
         assert most <= handed <= 2 * most  # in the queue, and one batch under way
         assert log.lost == handed
         assert "not written in time" in log.said[0]
