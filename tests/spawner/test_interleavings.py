@@ -210,7 +210,9 @@ def test_a_client_that_comes_too_late_reads_an_end_and_no_reset() -> None:
             host.order(frames.ATTACH, 1, STDIO, fds=[theirs.fileno()])
             theirs.close()
             assert ours.recv(1) == b""
-        assert host.event()[:4] == (frames.LEFT, 1, STDIO, 0)
+        if (event := host.event()).op == frames.ENDED:  # its pump had not let go of the slot yet
+            event = host.event()
+        assert event[:4] == (frames.LEFT, 1, STDIO, 0)
 
 
 SEND_MESSAGE = {"x86_64": 46, "aarch64": 211}
