@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from contextlib import asynccontextmanager, suppress
@@ -31,6 +32,9 @@ pytestmark = [pytest.mark.gvisor, pytest.mark.timeout(900)]
 
 TERMINALS = 20
 """One after the other: where a reader's EOF depends on who comes first, one of them shows it."""
+
+CLOCKS_US = 2_000_000
+"""By which gVisor's clock may seem behind ours, where its greeting was heard late."""
 
 TERMINALS_S = 60
 """Within which all have ended: one takes 50 ms."""
@@ -67,6 +71,11 @@ async def test_a_command_runs_in_its_kernel_and_nothing_is_left(options: dict[st
         assert done.exit_code == 3
         assert b"gVisor" in done.stdout
         assert b"FASTCLAW_INIT_SECRET" not in done.stdout
+        stages = ("sent", "taken", "started", "exited", "answered")
+        record = await runtime.wait(done.process_id)
+        times = [record.timings[stage] for stage in stages]  # two clocks, as close as a greeting makes them
+        assert all(later - earlier > -CLOCKS_US for earlier, later in itertools.pairwise(times)), record.timings
+        assert times[-1] < 60_000_000
         assert len(sandboxes() - before) == 1
         health = await runtime.health()
         assert health.details["network"]["mode"] == "none"
