@@ -6,9 +6,11 @@ Sources: poll(2), unix(7), socket(7). Owns no descriptor.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import socket
+import stat
 import struct
 from contextlib import suppress
 
@@ -78,6 +80,14 @@ def listen_privately(path: str, kind: int, backlog: int, owner: int = 0) -> int:
         listening.close()
         raise
     return listening.detach()
+
+
+def remove_dead(path: str) -> None:
+    """Take away a Unix socket at which nobody listens any more, as its maker was killed. All else stays."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        # A file refuses as well; a backlog that is full does not, and is somebody's.
+        if stat.S_ISSOCK(os.lstat(path).st_mode) and probe.connect_ex(path) == errno.ECONNREFUSED:
+            os.unlink(path)
 
 
 def reset_on_close(connection: socket.socket) -> None:

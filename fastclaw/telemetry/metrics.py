@@ -10,13 +10,13 @@ import contextlib
 import ipaddress
 import os
 import socket
-import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 import h11
 
 from fastclaw import telemetry_limits
 from fastclaw.errors import InvalidParams, StartFailed
+from fastclaw.linux.sockets import remove_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -168,7 +168,7 @@ def _bound(path: str) -> socket.socket:
     Raises:
         OSError: there is something else.
     """
-    _remove_dead(path)
+    remove_dead(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         os.fchmod(listener.fileno(), 0o600)  # bind(2) takes the mode over: there is no moment with another one
@@ -177,13 +177,3 @@ def _bound(path: str) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _remove_dead(path: str) -> None:
-    """A socket at which nobody listens any more; what else is there stays, and is in the way."""
-    with contextlib.suppress(OSError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            if probe.connect_ex(path) != 0:
-                os.unlink(path)

@@ -17,6 +17,7 @@ from fastclaw.linux.sockets import (
     listen_privately,
     peer,
     ready_events,
+    remove_dead,
     reset_on_close,
     wait_readable,
 )
@@ -85,3 +86,21 @@ def test_a_reset_tells_the_peer_that_there_was_more() -> None:
         with client, pytest.raises(ConnectionResetError):
             client.recv(1)
     reset_on_close(connection)  # closed by then
+
+
+@pytest.mark.parametrize("kind", ["dead", "alive", "full", "file", "nothing"])
+def test_only_a_socket_at_which_nobody_listens_is_taken_away(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as waiting:
+        if kind == "file":
+            path.write_text("mine")  # to connect to one is refused, too
+        elif kind != "nothing":
+            one.bind(str(path))
+        if kind in ("alive", "full"):
+            one.listen(0)
+        if kind == "full":
+            waiting.connect(str(path))
+        if kind == "dead":
+            one.close()
+        remove_dead(str(path))
+        assert path.exists() is (kind not in ("dead", "nothing"))
