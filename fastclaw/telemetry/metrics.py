@@ -16,7 +16,7 @@ import h11
 
 from fastclaw import telemetry_limits
 from fastclaw.errors import InvalidParams, StartFailed
-from fastclaw.linux.sockets import remove_dead
+from fastclaw.linux.sockets import listen_privately, remove_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,12 +105,16 @@ class MetricsEndpoint:
             host, port, *_ = self._server.sockets[0].getsockname()
             self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             return
-        with _bound(where) as listener:  # asyncio, given a path, takes a living one's place
-            self.address = self._path = where
+        remove_dead(where)  # asyncio, given a path, takes a living one's place
+        listener = socket.socket(fileno=listen_privately(where, socket.SOCK_STREAM, telemetry_limits.METRICS_CLIENTS))
+        self.address = self._path = where
+        try:
             self._server = await asyncio.start_unix_server(
                 self._serve, sock=listener, limit=telemetry_limits.METRICS_REQUEST_BYTES
             )
-            listener.detach()
+        except BaseException:
+            listener.close()
+            raise
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -160,20 +164,3 @@ class MetricsEndpoint:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
             self._path = None
-
-
-def _bound(path: str) -> socket.socket:
-    """A socket at a path, for its owner only.
-
-    Raises:
-        OSError: there is something else.
-    """
-    remove_dead(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        os.fchmod(listener.fileno(), 0o600)  # bind(2) takes the mode over: there is no moment with another one
-        listener.bind(path)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
