@@ -68,12 +68,12 @@ def engine_findings(
 
 
 def docker_finding(
-    url: str, parts: Mapping[str, str] | None = None, *, is_taken: bool = False, why_none: str = ""
+    url: str = "", parts: Mapping[str, str] | None = None, *, is_taken: bool = False, why_none: str = ""
 ) -> Finding:
     """Whether environments can be had in Docker's containers.
 
     Parameters:
-        url: where it is asked.
+        url: where it is asked, and answers.
         parts: what it says it is made of, as for `engine_findings`.
         is_taken: since Podman cannot be had.
         why_none: why what answers there is none, in one line.

@@ -115,14 +115,14 @@ async def _examine(url: str | None) -> list[Finding]:
 async def _docker() -> tuple[EngineVersion | None, list[Finding]]:
     """What answers as Docker, if anything does."""
     options = Options()
-    if why_no_docker(options) is not None:
-        return None, []
-    url = docker_url(options)
     try:
+        url = docker_url(options)
+        if why_no_docker(options) is not None:
+            return None, []
         async with a_docker(url) as engine:
             version = await engine.version()
     except FastclawError as error:
-        return None, [docker_finding(url, why_none=str(error))]
+        return None, [docker_finding(why_none=str(error))]
     return version, [docker_finding(url, _parts(version), is_taken=why_no_engine(options) is not None)]
 
 

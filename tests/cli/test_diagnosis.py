@@ -117,7 +117,7 @@ BUSYBOX = "apt-get install busybox-static"
          [("docker", "ok", "docker 20.10.24, overlay2 at unix:///d; runtime auto takes it", None)]),
         ([docker_finding("unix:///d", DOCKER)],
          [("docker", "ok", "docker 20.10.24, overlay2 at unix:///d; set options.runtime to docker to take it", None)]),
-        ([docker_finding("unix:///d", why_none="it is Podman")],
+        ([docker_finding(why_none="it is Podman")],
          [("docker", "warning", "it is Podman", "unset DOCKER_HOST, or name a Docker there")]),
         ([spawner_finding(None, 13_000, lists_children=True)], [("spawner", "ok", "13 KB, for the spawn lane", None)]),
         ([spawner_finding("not built", 0, lists_children=True)],

@@ -98,6 +98,15 @@ def test_a_podman_that_is_named_as_docker_is_none(tmp_path: Path, engine_service
     assert "is Podman" in findings["docker"].text
 
 
+def test_a_docker_whose_address_is_of_another_form_hides_no_other_finding(tmp_path: Path) -> None:
+    environment = {**homes(tmp_path), "DOCKER_HOST": "ssh://somewhere"}
+    done = fastclaw("doctor", "--json", "--url", "unix:///nonexistent/socket", env=environment)
+    assert (done.returncode, done.stderr) == (1, b"")
+    findings = {finding.subject: finding for finding in msgspec.json.decode(done.stdout, type=list[Finding])}
+    assert (findings["engine"].level, findings["docker"].level) == ("problem", "warning")
+    assert findings["docker"].text.startswith("DOCKER_HOST: ssh://somewhere is not spoken here")
+
+
 @pytest.mark.parametrize("url", ["unix:///nonexistent/socket", "nonsense://x"])
 def test_an_engine_that_is_not_there_is_a_problem(call: Call, url: str) -> None:
     done = call("doctor", "--url", url)
