@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,9 +43,14 @@ def subjects() -> set[str]:
 
 
 @pytest.mark.podman
-def test_its_json_has_the_documented_shape(engine_service: EngineService) -> None:
-    done = fastclaw("doctor", "--json", "--url", engine_service.url)
+def test_its_json_has_the_documented_shape(engine_service: EngineService, tmp_path: Path) -> None:
+    runsc = tmp_path / "runsc"
+    runsc.write_text("#!/bin/sh\necho runsc version release-20240729.0\n")
+    runsc.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = fastclaw("doctor", "--json", "--url", engine_service.url, env=environment)
     found = json.loads(done.stdout)
+    assert "gvisor" in {finding["subject"] for finding in found}
     assert {finding["subject"] for finding in found} <= subjects() >= {"engine", "limits", "users", "relay"}
     for finding in found:
         assert {"subject", "level", "text"} <= finding.keys() <= {"subject", "level", "text", "advice"}
