@@ -84,6 +84,18 @@ def docker_finding(
     return _ok("docker", f"{_parts(parts or {})} at {url}; {how}")
 
 
+def shut_out_finding(url: str, group: str, name: str) -> Finding:
+    """A Docker is there, and this user may not ask it.
+
+    Parameters:
+        url: where it is.
+        group: whose members may.
+        name: of this process's user.
+    """
+    text = f"the one at {url} is for members of the group {group}, who are as good as root"
+    return _warning("docker", text, f"usermod --append --groups {group} {name}; then log in anew")
+
+
 def _bugs(parts: Mapping[str, str], has_spawner: bool) -> list[Finding]:
     """What is known to be broken in these versions."""
     programs = {
@@ -204,7 +216,8 @@ def user_findings(
         what = f"only {ids}: {left}" if ids else "none: only root can run inside, on the REST lane"
         text = f"subordinate ids in /etc/subuid and /etc/subgid: {what}"
         span = f"{free_id}-{free_id + limits.IDS - 1}"
-        advice = f"usermod --add-subuids {span} --add-subgids {span} {name}; podman system migrate"
+        anew = f"runuser -l {name} -c 'podman system migrate'"  # it keeps the namespace that it has, with the old ids
+        advice = f"usermod --add-subuids {span} --add-subgids {span} {name}; {anew}"
         findings.append(_warning("users", text, advice))
     return findings or [_ok("users", "a rootless engine: root inside is you")]
 

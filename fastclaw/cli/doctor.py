@@ -25,6 +25,7 @@ from fastclaw.cli.diagnosis import (
     network_findings,
     quota_findings,
     quotas,
+    shut_out_finding,
     spawner_finding,
     user_findings,
 )
@@ -34,6 +35,7 @@ from fastclaw.engine.rights import why_no_user_namespace
 from fastclaw.engine.service.facts import (
     CGROUP_ROOT,
     container_controllers,
+    docker_group,
     docker_url,
     find_program,
     free_subordinate_id,
@@ -117,6 +119,9 @@ async def _docker() -> tuple[EngineVersion | None, list[Finding]]:
     options = Options()
     try:
         url = docker_url(options)
+        group = docker_group(url)
+        if group is not None:
+            return None, [shut_out_finding(url, group, user_name(os.geteuid()))]
         if why_no_docker(options) is not None:
             return None, []
         async with a_docker(url) as engine:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from fastclaw.engine.service.facts import why_no_docker, why_no_engine
+from fastclaw.engine.service.facts import docker_group, docker_url, why_no_docker, why_no_engine
 from fastclaw.errors import InvalidParams
 from fastclaw.options import ENGINES, RUNTIMES, Options
 from fastclaw.runtimes.read_options import read_options
@@ -33,7 +33,10 @@ def choose(given: Mapping[str, Any], default: str = "auto") -> tuple[str, list[s
     found = engine_runtime(given, default)
     if found is not None:
         return found, []
-    reason = why_no_engine(read_options(given, Options))
+    options = read_options(given, Options)
+    reason = why_no_engine(options)
+    if (group := docker_group(docker_url(options))) is not None:
+        reason = f"{reason}; the Docker that is here answers members of the group {group} only"
     warning = f"no usable engine ({reason}); taking the local runtime, which isolates nothing"
     logger.warning("%s", warning)
     return "local", [warning]

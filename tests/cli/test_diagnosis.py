@@ -17,6 +17,7 @@ from fastclaw.cli.diagnosis import (
     network_findings,
     quota_findings,
     quotas,
+    shut_out_finding,
     spawner_finding,
     user_findings,
 )
@@ -89,7 +90,7 @@ def test_where_docker_takes_its_place_a_missing_engine_is_no_problem() -> None:
 MANY = limits.MAX_PROCESSES
 DOCKER = {"docker": "20.10.24", "storage_driver": "overlay2"}
 OTHER_DISK = "remove files there, or set XDG_STATE_HOME to a directory on another disk"
-USERMOD = "usermod --add-subuids 300000-365535 --add-subgids 300000-365535 me; podman system migrate"
+USERMOD = "usermod --add-subuids 300000-365535 --add-subgids 300000-365535 me; runuser -l me -c 'podman system migrate'"
 QUOTAS = {"kernel.keys.root_maxkeys": 200, "fs.inotify.max_user_instances": 1}
 REINSTALL = "pip install --force-reinstall fastclaw"
 NO_SPAWNER = "no spawn lane and no local runtime, REST only"
@@ -119,6 +120,9 @@ BUSYBOX = "apt-get install busybox-static"
          [("docker", "ok", "docker 20.10.24, overlay2 at unix:///d; set options.runtime to docker to take it", None)]),
         ([docker_finding(why_none="it is Podman")],
          [("docker", "warning", "it is Podman", "unset DOCKER_HOST, or name a Docker there")]),
+        ([shut_out_finding("unix:///d", "docker", "me")],
+         [("docker", "warning", "the one at unix:///d is for members of the group docker, who are as good as root",
+           "usermod --append --groups docker me; then log in anew")]),
         ([spawner_finding(None, 13_000, lists_children=True)], [("spawner", "ok", "13 KB, for the spawn lane", None)]),
         ([spawner_finding("not built", 0, lists_children=True)],
          [("spawner", "warning", f"not built: {NO_SPAWNER}", REINSTALL)]),

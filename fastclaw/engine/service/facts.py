@@ -4,12 +4,14 @@ environment uses: the one that its user named, else one of our own. Reads, never
 Knows where Linux distributions keep their programs and how /proc and /sys spell things; decides nothing.
 """
 
+import grp
 import os
 import pwd
 import re
 import resource
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -291,8 +293,8 @@ def docker_url(options: Options) -> str:
 def why_no_docker(options: Options) -> str | None:
     """Why Docker cannot be used here, in one line; None where it can, as far as can be told without asking it."""
     url = docker_url(options)
-    if not url.startswith("unix:"):
-        return None
+    if not url.startswith("unix:") or (os.environ.get("DOCKER_HOST") and not options.url):
+        return None  # it was named, so nothing else will do: the start says what is wrong
     path = url.removeprefix("unix://")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(engine_limits.PROGRAM_ANSWER_MS / 1000)
@@ -301,6 +303,18 @@ def why_no_docker(options: Options) -> str | None:
         except OSError as error:
             return f"no Docker answers at {path}: {error.strerror or error}"
     return None
+
+
+def docker_group(url: str) -> str | None:
+    """The group that this user has to be in to ask the Docker at a URL; None where it may ask, or no group may."""
+    path = url.removeprefix("unix://")
+    try:
+        found = os.stat(path)
+        if os.access(path, os.W_OK) or found.st_gid == 0 or not found.st_mode & stat.S_IWGRP:
+            return None
+        return grp.getgrgid(found.st_gid).gr_name
+    except (OSError, KeyError):
+        return None
 
 
 def why_no_engine(options: Options) -> str | None:

@@ -14,6 +14,7 @@ from fastclaw.engine.service import facts
 from fastclaw.engine.service.facts import (
     cgroup_mode,
     container_controllers,
+    docker_group,
     docker_url,
     engine_url,
     find_program,
@@ -233,6 +234,31 @@ def test_docker_is_where_the_user_says_or_at_its_usual_sockets(
     monkeypatch.setenv("DOCKER_HOST", "ssh://env")
     with pytest.raises(InvalidParams, match="DOCKER_HOST: ssh://env is not spoken here"):
         docker_url(Options())
+
+
+@pytest.mark.parametrize("named", ["unix:///nonexistent", "tcp://127.0.0.1:1"])
+def test_a_docker_that_is_named_is_not_replaced_by_the_local_runtime(
+    named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", named)
+    assert why_no_docker(Options()) is None
+
+
+def test_a_docker_that_this_user_may_not_ask_has_a_group(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = short_dir / "docker.sock"
+    url = f"unix://{path}"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may
+    assert docker_group(url) is None, "none is there"
+    path.touch()
+    os.chown(path, -1, path.stat().st_gid or 1)  # not root's
+    path.chmod(0o660)
+    assert docker_group(url) == path.group()
+    path.chmod(0o600)
+    assert docker_group(url) is None, "the group may not either"
+    path.chmod(0o660)
+    monkeypatch.undo()
+    assert docker_group(url) is None, "this user may"
+    assert docker_group("tcp://127.0.0.1:1") is None
 
 
 def test_docker_is_there_where_something_listens(short_dir: Path) -> None:
