@@ -237,8 +237,9 @@ class Spawner:
         self._reapers += answer.value
         if answer.errno == errno.EUSERS:
             raise ExecFailed(
-                "the environment maps no id but root's: the engine's user has none in /etc/subuid and /etc/subgid; "
-                "fastclaw doctor has the command that adds some, or set options.lane to rest",
+                "the environment maps no id but root's: the engine's user has none in /etc/subuid and /etc/subgid, "
+                "or had none when its Podman began (podman system migrate ends that); fastclaw doctor has the command "
+                "that adds some, or set options.lane to rest",
                 "unsupported",
             )
         if answer.errno and not answer.value:

@@ -178,6 +178,7 @@ async def test_who_cannot_make_its_first_reapers_did_not_start(
         with pytest.raises(StartFailed) as refused:
             await task
         assert refused.value.reason == reason
+        assert ("podman system migrate" in str(refused.value)) == (reason == "unsupported")
 
 
 # --- what it says later, with a fake ---

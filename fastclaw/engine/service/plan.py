@@ -281,8 +281,9 @@ _ADVICE = {
     '"newuidmap"': "run: apt-get install uidmap",
     '"newgidmap"': "run: apt-get install uidmap",
     "join the existing user namespace": "run: podman system migrate",
+    '"runsc" not found': "docs/gvisor.md says where it is to be had",
 }
-"""What a rootless Podman says that cannot make or join its user namespace, and what to do."""
+"""What a Podman says that cannot make or join its user namespace, or finds no gVisor, and what to do."""
 
 
 def podman_says(line: str) -> str:

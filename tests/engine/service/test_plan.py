@@ -286,6 +286,8 @@ def test_a_command_of_the_runtime_looks_where_the_service_does(is_root: bool, se
          'exec: "newuidmap": not found; run: apt-get install uidmap'),
         ("Error: cannot re-exec process to join the existing user namespace",
          "cannot re-exec process to join the existing user namespace; run: podman system migrate"),
+        ('Error: default OCI runtime "runsc" not found: invalid argument',
+         'default OCI runtime "runsc" not found: invalid argument; docs/gvisor.md says where it is to be had'),
     ],
 )  # fmt: skip
 def test_what_podman_says_is_a_line_with_what_to_do(line: str, said: str) -> None:
