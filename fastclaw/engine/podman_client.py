@@ -325,6 +325,7 @@ FULL_WORDS = re.compile(re.escape(os.strerror(errno.ENOSPC)), re.IGNORECASE)
 NETWORK_WORDS = re.compile(
     r"netavark|slirp4netns|\bpasta\b|setting up network|network namespace|rootless netns", re.IGNORECASE
 )
+TMPDIR_WORDS = re.compile(r"intermediate-mountpoint.*permission denied", re.IGNORECASE)
 MOUNT_WORDS = re.compile(r"\bstatfs\b|\bmounts?(ing|ed)?\b|invalid (container|host) path", re.IGNORECASE)
 """Podman 4.3.1 gives no machine-readable cause for these: all are a 500 or 404 with a sentence."""
 
@@ -402,6 +403,8 @@ def _refused(answer: APIError) -> StartFailed:
         return StartFailed(f"{text}; pull it first or set options.pull to missing", "image_not_found")
     if CONTAINER_WORDS.search(text):
         return StartFailed(text, "container_gone")
+    if TMPDIR_WORDS.search(text):
+        return StartFailed(f"{text}; set TMPDIR to a directory that others may enter", "engine_error")
     if MOUNT_WORDS.search(text):
         return StartFailed(f"{text}; check options.workspace", "bad_mount")
     return StartFailed(text, "engine_error")

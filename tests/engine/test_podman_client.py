@@ -127,6 +127,12 @@ def test_reason(error: Exception, reason: str) -> None:
     assert "\n" not in str(mapped)
 
 
+def test_a_tmpdir_that_root_inside_cannot_enter_is_named() -> None:
+    said = "crun: open `/tmp/user/0/intermediate-mountpoint-0.0`: Permission denied: OCI permission denied"
+    text = str(to_start_failed(refused(500, said), "u", 1))
+    assert text.endswith("; set TMPDIR to a directory that others may enter")
+
+
 def test_many_lines_become_one() -> None:
     assert str(to_start_failed(refused(500, "a\n  b\n"), "u", 1)) == "start failed: a b"
 
