@@ -14,6 +14,10 @@ FLAGS = ("host-uds=open", "network=none")
 """What an engine of our own has it do: its init reaches the socket of its spawner, and it has a loopback device and
 nothing else. `options.oci_runtime_flags` come behind, and the last of a name wins (Go's package flag)."""
 
+WITHOUT_CGROUPS = "ignore-cgroups"
+"""For an engine that is not root's: it makes the groups that Podman names, and ends where it cannot, or where one of
+its controllers is not there. `io` is none of those that systemd delegates to a user by itself (user@.service)."""
+
 OLDEST = "2024"
 """The year of the oldest release that has /proc/PID/task/TID/children and PR_SET_CHILD_SUBREAPER (2022's has not)."""
 
@@ -23,13 +27,16 @@ def is_gvisor(runtime: str) -> bool:
     return runtime.rpartition("/")[2] == RUNTIME
 
 
-def runtime_flags(runtime: str, given: Sequence[str]) -> list[str]:
+def runtime_flags(runtime: str, given: Sequence[str], *, is_root: bool = True) -> list[str]:
     """What an OCI runtime is called with, each without its dashes.
 
     Parameters:
         given: `options.oci_runtime_flags`.
+        is_root: the engine is root's.
     """
-    return [*(FLAGS if is_gvisor(runtime) else ()), *given]
+    if not is_gvisor(runtime):
+        return [*given]
+    return [*FLAGS, *([] if is_root else [WITHOUT_CGROUPS]), *given]
 
 
 def why_too_old(version: str) -> str | None:

@@ -226,7 +226,7 @@ def plan_service(
     return ServicePlan(
         podman=podman,
         oci_runtime=runtime,
-        runtime_flags=runtime_flags(runtime, flags),
+        runtime_flags=runtime_flags(runtime, flags, is_root=facts.is_root),
         storage=storage,
         storage_driver=facts.storage_driver,
         facts=facts,

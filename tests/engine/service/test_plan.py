@@ -191,6 +191,13 @@ def test_flags_go_to_whatever_calls_the_runtime() -> None:
     assert plan_service(FACTS, flags=["debug"]).runtime_flags == ["debug"]
 
 
+@pytest.mark.parametrize("is_root", [True, False])
+def test_gvisor_makes_no_cgroups_but_for_root(is_root: bool) -> None:
+    plan = plan_service(facts(is_root=is_root), oci_runtime="/opt/runsc", flags=["ignore-cgroups=false"])
+    own = [] if is_root else ["ignore-cgroups"]
+    assert plan.runtime_flags == ["host-uds=open", "network=none", *own, "ignore-cgroups=false"]
+
+
 def test_podman_chooses_the_storage_driver_where_we_cannot() -> None:
     assert tool_argv(plan_service(facts(storage_driver=None)), PATHS)[-3:] == STORAGE[:3]
 
