@@ -254,7 +254,7 @@ def _egress(host: HostFacts, spawner: str | None, bridge: str | None) -> Finding
 def _open(host: HostFacts, netavark: str | None, user_network: tuple[str, bool] | None) -> Finding:
     """Of each group of programs one has to be there; a rootless engine needs the one that it names."""
     if user_network is None:
-        return _ok("network", "mode open works, by Docker's default network")
+        return _ok("network", "mode open takes Docker's default network, where it has one")
     name, is_there = user_network
     groups = [("netavark",), packet_filters(netavark)] if host.is_root else [(name,)]
     there = {"netavark": host.netavark, "nft": host.nft, "iptables": host.iptables, name: is_there}

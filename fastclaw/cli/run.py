@@ -146,7 +146,7 @@ def _pair(entry: str) -> tuple[str, str]:
 
 async def _run(command: list[str], options: dict[str, Any], env: dict[str, str], request: dict[str, Any]) -> int:
     serve = [sys.executable, "-m", "fastclaw", "serve", "--log-level", "warning"]
-    namespace = f"run-{os.getpid()}"
+    namespace = own_process.machine_namespace("run")
     ending = _Interrupt()
     with _handled(heeded(_SIGNALS), ending.ask):
         try:

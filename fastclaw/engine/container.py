@@ -549,7 +549,7 @@ class PidsLimit:
         try:
             self._file.write_text(str(self._commands + spawner_pids(reapers)))
         except OSError as error:
-            logger.warning("the container's pids limit cannot be raised: %s", error.strerror)
+            logger.info("the container's pids limit cannot be raised: %s", error.strerror)  # docs/docker.md
             self._file = None
 
     def health(self) -> dict[str, int]:

@@ -1,8 +1,10 @@
 """This process: what the host allows it, which signals it hears, how its children end, the event loop it runs on."""
 
+import hashlib
 import os
 import resource
 import signal
+import socket
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -45,6 +47,21 @@ def hard_limit(which: int) -> int | None:
 def dumps_after_setuid() -> bool:
     """Whether memory is readable to a user's others after a change to that user (fs.suid_dumpable, proc_sys_fs(5))."""
     return Path("/proc/sys/fs/suid_dumpable").read_text(encoding="ascii").strip() == "1"
+
+
+def machine_namespace(what: str) -> str:
+    """A namespace for `initialize` that all processes of this machine share which do the same: the next one removes
+    what a killed one has left in an engine. No other machine has it: what runs there is dead as far as is seen here.
+
+    Parameters:
+        what: they do.
+    """
+    try:
+        machine = Path("/etc/machine-id").read_bytes().strip()
+    except OSError:
+        machine = b""
+    # Not the number itself, which is to be kept from others (machine-id(5)).
+    return f"{what}-{hashlib.sha256(b'fastclaw ' + (machine or socket.gethostname().encode())).hexdigest()[:8]}"
 
 
 def raise_file_limit() -> None:

@@ -1,7 +1,5 @@
 """The host of sandboxes: one `fastclaw serve` child with one engine, however many sandboxes there are."""
 
-import os
-import secrets
 import sys
 from collections.abc import Mapping
 from os import PathLike, fspath
@@ -12,6 +10,7 @@ import msgspec
 from fastclaw.client import RuntimeClient
 from fastclaw.client.answers import given
 from fastclaw.images import BuildNetwork
+from fastclaw.linux.own_process import machine_namespace
 from fastclaw.options import Capabilities, Network, Workspace
 from fastclaw.progress import Tell
 from fastclaw.runtime import HealthStatus, ListedEnvironment
@@ -57,8 +56,7 @@ class Host:
     async def __aenter__(self) -> Self:
         if self._client is not None and not self.has_ended:
             raise RuntimeError("the host is entered already")
-        name = f"sandbox-{os.getpid()}-{secrets.token_hex(4)}"
-        client = RuntimeClient.spawn(SERVE, namespace=name, options=self._options)
+        client = RuntimeClient.spawn(SERVE, namespace=machine_namespace("sandbox"), options=self._options)
         await client.__aenter__()
         self._client = client
         assert client.welcome is not None

@@ -92,7 +92,7 @@ def test_where_only_docker_is_there_the_findings_are_of_its_containers(
     assert re.fullmatch(rf"docker [\d.]+.*, \w+ at {docker_service.url}; .*takes it", texts["docker", "ok"])
     assert texts["users", "warning"].endswith("no user namespace: Docker gives containers none of their own")
     assert ("limits", "ok") in texts
-    assert "mode open works, by Docker's default network" in [finding.text for finding in findings]
+    assert "mode open takes Docker's default network, where it has one" in [finding.text for finding in findings]
 
 
 @pytest.mark.podman

@@ -136,6 +136,25 @@ def test_an_exit_code_is_true_where_whoever_started_us_ignores_its_children(loca
     assert time.monotonic() - began < SHUTDOWN_TIMEOUT_MS / 1000
 
 
+@pytest.mark.podman
+def test_what_a_killed_one_left_on_the_rest_lane_goes_with_the_next(engine_service: EngineService) -> None:
+    """There the container has an init that does not end with fastclaw."""
+    options = [f"--url={engine_service.url}", f"--image={engine_service.image}", "-ocontainers=1", "-olane=rest"]
+    run = Runner("--runtime=podman", *options)
+    with started(
+        run.popen(*shell("echo up; exec sleep 1000"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    ) as one:
+        assert one.stdout is not None
+        read_until(one.stdout.fileno(), b"up")
+        (serve,) = map(int, Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text().split())
+        os.kill(serve, signal.SIGKILL)
+        assert one.wait(DEADLINE_S) != 0
+    assert run.left() != [], "the command outlives it"
+    other = Runner("--runtime=podman", *options)
+    assert other("true", stdin=subprocess.DEVNULL).returncode == 0
+    wait_until(lambda: run.left() == [])
+
+
 def test_bulk_both_ways(run: Runner) -> None:
     data = os.urandom(BULK)
     done = run("--", "cat", input=data)

@@ -1,14 +1,25 @@
 """What the host grants this process, what it hears, and the loop that it runs on."""
 
 import asyncio
+import contextlib
 import os
+import re
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import uvloop
 
-from fastclaw.linux.own_process import dumps_after_setuid, hard_limit, heeded, host_limits, raise_file_limit, run
+from fastclaw.linux.own_process import (
+    dumps_after_setuid,
+    hard_limit,
+    heeded,
+    host_limits,
+    machine_namespace,
+    raise_file_limit,
+    run,
+)
 
 
 def test_the_limits_are_those_of_this_machine() -> None:
@@ -20,6 +31,14 @@ def test_the_limits_are_those_of_this_machine() -> None:
     assert found.memory_bytes is not None
     assert found.memory_bytes > 2**26
     assert (found.nproc is None) or os.geteuid() != 0
+
+
+def test_a_namespace_is_this_machines_and_does_not_tell_its_number() -> None:
+    name = machine_namespace("run")
+    assert name == machine_namespace("run") != machine_namespace("sandbox")
+    assert re.fullmatch(r"run-[0-9a-f]{8}", name)
+    with contextlib.suppress(FileNotFoundError):
+        assert name.removeprefix("run-") not in Path("/etc/machine-id").read_text()
 
 
 def test_the_file_limit_goes_up_to_the_hard_one() -> None:
