@@ -99,6 +99,9 @@ async def build(calls: Calls, request: BuildImage, tell: Tell | None, *, steps: 
         elif not line.is_through:
             await calls.see_to(line, _end(calls, line, others, steps))
         raise
+    finally:
+        if steps is not None:
+            steps.remove()
 
 
 def _params(request: BuildImage, context: BuildContext, steps: Steps | None) -> dict[str, str]:
@@ -207,6 +210,9 @@ class Steps(Protocol):
     def end(self) -> bool:
         """Kill them; whether there were some."""
 
+    def remove(self) -> None:
+        """What was made for them, once nothing of them runs."""
+
 
 class StepShm(Steps):
     """The size of their /dev/shm: where the engine puts them into no control group that we name."""
@@ -225,6 +231,9 @@ class StepShm(Steps):
                 os.kill(pid, signal.SIGKILL)
         return bool(found)
 
+    def remove(self) -> None:
+        """Nothing: it was its container's."""
+
 
 class StepGroup(Steps):
     """A control group of their own."""
@@ -235,16 +244,24 @@ class StepGroup(Steps):
 
     def end(self) -> bool:
         """Kill what is in it, else remove it; whether there was something."""
-        hierarchies = (CGROUPS, *CGROUPS.iterdir())  # of version 1 there are several
-        folders = [path for one in hierarchies if (path := Path(f"{one}{self.path}")).is_dir()]
+        folders = self._folders()
         found = {pid for folder in folders for file in folder.rglob("cgroup.procs") for pid in _numbers(file)}
         for pid in found:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for folder in folders if not found else ():
-            with suppress(OSError):  # the OCI runtime does it too, where it still can
-                folder.rmdir()
+        if not found:
+            self.remove()
         return bool(found)
+
+    def remove(self) -> None:
+        """Crun does it too; runc, which Docker has, leaves the one above its own."""
+        for folder in self._folders():
+            with suppress(OSError):
+                folder.rmdir()
+
+    def _folders(self) -> list[Path]:
+        hierarchies = (CGROUPS, *CGROUPS.iterdir())  # of version 1 there are several
+        return [path for one in hierarchies if (path := Path(f"{one}{self.path}")).is_dir()]
 
 
 STEPS_BY: Mapping[str, type[StepGroup | StepShm]] = {"group": StepGroup, "shm": StepShm}

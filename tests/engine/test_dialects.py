@@ -12,9 +12,13 @@ from fastclaw.engine.api import EngineLifecycle
 from fastclaw.engine.container_spec import OPEN_NETWORK, InitPlan, container_spec
 from fastclaw.engine.dialects import find_docker
 from fastclaw.errors import StartFailed
+from fastclaw.images import BuildImage
+from fastclaw.linux.cgroups import CGROUPS
+from fastclaw.linux.proc import this_process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
     from typing import Any
 
     from tests.docker_fixtures import DockerService
@@ -112,3 +116,15 @@ async def test_an_image_that_cannot_be_had(engine: EngineLifecycle) -> None:
     with pytest.raises(StartFailed, match=r"cannot pull 127\.0\.0\.1:1/none") as raised:
         await engine.ensure_image("127.0.0.1:1/none")
     assert raised.value.reason == "image_not_found"
+
+
+async def test_a_build_leaves_no_control_group(
+    engine: EngineLifecycle, docker_service: DockerService, tmp_path: Path
+) -> None:
+    """runc removes its own, and not the one that we have named above it."""
+    await engine.version()
+    (tmp_path / "Containerfile").write_text(f"FROM {docker_service.image}\nRUN echo built\n")
+    told: list[str] = []
+    assert await engine.build_image(BuildImage(directory=str(tmp_path)), lambda progress: told.append(progress.text))
+    assert "built\n" in told
+    assert [*CGROUPS.glob(f"*/{this_process().table_prefix}*"), *CGROUPS.glob(f"{this_process().table_prefix}*")] == []
