@@ -412,9 +412,7 @@ class CloningEngine:
             self._check_volumes(learned, spec)
         except (Unclonable, OSError, msgspec.MsgspecError, LookupError, ValueError) as error:
             kind.why = f"clones of it cannot be made: {error}"
-            logger.info(
-                "containers of image %s are the engine's: %s", spec["image"], kind.why
-            )  # `why_no_clone` says it
+            logger.info("containers of image %s are the engine's: %s", spec["image"], kind.why)
             kind.has_first = False
             kind.change()
             return
