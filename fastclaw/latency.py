@@ -64,6 +64,10 @@ class Histogram:
                 told.append(highest(part))
         return told
 
+    def figures(self) -> dict[str, int]:
+        """Microseconds at each of `QUANTILES`."""
+        return dict(zip(QUANTILES, self.quantiles(tuple(QUANTILES.values())), strict=True))
+
     def cumulated(self) -> Iterator[tuple[int, int]]:
         """Each part that has any, and how many have come up to it."""
         upto = 0
@@ -152,7 +156,6 @@ class Latency:
         """By method, lane, outcome and stage: how many, and microseconds at each of `QUANTILES`."""
         told: dict[str, Any] = {}
         for key, histogram in self.histograms():
-            figures = dict(zip(QUANTILES, histogram.quantiles(tuple(QUANTILES.values())), strict=True))
             of = told.setdefault(key.method, {}).setdefault(key.lane, {}).setdefault(key.outcome, {})
-            of[key.stage] = {"count": histogram.count, **figures}
+            of[key.stage] = {"count": histogram.count, **histogram.figures()}
         return told

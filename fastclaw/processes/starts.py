@@ -48,20 +48,6 @@ class StartQueue:
     def __repr__(self) -> str:
         return f"<StartQueue{' closed' if self._closed else ''} {self._admission}>"
 
-    def ask(self) -> Ticket:
-        """Ask for a start. The caller owns the ticket and must `leave` it; before it starts, it waits for its `turn`.
-
-        Raises:
-            ExecFailed: `overloaded`: the queue is full.
-            InvalidState: `shutting_down`.
-        """
-        if self._closed:
-            raise InvalidState("the runtime is shutting down", "shutting_down")
-        ticket = self._admission.request(None, self._loop.time() + self._timeout_s)
-        if ticket.state is TicketState.WAITING:
-            ticket.owner = self._loop.create_future()
-        return ticket
-
     async def admit(self) -> Ticket:
         """Wait until a start is allowed. The caller then owns the ticket and must `started` and `leave` it.
 
@@ -69,12 +55,15 @@ class StartQueue:
             ExecFailed: `overloaded`: the queue is full, or the wait took too long.
             InvalidState: `shutting_down`.
         """
-        ticket = self.ask()
+        if self._closed:
+            raise InvalidState("the runtime is shutting down", "shutting_down")
+        ticket = self._admission.request(None, self._loop.time() + self._timeout_s)
         if ticket.state is TicketState.WAITING:
-            await self.turn(ticket)
+            ticket.owner = self._loop.create_future()
+            await self._turn(ticket)
         return ticket
 
-    async def turn(self, ticket: Ticket) -> None:
+    async def _turn(self, ticket: Ticket) -> None:
         """Return once a ticket that waits may start. Where this fails, it has left.
 
         Raises:

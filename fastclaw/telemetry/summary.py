@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from fastclaw.latency import QUANTILES, TOTAL, Histogram
+from fastclaw.latency import TOTAL, Histogram
 from fastclaw.stages import ENVIRONMENT_STAGES, STAGES
 
 if TYPE_CHECKING:
@@ -101,10 +101,9 @@ class Summary:
             names = ENVIRONMENT_STAGES if kind == "environment_start" else STAGES
             for stage in filter(of.__contains__, (*names, TOTAL)):
                 histogram = of[stage]
-                figures = dict(zip(QUANTILES, histogram.quantiles(tuple(QUANTILES.values())), strict=True))
                 yield StageRow(
                     kind=kind, lane=lane, outcome=outcome, stage=stage, count=histogram.count,
-                    share=histogram.sum_us / whole if whole else 0.0, **figures,
+                    share=histogram.sum_us / whole if whole else 0.0, **histogram.figures(),
                 )  # fmt: skip
 
     def slowest(self) -> list[Line]:

@@ -12,7 +12,7 @@ from fastclaw.sandbox.done import done_of, not_started
 
 
 def record(**fields: object) -> ExitRecord:
-    return ExitRecord(process_id="p", state="exited", timings={"started": 500_000, "exited": 2_000_000}, **fields)  # type: ignore[arg-type] # any
+    return ExitRecord(process_id="p", state="exited", timings={"started": 500_000, "exited": 2_000_000}, **fields)  # type: ignore[arg-type]  # fields of a record, each with a type of its own
 
 
 def test_an_exit_code_is_the_commands_own() -> None:

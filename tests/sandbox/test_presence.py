@@ -13,7 +13,7 @@ from fastclaw.sandbox.done import done_of
 async def test_an_end_is_the_sandboxs_where_that_is_gone_and_it_may_be(reason: str) -> None:
     async with Host(runtime="local") as host:
         box = await host.start()
-        done = done_of(ExitRecord(process_id="p", state="exited", reason=reason))  # type: ignore[arg-type]  # one of them
+        done = done_of(ExitRecord(process_id="p", state="exited", reason=reason))  # type: ignore[arg-type]  # each is one of ExitReason
         assert await box._presence.check(done) is done
         await box.close()
         if reason in {"exited", "timeout", "oom"}:
