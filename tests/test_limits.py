@@ -6,10 +6,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from fastclaw import engine_limits, environment_limits, limits, network_limits, telemetry_limits
+from fastclaw import bench_limits, engine_limits, environment_limits, limits, network_limits, telemetry_limits
 
 PACKAGE = Path(limits.__file__).parent
-MODULES = (limits, engine_limits, environment_limits, network_limits, telemetry_limits)
+MODULES = (limits, bench_limits, engine_limits, environment_limits, network_limits, telemetry_limits)
 HOMES = {one.__name__ for one in MODULES}
 BODY = [statement for one in MODULES for statement in ast.parse(Path(str(one.__file__)).read_text()).body]
 
@@ -32,7 +32,12 @@ def used(tree: ast.AST) -> set[str]:
         match node:
             case ast.Attribute(
                 value=ast.Name(
-                    id="limits" | "engine_limits" | "environment_limits" | "network_limits" | "telemetry_limits"
+                    id="limits"
+                    | "bench_limits"
+                    | "engine_limits"
+                    | "environment_limits"
+                    | "network_limits"
+                    | "telemetry_limits"
                 ),
                 attr=name,
             ):

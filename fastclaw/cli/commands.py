@@ -17,7 +17,7 @@ from fastclaw.cli.main import COMMANDS, OPTIONS, help_text, missing_text
 from fastclaw.errors import FastclawError, InvalidParams
 from fastclaw.linux.own_process import await_children
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 """128 + SIGINT, as a shell reports it."""
 
 NOT_STARTED = 125
@@ -112,7 +112,7 @@ def run_command() -> None:
         click.echo(f"Error: {said}{_hint(error)}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 def _hint(error: click.ClickException) -> str:

@@ -9,6 +9,7 @@ import sys
 from fastclaw import __version__
 
 COMMANDS = {
+    "bench": "Measure any runtime under load: latency, rate, what breaks first.",
     "check": "Check which promises of the contract any runtime keeps.",
     "completion": "Print a shell's script that completes commands and options.",
     "demo": "Start many workers at once, stream through them, and time it.",

@@ -1,0 +1,244 @@
+"""`fastclaw bench`: measure any runtime extension under load."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import shutil
+import signal
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from fastclaw import bench_limits
+from fastclaw.bench.plan import Job, LoadName, Plan
+from fastclaw.cli.commands import INTERRUPTED, setting, size
+from fastclaw.linux import own_process
+
+if TYPE_CHECKING:
+    from fastclaw.bench.driver import Driver
+    from fastclaw.bench.recorder import Recorder
+    from fastclaw.bench.report import Report
+
+SERVE = [sys.executable, "-m", "fastclaw", "serve", "--log-level", "warning"]
+_LEAST_COLUMNS = 40
+_TICK_S = 0.2
+_LINE_S = 10
+"""Between two lines where stderr is no terminal."""
+
+_AT_ONCE = click.IntRange(1, bench_limits.BENCH_AT_ONCE)
+_SECONDS = click.FloatRange(0, bench_limits.BENCH_MAX_DURATION_S, min_open=True)
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--load",
+    type=click.Choice(get_args(LoadName)),
+    default="exec",
+    show_default=True,
+    help="What an operation is: exec and wait; run; a ping to a process that is held; start an environment, its first "
+    "byte, stop it; write and read a file.",
+)
+@click.option("--concurrency", "-c", type=_AT_ONCE, metavar="N", help="Closed loop: N at once.  [default: 1]")
+@click.option(
+    "--rate",
+    "-r",
+    type=click.FloatRange(0, bench_limits.BENCH_RATE, min_open=True),
+    metavar="N",
+    help="Open loop: N a second at random, each timed from when it was meant to begin.",
+)
+@click.option("--burst", "-b", type=_AT_ONCE, metavar="N", help="N at once, and again when all have ended.")
+@click.option(
+    "--duration",
+    "-d",
+    type=_SECONDS,
+    metavar="SECONDS",
+    help=f"Begin operations for so long.  [default: {bench_limits.BENCH_DURATION_S}, unless --count]",
+)
+@click.option("--count", "-n", type=click.IntRange(1), metavar="N", help="Begin so many.")
+@click.option(
+    "--warm-up",
+    type=click.FloatRange(0, bench_limits.BENCH_MAX_DURATION_S),
+    default=0.0,
+    metavar="SECONDS",
+    help="Before that, the same uncounted.",
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0, bench_limits.BENCH_MAX_OPERATION_MS / 1000, min_open=True),
+    default=bench_limits.BENCH_OPERATION_MS / 1000,
+    show_default=True,
+    metavar="SECONDS",
+    help="A call that is not answered within this has failed.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of what is random.")
+@click.option("--cmd", default="true", show_default=True, help="The command of exec and run, in a shell's words.")
+@click.option("--live", type=_AT_ONCE, metavar="N", help="Processes that hold holds.  [default: as --concurrency]")
+@click.option("--size", "file_size", callback=size, default="4k", show_default=True, help="Of a file of files.")
+@click.option(
+    "--option", "-o", "extra", multiple=True, metavar="NAME=JSON", help="Option of initialize; may be repeated."
+)
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def bench(
+    context: click.Context,
+    load: LoadName,
+    concurrency: int | None,
+    rate: float | None,
+    burst: int | None,
+    duration: float | None,
+    count: int | None,
+    warm_up: float,
+    deadline: float,
+    seed: int,
+    cmd: str,
+    live: int | None,
+    file_size: int,
+    extra: tuple[str, ...],
+    as_json: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Measure the runtime that COMMAND serves on its stdin and stdout; `fastclaw serve` where none is named."""
+    if sum(how is not None for how in (concurrency, rate, burst)) > 1:
+        raise click.UsageError("--concurrency, --rate and --burst are three loops: name one", context)
+    if load == "hold" and live is not None and live < (concurrency or 1):
+        raise click.UsageError(f"--live {live} are too few for --concurrency {concurrency}", context)
+    plan = Plan(
+        concurrency=concurrency or 1,
+        rate=rate,
+        burst=burst,
+        duration_s=bench_limits.BENCH_DURATION_S if duration is None and count is None else duration,
+        count=count,
+        warm_up_s=warm_up,
+        seed=seed,
+    )
+    job = Job(
+        command=list(command) or SERVE,
+        load=load,
+        plan=plan,
+        options=dict(map(setting, extra)),
+        cmd=_words(cmd),
+        live=live or plan.concurrency,
+        size=_bounded(file_size),
+        deadline_ms=max(1, round(deadline * 1000)),
+    )
+    report, _ = _measured(job)
+    _print(report, as_json=as_json)
+    if report.interrupted:
+        sys.exit(INTERRUPTED)
+    sys.exit(0 if report.ok else 1)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: {error}", param_hint="--cmd") from None
+    if not words:
+        raise click.BadParameter("it has no word", param_hint="--cmd")
+    return words
+
+
+def _bounded(size_bytes: int) -> int:
+    if not 1 <= size_bytes <= bench_limits.BENCH_FILE_BYTES:
+        raise click.BadParameter(f"from 1 to {bench_limits.BENCH_FILE_BYTES} bytes", param_hint="--size")
+    return size_bytes
+
+
+def _print(report: Report, *, as_json: bool) -> None:
+    from fastclaw.bench.report import to_json, to_text
+
+    width = max(_LEAST_COLUMNS, shutil.get_terminal_size().columns)
+    click.echo(to_json(report).decode() if as_json else to_text(report, width), nl=False)
+
+
+def _measured(job: Job) -> tuple[Report, Recorder]:
+    try:
+        from fastclaw.bench.session import NotMeasured  # what it needs is an extra
+    except ModuleNotFoundError as error:
+        said = f"{error.name} is not installed; run: pip install 'PATH[bench]', with PATH of fastclaw's checkout"
+        raise click.ClickException(said) from error
+    own_process.raise_file_limit()
+    try:
+        return own_process.run(_watched(job))
+    except NotMeasured as why:
+        raise click.ClickException(str(why)) from why
+    except asyncio.CancelledError:  # before there was anything to report
+        sys.exit(INTERRUPTED)
+
+
+async def _watched(job: Job) -> tuple[Report, Recorder]:
+    """Measure, with a line on stderr, until it is done or a signal comes: the first one leads to a report."""
+    from fastclaw.bench.benchmark import benchmark
+
+    progress = Progress(job)
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def interrupt() -> None:
+        if not progress.interrupt():
+            task.cancel()
+
+    for signum in own_process.heeded([signal.SIGINT, signal.SIGTERM]):
+        loop.add_signal_handler(signum, interrupt)
+    showing = loop.create_task(progress.show())
+    try:
+        return await benchmark(job, progress.begin)
+    finally:
+        showing.cancel()
+        with suppress(asyncio.CancelledError):
+            await showing
+
+
+class Progress:
+    """How far the measurement is: one line on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._driver: Driver | None = None
+        self._is_terminal = sys.stderr.isatty()
+
+    def begin(self, driver: Driver) -> None:
+        """Another measurement begins."""
+        self._driver = driver
+
+    def interrupt(self) -> bool:
+        """End what is being measured, so that there is a report; False where that has been said, or there is none."""
+        driver = self._driver
+        if driver is None or driver.plan is not self._job.plan or driver.interrupted:
+            return False
+        driver.interrupt()
+        return True
+
+    async def show(self) -> None:
+        """For as long as it is not cancelled."""
+        width = shutil.get_terminal_size().columns - 1
+        try:
+            while True:
+                await asyncio.sleep(_TICK_S if self._is_terminal else _LINE_S)
+                if self._driver is not None:
+                    line = self.line(self._driver)
+                    click.echo(
+                        f"\r{line[:width]:<{width}}" if self._is_terminal else line, err=True, nl=not self._is_terminal
+                    )
+        finally:
+            if self._is_terminal:
+                click.echo(f"\r{'':<{width}}\r", err=True, nl=False)
+
+    def line(self, driver: Driver) -> str:
+        """What there is to say of a measurement."""
+        recorder, plan = driver.recorder, driver.plan
+        elapsed = driver.elapsed_s
+        if plan is not self._job.plan:
+            return "the generator's own floor"
+        if elapsed < 0:
+            return f"warm-up, {-elapsed:.1f} s more: {recorder.warm_up} right, {recorder.warm_up_failed} failed"
+        shares = [elapsed / plan.duration_s] if plan.duration_s else []
+        shares += [recorder.ended / plan.count] if plan.count else []
+        done = min(1.0, max(shares))
+        bar = "#" * round(20 * done) + "-" * (20 - round(20 * done))
+        counts = f"{recorder.right} right, {recorder.failed.total()} failed, {driver.in_flight} under way"
+        return f"[{bar}] {done:4.0%} {counts}"

@@ -1,0 +1,110 @@
+"""`fastclaw bench` as it is called: the report, what is refused in a line, exit codes, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.bench.rig import IN_SH, evil
+from tests.cli.programs import DEADLINE_S, FASTCLAW, assert_one_line, fastclaw
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.programs import Call
+
+MEMORY = ["--", *FASTCLAW, "serve", "--runtime", "memory", "--log-level", "error"]
+LITTLE = ["--load", "run", "--count", "100"]
+
+
+def test_json_is_all_there_is_on_stdout() -> None:
+    done = fastclaw("bench", *LITTLE, "--json", *MEMORY)
+    assert (done.returncode, done.stderr) == (0, b"")
+    told = json.loads(done.stdout)
+    assert (told["ok"], told["load"], told["measured"]["right"]) == (True, "run", 100)
+    assert told["leftovers"] == {"processes": 0, "sockets": 0, "containers": 0, "environments": 0}
+
+
+def test_the_text_fits_the_terminal() -> None:
+    for columns in (40, 80):
+        done = fastclaw("bench", *LITTLE, *MEMORY, env={**os.environ, "COLUMNS": str(columns)})
+        lines = done.stdout.decode().splitlines()
+        assert (done.returncode, max(map(len, lines)) <= columns) == (0, True)
+        assert lines[0].startswith("run on fastclaw ")
+        assert lines[-1] == "left over: nothing"
+
+
+def test_failures_are_exit_code_1() -> None:
+    done = fastclaw("bench", "--load", "run", "--count", "5", "--", *evil("fails"))
+    assert done.returncode == 1
+    assert b"failed: 5 exit code 3\n" in done.stdout
+
+
+def test_a_runtime_in_sh() -> None:
+    done = fastclaw("bench", "--load", "run", "--burst", "10", "--count", "50", "--", "sh", "-c", IN_SH)
+    assert done.returncode == 0, done
+    assert done.stdout.startswith(b"run on sh: bursts of 10, 50 operations\n50 right of 50, ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--load", "files", *MEMORY], "--load files needs 'files'; this runtime offers: cancel, environments"),
+        (["--", "/nonexistent"], "the runtime '/nonexistent' cannot be started"),
+        (["--", "true"], "initialize failed: runtime exited with code 0"),
+        (["--option", "nonsense=1", *MEMORY], "initialize failed: unknown option $.options.nonsense"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(arguments: list[str], said: str) -> None:
+    done = fastclaw("bench", "--count", "5", *arguments)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert said in assert_one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate", "5", "--burst", "3"], "name one"),
+        (["--load", "sleep"], "'sleep' is not one of 'exec', 'run', 'hold', 'environments', 'files'"),
+        (["--rate", "0"], "--rate"),
+        (["--concurrency", "0"], "--concurrency"),
+        (["--cmd", "'"], "--cmd"),
+        (["--cmd", ""], "--cmd: it has no word"),
+        (["--size", "1g"], "--size"),
+        (["--option", "nonsense"], "has no '='"),
+        (["--load", "hold", "--live", "2", "--concurrency", "3"], "--live"),
+    ],
+)
+def test_wrong_arguments_are_one_line(call: Call, arguments: list[str], said: str) -> None:
+    done = call("bench", *arguments)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert said in assert_one_line(done.stderr)
+
+
+def test_without_what_it_needs_it_says_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['hdrh'] = None; from fastclaw.cli.main import main; main()"
+    done = fastclaw("bench", *LITTLE, *MEMORY, command=[sys.executable, "-c", code])
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert "pip install 'PATH[bench]'" in assert_one_line(done.stderr)
+
+
+def test_ctrl_c_ends_with_a_report_of_what_was_measured() -> None:
+    command = [*FASTCLAW, "bench", "--load", "run", "--duration", "600", "--json", *MEMORY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bench:
+        assert bench.stderr is not None
+        while not bench.stderr.readline().startswith(b"[#"):  # the line now and then says that it is measuring
+            pass
+        bench.send_signal(signal.SIGINT)
+        out, _ = bench.communicate(timeout=DEADLINE_S)
+    told = json.loads(out)
+    assert bench.returncode == 130
+    assert told["interrupted"] is True
+    assert told["measured"]["right"] > 0
+    assert told["measured"]["failed"] == {}
+    assert told["leftovers"]["processes"] == 0
