@@ -19,6 +19,7 @@ LATE_US = 10_000
 _HELD_SHARE = 0.95
 _DEVIATIONS = 3
 _COLUMN = 11
+_NAME_CHARS = 40
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -129,10 +130,8 @@ def to_json(report: Report) -> bytes:
 def to_text(report: Report, width: int) -> str:
     """For a terminal of so many columns, 40 at least."""
     measured = report.measured
-    server = report.server or {}
-    name = f"{server.get('name', 'a runtime')} {server.get('version', '')}".strip()
     parts = [
-        *_wrap(f"{report.load} on {name}: {report.plan}", width),
+        *_wrap(title_of(report), width),
         *_wrap(f"{_count(measured.right)} right of {_count(measured.begun)}, {_rate(measured.per_s)}/s", width),
         "",
         *_blocks(_columns(report), width),
@@ -141,6 +140,18 @@ def to_text(report: Report, width: int) -> str:
     for sentence in sentences(report):
         parts += _wrap(sentence, width)
     return "\n".join(parts) + "\n"
+
+
+def title_of(report: Report) -> str:
+    """What was measured, in a line."""
+    server = report.server or {}
+    told = [str(server[name])[:_NAME_CHARS] for name in ("name", "version") if name in server]
+    return f"{report.load} on {_printable(' '.join(told)) or 'a runtime'}: {report.plan}"
+
+
+def _printable(text: str) -> str:
+    """What a runtime says must not move the cursor of who reads it."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _columns(report: Report) -> list[tuple[str, list[str]]]:
@@ -249,4 +260,4 @@ def _rate(per_s: float) -> str:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent="  ") or [""]
+    return textwrap.wrap(_printable(text), width, subsequent_indent="  ") or [""]

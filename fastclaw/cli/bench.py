@@ -7,8 +7,10 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, get_args
+from importlib import import_module
+from typing import IO, TYPE_CHECKING, get_args
 
 import click
 
@@ -28,6 +30,7 @@ _TICK_S = 0.2
 _LINE_S = 10
 """Between two lines where stderr is no terminal."""
 
+_MISSING = "{} is not installed; run: pip install 'PATH[bench]', with PATH of fastclaw's checkout"
 _AT_ONCE = click.IntRange(1, bench_limits.BENCH_AT_ONCE)
 _SECONDS = click.FloatRange(0, bench_limits.BENCH_MAX_DURATION_S, min_open=True)
 
@@ -81,6 +84,13 @@ _SECONDS = click.FloatRange(0, bench_limits.BENCH_MAX_DURATION_S, min_open=True)
     "--option", "-o", "extra", multiple=True, metavar="NAME=JSON", help="Option of initialize; may be repeated."
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@click.option(
+    "--hlog",
+    type=click.File("w", lazy=False),
+    metavar="FILE",
+    help="Write a log of histograms, format 1.3, which HdrHistogram's tools read.",
+)
+@click.option("--plot", type=click.File("wb", lazy=False), metavar="FILE.png|FILE.html", help="Draw what was found.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def bench(
@@ -99,6 +109,8 @@ def bench(
     file_size: int,
     extra: tuple[str, ...],
     as_json: bool,
+    hlog: IO[str] | None,
+    plot: IO[bytes] | None,
     command: tuple[str, ...],
 ) -> None:
     """Measure the runtime that COMMAND serves on its stdin and stdout; `fastclaw serve` where none is named."""
@@ -124,8 +136,14 @@ def bench(
         live=live or plan.concurrency,
         size=_bounded(file_size),
         deadline_ms=max(1, round(deadline * 1000)),
+        keeps_histograms=hlog is not None or plot is not None,
     )
-    report, _ = _measured(job)
+    _must_be_drawable(plot)
+    report, recorder = _measured(job)
+    if hlog is not None:
+        _log(recorder, hlog)
+    if plot is not None:
+        _draw(report, recorder, plot)
     _print(report, as_json=as_json)
     if report.interrupted:
         sys.exit(INTERRUPTED)
@@ -148,6 +166,32 @@ def _bounded(size_bytes: int) -> int:
     return size_bytes
 
 
+def _must_be_drawable(plot: IO[bytes] | None) -> None:
+    """Rather than after minutes of measuring."""
+    if plot is None:
+        return
+    if not plot.name.endswith((".png", ".html")):
+        raise click.BadParameter(f"{plot.name!r} ends neither with .png nor with .html", param_hint="--plot")
+    try:
+        import_module("matplotlib")
+    except ModuleNotFoundError as error:
+        raise click.ClickException(_MISSING.format(error.name)) from error
+
+
+def _log(recorder: Recorder, file: IO[str]) -> None:
+    from fastclaw.bench.hlog import lines
+
+    started_at = time.time() - (time.monotonic_ns() - recorder.first_ns) / 1e9
+    file.writelines(f"{line}\n" for line in lines(recorder, started_at))
+
+
+def _draw(report: Report, recorder: Recorder, file: IO[bytes]) -> None:
+    from fastclaw.bench.plot import write_html, write_png
+
+    write = write_png if file.name.endswith(".png") else write_html
+    write(report, recorder, file)
+
+
 def _print(report: Report, *, as_json: bool) -> None:
     from fastclaw.bench.report import to_json, to_text
 
@@ -159,8 +203,7 @@ def _measured(job: Job) -> tuple[Report, Recorder]:
     try:
         from fastclaw.bench.session import NotMeasured  # what it needs is an extra
     except ModuleNotFoundError as error:
-        said = f"{error.name} is not installed; run: pip install 'PATH[bench]', with PATH of fastclaw's checkout"
-        raise click.ClickException(said) from error
+        raise click.ClickException(_MISSING.format(error.name)) from error
     own_process.raise_file_limit()
     try:
         return own_process.run(_watched(job))

@@ -101,6 +101,16 @@ def test_nothing_that_happened_is_left_out() -> None:
     assert "ended early: it died" in sentences(report(ended_early="it died", exit_code=7))
 
 
+def test_what_a_runtime_says_does_not_move_the_cursor() -> None:
+    nasty = "\x1b[2J\r\x07\u202e"
+    one = report(
+        server={"name": nasty, "version": "x" * 500}, messages={"no_answer": nasty}, oddities={"x": 1}, example=nasty
+    )
+    lines = to_text(one, 80).splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert len(lines[0]) <= 80
+
+
 def test_nothing_measured_is_a_report_too() -> None:
     empty = measured(begun=0, right=0, right_percent=0.0, per_s=0.0, seconds=0.0, latency=latency(), stages={})
     assert "0 right of 0" in to_text(report(measured=empty), 40)

@@ -46,6 +46,14 @@ def test_failures_are_exit_code_1() -> None:
     assert b"failed: 5 exit code 3\n" in done.stdout
 
 
+def test_a_log_and_a_picture(tmp_path: Path) -> None:
+    log, picture = tmp_path / "a.hlog", tmp_path / "a.png"
+    done = fastclaw("bench", *LITTLE, "--hlog", str(log), "--plot", str(picture), *MEMORY)
+    assert done.returncode == 0, done
+    assert "#[Histogram log format version 1.3]\n" in log.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_runtime_in_sh() -> None:
     done = fastclaw("bench", "--load", "run", "--burst", "10", "--count", "50", "--", "sh", "-c", IN_SH)
     assert done.returncode == 0, done
@@ -78,6 +86,9 @@ def test_what_cannot_be_measured_is_one_line(arguments: list[str], said: str) ->
         (["--cmd", ""], "--cmd: it has no word"),
         (["--size", "1g"], "--size"),
         (["--option", "nonsense"], "has no '='"),
+        (["--plot", "/dev/null"], "ends neither with .png nor with .html"),
+        (["--plot", "/nonexistent/a.png"], "No such file or directory"),
+        (["--hlog", "/nonexistent/a"], "No such file or directory"),
         (["--load", "hold", "--live", "2", "--concurrency", "3"], "--live"),
     ],
 )
@@ -87,9 +98,12 @@ def test_wrong_arguments_are_one_line(call: Call, arguments: list[str], said: st
     assert said in assert_one_line(done.stderr)
 
 
-def test_without_what_it_needs_it_says_what_to_install(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['hdrh'] = None; from fastclaw.cli.main import main; main()"
-    done = fastclaw("bench", *LITTLE, *MEMORY, command=[sys.executable, "-c", code])
+@pytest.mark.parametrize("module", ["hdrh", "matplotlib"])
+def test_without_what_it_needs_it_says_what_to_install(tmp_path: Path, module: str) -> None:
+    hide = f"import sys; sys.modules[{module!r}] = None"
+    code = f"{hide}; from fastclaw.cli.main import main; main()"
+    picture = ["--plot", str(tmp_path / "a.png")]
+    done = fastclaw("bench", *LITTLE, *picture, *MEMORY, command=[sys.executable, "-c", code])
     assert (done.returncode, done.stdout) == (1, b"")
     assert "pip install 'PATH[bench]'" in assert_one_line(done.stderr)
 
