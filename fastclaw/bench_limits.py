@@ -58,3 +58,15 @@ BENCH_FLOOR_MS = 500
 
 BENCH_TIMER_SHOTS = 200
 """Of the timer, half a millisecond apart, to say how late it is."""
+
+BENCH_STEP_S = 3
+"""How long a step of `--cliff` is measured unless it is said: several hundred operations of a millisecond."""
+
+BENCH_STEPS = 30
+"""Steps of a climb at most: from 1 a second to all that may be asked for is 20, and then some to come closer."""
+
+BENCH_CLOSER = 3
+"""Levels tried between the last that held and the first that did not: it is known to a tenth then."""
+
+BENCH_WATCH_MS = 250
+"""Between two looks at descriptors and health in a step: seldom enough not to be a load itself."""

@@ -21,13 +21,13 @@ async def benchmark(job: Job, on_begin: OnBegin) -> tuple[Report, Recorder]:
     """Measure.
 
     Parameters:
-        on_begin: is given each measurement when it begins, that of the floor too.
+        on_begin: is given the measurement when it begins.
 
     Raises:
         NotMeasured: the runtime does not come up, or does not offer what was asked for.
         IoError: it cannot be started.
     """
-    floor = await floor_of(job, on_begin)
+    floor = await floor_of(job)
     async with up(job) as session:
         await session.begin()
         driver, measured = await session.measure(job.plan, on_begin, keeps_histograms=job.keeps_histograms)

@@ -19,13 +19,12 @@ from fastclaw.bench.timer import Timer
 
 if TYPE_CHECKING:
     from fastclaw.bench.plan import Job, Plan
-    from fastclaw.bench.session import OnBegin
 
 NULL = [sys.executable, "-I", str(Path(null_main.__file__))]
 _SHOT_NS = 500_000
 
 
-async def floor_of(job: Job, on_begin: OnBegin) -> Floor:
+async def floor_of(job: Job) -> Floor:
     """Measure the generator, as for this job.
 
     Raises:
@@ -34,7 +33,7 @@ async def floor_of(job: Job, on_begin: OnBegin) -> Floor:
     timer = await timer_lateness()
     async with up(structs.replace(job, command=NULL, options={})) as session:
         await session.begin()
-        _, measured = await session.measure(floor_plan(job.plan), on_begin)
+        _, measured = await session.measure(floor_plan(job.plan))
     return Floor(measured=measured, timer=timer, clock_ns=round(time.get_clock_info("monotonic").resolution * 1e9))
 
 

@@ -42,6 +42,12 @@ class Leftovers(Struct, frozen=True, kw_only=True):
         """All of them."""
         return self.processes + self.sockets + self.containers + self.environments
 
+    @property
+    def text(self) -> str:
+        """In a line."""
+        counts = {name: getattr(self, name) for name in self.__struct_fields__}
+        return "left over: " + (", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing")
+
 
 class Traces:
     """By which the processes of one runtime are found."""

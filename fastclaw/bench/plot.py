@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import io
 import math
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from hdrh.histogram import HdrHistogram
 from matplotlib import rc_context
@@ -20,6 +20,7 @@ from fastclaw.bench.report import time_text, title_of, to_json, to_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from fastclaw.bench.histogram import Latencies
     from fastclaw.bench.recorder import Recorder, Second
     from fastclaw.bench.report import Report
 
@@ -82,16 +83,15 @@ def drawn(report: Report, recorder: Recorder) -> Figure:
     return figure
 
 
-def curve(histogram: Any) -> tuple[list[float], list[float]]:
+def curve(latencies: Latencies) -> tuple[list[float], list[float]]:
     """Percentiles, as how many times rarer than all what is slower is, and their latencies in milliseconds; as far as
     there are samples behind them."""
-    total = int(histogram.total_count)
+    total = int(latencies.histogram.total_count)
     if not total:
         return [], []
     steps = int(math.log10(total) * _STEPS) + 1
     rarity = [10 ** (step / _STEPS) for step in range(steps)]
-    values = histogram.get_percentile_to_value_dict([100 * (1 - 1 / one) for one in rarity])
-    return rarity, [_ms(min(us, histogram.max_value)) for _, us in sorted(values.items())]
+    return rarity, [_ms(found.us) for found in latencies.at(100 * (1 - 1 / one) for one in rarity)]
 
 
 def _ms(us: float) -> float:
@@ -102,9 +102,9 @@ def _ms(us: float) -> float:
 def _percentiles(axes: Axes, report: Report, recorder: Recorder) -> None:
     series = {"whole": recorder.whole, **recorder.stages}
     for color, (name, latencies) in zip(_COLORS, series.items(), strict=False):
-        rarity, ms = curve(latencies.histogram)
+        rarity, ms = curve(latencies)
         if ms:
-            axes.plot(rarity[: len(ms)], ms, label=name, color=color, linewidth=2 if name == "whole" else 1.2)
+            axes.plot(rarity, ms, label=name, color=color, linewidth=2 if name == "whole" else 1.2)
     if report.floor is not None and report.floor.measured.latency.samples:
         told = report.floor.measured.latency.percentiles
         rarity = [1 / (1 - float(name[1:]) / 100) for name in told]

@@ -144,12 +144,17 @@ def to_text(report: Report, width: int) -> str:
 
 def title_of(report: Report) -> str:
     """What was measured, in a line."""
-    server = report.server or {}
-    told = [str(server[name])[:_NAME_CHARS] for name in ("name", "version") if name in server]
-    return f"{report.load} on {_printable(' '.join(told)) or 'a runtime'}: {report.plan}"
+    return f"{report.load} on {named(report.server)}: {report.plan}"
 
 
-def _printable(text: str) -> str:
+def named(server: dict[str, Any] | None) -> str:
+    """What a runtime calls itself."""
+    given = server or {}
+    told = [str(given[name])[:_NAME_CHARS] for name in ("name", "version") if name in given]
+    return printable(" ".join(told)) or "a runtime"
+
+
+def printable(text: str) -> str:
     """What a runtime says must not move the cursor of who reads it."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
@@ -216,10 +221,7 @@ def sentences(report: Report) -> list[str]:
         told.append(f"ended early: {report.ended_early}")
     elif report.exit_code != 0:
         told.append("the runtime had to be killed" if report.exit_code is None else f"exit code {report.exit_code}")
-    left = report.leftovers
-    counts = {name: getattr(left, name) for name in left.__struct_fields__}
-    told.append("left over: " + (", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing"))
-    return told
+    return [*told, report.leftovers.text]
 
 
 def _of_rate(measured: Measured, late: Latency) -> str:
@@ -260,4 +262,4 @@ def _rate(per_s: float) -> str:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    return textwrap.wrap(_printable(text), width, subsequent_indent="  ") or [""]
+    return textwrap.wrap(printable(text), width, subsequent_indent="  ") or [""]

@@ -82,11 +82,12 @@ class Session:
             raise NotMeasured(f"--load {self._job.load} cannot begin: {said}") from failed
 
     async def measure(
-        self, plan: Plan, on_begin: OnBegin, *, keeps_histograms: bool = False
+        self, plan: Plan, on_begin: OnBegin | None = None, *, keeps_histograms: bool = False
     ) -> tuple[Driver, Measured]:
         """Do what a plan says."""
         driver = Driver(plan, self.load, self.calls, Recorder(keeps_histograms=keeps_histograms))
-        on_begin(driver)
+        if on_begin is not None:
+            on_begin(driver)
         began = time.process_time_ns()
         await driver.run()
         return driver, _summed(driver, time.process_time_ns() - began)

@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from importlib import import_module
-from typing import IO, TYPE_CHECKING, get_args
+from typing import IO, TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
@@ -20,6 +20,8 @@ from fastclaw.cli.commands import INTERRUPTED, setting, size
 from fastclaw.linux import own_process
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from fastclaw.bench.driver import Driver
     from fastclaw.bench.recorder import Recorder
     from fastclaw.bench.report import Report
@@ -30,7 +32,8 @@ _TICK_S = 0.2
 _LINE_S = 10
 """Between two lines where stderr is no terminal."""
 
-_MISSING = "{} is not installed; run: pip install 'PATH[bench]', with PATH of fastclaw's checkout"
+_BAR = 20
+Found = TypeVar("Found")
 _AT_ONCE = click.IntRange(1, bench_limits.BENCH_AT_ONCE)
 _SECONDS = click.FloatRange(0, bench_limits.BENCH_MAX_DURATION_S, min_open=True)
 
@@ -83,6 +86,7 @@ _SECONDS = click.FloatRange(0, bench_limits.BENCH_MAX_DURATION_S, min_open=True)
 @click.option(
     "--option", "-o", "extra", multiple=True, metavar="NAME=JSON", help="Option of initialize; may be repeated."
 )
+@click.option("--cliff", is_flag=True, help="Raise --rate or --concurrency until it does not hold, and say what bound.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @click.option(
     "--hlog",
@@ -108,6 +112,7 @@ def bench(
     live: int | None,
     file_size: int,
     extra: tuple[str, ...],
+    cliff: bool,
     as_json: bool,
     hlog: IO[str] | None,
     plot: IO[bytes] | None,
@@ -118,11 +123,15 @@ def bench(
         raise click.UsageError("--concurrency, --rate and --burst are three loops: name one", context)
     if load == "hold" and live is not None and live < (concurrency or 1):
         raise click.UsageError(f"--live {live} are too few for --concurrency {concurrency}", context)
+    others = {"--burst": burst, "--count": count, "--hlog": hlog, "--plot": plot}
+    if cliff and any(value is not None for value in others.values()):
+        raise click.UsageError(f"--cliff goes with none of {', '.join(others)}", context)
+    usual_s = bench_limits.BENCH_STEP_S if cliff else bench_limits.BENCH_DURATION_S
     plan = Plan(
         concurrency=concurrency or 1,
         rate=rate,
         burst=burst,
-        duration_s=bench_limits.BENCH_DURATION_S if duration is None and count is None else duration,
+        duration_s=usual_s if duration is None and count is None else duration,
         count=count,
         warm_up_s=warm_up,
         seed=seed,
@@ -139,15 +148,10 @@ def bench(
         keeps_histograms=hlog is not None or plot is not None,
     )
     _must_be_drawable(plot)
-    report, recorder = _measured(job)
-    if hlog is not None:
-        _log(recorder, hlog)
-    if plot is not None:
-        _draw(report, recorder, plot)
-    _print(report, as_json=as_json)
-    if report.interrupted:
-        sys.exit(INTERRUPTED)
-    sys.exit(0 if report.ok else 1)
+    _must_be_installed("hdrh")
+    own_process.raise_file_limit()
+    is_good = _climb(job, as_json=as_json) if cliff else _benchmark(job, hlog, plot, as_json=as_json)
+    sys.exit(0 if is_good else 1)
 
 
 def _words(text: str) -> list[str]:
@@ -167,15 +171,53 @@ def _bounded(size_bytes: int) -> int:
 
 
 def _must_be_drawable(plot: IO[bytes] | None) -> None:
-    """Rather than after minutes of measuring."""
     if plot is None:
         return
     if not plot.name.endswith((".png", ".html")):
         raise click.BadParameter(f"{plot.name!r} ends neither with .png nor with .html", param_hint="--plot")
+    _must_be_installed("matplotlib")
+
+
+def _must_be_installed(module: str) -> None:
+    """Rather said now than after minutes of measuring."""
     try:
-        import_module("matplotlib")
+        import_module(module)
     except ModuleNotFoundError as error:
-        raise click.ClickException(_MISSING.format(error.name)) from error
+        said = f"{error.name} is not installed; run: pip install 'PATH[bench]', with PATH of fastclaw's checkout"
+        raise click.ClickException(said) from error
+
+
+# --- What is measured, and how it is told: each whether all is well ---
+
+
+def _benchmark(job: Job, hlog: IO[str] | None, plot: IO[bytes] | None, *, as_json: bool) -> bool:
+    from fastclaw.bench.benchmark import benchmark
+    from fastclaw.bench.report import to_json, to_text
+
+    report, recorder = _run(lambda on_begin: benchmark(job, on_begin))
+    if hlog is not None:
+        _log(recorder, hlog)
+    if plot is not None:
+        _draw(report, recorder, plot)
+    click.echo(to_json(report).decode() if as_json else to_text(report, _columns()), nl=False)
+    if report.interrupted:
+        sys.exit(INTERRUPTED)
+    return report.ok
+
+
+def _climb(job: Job, *, as_json: bool) -> bool:
+    from fastclaw.bench.cliff import to_json, to_text
+    from fastclaw.bench.climb import climb
+
+    cliff = _run(lambda on_begin: climb(job, on_begin))
+    click.echo(to_json(cliff).decode() if as_json else to_text(cliff, _columns()), nl=False)
+    if cliff.interrupted:
+        sys.exit(INTERRUPTED)
+    return cliff.ok
+
+
+def _columns() -> int:
+    return max(_LEAST_COLUMNS, shutil.get_terminal_size().columns)
 
 
 def _log(recorder: Recorder, file: IO[str]) -> None:
@@ -192,32 +234,23 @@ def _draw(report: Report, recorder: Recorder, file: IO[bytes]) -> None:
     write(report, recorder, file)
 
 
-def _print(report: Report, *, as_json: bool) -> None:
-    from fastclaw.bench.report import to_json, to_text
-
-    width = max(_LEAST_COLUMNS, shutil.get_terminal_size().columns)
-    click.echo(to_json(report).decode() if as_json else to_text(report, width), nl=False)
+# --- While it is measured ---
 
 
-def _measured(job: Job) -> tuple[Report, Recorder]:
+def _run(measure: Callable[[Callable[[Driver], None]], Coroutine[Any, Any, Found]]) -> Found:
+    from fastclaw.bench.session import NotMeasured
+
     try:
-        from fastclaw.bench.session import NotMeasured  # what it needs is an extra
-    except ModuleNotFoundError as error:
-        raise click.ClickException(_MISSING.format(error.name)) from error
-    own_process.raise_file_limit()
-    try:
-        return own_process.run(_watched(job))
+        return own_process.run(_watched(measure))
     except NotMeasured as why:
         raise click.ClickException(str(why)) from why
     except asyncio.CancelledError:  # before there was anything to report
         sys.exit(INTERRUPTED)
 
 
-async def _watched(job: Job) -> tuple[Report, Recorder]:
+async def _watched(measure: Callable[[Callable[[Driver], None]], Coroutine[Any, Any, Found]]) -> Found:
     """Measure, with a line on stderr, until it is done or a signal comes: the first one leads to a report."""
-    from fastclaw.bench.benchmark import benchmark
-
-    progress = Progress(job)
+    progress = Progress()
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
@@ -229,7 +262,7 @@ async def _watched(job: Job) -> tuple[Report, Recorder]:
         loop.add_signal_handler(signum, interrupt)
     showing = loop.create_task(progress.show())
     try:
-        return await benchmark(job, progress.begin)
+        return await measure(progress.begin)
     finally:
         showing.cancel()
         with suppress(asyncio.CancelledError):
@@ -237,10 +270,9 @@ async def _watched(job: Job) -> tuple[Report, Recorder]:
 
 
 class Progress:
-    """How far the measurement is: one line on a terminal, elsewhere a line now and then."""
+    """How far a measurement is: one line on a terminal, elsewhere a line now and then."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self) -> None:
         self._driver: Driver | None = None
         self._is_terminal = sys.stderr.isatty()
 
@@ -249,11 +281,10 @@ class Progress:
         self._driver = driver
 
     def interrupt(self) -> bool:
-        """End what is being measured, so that there is a report; False where that has been said, or there is none."""
-        driver = self._driver
-        if driver is None or driver.plan is not self._job.plan or driver.interrupted:
+        """End what is being measured, so that there is a report; False where that was said before, or there is none."""
+        if self._driver is None or self._driver.interrupted:
             return False
-        driver.interrupt()
+        self._driver.interrupt()
         return True
 
     async def show(self) -> None:
@@ -262,26 +293,25 @@ class Progress:
         try:
             while True:
                 await asyncio.sleep(_TICK_S if self._is_terminal else _LINE_S)
-                if self._driver is not None:
-                    line = self.line(self._driver)
-                    click.echo(
-                        f"\r{line[:width]:<{width}}" if self._is_terminal else line, err=True, nl=not self._is_terminal
-                    )
+                text = "starting" if self._driver is None else line(self._driver)
+                if self._is_terminal:
+                    click.echo(f"\r{text[:width]:<{width}}", err=True, nl=False)
+                elif self._driver is not None:
+                    click.echo(text, err=True)
         finally:
             if self._is_terminal:
                 click.echo(f"\r{'':<{width}}\r", err=True, nl=False)
 
-    def line(self, driver: Driver) -> str:
-        """What there is to say of a measurement."""
-        recorder, plan = driver.recorder, driver.plan
-        elapsed = driver.elapsed_s
-        if plan is not self._job.plan:
-            return "the generator's own floor"
-        if elapsed < 0:
-            return f"warm-up, {-elapsed:.1f} s more: {recorder.warm_up} right, {recorder.warm_up_failed} failed"
-        shares = [elapsed / plan.duration_s] if plan.duration_s else []
-        shares += [recorder.ended / plan.count] if plan.count else []
-        done = min(1.0, max(shares))
-        bar = "#" * round(20 * done) + "-" * (20 - round(20 * done))
-        counts = f"{recorder.right} right, {recorder.failed.total()} failed, {driver.in_flight} under way"
-        return f"[{bar}] {done:4.0%} {counts}"
+
+def line(driver: Driver) -> str:
+    """What there is to say of a measurement that goes on."""
+    recorder, plan, elapsed_s = driver.recorder, driver.plan, driver.elapsed_s
+    if elapsed_s < 0:
+        return f"warm-up, {-elapsed_s:.1f} s more: {recorder.warm_up} right, {recorder.warm_up_failed} failed"
+    shares = [elapsed_s / plan.duration_s] if plan.duration_s else []
+    shares += [recorder.ended / plan.count] if plan.count else []
+    done = min(1.0, max(shares))
+    bar = "#" * round(_BAR * done) + "-" * (_BAR - round(_BAR * done))
+    level = f"{plan.rate:g}/s" if plan.rate is not None else f"{plan.burst or plan.concurrency} at once"
+    counts = f"{recorder.right} right, {recorder.failed.total()} failed, {driver.in_flight} under way"
+    return f"[{bar}] {done:4.0%} {level}: {counts}"

@@ -19,6 +19,7 @@ RECORD = {"process_id": "p", "state": "exited", "exit_code": 0, "signal": None, 
 DIES_AFTER = 20
 TOGETHER = 4
 LATE_S = 0.3
+SLOW_S = 0.003
 COUNT = itertools.count(1)
 
 
@@ -55,6 +56,8 @@ def run(request_id: Any) -> None:
         return
     if HOW == "late":
         time.sleep(LATE_S)
+    if HOW == "slow":
+        time.sleep(SLOW_S)
     if HOW == "garbage":
         say("starting a command...")
     if HOW == "unknown-ids":

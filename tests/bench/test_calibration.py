@@ -7,7 +7,7 @@ import pytest
 from fastclaw import bench_limits
 from fastclaw.bench.calibration import floor_of, floor_plan, timer_lateness
 from fastclaw.bench.plan import Plan
-from tests.bench.rig import MEMORY, ignored, job
+from tests.bench.rig import MEMORY, job
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ async def test_the_timer_is_late_by_microseconds() -> None:
 
 
 async def test_the_floor_of_an_open_loop_has_its_rate() -> None:
-    floor = await floor_of(job(MEMORY, plan=Plan(rate=1_000, duration_s=60)), ignored)
+    floor = await floor_of(job(MEMORY, plan=Plan(rate=1_000, duration_s=60)))
     assert 10 < floor.measured.begun < 150
     assert floor.measured.late is not None
     assert floor.measured.failed == {}

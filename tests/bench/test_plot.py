@@ -83,12 +83,12 @@ def test_a_load_without_stages_has_no_panel_for_them() -> None:
 
 
 def test_the_curve_goes_as_far_as_there_are_samples() -> None:
-    rarity, ms = curve(recorded().whole.histogram)
+    rarity, ms = curve(recorded().whole)
     assert len(rarity) == len(ms)
     assert 10**3 < rarity[-1] <= 3_000
     assert ms == sorted(ms)
     assert ms[-1] <= 3_000 * 700 / 1e6 * 1.001
-    assert curve(Recorder().whole.histogram) == ([], [])
+    assert curve(Recorder().whole) == ([], [])
 
 
 @pytest.mark.parametrize(("rarer", "text"), [(1, "p0"), (2, "p50"), (10, "p90"), (1_000, "p99.9"), (10**6, "p99.9999")])

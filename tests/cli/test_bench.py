@@ -54,6 +54,15 @@ def test_a_log_and_a_picture(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_climb_that_its_runtime_does_not_survive() -> None:
+    columns = {**os.environ, "COLUMNS": "40"}
+    done = fastclaw("bench", "--load", "run", "--cliff", "--duration", "0.2", "--", *evil("dies"), env=columns)
+    text = done.stdout.decode()
+    assert done.returncode == 1, done
+    assert max(map(len, text.splitlines())) <= 40
+    assert "- the runtime ended: runtime exited with\n  code 7\n" in text
+
+
 def test_a_runtime_in_sh() -> None:
     done = fastclaw("bench", "--load", "run", "--burst", "10", "--count", "50", "--", "sh", "-c", IN_SH)
     assert done.returncode == 0, done
@@ -89,6 +98,7 @@ def test_what_cannot_be_measured_is_one_line(arguments: list[str], said: str) ->
         (["--plot", "/dev/null"], "ends neither with .png nor with .html"),
         (["--plot", "/nonexistent/a.png"], "No such file or directory"),
         (["--hlog", "/nonexistent/a"], "No such file or directory"),
+        (["--cliff", "--count", "5"], "--cliff goes with none of --burst, --count, --hlog, --plot"),
         (["--load", "hold", "--live", "2", "--concurrency", "3"], "--live"),
     ],
 )
