@@ -44,6 +44,9 @@ BENCH_ENVIRONMENTS = 10_000
 BENCH_FILE_BYTES = 16 * MIB
 """Of one file: what `read_file` gives at most in one answer."""
 
+BENCH_HELD_BYTES = 1024 * MIB
+"""Of the files of all operations under way: what a runtime does not read waits in our memory."""
+
 BENCH_PING_BYTES = 64
 """Of one ping of a process that is held: a line."""
 
@@ -64,9 +67,6 @@ BENCH_STEP_S = 3
 
 BENCH_STEPS = 30
 """Steps of a climb at most: from 1 a second to all that may be asked for is 20, and then some to come closer."""
-
-BENCH_CLOSER = 3
-"""Levels tried between the last that held and the first that did not: it is known to a tenth then."""
 
 BENCH_WATCH_MS = 250
 """Between two looks at descriptors and health in a step: seldom enough not to be a load itself."""

@@ -23,7 +23,7 @@ _FULL = 0.9
 """Of a processor, of all of them, of the descriptors."""
 
 _NEAR = 1.1
-"""Levels that are no further apart need nothing in between."""
+"""Levels that are no further apart need nothing in between: three between one and its double."""
 
 _TRIES = 2
 """A step that does not converge is made again: other programs of the host have their moments."""
@@ -138,16 +138,15 @@ def next_level(steps: list[Step], start: float, highest: float, by: By) -> float
         return min(2 * last, highest) if last < highest else None
     below = [level for level in good if level < bad[0]]
     if not below:
-        lower = float(int(bad[0] / 2)) if by == "concurrency" else round(bad[0] / 2, 1)
+        lower = float(int(bad[0] / 2)) if by == "concurrency" else _whole(bad[0] / 2, by)
         return lower if lower >= _LOWEST[by] else None
-    between = {step.level for step in steps if below[-1] / 2 < step.level < 2 * bad[0]}
     middle = _whole(math.sqrt(below[-1] * bad[0]), by)
     is_near = bad[0] / below[-1] <= _NEAR or middle in (below[-1], bad[0])
-    return None if is_near or len(between) >= 2 + bench_limits.BENCH_CLOSER else middle
+    return None if is_near else middle
 
 
 def _whole(level: float, by: By) -> float:
-    return float(round(level)) if by == "concurrency" else round(level, 1)
+    return float(round(level)) if by == "concurrency" else float(f"{level:.3g}")
 
 
 # --- Whether a step has converged ---

@@ -69,7 +69,7 @@ def _bounds(steps: list[Step], first: float | None, ended: str | None) -> list[s
 async def _climb(job: Job, session: Session, by: By, steps: list[Step], on_begin: OnBegin) -> bool:
     """All steps; whether they were interrupted."""
     start = float(job.plan.concurrency) if job.plan.rate is None else job.plan.rate
-    highest = float(bench_limits.BENCH_RATE if by == "rate" else bench_limits.BENCH_AT_ONCE)
+    highest = float(bench_limits.BENCH_RATE if by == "rate" else job.most_at_once)
     if job.load == "hold" and by == "concurrency":
         highest = float(job.live)
     while (level := next_level(steps, start, highest, by)) is not None:

@@ -28,6 +28,9 @@ _NS = 1_000_000_000
 class Driver:
     """One measurement.
 
+    Parameters:
+        most: operations under way at most; in an open loop, those that have no room have failed.
+
     Attributes:
         begun: operations that count, so far.
         in_flight: under way now.
@@ -35,7 +38,7 @@ class Driver:
         interrupted: it was ended before its time.
     """
 
-    def __init__(self, plan: Plan, load: Load, calls: Calls, recorder: Recorder) -> None:
+    def __init__(self, plan: Plan, load: Load, calls: Calls, recorder: Recorder, most: int) -> None:
         self.recorder = recorder
         self.begun = 0
         self.in_flight = 0
@@ -43,6 +46,7 @@ class Driver:
         self.interrupted = False
         self.plan = plan
         self._load = load
+        self._most = most
         self._calls = calls
         self._loop = asyncio.get_running_loop()
         self._free_slots: list[int] = []
@@ -124,7 +128,7 @@ class Driver:
     def _begin_late(self, due: int, now: int) -> None:
         if due >= self.recorder.first_ns:
             self.recorder.begun_late(now - due)
-        if self.in_flight >= bench_limits.BENCH_AT_ONCE:
+        if self.in_flight >= self._most:
             self.recorder.went_wrong(due, now, "generator_full")
             return
         self._task(self._one(due))

@@ -12,6 +12,9 @@ import socket
 import tempfile
 
 READ_BYTES = 65_536
+HEAD_BYTES = 80
+"""Of a request, within which its id and method are."""
+
 OFFERED = ["run", "wait", "environments", "files"]
 RECORD = {
     "process_id": "p",
@@ -33,10 +36,9 @@ class Null:
         self._poll.register(0, select.EPOLLIN)
         self._echo, self._greet = (self._listen(f"{directory}/{name}") for name in ("echo", "greet"))
         self._clients: dict[int, socket.socket] = {}
-        self._rest = b""
-        self._files: dict[str, str] = {}
-        exec_result, greeted = (self._process(one) for one in (self._echo, self._greet))
-        self._cat, self._hello = exec_result, greeted
+        self._held = bytearray()
+        self._files: dict[bytes, bytes] = {}
+        self._cat, self._hello = (self._process(one) for one in (self._echo, self._greet))
         self._fixed = {
             "run": json.dumps(RAN).encode(),
             "wait": json.dumps(RECORD).encode(),
@@ -91,15 +93,20 @@ class Null:
             self._clients.pop(fd).close()
 
     def _answer(self, data: bytes) -> bool:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        answers = [self._one(line) for line in lines]
-        out = memoryview(b"".join(answers))
+        """Whether there will be more."""
+        self._held += data
+        if b"\n" not in data:
+            return True
+        *lines, rest = bytes(self._held).split(b"\n")
+        self._held = bytearray(rest)
+        out = memoryview(b"".join([self._one(line) for line in lines]))
         while out:
             out = out[os.write(1, out) :]
-        return not any(b'"method":"shutdown"' in line[:64] for line in lines)
+        return not any(b'"method":"shutdown"' in line[:HEAD_BYTES] for line in lines)
 
     def _one(self, line: bytes) -> bytes:
-        head = line[:80].split(b'"', 9)
+        """Our own requests have their members in this order: jsonrpc, id, method, params."""
+        head = line[:HEAD_BYTES].split(b'"', 9)
         number, method = head[6][1:-1], head[9].split(b'"', 1)[0].decode()
         return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (
             number,
@@ -110,11 +117,10 @@ class Null:
         if method == "exec":
             return self._hello if b'"echo"' in line else self._cat
         if method in ("write_file", "read_file"):
-            params = json.loads(line)["params"]
-            if method == "write_file":
-                self._files[params["path"]] = params["text"]
-                return b'{"size":%d}' % len(params["text"])
-            return json.dumps({"text": self._files[params["path"]]}).encode()
+            path = line.split(b'"path":', 1)[1].split(b",", 1)[0]
+            if method == "read_file":
+                return b'{"text":%b}' % self._files[path]
+            self._files[path] = line[line.index(b'"text":') + len(b'"text":') : -len(b"}}")]
         return b"{}"
 
 

@@ -73,3 +73,9 @@ class Job(Struct, frozen=True, kw_only=True):
     size: int = 4096
     deadline_ms: int = bench_limits.BENCH_OPERATION_MS
     keeps_histograms: bool = False
+
+    @property
+    def most_at_once(self) -> int:
+        """How many operations may be under way."""
+        room = bench_limits.BENCH_HELD_BYTES // self.size if self.load == "files" else bench_limits.BENCH_AT_ONCE
+        return min(room, bench_limits.BENCH_AT_ONCE)

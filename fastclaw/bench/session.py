@@ -85,7 +85,8 @@ class Session:
         self, plan: Plan, on_begin: OnBegin | None = None, *, keeps_histograms: bool = False
     ) -> tuple[Driver, Measured]:
         """Do what a plan says."""
-        driver = Driver(plan, self.load, self.calls, Recorder(keeps_histograms=keeps_histograms))
+        recorder = Recorder(keeps_histograms=keeps_histograms)
+        driver = Driver(plan, self.load, self.calls, recorder, self._job.most_at_once)
         if on_begin is not None:
             on_begin(driver)
         began = time.process_time_ns()

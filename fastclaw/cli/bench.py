@@ -147,6 +147,8 @@ def bench(
         deadline_ms=max(1, round(deadline * 1000)),
         keeps_histograms=hlog is not None or plot is not None,
     )
+    if max(plan.concurrency, burst or 1) > job.most_at_once:
+        raise click.UsageError(f"of files of this size no more than {job.most_at_once} at once", context)
     _must_be_drawable(plot)
     _must_be_installed("hdrh")
     own_process.raise_file_limit()
@@ -313,5 +315,4 @@ def line(driver: Driver) -> str:
     done = min(1.0, max(shares))
     bar = "#" * round(_BAR * done) + "-" * (_BAR - round(_BAR * done))
     level = f"{plan.rate:g}/s" if plan.rate is not None else f"{plan.burst or plan.concurrency} at once"
-    counts = f"{recorder.right} right, {recorder.failed.total()} failed, {driver.in_flight} under way"
-    return f"[{bar}] {done:4.0%} {level}: {counts}"
+    return f"[{bar}] {done:4.0%} {recorder.right} right, {recorder.failed.total()} failed, {level}"

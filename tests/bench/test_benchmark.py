@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -133,6 +135,28 @@ async def test_a_runtime_that_stays_is_ended(monkeypatch: pytest.MonkeyPatch) ->
     assert report.exit_code is None
     assert not report.ok
     assert left(report) == CLEAN
+
+
+async def test_a_runtime_that_reads_nothing_any_more_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastclaw.limits.CLIENT_EXIT_MS", 200)
+    monkeypatch.setattr("fastclaw.limits.CLIENT_SHUTDOWN_MS", 200)
+    one = job(evil("deaf"), plan=Plan(concurrency=4, count=8), cmd=["x" * 100_000], deadline_ms=100)
+    report = await report_of(one)
+    assert report.measured.failed == {"no_answer": 8}
+    assert report.ended_early == "shutdown was answered with no_answer"
+    assert report.exit_code is None
+    assert left(report) == CLEAN
+
+
+async def test_a_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour ahead and back, at every look: what is measured is told by the monotonic clock, which nobody sets."""
+    turns = itertools.count()
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 3_600 * (next(turns) % 3 - 1))
+    report = await report_of(job(MEMORY, plan=Plan(rate=200, duration_s=0.5)))
+    assert report.ok
+    assert report.measured.seconds < 10
+    assert 0 < report.measured.latency.max_us < 10_000_000
 
 
 async def test_a_process_that_it_leaves_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

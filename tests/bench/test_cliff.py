@@ -78,7 +78,7 @@ def test_what_never_breaks_ends_at_the_highest_level() -> None:
 def test_what_never_holds_ends_below_one() -> None:
     steps = climbed(0, "concurrency", 8)
     assert [one.level for one in steps] == [8, 8, 4, 4, 2, 2, 1, 1]
-    assert climbed(0, start=1)[-1].level == 0.1
+    assert 0.1 <= climbed(0, start=1)[-1].level < 0.2
     assert held(steps) == []
 
 

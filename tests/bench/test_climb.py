@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fastclaw.bench import cliff
 from fastclaw.bench.climb import climb
 from fastclaw.bench.plan import Job, Plan
 from tests.bench.rig import MEMORY, evil, ignored, job
+
+if TYPE_CHECKING:
+    import pytest
 
 STEP_S = 0.3
 
@@ -19,39 +23,40 @@ async def test_a_bound_on_what_runs_is_found_and_named() -> None:
     """A fifth one waits in the queue, which has room for one: the sixth is turned away."""
     options = {"max_processes": 4, "queue_limit": 1}
     one = of(MEMORY, Plan(concurrency=2, duration_s=STEP_S), options=options, cmd=["sleep", "0.02"])
-    cliff = await climb(one, ignored)
-    assert cliff.by == "concurrency"
-    assert cliff.highest is not None
-    assert cliff.highest <= 5
-    assert cliff.first is not None
-    assert cliff.first <= 8
-    assert any("overloaded" in bound or "queue" in bound for bound in cliff.bounds), cliff.bounds
-    assert cliff.ok
-    assert cliff.leftovers.total == 0
+    found = await climb(one, ignored)
+    assert found.by == "concurrency"
+    assert found.highest is not None
+    assert found.highest <= 5
+    assert found.first is not None
+    assert found.first <= 8
+    assert any("overloaded" in bound or "queue" in bound for bound in found.bounds), found.bounds
+    assert found.ok
+    assert found.leftovers.total == 0
 
 
-async def test_a_rate_that_cannot_be_held() -> None:
+async def test_a_rate_that_cannot_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cliff, "_NEAR", 1.5)
     one = of(evil("slow"), Plan(rate=100, duration_s=STEP_S * 2))
-    cliff = await climb(one, ignored)
-    assert cliff.by == "rate"
-    assert cliff.highest is not None
-    assert cliff.highest <= 500  # it takes 3 ms for each, one after the other
-    assert cliff.first is not None
-    assert {step.why for step in cliff.steps} == {"", "rate not held"}
+    found = await climb(one, ignored)
+    assert found.by == "rate"
+    assert found.highest is not None
+    assert found.highest <= 500  # it takes 3 ms for each, one after the other
+    assert found.first is not None
+    assert {step.why for step in found.steps} == {"", "rate not held"}
 
 
 async def test_a_runtime_that_dies_is_said_to() -> None:
-    cliff = await climb(of(evil("dies"), Plan(concurrency=1, duration_s=STEP_S)), ignored)
-    assert not cliff.ok
-    assert cliff.ended_early == "runtime exited with code 7"
-    assert cliff.bounds[0] == "the runtime ended: runtime exited with code 7"
-    assert cliff.first == 1
+    found = await climb(of(evil("dies"), Plan(concurrency=1, duration_s=STEP_S)), ignored)
+    assert not found.ok
+    assert found.ended_early == "runtime exited with code 7"
+    assert found.bounds[0] == "the runtime ended: runtime exited with code 7"
+    assert found.first == 1
 
 
 async def test_a_runtime_that_holds_nothing() -> None:
-    cliff = await climb(of(evil("errors"), Plan(concurrency=1, duration_s=0.05)), ignored)
-    assert (cliff.highest, cliff.ok, cliff.first) == (None, False, 1.0)
-    assert any("overloaded" in bound for bound in cliff.bounds)
+    found = await climb(of(evil("errors"), Plan(concurrency=1, duration_s=0.05)), ignored)
+    assert (found.highest, found.ok, found.first) == (None, False, 1.0)
+    assert any("overloaded" in bound for bound in found.bounds)
 
 
 async def test_an_interruption_gives_what_there_is() -> None:
@@ -63,11 +68,11 @@ async def test_an_interruption_gives_what_there_is() -> None:
         if steps == 2:
             driver.interrupt()  # type: ignore[attr-defined] # it is one
 
-    cliff = await climb(of(MEMORY, Plan(concurrency=1, duration_s=0.1)), interrupting)
-    assert cliff.interrupted
-    assert len(cliff.steps) == 1
+    found = await climb(of(MEMORY, Plan(concurrency=1, duration_s=0.1)), interrupting)
+    assert found.interrupted
+    assert len(found.steps) == 1
 
 
 async def test_no_more_is_held_than_there_is_to_hold() -> None:
-    cliff = await climb(job(MEMORY, "hold", Plan(concurrency=1, duration_s=0.1), live=2), ignored)
-    assert max(step.level for step in cliff.steps) <= 2
+    found = await climb(job(MEMORY, "hold", Plan(concurrency=1, duration_s=0.1), live=2), ignored)
+    assert max(step.level for step in found.steps) <= 2

@@ -42,9 +42,9 @@ class Sleeps:
         return time.monotonic_ns(), (("sleep", 1),)
 
 
-def driver(load: Any, **plan: Any) -> Driver:
+def driver(load: Any, most: int = bench_limits.BENCH_AT_ONCE, **plan: Any) -> Driver:
     calls: Any = SimpleNamespace(end=None, on_end=None)
-    return Driver(Plan(**plan), load, calls, Recorder())
+    return Driver(Plan(**plan), load, calls, Recorder(), most)
 
 
 async def test_a_closed_loop_has_so_many_under_way() -> None:
@@ -90,9 +90,8 @@ async def test_latency_counts_from_the_intended_start() -> None:
     assert one.recorder.whole.summary().max_us > 150_000
 
 
-async def test_what_has_no_room_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_limits, "BENCH_AT_ONCE", 10)
-    one = driver(Sleeps(0.5), rate=2_000, count=50)
+async def test_what_has_no_room_is_a_failure() -> None:
+    one = driver(Sleeps(0.5), most=10, rate=2_000, count=50)
     await one.run()
     assert one.recorder.right == 10
     assert one.recorder.failed == {"generator_full": 40}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fastclaw.bench.plan import Plan
+from fastclaw import bench_limits
+from fastclaw.bench.plan import Job, Plan
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,10 @@ from fastclaw.bench.plan import Plan
 )
 def test_the_loop_and_its_words(plan: Plan, loop: str, words: str) -> None:
     assert (plan.loop, str(plan)) == (loop, words)
+
+
+def test_files_under_way_have_a_bound_together() -> None:
+    small, large = (Job(command=["x"], load="files", plan=Plan(count=1), size=size) for size in (1, 16 * 2**20))
+    other = Job(command=["x"], load="run", plan=Plan(count=1), size=16 * 2**20)
+    assert small.most_at_once == other.most_at_once == bench_limits.BENCH_AT_ONCE
+    assert large.most_at_once == 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -98,6 +99,7 @@ def test_what_cannot_be_measured_is_one_line(arguments: list[str], said: str) ->
         (["--plot", "/dev/null"], "ends neither with .png nor with .html"),
         (["--plot", "/nonexistent/a.png"], "No such file or directory"),
         (["--hlog", "/nonexistent/a"], "No such file or directory"),
+        (["--load", "files", "--size", "16m", "--concurrency", "65"], "no more than 64 at once"),
         (["--cliff", "--count", "5"], "--cliff goes with none of --burst, --count, --hlog, --plot"),
         (["--load", "hold", "--live", "2", "--concurrency", "3"], "--live"),
     ],
@@ -118,17 +120,53 @@ def test_without_what_it_needs_it_says_what_to_install(tmp_path: Path, module: s
     assert "pip install 'PATH[bench]'" in assert_one_line(done.stderr)
 
 
+def test_on_a_terminal_there_is_one_line_which_goes() -> None:
+    ours, theirs = pty.openpty()
+    try:
+        command = [*FASTCLAW, "bench", "--load", "run", "--duration", "1", *MEMORY]
+        environment = {**os.environ, "COLUMNS": "60"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as bench:
+            out, _ = bench.communicate(timeout=DEADLINE_S)
+        shown = os.read(ours, 65_536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert bench.returncode == 0
+    assert "\r" not in out.decode()
+    lines = shown.split("\r")
+    assert "\n" not in shown
+    assert max(map(len, lines)) < 60
+    assert any(line.startswith("[####") and " right, 0 failed" in line for line in lines)
+    assert lines[-2:] == [" " * 59, ""]
+
+
 def test_ctrl_c_ends_with_a_report_of_what_was_measured() -> None:
-    command = [*FASTCLAW, "bench", "--load", "run", "--duration", "600", "--json", *MEMORY]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bench:
-        assert bench.stderr is not None
-        while not bench.stderr.readline().startswith(b"[#"):  # the line now and then says that it is measuring
-            pass
-        bench.send_signal(signal.SIGINT)
-        out, _ = bench.communicate(timeout=DEADLINE_S)
+    ours, theirs = pty.openpty()
+    try:
+        command = [*FASTCLAW, "bench", "--load", "run", "--duration", "20", "--json", *MEMORY]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as bench:
+            shown = b""
+            while b"[#" not in shown:  # it is measuring
+                shown += os.read(ours, 4096)
+            bench.send_signal(signal.SIGINT)
+            out, _ = bench.communicate(timeout=DEADLINE_S)
+    finally:
+        os.close(ours)
+        os.close(theirs)
     told = json.loads(out)
     assert bench.returncode == 130
     assert told["interrupted"] is True
     assert told["measured"]["right"] > 0
     assert told["measured"]["failed"] == {}
     assert told["leftovers"]["processes"] == 0
+
+
+def test_ctrl_c_before_there_is_anything_is_an_end_without_a_report() -> None:
+    silent = "import os, sys; sys.stdin.readline(); os.write(2, b'x\\n'); sys.stdin.read()"
+    command = [*FASTCLAW, "bench", "--", sys.executable, "-c", silent]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bench:
+        assert bench.stderr is not None
+        assert bench.stderr.readline() == b"x\n"  # it has been asked to initialize, and says nothing
+        bench.send_signal(signal.SIGINT)
+        out, _ = bench.communicate(timeout=DEADLINE_S)
+    assert (bench.returncode, out) == (130, b"")
