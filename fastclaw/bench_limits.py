@@ -29,6 +29,9 @@ BENCH_SWEEP_MS = 50
 BENCH_REASONS = 50
 """Reasons of failures that are told apart: a runtime may name a new one each time; the rest are counted together."""
 
+BENCH_TIMINGS = 20
+"""Stages of its own that a runtime may tell of in a record: ours has nine."""
+
 BENCH_REASON_CHARS = 60
 """Of a reason that a runtime names."""
 

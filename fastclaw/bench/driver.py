@@ -128,7 +128,7 @@ class Driver:
     def _begin_late(self, due: int, now: int) -> None:
         if due >= self.recorder.first_ns:
             self.recorder.begun_late(now - due)
-        if self.in_flight >= self._most:
+        if len(self._tasks) >= self._most:
             self.recorder.went_wrong(due, now, "generator_full")
             return
         self._task(self._one(due))
@@ -181,14 +181,14 @@ class Driver:
     async def _operation(self, slot: int, began_ns: int) -> None:
         self.in_flight += 1
         try:
-            ended_ns, stages = await self._load.once(slot)
+            ended = await self._load.once(slot)
         except Failed as failed:
             self.recorder.went_wrong(began_ns, time.monotonic_ns(), failed.reason)
         except asyncio.CancelledError:
             self.recorder.cut_off += 1
             raise
         else:
-            self.recorder.took(began_ns, ended_ns, stages)
+            self.recorder.took(began_ns, ended)
         finally:
             self.in_flight -= 1
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import orjson
 
 from fastclaw import bench_limits
-from fastclaw.bench.recorder import Failed, Stages
+from fastclaw.bench.recorder import Ended, Failed
 from fastclaw.bench.streams import Stream
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from fastclaw.bench.calls import Calls
     from fastclaw.bench.plan import Job, LoadName
-
-Ended = tuple[int, Stages]
-"""When an operation had ended (monotonic, nanoseconds), and what its stages took."""
 
 _CAT = ["cat"]
 _HELLO = ["echo", "hello"]
@@ -102,12 +99,14 @@ class Exec(Load):
     async def once(self, slot: int) -> Ended:
         began = time.monotonic_ns()
         started, process_id, stdio, stderr = await self.exec(self._params)
+        timings = None
         if self._waits:
             ended, record = await self.calls.result("wait", b'{"process_id":%b}' % orjson.dumps(process_id))
             must_be_good(record)
+            timings = record.get("timings")
         else:
             ended = await self._streams_ended(stdio, stderr)
-        return ended, (("exec", started - began), ("wait", ended - started))
+        return Ended(ended, (("exec", started - began), ("wait", ended - started)), timings)
 
     async def _streams_ended(self, *addresses: str) -> int:
         streams: list[Stream] = []
@@ -134,7 +133,7 @@ class Run(Load):
     async def once(self, slot: int) -> Ended:
         ended, record = await self.calls.result("run", self._params)
         must_be_good(record)
-        return ended, ()
+        return Ended(ended, timings=record.get("timings"))
 
 
 class Held:
@@ -177,7 +176,7 @@ class Hold(Load):
             if held is None:
                 held = await self._start()
             assert held.stream is not None
-            return await held.stream.echo(self._ping), ()
+            return Ended(await held.stream.echo(self._ping))
         except Failed:
             held = await self._instead_of(held)
             raise
@@ -228,7 +227,8 @@ class Environments(Load):
                 await self._stop(name)
             raise
         stopped = await self._stop(name)
-        return stopped, (("start", started - began), ("first byte", first - started), ("stop", stopped - first))
+        stages = (("start", started - began), ("first byte", first - started), ("stop", stopped - first))
+        return Ended(stopped, stages)
 
     async def _first_byte(self, name: str) -> int:
         _, _, stdio, _ = await self.exec(orjson.dumps({"environment": name, "cmd": _HELLO, "stdin": False}))
@@ -263,7 +263,7 @@ class Files(Load):
         read, result = await self.calls.result("read_file", b'{"path":%b,"limit":%d}' % (path, max(self.job.size, 1)))
         if result.get("text") != self._text:
             raise Failed("wrong_bytes")
-        return read, (("write", written - began), ("read", read - written))
+        return Ended(read, (("write", written - began), ("read", read - written)))
 
     async def end(self) -> None:
         with contextlib.suppress(Failed):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import io
 import math
+from itertools import cycle
 from typing import IO, TYPE_CHECKING
 
 from hdrh.histogram import HdrHistogram
@@ -15,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from fastclaw.bench.report import time_text, title_of, to_json, to_text
+from fastclaw.bench.report import outside_us, time_text, title_of, to_json, to_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +34,7 @@ _MOMENT_S = 0.25
 """Of a second: what ended within less says little about a rate."""
 
 _COLORS = ("#1f5fa8", "#d9822b", "#5a9e6f", "#8e5ea2", "#7f7f7f")
+_STAGE_COLORS = (*_COLORS[1:4], "#c9a227", "#3f8f8b", "#b0557a", "#6b7fb3", "#a06a4a", "#84a84f", "#4b5d73", "#cf8f8f")
 _FAILED, _FLOOR = "#c0392b", "#9aa0a6"
 _TEXT_COLUMNS = 100
 _STYLE = (
@@ -72,7 +74,7 @@ def write_html(report: Report, recorder: Recorder, file: IO[bytes]) -> None:
 def drawn(report: Report, recorder: Recorder) -> Figure:
     """The picture."""
     figure = Figure(figsize=_INCHES, layout="constrained")
-    has_stages = bool(report.measured.stages)
+    has_stages = bool(report.measured.stages or report.measured.inside)
     rows = figure.subplots(4 if has_stages else 3, 1, height_ratios=[3, 1, 2, 2] if has_stages else [3, 2, 2])
     axes = list(rows)
     _percentiles(axes.pop(0), report, recorder)
@@ -144,16 +146,26 @@ def _dress(axes: Axes, title: str) -> None:
 
 
 def _stages(axes: Axes, report: Report) -> None:
-    """On average, so that they add up."""
-    left = 0.0
-    for color, (name, stage) in zip(_COLORS[1:], report.measured.stages.items(), strict=False):
-        ms = stage.mean_us / 1000
-        axes.barh([0], [ms], left=left, color=color, label=f"{name} {time_text(stage.mean_us)}")
-        left += ms
-    axes.set_yticks([])
-    axes.set_xlim(0, left or 1)
+    """On average, so that they add up: the calls as they are seen from here, and what the runtime says of itself."""
+    measured = report.measured
+    bars: dict[str, dict[str, float]] = {}
+    if measured.stages:
+        bars["calls"] = {name: stage.mean_us for name, stage in measured.stages.items()}
+    if measured.inside:
+        bars["inside"] = {**measured.inside, "outside": outside_us(measured)}
+    colors = cycle(_STAGE_COLORS)
+    for row, stages in enumerate(bars.values()):
+        left = 0.0
+        for name, us in stages.items():
+            color = _FLOOR if (row, name) == (len(bars) - 1, "outside") else next(colors)
+            axes.barh([-row], [us / 1000], left=left, color=color, label=f"{name} {time_text(us)}")
+            left += us / 1000
+    axes.set_yticks([-row for row in range(len(bars))], list(bars))
+    axes.margins(x=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: time_text(ms * 1000)))
-    _dress(axes, "where the time goes, on average")
+    axes.set_title("where the time goes, on average", fontsize=11, loc="left")
+    axes.grid(visible=True, axis="x", alpha=0.25)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.28), ncols=6, fontsize=9, frameon=False)
 
 
 def spans(seconds: list[Second], length_s: float) -> list[tuple[float, float, int, int]]:

@@ -6,6 +6,7 @@ Is told the time and has no clock.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -17,6 +18,19 @@ _OTHER = "other"
 
 Stages = tuple[tuple[str, int], ...]
 """Of one operation: each stage with its nanoseconds."""
+
+
+class Ended(NamedTuple):
+    """An operation that was right.
+
+    Parameters:
+        at_ns: when it had ended, by the monotonic clock.
+        timings: of the exit record, as the runtime gave it, which may be anything.
+    """
+
+    at_ns: int
+    stages: Stages = ()
+    timings: Any = None
 
 
 class Failed(Exception):
@@ -51,11 +65,17 @@ class Recorder:
 
     Parameters:
         keeps_histograms: of each second as well.
+
+    Attributes:
+        inside: microseconds of the stages that the runtime tells of, all of them together.
+        inside_count: of how many operations.
     """
 
     def __init__(self, *, keeps_histograms: bool = False) -> None:
         self.whole = Latencies()
         self.stages: dict[str, Latencies] = {}
+        self.inside: Counter[str] = Counter()
+        self.inside_count = 0
         self.late = Latencies()
         self.right = 0
         self.failed: Counter[str] = Counter()
@@ -83,8 +103,9 @@ class Recorder:
         """By so much the generator itself was behind the intended moment."""
         self.late.record(nanoseconds)
 
-    def took(self, began_ns: int, ended_ns: int, stages: Stages) -> None:
+    def took(self, began_ns: int, ended: Ended) -> None:
         """One that was right."""
+        ended_ns = ended.at_ns
         if began_ns < self.first_ns:
             self.warm_up += 1
             return
@@ -95,10 +116,24 @@ class Recorder:
         self.whole.record(duration)
         if self._keeps:
             self._of_second.record(duration)
-        for name, nanoseconds in stages:
+        self._look_inside(ended.timings)
+        for name, nanoseconds in ended.stages:
             if name not in self.stages:
                 self.stages[name] = Latencies()
             self.stages[name].record(nanoseconds)
+
+    def _look_inside(self, timings: Any) -> None:
+        """Each is counted from the reading of the request; what is no such thing is passed over."""
+        if not isinstance(timings, dict) or not timings:
+            return
+        names = self.inside.keys() | timings.keys()
+        if len(names) > bench_limits.BENCH_TIMINGS or any(type(us) is not int or us < 0 for us in timings.values()):
+            return
+        self.inside_count += 1
+        before = 0
+        for name, us in sorted(timings.items(), key=lambda one: one[1]):
+            self.inside[name] += us - before
+            before = us
 
     def went_wrong(self, began_ns: int, ended_ns: int, reason: str) -> None:
         """One that was not."""

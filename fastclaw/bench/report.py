@@ -35,6 +35,8 @@ class Measured(Struct, frozen=True, kw_only=True):
         right_percent: of those that ended.
         latency: of the right ones; in an open loop from the moment they were meant to begin.
         stages: the same for each part of an operation.
+        inside: microseconds on average of each stage within the runtime, in its own words and order, where it tells of
+            them in `timings` of its exit records; what is left of the latency was outside of it.
         late: by how much the generator itself began later than was meant, in an open loop.
         is_held: whether the rate of an open loop was held; None for other loops.
         cpu_us: processor time of the generator for each operation, in microseconds.
@@ -51,6 +53,7 @@ class Measured(Struct, frozen=True, kw_only=True):
     right_percent: float
     latency: Latency
     stages: dict[str, Latency]
+    inside: dict[str, float]
     late: Latency | None
     is_held: bool | None
     cpu_us: float
@@ -209,6 +212,10 @@ def sentences(report: Report) -> list[str]:
         told.append(f"failed: {_count(count)} {reason}{said}")
     if measured.late is not None:
         told.append(_of_rate(measured, measured.late))
+    if measured.inside:
+        stages = ", ".join(f"{name} {time_text(us)}" for name, us in measured.inside.items())
+        outside = time_text(outside_us(measured))
+        told.append(f"inside the runtime, on average: {stages}; outside of it {outside}")
     if measured.warm_up or measured.warm_up_failed:
         told.append(f"warm-up: {_count(measured.warm_up)} right, {_count(measured.warm_up_failed)} failed, not counted")
     if report.interrupted:
@@ -241,6 +248,11 @@ def _of_floor(report: Report) -> str:
     floor = report.floor
     late, per_s = floor.timer.percentiles["p50"].us, _rate(floor.measured.per_s)
     return f"{own}; floor is the same against a runtime that does nothing, {per_s}/s; the timer is late by {late} µs"
+
+
+def outside_us(measured: Measured) -> float:
+    """What of the mean latency the runtime does not account for: the way to it and back, and what it does not know."""
+    return max(0.0, measured.latency.mean_us - sum(measured.inside.values()))
 
 
 def time_text(us: float) -> str:

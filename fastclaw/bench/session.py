@@ -140,6 +140,7 @@ def _summed(driver: Driver, cpu_ns: int) -> Measured:
         right_percent=round(100 * recorder.right / recorder.ended, 4) if recorder.ended else 0.0,
         latency=recorder.whole.summary(),
         stages={name: stage.summary() for name, stage in recorder.stages.items()},
+        inside={name: round(us / recorder.inside_count, 1) for name, us in recorder.inside.items()},
         late=late,
         is_held=None if late is None else is_held(driver.turns, late_p99_us, recorder.failed),
         cpu_us=round(cpu_ns / 1000 / worked, 2) if worked else 0.0,

@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
 from fastclaw import bench_limits
 from fastclaw.bench.driver import Driver
 from fastclaw.bench.plan import Plan
-from fastclaw.bench.recorder import Failed, Recorder
-
-if TYPE_CHECKING:
-    from fastclaw.bench.loads import Ended
+from fastclaw.bench.recorder import Ended, Failed, Recorder
 
 
 class Sleeps:
@@ -39,7 +36,7 @@ class Sleeps:
         self.slots.remove(slot)
         if fails:
             raise Failed("no_answer")
-        return time.monotonic_ns(), (("sleep", 1),)
+        return Ended(time.monotonic_ns(), (("sleep", 1),))
 
 
 def driver(load: Any, most: int = bench_limits.BENCH_AT_ONCE, **plan: Any) -> Driver:

@@ -9,7 +9,7 @@ from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 
 from fastclaw.bench.hlog import lines
-from fastclaw.bench.recorder import Recorder
+from fastclaw.bench.recorder import Ended, Recorder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ def measured() -> Recorder:
     for number in range(1, 2_501):  # over two seconds and a half
         began = 7 * SECOND + number * 1_000_000
         took = number * 1_000
-        recorder.took(began - took, began, (("first byte", took // 2),))
+        recorder.took(began - took, Ended(began, (("first byte", took // 2),)))
     recorder.close()
     return recorder
 

@@ -15,7 +15,7 @@ import pytest
 from msgspec import structs
 
 from fastclaw.bench.plot import curve, drawn, percentile_text, spans, write_html, write_png
-from fastclaw.bench.recorder import Recorder, Second
+from fastclaw.bench.recorder import Ended, Recorder, Second
 from tests.bench.test_report import measured, report
 from tests.engine_fixtures import unusable
 
@@ -40,7 +40,8 @@ def recorded(*, stages: bool = True) -> Recorder:
     recorder.count_from(0)
     for number in range(1, 3_001):
         ended = number * 1_000_000
-        recorder.took(ended - number * 700, ended, (("exec", number * 400), ("wait", number * 300)) if stages else ())
+        told = (("exec", number * 400), ("wait", number * 300)) if stages else ()
+        recorder.took(ended - number * 700, Ended(ended, told))
         if number % 10 == 0:
             recorder.went_wrong(ended - 5, ended, "no_answer")
     recorder.close()
@@ -68,7 +69,9 @@ def test_each_panel_draws_what_was_measured() -> None:
     percentiles, stages, ended, latency = drawn_panels.values()
     labels = [line.get_label() for line in percentiles.get_lines()]
     assert labels == ["whole", "exec", "wait", "floor (the generator's own)"]
-    assert [round(bar.get_width(), 3) for bar in stages.patches] == [0.5, 2.0]  # what the report says, in milliseconds
+    widths = [round(bar.get_width(), 1) for bar in stages.patches]
+    assert widths == [0.5, 2.0, 0.3, 0.5, 0.7]  # the calls; inside the runtime and outside: as the report says
+    assert [tick.get_text() for tick in stages.get_yticklabels()] == ["calls", "inside"]
     heights = [round(bar.get_height()) for bar in ended.patches]
     assert heights[:3] == [999, 1000, 1001]
     assert sum(heights[3:]) == 300
@@ -76,7 +79,7 @@ def test_each_panel_draws_what_was_measured() -> None:
 
 
 def test_a_load_without_stages_has_no_panel_for_them() -> None:
-    one = report(measured=measured(stages={}, failed={}), floor=None)
+    one = report(measured=measured(stages={}, inside={}, failed={}), floor=None)
     titles = list(panels(one, recorded(stages=False)))
     assert len(titles) == 3
     assert not any("where the time goes" in title for title in titles)
@@ -117,7 +120,7 @@ def test_a_png_is_one(server: dict[str, Any] | None) -> None:
 
 def test_nothing_measured_is_drawn_too() -> None:
     empty = Recorder(keeps_histograms=True)
-    one = report(measured=structs.replace(measured(), latency=empty.whole.summary(), stages={}), floor=None)
+    one = report(measured=structs.replace(measured(), latency=empty.whole.summary(), stages={}, inside={}), floor=None)
     file = io.BytesIO()
     write_png(one, empty, file)
     assert file.getvalue().startswith(PNG)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec import structs
+from msgspec import Struct, structs
 
-from fastclaw.bench.histogram import Latencies, Latency
+from fastclaw.bench.cliff import Cliff, Seen, Step
+from fastclaw.bench.histogram import Latencies, Latency, Percentile
 from fastclaw.bench.leftovers import Leftovers
 from fastclaw.bench.report import LATE_US, Floor, Measured, Report, is_held, sentences, time_text, to_json, to_text
 
@@ -33,6 +36,7 @@ def measured(**changes: Any) -> Measured:
         right_percent=99.8004,
         latency=latency(*range(1_000, 2_000)),
         stages={"exec": latency(*range(1_000)), "wait": latency(*range(1_000, 3_000))},
+        inside={"started": 300.0, "exited": 500.0},
         late=None,
         is_held=None,
         cpu_us=31.5,
@@ -101,6 +105,12 @@ def test_nothing_that_happened_is_left_out() -> None:
     assert "ended early: it died" in sentences(report(ended_early="it died", exit_code=7))
 
 
+def test_where_the_time_goes_inside_and_outside() -> None:
+    told = "inside the runtime, on average: started 300 µs, exited 500 µs; outside of it 700 µs"
+    assert told in sentences(report())
+    assert not any("inside" in line for line in sentences(report(measured=measured(inside={}))))
+
+
 def test_what_a_runtime_says_does_not_move_the_cursor() -> None:
     nasty = "\x1b[2J\r\x07\u202e"
     one = report(
@@ -155,3 +165,13 @@ def test_json_is_one_line_with_all_of_it() -> None:
     assert told["version"] == 1
     assert told["measured"]["latency"]["percentiles"]["p99"] == {"us": 1989, "behind": 10}
     assert told["leftovers"] == {"processes": 0, "sockets": 0, "containers": 0, "environments": 0}
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
+
+
+@pytest.mark.parametrize("shape", [Report, Measured, Floor, Latency, Percentile, Leftovers, Cliff, Step, Seen])
+def test_each_field_of_the_json_is_on_the_page(shape: type[Struct]) -> None:
+    section = PAGE.split("## The report as JSON")[1].split("\n## ")[0]
+    named = {word for code in re.findall(r"`([^`]+)`", section) for word in re.findall(r"[\w.]+", code)}
+    assert set(shape.__struct_fields__) - named == set()
