@@ -56,17 +56,21 @@ class Driver:
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
         self._began_ns = 0
+        self._ends_ns: int | None = None
 
     async def run(self) -> None:
         """Until the plan is done, the runtime has ended, or `interrupt`."""
         self._began_ns = time.monotonic_ns()
-        self.recorder.count_from(self._began_ns + round(self.plan.warm_up_s * _NS))
+        first_ns = self._began_ns + round(self.plan.warm_up_s * _NS)
+        self.recorder.count_from(first_ns)
         self._calls.on_end = self._stop
         timers = []
         if self.plan.duration_s is not None:
             warm_up_s, duration_s = self.plan.warm_up_s, self.plan.duration_s
             timers.append(self._loop.call_later(warm_up_s + duration_s / 2, self._turn))
-            timers.append(self._loop.call_later(warm_up_s + duration_s, self._stop))
+            self._ends_ns = first_ns + round(duration_s * _NS)
+            if self.plan.loop != "open":  # what was meant to begin before the end begins, however late
+                timers.append(self._loop.call_later(warm_up_s + duration_s, self._stop))
         try:
             await {"closed": self._closed, "open": self._open, "burst": self._bursts}[self.plan.loop]()
             self._turn()
@@ -112,16 +116,16 @@ class Driver:
             """Begin all that are due; when the next one is."""
             nonlocal due
             now = time.monotonic_ns()
-            while due <= now:
-                if not self._may_begin(due):
-                    self._stop()
-                    return None
+            while due <= now and self._may_begin(due):
                 self._begin_late(due, now)
                 due = self._began_ns + next(arrivals)
+            if due <= now or (self._ends_ns is not None and due >= self._ends_ns):
+                self._stop()
+                return None
             return due
 
         with Timer(begin_due) as timer:
-            timer.arm(due)
+            timer.arm(min(due, self._ends_ns or due))
             while not self._is_stopped:
                 await self._change()
 
@@ -146,6 +150,8 @@ class Driver:
             return False
         if at_ns < self.recorder.first_ns:
             return True
+        if self._ends_ns is not None and at_ns >= self._ends_ns:
+            return False
         if self.plan.count is not None and self.begun >= self.plan.count:
             return False
         self.begun += count

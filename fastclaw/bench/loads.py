@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import time
 from collections import deque
@@ -210,17 +211,16 @@ class Environments(Load):
     def __init__(self, calls: Calls, job: Job, offered: Iterable[str]) -> None:
         super().__init__(calls, job, offered)
         options = {name: value for name, value in job.options.items() if name not in ("environment", "pool")}
-        self._params = orjson.dumps({"options": options})
+        self._options = orjson.dumps(options)
+        self._names = itertools.count(1)
+        self._up: set[str] = set()
 
     async def once(self, slot: int) -> Ended:
+        name = f"bench-{next(self._names)}"
+        self._up.add(name)
         began = time.monotonic_ns()
-        started, welcome = await self.calls.result("environment_start", self._params)
-        name = welcome.get("environment")
-        if not isinstance(name, str):
-            raise Failed("wrong_result")
-        if isinstance(welcome.get("container"), str):
-            self.containers.append(welcome["container"])
         try:
+            started = await self._start(name)
             first = await self._first_byte(name)
         except Failed:
             with contextlib.suppress(Failed):
@@ -229,6 +229,15 @@ class Environments(Load):
         stopped = await self._stop(name)
         stages = (("start", started - began), ("first byte", first - started), ("stop", stopped - first))
         return Ended(stopped, stages)
+
+    async def _start(self, name: str) -> int:
+        params = b'{"environment":"%b","options":%b}' % (name.encode(), self._options)
+        arrived, welcome = await self.calls.result("environment_start", params)
+        if welcome.get("environment") != name:
+            raise Failed("wrong_result")
+        if isinstance(welcome.get("container"), str):
+            self.containers.append(welcome["container"])
+        return arrived
 
     async def _first_byte(self, name: str) -> int:
         _, _, stdio, _ = await self.exec(orjson.dumps({"environment": name, "cmd": _HELLO, "stdin": False}))
@@ -240,7 +249,12 @@ class Environments(Load):
 
     async def _stop(self, name: str) -> int:
         arrived, _ = await self.calls.result("environment_stop", orjson.dumps({"environment": name}))
+        self._up.discard(name)
         return arrived
+
+    async def end(self) -> None:
+        """Those of operations that were cut off or given up may be there, or on their way."""
+        await asyncio.gather(*(self._stop(name) for name in self._up), return_exceptions=True)
 
 
 class Files(Load):

@@ -42,7 +42,6 @@ class Null:
         self._fixed = {
             "run": json.dumps(RAN).encode(),
             "wait": json.dumps(RECORD).encode(),
-            "environment_start": b'{"environment":"e1","capabilities":[]}',
             "initialize": json.dumps({"server": {"name": "null", "version": "0"}, "capabilities": OFFERED}).encode(),
             "health": b'{"status":"healthy"}',
             "environment_list": b'{"environments":[]}',
@@ -116,6 +115,8 @@ class Null:
     def _other(self, method: str, line: bytes) -> bytes:
         if method == "exec":
             return self._hello if b'"echo"' in line else self._cat
+        if method == "environment_start":
+            return b'{"environment":%b}' % line.split(b'"environment":', 1)[1].split(b",", 1)[0]
         if method in ("write_file", "read_file"):
             path = line.split(b'"path":', 1)[1].split(b",", 1)[0]
             if method == "read_file":

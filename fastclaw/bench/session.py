@@ -80,6 +80,7 @@ class Session:
             await self.load.end()
             said = self.calls.end or self.calls.messages.get(failed.reason) or failed.reason
             raise NotMeasured(f"--load {self._job.load} cannot begin: {said}") from failed
+        self._traces.see(self.calls.pid)
 
     async def measure(
         self, plan: Plan, on_begin: OnBegin | None = None, *, keeps_histograms: bool = False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +18,9 @@ from fastclaw.bench.session import NotMeasured
 from fastclaw.errors import IoError
 from fastclaw.linux import proc
 from tests.bench.rig import IN_SH, LOCAL, MEMORY, evil, ignored, job, report_of
+
+if TYPE_CHECKING:
+    from fastclaw.bench.driver import Driver
 
 CLEAN = {"processes": 0, "sockets": 0, "containers": 0, "environments": 0}
 
@@ -157,6 +161,22 @@ async def test_a_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatc
     assert report.ok
     assert report.measured.seconds < 10
     assert 0 < report.measured.latency.max_us < 10_000_000
+
+
+@pytest.mark.parametrize("load", ["environments", "hold", "exec"])
+async def test_what_is_cut_off_leaves_nothing(load: LoadName, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastclaw.bench_limits.BENCH_CUT_OFF_MS", 1)
+    one = job(MEMORY, load, Plan(concurrency=16, duration_s=60), live=16)
+
+    def interrupted_soon(driver: Driver) -> None:
+        asyncio.get_running_loop().call_later(0.3, driver.interrupt)
+
+    report, _ = await benchmark(one, interrupted_soon)
+    assert report.interrupted
+    assert report.measured.right > 0
+    assert report.measured.right + report.measured.cut_off == report.measured.begun
+    assert report.measured.failed == {}
+    assert left(report) == CLEAN
 
 
 async def test_a_process_that_it_leaves_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

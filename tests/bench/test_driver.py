@@ -71,6 +71,27 @@ async def test_an_open_loop_begins_at_its_rate_whatever_is_under_way() -> None:
     assert one.recorder.right == one.begun
 
 
+async def test_what_was_meant_to_begin_before_the_end_begins_however_late() -> None:
+    """The loop is held up over the end of the duration."""
+
+    class Blocks(Sleeps):
+        async def once(self, slot: int) -> Ended:
+            if self.count == 20:
+                time.sleep(0.3)  # noqa: ASYNC251 - it is what is tested
+            return await super().once(slot)
+
+    quick, held_up = driver(Sleeps(0), rate=500, duration_s=0.2), driver(Blocks(0), rate=500, duration_s=0.2)
+    await quick.run()
+    await held_up.run()
+    assert held_up.begun == quick.begun == held_up.recorder.right  # the seed is the same
+
+
+async def test_a_rate_of_less_than_one_in_the_duration_ends() -> None:
+    one = driver(Sleeps(0), rate=0.001, duration_s=0.1)
+    await asyncio.wait_for(one.run(), 5)
+    assert one.begun == 0
+
+
 async def test_latency_counts_from_the_intended_start() -> None:
     """A load that holds up the loop itself: what should have begun meanwhile was late, and says so."""
 

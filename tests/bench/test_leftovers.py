@@ -83,14 +83,17 @@ def test_sockets_are_counted_once(tmp_path: Path) -> None:
 
 
 def test_a_container_is_known_by_its_monitor() -> None:
-    process = subprocess.Popen(["sh", "-c", "sleep 300; : fastclaw-bench-monitor", "sh"], start_new_session=True)
+    script = "echo up; sleep 300; : fastclaw-bench-monitor"
+    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()
     try:
         assert running(["fastclaw-bench-monitor", "fastclaw-bench-" + "other"]) == 1
         assert running([]) == 0
         assert any(b"sleep 300" in line for line in command_lines())
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
 
 
 def test_the_total() -> None:

@@ -71,7 +71,7 @@ def test_a_good_record() -> None:
     "answer", [{}, {"process_id": 1, "stdio_addr": "a", "stderr_addr": "b"}, {"process_id": "p", "stdio_addr": "a"}]
 )
 async def test_an_exec_that_tells_no_process(name: LoadName, answer: dict[str, Any]) -> None:
-    script = Script(exec=answer, environment_start={"environment": "e1"})
+    script = Script(exec=answer, environment_start={"environment": "bench-1"})
     load = load_of(name, script)
     begun = load.begin() if name == "hold" else load.once(0)
     with pytest.raises(Failed, match="wrong_result"):
@@ -79,7 +79,7 @@ async def test_an_exec_that_tells_no_process(name: LoadName, answer: dict[str, A
 
 
 async def test_an_environment_that_failed_is_stopped_all_the_same() -> None:
-    script = Script(environment_start={"environment": "e1", "container": "c1"}, exec="overloaded")
+    script = Script(environment_start={"environment": "bench-1", "container": "c1"}, exec="overloaded")
     load = load_of("environments", script)
     with pytest.raises(Failed, match="overloaded"):
         await load.once(0)
@@ -96,10 +96,22 @@ async def test_an_environment_is_started_with_the_options_that_one_may_have() ->
             return await super().result(method, params)
 
     options = {"image": "i", "pool": [], "environment": False}
-    load = load_of("environments", Listens(environment_start={}), options=options)
+    load = load_of("environments", Listens(environment_start={"environment": "another"}), options=options)
     with pytest.raises(Failed, match="wrong_result"):
         await load.once(0)
-    assert sent == [{"options": {"image": "i"}}]
+    assert sent == [{"environment": "bench-1", "options": {"image": "i"}}, {"environment": "bench-1"}]
+
+
+async def test_environments_that_were_given_up_are_stopped_in_the_end() -> None:
+    script = Script(environment_start="no_answer", environment_stop="no_answer")
+    load = load_of("environments", script)
+    for _ in range(2):
+        with pytest.raises(Failed, match="no_answer"):
+            await load.once(0)
+    script.called.clear()
+    script.answers.clear()
+    await load.end()
+    assert script.called == ["environment_stop", "environment_stop"]
 
 
 async def test_a_file_that_comes_back_otherwise() -> None:
