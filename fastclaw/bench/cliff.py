@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from typing import Any, Literal
 
 import msgspec
@@ -12,7 +11,7 @@ from msgspec import Struct, field
 from fastclaw import bench_limits
 from fastclaw.bench.leftovers import Leftovers
 from fastclaw.bench.plan import LoadName
-from fastclaw.bench.report import LATE_US, Measured, named, printable, time_text
+from fastclaw.bench.report import LATE_US, Measured, named, time_text, wrapped
 
 By = Literal["rate", "concurrency"]
 
@@ -211,11 +210,11 @@ def to_json(cliff: Cliff) -> bytes:
 
 def to_text(cliff: Cliff, width: int) -> str:
     """For a terminal of so many columns, 40 at least."""
-    lines = [*_wrap(f"{cliff.load} on {named(cliff.server)}, raising the {cliff.by}", width), ""]
+    lines = [*wrapped(f"{cliff.load} on {named(cliff.server)}, raising the {cliff.by}", width), ""]
     lines += _table(cliff, width)
     lines.append("")
     for sentence in sentences(cliff):
-        lines += _wrap(sentence, width)
+        lines += wrapped(sentence, width)
     return "\n".join(lines) + "\n"
 
 
@@ -266,7 +265,3 @@ def sentences(cliff: Cliff) -> list[str]:
     elif cliff.exit_code != 0:
         told.append("the runtime had to be killed" if cliff.exit_code is None else f"exit code {cliff.exit_code}")
     return [*told, cliff.leftovers.text]
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    return textwrap.wrap(printable(text), width, subsequent_indent="  ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from typing import Any
 
@@ -19,6 +20,7 @@ LATE_US = 10_000
 _HELD_SHARE = 0.95
 _DEVIATIONS = 3
 _COLUMN = 11
+_UNIT = re.compile(r"(?<=\d) (?=(?:µs|ms|s)\b)")
 _NAME_CHARS = 40
 
 
@@ -134,14 +136,14 @@ def to_text(report: Report, width: int) -> str:
     """For a terminal of so many columns, 40 at least."""
     measured = report.measured
     parts = [
-        *_wrap(title_of(report), width),
-        *_wrap(f"{_count(measured.right)} right of {_count(measured.begun)}, {_rate(measured.per_s)}/s", width),
+        *wrapped(title_of(report), width),
+        *wrapped(f"{_count(measured.right)} right of {_count(measured.begun)}, {_rate(measured.per_s)}/s", width),
         "",
         *_blocks(_columns(report), width),
         "",
     ]
     for sentence in sentences(report):
-        parts += _wrap(sentence, width)
+        parts += wrapped(sentence, width)
     return "\n".join(parts) + "\n"
 
 
@@ -273,5 +275,8 @@ def _rate(per_s: float) -> str:
     return f"{per_s:.1f}" if per_s < 100 else _count(round(per_s))
 
 
-def _wrap(text: str, width: int) -> list[str]:
-    return textwrap.wrap(printable(text), width, subsequent_indent="  ") or [""]
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of a sentence, none of which ends between a number and its unit."""
+    held = _UNIT.sub("\u00a0", printable(text))
+    lines = textwrap.wrap(held, width, subsequent_indent="  ") or [""]
+    return [line.replace("\u00a0", " ") for line in lines]

@@ -13,7 +13,18 @@ from msgspec import Struct, structs
 from fastclaw.bench.cliff import Cliff, Seen, Step
 from fastclaw.bench.histogram import Latencies, Latency, Percentile
 from fastclaw.bench.leftovers import Leftovers
-from fastclaw.bench.report import LATE_US, Floor, Measured, Report, is_held, sentences, time_text, to_json, to_text
+from fastclaw.bench.report import (
+    LATE_US,
+    Floor,
+    Measured,
+    Report,
+    is_held,
+    sentences,
+    time_text,
+    to_json,
+    to_text,
+    wrapped,
+)
 
 
 def latency(*values_us: int) -> Latency:
@@ -147,6 +158,13 @@ def test_whether_a_rate_was_held(
     turns: list[tuple[int, int]], late_us: int, failed: dict[str, int], held: bool
 ) -> None:
     assert is_held(turns, late_us, failed) is held
+
+
+def test_a_number_stays_with_its_unit() -> None:
+    for width in range(12, 40):
+        lines = wrapped("started 630 µs, exited 1.59 ms, 3 samples; outside of it 12 s", width)
+        assert [line for line in lines if line.split()[0] in ("µs,", "ms,", "s")] == []
+        assert max(map(len, lines)) <= width
 
 
 @pytest.mark.parametrize(
