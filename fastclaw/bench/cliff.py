@@ -10,7 +10,7 @@ from msgspec import Struct, field
 
 from fastclaw import bench_limits
 from fastclaw.bench.leftovers import Leftovers
-from fastclaw.bench.plan import LoadName
+from fastclaw.bench.plan import LoadName, Plan
 from fastclaw.bench.report import LATE_US, Measured, named, time_text, wrapped
 
 By = Literal["rate", "concurrency"]
@@ -79,6 +79,7 @@ class Cliff(Struct, frozen=True, kw_only=True):
     Parameters:
         version: of this form: 1.
         ok: some level held, the runtime ended in order, and nothing is left.
+        plan: of the first step.
         by: what was raised.
         highest: the highest level that held; None where none did.
         per_s: right operations a second there.
@@ -91,6 +92,7 @@ class Cliff(Struct, frozen=True, kw_only=True):
     command: list[str]
     server: dict[str, Any] | None
     load: LoadName
+    plan: Plan
     by: By
     steps: list[Step]
     highest: float | None

@@ -46,6 +46,7 @@ async def climb(job: Job, on_begin: OnBegin) -> Cliff:
         command=job.command,
         server=server if isinstance(server, dict) else None,
         load=job.load,
+        plan=job.plan,
         by=by,
         steps=steps,
         highest=None if best is None else best.level,

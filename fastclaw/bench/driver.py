@@ -119,7 +119,8 @@ class Driver:
             while due <= now and self._may_begin(due):
                 self._begin_late(due, now)
                 due = self._began_ns + next(arrivals)
-            if due <= now or (self._ends_ns is not None and due >= self._ends_ns):
+            is_over = self.begun == self.plan.count or (self._ends_ns is not None and due >= self._ends_ns)
+            if due <= now or is_over:
                 self._stop()
                 return None
             return due

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from fastclaw.bench.histogram import Latency
 from fastclaw.bench.leftovers import Leftovers
-from fastclaw.bench.plan import LoadName
+from fastclaw.bench.plan import LoadName, Plan
 
 LATE_US = 10_000
 """An open loop that begins one operation in a hundred later than this is not at its rate."""
@@ -82,7 +82,7 @@ class Report(Struct, frozen=True, kw_only=True):
         ok: no operation failed, the runtime kept to the protocol and ended in order, nothing is left.
         server: what the runtime says it is.
         loop: `closed`, `open` or `burst`.
-        plan: in words.
+        cmd, live, size: of the load; each is used by some of them only.
         oddities: lines of the runtime that were no answers to what was asked, by kind; `late_answer` is no fault.
         example: the first of them.
         messages: of errors, the first one by reason.
@@ -97,7 +97,10 @@ class Report(Struct, frozen=True, kw_only=True):
     server: dict[str, Any] | None
     load: LoadName
     loop: str
-    plan: str
+    plan: Plan
+    cmd: list[str]
+    live: int
+    size: int
     floor: Floor | None
     measured: Measured
     oddities: dict[str, int]

@@ -197,11 +197,11 @@ def _benchmark(job: Job, hlog: IO[str] | None, plot: IO[bytes] | None, *, as_jso
     from fastclaw.bench.report import to_json, to_text
 
     report, recorder = _run(lambda on_begin: benchmark(job, on_begin))
+    click.echo(to_json(report).decode() if as_json else to_text(report, _columns()), nl=False)
     if hlog is not None:
         _log(recorder, hlog)
     if plot is not None:
         _draw(report, recorder, plot)
-    click.echo(to_json(report).decode() if as_json else to_text(report, _columns()), nl=False)
     if report.interrupted:
         sys.exit(INTERRUPTED)
     return report.ok

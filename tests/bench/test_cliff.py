@@ -14,6 +14,7 @@ from msgspec import structs
 from fastclaw import bench_limits
 from fastclaw.bench.cliff import Cliff, Seen, Step, bounds, broken, held, next_level, to_json, to_text, why_not
 from fastclaw.bench.leftovers import Leftovers
+from fastclaw.bench.plan import Plan
 from tests.bench.test_report import latency, measured
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def cliff(**changes: Any) -> Cliff:
         "command": ["x"],
         "server": {"name": "fastclaw", "version": "0.1.0"},
         "load": "exec",
+        "plan": Plan(rate=100, duration_s=3),
         "by": "rate",
         "steps": [step(100), step(200), step(400, "rate not held", 310.0), step(400, "11 failed", 300.0)],
         "highest": 200.0,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 import time
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from fastclaw import bench_limits
+from fastclaw.bench.arrivals import poisson
 from fastclaw.bench.driver import Driver
 from fastclaw.bench.plan import Plan
 from fastclaw.bench.recorder import Ended, Failed, Recorder
@@ -84,6 +87,16 @@ async def test_what_was_meant_to_begin_before_the_end_begins_however_late() -> N
     await quick.run()
     await held_up.run()
     assert held_up.begun == quick.begun == held_up.recorder.right  # the seed is the same
+
+
+async def test_the_last_of_a_count_waits_for_no_other() -> None:
+    one = driver(Sleeps(0), rate=2.0, count=1, seed=3)
+    began = time.monotonic()
+    await one.run()
+    first, second = itertools.islice(poisson(2.0, random.Random(3).random), 2)
+    assert one.begun == 1
+    assert time.monotonic() - began < second / 1e9
+    assert second > first + 200_000_000
 
 
 async def test_a_rate_of_less_than_one_in_the_duration_ends() -> None:

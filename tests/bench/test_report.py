@@ -13,6 +13,7 @@ from msgspec import Struct, structs
 from fastclaw.bench.cliff import Cliff, Seen, Step
 from fastclaw.bench.histogram import Latencies, Latency, Percentile
 from fastclaw.bench.leftovers import Leftovers
+from fastclaw.bench.plan import Plan
 from fastclaw.bench.report import (
     LATE_US,
     Floor,
@@ -63,7 +64,10 @@ def report(**changes: Any) -> Report:
         server={"name": "fastclaw", "version": "0.1.0"},
         load="exec",
         loop="closed",
-        plan="closed loop, 4 at once, 1002 operations",
+        plan=Plan(concurrency=4, count=1_002),
+        cmd=["true"],
+        live=4,
+        size=4_096,
         floor=floor,
         measured=measured(),
         oddities={},
@@ -188,7 +192,7 @@ def test_json_is_one_line_with_all_of_it() -> None:
 PAGE = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
 
 
-@pytest.mark.parametrize("shape", [Report, Measured, Floor, Latency, Percentile, Leftovers, Cliff, Step, Seen])
+@pytest.mark.parametrize("shape", [Report, Plan, Measured, Floor, Latency, Percentile, Leftovers, Cliff, Step, Seen])
 def test_each_field_of_the_json_is_on_the_page(shape: type[Struct]) -> None:
     section = PAGE.split("## The report as JSON")[1].split("\n## ")[0]
     named = {word for code in re.findall(r"`([^`]+)`", section) for word in re.findall(r"[\w.]+", code)}
