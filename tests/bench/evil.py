@@ -112,7 +112,7 @@ def main() -> None:
                 fail(request_id, overloaded("image_not_found"))
                 continue
             if HOW == "leaves":
-                subprocess.Popen(["sleep", "300"], start_new_session=True)
+                subprocess.Popen(["sh", "-c", f"sleep 300; : {sys.argv[2]}"], start_new_session=True)
             answer(request_id, "welcome" if HOW == "odd-welcome" else {"capabilities": ["run", 7]})
         else:
             answer(request_id, {})

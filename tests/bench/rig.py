@@ -32,9 +32,9 @@ done
 """
 
 
-def evil(how: str) -> list[str]:
+def evil(how: str, *words: str) -> list[str]:
     """A runtime that breaks the protocol in this way."""
-    return [sys.executable, "-I", str(Path(__file__).with_name("evil.py")), how]
+    return [sys.executable, "-I", str(Path(__file__).with_name("evil.py")), how, *words]
 
 
 def job(command: list[str], load: LoadName = "run", plan: Plan | None = None, **more: Any) -> Job:

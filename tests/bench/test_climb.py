@@ -19,17 +19,15 @@ def of(command: list[str], plan: Plan, **more: Any) -> Job:
     return job(command, plan=plan, **more)
 
 
-async def test_a_bound_on_what_runs_is_found_and_named() -> None:
+async def test_a_bound_on_what_runs_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fifth one waits in the queue, which has room for one: the sixth is turned away."""
+    monkeypatch.setattr(cliff, "_GAIN", -10)  # how much more there is in a second depends on who else is busy here
     options = {"max_processes": 4, "queue_limit": 1}
     one = of(MEMORY, Plan(concurrency=2, duration_s=STEP_S), options=options, cmd=["sleep", "0.02"])
     found = await climb(one, ignored)
     assert found.by == "concurrency"
-    assert found.highest is not None
-    assert found.highest <= 5
-    assert found.first is not None
-    assert found.first <= 8
-    assert any("overloaded" in bound or "queue" in bound for bound in found.bounds), found.bounds
+    assert (found.highest, found.first) == (5, 6)
+    assert any(bound.startswith("errors: ") and bound.endswith("overloaded") for bound in found.bounds), found.bounds
     assert found.ok
     assert found.leftovers.total == 0
 

@@ -36,7 +36,7 @@ async def test_it_rings_when_it_is_due_and_not_before() -> None:
     rings = await rung(GAP_NS, SHOTS)
     lateness = sorted(rang - due for due, rang in rings)
     assert lateness[0] >= 0
-    assert lateness[SHOTS // 2] < GAP_NS  # a loop's own timer rings at the next millisecond
+    assert lateness[SHOTS // 4] < GAP_NS / 2  # a loop's own timer rings at the next millisecond
 
 
 async def test_a_moment_that_has_passed_is_now() -> None:
