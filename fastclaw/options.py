@@ -16,6 +16,9 @@ RUNTIMES: tuple[str, ...] = get_args(RuntimeName)[1:]
 ENGINES = ("podman", "docker")
 """Those that have containers and images."""
 
+ENGINE_OPTIONS = ("url", "storage", "state_dir", "oci_runtime", "oci_runtime_flags")
+"""Options that say which engine is meant."""
+
 FIRST_ID, ID_RANGES = 0x7000_0000, 1024
 """Ids that no other program gives away: above those of containers of systemd, below its foreign ones (systemd,
 UIDS-GIDS.md: 0x70000000 to 0x7FFDFFFF are unused)."""

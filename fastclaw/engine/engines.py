@@ -19,6 +19,7 @@ from fastclaw.engine.service.service import ManagedService
 from fastclaw.engine.service.storage import default_run_dir
 from fastclaw.errors import InvalidParams
 from fastclaw.linux.proc import is_dead, parse_label
+from fastclaw.options import ENGINE_OPTIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 EngineKind = Literal["podman", "docker"]
 
-_DECIDING = ("url", "storage", "state_dir", "oci_runtime", "oci_runtime_flags", "engine_timeout_ms")
+_DECIDING = (*ENGINE_OPTIONS, "engine_timeout_ms")
 """Options that make it another engine, or another way of asking it."""
 
 

@@ -10,46 +10,70 @@ from typing import Any
 
 from fastclaw.engine.service.facts import docker_group, docker_url, why_no_docker, why_no_engine
 from fastclaw.errors import InvalidParams
-from fastclaw.options import ENGINES, RUNTIMES, Options
+from fastclaw.options import ENGINE_OPTIONS, ENGINES, RUNTIMES, Options
 from fastclaw.runtimes.read_options import read_options
 from fastclaw.runtimes.sandbox import SandboxFactory
 
 logger = logging.getLogger(__name__)
 
 
-def choose(given: Mapping[str, Any], default: str = "auto") -> tuple[str, list[str]]:
-    """The runtime of an environment, and what its owner has to know of that, each in a line.
+class Chooser:
+    """Chooses what each environment of one connection gets.
+
+    To see whether an engine is usable takes milliseconds of the event loop and one of the engine's programs, so one
+    that was found is not looked for again: where it has gone since, a start says so, and never does without isolation.
 
     Parameters:
-        given: options as the supervisor sent them: `url` and `oci_runtime` decide whether an engine is usable.
         default: taken where `runtime` is left out or `auto`.
-
-    Raises:
-        InvalidParams: there is no such runtime (`data.nearest`), or another option is wrong.
     """
-    wanted = require_known(given, default)
-    if wanted != "auto":
-        return wanted, []
-    found = engine_runtime(given, default)
-    if found is not None:
-        return found, []
-    options = read_options(given, Options)
-    reason = why_no_engine(options)
-    if (group := docker_group(docker_url(options))) is not None:
-        reason = f"{reason}; the Docker that is here answers members of the group {group} only"
-    warning = f"no usable engine ({reason}); taking the local runtime, which isolates nothing"
-    logger.warning("%s", warning)
-    return "local", [warning]
 
+    def __init__(self, default: str = "auto") -> None:
+        self._default = default
+        self._found: tuple[tuple[Any, ...], str] | None = None
 
-def engine_runtime(given: Mapping[str, Any], default: str = "auto") -> str | None:
-    """The runtime that `choose` gives, where that has an engine."""
-    wanted = require_known(given, default)
-    if wanted == "auto":
+    def choose(self, given: Mapping[str, Any]) -> tuple[str, list[str]]:
+        """The runtime of an environment, and what its owner has to know of that, each in a line.
+
+        Parameters:
+            given: options as the supervisor sent them: some decide whether an engine is usable.
+
+        Raises:
+            InvalidParams: there is no such runtime (`data.nearest`), or another option is wrong.
+        """
+        wanted = require_known(given, self._default)
+        if wanted != "auto":
+            return wanted, []
         options = read_options(given, Options)
-        found = (("podman", why_no_engine), ("docker", why_no_docker))
-        return next((name for name, why_none in found if why_none(options) is None), None)
-    return wanted if wanted in ENGINES else None
+        found, reason = self._usable(options)
+        if found is not None:
+            return found, []
+        if (group := docker_group(docker_url(options))) is not None:
+            reason = f"{reason}; the Docker that is here answers members of the group {group} only"
+        warning = f"no usable engine ({reason}); taking the local runtime, which isolates nothing"
+        logger.warning("%s", warning)
+        return "local", [warning]
+
+    def engine(self, given: Mapping[str, Any]) -> str | None:
+        """The runtime that `choose` gives, where that has an engine."""
+        wanted = require_known(given, self._default)
+        if wanted == "auto":
+            return self._usable(read_options(given, Options))[0]
+        return wanted if wanted in ENGINES else None
+
+    def _usable(self, options: Options) -> tuple[str | None, str]:
+        """The runtime whose engine can be used, or why there is no Podman."""
+        meant = tuple(getattr(options, name) for name in ENGINE_OPTIONS)
+        if self._found is not None and self._found[0] == meant:
+            return self._found[1], ""
+        why_no_podman = why_no_engine(options)
+        if why_no_podman is None:
+            found = "podman"
+        elif why_no_docker(options) is None:
+            found = "docker"
+        else:
+            return None, why_no_podman
+        self._found = meant, found
+        return found, ""
 
 
 def require_known(given: Mapping[str, Any], default: str = "auto") -> str:

@@ -33,7 +33,7 @@ from fastclaw.runtime import (
     HealthStatus,
     InitializeResult,
 )
-from fastclaw.runtimes.choose import choose, engine_runtime, factory_of, require_known
+from fastclaw.runtimes.choose import Chooser, factory_of, require_known
 from fastclaw.runtimes.environment import CAPABILITIES, Environment, stopped
 from fastclaw.runtimes.read_options import read_options
 from fastclaw.runtimes.ready_pool import ReadyPool
@@ -81,7 +81,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
     """
 
     def __init__(self, runtime: str = "auto") -> None:
-        self._default = runtime
+        self._chooser = Chooser(runtime)
         self._environments: dict[str, Environment] = {}
         self._by_token: dict[str, Environment] = {}
         self._by_prefix: dict[str, Environment] = {}
@@ -117,7 +117,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         self._inherited = {name: params.options[name] for name in INHERITED if name in params.options}
         self.stop_timeout_ms = options.shutdown_timeout_ms
         self._namespace = params.namespace
-        self._engine = engine_runtime(self._inherited, self._default)
+        self._engine = self._chooser.engine(self._inherited)
         try:
             raise_file_limit()
             self._sockets, self._room = SocketDirectory(), host_room(host_limits())
@@ -208,7 +208,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         if self._sockets is None or self._room is None:
             raise InvalidState("call initialize first", "not_initialized")
         given = {**self._inherited, **request.options}
-        runtime, notes = choose(given, self._default)
+        runtime, notes = self._chooser.choose(given)
         options = read_options(given, Options)
         name = request.environment or self._free_name()
         if name in self._environments:
@@ -317,7 +317,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             try:
                 require_known(given)
                 options = read_options(given, PoolKind)
-                read.append((choose(options_of(given), self._default)[0], options))
+                read.append((self._chooser.choose(options_of(given))[0], options))
             except InvalidParams as error:
                 raise _at(f"{path}[{index}]", error) from error
         if sum(options.size for _, options in read) > environment_limits.MAX_ENVIRONMENTS:

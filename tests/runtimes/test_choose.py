@@ -9,9 +9,10 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.errors import InvalidParams
-from fastclaw.options import ENGINES, RUNTIMES
+from fastclaw.options import ENGINES, RUNTIMES, Options
 from fastclaw.runtime import InitializeParams
 from fastclaw.runtimes import choose
+from fastclaw.runtimes.choose import Chooser
 from fastclaw.runtimes.host import EnvironmentHost
 
 NONE = "none is installed"
@@ -46,8 +47,25 @@ def test_which_one_it_is(
     monkeypatch.setattr(choose, "why_no_engine", lambda _: why_no_podman)
     monkeypatch.setattr(choose, "why_no_docker", lambda _: why_no_docker)
     given = {"runtime": option} if option else {}
-    assert choose.choose(given, default)[0] == expected
-    assert choose.engine_runtime(given, default) == (expected if expected in ENGINES else None)
+    assert Chooser(default).choose(given)[0] == expected
+    assert Chooser(default).engine(given) == (expected if expected in ENGINES else None)
+
+
+def test_an_engine_that_was_found_is_not_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str | None] = []
+    reasons = iter([NONE, None, None])
+
+    def look(options: Options) -> str | None:
+        looked.append(options.url)
+        return next(reasons)
+
+    monkeypatch.setattr(choose, "why_no_engine", look)
+    monkeypatch.setattr(choose, "why_no_docker", lambda _: NONE)
+    chooser = Chooser()
+    assert [chooser.choose({})[0] for _ in range(3)] == ["local", "podman", "podman"]
+    assert chooser.engine({"image": "another"}) == "podman"
+    assert chooser.choose({"url": "unix:///another"})[0] == "podman"
+    assert looked == [None, None, "unix:///another"]
 
 
 def test_each_has_a_factory_of_its_name() -> None:
@@ -57,14 +75,14 @@ def test_each_has_a_factory_of_its_name() -> None:
 @pytest.mark.parametrize(("wanted", "nearest"), [("podmann", "podman"), ("Local", "local"), ("qqq", None)])
 def test_the_nearest_runtime_is_named(wanted: str, nearest: str | None) -> None:
     with pytest.raises(InvalidParams) as raised:
-        choose.choose({"runtime": wanted})
+        Chooser().choose({"runtime": wanted})
     assert raised.value.data == {"path": "$.options.runtime", "nearest": nearest}
     assert (nearest or "memory") in str(raised.value)
 
 
 def test_a_wrong_option_is_refused_before_an_engine_is_looked_for() -> None:
     with pytest.raises(InvalidParams):
-        choose.choose({"max_proceses": 1})
+        Chooser().choose({"max_proceses": 1})
 
 
 async def test_the_log_and_the_answer_say_that_nothing_is_isolated(
