@@ -237,10 +237,7 @@ class HostOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
     metrics: str | None = None
 
 
-INHERITED = (
-    *("runtime", "lane", "url", "storage", "state_dir", "oci_runtime", "oci_runtime_flags"),
-    *("id_ranges", "engine_timeout_ms"),
-)
+INHERITED = ("runtime", "lane", *ENGINE_OPTIONS, "id_ranges", "engine_timeout_ms")
 """What an environment takes from `initialize` where its own options do not say: which engine, and how it is asked.
 Nothing of what is inside."""
 

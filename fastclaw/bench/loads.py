@@ -18,6 +18,7 @@ import orjson
 from fastclaw import bench_limits
 from fastclaw.bench.recorder import Ended, Failed
 from fastclaw.bench.streams import Stream
+from fastclaw.options import HostOptions, Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _CAT = ["cat"]
 _HELLO = ["echo", "hello"]
+_OF_ALL = set(HostOptions.__struct_fields__) - set(Options.__struct_fields__)
+"""Options of `initialize` that no environment has by itself."""
+
 _STARTED_AT_ONCE = 64
 """Processes of `hold` that are started together: as many as a runtime of ours starts at a time."""
 
@@ -210,7 +214,7 @@ class Environments(Load):
 
     def __init__(self, calls: Calls, job: Job, offered: Iterable[str]) -> None:
         super().__init__(calls, job, offered)
-        options = {name: value for name, value in job.options.items() if name not in ("environment", "pool")}
+        options = {name: value for name, value in job.options.items() if name not in _OF_ALL}
         self._options = orjson.dumps(options)
         self._names = itertools.count(1)
         self._up: set[str] = set()

@@ -95,7 +95,7 @@ async def test_an_environment_is_started_with_the_options_that_one_may_have() ->
             sent.append(orjson.loads(params))
             return await super().result(method, params)
 
-    options = {"image": "i", "pool": [], "environment": False}
+    options = {"image": "i", "pool": [], "environment": False, "journal": "/tmp/j"}
     load = load_of("environments", Listens(environment_start={"environment": "another"}), options=options)
     with pytest.raises(Failed, match="wrong_result"):
         await load.once(0)
