@@ -221,9 +221,9 @@ PIPE_BYTES = 64 * KIB
 BULK_PIPE_BYTES = 1 * MIB
 """A pipe that has proved busy grows to fs.pipe-max-size's default: fewer wake-ups per byte."""
 
-ENFORCE_DELAY_MS = 1
-"""Exits within this time are counted together: bounds may be exceeded by what ends in a millisecond, some ten
-processes."""
+ENFORCE_DELAY_MS = 10
+"""Exits within this time are counted together: bounds may be exceeded by what ends in it, some thirty processes. To
+choose which sockets go costs as much for all of them as for one."""
 
 DISPENSABLE_SCAN = 64
 """More lingering processes that are looked at than are to go, to find those without output: keeps the choice O(1)."""

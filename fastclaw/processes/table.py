@@ -87,14 +87,17 @@ class ProcessTable:
     def exited(self, process: Process) -> None:
         """Its command has ended: sockets linger, the record is kept."""
         del self._live[process.id]
-        process.expires_at = self._loop.time()
+        now = process.expires_at = self._loop.time()
         self._kept[process.id] = process
-        if process.streams.drained:
-            process.release()
-        else:
+        if not process.streams.drained:
             self._lingering[process.id] = process
             self._place(process)
-        self._enforce_soon()
+            self._enforce_soon()
+            return
+        process.release()
+        self._forget_kept(now)
+        if self._timer is None:  # else it rings for an older one before anything is due of this
+            self._schedule()
 
     def forget(self, process: Process) -> None:
         """Drop the record of one that has ended and has no sockets: nobody was told its id."""
@@ -203,7 +206,9 @@ class ProcessTable:
             return
         oldest.sort(key=lambda process: process.streams.has_pending_output())
         for process in oldest:
-            if self._surplus() > 0 and process.id in self._unread:
+            if self._surplus() <= 0:
+                return
+            if process.id in self._unread:
                 self._release(process, cut=True)
 
     def _surplus(self) -> int:
