@@ -58,6 +58,13 @@ EGRESS_ANSWERS = 1_024
 EGRESS_ANSWER_MS = 5_000
 """How long a resolved name is kept: a burst of requests costs one query, and a name that moves is followed soon."""
 
+EGRESS_HOSTS = 4_096
+"""Texts of hosts whose meaning is remembered, about 400 bytes each, for all environments."""
+
+EGRESS_VERDICTS = 512
+"""Verdicts of one environment's rules that are remembered, of hosts and of their addresses: about 600 bytes each, two
+for a target. A program's packages and services are some dozens."""
+
 EGRESS_ANSWERED = 8_192
 """Addresses that were given out for a name and are known again, about 300 bytes each; 1 000 names have so many."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from fastclaw import network_limits
@@ -112,6 +113,7 @@ _RANGES = {4: _Ranges(4), 6: _Ranges(6)}
 # --- What a text means ---
 
 
+@lru_cache(network_limits.EGRESS_HOSTS)
 def parse_host(text: str) -> str | Address:
     """A name in lower case without its trailing dot, or the address that any resolver could take the text for.
 

@@ -13,6 +13,7 @@ A network lists the special addresses in it, and the host's own, only where all 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -131,6 +132,10 @@ class Policy:
     Parameters:
         allow, deny: rules, as network/egress/rules.py reads them.
 
+    Attributes:
+        judge_host: `_judge_host`, of which the last verdicts are remembered: clients come back to the same few targets.
+        judge_address: `_judge_address`, too.
+
     Raises:
         InvalidParams: an entry is no rule; `path` names it.
     """
@@ -142,8 +147,11 @@ class Policy:
             rule for rule in allowed if not isinstance(rule.host, str) and lists_special(rule.host)
         )
         self._deny = RuleIndex(_parse(deny, "deny"))
+        remembering = lru_cache(network_limits.EGRESS_VERDICTS)
+        self.judge_host = remembering(self._judge_host)
+        self.judge_address = remembering(self._judge_address)
 
-    def judge_host(self, host: str | Address, port: int) -> Verdict:
+    def _judge_host(self, host: str | Address, port: int) -> Verdict:
         """Whether a target may be tried, before anything is resolved.
 
         Parameters:
@@ -154,7 +162,7 @@ class Policy:
             return self.judge_address(host, host, port, is_local=False)
         return _verdict(*_decide(self._deny.of_name(host), self._allowing_name(host), port), _where(host, port))
 
-    def judge_address(self, host: str | Address, address: Address, port: int, *, is_local: bool) -> Verdict:
+    def _judge_address(self, host: str | Address, address: Address, port: int, *, is_local: bool) -> Verdict:
         """Whether one address of a target may be connected to: it is listed, or it is public and the target is allowed.
 
         Parameters:
