@@ -30,7 +30,10 @@ endif
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Where Python is told to write no bytecode (PYTHONDONTWRITEBYTECODE, in many containers), each start would compile all of
+# it again: that took a third of the tests' time.
 install: $(STAMP) ## make the virtual environment (VENV=.venv, PYTHON=python3)
+	@$(BIN)/python -m compileall -q -j 0 fastclaw
 
 $(STAMP): pyproject.toml $(wildcard fastclaw/spawner/c/*) scripts/build_spawner.py scripts/fastclaw
 	@scripts/make-venv "$(PYTHON)" "$(VENV)"
