@@ -21,7 +21,16 @@ from fastclaw.engine.container_spec import mask, spawner_pids
 from fastclaw.engine.monitors import end_monitors
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
 from fastclaw.linux import proc
-from fastclaw.linux.cgroups import MemoryWatch, count_in_file, group_of, held_limits, pressure_in, processors
+from fastclaw.linux.cgroups import (
+    CGROUPS,
+    MemoryWatch,
+    count_in_file,
+    group_in,
+    group_of,
+    held_limits,
+    pressure_in,
+    processors,
+)
 from fastclaw.linux.command_groups import CommandGroups
 from fastclaw.linux.sockets import listen_privately, peer
 from fastclaw.spawner import users
@@ -199,11 +208,11 @@ class Container:
             return
         self.is_local = _may_signal(pidfd)
         self._pidfd = pidfd
-        group = group_of(init, "memory")
-        self.memory = MemoryWatch(group if self.id in str(group) else None)
-        cpu = group_of(init, "cpu")
+        memberships = _text(_PROC / str(init) / "cgroup")
+        memory, cpu = (group_in(memberships, controller, CGROUPS) for controller in ("memory", "cpu"))
+        self.memory = MemoryWatch(memory if self.id in str(memory) else None)
         self._cpu = cpu if self.id in str(cpu) else None
-        self.held = held_limits(_text(_PROC / str(init) / "cgroup"), self.id)
+        self.held = held_limits(memberships, self.id)
         asyncio.get_running_loop().add_reader(pidfd, self.mark_dead)
 
     def _is_ours(self, init: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,13 +57,14 @@ def group_in(memberships: str, controller: str, root: Path) -> Group | None:
     found = None
     for line in memberships.splitlines():
         _, controllers, path = line.split(":", 2)
-        if ".." in path.split("/"):
+        is_unified = not controllers
+        if (not is_unified and controller not in controllers.split(",")) or ".." in path.split("/"):
             continue
-        mount = root / controller
-        if controller in controllers.split(",") and mount.is_dir():
-            return Group(mount / path.lstrip("/"), mount, is_unified=False)
-        if line.startswith("0::"):
-            found = Group(root / path.lstrip("/"), root, is_unified=True)
+        mount = root if is_unified else root / controller
+        if is_unified:
+            found = Group(mount / path.lstrip("/"), mount, is_unified)
+        elif mount.is_dir():
+            return Group(mount / path.lstrip("/"), mount, is_unified)
     return found
 
 
@@ -96,7 +98,7 @@ def _holds(group: Group | None, controller: str, owner: str) -> bool:
     if group is None:
         return False
     name = _LIMIT_FILES[controller][group.is_unified]
-    own = (folder for folder in (group.folder, *group.folder.parents) if owner in str(folder))
+    own = takewhile(lambda folder: owner in str(folder), (group.folder, *group.folder.parents))
     return any(words and not _is_none(words[0]) for words in (words_in(folder / name) for folder in own))
 
 
