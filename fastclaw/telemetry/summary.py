@@ -6,6 +6,7 @@ Its memory does not grow with the journal.
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -73,7 +74,9 @@ class Summary:
     def __init__(self, slowest: int) -> None:
         self._most = slowest
         self._slowest: list[tuple[int, int, Line]] = []
-        self._histograms: dict[tuple[str, str, str], dict[str, Histogram]] = {}
+        self._histograms: defaultdict[tuple[str, str, str], defaultdict[str, Histogram]] = defaultdict(
+            lambda: defaultdict(Histogram)
+        )
         self._number = self.lost = 0
 
     def add(self, line: Line) -> None:
@@ -82,11 +85,11 @@ class Summary:
             self.lost = line.lines
         if line.kind in {"lost", "gone"}:
             return
-        of = self._histograms.setdefault((line.kind, line.lane, line.outcome), {})
+        of = self._histograms[line.kind, line.lane, line.outcome]
         for stage, microseconds in own_times(line).items():
-            of.setdefault(stage, Histogram()).add(microseconds)
+            of[stage].add(microseconds)
         took = took_us(line)
-        of.setdefault(TOTAL, Histogram()).add(took)
+        of[TOTAL].add(took)
         self._number += 1
         entry = (took, -self._number, line)
         if len(self._slowest) < self._most:

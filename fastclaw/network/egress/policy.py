@@ -13,7 +13,6 @@ A network lists the special addresses in it, and the host's own, only where all 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -132,10 +131,6 @@ class Policy:
     Parameters:
         allow, deny: rules, as network/egress/rules.py reads them.
 
-    Attributes:
-        judge_host: `_judge_host`, of which the last verdicts are remembered: clients come back to the same few targets.
-        judge_address: `_judge_address`, too.
-
     Raises:
         InvalidParams: an entry is no rule; `path` names it.
     """
@@ -147,22 +142,19 @@ class Policy:
             rule for rule in allowed if not isinstance(rule.host, str) and lists_special(rule.host)
         )
         self._deny = RuleIndex(_parse(deny, "deny"))
-        remembering = lru_cache(network_limits.EGRESS_VERDICTS)
-        self.judge_host = remembering(self._judge_host)
-        self.judge_address = remembering(self._judge_address)
+        self._verdicts: dict[tuple[object, ...], Verdict] = {}
 
-    def _judge_host(self, host: str | Address, port: int) -> Verdict:
+    def judge_host(self, host: str | Address, port: int) -> Verdict:
         """Whether a target may be tried, before anything is resolved.
 
         Parameters:
             host: as `addresses.parse_host` gives it.
             port: or `ANY_PORT`.
         """
-        if not isinstance(host, str):
-            return self.judge_address(host, host, port, is_local=False)
-        return _verdict(*_decide(self._deny.of_name(host), self._allowing_name(host), port), _where(host, port))
+        target = (host, port)
+        return self._verdicts.get(target) or self._remember(target, self._judge_host(host, port))
 
-    def _judge_address(self, host: str | Address, address: Address, port: int, *, is_local: bool) -> Verdict:
+    def judge_address(self, host: str | Address, address: Address, port: int, *, is_local: bool) -> Verdict:
         """Whether one address of a target may be connected to: it is listed, or it is public and the target is allowed.
 
         Parameters:
@@ -170,6 +162,23 @@ class Policy:
             port: or `ANY_PORT`.
             is_local: it is one of this host's own.
         """
+        target = (host, address, port, is_local)
+        known = self._verdicts.get(target)
+        return known or self._remember(target, self._judge_address(host, address, port, is_local=is_local))
+
+    def _remember(self, target: tuple[object, ...], verdict: Verdict) -> Verdict:
+        """Clients come back to the same few targets."""
+        if len(self._verdicts) >= network_limits.EGRESS_VERDICTS:
+            self._verdicts.clear()
+        self._verdicts[target] = verdict
+        return verdict
+
+    def _judge_host(self, host: str | Address, port: int) -> Verdict:
+        if not isinstance(host, str):
+            return self.judge_address(host, host, port, is_local=False)
+        return _verdict(*_decide(self._deny.of_name(host), self._allowing_name(host), port), _where(host, port))
+
+    def _judge_address(self, host: str | Address, address: Address, port: int, *, is_local: bool) -> Verdict:
         kind = special_kind(address) or ("this host's own" if is_local else None)
         denying, allowing = self._denying(address), self._allowing(address, is_closed=kind is not None)
         where = _where(host, port)

@@ -62,6 +62,17 @@ def test_one_rule(rule: str, allowed: list[str], refused: list[str]) -> None:
             assert judge(policy, host, int(port)) == expected, target
 
 
+def test_verdicts_that_are_remembered_are_the_same_and_bounded() -> None:
+    policy = Policy(["*.example:443"], ["7.example"])
+    for _ in range(2):
+        for number in range(network_limits.EGRESS_VERDICTS + 9):
+            expected = "denied" if number == 7 else None
+            assert policy.judge_host(f"{number}.example", 443).reason == expected
+            assert policy.judge_address(f"{number}.example", PUBLIC, 443, is_local=False).reason == expected
+            assert policy.judge_address(f"{number}.example", PUBLIC, 443, is_local=True).reason is not None
+    assert len(policy._verdicts) <= network_limits.EGRESS_VERDICTS
+
+
 def test_a_verdict_names_its_rule_as_it_was_written() -> None:
     policy = Policy(["*.Example.com:443", "API.example.com"], ["Evil.example.com:80"])
     assert policy.judge_host("api.example.com", 443) == Verdict(
