@@ -20,7 +20,18 @@ from msgspec import Meta, Struct
 
 from fastclaw import limits
 from fastclaw.errors import ExecFailed, InvalidParams, ParseError
-from fastclaw.runtime import ExecRequest, Extent, GroupLimits, Milliseconds, PoolKinds, RunRequest
+from fastclaw.runtime import (
+    TRACEPARENT,
+    TRACESTATE,
+    EnvironmentRequest,
+    ExecRequest,
+    Extent,
+    GroupLimits,
+    Milliseconds,
+    PoolKinds,
+    RunRequest,
+)
+from fastclaw.stages import TraceContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -193,6 +204,30 @@ def check_exec(request: ExecRequest | RunRequest) -> None:
         _check_forked(request)
 
 
+def trace_of(request: ExecRequest | RunRequest | EnvironmentRequest) -> TraceContext | None:
+    """The trace that a call belongs to; None: to none that it says.
+
+    Raises:
+        InvalidParams: it is malformed. W3C has receivers leave such a header out; a param was meant by somebody.
+    """
+    parent, state = request.traceparent, request.tracestate
+    if state is not None and (
+        parent is None or len(state) > limits.MAX_TRACESTATE_BYTES or not re.fullmatch(TRACESTATE, state)
+    ):
+        text = (
+            f"$.tracestate is no list of NAME=VALUE of W3C Trace Context, of up to {limits.MAX_TRACESTATE_BYTES} bytes"
+        )
+        raise InvalidParams(f"{text}, with a traceparent", path="$.tracestate")
+    if parent is None:
+        return None
+    if not re.fullmatch(TRACEPARENT, parent):
+        form = (
+            "VERSION-TRACE-PARENT-FLAGS in 2, 32, 16 and 2 lower-case hexadecimal digits, as W3C Trace Context has it"
+        )
+        raise InvalidParams(f"$.traceparent is not {form}", path="$.traceparent")
+    return TraceContext(parent, state or "")
+
+
 def _check_named(text: str, path: str) -> None:
     if not text:
         raise InvalidParams(f"{path} is empty; leave it out for the environment's own", path=path)
@@ -249,7 +284,8 @@ def directory_of(working_dir: str | None, default: str | None, base: str) -> str
 def fingerprint(request: ExecRequest | RunRequest) -> bytes:
     """Tells requests apart that name the same key, without being kept as long as they would be."""
     in_order = {name: dict(sorted(getattr(request, name).items())) for name in ("env", "limits")}
-    text = repr(msgspec.structs.replace(request, **in_order))  # which begins with the kind of request it is
+    one = msgspec.structs.replace(request, traceparent=None, tracestate=None, **in_order)  # who tries again has another
+    text = repr(one)  # which begins with the kind of request it is
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -41,6 +41,13 @@ MAIN = "main"
 """The environment that `initialize` starts, and that is meant where a call names none."""
 Limits = Mapping[str, int | float]
 """By name: resource limits, which are whole numbers, and those of a control group (`GroupLimits`)."""
+TRACEPARENT = r"^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$"
+_MEMBER = r"[a-z0-9][a-z0-9_*/@\-]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]"
+TRACESTATE = rf"^{_MEMBER}(?:[ \t]*,[ \t]*{_MEMBER}){{0,31}}$"
+"""What W3C Trace Context, level 1, allows (https://www.w3.org/TR/trace-context-1/)."""
+Traceparent = Annotated[str, Meta(extra_json_schema={"pattern": TRACEPARENT})]
+Tracestate = Annotated[str, Meta(extra_json_schema={"pattern": TRACESTATE, "maxLength": limits.MAX_TRACESTATE_BYTES})]
+"""Looked at by `params.trace_of`, which says what is wrong with one in words."""
 OutputBytes = Annotated[int, Meta(ge=0, le=limits.MAX_RUN_OUTPUT_BYTES)]
 
 _TTY_SIZE = (limits.TTY_ROWS, limits.TTY_COLUMNS)
@@ -87,12 +94,15 @@ class EnvironmentRequest(Struct, frozen=True, kw_only=True):
         token: idempotency token: a second start with the same token answers for the first one's environment.
         options: as `initialize` has them, for this environment alone.
         progress: whether it is told how the pull of its image comes on.
+        traceparent, tracestate: the trace that its start belongs to; its processes have one of their own.
     """
 
     environment: PlainName | None = None
     token: Key | None = None
     options: dict[str, Any] = field(default_factory=dict)
     progress: bool = False
+    traceparent: Traceparent | None = None
+    tracestate: Tracestate | None = None
 
 
 class EnvironmentInfo(InitializeResult, frozen=True, kw_only=True, omit_defaults=True):
@@ -191,6 +201,7 @@ class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         merge_stderr: what it writes to stderr goes to stdout, in the order of its writes; stderr is at its end at once.
         orphans: whether what it leaves running is ended when the command itself has ended.
         environment: in which it runs; None is `main`.
+        traceparent, tracestate: the trace that it belongs to (W3C Trace Context), handed on as variables.
     """
 
     cmd: Annotated[list[str], Meta(min_length=1)]
@@ -208,6 +219,8 @@ class ExecRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     merge_stderr: bool = False
     orphans: Orphans = "keep"
     environment: str | None = None
+    traceparent: Traceparent | None = None
+    tracestate: Tracestate | None = None
 
 
 class RunRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -223,6 +236,7 @@ class RunRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         on_limit: whether a longer one ends the command with its tree.
         drain_ms: how long after the exit a stream is still read that something else than the command holds open.
         environment: in which it runs; None is `main`.
+        traceparent, tracestate: as in `ExecRequest`.
     """
 
     cmd: Annotated[list[str], Meta(min_length=1)]
@@ -242,6 +256,8 @@ class RunRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_limit: OnLimit = "truncate"
     drain_ms: Milliseconds = _DRAIN_MS
     environment: str | None = None
+    traceparent: Traceparent | None = None
+    tracestate: Tracestate | None = None
 
 
 class ExecResult(Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextvars import ContextVar
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from fastclaw.errors import FastclawError
 
@@ -29,6 +29,22 @@ ENVIRONMENT_STAGES = ("received", "admitted", "made", "ready", "answered")
 made, or taken from the pool; processes could be started in it; its answer was written."""
 
 MADE, READY = 2, 3
+
+
+class TraceContext(NamedTuple):
+    """Where something belongs in a distributed trace, by the words of W3C Trace Context.
+
+    Parameters:
+        parent: a `traceparent`: the trace, and the span that it is in.
+        state: its `tracestate`; empty: there is none.
+    """
+
+    parent: str
+    state: str = ""
+
+    def variables(self) -> dict[str, str]:
+        """For a process's environment, by OpenTelemetry's names; both, or an inherited state might pass for its own."""
+        return {"TRACEPARENT": self.parent, "TRACESTATE": self.state}
 
 
 class Ledger(Protocol):

@@ -1,5 +1,6 @@
 """Params: their shapes, and the path of what is wrong."""
 
+import re
 import signal
 from typing import Any, TypeVar
 
@@ -29,8 +30,9 @@ from fastclaw.params import (
     reader,
     rlimits,
     signal_number,
+    trace_of,
 )
-from fastclaw.runtime import ExecRequest, GroupLimits, InitializeParams, RunRequest
+from fastclaw.runtime import EnvironmentRequest, ExecRequest, GroupLimits, InitializeParams, RunRequest
 from tests.strategies import JSON
 
 Shape = TypeVar("Shape", bound=Struct)
@@ -326,3 +328,87 @@ def test_a_fingerprint_is_of_everything_but_the_order_of_names() -> None:
         RunRequest(cmd=["a"], env=one.env),
     ]
     assert len({fingerprint(request) for request in [one, *others]}) == 4
+    traced = ExecRequest(cmd=["a"], env=one.env, traceparent=PARENT, tracestate="a=b")
+    assert fingerprint(traced) == fingerprint(one), "who tries again is in another span"
+
+
+# --- Traces ---
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@st.composite
+def traceparents(draw: st.DrawFn) -> str:
+    """Well-formed ones, by the words of the specification."""
+    digits = [draw(st.text("0123456789abcdef", min_size=size, max_size=size)) for size in (2, 32, 16, 2)]
+    version, trace, span, flags = digits
+    return "-".join(
+        [
+            version if version != "ff" else "00",
+            trace if int(trace, 16) else "1" * 32,
+            span if int(span, 16) else "1" * 16,
+            flags,
+        ]
+    )
+
+
+@given(traceparents())
+def test_a_well_formed_traceparent_is_taken_as_it_is(parent: str) -> None:
+    assert trace_of(ExecRequest(cmd=["a"], traceparent=parent)) == (parent, "")
+
+
+@given(traceparents(), st.data())
+def test_one_character_more_less_or_other_is_said(parent: str, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(parent)))
+    other = data.draw(st.text(st.characters(blacklist_characters="0123456789abcdef-"), min_size=1, max_size=1))
+    for text in (parent[:at] + other + parent[at:], parent[:at] + other + parent[at + 1 :], parent + "0", parent[:-1]):
+        with pytest.raises(InvalidParams, match="2, 32, 16 and 2 lower-case hexadecimal digits") as raised:
+            trace_of(RunRequest(cmd=["a"], traceparent=text))
+        assert raised.value.data["path"] == "$.traceparent"
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "00",
+        PARENT.upper(),
+        PARENT + "\n",
+        " " + PARENT,
+        PARENT + "-00",
+        "ff" + PARENT[2:],
+        PARENT.replace("0af7651916cd43dd8448eb211c80319c", "0" * 32),
+        PARENT.replace("b7ad6b7169203331", "0" * 16),
+        PARENT.replace("-", "_"),
+        "\u0660" + PARENT[1:],
+    ],
+)
+def test_what_is_no_traceparent(text: str) -> None:
+    with pytest.raises(InvalidParams, match=r"^\$\.traceparent"):
+        trace_of(EnvironmentRequest(traceparent=text))
+
+
+@pytest.mark.parametrize(
+    "state", ["a=b", "congo=t61rcWkgMzE,rojo=00f067aa0ba902b7", "a=1 ,\tb=2", "fw529a3039@dt=FfAA 1;~", "0/*_-=!"]
+)
+def test_a_list_of_names_and_values_is_a_tracestate(state: str) -> None:
+    assert trace_of(ExecRequest(cmd=["a"], traceparent=PARENT, tracestate=state)) == (PARENT, state)
+
+
+@pytest.mark.parametrize(
+    "state", ["", "a", "A=b", "a=", "a=b,", "a=b\n", "a=\x00", "a=b=c", "=b", "a=é", "a=" + "b" * 511]
+)
+def test_anything_else_is_none(state: str) -> None:
+    with pytest.raises(InvalidParams, match=r"^\$\.tracestate"):
+        trace_of(ExecRequest(cmd=["a"], traceparent=PARENT, tracestate=state))
+
+
+def test_a_tracestate_needs_its_traceparent_and_is_short() -> None:
+    with pytest.raises(InvalidParams, match="with a traceparent"):
+        trace_of(ExecRequest(cmd=["a"], tracestate="a=b"))
+    longest = ",".join(f"{number:02}=" + "v" * 47 for number in range(10))
+    assert re.fullmatch(r".{509}", longest)
+    assert trace_of(ExecRequest(cmd=["a"], traceparent=PARENT, tracestate=longest + "vvv"))
+    with pytest.raises(InvalidParams, match="512 bytes"):
+        trace_of(ExecRequest(cmd=["a"], traceparent=PARENT, tracestate=longest + "vvvv"))

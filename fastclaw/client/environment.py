@@ -117,7 +117,7 @@ class EnvironmentCalls(EnvironmentFiles):
             working_dir: path inside, relative to the environment's default, which it is if None.
             timeout_s: seconds to wait for the answer.
             extensions: `user`, `stdin`, `timeout_ms`, `on_disconnect`, `key`, `limits`, `tty`, `tty_size`, `template`,
-                `merge_stderr`, `orphans`, as in the contract.
+                `merge_stderr`, `orphans`, `traceparent`, `tracestate`, as in the contract.
 
         Where this is cancelled, or no answer comes in time, the runtime is told to take the process back.
 
@@ -145,7 +145,7 @@ class EnvironmentCalls(EnvironmentFiles):
             env, working_dir: as in `exec`.
             timeout_s: seconds to wait for the answer; None waits as long as the runtime lives.
             extensions: `user`, `timeout_ms`, `key`, `limits`, `template`, `merge_stderr`, `orphans`, `output_limit`,
-                `keep`, `on_limit`, `drain_ms`, as in the contract.
+                `keep`, `on_limit`, `drain_ms`, `traceparent`, `tracestate`, as in the contract.
 
         Where this is cancelled, or no answer comes in time, the runtime is told to end the command with its tree.
 

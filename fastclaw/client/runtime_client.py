@@ -186,6 +186,8 @@ class RuntimeClient(EnvironmentCalls):
         *,
         token: str | None = None,
         on_progress: Tell | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
         **options: Any,
     ) -> Environment:
         """Bring one more environment up.
@@ -194,6 +196,7 @@ class RuntimeClient(EnvironmentCalls):
             name: None takes one that is free.
             token: a second start with the same token gives the first one's environment.
             on_progress: hears how the pull of its image comes on.
+            traceparent, tracestate: the trace that the start belongs to.
             options: as for `initialize`.
 
         Where this is cancelled, the runtime is told to take the environment back.
@@ -201,7 +204,8 @@ class RuntimeClient(EnvironmentCalls):
         Raises:
             StartFailed, InvalidParams, InvalidState.
         """
-        params = given(environment=name, token=token, options=options, progress=_asked(on_progress))
+        trace = {"traceparent": traceparent, "tracestate": tracestate}
+        params = given(environment=name, token=token, options=options, progress=_asked(on_progress), **trace)
         answer = await self.call("environment_start", params, limits.CLIENT_INITIALIZE_MS / 1000, on_progress)
         return Environment(self, shaped(answer, EnvironmentInfo, "environment_start"))
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from fastclaw import stages
 from fastclaw.errors import InvalidParams
-from fastclaw.params import check_offered, directory_of
+from fastclaw.params import check_offered, directory_of, trace_of
 from fastclaw.processes.lane import StartSpec
 
 if TYPE_CHECKING:
     from fastclaw.options import Options
     from fastclaw.processes.lane import Lane
     from fastclaw.runtime import ExecRequest, RunRequest
-    from fastclaw.stages import Flight, Ledger
+    from fastclaw.stages import Flight, Ledger, TraceContext
 
 
 class StartSpecs:
@@ -67,17 +67,19 @@ class StartSpecs:
             is_helper: it is one of our own, whose flight counts nowhere.
 
         Raises:
-            InvalidParams: `unsupported`, the lane does not offer it; or there is no such template.
+            InvalidParams: `unsupported`, the lane does not offer it; there is no such template; or its trace is none.
         """
         if request.user is not None or request.limits or request.template is not None or tty is not None:
             check_offered(request, lane.name, lane.capabilities, self._options.templates, lane.refused)
+        trace = trace_of(request)
         self._count += 1
         process_id = f"{self.prefix}-{self._count}"
+        flight = stages.unseen() if is_helper else self._flight(process_id, lane)
         return StartSpec(
             process_id=process_id,
             cmd=request.cmd,
             base_env=self.environment,
-            env=request.env,
+            env=request.env if trace is None else _traced(request.env, trace),
             working_dir=directory_of(request.working_dir, self._working_dir, self._base_dir),
             user=self._options.user if request.user is None else request.user,
             stdin=stdin,
@@ -87,7 +89,7 @@ class StartSpecs:
             merge_stderr=request.merge_stderr,
             holds_stdin=holds_stdin,
             orphans=request.orphans,
-            flight=stages.unseen() if is_helper else self._flight(process_id, lane),
+            flight=flight,
         )
 
     def _flight(self, process_id: str, lane: Lane) -> Flight:
@@ -108,3 +110,9 @@ class StartSpecs:
         if prefix != self.prefix or not is_number or len(digits) > len(str(self._count)):
             raise InvalidParams("$.after is no process of this runtime; take the `next` of an answer", path="$.after")
         return int(digits)
+
+
+def _traced(env: dict[str, str], trace: TraceContext) -> dict[str, str]:
+    """With the variables of a trace, unless the request has one of them itself: half of each would be of no trace."""
+    variables = trace.variables()
+    return env if variables.keys() & env.keys() else {**env, **variables}

@@ -22,6 +22,7 @@ from fastclaw.files import FileRuntime
 from fastclaw.images import ImageRuntime
 from fastclaw.linux.own_process import host_limits, raise_file_limit
 from fastclaw.options import INHERITED, HostOptions, Options, PoolKind
+from fastclaw.params import trace_of
 from fastclaw.processes.admission import HostRoom, host_room
 from fastclaw.processes.listeners import SocketDirectory
 from fastclaw.processes.starts import KeyedCalls, require_same
@@ -182,6 +183,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
 
     async def _start(self, request: EnvironmentRequest, mark: bytes = b"", tell: Tell | None = None) -> EnvironmentInfo:
         flight = stages.present(stages.ENVIRONMENT_STAGES)
+        trace_of(request)
         environment = self._admit(request, mark)
         flight.subject, flight.lane, flight.ledger = environment.name, environment.runtime, self.telemetry.ledger
         flight.reach(stages.ADMITTED)

@@ -96,6 +96,8 @@ class Host:
         capabilities: Capabilities | None = None,
         lifetime: float | None = None,
         on_progress: Tell | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
         **options: Any,
     ) -> Sandbox:
         """Bring a sandbox up.
@@ -113,6 +115,7 @@ class Host:
             capabilities: what root inside may: `none`, `default` or names.
             lifetime: seconds after which it is ended.
             on_progress: hears how a pull of the image comes on; None shows a bar where stderr is a terminal.
+            traceparent, tracestate: the trace that the start belongs to (docs/performance.md).
             options: any other of `fastclaw.options.Options`.
 
         Where the task is cancelled, what there is of it goes.
@@ -137,7 +140,8 @@ class Host:
             **options,
         )
         with raised(), listening(on_progress, f"pulling {image}") as tell:
-            return Sandbox(await self.client.environment_start(name, token=token, on_progress=tell, **kind))
+            trace = {"traceparent": traceparent, "tracestate": tracestate}
+            return Sandbox(await self.client.environment_start(name, token=token, on_progress=tell, **trace, **kind))
 
     async def pool(
         self,

@@ -82,6 +82,8 @@ class Sandbox(SandboxFacts):
         check: bool = False,
         limits: Mapping[str, Any] | None = None,
         template: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
     ) -> Done:
         """Run a command to its end. Raises nothing for what the command did, or because it could not be started.
 
@@ -98,7 +100,7 @@ class Sandbox(SandboxFacts):
             orphans: whether what it leaves running is ended with it (`kill`).
             drain: seconds for which a stream is read after its end that something it left holds open.
             check: raise `CommandFailed` where it does not exit with 0.
-            limits, template: as in the contract.
+            limits, template, traceparent, tracestate: as in the contract.
 
         Where the task is cancelled, the command is ended with its tree.
 
@@ -108,7 +110,8 @@ class Sandbox(SandboxFacts):
         """
         data = input.encode() if isinstance(input, str) else input
         rule = OutputRule(size_bytes(output_limit), keep, on_limit, milliseconds(drain))
-        params = {**_started(cwd, env, user, timeout, merge_stderr, orphans), **given(limits=limits, template=template)}
+        more = given(limits=limits, template=template, traceparent=traceparent, tracestate=tracestate)
+        params = {**_started(cwd, env, user, timeout, merge_stderr, orphans), **more}
         try:
             with raised():
                 done = await self._ended(_argv(cmd), data or b"", rule, params)
@@ -151,6 +154,8 @@ class Sandbox(SandboxFacts):
         key: str | None = None,
         limits: Mapping[str, Any] | None = None,
         template: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
     ) -> Process:
         """Start a process that goes on; it runs when this returns.
 
@@ -160,7 +165,7 @@ class Sandbox(SandboxFacts):
             stdin: False gives it an empty one.
             tty: a terminal instead of pipes; `size` is its rows and columns.
             on_disconnect: what it means for the process that its streams are left, or that this program ends.
-            key, limits, template: as in the contract.
+            key, limits, template, traceparent, tracestate: as in the contract.
 
         Raises:
             ExecFailed: with the reason why it does not run.
@@ -168,7 +173,7 @@ class Sandbox(SandboxFacts):
         argv = _argv(cmd)
         params = _started(cwd, env, user, timeout, merge_stderr, orphans)
         how = given(tty=tty or None, tty_size=size, stdin=None if stdin else False)
-        more = given(key=key, limits=limits, template=template)
+        more = given(key=key, limits=limits, template=template, traceparent=traceparent, tracestate=tracestate)
         with raised():
             remote = await self._environment.exec(argv, **params, **how, on_disconnect=on_disconnect, **more)
         return Process(remote, argv, self._presence)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fastclaw import stages
@@ -39,6 +41,25 @@ def test_a_call_s_flight_is_its_start_s_and_a_helper_s_is_nobody_s(specs: StartS
     assert spec.flight is call
     assert (call.subject, call.environment, call.lane) == (spec.process_id, "main", ScriptedLane.name)
     assert call.ledger is not None
+
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_a_trace_is_in_the_environment_unless_the_request_has_one_there(specs: StartSpecs) -> None:
+    def env(**params: Any) -> dict[str, str]:
+        return dict(specs.make(ScriptedLane(), RunRequest(cmd=["x"], **params), stdin=False, tty=None).env)
+
+    assert env(env={"B": "2"}, traceparent=PARENT, tracestate="a=b") == {
+        "B": "2",
+        "TRACEPARENT": PARENT,
+        "TRACESTATE": "a=b",
+    }
+    assert env(traceparent=PARENT) == {"TRACEPARENT": PARENT, "TRACESTATE": ""}
+    for mine in ({"TRACEPARENT": ""}, {"TRACESTATE": "c=d"}):
+        assert env(env=mine, traceparent=PARENT, tracestate="a=b") == mine
+    with pytest.raises(InvalidParams, match="traceparent"):
+        env(traceparent="00")
 
 
 def test_numbers_are_those_of_its_own_ids(specs: StartSpecs) -> None:

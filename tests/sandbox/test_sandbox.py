@@ -37,6 +37,18 @@ def test_directory_variables_and_input(box: Sandbox) -> None:
     assert done.text.splitlines() == [os.path.join(box.working_dir, "sub"), "é", "given"]
 
 
+def test_a_trace_is_handed_on(box: Sandbox) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    script = 'echo "$TRACEPARENT $TRACESTATE"'
+    for output_limit in ("1m", "20m"):
+        done = box.run(script, traceparent=parent, tracestate="a=b", output_limit=output_limit)
+        assert done.text == f"{parent} a=b\n"
+    with box.exec(script, traceparent=parent) as process:
+        assert process.stdout.readline().decode() == f"{parent} \n"
+    with pytest.raises(InvalidParams, match="traceparent"):
+        box.run("true", traceparent=parent.upper())
+
+
 @pytest.mark.parametrize("size", [0, 1, 4 << 20, (4 << 20) + 1, 50 << 20])
 def test_input_and_output_of_any_size(box: Sandbox, size: int) -> None:
     data = hashlib.shake_128(str(size).encode()).digest(min(size, 1 << 20)) * (size >> 20 or 1)
