@@ -27,6 +27,8 @@ def fly(ledger: Latency) -> None:
     stages.begin(received)
     flight = stages.present()
     flight.subject, flight.environment, flight.lane, flight.ledger = "p-1", "main", "spawn", ledger
+    flight.trace = None
+    ledger.began(flight, "true")
     flight.reach(stages.ADMITTED)
     flight.reach(stages.SENT)
     flight.merge((received + 1, received + 2, received + 3, received + 4, received + 5))

@@ -110,6 +110,9 @@ class Latency:
     def __repr__(self) -> str:
         return f"<Latency {len(self._kinds)}>"
 
+    def began(self, flight: Flight, program: str) -> None:
+        """There is nothing to count yet."""
+
     def ended(self, flight: Flight) -> None:
         """Count each stage before the answer: its own time is since the stage before it that was reached."""
         at, histograms = flight.at, self._of(flight)

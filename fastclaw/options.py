@@ -228,6 +228,7 @@ class HostOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
         journal: a file that gets a line for each exec, run and start of an environment, with its stages.
         journal_max_bytes: before it is rotated.
         metrics: where Prometheus asks for metrics: the path of a Unix socket, or a loopback address and a port.
+        traces: where spans go by OTLP over HTTP: an URL, or `env` for what OpenTelemetry's own variables say.
     """
 
     environment: bool = True
@@ -235,6 +236,7 @@ class HostOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
     journal: AbsolutePath | None = None
     journal_max_bytes: Annotated[int, Meta(ge=limits.KIB)] = telemetry_limits.JOURNAL_BYTES
     metrics: str | None = None
+    traces: str | None = None
 
 
 INHERITED = ("runtime", "lane", *ENGINE_OPTIONS, "id_ranges", "engine_timeout_ms")

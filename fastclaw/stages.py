@@ -50,6 +50,9 @@ class TraceContext(NamedTuple):
 class Ledger(Protocol):
     """Where what flights took is summed up, and written down."""
 
+    def began(self, flight: Flight, program: str) -> None:
+        """What it is of is known: `program`, or its method. Its `trace` becomes what its process is told."""
+
     def ended(self, flight: Flight) -> None:
         """Its outcome is known, and so are the stages before it."""
 
@@ -65,6 +68,10 @@ class Ledgers:
 
     def __init__(self, *ledgers: Ledger) -> None:
         self._ledgers = ledgers
+
+    def began(self, flight: Flight, program: str) -> None:
+        for ledger in self._ledgers:
+            ledger.began(flight, program)
 
     def ended(self, flight: Flight) -> None:
         for ledger in self._ledgers:
@@ -98,9 +105,15 @@ class Flight:
         environment: in which the process is.
         method: that was called.
         waits_for: the stage that its answer waits for.
+        exit_code: of its command, where that has one.
+        trace: where it belongs.
+        span: what a ledger that makes spans keeps with it until it is answered.
     """
 
-    __slots__ = ("at", "environment", "lane", "ledger", "method", "names", "outcome", "subject", "waits_for")
+    __slots__ = (
+        *("at", "environment", "exit_code", "lane", "ledger", "method", "names", "outcome", "span", "subject"),
+        *("trace", "waits_for"),
+    )
 
     def __init__(self, received: int, names: tuple[str, ...] = STAGES) -> None:
         self.names = names
@@ -108,6 +121,9 @@ class Flight:
         self.at[RECEIVED] = received
         self.ledger: Ledger | None = None
         self.lane = self.outcome = self.subject = self.environment = ""
+        self.exit_code: int | None = None
+        self.trace: TraceContext | None = None
+        self.span: object = None
         self.method: Method = "run" if names is STAGES else "environment_start"
         self.waits_for = EXITED if names is STAGES else READY
 

@@ -11,6 +11,15 @@ METRICS_CLIENTS = 16
 METRICS_MS = 10_000
 """From a connection to the last byte of its answer: Prometheus's own default deadline."""
 
+TRACES_QUEUE = 2_048
+"""Spans that wait to be sent where `OTEL_BSP_MAX_QUEUE_SIZE` does not say: the SDK's own default, some 5 MB."""
+
+TRACES_NAME_CHARACTERS = 255
+"""Of a program's name in a span: no file has a longer one (NAME_MAX)."""
+
+TRACES_FLUSH_MS = 2_000
+"""At the end, what a collector may take for the rest: as long as a log (`LOG_FLUSH_MS`)."""
+
 JOURNAL_BYTES = 64 * MIB
 """Default of `journal_max_bytes`: some 250 000 calls before the file is rotated."""
 

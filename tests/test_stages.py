@@ -18,6 +18,9 @@ class Heard:
     def __init__(self) -> None:
         self.told: list[tuple[str, dict[str, int]]] = []
 
+    def began(self, flight: Flight, program: str) -> None:
+        """Nothing of it is kept."""
+
     def ended(self, flight: Flight) -> None:
         self.told.append(("ended", flight.timings()))
 

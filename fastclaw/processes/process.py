@@ -219,6 +219,7 @@ class Process(StreamsOwner):
                 group=UNSET if status.group is None else status.group,
             )
         )
+        self.flight.exit_code = status.exit_code
         self.flight.end(self.exited.result().reason or "unknown")
 
     def _reason(self, status: ExitStatus) -> ExitReason:

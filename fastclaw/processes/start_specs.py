@@ -74,12 +74,12 @@ class StartSpecs:
         trace = trace_of(request)
         self._count += 1
         process_id = f"{self.prefix}-{self._count}"
-        flight = stages.unseen() if is_helper else self._flight(process_id, lane)
+        flight = stages.unseen() if is_helper else self._flight(process_id, lane, request.cmd[0], trace)
         return StartSpec(
             process_id=process_id,
             cmd=request.cmd,
             base_env=self.environment,
-            env=request.env if trace is None else _traced(request.env, trace),
+            env=request.env if flight.trace is None else _traced(request.env, flight.trace),
             working_dir=directory_of(request.working_dir, self._working_dir, self._base_dir),
             user=self._options.user if request.user is None else request.user,
             stdin=stdin,
@@ -92,11 +92,13 @@ class StartSpecs:
             flight=flight,
         )
 
-    def _flight(self, process_id: str, lane: Lane) -> Flight:
+    def _flight(self, process_id: str, lane: Lane, program: str, trace: TraceContext | None) -> Flight:
         """Of the call that is served."""
         flight = stages.present()
         flight.subject, flight.environment = process_id, self._name
-        flight.lane, flight.ledger = lane.name, self._ledger
+        flight.lane, flight.ledger, flight.trace = lane.name, self._ledger, trace
+        if self._ledger is not None:
+            self._ledger.began(flight, program)
         return flight
 
     def number(self, process_id: str) -> int:

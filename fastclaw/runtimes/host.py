@@ -183,9 +183,10 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
 
     async def _start(self, request: EnvironmentRequest, mark: bytes = b"", tell: Tell | None = None) -> EnvironmentInfo:
         flight = stages.present(stages.ENVIRONMENT_STAGES)
-        trace_of(request)
+        flight.trace = trace_of(request)
         environment = self._admit(request, mark)
         flight.subject, flight.lane, flight.ledger = environment.name, environment.runtime, self.telemetry.ledger
+        self.telemetry.ledger.began(flight, flight.method)
         flight.reach(stages.ADMITTED)
         self._environments[environment.name] = environment
         if request.token is not None:

@@ -46,6 +46,9 @@ class Journal:
     def _on_lost(self, count: int) -> None:
         self._lost += count
 
+    def began(self, flight: Flight, program: str) -> None:
+        """Its line comes with its answer."""
+
     def ended(self, flight: Flight) -> None:
         """Its line comes with its answer."""
 
