@@ -377,6 +377,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             processes=sum(len(pool.table.live()) for pool in pools),
             waiting=sum(pool.waiting for pool in pools),
             version=__version__,
+            egress=sum((factory.decisions() for factory in self._factories.values()), Counter()),
         )
 
     def _find(self, name: str | None) -> Environment:

@@ -50,6 +50,7 @@ from fastclaw.spawner.spawn_lane import SpawnLane
 from fastclaw.spawner.spawner_host import find_spawner, why_no_spawner
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Collection
 
     from fastclaw.engine.api import EngineLifecycle
@@ -134,6 +135,9 @@ class PodmanSandboxes(SandboxFactory):
     def health(self) -> dict[str, Any]:
         """How fast each engine is, and how many calls it has at a time."""
         return {"engines": [engine.pace() for engine in self.engines.connected()]}
+
+    def decisions(self) -> Counter[tuple[str, str]]:
+        return self.egress.decisions()
 
     async def remove_abandoned_networks(self) -> None:
         """Once: those of every fastclaw that was killed on this host."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fastclaw import limits
@@ -180,6 +181,10 @@ class SandboxFactory(ABC):
     def health(self) -> dict[str, Any]:
         """What `health.details` says of what is shared."""
         return {}
+
+    def decisions(self) -> Counter[tuple[str, str]]:
+        """How often its egress proxy has decided what, by decision and reason."""
+        return Counter()
 
     async def aclose(self) -> None:  # noqa: B027 - some have nothing to close
         """Close what is shared; every sandbox is closed. Idempotent."""

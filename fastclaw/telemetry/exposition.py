@@ -76,6 +76,11 @@ class Collector:
         yield environments
         yield GaugeMetricFamily("fastclaw_processes", "Processes that run.", self._counts.processes)
         yield GaugeMetricFamily("fastclaw_queue_length", "Starts that wait for their turn.", self._counts.waiting)
+        text = "What the egress proxy has decided, by the words of its log."
+        decisions = CounterMetricFamily("fastclaw_egress_decisions", text, labels=["decision", "reason"])
+        for decided, count in self._counts.egress.items():
+            decisions.add_metric(decided, count)
+        yield decisions
         build = GaugeMetricFamily("fastclaw_build_info", "The version.", labels=["version"])
         build.add_metric([self._counts.version], 1)
         yield build

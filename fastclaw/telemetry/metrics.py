@@ -34,12 +34,14 @@ class Counts(NamedTuple):
         processes: that run.
         waiting: starts that wait for their turn.
         version: of fastclaw.
+        egress: how often the egress proxy has decided so, by decision and reason.
     """
 
     environments: Mapping[str, int]
     processes: int
     waiting: int
     version: str
+    egress: Mapping[tuple[str, str], int]
 
 
 def parse(address: str) -> str | tuple[str, int]:

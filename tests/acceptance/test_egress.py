@@ -28,6 +28,7 @@ from tests.acceptance.egress_rig import (
     tables,
 )
 from tests.pids import init_of
+from tests.telemetry.test_metrics import asked, samples
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -96,6 +97,22 @@ async def test_a_program_that_honours_the_variables(world: World) -> None:
     health = await world.health()
     assert (health["allowed"], health["denied"], health["open"]) == (3, {"not_allowed": 3}, 0)
     assert health["bytes"]["received"] > health["bytes"]["sent"] > 0
+
+
+async def test_prometheus_is_told_what_was_decided_for_all(
+    engine_service: EngineService, image: str, origin: Origin, short_dir: Path
+) -> None:
+    network, path = {"mode": "proxy", "allow": ALLOW}, str(short_dir / "metrics")
+    name = "fastclaw_egress_decisions_total"
+    async with served(engine_service, origin, network, image=image, metrics=path) as client:
+        assert (await inside(client, "fetch", "http://origin.test/a"))["status"] == 200
+        assert (await inside(client, "fetch", "http://other.test/"))["status"] == 403
+        for goes_on in (True, False):  # what has ended has been counted
+            found = samples(await asyncio.to_thread(asked, path))
+            assert found[name, (("decision", "allowed"), ("reason", ""))] == 1
+            assert found[name, (("decision", "denied"), ("reason", "not_allowed"))] == 1
+            if goes_on:
+                await client.call("environment_stop", {"environment": "main"})
 
 
 @everywhere

@@ -121,6 +121,14 @@ class Counters:
         """Bytes in both directions, of all proxies that this sandbox has had."""
         return self._slots[_SENT] + self._slots[_RECEIVED]
 
+    def decisions(self) -> dict[tuple[str, str], int]:
+        """How often each was made, by its word in the log and its reason; without one where it was allowed."""
+        slots = self._slots.tolist()
+        counts = {("allowed", ""): slots[_ALLOWED]}
+        for place, reason in enumerate(REASONS):
+            counts["denied", reason], counts["failed", reason] = slots[_DENIED + place], slots[_FAILED + place]
+        return {decision: count for decision, count in counts.items() if count}
+
     def snapshot(self) -> dict[str, Any]:
         """For `health`. Reasons that never came up are left out, as is `log_lost` where no decision is missing."""
         slots = self._slots.tolist()

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -142,6 +143,8 @@ class EgressProcess:
         self._numbers = itertools.count(1)
         self._recovery: asyncio.Task[None] | None = None
         self._backoff = Backoff(time.monotonic, forgiven=1)
+        self._open: dict[EgressProxy, None] = {}
+        self._decided: Counter[tuple[str, str]] = Counter()
 
     def __repr__(self) -> str:
         return f"<EgressProcess {self.state}, {len(self._known)} environments>"
@@ -151,7 +154,23 @@ class EgressProcess:
         """Its process id; None: there is none."""
         return None if self._process is None else self._process.pid
 
+    def decisions(self) -> Counter[tuple[str, str]]:
+        """Those for all environments that there ever were, as `Counters.decisions`: none of them grows smaller."""
+        decided = Counter(self._decided)
+        for proxy in self._open:
+            decided.update(proxy.decisions())
+        return decided
+
     # --- for EgressProxy ---
+
+    def begun(self, proxy: EgressProxy) -> None:
+        """It counts from now on."""
+        self._open[proxy] = None
+
+    def ended(self, proxy: EgressProxy) -> None:
+        """It counts no more: what it has counted is kept."""
+        self._decided.update(proxy.decisions())
+        del self._open[proxy]
 
     def need(self, proxy: EgressProxy) -> None:
         """Have an environment served by this process and its successors, until `release`. It is told by `on_up`."""
@@ -310,6 +329,7 @@ class EgressProxy:
         self._retry: asyncio.TimerHandle | None = None
         self._failure: str | None = None
         self._told: str | None = None
+        process.begun(self)
 
     def __repr__(self) -> str:
         return f"<EgressProxy {'closed' if self._is_closed else self._state}, {len(self._listeners)} listeners>"
@@ -441,6 +461,10 @@ class EgressProxy:
         """What is wrong now, in one line."""
         return self._failure or (self._process.failure if self._is_needed else None) or self._told
 
+    def decisions(self) -> dict[tuple[str, str], int]:
+        """As `Counters.decisions`."""
+        return self._counters.decisions()
+
     def health(self) -> dict[str, Any]:
         """The counters, and whether the proxy is `idle` (not needed yet), `running` or `failed` (it is tried again)."""
         if not self._is_closed:
@@ -463,6 +487,7 @@ class EgressProxy:
             await self._process.release(self)
         finally:
             self._numbers = self._counters.snapshot()
+            self._process.ended(self)
             self._counters.close()
             os.close(self._config)
 

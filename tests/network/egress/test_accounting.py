@@ -63,6 +63,9 @@ def test_each_reason_has_a_place_of_its_own(reason: str) -> None:
         counters.denied(reason)  # type: ignore[arg-type]
         counters.failed(reason)  # type: ignore[arg-type]
         assert counters.snapshot() == {**ZERO, "denied": {reason: 1}, "failed": {reason: 1}}
+        assert counters.decisions() == {("denied", reason): 1, ("failed", reason): 1}
+        counters.allowed()
+        assert counters.decisions()["allowed", ""] == 1
 
 
 def test_a_killed_process_leaves_its_numbers_and_no_open_connection() -> None:

@@ -64,6 +64,9 @@ async def test_what_one_may_the_other_may_not_and_each_is_counted(process: Egres
             [1, {}],
             [0, {"special_address": 1}],
         )
+        decisions = {("allowed", ""): 1, ("denied", "special_address"): 1}
+        assert process.decisions() == decisions
+    assert process.decisions() == decisions, "those of environments that have ended are kept"
     lines = [[json.loads(line)["decision"] for line in log.read_text().splitlines()] for log in logs]
     assert lines == [["allowed"], ["denied"]]
 
