@@ -5,12 +5,15 @@ The spawner's part is five readings of the clock, a system call each.
 
 from __future__ import annotations
 
-from time import monotonic_ns, process_time
+from time import monotonic_ns, process_time, thread_time
 from typing import TYPE_CHECKING
 
 from bench.ratios import Ratios, in_turn
 from fastclaw import stages
 from fastclaw.latency import Latency
+from fastclaw.stages import Flight, TraceContext
+from fastclaw.telemetry.traces import Traces
+from tests.telemetry.collector import Collector
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
@@ -53,3 +56,29 @@ def test_what_a_record_costs(benchmark: BenchmarkFixture, ratios: Ratios) -> Non
     microseconds = sorted(taken)[len(taken) // 2] / FLIGHTS * 1e6
     ratios.ratio("allowed time of a flight record (8 us) / taken", ALLOWED_US / microseconds)
     ratios.fact("flight record of a run", f"{microseconds:.1f} us")
+
+
+SPANS = 1_000
+"""A round's: with those of the round before, as many as wait without a loss."""
+
+
+async def test_what_a_span_costs(ratios: Ratios) -> None:
+    """In the thread of the calls alone; the sending goes on beside it, and takes the interpreter's lock."""
+    taken: list[float] = []
+    with Collector() as collector:
+        traces = Traces(collector.endpoint, "1", print)
+        for done in range(0, ROUNDS * SPANS, SPANS):
+            flights = [Flight(monotonic_ns()) for _ in range(SPANS)]
+            for flight in flights:
+                flight.ledger, flight.at[1:-1] = traces, range(flight.at[0] + 1, flight.at[0] + 8)
+                flight.trace = TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+            began = thread_time()
+            for flight in flights:
+                traces.began(flight, "/bin/true")
+                flight.end("exited")
+                flight.answer()
+            taken.append(thread_time() - began)
+            collector.until(spans=done)
+        await traces.aclose()
+        assert traces.health()["lost"] == 0
+    ratios.fact("span of a run, where they are asked for", f"{sorted(taken)[ROUNDS // 2] / SPANS * 1e6:.0f} us")
