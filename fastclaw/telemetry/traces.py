@@ -98,7 +98,7 @@ class Traces:
         self._once = _Once()
         try:
             provider = TracerProvider(resource=_resource(version), shutdown_on_exit=False)
-            self._most = int(os.environ.get(OTEL_BSP_MAX_QUEUE_SIZE, telemetry_limits.TRACES_QUEUE))
+            self._most = int(os.environ.get(OTEL_BSP_MAX_QUEUE_SIZE) or telemetry_limits.TRACES_QUEUE)
             self._exporter = _Counting(OTLPSpanExporter(endpoint), self._told)
             self._processor: SpanProcessor = BatchSpanProcessor(self._exporter, self._most)
         except ValueError as error:
@@ -218,8 +218,9 @@ class Traces:
                 await over.wait()
         self._exporter.shutdown()
         _logger.removeFilter(self._once)
-        if missing := self._begun - self._sent:
-            self._on_trouble(f"{OPTION}: {missing} of {self._begun} spans are lost")
+        self._lost = self._begun - self._sent
+        if self._lost:
+            self._on_trouble(f"{OPTION}: {self._lost} of {self._begun} spans are lost")
 
 
 def _shown(program: str) -> str:

@@ -49,6 +49,14 @@ def test_a_trace_is_handed_on(box: Sandbox) -> None:
         box.run("true", traceparent=parent.upper())
 
 
+def test_a_start_belongs_to_a_trace(local_host: Host) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with local_host.start(token="traced", traceparent=parent, tracestate="a=b") as box:
+        assert local_host.start(token="traced", traceparent=parent[:-1] + "0").info == box.info
+    with pytest.raises(InvalidParams, match="tracestate"):
+        local_host.start(tracestate="a=b")
+
+
 @pytest.mark.parametrize("size", [0, 1, 4 << 20, (4 << 20) + 1, 50 << 20])
 def test_input_and_output_of_any_size(box: Sandbox, size: int) -> None:
     data = hashlib.shake_128(str(size).encode()).digest(min(size, 1 << 20)) * (size >> 20 or 1)
