@@ -25,7 +25,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install engine-packages test test-adapters test-hosts test-pythons test-gvisor gvisor-table check fmt demo bench bench-check soak fuzz wheels clean
+.PHONY: help install engine-packages test test-adapters test-hosts test-pythons test-gvisor gvisor-table check fmt demo bench bench-check bench-compare soak fuzz wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,11 +76,14 @@ fmt: install ## format and fix what ruff can fix
 demo: install ## start 100 workers, stream through them, show what it took (no sudo)
 	@$(BIN)/fastclaw demo
 
-bench: install ## measure everything, print the ratios, write docs/benchmarks.md
-	$(BENCH) --ratios-write
+bench: install ## measure everything, write .bench/DATE-COMMIT.jsonl (or RESULTS=FILE) and docs/benchmarks.md
+	$(BENCH) --ratios-write $(if $(RESULTS),--results=$(RESULTS))
 
 bench-check: install ## measure and fail below the goals in bench/budgets.toml
-	$(BENCH) --ratios-check
+	$(BENCH) --ratios-check $(if $(RESULTS),--results=$(RESULTS))
+
+bench-compare: install ## what two files of results say of each other, and what noise explains (A=FILE B=FILE)
+	@$(BIN)/python -m bench.compare $(A) $(B)
 
 soak: install ## the demo again and again (ROUNDS=20), then 100 000 starts and 1 000 environments; stops at the first leftover or wrong byte
 	@$(BIN)/fastclaw demo --rounds $(ROUNDS)
@@ -95,5 +98,5 @@ wheels: install ## build what is published: a wheel for each machine, and the so
 	@$(BIN)/python -m hatchling build -t sdist
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf $(VENV) .adapters .pythons .gvisor .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawner/bin
+	rm -rf $(VENV) .adapters .pythons .gvisor .mypy_cache .ruff_cache .pytest_cache .hypothesis .bench .benchmarks build dist fastclaw/spawner/bin
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,8 @@ import uvloop
 from bench.engine import Engine, engine_or_skip
 from bench.programs import Programs
 from bench.ratios import Ratios, read_budgets
+from bench.report import PAGE, page, ratio_table
+from bench.results import default_path, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,42 +27,46 @@ RATIOS = pytest.StashKey[Ratios]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`make bench` writes, `make bench-check` checks."""
     group = parser.getgroup("ratios")
-    group.addoption("--ratios-write", action="store_true", help="write docs/benchmarks.md")
+    group.addoption("--ratios-write", action="store_true", help="write .bench/DATE-COMMIT.jsonl and docs/benchmarks.md")
+    group.addoption("--results", type=Path, help="write what was measured to this file")
     group.addoption("--ratios-check", action="store_true", help="fail below bench/budgets.toml")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """One collection for the whole run."""
-    config.stash[RATIOS] = Ratios(*read_budgets())
+    config.stash[RATIOS] = Ratios()
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Keep and judge what was measured; a run with failures has nothing to say."""
+    """Keep what was measured, and judge it; a run with failures has nothing to say, but its values are kept."""
     config = session.config
+    results, budgets = config.stash[RATIOS].results(), read_budgets()
+    if config.getoption("--ratios-write") or config.getoption("--results"):
+        write(config.getoption("--results") or default_path(results.header), results.header, results.rows)
     if exitstatus != pytest.ExitCode.OK:
         return
     if config.getoption("--ratios-write"):
-        config.stash[RATIOS].write()
-    if config.getoption("--ratios-check") and config.stash[RATIOS].missed():
+        PAGE.write_text(page(results, budgets))
+    if config.getoption("--ratios-check") and budgets.missed(results.series()):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The ratios, after everything else."""
-    ratios = config.stash[RATIOS]
-    if not ratios.rows:
+    measured, budgets = config.stash[RATIOS].results().series(), read_budgets()
+    if not measured:
         return
     terminalreporter.section("ratios in this run (rate of ours over the rival's)")
-    for line in ratios.table():
+    for line in ratio_table(measured, budgets):
         terminalreporter.line(line)
     if config.getoption("--ratios-check"):
-        for line in ratios.missed():
+        for line in budgets.missed(measured):
             terminalreporter.line(f"below the goal: {line}", red=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ratios(request: pytest.FixtureRequest) -> Ratios:
-    """Where a bench leaves its ratios."""
+    """Where a bench leaves what it has measured."""
     return request.config.stash[RATIOS]
 
 
@@ -72,9 +78,9 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture(scope="module")
-def engine(runner: asyncio.Runner) -> Iterator[Engine]:
+def engine(runner: asyncio.Runner, ratios: Ratios) -> Iterator[Engine]:
     """One for the benches of a file."""
-    yield from engine_or_skip(runner)
+    yield from engine_or_skip(runner, ratios.versions)
 
 
 @pytest.fixture(scope="session")

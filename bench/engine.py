@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Iterator
 
+    from fastclaw.engine.service.plan import ServicePlan
+
 NAMESPACE = "bench"
 
 CONTAINERS = 4
@@ -25,11 +27,17 @@ CONTAINERS = 4
 
 
 class Engine(NamedTuple):
-    """A running service. `containers` are the full ids of running ones, all alike; the image is the default one."""
+    """A running service. `containers` are the full ids of running ones, all alike; the image is the default one.
+
+    Parameters:
+        versions: of Podman and its OCI runtime.
+        plan: how it was started.
+    """
 
     url: str
     containers: list[str]
-    about: str
+    versions: dict[str, str]
+    plan: ServicePlan
 
     @property
     def socket(self) -> str:
@@ -45,7 +53,8 @@ async def running_engine() -> AsyncIterator[Engine]:
         StartFailed: Podman cannot be used here.
     """
     with short_directory() as directory:
-        service = ManagedService(plan_service(host_facts(directory)), directory / "state", directory / "run")
+        plan = plan_service(host_facts(directory))
+        service = ManagedService(plan, directory / "state", directory / "run")
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(service.aclose)
             await service.start()
@@ -54,7 +63,8 @@ async def running_engine() -> AsyncIterator[Engine]:
             await lifecycle.ensure_image(DEFAULT_IMAGE)
             containers = [await _container(lifecycle, number, stack) for number in range(CONTAINERS)]
             version = await lifecycle.version()
-            yield Engine(service.url, containers, f"Podman {version.podman}, {version.oci_runtime_version}")
+            name, _, of_runtime = version.oci_runtime_version.partition(" version ")
+            yield Engine(service.url, containers, {"Podman": version.podman, name: of_runtime}, plan)
 
 
 async def _container(lifecycle: EngineLifecycle, number: int, stack: contextlib.AsyncExitStack) -> str:
@@ -72,11 +82,17 @@ async def _container(lifecycle: EngineLifecycle, number: int, stack: contextlib.
     return container
 
 
-def engine_or_skip(runner: asyncio.Runner) -> Iterator[Engine]:
-    """For a fixture: a developer without an engine still gets the other benches; in CI that is an error."""
+def engine_or_skip(runner: asyncio.Runner, versions: dict[str, str]) -> Iterator[Engine]:
+    """For a fixture: a developer without an engine still gets the other benches; in CI that is an error.
+
+    Parameters:
+        versions: get the engine's.
+    """
     stack = contextlib.AsyncExitStack()
     try:
-        yield runner.run(stack.enter_async_context(running_engine()))
+        engine = runner.run(stack.enter_async_context(running_engine()))
+        versions.update(engine.versions)
+        yield engine
     except StartFailed as error:
         unusable(str(error))
     finally:

@@ -1,126 +1,128 @@
-"""Ratios between ways of doing the same thing, measured in the same run: collected, shown, kept, checked.
+"""Ways of doing the same thing, measured in turn in the same run, and every value that comes of it.
 
-Owns how two ways are compared (in turn, the median of the pairs) and how the result is written down.
+Owns how two ways are compared: in turn, pair by pair. What is made of the values: results.py, report.py.
 """
 
 from __future__ import annotations
 
-import datetime
 import gc
-import os
-import platform
 import statistics
 import time
 import tomllib
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.results import RATIO, Results, Row, Series, make_header
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
 BUDGETS = Path(__file__).with_name("budgets.toml")
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
-class Row(NamedTuple):
-    """One line of the table. `value` is formatted already; `ratio` is None for plain facts."""
+class Budgets(NamedTuple):
+    """Goals, below which `make bench-check` fails, and aims, which are shown: what the design asks for.
 
-    what: str
-    value: str
-    ratio: float | None = None
-    goal: float | None = None
-    aim: float | None = None
+    Each is the least median ratio, by the name of its row.
+    """
 
-    @property
-    def missed(self) -> bool:
-        """Below its goal."""
-        return self.ratio is not None and self.goal is not None and self.ratio < self.goal
+    goals: dict[str, float]
+    aims: dict[str, float]
 
-    def cell(self, least: float | None) -> str:
-        """A goal or an aim, and whether it was missed."""
-        if self.ratio is None or least is None:
-            return ""
-        return f"≥ {least:g}{' **missed**' if self.ratio < least else ''}"
+    def missed(self, measured: Sequence[Series]) -> list[str]:
+        """Goals that were missed, and goals that nothing was measured for."""
+        medians = {one.name: statistics.median(one.values) for one in measured}
+        lines = [(name, medians.get(name), goal) for name, goal in self.goals.items()]
+        return [
+            f"{name}: not measured" if found is None else f"{name}: {found:.3g}, goal {goal:g}"
+            for name, found, goal in lines
+            if found is None or found < goal
+        ]
+
+
+class Pairs(NamedTuple):
+    """What ours and a rival took, round by round, without those to warm up.
+
+    Parameters:
+        unit: of both (bench.results.Row).
+        at: Unix time of the end of each round.
+    """
+
+    unit: str
+    ours: Sequence[float]
+    theirs: Sequence[float]
+    at: Sequence[float]
 
 
 class Comparison(NamedTuple):
-    """What `compare` found.
+    """What `compare` found: seconds by round, of ours and of each rival, and the end of each round in Unix time."""
 
-    Parameters:
-        ratios: by rival, the median over the rounds of the rival's time over ours.
-        seconds: the median time of ours.
-        rivals: the median time of each rival, in seconds.
-    """
+    ours: list[float]
+    rivals: dict[str, list[float]]
+    at: list[float]
 
-    ratios: dict[str, float]
-    seconds: float
-    rivals: dict[str, float]
+    def times(self, rival: str) -> Pairs:
+        """Seconds."""
+        return Pairs("s", self.ours, self.rivals[rival], self.at)
+
+    def rates(self, rival: str, count: float, their_count: float | None = None, unit: str = "/s") -> Pairs:
+        """How many a second, of `count` in a round; the rival may have had another number of them to do."""
+        theirs = count if their_count is None else their_count
+        return Pairs(
+            unit, [count / took for took in self.ours], [theirs / took for took in self.rivals[rival]], self.at
+        )
 
 
 class Ratios:
-    """What this run has found.
+    """What this run has found: each value of each round.
 
-    Parameters:
-        goals: by name of the ratio, the least that is good enough.
-        aims: the same, but shown only: what the design asks for, above the goal or without one.
+    Nothing is kept twice: a name stands for one series of rounds.
     """
 
-    def __init__(self, goals: Mapping[str, float], aims: Mapping[str, float]) -> None:
-        self.goals = goals
-        self.aims = aims
+    def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.versions: dict[str, str] = {}
+        self.missing: dict[str, str] = {}
+        """Rivals that could not be measured, and what to do about it."""
 
-    def ratio(self, what: str, value: float) -> None:
-        """Keep a ratio: the rate of ours over the rival's, so above 1 is better."""
-        self.rows.append(Row(what, f"{value:.3g}", value, self.goals.get(what), self.aims.get(what)))
-
-    def fact(self, what: str, value: str) -> None:
-        """Keep something that has no goal."""
-        self.rows.append(Row(what, value))
-
-    def missed(self) -> list[str]:
-        """Goals that were missed, and goals that nothing was measured for."""
-        measured = {row.what for row in self.rows}
-        below = [f"{row.what}: {row.value}, goal {row.goal}" for row in self.rows if row.missed]
-        return below + [f"{what}: not measured" for what in self.goals if what not in measured]
-
-    def table(self) -> list[str]:
-        """The rows as a Markdown table."""
-        head = ["| what | measured | goal | aim |", "| --- | --- | --- | --- |"]
-        return head + [
-            f"| {row.what} | {row.value} | {row.cell(row.goal)} | {row.cell(row.aim)} |" for row in self.rows
+    def compared(self, what: str, rival: str, pairs: Pairs) -> None:
+        """Keep what was measured in turn with a rival."""
+        self._keep(what, pairs.unit, pairs.ours, pairs.at, rival)
+        rows = enumerate(zip(pairs.theirs, pairs.at, strict=True))
+        self.rows += [
+            Row(what=what, rival=rival, side="rival", unit=pairs.unit, value=value, round=number, at=at)
+            for number, (value, at) in rows
         ]
 
-    def write(self) -> None:
-        """Write docs/benchmarks.md."""
-        PAGE.write_text("\n".join([*_head(), *self.table()]) + "\n")
+    def allowed(self, what: str, values: Sequence[float]) -> None:
+        """Keep what is allowed over what was taken, for each round: above 1 is better."""
+        self._keep(what, RATIO, values)
+
+    def figure(self, what: str, values: Sequence[float], unit: str) -> None:
+        """Keep something that has neither rival nor goal."""
+        self._keep(what, unit, values)
+
+    def _keep(
+        self, what: str, unit: str, values: Sequence[float], at: Sequence[float] | None = None, rival: str = ""
+    ) -> None:
+        assert not any((row.what, row.rival, row.unit) == (what, rival, unit) for row in self.rows), what
+        ends = at or [time.time()] * len(values)
+        self.rows += [
+            Row(what=what, rival=rival, unit=unit, value=value, round=number, at=end)
+            for number, (value, end) in enumerate(zip(values, ends, strict=True))
+        ]
+
+    def results(self) -> Results:
+        """All of it."""
+        return Results(make_header(self.versions, self.missing), self.rows)
 
 
-def read_budgets() -> tuple[dict[str, float], dict[str, float]]:
+def read_budgets() -> Budgets:
     """Goals and aims in budgets.toml."""
     budgets: dict[str, dict[str, float]] = tomllib.loads(BUDGETS.read_text())
-    return budgets["ratios"], budgets["aims"]
-
-
-def _head() -> list[str]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    today = datetime.datetime.now(datetime.UTC).date()
-    kernel = ".".join(platform.release().split(".")[:2])  # the rest names a distribution's build
-    return [
-        "# Benchmarks",
-        "",
-        "Written by `make bench`; do not edit. A ratio is the rate of ours over the rival's, both measured in turn in",
-        "one run, the median of the pairs: above 1 is better than the rival. Ratios carry over to other machines;",
-        "rates do not. `make bench-check` fails below a goal; an aim is what the design asks for.",
-        "",
-        f"- {today}, {os.cpu_count()} CPUs, {memory:.0f} GiB, Linux {kernel} {platform.machine()}",
-        f"- Python {platform.python_version()}, uvloop {version('uvloop')}, orjson {version('orjson')}, "
-        f"msgspec {version('msgspec')}, podman-py {version('podman')}",
-        "",
-    ]
+    return Budgets(budgets["ratios"], budgets["aims"])
 
 
 def in_turn(benchmark: BenchmarkFixture, ours: Callable[[], object], rivals: Callable[[], object], rounds: int) -> None:
@@ -142,23 +144,18 @@ def compare_told(
     benchmark: BenchmarkFixture, ours: Callable[[], float], rivals: Mapping[str, Callable[[], float]], rounds: int
 ) -> Comparison:
     """The same of programs that measure themselves: each returns the seconds it took, without its own start."""
-    mine: list[float] = []
-    theirs: dict[str, list[float]] = {name: [] for name in rivals}
+    found = Comparison([], {name: [] for name in rivals}, [])
 
     def run_rivals() -> None:
         for name, rival in rivals.items():
-            theirs[name].append(rival())
+            found.rivals[name].append(rival())
 
-    in_turn(benchmark, lambda: mine.append(ours()), run_rivals, rounds)
-    ratios = {name: median_ratio(times[1:], mine[1:]) for name, times in theirs.items()}
-    benchmark.extra_info.update(ratios)
-    seconds = {name: statistics.median(times[1:]) for name, times in theirs.items()}
-    return Comparison(ratios, statistics.median(mine[1:]), seconds)
+    def run_ours() -> None:
+        found.ours.append(ours())
+        found.at.append(time.time())
 
-
-def median_ratio(theirs: list[float], ours: list[float]) -> float:
-    """The median of the pairs' ratios: what disturbs the machine for a while disturbs both of a pair."""
-    return statistics.median(their / our for their, our in zip(theirs, ours, strict=True))
+    in_turn(benchmark, run_ours, run_rivals, rounds)
+    return Comparison(found.ours[1:], {name: times[1:] for name, times in found.rivals.items()}, found.at[1:])
 
 
 def timed(call: Callable[[], object]) -> float:

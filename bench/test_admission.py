@@ -73,10 +73,9 @@ def test_first_come_first_served() -> None:
 
 def test_turns(benchmark: BenchmarkFixture, ratios: Ratios) -> None:
     found = compare(benchmark, turns(MANY), {"few": turns(FEW)}, rounds=15)
-    ratios.ratio("admission with 10 waiting / with 10 000", found.ratios["few"])
-    ratios.fact("admission", f"{found.seconds / TURNS / 3 * 1e9:.0f} ns per decision with 10 000 waiting")
+    ratios.compared("admission with 10 waiting", "with 10 000", found.rates("few", 3 * TURNS))
 
 
 def test_giving_up(benchmark: BenchmarkFixture, ratios: Ratios) -> None:
     found = compare(benchmark, impatience(MANY), {"few": impatience(FEW)}, rounds=15)
-    ratios.ratio("giving up with 10 waiting / with 10 000", found.ratios["few"])
+    ratios.compared("giving up with 10 waiting", "with 10 000", found.rates("few", TURNS))

@@ -96,8 +96,7 @@ def test_dispatch(benchmark: BenchmarkFixture, ratios: Ratios, runner: asyncio.R
 
     found = compare(benchmark, dispatched, {"bare": looped}, rounds=15)
     runner.run(server.dispatcher.aclose())
-    ratios.ratio("dispatch / bare orjson loop", found.ratios["bare"])
-    ratios.fact("dispatch", f"{REQUESTS / found.seconds:,.0f} exec requests/s")
+    ratios.compared("dispatch", "bare orjson loop", found.rates("bare", REQUESTS))
 
 
 async def _make() -> Server:

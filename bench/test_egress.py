@@ -6,7 +6,6 @@ Client, proxy and origin are processes of their own, joined by TCP on 127.0.0.1.
 from __future__ import annotations
 
 import contextlib
-import statistics
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import pytest
 
 from bench.egress_ends import connect
 from bench.egress_proxies import Proxy, egress_proxy, listener, port_of, proxy_py
-from bench.ratios import Ratios, in_turn, median_ratio
+from bench.ratios import Pairs, Ratios, compare_told
 from fastclaw.linux.own_process import raise_file_limit
 
 if TYPE_CHECKING:
@@ -70,23 +69,20 @@ def pushed(proxy: Proxy | None, sock: socket.socket, total: int, check: int = 0)
     ("way", "name"), [(fetched, "CONNECT tunnel bulk"), (pushed, "CONNECT tunnel bulk, upload")], ids=["down", "up"]
 )
 def test_bulk(benchmark: BenchmarkFixture, ratios: Ratios, way: Any, name: str) -> None:
-    direct: list[float] = []
-    tunnelled: list[float] = []
     with listener() as sock, egress_proxy(port_of(sock)) as proxy:
 
-        def measure(through: Proxy | None, seconds: list[float]) -> None:
-            found = way(through, sock, BULK_BYTES)
-            assert found["count"] == BULK_BYTES
-            seconds.append(found["seconds"])
+        def measure(through: Proxy | None) -> float:
+            told = way(through, sock, BULK_BYTES)
+            assert told["count"] == BULK_BYTES
+            return float(told["seconds"])
 
         for through in (None, proxy):
             assert way(through, sock, CHECKED_BYTES, 1)["right"]
         before = proxy.cpu_seconds()
-        in_turn(benchmark, lambda: measure(proxy, tunnelled), lambda: measure(None, direct), BULK_ROUNDS)
-        cpu = (proxy.cpu_seconds() - before) / (len(tunnelled) * BULK_BYTES) * 1e9
-    ratios.ratio(f"{name} / direct connection", median_ratio(direct, tunnelled))
-    rates = [f"{BULK_BYTES / statistics.median(times) / 1e9:.2f} GB/s" for times in (tunnelled, direct)]
-    ratios.fact(name, f"{rates[0]}, {cpu:.3f} CPU-s/GB (direct: {rates[1]})")
+        found = compare_told(benchmark, lambda: measure(proxy), {"direct": lambda: measure(None)}, BULK_ROUNDS)
+        cpu = (proxy.cpu_seconds() - before) / ((BULK_ROUNDS + 1) * BULK_BYTES) * 1e9
+    ratios.compared(name, "direct connection", found.rates("direct", BULK_BYTES / 1e9, unit="GB/s"))
+    ratios.figure(f"{name}, processor", [cpu], "s/GB")
 
 
 @contextlib.contextmanager
@@ -102,33 +98,28 @@ def echo_origin() -> Iterator[int]:
 
 
 class Dialled:
-    """What opening tunnels through one proxy took, round by round."""
+    """Opening tunnels through one proxy, and how many it opened for a second of its processor time, round by round."""
 
     def __init__(self, proxy: Proxy, origin: int) -> None:
         self._proxy = proxy
         self._origin = origin
-        self.seconds: list[float] = []
-        self.cpu_seconds: list[float] = []
+        self.per_cpu_s: list[float] = []
 
-    def measure(self) -> None:
+    def measure(self) -> float:
         before = self._proxy.cpu_seconds()
-        self.seconds.append(finish(role("dial", self._origin, self._proxy.port, TUNNELS))["seconds"])
-        self.cpu_seconds.append(self._proxy.cpu_seconds() - before)
-
-    def told(self) -> str:
-        per_s, per_cpu_s = (TUNNELS / statistics.median(times) for times in (self.seconds, self.cpu_seconds))
-        return f"{per_s:.0f}/s, {per_cpu_s:.0f} per CPU-second of the proxy"
+        seconds = finish(role("dial", self._origin, self._proxy.port, TUNNELS))["seconds"]
+        self.per_cpu_s.append(TUNNELS / (self._proxy.cpu_seconds() - before))
+        return float(seconds)
 
 
 def test_new_tunnels(benchmark: BenchmarkFixture, ratios: Ratios) -> None:
     with echo_origin() as origin, egress_proxy(origin) as our_proxy, proxy_py() as rival:
         ours, theirs = Dialled(our_proxy, origin), Dialled(rival, origin)
-        in_turn(benchmark, ours.measure, theirs.measure, TUNNEL_ROUNDS)
-    ratios.ratio("new CONNECT tunnels / proxy.py", median_ratio(theirs.seconds, ours.seconds))
-    ratios.ratio("new CONNECT tunnels per CPU-second / proxy.py", median_ratio(theirs.cpu_seconds, ours.cpu_seconds))
-    per_core = statistics.median(TUNNELS / spent for spent in ours.cpu_seconds)
-    ratios.ratio(f"new CONNECT tunnels per CPU-second / {PER_CORE}", per_core / PER_CORE)
-    ratios.fact("new CONNECT tunnels", f"{ours.told()} (proxy.py: {theirs.told()})")
+        found = compare_told(benchmark, ours.measure, {"proxy.py": theirs.measure}, TUNNEL_ROUNDS)
+    per_cpu_s = Pairs("/s", ours.per_cpu_s[1:], theirs.per_cpu_s[1:], found.at)
+    ratios.compared("new CONNECT tunnels", "proxy.py", found.rates("proxy.py", TUNNELS))
+    ratios.compared("new CONNECT tunnels per CPU-second", "proxy.py", per_cpu_s)
+    ratios.allowed(f"new CONNECT tunnels per CPU-second / {PER_CORE}", [rate / PER_CORE for rate in per_cpu_s.ours])
 
 
 def test_idle_tunnels(ratios: Ratios) -> None:
@@ -141,5 +132,5 @@ def test_idle_tunnels(ratios: Ratios) -> None:
             sock.sendall(b"hello")
             assert sock.recv(5) == b"hello"
         each = (proxy.resident_kb() - before) / IDLE
-    ratios.ratio(f"allowed memory per idle tunnel ({ALLOWED_KB} KB) / used", ALLOWED_KB / each)
-    ratios.fact(f"{IDLE} open idle tunnels", f"{each:.1f} KB each")
+    ratios.allowed(f"allowed memory per idle tunnel ({ALLOWED_KB} KB) / used", [ALLOWED_KB / each])
+    ratios.figure(f"each of {IDLE} open idle tunnels", [each], "KB")

@@ -7,7 +7,6 @@ for in milliseconds is measured with a client in Python, whose own part (0.2 ms 
 from __future__ import annotations
 
 import contextlib
-import statistics
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -92,11 +91,7 @@ def test_ready(
     way: str,
 ) -> None:
     found = compare_told(benchmark, lambda: runner.run(ready_once(client, clone=clone)), {"podman": podman.run}, ROUNDS)
-    ratios.ratio(f"environment ready by {way} / `podman run --rm`", found.ratios["podman"])
-    rival = found.rivals["podman"]
-    ratios.fact(
-        f"environment ready by {way}", f"{1e3 * found.seconds:.0f} ms (`podman run --rm`: {1e3 * rival:.0f} ms)"
-    )
+    ratios.compared(f"environment ready by {way}", "`podman run --rm`", found.times("podman"))
 
 
 def test_a_hundred_at_once(
@@ -107,14 +102,12 @@ def test_a_hundred_at_once(
     def ours() -> float:
         seconds, made = runner.run(ready_together(client, MANY, clone="always"))
         runner.run(stop_all(made))
-        return seconds / MANY
+        return seconds
 
-    found = compare_told(
-        benchmark, ours, {"podman": lambda: podman.run_detached(CLI_COUNT, CLI_AT_ONCE) / CLI_COUNT}, MANY_ROUNDS
-    )
-    ratios.ratio(f"{MANY} environments at once / `podman run -d`, {CLI_AT_ONCE} at once", found.ratios["podman"])
-    rates = f"{1 / found.seconds:.0f}/s (`podman run -d`: {1 / found.rivals['podman']:.1f}/s)"
-    ratios.fact(f"{MANY} environments at once", rates)
+    rivals = {"podman": lambda: podman.run_detached(CLI_COUNT, CLI_AT_ONCE)}
+    found = compare_told(benchmark, ours, rivals, MANY_ROUNDS)
+    rival = f"`podman run -d`, {CLI_AT_ONCE} at once"
+    ratios.compared(f"{MANY} environments at once", rival, found.rates("podman", MANY, CLI_COUNT))
 
 
 def test_memory(ratios: Ratios, runner: asyncio.Runner, home: Home, client: RuntimeClient) -> None:
@@ -122,8 +115,8 @@ def test_memory(ratios: Ratios, runner: asyncio.Runner, home: Home, client: Runt
     _, made = runner.run(ready_together(client, LIVE, clone="always"))
     each = everything_kb(client, home) / 1024 / LIVE
     runner.run(stop_all(made))
-    ratios.ratio(f"allowed memory of each of {LIVE} environments ({ALLOWED_MB} MB) / used", ALLOWED_MB / each)
-    ratios.fact(f"memory of each of {LIVE} environments", f"{each:.2f} MB, service and helpers included")
+    ratios.allowed(f"allowed memory of each of {LIVE} environments ({ALLOWED_MB} MB) / used", [ALLOWED_MB / each])
+    ratios.figure(f"memory of each of {LIVE} environments, service and helpers included", [each], "MB")
 
 
 def test_from_a_pool(ratios: Ratios, runner: asyncio.Runner, client: RuntimeClient) -> None:
@@ -153,9 +146,8 @@ async def _reset(environment: Environment) -> None:
 
 def _allowed(ratios: Ratios, what: str, allowed_s: float, taken: list[float]) -> None:
     """A time that the design names."""
-    seconds = statistics.median(taken)
-    ratios.ratio(f"allowed time of {what} ({1e3 * allowed_s:.0f} ms) / taken", allowed_s / seconds)
-    ratios.fact(what, f"{1e3 * seconds:.1f} ms")
+    ratios.allowed(f"allowed time of {what} ({1e3 * allowed_s:.0f} ms) / taken", [allowed_s / one for one in taken])
+    ratios.figure(what, taken, "s")
 
 
 def test_reset_without_a_pool(
@@ -165,8 +157,11 @@ def test_reset_without_a_pool(
         return runner.run(ready_once(client, clone="always")) + OVER_A_CLONE_S
 
     found = compare_told(benchmark, lambda: runner.run(clocked(lambda: _reset(box))), {"clone": allowed}, ROUNDS)
-    ratios.ratio("allowed time of a reset without a pool (a clone and 10 ms) / taken", found.ratios["clone"])
-    ratios.fact("a reset without a pool", f"{1e3 * found.seconds:.0f} ms")
+    pairs = zip(found.rivals["clone"], found.ours, strict=True)
+    ratios.allowed(
+        "allowed time of a reset without a pool (a clone and 10 ms) / taken", [most / took for most, took in pairs]
+    )
+    ratios.figure("a reset without a pool", found.ours, "s")
 
 
 def test_local(ratios: Ratios, runner: asyncio.Runner, home: Home) -> None:

@@ -37,7 +37,4 @@ def test_exec(
         {"floor": lambda: posix_spawn(COUNT, at_once)},
         ROUNDS,
     )
-    ratios.ratio(f"local exec, {at_once} at once / bare posix_spawn", found.ratios["floor"])
-    ratios.fact(
-        f"local exec, {at_once} at once", f"{COUNT / found.seconds:.0f}/s (floor {COUNT / found.rivals['floor']:.0f}/s)"
-    )
+    ratios.compared(f"local exec, {at_once} at once", "bare posix_spawn", found.rates("floor", COUNT))

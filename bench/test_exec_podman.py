@@ -36,9 +36,9 @@ PODMAN_CLI_COUNT = 8
 
 
 @pytest.fixture
-def engine(runner: asyncio.Runner) -> Iterator[Engine]:
+def engine(runner: asyncio.Runner, ratios: Ratios) -> Iterator[Engine]:
     """A fresh one for each bench: the engine remembers every exec, and gets slower with them."""
-    yield from engine_or_skip(runner)
+    yield from engine_or_skip(runner, ratios.versions)
 
 
 @pytest.fixture
@@ -79,10 +79,10 @@ def test_exec(
         },
         ROUNDS_AT_THE_CEILING,
     )
-    ratios.ratio(f"podman REST lane, {at_once} at once / minimal raw client", found.ratios["raw"])
-    ratios.ratio(f"podman REST lane, {at_once} at once / the same without JSON-RPC", found.ratios["lane"])
-    floor = count / found.rivals["floor"]
-    ratios.fact(f"podman REST lane, {at_once} at once", f"{count / found.seconds:.1f}/s (no sandbox: {floor:.0f}/s)")
+    what = f"podman REST lane, {at_once} at once"
+    ratios.compared(what, "minimal raw client", found.rates("raw", count))
+    ratios.compared(what, "the same without JSON-RPC", found.rates("lane", count))
+    ratios.compared(what, "bare posix_spawn, no sandbox", found.rates("floor", count))
 
 
 @pytest.mark.parametrize("containers", [1, CONTAINERS])
@@ -108,8 +108,7 @@ def test_against_podman_py(
             ROUNDS,
         )
     name = f"podman-py in {PODMAN_PY_THREADS} threads, {containers} container{'s' * (containers > 1)}"
-    ratios.ratio(f"podman REST lane, 16 at once / {name}", found.ratios["podman-py"])
-    ratios.fact(name, f"{count / found.rivals['podman-py']:.1f}/s ({engine.about})")
+    ratios.compared("podman REST lane, 16 at once", name, found.rates("podman-py", count))
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
@@ -128,5 +127,4 @@ def test_against_podman_exec(
         {"cli": lambda: podman_cli(engine.url, engine.containers, count, at_once)},
         ROUNDS,
     )
-    ratios.ratio(f"podman REST lane, {at_once} at once / `podman exec`", found.ratios["cli"])
-    ratios.fact(f"`podman exec`, {at_once} at once", f"{count / found.rivals['cli']:.1f}/s")
+    ratios.compared(f"podman REST lane, {at_once} at once", "`podman exec`", found.rates("cli", count))

@@ -7,7 +7,6 @@ Over the wire against posix_spawn: test_wire.py.
 from __future__ import annotations
 
 import contextlib
-import statistics
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,9 +86,7 @@ def test_without_json_rpc(
         {"floor": lambda: theirs.append(latencies(posix_spawn(count, at_once, busybox, TRUE, 0)))},
         ROUNDS,
     )
-    ratios.ratio(f"spawn lane, {at_once} at once / bare posix_spawn", found.ratios["floor"])
-    rate, most = count / found.seconds, count / found.rivals["floor"]
-    ratios.fact(f"spawn lane, {at_once} at once", f"{rate:.0f}/s (no sandbox: {most:.0f}/s)")
+    ratios.compared(f"spawn lane, {at_once} at once", "bare posix_spawn", found.rates("floor", count))
     if at_once == 1:
         _added("spawn lane, added p50", 0.10, ratios, [one.p50 for one in ours], [one.p50 for one in theirs])
         _added("spawn lane, added p99", 0.50, ratios, [one.p99 for one in ours], [one.p99 for one in theirs])
@@ -111,15 +108,14 @@ def test_in_docker(
         {"podman": lambda: runner.run(run(lane, count, at_once))},
         ROUNDS,
     )
-    ratios.ratio(f"spawn lane in Docker, {at_once} at once / in Podman", found.ratios["podman"])
-    ratios.fact(f"spawn lane in Docker, {at_once} at once", f"{count / found.seconds:.0f}/s")
+    ratios.compared(f"spawn lane in Docker, {at_once} at once", "in Podman", found.rates("podman", count))
 
 
 def _added(name: str, allowed_ms: float, ratios: Ratios, ours: list[float], theirs: list[float]) -> None:
     """What we add to the floor, as the share of what is allowed that is left over: 1 is nothing added, 0 all of it."""
-    added = statistics.median(our - their for our, their in zip(ours[1:], theirs[1:], strict=True)) * 1000
-    ratios.ratio(f"{name}: share of {allowed_ms} ms left", 1 - added / allowed_ms)
-    ratios.fact(name, f"{added:+.3f} ms ({statistics.median(ours[1:]) * 1000:.3f} ms)")
+    added_ms = [1000 * (our - their) for our, their in zip(ours[1:], theirs[1:], strict=True)]
+    ratios.allowed(f"{name}: share of {allowed_ms} ms left", [1 - added / allowed_ms for added in added_ms])
+    ratios.figure(name, added_ms, "ms")
 
 
 LIMITS: dict[str, dict[str, int | float]] = {
@@ -159,4 +155,4 @@ def test_against_the_rest_lane(
         {"rest": lambda: rest_client.run(TRUE, theirs, at_once, 0)},
         3,
     )
-    ratios.ratio(f"spawn lane, {at_once} at once / REST lane", found.ratios["rest"] * ours / theirs)
+    ratios.compared(f"spawn lane, {at_once} at once", "REST lane", found.rates("rest", ours, theirs))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.execs import served
-from bench.ratios import Ratios, compare
+from bench.ratios import Comparison, Ratios, compare
 from fastclaw.limits import KIB
 from tests.engine_fixtures import unusable
 
@@ -101,14 +101,9 @@ def test_small(
     runner.run(write())
     rivals = {"run": lambda: runner.run(runs()), "write": lambda: runner.run(write())}
     found = compare(benchmark, lambda: runner.run(read()), rivals, ROUNDS)
-    written = found.rivals["run"] / found.rivals["write"]
-    ratios.ratio(f"1 KiB read, {place} / a run of true", found.ratios["run"])
-    ratios.ratio(f"1 KiB written, {place} / a run of true", written)
-    ratios.fact(
-        f"1 KiB read and written, {place}",
-        f"{found.seconds / COUNT * 1e3:.2f} and {found.rivals['write'] / COUNT * 1e3:.2f} ms "
-        f"(a run of true: {found.rivals['run'] / COUNT * 1e3:.2f} ms)",
-    )
+    written = Comparison(found.rivals["write"], found.rivals, found.at)
+    ratios.compared(f"1 KiB read, {place}", "a run of true", found.rates("run", COUNT))
+    ratios.compared(f"1 KiB written, {place}", "a run of true", written.rates("run", COUNT))
 
 
 @pytest.mark.parametrize("way", ["read", "written"])
@@ -137,8 +132,7 @@ def test_large(
 
     ours = read if way == "read" else write
     found = compare(benchmark, lambda: runner.run(ours()), {"cp": copied}, ROUNDS)
-    ratios.ratio(f"10 MB {way}, {place} / cp on the host", found.ratios["cp"])
-    ratios.fact(f"10 MB {way}, {place}", f"{found.seconds * 1e3:.1f} ms (cp: {found.rivals['cp'] * 1e3:.1f} ms)")
+    ratios.compared(f"10 MB {way}, {place}", "cp on the host", found.times("cp"))
 
 
 def archive() -> bytes:
@@ -187,8 +181,6 @@ def test_archive(
 
     ours, rival = (read, pack) if way == "out" else (write, unpack)
     found = compare(benchmark, lambda: runner.run(ours()), {"tar": rival}, ROUNDS)
-    ratios.ratio(f"allowed time (60 ms) / taken, 1000 small files {way}, {place}", ALLOWED_S / found.seconds)
-    ratios.ratio(f"1000 small files {way}, {place} / tar on the host", found.ratios["tar"])
-    ratios.fact(
-        f"1000 small files {way}, {place}", f"{found.seconds * 1e3:.1f} ms (tar: {found.rivals['tar'] * 1e3:.1f} ms)"
-    )
+    what = f"1000 small files {way}, {place}"
+    ratios.allowed(f"allowed time (60 ms) / taken, {what}", [ALLOWED_S / seconds for seconds in found.ours])
+    ratios.compared(what, "tar on the host", found.times("tar"))

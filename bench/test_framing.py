@@ -34,7 +34,7 @@ def test_exec_requests(benchmark: BenchmarkFixture, ratios: Ratios) -> None:
         assert len(frame(reads)) == LINES
 
     found = compare(benchmark, framed, {"split": split}, rounds=9)
-    ratios.ratio("framing / one bytes.split of it all", found.ratios["split"])
+    ratios.compared("framing", "one bytes.split of it all", found.rates("split", LINES))
 
 
 def test_a_long_line_in_pieces_is_never_scanned_again(benchmark: BenchmarkFixture, ratios: Ratios) -> None:
@@ -49,4 +49,4 @@ def test_a_long_line_in_pieces_is_never_scanned_again(benchmark: BenchmarkFixtur
         assert len(frame(short_lines)) == LONG_LINE_BYTES // SHORT_LINE_BYTES
 
     found = compare(benchmark, one_long, {"short": eight_short}, rounds=9)
-    ratios.ratio("framing one line of 16 MiB / eight of 2 MiB", found.ratios["short"])
+    ratios.compared("framing one line of 16 MiB", "eight of 2 MiB", found.times("short"))

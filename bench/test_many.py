@@ -5,13 +5,13 @@ costs among them.
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.lean_client import LeanClient, connected
 from bench.processes import descendants, have_one_memory, kernel_kb, memory_info_kb, name, proportional_kb, resident_kb
+from bench.ratios import Pairs
 from bench.wire import Command, Wire
 from fastclaw.engine.container_spec import INIT_TARGET
 from fastclaw.linux import proc
@@ -52,21 +52,24 @@ def test_five_thousand(engine: Engine, ratios: Ratios, programs: Programs) -> No
             seconds = time.perf_counter() - began
             many.call("health")  # the connections have been accepted before it
             each = Memory(many, spawner).less(before)
-            costs = [_in_turn(Wire(programs, few), Wire(programs, many)) for _ in range(ROUNDS)]
+            rates = [_in_turn(Wire(programs, few), Wire(programs, many)) for _ in range(ROUNDS)]
             assert many.call("health")["details"]["processes"]["live"] == MANY
-    ratios.ratio(f"allowed memory per live process ({ALLOWED_KB} KB) / used", ALLOWED_KB / each.ours)
-    ratios.ratio(
-        f"allowed kernel memory per live process ({ALLOWED_KERNEL_KB} KB) / used", ALLOWED_KERNEL_KB / each.kernel
+    ratios.allowed(f"allowed memory per live process ({ALLOWED_KB} KB) / used", [ALLOWED_KB / each.ours])
+    ratios.allowed(
+        f"allowed kernel memory per live process ({ALLOWED_KERNEL_KB} KB) / used", [ALLOWED_KERNEL_KB / each.kernel]
     )
-    used = f"{each.ours:.1f} KB each, {each.kernel:.1f} KB in the kernel, {each.all:.1f} KB of all with the command"
-    ratios.fact(f"{MANY} live processes with both streams connected", f"{used}, up in {seconds:.1f} s")
-    ratios.ratio(f"a start among {FEW} live / among {MANY}", statistics.median(costs[1:]))
+    what = f"{MANY} live processes with both streams connected"
+    ratios.figure(f"{what}, ours of each", [each.ours], "KB")
+    ratios.figure(f"{what}, the kernel's of each", [each.kernel], "KB")
+    ratios.figure(f"{what}, all of each with the command", [each.all], "KB")
+    ratios.figure(f"{what}, until they are up", [seconds], "s")
+    ratios.compared(f"a start among {FEW} live", f"among {MANY}", Pairs("/s", *zip(*rates[1:], strict=True)))
 
 
-def _in_turn(few: Wire, many: Wire) -> float:
-    """How many times as long it takes with few around: start to exit code, one at a time."""
-    times = [wire.exec(TRUE, STARTS, 1).seconds for wire in (few, many)]
-    return times[0] / times[1]
+def _in_turn(few: Wire, many: Wire) -> tuple[float, float, float]:
+    """Starts a second among many and among few, start to exit code, one at a time; and when that was."""
+    among_few, among_many = (STARTS / wire.exec(TRUE, STARTS, 1).seconds for wire in (few, many))
+    return among_many, among_few, time.time()
 
 
 class Each(NamedTuple):

@@ -68,8 +68,4 @@ def test_first_byte(
         {"cold": lambda: runner.run(workers(client, None, at_once))},
         ROUNDS,
     )
-    ratios.ratio(f"template, {at_once} at once / cold start of a Python worker", found.ratios["cold"])
-    ours, cold = (1000 * seconds / COUNT for seconds in (found.seconds, found.rivals["cold"]))
-    ratios.fact(
-        f"Python worker to its first byte, {at_once} at once", f"{ours:.1f} ms from a template, {cold:.1f} ms cold"
-    )
+    ratios.compared(f"template, {at_once} at once", "cold start of a Python worker", found.rates("cold", COUNT))

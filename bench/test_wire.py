@@ -7,7 +7,6 @@ The floor of a row at 16 at once is one thread, as a supervisor with an event lo
 from __future__ import annotations
 
 import contextlib
-import statistics
 from typing import TYPE_CHECKING
 
 import pytest
@@ -120,11 +119,8 @@ class Row:
             ways[THREADS] = lambda: run_floor(THREADS)
         found = compare_told(self._benchmark, run_ours, ways, ROUNDS)
         name = f"{what}, {self._at_once} at once"
-        self._ratios.ratio(f"{name} / {rival}", found.ratios[LOOP])
+        self._ratios.compared(name, rival, found.rates(LOOP, self._count))
         if self._at_once > 1:
-            self._ratios.ratio(f"{name} / {rival} in {self._at_once} threads", found.ratios[THREADS])
-        p50, p99 = (
-            statistics.median(values) / 1000 for values in ([one.p50_us for one in took], [one.p99_us for one in took])
-        )
-        rate, most = self._count / found.seconds, self._count / found.rivals[LOOP]
-        self._ratios.fact(name, f"{rate:.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms (floor {most:.0f}/s)")
+            self._ratios.compared(name, f"{rival} in {self._at_once} threads", found.rates(THREADS, self._count))
+        self._ratios.figure(f"{name}, p50", [one.p50_us / 1e6 for one in took[1:]], "s")
+        self._ratios.figure(f"{name}, p99", [one.p99_us / 1e6 for one in took[1:]], "s")

@@ -1,0 +1,111 @@
+"""docs/benchmarks.md, out of a file of results and the goals: python -m bench.report FILE.
+
+What makes the text is pure: the same file and the same goals give the same page.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.rank_test import mann_whitney
+from bench.ratios import Budgets, read_budgets
+from bench.results import RATIO, ROOT, Header, Results, Series, quartiles, read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+TOP = """\
+# Benchmarks
+
+Written by `make bench`; do not edit. A ratio is the rate of ours over the rival's, both measured in turn in one run:
+the median of the pairs, with their quartiles, so above 1 is better than the rival. `n` is the number of pairs; `p` says
+how likely the two are to differ as much by noise alone (Mann-Whitney, two-sided). Ratios carry over to other machines;
+rates do not. `make bench-check` fails below a goal; an aim is what the design asks for. Every value of every round is
+in a file of results, `.bench/*.jsonl`, two of which `make bench-compare A=FILE B=FILE` compares.
+"""
+
+
+def page(results: Results, budgets: Budgets) -> str:
+    """All of it, as Markdown."""
+    measured = results.series()
+    lines = [TOP, *_head(results.header), "", "## Ratios", "", *ratio_table(measured, budgets)]
+    if any(_is_figure(one) for one in measured):
+        lines += ["", "## Figures", "", *_figures(measured)]
+    return "\n".join(lines) + "\n"
+
+
+def ratio_table(measured: Sequence[Series], budgets: Budgets) -> list[str]:
+    """What has a rival or a goal."""
+    head = ["| what | ratio | quartiles | n | p | ours | rival | goal | aim |", f"|{' --- |' * 9}"]
+    return head + [_ratio_line(one, budgets) for one in measured if not _is_figure(one)]
+
+
+def _head(header: Header) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in header.versions.items())
+    return [
+        f"- {header.date}, commit {header.commit}, {header.machine}, {header.kernel}",
+        f"- Python {header.python}, {versions}",
+        *(f"- Not measured: {name}; {how}" for name, how in header.missing.items()),
+    ]
+
+
+def _is_figure(one: Series) -> bool:
+    return not one.rival and one.unit != RATIO
+
+
+def _ratio_line(one: Series, budgets: Budgets) -> str:
+    low, middle, high = quartiles(one.values)
+    goal, aim = (_least(middle, least.get(one.name)) for least in budgets)
+    p = p_text(mann_whitney(one.ours, one.theirs)) if one.rival else ""
+    sides = [quantity(statistics.median(side), one.unit) if one.rival else "" for side in (one.ours, one.theirs)]
+    cells = [one.name, f"{middle:.3g}", f"{low:.3g} to {high:.3g}", str(len(one.ours)), p, *sides, goal, aim]
+    return f"| {' | '.join(cells)} |"
+
+
+def _least(found: float, least: float | None) -> str:
+    if least is None:
+        return ""
+    return f"≥ {least:g}{' **missed**' if found < least else ''}"
+
+
+def _figures(measured: Sequence[Series]) -> list[str]:
+    lines = ["| what | median | quartiles | n |", "| --- | --- | --- | --- |"]
+    for one in filter(_is_figure, measured):
+        low, middle, high = (quantity(value, one.unit) for value in quartiles(one.ours))
+        lines.append(f"| {one.what} | {middle} | {low} to {high} | {len(one.ours)} |")
+    return lines
+
+
+def p_text(p: float) -> str:
+    """A probability as papers have it."""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A value with its unit; seconds as the unit of time that suits them."""
+    if unit == "s":
+        size, unit = next((one for one in TIMES if value >= one[0]), TIMES[-1])
+        value /= size
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{text}{unit}" if unit == "/s" else f"{text} {unit}"
+
+
+def main(path: str) -> None:
+    """Write the page.
+
+    Raises:
+        ValueError: the file is no file of results.
+        OSError: it cannot be read, or the page not written.
+    """
+    PAGE.write_text(page(read(Path(path)), read_budgets()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
