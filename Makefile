@@ -77,6 +77,7 @@ demo: install ## start 100 workers, stream through them, show what it took (no s
 	@$(BIN)/fastclaw demo
 
 bench: install ## measure everything, write .bench/DATE-COMMIT.jsonl (or RESULTS=FILE) and docs/benchmarks.md
+	@scripts/get-rivals "$(BIN)/python" .rivals
 	$(BENCH) --ratios-write $(if $(RESULTS),--results=$(RESULTS))
 
 bench-check: install ## measure and fail below the goals in bench/budgets.toml
@@ -98,5 +99,5 @@ wheels: install ## build what is published: a wheel for each machine, and the so
 	@$(BIN)/python -m hatchling build -t sdist
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf $(VENV) .adapters .pythons .gvisor .mypy_cache .ruff_cache .pytest_cache .hypothesis .bench .benchmarks build dist fastclaw/spawner/bin
+	rm -rf $(VENV) .adapters .rivals .pythons .gvisor .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist fastclaw/spawner/bin
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

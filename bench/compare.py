@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.figures import p_text
 from bench.rank_test import mann_whitney
-from bench.report import p_text
 from bench.results import RATIO, Header, Results, Series, read
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def _line(before: Series, after: Series) -> Line:
 def differing(before: Header, after: Header) -> Iterable[str]:
     """What was not the same about the two runs, but for what is compared."""
     sides = [
-        {"machine": one.machine, "kernel": one.kernel, "Python": one.python, **one.versions} for one in (before, after)
+        {"machine": one.machine, "kernel": one.kernel, "Python": one.python, **one.versions, **one.ways}
+        for one in (before, after)
     ]
     for name in sides[0] | sides[1]:
         left, right = (side.get(name, "none") for side in sides)

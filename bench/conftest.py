@@ -13,7 +13,7 @@ import uvloop
 from bench.engine import Engine, engine_or_skip
 from bench.programs import Programs
 from bench.ratios import Ratios, read_budgets
-from bench.report import PAGE, page, ratio_table
+from bench.report import PAGE, page, tables
 from bench.results import default_path, write
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The ratios, after everything else."""
-    measured, budgets = config.stash[RATIOS].results().series(), read_budgets()
-    if not measured:
+    results, budgets = config.stash[RATIOS].results(), read_budgets()
+    if not results.rows:
         return
     terminalreporter.section("ratios in this run (rate of ours over the rival's)")
-    for line in ratio_table(measured, budgets):
+    for line in tables(results, budgets):
         terminalreporter.line(line)
     if config.getoption("--ratios-check"):
-        for line in budgets.missed(measured):
+        for line in budgets.missed(results.series()):
             terminalreporter.line(f"below the goal: {line}", red=True)
 
 

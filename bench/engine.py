@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastclaw.engine.api import EngineLifecycle
 from fastclaw.engine.container_spec import InitPlan, container_spec
 from fastclaw.engine.service.facts import host_facts, static_catatonit
-from fastclaw.engine.service.plan import DEFAULT_IMAGE, plan_service
+from fastclaw.engine.service.plan import DEFAULT_IMAGE, plan_service, runtime_argv, tool_argv
 from fastclaw.engine.service.service import ManagedService
+from fastclaw.engine.service.storage import service_paths
 from fastclaw.errors import StartFailed
 from fastclaw.linux.proc import this_process
 from tests.engine_fixtures import short_directory, unusable
@@ -17,6 +18,7 @@ from tests.engine_fixtures import short_directory, unusable
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from fastclaw.engine.service.plan import ServicePlan
 
@@ -31,13 +33,16 @@ class Engine(NamedTuple):
 
     Parameters:
         versions: of Podman and its OCI runtime.
-        plan: how it was started.
+        runtime: its OCI runtime as a program, and `podman` itself on the same storage, which asks no service; both are
+            to be started behind `launcher`.
     """
 
     url: str
     containers: list[str]
     versions: dict[str, str]
-    plan: ServicePlan
+    launcher: list[str]
+    runtime: list[str]
+    podman: list[str]
 
     @property
     def socket(self) -> str:
@@ -54,20 +59,35 @@ async def running_engine() -> AsyncIterator[Engine]:
     """
     with short_directory() as directory:
         plan = plan_service(host_facts(directory))
-        service = ManagedService(plan, directory / "state", directory / "run")
+        service = ManagedService(plan, *_places(directory))
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(service.aclose)
             await service.start()
             lifecycle = EngineLifecycle(service.url)
             stack.push_async_callback(lifecycle.aclose)
             await lifecycle.ensure_image(DEFAULT_IMAGE)
-            containers = [await _container(lifecycle, number, stack) for number in range(CONTAINERS)]
+            containers = [await idle_container(lifecycle, number, stack) for number in range(CONTAINERS)]
             version = await lifecycle.version()
             name, _, of_runtime = version.oci_runtime_version.partition(" version ")
-            yield Engine(service.url, containers, {"Podman": version.podman, name: of_runtime}, plan)
+            versions = {"Podman": version.podman, name: of_runtime}
+            yield Engine(service.url, containers, versions, *_programs(plan, directory))
 
 
-async def _container(lifecycle: EngineLifecycle, number: int, stack: contextlib.AsyncExitStack) -> str:
+def _places(directory: Path) -> tuple[Path, Path]:
+    """What lasts, and what does not."""
+    return directory / "state", directory / "run"
+
+
+def _programs(plan: ServicePlan, directory: Path) -> tuple[list[str], list[str], list[str]]:
+    """`launcher`, `runtime` and `podman` of an Engine."""
+    state, run = _places(directory)
+    *launcher, runtime = runtime_argv(plan)
+    podman = tool_argv(plan, service_paths(state, run, run / "cli", plan))[len(plan.tool_launcher) :]
+    return launcher, [runtime], [*podman, "--cgroup-manager=cgroupfs", f"--runtime={runtime}"]
+
+
+async def idle_container(lifecycle: EngineLifecycle, number: int, stack: contextlib.AsyncExitStack) -> str:
+    """One that has nothing but its init, until the stack ends."""
     spec = container_spec(
         image=DEFAULT_IMAGE,
         name=f"fastclaw-{NAMESPACE}-{number}",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -160,18 +159,6 @@ async def _call(
 async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     await writer.wait_closed()
-
-
-def podman_cli(url: str, containers: Sequence[str], count: int, at_once: int) -> None:
-    """`podman exec` as a program, against the same service."""
-
-    def run_one(number: int) -> None:
-        command = ["podman", "--url", url, "exec", containers[number % len(containers)], *COMMAND]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        assert (done.returncode, done.stdout) == (EXIT_CODE, b"")
-
-    with ThreadPoolExecutor(at_once) as threads:
-        assert len(list(threads.map(run_one, range(count)))) == count
 
 
 class PodmanPy:

@@ -13,6 +13,8 @@ from typing import Any
 import orjson
 import pytest
 
+from bench.results import ROOT
+
 DEADLINE_S = 60
 """Of one program that measures something; a round takes a second or two."""
 
@@ -45,14 +47,22 @@ class Programs:
         subprocess.run(["cc", *_FLAGS, *static, "-o", program, source], check=True)
 
     def measure(self, name: str, *arguments: object, fds: tuple[int, ...] = ()) -> list[dict[str, Any]]:
-        """Run a program to its end; the lines of JSON that it prints. It gets `fds` of our descriptors, and no stdin.
+        """Run a program to its end; the lines of JSON that it prints. It gets `fds` of our descriptors.
 
         Raises:
             AssertionError: it failed; the text is what it said.
         """
-        command = [self.path(name), *map(str, arguments)]
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, pass_fds=fds, timeout=DEADLINE_S, check=False
-        )
-        assert done.returncode == 0, f"{name}: {done.stderr.decode() or done.returncode}"
-        return [orjson.loads(line) for line in done.stdout.splitlines()]
+        return told([self.path(name), *map(str, arguments)], fds)
+
+
+def told(command: list[str], fds: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    """The lines of JSON that a program prints which measures something. It gets no stdin, and works in this checkout.
+
+    Raises:
+        AssertionError: it failed; the text is what it said.
+    """
+    done = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, pass_fds=fds, timeout=DEADLINE_S, check=False
+    )
+    assert done.returncode == 0, f"{command}: {done.stderr.decode() or done.returncode}"
+    return [orjson.loads(line) for line in done.stdout.splitlines()]

@@ -84,6 +84,7 @@ class Ratios:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.versions: dict[str, str] = {}
+        self.ways: dict[str, str] = {}
         self.missing: dict[str, str] = {}
         """Rivals that could not be measured, and what to do about it."""
 
@@ -116,7 +117,7 @@ class Ratios:
 
     def results(self) -> Results:
         """All of it."""
-        return Results(make_header(self.versions, self.missing), self.rows)
+        return Results(make_header(self.versions, self.ways, self.missing), self.rows)
 
 
 def read_budgets() -> Budgets:

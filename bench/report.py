@@ -10,16 +10,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.figures import p_text, quantity
 from bench.rank_test import mann_whitney
 from bench.ratios import Budgets, read_budgets
-from bench.results import RATIO, ROOT, Header, Results, Series, quartiles, read
+from bench.results import P50, RATIO, ROOT, Header, Results, Series, quartiles, read
+from bench.rival_table import ABOUT, ways
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-
-TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 TOP = """\
 # Benchmarks
@@ -34,17 +34,31 @@ in a file of results, `.bench/*.jsonl`, two of which `make bench-compare A=FILE 
 
 def page(results: Results, budgets: Budgets) -> str:
     """All of it, as Markdown."""
+    return "\n".join([TOP, *_head(results.header), "", *tables(results, budgets)]) + "\n"
+
+
+def tables(results: Results, budgets: Budgets) -> list[str]:
+    """Ratios, then rivals side by side, then what has neither rival nor goal."""
     measured = results.series()
-    lines = [TOP, *_head(results.header), "", "## Ratios", "", *ratio_table(measured, budgets)]
-    if any(_is_figure(one) for one in measured):
-        lines += ["", "## Figures", "", *_figures(measured)]
-    return "\n".join(lines) + "\n"
+    whats = dict.fromkeys(one.what for one in measured if one.unit == P50)
+    rest = [one for one in measured if one.what not in whats]
+    ratios, figures = [one for one in rest if not _is_figure(one)], list(filter(_is_figure, rest))
+    lines: list[str] = []
+    if ratios:
+        lines += ["## Ratios", "", *_ratios(ratios, budgets)]
+    if whats:
+        lines += ["", "## Rivals", "", ABOUT]
+    for what in whats:
+        lines += ["", f"### {what[0].upper()}{what[1:]}", ""]
+        lines += ways([one for one in measured if one.what == what], results.header)
+    if figures:
+        lines += ["", "## Figures", "", *_figures(figures)]
+    return lines
 
 
-def ratio_table(measured: Sequence[Series], budgets: Budgets) -> list[str]:
-    """What has a rival or a goal."""
+def _ratios(measured: Sequence[Series], budgets: Budgets) -> list[str]:
     head = ["| what | ratio | quartiles | n | p | ours | rival | goal | aim |", f"|{' --- |' * 9}"]
-    return head + [_ratio_line(one, budgets) for one in measured if not _is_figure(one)]
+    return head + [_ratio_line(one, budgets) for one in measured]
 
 
 def _head(header: Header) -> list[str]:
@@ -81,20 +95,6 @@ def _figures(measured: Sequence[Series]) -> list[str]:
         low, middle, high = (quantity(value, one.unit) for value in quartiles(one.ours))
         lines.append(f"| {one.what} | {middle} | {low} to {high} | {len(one.ours)} |")
     return lines
-
-
-def p_text(p: float) -> str:
-    """A probability as papers have it."""
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
-
-
-def quantity(value: float, unit: str) -> str:
-    """A value with its unit; seconds as the unit of time that suits them."""
-    if unit == "s":
-        size, unit = next((one for one in TIMES if value >= one[0]), TIMES[-1])
-        value /= size
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{text}{unit}" if unit == "/s" else f"{text} {unit}"
 
 
 def main(path: str) -> None:

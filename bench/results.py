@@ -29,6 +29,9 @@ DIRECTORY = ROOT / ".bench"
 RATIO = "ratio"
 """The unit of a row without a rival that has a goal: what is allowed over what was taken."""
 
+P50, P99 = "s p50", "s p99"
+"""Units of one command in seconds. What has them is a table of its own: ways to do the same thing."""
+
 OUR_LIBRARIES = ("uvloop", "orjson", "msgspec", "podman")
 
 Kind = TypeVar("Kind")
@@ -41,6 +44,7 @@ class Header(Struct, frozen=True, kw_only=True):
     Parameters:
         commit: with a `+` where files differed from it.
         versions: of what took part, by name.
+        ways: versions of the rivals that have a table of their own.
         missing: rivals that were not measured, with what to do about it.
     """
 
@@ -50,6 +54,7 @@ class Header(Struct, frozen=True, kw_only=True):
     kernel: str
     python: str
     versions: dict[str, str]
+    ways: dict[str, str] = {}
     missing: dict[str, str] = {}
 
 
@@ -147,8 +152,8 @@ def write(path: Path, header: Header, rows: Iterable[Row]) -> None:
     path.write_bytes(b"\n".join(map(msgspec.json.encode, [header, *rows])) + b"\n")
 
 
-def make_header(versions: dict[str, str], missing: dict[str, str]) -> Header:
-    """Of this moment on this machine; `versions` and `missing` are those of the rivals."""
+def make_header(versions: dict[str, str], ways: dict[str, str], missing: dict[str, str]) -> Header:
+    """Of this moment on this machine; `versions` are those of the engines."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return Header(
         date=str(datetime.now(UTC).date()),
@@ -157,6 +162,7 @@ def make_header(versions: dict[str, str], missing: dict[str, str]) -> Header:
         kernel="Linux " + ".".join(platform.release().split(".")[:2]),  # the rest names a distribution's build
         python=platform.python_version(),
         versions={**{name: version(name) for name in OUR_LIBRARIES}, **versions},
+        ways=ways,
         missing=missing,
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.engine import CONTAINERS, Engine, engine_or_skip
-from bench.execs import PodmanPy, RawClient, over_client, over_lane, podman_cli, posix_spawn, served
+from bench.execs import PodmanPy, RawClient, over_client, over_lane, posix_spawn, served
 from bench.ratios import Ratios, compare
 from fastclaw.engine.rest_lane.rest import RestLane
 from tests.engine.rest_lane.rest_rig import FixedContainers
@@ -32,7 +32,6 @@ SUSTAINED = 200
 """Execs a round: as many rounds as there are make over a thousand, as a pool of workers does within the hour."""
 
 PODMAN_PY_THREADS = 8
-PODMAN_CLI_COUNT = 8
 
 
 @pytest.fixture
@@ -109,22 +108,3 @@ def test_against_podman_py(
         )
     name = f"podman-py in {PODMAN_PY_THREADS} threads, {containers} container{'s' * (containers > 1)}"
     ratios.compared("podman REST lane, 16 at once", name, found.rates("podman-py", count))
-
-
-@pytest.mark.parametrize("at_once", [1, 4])
-def test_against_podman_exec(
-    benchmark: BenchmarkFixture,
-    ratios: Ratios,
-    runner: asyncio.Runner,
-    engine: Engine,
-    client: RuntimeClient,
-    at_once: int,
-) -> None:
-    count = PODMAN_CLI_COUNT * at_once
-    found = compare(
-        benchmark,
-        lambda: runner.run(over_client(client, count, at_once)),
-        {"cli": lambda: podman_cli(engine.url, engine.containers, count, at_once)},
-        ROUNDS,
-    )
-    ratios.compared(f"podman REST lane, {at_once} at once", "`podman exec`", found.rates("cli", count))

@@ -9,8 +9,9 @@ import pytest
 from msgspec import structs
 
 from bench import compare
+from bench.figures import quantity
 from bench.ratios import Budgets, Pairs, Ratios
-from bench.report import page, quantity
+from bench.report import page
 from bench.results import Header, Results, Row, read, write
 
 if TYPE_CHECKING:
