@@ -25,7 +25,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install engine-packages test test-adapters test-hosts test-pythons test-gvisor gvisor-table check fmt demo bench bench-check bench-compare soak fuzz wheels clean
+.PHONY: help install engine-packages test test-adapters test-hosts test-pythons test-gvisor gvisor-table check fmt demo bench bench-check bench-compare bench-short soak fuzz wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench-check: install ## measure and fail below the goals in bench/budgets.toml
 
 bench-compare: install ## what two files of results say of each other, and what noise explains (A=FILE B=FILE)
 	@$(BIN)/python -m bench.compare $(A) $(B)
+
+bench-short: install ## measure for a minute and fail where a budget is missed by more than noise explains; CI runs it
+	@$(BIN)/python -m bench.short $(RESULTS)
 
 soak: install ## the demo again and again (ROUNDS=20), then 100 000 starts and 1 000 environments; stops at the first leftover or wrong byte
 	@$(BIN)/fastclaw demo --rounds $(ROUNDS)

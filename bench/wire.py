@@ -34,10 +34,11 @@ class Command(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Of one round: `seconds` for all of it, percentiles of one command (or one call) in microseconds."""
+    """Of one round: `seconds` for all of it, least and percentiles of one command (or one call) in microseconds."""
 
     seconds: float
     calls: int
+    min_us: float
     p50_us: float
     p99_us: float
     max_us: float

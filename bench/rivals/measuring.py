@@ -52,5 +52,6 @@ def measure_threads(version: str, count: int, at_once: int, run_one: Callable[[i
 def _tell(version: str, seconds: float, took: list[float]) -> None:
     took.sort()
     p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
-    told = {"seconds": seconds, "calls": len(took), "p50_us": p50 * 1e6, "p99_us": p99 * 1e6, "max_us": took[-1] * 1e6}
+    times = {"min_us": took[0], "p50_us": p50, "p99_us": p99, "max_us": took[-1]}
+    told = {"seconds": seconds, "calls": len(took), **{name: each * 1e6 for name, each in times.items()}}
     sys.stdout.write(json.dumps({"version": version, **told}) + "\n")
