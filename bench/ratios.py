@@ -6,6 +6,7 @@ Owns how two ways are compared: in turn, pair by pair. What is made of the value
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 import tomllib
@@ -82,6 +83,7 @@ class Ratios:
     """
 
     def __init__(self) -> None:
+        self.load = os.getloadavg()[1]
         self.rows: list[Row] = []
         self.versions: dict[str, str] = {}
         self.ways: dict[str, str] = {}
@@ -117,7 +119,7 @@ class Ratios:
 
     def results(self) -> Results:
         """All of it."""
-        return Results(make_header(self.versions, self.ways, self.missing), self.rows)
+        return Results(make_header(self.load, self.versions, self.ways, self.missing), self.rows)
 
 
 def read_budgets() -> Budgets:

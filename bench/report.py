@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.figures import p_text, quantity
+from bench.figures import p_text, quantity, spread
 from bench.rank_test import mann_whitney
 from bench.ratios import Budgets, read_budgets
-from bench.results import P50, RATIO, ROOT, Header, Results, Series, quartiles, read
+from bench.results import P50, RATIO, ROOT, Header, Results, Series, read
 from bench.rival_table import ABOUT, ways
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def _head(header: Header) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in header.versions.items())
     return [
         f"- {header.date}, commit {header.commit}, {header.machine}, {header.kernel}",
+        f"- load average before the run {header.load:.1f}: what others did on the machine",
         f"- Python {header.python}, {versions}",
         *(f"- Not measured: {name}; {how}" for name, how in header.missing.items()),
     ]
@@ -75,11 +76,11 @@ def _is_figure(one: Series) -> bool:
 
 
 def _ratio_line(one: Series, budgets: Budgets) -> str:
-    low, middle, high = quartiles(one.values)
+    middle = statistics.median(one.values)
     goal, aim = (_least(middle, least.get(one.name)) for least in budgets)
     p = p_text(mann_whitney(one.ours, one.theirs)) if one.rival else ""
     sides = [quantity(statistics.median(side), one.unit) if one.rival else "" for side in (one.ours, one.theirs)]
-    cells = [one.name, f"{middle:.3g}", f"{low:.3g} to {high:.3g}", str(len(one.ours)), p, *sides, goal, aim]
+    cells = [one.name, f"{middle:.3g}", spread(one.values, ""), str(len(one.ours)), p, *sides, goal, aim]
     return f"| {' | '.join(cells)} |"
 
 
@@ -92,8 +93,8 @@ def _least(found: float, least: float | None) -> str:
 def _figures(measured: Sequence[Series]) -> list[str]:
     lines = ["| what | median | quartiles | n |", "| --- | --- | --- | --- |"]
     for one in filter(_is_figure, measured):
-        low, middle, high = (quantity(value, one.unit) for value in quartiles(one.ours))
-        lines.append(f"| {one.what} | {middle} | {low} to {high} | {len(one.ours)} |")
+        middle = quantity(statistics.median(one.ours), one.unit)
+        lines.append(f"| {one.what} | {middle} | {spread(one.ours, one.unit)} | {len(one.ours)} |")
     return lines
 
 

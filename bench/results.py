@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -43,6 +42,7 @@ class Header(Struct, frozen=True, kw_only=True):
 
     Parameters:
         commit: with a `+` where files differed from it.
+        load: the load average of five minutes before the run (proc_loadavg(5)): what others did.
         versions: of what took part, by name.
         ways: versions of the rivals that have a table of their own.
         missing: rivals that were not measured, with what to do about it.
@@ -52,6 +52,7 @@ class Header(Struct, frozen=True, kw_only=True):
     commit: str
     machine: str
     kernel: str
+    load: float
     python: str
     versions: dict[str, str]
     ways: dict[str, str] = {}
@@ -89,7 +90,8 @@ class Series(NamedTuple):
     @property
     def name(self) -> str:
         """As the goals name it."""
-        return f"{self.what} / {self.rival}" if self.rival else self.what
+        of = f", {self.unit.split()[1]}" if self.unit in (P50, P99) else ""
+        return f"{self.what}{of} / {self.rival}" if self.rival else self.what
 
     @property
     def values(self) -> list[float]:
@@ -121,14 +123,6 @@ def ratios(unit: str, ours: Sequence[float], theirs: Sequence[float]) -> list[fl
     return [our / their if unit.endswith("/s") else their / our for our, their in pairs]
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median between the lower and the upper quartile."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, method="inclusive")
-    return low, middle, high
-
-
 def read(path: Path) -> Results:
     """A file of results.
 
@@ -152,7 +146,7 @@ def write(path: Path, header: Header, rows: Iterable[Row]) -> None:
     path.write_bytes(b"\n".join(map(msgspec.json.encode, [header, *rows])) + b"\n")
 
 
-def make_header(versions: dict[str, str], ways: dict[str, str], missing: dict[str, str]) -> Header:
+def make_header(load: float, versions: dict[str, str], ways: dict[str, str], missing: dict[str, str]) -> Header:
     """Of this moment on this machine; `versions` are those of the engines."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return Header(
@@ -160,6 +154,7 @@ def make_header(versions: dict[str, str], ways: dict[str, str], missing: dict[st
         commit=_commit(),
         machine=f"{os.cpu_count()} CPUs, {memory:.0f} GiB, {platform.machine()}",
         kernel="Linux " + ".".join(platform.release().split(".")[:2]),  # the rest names a distribution's build
+        load=load,
         python=platform.python_version(),
         versions={**{name: version(name) for name in OUR_LIBRARIES}, **versions},
         ways=ways,

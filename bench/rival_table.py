@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from bench.figures import p_text, quantity
+from bench.figures import p_text, quantity, spread
 from bench.rank_test import mann_whitney
-from bench.results import P50, P99, Header, Series, quartiles
+from bench.results import P50, P99, Header, Series
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,13 +40,8 @@ def _ours(rate: Series, latencies: Sequence[Series | None], commit: str) -> tupl
 def _theirs(rate: Series, latencies: Sequence[Mapping[str, Series]], version: str) -> tuple[float, list[str]]:
     found = [by_rival.get(rate.rival) for by_rival in latencies]
     times = [_time(one and one.theirs) for one in found]
-    low, middle, high = quartiles(rate.values)
-    said = [
-        f"{middle:.3g}",
-        f"{low:.3g} to {high:.3g}",
-        str(len(rate.ours)),
-        p_text(mann_whitney(rate.ours, rate.theirs)),
-    ]
+    ratio, p = statistics.median(rate.values), mann_whitney(rate.ours, rate.theirs)
+    said = [f"{ratio:.3g}", spread(rate.values, ""), str(len(rate.ours)), p_text(p)]
     median = statistics.median(rate.theirs)
     return median, [rate.rival, version, quantity(median, ""), *times, *said]
 

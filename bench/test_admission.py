@@ -73,9 +73,9 @@ def test_first_come_first_served() -> None:
 
 def test_turns(benchmark: BenchmarkFixture, ratios: Ratios) -> None:
     found = compare(benchmark, turns(MANY), {"few": turns(FEW)}, rounds=15)
-    ratios.compared("admission with 10 waiting", "with 10 000", found.rates("few", 3 * TURNS))
+    ratios.compared("admission with 10 000 waiting", "with 10", found.rates("few", 3 * TURNS))
 
 
 def test_giving_up(benchmark: BenchmarkFixture, ratios: Ratios) -> None:
     found = compare(benchmark, impatience(MANY), {"few": impatience(FEW)}, rounds=15)
-    ratios.compared("giving up with 10 waiting", "with 10 000", found.rates("few", TURNS))
+    ratios.compared("giving up with 10 000 waiting", "with 10", found.rates("few", TURNS))

@@ -63,7 +63,7 @@ def test_five_thousand(engine: Engine, ratios: Ratios, programs: Programs) -> No
     ratios.figure(f"{what}, the kernel's of each", [each.kernel], "KB")
     ratios.figure(f"{what}, all of each with the command", [each.all], "KB")
     ratios.figure(f"{what}, until they are up", [seconds], "s")
-    ratios.compared(f"a start among {FEW} live", f"among {MANY}", Pairs("/s", *zip(*rates[1:], strict=True)))
+    ratios.compared(f"a start among {MANY} live", f"among {FEW}", Pairs("/s", *zip(*rates[1:], strict=True)))
 
 
 def _in_turn(few: Wire, many: Wire) -> tuple[float, float, float]:

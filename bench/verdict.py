@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.figures import spread
 from bench.rank_test import sign_test
-from bench.results import quartiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,14 +26,14 @@ class Verdict(NamedTuple):
     missed: bool
 
     def __str__(self) -> str:
-        low, middle, high = quartiles(self.values)
+        middle = statistics.median(self.values)
         below = sum(value < self.budget for value in self.values)
         p = p_below(self.values, self.budget)
-        found = f"{self.name}: {middle:.3g} ({low:.3g} to {high:.3g}), budget {self.budget:g}"
+        found = f"{self.name}: {middle:.3g} ({spread(self.values, '')}), budget {self.budget:g}"
         said = f"below in {below} of {len(self.values)} pairs, p {p:.2g}"
         if self.missed:
             return f"FAILED {found}: {said}, twice"
-        return f"ok     {found}: {said if statistics.median(self.values) < self.budget else f'n {len(self.values)}'}"
+        return f"ok     {found}: {said if middle < self.budget else f'n {len(self.values)}'}"
 
 
 def p_below(values: Sequence[float], budget: float) -> float:
