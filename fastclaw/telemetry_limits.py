@@ -20,6 +20,19 @@ TRACES_NAME_CHARACTERS = 255
 TRACES_FLUSH_MS = 2_000
 """At the end, what a collector may take for the rest: as long as a log (`LOG_FLUSH_MS`)."""
 
+USAGE_ROWS = 512
+"""Processes in one question of what they take: some 10 µs each, within one frame."""
+
+USAGE_BYTES = USAGE_ROWS * 40
+"""The answer to it."""
+
+USAGE_MS = 1_000
+"""For that answer, which takes some ms: nobody who looks waits for one that is held up."""
+
+USAGE_TRIES = 3
+"""In a row without an answer, after which a spawner is not asked any more: each may hold a pump for ever, as where root
+inside has put a file system of its own over /proc."""
+
 JOURNAL_BYTES = 64 * MIB
 """Default of `journal_max_bytes`: some 250 000 calls before the file is rotated."""
 

@@ -31,7 +31,7 @@ from fastclaw.runtime import Keep, Limits, OnLimit, Orphans
 from fastclaw.stages import Flight, unseen
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
+    from collections.abc import Awaitable, Mapping, Sequence
 
     from fastclaw.runtime import OnDisconnect
 
@@ -322,6 +322,23 @@ class Grace(Struct):
     ends_at: float
 
 
+class Usage(NamedTuple):
+    """What a process takes together with all that it has started.
+
+    Parameters:
+        cpu_us: processor time so far of what is there now, with children that were waited for, in microseconds.
+        memory_bytes: resident memory; what processes share counts for each.
+        processes: how many there are.
+        in_bytes, out_bytes: of its stdin and of both outputs.
+    """
+
+    cpu_us: int
+    memory_bytes: int
+    processes: int
+    in_bytes: int
+    out_bytes: int
+
+
 class Lane(ABC):
     """Starts processes.
 
@@ -360,6 +377,10 @@ class Lane(ABC):
 
         The caller sets a deadline, and the environment goes afterwards.
         """
+
+    async def usage(self, processes: Sequence[LaneProcess]) -> list[Usage | None]:
+        """What each of these takes now; None where that cannot be known."""
+        return [None] * len(processes)
 
     def health(self) -> dict[str, object]:
         """What `health.details.lane` says of this lane."""

@@ -3,11 +3,11 @@
 Two SOCK_SEQPACKET sockets, one frame a packet, native byte order and alignment (both ends run on one machine):
 
     control   HELLO, WELCOME (with the channel's other end), then orders to main, each with its ANSWER where one is due
-    channel   START and READ to whichever pump is idle, and what becomes of a process: STARTED or REFUSED, EXITED or
-              DONE, EMPTY (nothing of its tree is left), FREE (its pump has nothing left to do); before a DONE that has
-              no room for all output: STORE with a file that has it, or, where no descriptor can be sent, as often as
-              need be, with a stream's next bytes (a: which); of its clients: ENDED, LEFT, GAP; LOST from main where a
-              reaper was killed (id 0: an idle one; b: 1 for a template's worker, which has none of its own)
+    channel   START, READ and MEASURE to whichever pump is idle, and what becomes of a process: STARTED or REFUSED,
+              EXITED or DONE, EMPTY (nothing of its tree is left), FREE (its pump has nothing left to do); before a DONE
+              that has no room for all output: STORE with a file that has it, or, where no descriptor can be sent, as
+              often as need be, with a stream's next bytes (a: which); of its clients: ENDED, LEFT, GAP; LOST from main
+              where a reaper was killed (id 0: an idle one; b: 1 for a template's worker, which has none of its own)
 
 Descriptors travel with the frame (SCM_RIGHTS, unix(7)). Bytes in, values out; nothing here knows a socket.
 
@@ -37,13 +37,15 @@ if TYPE_CHECKING:
 
     from fastclaw.processes.lane import Collection
 
-VERSION = 6
+VERSION = 7
 MAGIC = 0x57414C43
 
 (HELLO, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT) = range(1, 12)
 (ATTACH, RELEASE, LOOK, RESIZE, FINISH) = range(12, 17)
 HANGUP = 18
 """From fastclaw, of a client whose hang-up gVisor hides (a: which, and 2 where it left output unread)."""
+MEASURE = 19
+"""What processes take (a: how many), written to the file that comes along."""
 (STARTED, REFUSED, EXITED, EMPTY, LOST, ANSWER, DONE, STORE, ENDED, LEFT, FREE, WAITING, STUCK, SAID, GAP, BLOCKED) = (
     range(32, 48)
 )
@@ -97,6 +99,12 @@ _WINDOW = struct.Struct("=4H")
 
 EVENT = struct.Struct("=2I2i8Q")
 """kind, id, a, b, user_us, system_us, max_rss_kb, and when each stage from `TAKEN` to `GONE` was reached (`stages`)"""
+
+ASKED_USAGE = struct.Struct("=3I")
+"""Of each process in a MEASURE: its id, its place, and that of its template where it is a worker."""
+
+_USAGE = struct.Struct("=4Q2I")
+"""Of each in the answer: clock ticks, pages, bytes of stdin and of its outputs, processes, and whether it is known."""
 
 TOTALS = struct.Struct("=2Q2I")
 """What follows the event in a DONE: bytes of stdout and stderr, and how many of each follow here."""
@@ -178,6 +186,28 @@ def finding(said: memoryview) -> Finding | None:
         return None
     name = rest[:name_bytes].decode("utf-8", "backslashreplace")
     return Finding(depth, bool(is_loader), error, name, rest[name_bytes:])
+
+
+class Used(NamedTuple):
+    """What a process and its tree take, as a MEASURE tells it.
+
+    Parameters:
+        ticks: processor time, in clock ticks (sysconf(3), _SC_CLK_TCK).
+        pages: resident memory, in pages.
+        read, written: bytes of its stdin and of both outputs.
+        processes: in its tree.
+    """
+
+    ticks: int
+    pages: int
+    read: int
+    written: int
+    processes: int
+
+
+def used(said: bytes) -> list[Used | None]:
+    """What the answer to a MEASURE has of each process; None of one that is not there any more."""
+    return [Used(*row) if is_known else None for *row, is_known in _USAGE.iter_unpack(said)]
 
 
 class Identity(NamedTuple):

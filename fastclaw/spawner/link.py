@@ -135,6 +135,7 @@ class Spawner:
         hello: its greeting.
         alive: whether it takes requests.
         is_gvisor: its kernel is gVisor.
+        unmeasured: how many MEASUREs in a row were not answered in time.
         memory: of its environment, for how its processes end; None where that is not known.
         clock_ahead: nanoseconds by which its CLOCK_MONOTONIC is ahead of ours.
     """
@@ -150,6 +151,7 @@ class Spawner:
         self.hello = hello
         self.alive = True
         self.is_gvisor = False
+        self.unmeasured = 0
         self.memory: MemoryWatch | None = None
         self.clock_ahead = 0
         self._control, self._channel, self._on_end, self._on_growth = control, channel, on_end, on_growth
@@ -388,7 +390,13 @@ class Spawner:
     async def read_file(self, path: str) -> bytes:
         """The content of a file inside, at most `limits.SPAWN_FILE_BYTES` of it; empty where there is none.
 
-        An idle pump reads it, since the file's owner could make its open block.
+        Raises:
+            ExecFailed: as `written`.
+        """
+        return await self.written(frames.READ, 0, os.fsencode(path) + b"\0", limits.SPAWN_FILE_BYTES)
+
+    async def written(self, op: int, a: int, tail: bytes, most: int) -> bytes:
+        """What an idle pump writes into a file for READ or MEASURE: what it looks at could make its calls block.
 
         Raises:
             ExecFailed: `container_gone`; `engine_timeout`; `overloaded`, no descriptor is left.
@@ -398,10 +406,9 @@ class Spawner:
             fd = os.memfd_create("fastclaw-file", os.MFD_CLOEXEC)
         except OSError as error:
             raise resources_refused(error) from error
-        tail = os.fsencode(path) + b"\0"
         try:
-            await self._ask(self._requests, lambda id: frames.control(frames.READ, id, tail=tail), [os.dup(fd)])
-            return os.pread(fd, limits.SPAWN_FILE_BYTES, 0)
+            await self._ask(self._requests, lambda id: frames.control(op, id, a, tail=tail), [os.dup(fd)])
+            return os.pread(fd, most, 0)
         finally:
             os.close(fd)
 

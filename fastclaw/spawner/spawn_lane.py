@@ -13,11 +13,15 @@ from fastclaw.errors import ExecFailed
 from fastclaw.params import GROUP_LIMITS, group_limits, rlimits
 from fastclaw.processes.lane import PROCESS_ID_VARIABLE, Collection, Grace, Lane, LaneProcess, StartSpec
 from fastclaw.spawner import frames
+from fastclaw.spawner.measure import measured
 from fastclaw.spawner.spawn_process import SpawnProcess, text_refused
 from fastclaw.spawner.templates import common_env, flags_of, gone
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastclaw.linux.command_groups import CommandGroup
+    from fastclaw.processes.lane import Usage
     from fastclaw.spawner.spawner_host import HostSlot, SpawnerHost
 
 
@@ -128,6 +132,10 @@ class SpawnLane(Lane):
         if host.templates is not None:
             host.templates.cancel()
         await host.spawner.end_everything(grace)
+
+    async def usage(self, processes: Sequence[LaneProcess]) -> list[Usage | None]:
+        """As `Lane.usage`, as their spawners say."""
+        return await measured(processes)
 
     def health(self) -> dict[str, object]:
         """As `Lane.health`, with the host in use."""

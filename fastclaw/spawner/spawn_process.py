@@ -111,6 +111,11 @@ class SpawnProcess(LaneProcess):
         self._streams = SpawnStreams(self, owner, sockets, poller, on_disconnect)
         return self._streams
 
+    @property
+    def whereabouts(self) -> tuple[int, int, int]:
+        """For a MEASURE: its id and place, and the place of its template, if it is a worker."""
+        return self.id, self.place, frames.NOWHERE
+
     # --- what the spawner says ---
 
     def on_started(self) -> None:
@@ -373,6 +378,11 @@ class ForkedProcess(SpawnProcess):
         super().__init__(template.spawner, id, spec, collection)
         self._go: socket.socket | None = go
         self._template = template
+
+    @property
+    def whereabouts(self) -> tuple[int, int, int]:
+        """With the place of its template."""
+        return self.id, self.place, self._template.place
 
     def on_started(self) -> None:
         """Its template's reaper has adopted it: it gets its byte."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import limits, telemetry_limits
 from fastclaw.params import NUMBERS
 from fastclaw.spawner import frames
 
@@ -66,7 +66,7 @@ def spelled_out(packed: struct.Struct) -> str:
 
 WORDS = words_of_c()
 ORDERS = WORD.findall(
-    "HELLO WELCOME START RETIRE GROW SIGNAL END LISTEN READ PING ADOPT ATTACH RELEASE LOOK RESIZE FINISH HANGUP"
+    "HELLO WELCOME START RETIRE GROW SIGNAL END LISTEN READ PING ADOPT ATTACH RELEASE LOOK RESIZE FINISH HANGUP MEASURE"
 )
 EVENTS = WORD.findall(
     "STARTED REFUSED EXITED EMPTY LOST ANSWER DONE STORE ENDED LEFT FREE WAITING STUCK SAID GAP BLOCKED"
@@ -116,6 +116,8 @@ def test_the_structs_are_the_same_and_have_no_gaps() -> None:
         "start": frames._START,
         "limit": frames._LIMIT,
         "event": frames.EVENT,
+        "asked_usage": frames.ASKED_USAGE,
+        "usage": frames._USAGE,
     }
     assert {name: format_of_c(name) for name in ours} == {name: spelled_out(packed) for name, packed in ours.items()}
     for packed in ours.values():
@@ -142,8 +144,11 @@ def test_the_bounds_are_the_same() -> None:
         "MAX_OUTPUT_BYTES": limits.MAX_RUN_OUTPUT_BYTES,
         "STALLED_LOOKS": limits.STALLED_LOOKS,
         "INLINE_BYTES": limits.SPAWN_INLINE_BYTES,
+        "MAX_USAGE_ROWS": telemetry_limits.USAGE_ROWS,
     }
     assert {name: WORDS[name] for name in ours} == ours
+    assert frames._USAGE.size * telemetry_limits.USAGE_ROWS == telemetry_limits.USAGE_BYTES
+    assert frames._CONTROL.size + frames.ASKED_USAGE.size * telemetry_limits.USAGE_ROWS <= limits.SPAWN_FRAME_BYTES
 
 
 def test_the_longest_frames_that_come_back_are_read_whole() -> None:

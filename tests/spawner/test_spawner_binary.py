@@ -113,6 +113,7 @@ MALFORMED_ORDERS = {
     "START": (A_START, 0),
     "RETIRE": (frames.control(frames.RETIRE), 0),
     "READ": (frames.control(frames.READ, 2, tail=b"/etc/passwd\0"), 1),
+    "MEASURE": (frames.control(frames.MEASURE, 2), 1),
     "signal 0": (frames.control(frames.SIGNAL, 1, 0), 0),
     "signal 65": (frames.control(frames.SIGNAL, 1, 65), 0),
     "level 0": (frames.control(frames.END, 1, 0), 0),
@@ -207,6 +208,9 @@ MALFORMED_REQUESTS = {
     "READ into nothing": (frames.control(frames.READ, 2, tail=b"/etc/passwd\0"), 0),
     "READ of nothing": (frames.control(frames.READ, 2), 1),
     "READ of a path without its end": (frames.control(frames.READ, 2, tail=b"/etc/passwd"), 1),
+    "MEASURE into nothing": (frames.control(frames.MEASURE, 2, 1, tail=b"\0" * 12), 0),
+    "MEASURE of less than it says": (frames.control(frames.MEASURE, 2, 2, tail=b"\0" * 12), 1),
+    "MEASURE of too many": (frames.control(frames.MEASURE, 2, 513, tail=b"\0" * 12 * 513), 1),
     "READ into two": (frames.control(frames.READ, 2, tail=b"/etc/passwd\0"), 2),
     "RETIRE and more": (frames.control(frames.RETIRE, tail=b"x"), 0),
 }

@@ -73,6 +73,13 @@ static long copy(struct mover *mover, int from, int to, int is_from_terminal, in
     return n;
 }
 
+/* Others read it (measure.c). */
+static void count(struct streams *streams, struct mover *mover, long n) {
+    u64 *of = mover == &streams->input ? &streams->slot->taken : &streams->slot->total[mover - streams->output];
+    mover->has_moved = 1;
+    __atomic_fetch_add(of, (u64)n, __ATOMIC_RELAXED);
+}
+
 /* Returns the bytes moved, 0 at the source's end, or an error; -EAGAIN may be about either side. */
 static long move(struct streams *streams, struct mover *mover, int from, int to, int is_output) {
     int terminal = streams->pipes->is_terminal;
@@ -83,7 +90,7 @@ static long move(struct streams *streams, struct mover *mover, int from, int to,
         mover->copies = 1;
         n = copy(mover, from, to, terminal && is_output, terminal && !is_output);
     }
-    if (n > 0) mover->has_moved = 1;
+    if (n > 0) count(streams, mover, n);
     if (n > 0 && is_output) reach(streams->slot, AT_FIRST_BYTE);
     if (n > 0 && terminal && !is_output && welcome_flags & W_GVISOR) streams->is_mid_line = leaves_line_open(to, mover->buffer[mover->at - 1]);
     if (n >= PIPE_BYTES && !mover->is_large && !terminal) {

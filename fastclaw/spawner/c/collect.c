@@ -176,6 +176,7 @@ static void on_input(struct collecting *run, int events) {
     else if (!(events & POLLERR) && job->input_file >= 0)
         n = SYS(splice, job->input_file, 0, run->pipes->in, 0, CHUNK_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
     TOUCH(run->slot);
+    if (n > 0) run->slot->taken += (u64)n;
     if (n > 0 && run->input) { job->input += n; run->input -= (u32)n; }
     int is_through = job->input_file < 0 && !run->input;
     if (is_through || !n || (n < 0 && n != -EAGAIN && n != -EINTR)) touched_close(run, &run->pipes->in);

@@ -320,7 +320,7 @@ static int handle_order(struct control *asked, long bytes, struct passed *passed
 static void tell_lost_idle(struct slot *slot) {
     struct start *last = (struct start *)(slot->memory + PUMP_STACK);
     slot->is_lost = 0;
-    if (last->op == READ) tell(ANSWER, last->id, ESRCH, 0);
+    if (last->op == READ || last->op == MEASURE) tell(ANSWER, last->id, ESRCH, 0);
     tell(LOST, last->op == START ? last->id : 0, 0, 0);
 }
 

@@ -169,7 +169,7 @@ static void write_input(struct job *job, struct pipes *pipes) {
     struct start *request = job->request;
     if (!request->input) return;
     long n = SYS(write, pipes->in, job->input, request->input);
-    if (n > 0) { job->input += n; request->input -= (u32)n; }
+    if (n > 0) { job->input += n; request->input -= (u32)n; job->slot->taken += (u64)n; }
     if (!request->input) close_fd(&pipes->in);
 }
 
@@ -180,7 +180,7 @@ static void take_slot(struct slot *slot, struct start *request) {
     slot->takes_requests = 0;
     slot->status = 0;
     slot->used = (struct rusage){0};
-    slot->total[0] = slot->total[1] = 0;
+    slot->total[0] = slot->total[1] = slot->taken = 0;
     memset(slot->reached, 0, sizeof slot->reached);
     reach(slot, AT_TAKEN);
     STORE_TO(&slot->meet, 0);
@@ -317,7 +317,10 @@ static int serve_next(struct slot *slot, struct start *request, int inbox) {
     if (dying || (n < 0 && n != -EBADMSG)) return 0;
     struct control *order = (struct control *)request;
     if (n == sizeof *order && order->op == RETIRE) { slot->retired = 1; return 0; }
-    int sound = n <= 0 ? 0 : n >= (long)sizeof *order && order->op == READ ? read_file(order, n, &passed) : serve(slot, request, n, &passed, inbox);
+    int sound, is_order = n >= (long)sizeof *order;
+    if (is_order && order->op == READ) sound = read_file(order, n, &passed);
+    else if (is_order && order->op == MEASURE) sound = tell_usage(order, n, &passed);
+    else sound = n > 0 && serve(slot, request, n, &passed, inbox);
     if (!sound) SYS(shutdown, channel, SHUT_RDWR); /* main and fastclaw see the end */
     return sound;
 }

@@ -95,7 +95,7 @@ static inline u64 bit(int signum) { return 1ull << (signum - 1); }
 
 /* --- bounds; see fastclaw/spawner/frames.py --- */
 
-enum { VERSION = 6, MAGIC = 0x57414c43 };
+enum { VERSION = 7, MAGIC = 0x57414c43 };
 enum {
     FRAME_BYTES = 16 << 10,
     HELLO_BYTES = 64 << 10,
@@ -110,6 +110,8 @@ enum {
     MAX_FILE_BYTES = 1 << 20,
     MAX_TREE = 32 << 10, /* pids of one tree: the default pid_max */
     MAX_WORKERS = 16 << 10,
+    MAX_USAGE_ROWS = 512,
+    MAX_LOOKED_AT = 4 << 10, /* processes of the trees of one MEASURE: some 50 ms */
     MAX_OUTPUT_BYTES = 16 << 20,
     INLINE_BYTES = 8 << 10, /* of each stream of a run: what comes with its end, without a file */
     SAID_BYTES = 4 << 10,   /* one frame of a template */
@@ -119,7 +121,7 @@ enum {
 
 /* --- frames (frames.c) --- */
 
-enum { HELLO = 1, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT, ATTACH, RELEASE, LOOK, RESIZE, FINISH, FORK, HANGUP };
+enum { HELLO = 1, WELCOME, START, RETIRE, GROW, SIGNAL, END, LISTEN, READ, PING, ADOPT, ATTACH, RELEASE, LOOK, RESIZE, FINISH, FORK, HANGUP, MEASURE };
 enum { STARTED = 32, REFUSED, EXITED, EMPTY, LOST, ANSWER, DONE, STORE, ENDED, LEFT, FREE, WAITING, STUCK, SAID, GAP, BLOCKED };
 enum {
     F_DIRECTORY = 1, F_NULL_STDIN = 2, F_IDENTITY = 4, F_SPILLED = 8, F_TTY = 16, F_TEMPLATE = 32, F_WORKER = 64, F_RUN = 128,
@@ -139,6 +141,10 @@ struct limit { u32 which, unused; u64 soft, hard; };
  * its stdin at the frame's end; place: a worker's template's slot; joins: of the descriptors that come along the first ones, by which
  * the command goes into control groups. */
 struct start { u32 op, id, flags, argc, envc, uid, gid, groups, limits, bytes, head, limit, drain_ms, input, place, joins; };
+/* In a MEASURE: `template`: the slot of a worker's template. In its answer, a file: processor time in clock ticks, resident memory in
+ * pages, bytes of the streams; `is_known`: there is such a process. */
+struct asked_usage { u32 id, place, template; };
+struct usage { u64 ticks, pages, input, output; u32 processes, is_known; };
 /* The stages of a process that are reached here. */
 enum { AT_TAKEN, AT_STARTED, AT_FIRST_BYTE, AT_EXITED, AT_GONE, STAGES };
 /* reached: when, in nanoseconds of CLOCK_MONOTONIC; 0 where that is not known (yet). */
@@ -192,7 +198,7 @@ struct worker_table { u32 used, asked; struct worker workers[MAX_WORKERS]; };
 struct slot {
     u32 pid, pump, id, child, error, step, flags, meet, touching, looked, drain_ms, retired, is_made, takes_requests;
     u32 batch, posted, heard, is_lost;
-    u64 orders[ORDERS], total[2], counted, pump_orders, looked_at, reached[STAGES]; /* counted: of a run in `collected_bytes` */
+    u64 orders[ORDERS], total[2], taken, counted, pump_orders, looked_at, reached[STAGES]; /* total, taken: bytes of its outputs and stdin; counted: of a run in `collected_bytes` */
     int status, client[2], is_notified;
     u32 client_id[2], window;
     struct rusage used;
@@ -255,6 +261,9 @@ enum { TREE_PAUSE_MS = 2, SIGNALLED_BYTES = 4 << 10 }; /* pause between two roun
 
 long slurp(const char *path, char *to, size_t bytes);
 int read_ids(u32 pid, u64 of[3]); /* parent, process group, session; returns 0 where there is no such process */
+int read_usage(u32 pid, u64 *of, int count); /* fields from utime on */
+struct descendant { u32 pid, parent; };
+u32 add_children(u32 pid, struct descendant *tree, u32 count, u32 most);
 u32 signal_tree(const struct target *target, int level);
 void send_term(struct target target, struct term_state *term, int is_first, int look);
 
@@ -291,6 +300,9 @@ void leave_capabilities(u32 uid);
 u32 find_capabilities(u32 among);
 int is_own_user(u32 uid);
 long filter_calls(void);
+
+/* measure.c */
+int tell_usage(struct control *asked, long bytes, struct passed *passed);
 
 /* files/: this program as an ordinary command, which reads and writes files. */
 _Noreturn void file_helper(int count, char **arguments);

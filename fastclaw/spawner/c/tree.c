@@ -29,13 +29,18 @@ static int read_stat(u32 pid, u32 *name, int skipped, u64 *of, int count) {
     for (long i = 0; i < at; i++) *name = (*name ^ (unsigned char)stat[i]) * 16777619u;
     for (at += 4; skipped; at++) if (at >= n || stat[at] == ' ') skipped--;
     for (int i = 0; i < count; i++, at++)
-        for (of[i] = 0; at < n && stat[at] >= '0' && stat[at] <= '9'; at++) of[i] = of[i] * 10 + (u64)(stat[at] - '0');
+        for (of[i] = 0, at += at < n && stat[at] == '-'; at < n && stat[at] >= '0' && stat[at] <= '9'; at++) of[i] = of[i] * 10 + (u64)(stat[at] - '0');
     return 1;
 }
 
 int read_ids(u32 pid, u64 of[3]) {
     u32 name;
     return read_stat(pid, &name, 0, of, 3);
+}
+
+int read_usage(u32 pid, u64 *of, int count) {
+    u32 name;
+    return read_stat(pid, &name, 10, of, count);
 }
 
 /* In clock ticks since the boot (/proc/PID/stat, field 22); a tick is 10 ms on every architecture here. */
@@ -50,24 +55,22 @@ static u32 parent_of(u32 pid) {
     return read_ids(pid, of) ? (u32)of[0] : 0;
 }
 
-struct descendant { u32 pid, parent; };
-
 /* Appends the children that one thread has forked. A chunk may end in the middle of a number. */
-static u32 add_children_of_thread(const char *path, u32 parent, struct descendant *tree, u32 count) {
+static u32 add_children_of_thread(const char *path, u32 parent, struct descendant *tree, u32 count, u32 most) {
     char text[512];
     u32 pid = 0;
     long n, fd = SYS(openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
     while (fd >= 0 && (n = SYS(read, fd, text, sizeof text)) > 0)
         for (long i = 0; i < n; i++) {
             if (text[i] != ' ') { pid = pid * 10 + (u32)(text[i] - '0'); continue; }
-            if (count < MAX_TREE) tree[count++] = (struct descendant){pid, parent};
+            if (count < most) tree[count++] = (struct descendant){pid, parent};
             pid = 0;
         }
     if (fd >= 0) SYS(close, fd);
     return count;
 }
 
-static u32 add_children(u32 pid, struct descendant *tree, u32 count) {
+u32 add_children(u32 pid, struct descendant *tree, u32 count, u32 most) {
     _Alignas(8) char entries[1024], path[64];
     char *threads = put(put_number(put(path, "/proc/"), pid), "/task/");
     *threads = 0;
@@ -78,7 +81,7 @@ static u32 add_children(u32 pid, struct descendant *tree, u32 count) {
             char *name = entries + at + 19;
             if (*name == '.') continue;
             *put(put(threads, name), "/children") = 0;
-            count = add_children_of_thread(path, pid, tree, count);
+            count = add_children_of_thread(path, pid, tree, count, most);
         }
     SYS(close, fd);
     return count;
@@ -182,13 +185,13 @@ static u32 list_tree(const struct target *target, struct descendant *tree, int s
     u32 count = 1, root = target->root;
     long last = 0;
     if (target->reaper) tree[0] = (struct descendant){root, target->reaper};
-    else count = add_children(root, tree, 0);
+    else count = add_children(root, tree, 0, MAX_TREE);
     if (target->spared) count = leave_out(tree, count, target->spared);
     if (target->strays_of) count = keep_strays(target, tree, count);
     if (root == main_pid) count = leave_reapers_out(tree, count);
     for (u32 next = 0; next < count; next++) {
         if (signum) signal_process(target, tree[next], signum, &last);
-        count = add_children(tree[next].pid, tree, count);
+        count = add_children(tree[next].pid, tree, count, MAX_TREE);
     }
     return count;
 }

@@ -16,7 +16,9 @@ ROOT = HERE.parent.parent.parent
 SOURCES = ROOT / "fastclaw" / "spawner" / "c"
 BUILDS = ROOT / "build" / "fuzz"
 
-OF_SPAWNER = ("clients", "collect", "confine", "frames", "reaper", "program", "pump", "start", "system", "terminal")
+OF_SPAWNER = (
+    *("clients", "collect", "confine", "frames", "measure", "reaper", "program", "pump", "start", "system", "terminal"),
+)
 """Built as they are. main.c is part of sim_main.c, start.c of requests.c too; tree.c is played (trees.c)."""
 
 OF_FILES = ("tar_format", "text", "globs")

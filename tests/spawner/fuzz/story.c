@@ -11,12 +11,13 @@
 #include <termios.h>
 #include <unistd.h>
 
-enum { REAPERS = 3, MOST_BYTES = 100000, MAX_ROUNDS = 200000, MAX_MS = 100000 };
+enum { REAPERS = 3, MOST_BYTES = 100000, MAX_ROUNDS = 200000, MAX_MS = 100000, MAX_MEASURED = 40 };
 
 u64 seed;
 int is_hostile;
 static int host_control, host_channel, actions, reapers_lost;
 static u32 last_id;
+static struct { u32 id, count; int file; struct asked_usage rows[MAX_MEASURED]; } measured; /* a MEASURE that is not answered yet */
 static unsigned char bytes[MOST_BYTES];
 
 static u32 size_by_chance(void) {
@@ -57,6 +58,21 @@ static int order_main(u32 op, u32 id, u32 a, int fd) {
     return send_to_spawner(host_control, &frame, sizeof frame, &fd, fd >= 0);
 }
 
+/* No write of a MEASURE may be cut short, but here they are: then it says so. */
+static void check_measured(struct event *event) {
+    struct usage usage;
+    if (!measured.id || event->id != measured.id) fail("an answer to %u, which has not been asked", event->id);
+    for (u32 i = 0; !event->a && i < measured.count; i++) {
+        struct want *want = want_of(measured.rows[i].id);
+        if (pread(measured.file, &usage, sizeof usage, (off_t)(i * sizeof usage)) != sizeof usage) fail("%u of %u are measured", i, measured.count);
+        if (!usage.is_known || want->flags & F_TTY) continue; /* a terminal echoes */
+        if (usage.output > want->written[0] + want->written[1]) fail("%u is said to have written %lu bytes", want->id, (long)usage.output);
+        if (usage.processes > MAX_MEMBERS || usage.pages != usage.processes) fail("%u is said to have %u processes", want->id, usage.processes);
+    }
+    close(measured.file);
+    measured.id = 0;
+}
+
 static int hear(int from) {
     static _Alignas(8) char frame[sizeof(struct done) + 2 * INLINE_BYTES];
     _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))];
@@ -68,13 +84,14 @@ static int hear(int from) {
     if (!n) fail("the spawner has given up");
     struct cmsghdr *head = CMSG_FIRSTHDR(&message);
     if (head) memcpy(&fd, CMSG_DATA(head), sizeof fd);
-    if (from == host_channel) check_event(frame, n, fd);
+    if (from == host_channel && ((struct event *)frame)->op == ANSWER) check_measured((struct event *)frame);
+    else if (from == host_channel) check_event(frame, n, fd);
     acted++;
     return 1;
 }
 
 static int idle_reapers(void) {
-    int idle = REAPERS - reapers_lost;
+    int idle = REAPERS - reapers_lost - (measured.id > 0);
     for (int i = 0; i < want_count; i++) idle -= !is_settled(&wants[i]);
     return idle;
 }
@@ -178,6 +195,24 @@ static void order_something(void) {
         want->released = 1;
         order_main(RELEASE, want->id, any(2), -1);
     }
+}
+
+/* Of anybody, also of those that are long gone. */
+static void measure_some(void) {
+    static struct { struct control head; struct asked_usage rows[MAX_MEASURED]; } frame;
+    if (measured.id || !want_count || idle_reapers() < 1) return;
+    measured.count = any(MAX_MEASURED + 1);
+    for (u32 i = 0; i < measured.count; i++) {
+        struct want *want = some_want();
+        struct tree *tree = tree_of_id(want->id);
+        measured.rows[i] = (struct asked_usage){want->id, tree ? (u32)(tree->slot - slots) : any(2) ? ~0u : any(REAPERS), ~0u};
+    }
+    frame.head = (struct control){MEASURE, ++last_id, measured.count, 0, ~0u};
+    memcpy(frame.rows, measured.rows, sizeof frame.rows);
+    measured.file = memfd_create("usage", 0);
+    if (send_to_spawner(host_channel, &frame, sizeof frame.head + measured.count * sizeof *frame.rows, &measured.file, 1)) measured.id = last_id;
+    else close(measured.file);
+    note("fastclaw measures %u", measured.count);
 }
 
 /* --- clients --- */
@@ -336,8 +371,9 @@ static void kill_one(void) {
 }
 
 static void act(void) {
-    switch (any(12)) {
+    switch (any(13)) {
     case 0: start_one(); break;
+    case 9: measure_some(); break;
     case 1: connect_one(); break;
     case 2: order_something(); break;
     case 3: case 4: act_as_client(); break;
@@ -421,7 +457,11 @@ static void live(void) {
         if (schedule()) continue;
         if (actions > 0 && !any(4) && next_deadline() > virtual_ms) { virtual_ms = next_deadline(); continue; }
         if (actions > 0) { actions--; act(); continue; }
-        if (!bring_to_end()) { check_end(); return; }
+        if (!bring_to_end()) {
+            if (measured.id) fail("a MEASURE has no answer");
+            check_end();
+            return;
+        }
         if (virtual_ms > MAX_MS) fail("it takes for ever");
     }
     fail("it never comes to an end");
