@@ -32,6 +32,7 @@ from fastclaw.linux.cgroups import (
     processors,
 )
 from fastclaw.linux.command_groups import CommandGroups
+from fastclaw.linux.meter import Meter
 from fastclaw.linux.sockets import listen_privately, peer
 from fastclaw.spawner import users
 from fastclaw.spawner.link import greet
@@ -106,6 +107,7 @@ class Container:
         is_local: its processes are this host's, and ours to signal.
         alive: as far as is known.
         memory: its memory and what was killed for want of it, where its processes are this host's.
+        meter: reads what it takes, where its processes are this host's.
         held: the controllers of cgroups that hold a limit of its own; None where its processes are not this host's.
         execs, live: on the REST lane: how many execs it has been given, and how many of them are not over.
     """
@@ -135,6 +137,7 @@ class Container:
         self.is_local = False
         self.alive = False
         self.memory: MemoryWatch | None = None
+        self.meter: Meter | None = None
         self.held: frozenset[str] | None = None
         self.execs = self.live = 0
         self._dead = asyncio.Event()
@@ -211,6 +214,7 @@ class Container:
         memberships = _text(_PROC / str(init) / "cgroup")
         memory, cpu = (group_in(memberships, controller, CGROUPS) for controller in ("memory", "cpu"))
         self.memory = MemoryWatch(memory if self.id in str(memory) else None)
+        self.meter = Meter(init, self.id)
         self._cpu = cpu if self.id in str(cpu) else None
         self.held = held_limits(memberships, self.id)
         asyncio.get_running_loop().add_reader(pidfd, self.mark_dead)

@@ -72,6 +72,11 @@ class Slot(Generic[C]):
         return self.container
 
     @property
+    def in_use(self) -> list[C]:
+        """Those that take execs."""
+        return [] if self.usable is None else [self.usable]
+
+    @property
     def is_local(self) -> bool:
         """Whether the container in use is this host's."""
         return self.container is not None and self.container.is_local
@@ -264,6 +269,11 @@ class Containers:
     def first(self) -> Container | None:
         """One of those in use."""
         return self.slots[0].container
+
+    @property
+    def in_use(self) -> list[Container]:
+        """Those that take execs."""
+        return [container for slot in self.slots for container in slot.in_use]
 
     @property
     def is_local(self) -> bool:

@@ -39,6 +39,7 @@ from fastclaw.engine.service.plan import DEFAULT_IMAGE
 from fastclaw.engine.service.storage import disk_of, why_full
 from fastclaw.errors import StartFailed
 from fastclaw.images import ImageResult, LoadedImages
+from fastclaw.linux.meter import Takes, together
 from fastclaw.linux.own_process import dumps_after_setuid
 from fastclaw.linux.proc import this_process
 from fastclaw.network.bridge.bridge import FirewalledBridge, remove_abandoned_networks
@@ -361,6 +362,23 @@ class PodmanSandbox(Sandbox):
         here = self._up is not None and self._up.containers.is_local
         storage = "" if self._engine is None else self._engine.version.storage
         return disk_of(Path(storage)) if here and storage else None
+
+    def takes(self) -> Takes:
+        if self._up is None:
+            return Takes()
+        read = [container.meter.read() for container in self._up.containers.in_use if container.meter is not None]
+        takes = together(read) if read else Takes()
+        moved = self._up.network.health().get("bytes")
+        if takes.network_in_bytes is None and moved is not None:
+            takes = takes._replace(network_in_bytes=moved["received"], network_out_bytes=moved["sent"])
+        return takes
+
+    def decisions(self) -> dict[str, int] | None:
+        counted = {} if self._up is None else self._up.network.health()
+        if "allowed" not in counted:
+            return None
+        refused = {name: sum(counted[name].values()) for name in ("denied", "failed")}
+        return {"allowed": counted["allowed"], **refused}
 
     def details(self) -> dict[str, Any]:
         if self._up is None or self._engine is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fastclaw import limits
 from fastclaw.errors import MethodNotFound, StartFailed
+from fastclaw.linux.meter import Takes
 from fastclaw.spawner.templates import Plans
 
 if TYPE_CHECKING:
@@ -120,6 +121,15 @@ class Sandbox(ABC):
     def described(self) -> SandboxFacts:
         """The facts, as they are now."""
         return self.facts
+
+    def takes(self) -> Takes:
+        """What the kernel has counted of all that is in it."""
+        return Takes()
+
+    def decisions(self) -> dict[str, int] | None:
+        """How many connections its egress proxy has `allowed`, `denied`, and has seen to have `failed`; None: it has
+        none."""
+        return None
 
     def details(self) -> dict[str, Any]:
         """What `health.details` says of it."""
