@@ -155,6 +155,16 @@ class Latency:
                 if histogram.counts:
                     yield Key(*key, stage), histogram
 
+    def starts(self) -> tuple[int, int]:
+        """How many commands were started that have ended by now, and microseconds from their requests to there."""
+        count = sum_us = 0
+        for (method, *_), kind in self._kinds.items():
+            upto = kind.histograms[stages.ADMITTED : stages.STARTED + 1]
+            if method != "environment_start" and upto[-1].counts:
+                count += upto[-1].count
+                sum_us += sum(histogram.sum_us for histogram in upto)
+        return count, sum_us
+
     def summary(self) -> dict[str, Any]:
         """By method, lane, outcome and stage: how many, and microseconds at each of `QUANTILES`."""
         told: dict[str, Any] = {}

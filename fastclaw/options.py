@@ -229,6 +229,7 @@ class HostOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
         journal_max_bytes: before it is rotated.
         metrics: where Prometheus asks for metrics: the path of a Unix socket, or a loopback address and a port.
         traces: where spans go by OTLP over HTTP: an URL, or `env` for what OpenTelemetry's own variables say.
+        control: whether there is a control socket, for `fastclaw top` and `stats`; or where it is to be.
     """
 
     environment: bool = True
@@ -237,6 +238,7 @@ class HostOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
     journal_max_bytes: Annotated[int, Meta(ge=limits.KIB)] = telemetry_limits.JOURNAL_BYTES
     metrics: str | None = None
     traces: str | None = None
+    control: bool | AbsolutePath = False
 
 
 INHERITED = ("runtime", "lane", *ENGINE_OPTIONS, "id_ranges", "engine_timeout_ms")

@@ -363,6 +363,11 @@ class Runtime(ABC):
     stop_timeout_ms: int = limits.SHUTDOWN_TIMEOUT_MS
 
     @property
+    def control(self) -> str | None:
+        """Where its control socket is, by which it can be looked at; None: it has none."""
+        return None
+
+    @property
     def capabilities(self) -> list[str]:
         """Names of the optional parts this runtime offers, as `initialize` reports them."""
         return []

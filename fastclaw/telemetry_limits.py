@@ -1,4 +1,4 @@
-"""Bounds of logs in files, of the journal and of metrics, as limits.py has the others."""
+"""Bounds of logs in files, journal, metrics, what processes take and the control socket, as limits.py has others."""
 
 from fastclaw.limits import KIB, MIB
 
@@ -50,3 +50,44 @@ LOG_QUEUE = 1_024
 
 LOG_FLUSH_MS = 2_000
 """At the end, what a log may take to write the rest: as long as the last answers (`FINAL_FLUSH_MS`)."""
+
+# --- The control socket -----------------------------------------------------------------------------
+
+CONTROL_CLIENTS = 16
+"""Screens that look at one runtime at a time: each may hold one answer, some 200 KB, that it does not read."""
+
+CONTROL_LINE_BYTES = 16 * KIB
+"""One request: a filter and a process id are some hundred bytes."""
+
+CONTROL_ROWS = 500
+"""Rows of one answer: more than any screen has, and each is measured, some 20 µs."""
+
+CONTROL_TEXT_CHARS = 256
+"""Of a command line in an answer, and of a filter: what the widest screens show."""
+
+CONTROL_RATE_MS = 200
+"""Between two looks whose difference says something: the kernel counts processor time in ticks of 10 ms."""
+
+CONTROL_RANK_PERCENT = 2
+"""Of one processor, for measuring all processes where the order is by usage: 5 000 take some 120 ms."""
+
+CONTROL_RANK_SHARE = 3
+"""How much that takes for each part of it that is seen here: a spawner takes twice as much as asking it."""
+
+CONTROL_IDLE_MS = 60_000
+"""A client that asks nothing for so long is disconnected: a screen asks every few seconds."""
+
+CONTROL_WRITE_MS = 2_000
+"""For a client to take an answer, or it is disconnected. A Unix socket takes a whole one in a millisecond."""
+
+CONTROL_KILL_MS = 60_000
+"""For a kill to be answered: any grace that a person waits for, and what follows it."""
+
+CONTROL_CLOSE_MS = 1_000
+"""For answers that are being made when the runtime ends."""
+
+CONTROL_ANSWER_BYTES = 4 * MIB
+"""One answer, for who reads it: `CONTROL_ROWS` rows of some hundred bytes, each with a command of 256 characters."""
+
+CONTROL_ANSWER_MS = 5_000
+"""A client's wait for an answer that measures: milliseconds; a runtime that is busy takes turns of its own."""

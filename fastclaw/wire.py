@@ -69,16 +69,23 @@ class Initialized(InitializeResult, frozen=True, kw_only=True):
 
     Parameters:
         capabilities: the optional parts of the contract that there are.
+        control: where the control socket is; left out where there is none.
     """
 
     server: Server
     capabilities: list[str]
+    control: str | UnsetType = UNSET
 
 
 class InitializedMain(EnvironmentInfo, frozen=True, kw_only=True):
-    """The answer to `initialize` with the environment `main`."""
+    """The answer to `initialize` with the environment `main`.
+
+    Parameters:
+        control: as in `Initialized`.
+    """
 
     server: Server
+    control: str | UnsetType = UNSET
 
 
 class ProcessPage(Struct, frozen=True, kw_only=True):

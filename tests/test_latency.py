@@ -101,3 +101,18 @@ def test_the_summary_is_by_method_lane_outcome_and_stage() -> None:
     wanted = {"p50_us": 500, "p90_us": 900, "p99_us": 990, "p999_us": 999}
     assert all(figure <= made[name] <= figure * (1 + 1 / 2**OCTAVE_BITS) for name, figure in wanted.items())
     assert list(latency.summary()) == ["environment_start"]
+
+
+def test_a_start_is_what_came_before_the_command_ran_and_only_of_those_that_did() -> None:
+    latency = Latency()
+    assert latency.starts() == (0, 0)
+    for outcome, started, exited in (("exited", 61_000, 99_000), ("killed", 31_000, 32_000), ("not_found", 0, 0)):
+        flight = Flight(1_000)
+        flight.lane, flight.ledger = "spawn", latency
+        flight.reach(stages.ADMITTED, 11_000)
+        flight.merge((0, started, 0, exited, 0))
+        flight.end(outcome)
+    environment = Flight(1_000, ENVIRONMENT_STAGES)
+    environment.ledger = latency
+    environment.end("ready")
+    assert latency.starts() == (2, 60 + 30)

@@ -3,6 +3,7 @@ traceback is one line too."""
 
 import gc
 import logging
+import os
 import sys
 from typing import Any, Literal
 
@@ -74,9 +75,17 @@ def collect_less_often() -> None:
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-def serve(runtime: str, log_format: Literal["text", "json"], log_level: str) -> None:
+@click.option(
+    "--control",
+    metavar="[PATH]",
+    is_flag=False,
+    flag_value="",
+    help="Let `fastclaw top` and `stats` look, by a socket of mode 0600.",
+)
+def serve(runtime: str, log_format: Literal["text", "json"], log_level: str, control: str | None) -> None:
     """Serve a runtime over stdin and stdout, as JSON-RPC, until shutdown or end of input."""
     configure_log(log_format, log_level)
     stdio.require_standard_descriptors()
     collect_less_often()
-    own_process.run(RuntimeHarness(EnvironmentHost(runtime)).serve())
+    place = os.path.abspath(control) if control else control is not None
+    own_process.run(RuntimeHarness(EnvironmentHost(runtime, place)).serve())

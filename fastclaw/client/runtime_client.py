@@ -29,10 +29,12 @@ class Welcome(InitializeResult, frozen=True, kw_only=True):
     Parameters:
         server: its name and version.
         capabilities: the optional parts of the contract that it offers.
+        control: where its control socket is; None: it has none.
     """
 
     server: dict[str, str] = msgspec.field(default_factory=dict)
     capabilities: list[str] = msgspec.field(default_factory=list)
+    control: str | None = None
 
 
 class RuntimeClient(EnvironmentCalls):

@@ -82,6 +82,16 @@ def listen_privately(path: str, kind: int, backlog: int, owner: int = 0) -> int:
     return listening.detach()
 
 
+def listen_anew(path: str, backlog: int) -> socket.socket:
+    """A listening stream socket as of `listen_privately`, where one may be whose maker was killed.
+
+    Raises:
+        OSError: as there; EADDRINUSE: somebody listens there, or it is no socket.
+    """
+    remove_dead(path)
+    return socket.socket(fileno=listen_privately(path, socket.SOCK_STREAM, backlog))
+
+
 def remove_dead(path: str) -> None:
     """Take away a Unix socket at which nobody listens any more, as its maker was killed. All else stays."""
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:

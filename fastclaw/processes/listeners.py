@@ -7,6 +7,7 @@ of each peer's credentials (SO_PEERCRED, unix(7)).
 import contextlib
 import os
 import socket
+import stat
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +15,12 @@ from typing import NamedTuple
 from fastclaw import limits
 from fastclaw.errors import IoError
 from fastclaw.linux import proc
-from fastclaw.linux.directories import HeldDirectory, remove_abandoned, runtime_directory, why_unsafe
+from fastclaw.linux.directories import HeldDirectory, from_environment, remove_abandoned, runtime_directory, why_unsafe
 from fastclaw.linux.sockets import listen_privately, peer
 
 _PREFIX = "fastclaw-"
+_DIRECTORIES = f"{_PREFIX}[0-9]*-????????"
+"""Their names, as for `Path.glob`."""
 _LONGEST_NAME = len(f"/{_PREFIX}4194304-01234567/0123abcd-1000000000.err")
 _LONGEST_PARENT = limits.SOCKET_PATH_BYTES - _LONGEST_NAME
 
@@ -34,8 +37,7 @@ def runtime_parent() -> Path:
     chosen = runtime_directory(_LONGEST_PARENT)
     if chosen is not None:
         return chosen
-    defaults = ("/run", "/dev/shm", tempfile.gettempdir(), "/tmp")
-    for path in map(Path, sorted(defaults, key=lambda path: not proc.is_in_memory(path))):
+    for path in map(Path, sorted(_default_parents(), key=lambda path: not proc.is_in_memory(path))):
         fits = len(os.fsencode(path)) <= _LONGEST_PARENT
         if fits and os.access(path, os.W_OK | os.X_OK) and why_unsafe(path) is None:
             return path
@@ -43,6 +45,24 @@ def runtime_parent() -> Path:
         "no directory for sockets: set XDG_RUNTIME_DIR to one of yours that only you can write, "
         f"with a path of at most {_LONGEST_PARENT} bytes"
     )
+
+
+def _default_parents() -> tuple[str, ...]:
+    return ("/run", "/dev/shm", tempfile.gettempdir(), "/tmp")
+
+
+def socket_directories() -> list[Path]:
+    """Those of this user's runtimes, wherever each may have been told to have its own."""
+    named = from_environment("XDG_RUNTIME_DIR")
+    parents = dict.fromkeys([*([] if named is None else [named]), *map(Path, _default_parents())])
+    return [path for parent in parents for path in sorted(parent.glob(_DIRECTORIES)) if _is_own_directory(path)]
+
+
+def _is_own_directory(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # it has just been removed
+        status = path.lstat()
+        return status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode)
+    return False
 
 
 class SocketDirectory:
@@ -56,7 +76,7 @@ class SocketDirectory:
         parent = parent or runtime_parent()
         if len(os.fsencode(parent)) > _LONGEST_PARENT:
             raise IoError(f"{parent} is too long for socket paths: it may have {_LONGEST_PARENT} bytes")
-        remove_abandoned(parent, f"{_PREFIX}[0-9]*-????????")
+        remove_abandoned(parent, _DIRECTORIES)
         try:
             self._held = HeldDirectory(parent, f"{_PREFIX}{os.getpid()}-")
         except OSError as error:

@@ -565,11 +565,6 @@ class ProcessPool:
         self._poller.close()
         self._keyed.close()
 
-    @property
-    def waiting(self) -> int:
-        """Starts that wait for their turn."""
-        return self._admission.statistics().waiting
-
     def health(self) -> dict[str, Any]:
         """Counts and bounds."""
         statistics = self._admission.statistics()._asdict()

@@ -16,6 +16,7 @@ from fastclaw import environment_limits
 from fastclaw.errors import FastclawError, InvalidState, MethodNotFound
 from fastclaw.lifecycle import ENVIRONMENT_MOVES, EnvironmentState, Machine, require_usable
 from fastclaw.linux import splice
+from fastclaw.linux.meter import Takes
 from fastclaw.linux.own_process import host_limits
 from fastclaw.options import Options, no_templates
 from fastclaw.processes.admission import Capacity, HostRoom, capacity
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from fastclaw.files import Files
+    from fastclaw.processes.lane import Usage
     from fastclaw.processes.listeners import SocketDirectory
+    from fastclaw.processes.process import Process
     from fastclaw.runtimes.sandbox import Sandbox, SandboxFacts
     from fastclaw.stages import Ledger
 
@@ -309,6 +312,20 @@ class Environment:
             made_by=facts.made_by,
             labels=dict(facts.labels),
         )
+
+    def takes(self) -> Takes:
+        """What the kernel has counted of all that is in it."""
+        return Takes() if self._sandbox is None else self._sandbox.takes()
+
+    def decisions(self) -> dict[str, int] | None:
+        """As `Sandbox.decisions`."""
+        return None if self._sandbox is None else self._sandbox.decisions()
+
+    async def usage(self, processes: Sequence[Process]) -> list[Usage | None]:
+        """What each of its processes takes; None where that is not known."""
+        if self._sandbox is None:
+            return [None] * len(processes)
+        return await self._sandbox.facts.lane.usage([process.lane_process for process in processes])
 
     async def health(self) -> HealthStatus:
         """How it is."""

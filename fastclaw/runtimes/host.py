@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import itertools
 import logging
+import os
 import secrets
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fastclaw import __version__, environment_limits, stages
+from fastclaw.control.socket import CONTROL_NAME, ControlSocket
 from fastclaw.errors import FastclawError, InvalidParams, InvalidState, MethodNotFound, StartFailed
 from fastclaw.files import FileRuntime
 from fastclaw.images import ImageRuntime
@@ -38,6 +40,7 @@ from fastclaw.runtimes.choose import Chooser, factory_of, require_known
 from fastclaw.runtimes.environment import CAPABILITIES, Environment, stopped
 from fastclaw.runtimes.read_options import read_options
 from fastclaw.runtimes.ready_pool import ReadyPool
+from fastclaw.runtimes.watched import HostView
 from fastclaw.telemetry.metrics import Counts
 from fastclaw.telemetry.telemetry import Telemetry
 
@@ -76,13 +79,14 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
 
     Parameters:
         runtime: taken where `options.runtime` is left out or `auto`.
+        control: taken where `options.control` is left out or False.
 
     Attributes:
         telemetry: how long execs, runs and starts of environments took.
     """
 
-    def __init__(self, runtime: str = "auto") -> None:
-        self._chooser = Chooser(runtime)
+    def __init__(self, runtime: str = "auto", control: bool | str = False) -> None:
+        self._chooser, self._default_control = Chooser(runtime), control
         self._environments: dict[str, Environment] = {}
         self._by_token: dict[str, Environment] = {}
         self._by_prefix: dict[str, Environment] = {}
@@ -97,6 +101,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         self._room: HostRoom | None = None
         self._ready: ReadyPool | None = None
         self.telemetry = Telemetry(self._counts, logger.warning)
+        self._control: ControlSocket | None = None
 
     def __repr__(self) -> str:
         state = "not running" if self._sockets is None else self._namespace
@@ -124,6 +129,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             self._sockets, self._room = SocketDirectory(), host_room(host_limits())
             self._ready = ReadyPool(self._factory, self._room)
             await self.telemetry.open(options)
+            await self._listen(options.control or self._default_control)
             kinds = self._kinds(options.pool, "$.options.pool")
             info = await self._start_main(params.options) if options.environment else InitializeResult()
             self._ready.keep(kinds)
@@ -132,11 +138,34 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
             await self.stop()
             raise
 
+    async def _listen(self, control: bool | str) -> None:
+        """Have a control socket, where one is wanted: at a path, or among the sockets of processes."""
+        if not control:
+            return
+        assert self._sockets is not None
+        assert self._ready is not None
+        usual = f"{self._sockets.path}/{CONTROL_NAME}"
+        path = control if isinstance(control, str) else usual
+        view = HostView(
+            *(self._namespace, self._environments, self._counts, self._ready.health, self.telemetry.latency, self.kill)
+        )
+        self._control = ControlSocket(path, view)
+        await self._control.start()
+        if path != usual:
+            os.symlink(path, usual)  # by which it is found
+
+    @property
+    def control(self) -> str | None:
+        return None if self._control is None else self._control.path
+
     async def _start_main(self, given: dict[str, Any]) -> EnvironmentInfo:
         return await self._start(EnvironmentRequest(environment=MAIN, options=options_of(given)))
 
     async def stop(self) -> None:
         """See `Runtime.stop`. Idempotent."""
+        if self._control is not None:
+            await self._control.aclose()
+            self._control = None
         environments = list(self._environments.values())
         try:
             await _gather_all(
@@ -365,17 +394,22 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         return msgspec.structs.replace(status, details={**status.details, **shared})
 
     def _shared_health(self) -> dict[str, Any]:
-        states = Counter(environment.machine.state.value for environment in self._environments.values())
         ready = {} if self._ready is None else {"pool": self._ready.health()}
         made = {name: health for name, factory in self._factories.items() if (health := factory.health())}
-        return {"environments": dict(states), **self.telemetry.health(), **ready, **made}
+        control = {} if self.control is None else {"control": self.control}
+        return {"environments": dict(self._states()), **self.telemetry.health(), **ready, **made, **control}
+
+    def _states(self) -> Counter[str]:
+        return Counter(environment.machine.state.value for environment in self._environments.values())
 
     def _counts(self) -> Counts:
-        pools = [environment.pool for environment in self._environments.values() if environment.pool is not None]
+        environments = self._environments.values()
+        pools = [environment.pool.health() for environment in environments if environment.pool is not None]
         return Counts(
-            environments=Counter(environment.machine.state.value for environment in self._environments.values()),
-            processes=sum(len(pool.table.live()) for pool in pools),
-            waiting=sum(pool.waiting for pool in pools),
+            environments=self._states(),
+            processes=sum(pool["live"] for pool in pools),
+            waiting=sum(pool["waiting"] for pool in pools),
+            starting=sum(pool["starting"] for pool in pools),
             version=__version__,
             egress=sum((factory.decisions() for factory in self._factories.values()), Counter()),
         )

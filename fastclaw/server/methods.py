@@ -167,7 +167,8 @@ class Calls:
             raise InvalidState("the runtime is shutting down", "shutting_down")
         self.machine.move(RuntimeState.RUNNING)
         server = {"name": SERVER_NAME, "version": __version__}
-        return {**msgspec.to_builtins(result), "server": server, "capabilities": runtime.capabilities}
+        control = {} if runtime.control is None else {"control": runtime.control}
+        return {**msgspec.to_builtins(result), "server": server, "capabilities": runtime.capabilities, **control}
 
     def _running(self, environment: str | None = None) -> Runtime:
         """The runtime, which has one environment or knows them by name."""

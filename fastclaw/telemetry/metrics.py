@@ -9,14 +9,13 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 import h11
 
 from fastclaw import telemetry_limits
 from fastclaw.errors import InvalidParams, StartFailed
-from fastclaw.linux.sockets import listen_privately, remove_dead
+from fastclaw.linux.sockets import listen_anew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,7 +31,7 @@ class Counts(NamedTuple):
     Parameters:
         environments: by state.
         processes: that run.
-        waiting: starts that wait for their turn.
+        waiting, starting: starts that wait for their turn, and that are on their way.
         version: of fastclaw.
         egress: how often the egress proxy has decided so, by decision and reason.
     """
@@ -40,6 +39,7 @@ class Counts(NamedTuple):
     environments: Mapping[str, int]
     processes: int
     waiting: int
+    starting: int
     version: str
     egress: Mapping[tuple[str, str], int]
 
@@ -107,8 +107,7 @@ class MetricsEndpoint:
             host, port, *_ = self._server.sockets[0].getsockname()
             self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             return
-        remove_dead(where)  # asyncio, given a path, takes a living one's place
-        listener = socket.socket(fileno=listen_privately(where, socket.SOCK_STREAM, telemetry_limits.METRICS_CLIENTS))
+        listener = listen_anew(where, telemetry_limits.METRICS_CLIENTS)  # asyncio takes a living one's place
         self.address = self._path = where
         try:
             self._server = await asyncio.start_unix_server(

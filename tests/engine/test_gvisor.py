@@ -16,6 +16,8 @@ import pytest
 
 from fastclaw import limits
 from fastclaw.client import RuntimeClient
+from fastclaw.control.client import ControlClient
+from fastclaw.control.protocol import AskProcesses
 from fastclaw.errors import ExecFailed, FastclawError
 from fastclaw.linux import proc
 from tests.engine import gvisor_table
@@ -157,3 +159,17 @@ async def test_the_promises_are_kept_that_the_page_says(options: dict[str, Any])
     report = await gvisor_table.report_on(options)
     assert report.refused is None
     assert gvisor_table.table(report, options["oci_runtime"]) in gvisor_table.PAGE.read_text(), report.to_text()
+
+
+async def test_what_processes_take_is_seen_from_inside(options: dict[str, Any]) -> None:
+    async with running(options, control=True) as runtime:
+        assert runtime.welcome is not None
+        assert runtime.welcome.control is not None
+        await runtime.exec(["sh", "-c", "sleep 1000 & while :; do :; done"])
+        with ControlClient(runtime.welcome.control) as client:
+
+            async def is_seen() -> bool:
+                (row,) = (await asyncio.to_thread(client.processes, AskProcesses())).rows
+                return row.processes == 2 and (row.cpu_us or 0) > 200_000 and (row.memory_bytes or 0) > 0
+
+            await until(is_seen)

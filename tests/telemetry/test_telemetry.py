@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def telemetry() -> Telemetry:
-    return Telemetry(lambda: Counts({}, 0, 0, "1", {}), lambda _: None)
+    return Telemetry(lambda: Counts({}, 0, 0, 0, "1", {}), lambda _: None)
 
 
 async def test_without_options_there_are_histograms_only() -> None:
