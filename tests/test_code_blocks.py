@@ -50,6 +50,7 @@ NOT_RUN = {
     "docs/install.md: nothing is published yet",
     "docs/install.md: shows a page on a terminal",
     "docs/install.md: writes into the user's home",
+    "docs/top.md: waits for somebody who types",
     "docs/mcp.md: nothing is published yet, and `make test-adapters` runs it",
 }
 """Each by its page, with the reason that stands above it."""

@@ -21,6 +21,8 @@ COMMANDS = {
     "trace": "Show where the time of a journal's calls went.",
     "schema": "Show the methods and options, or a JSON Schema of them.",
     "serve": "Serve a runtime over stdin and stdout, for a supervisor.",
+    "stats": "Show what the environments of running runtimes take.",
+    "top": "Look at the processes of a running runtime.",
 }
 """Each is the attribute of that name of the module of that name; `fastclaw NAME --help` says more."""
 
