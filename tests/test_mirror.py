@@ -30,6 +30,7 @@ WITHOUT_TESTS = {
 SUBJECTS = {
     "acceptance/test_*.py": "the whole, as a supervisor and a hostile process see it",
     "adapters/*/test_*.py": "an adapter and its tool, by `make test-adapters`",
+    "benchmarks/test_*.py": "what the benches keep of a run, compare, and judge",
     "client/test_real_runtimes.py": "processes and runs through all layers, over real runtimes",
     "conformance/test_docker.py": "promises over a real Docker",
     "conformance/test_broken*.py": "all checks, against a runtime that breaks promises",
