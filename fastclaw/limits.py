@@ -182,9 +182,6 @@ engine would keep a longer one in its database before it fails, and be slow for 
 MAX_KEY_BYTES = 256
 """An idempotency key: room for a UUID with a path around it."""
 
-MAX_TRACESTATE_BYTES = 512
-"""As much of a `tracestate` as W3C Trace Context has everybody pass on at the least."""
-
 TTY_ROWS = 24
 """Of a terminal whose request names no size: what every terminal since the VT100 has."""
 

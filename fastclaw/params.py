@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from fastclaw import limits
+from fastclaw import limits, telemetry_limits
 from fastclaw.errors import ExecFailed, InvalidParams, ParseError
 from fastclaw.runtime import (
     TRACEPARENT,
@@ -210,13 +210,9 @@ def trace_of(request: ExecRequest | RunRequest | EnvironmentRequest) -> TraceCon
     Raises:
         InvalidParams: it is malformed. W3C has receivers leave such a header out; a param was meant by somebody.
     """
-    parent, state = request.traceparent, request.tracestate
-    if state is not None and (
-        parent is None or len(state) > limits.MAX_TRACESTATE_BYTES or not re.fullmatch(TRACESTATE, state)
-    ):
-        text = (
-            f"$.tracestate is no list of NAME=VALUE of W3C Trace Context, of up to {limits.MAX_TRACESTATE_BYTES} bytes"
-        )
+    parent, state, most = request.traceparent, request.tracestate, telemetry_limits.TRACESTATE_BYTES
+    if state is not None and (parent is None or len(state) > most or not re.fullmatch(TRACESTATE, state)):
+        text = f"$.tracestate is no list of NAME=VALUE of W3C Trace Context, of up to {most} bytes"
         raise InvalidParams(f"{text}, with a traceparent", path="$.tracestate")
     if parent is None:
         return None

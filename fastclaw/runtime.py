@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from fastclaw import environment_limits, limits
+from fastclaw import environment_limits, limits, telemetry_limits
 from fastclaw.errors import InvalidParams, MethodNotFound
 from fastclaw.progress import Tell
 
@@ -46,7 +46,9 @@ _MEMBER = r"[a-z0-9][a-z0-9_*/@\-]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]"
 TRACESTATE = rf"^{_MEMBER}(?:[ \t]*,[ \t]*{_MEMBER}){{0,31}}$"
 """What W3C Trace Context, level 1, allows (https://www.w3.org/TR/trace-context-1/)."""
 Traceparent = Annotated[str, Meta(extra_json_schema={"pattern": TRACEPARENT})]
-Tracestate = Annotated[str, Meta(extra_json_schema={"pattern": TRACESTATE, "maxLength": limits.MAX_TRACESTATE_BYTES})]
+Tracestate = Annotated[
+    str, Meta(extra_json_schema={"pattern": TRACESTATE, "maxLength": telemetry_limits.TRACESTATE_BYTES})
+]
 """Looked at by `params.trace_of`, which says what is wrong with one in words."""
 OutputBytes = Annotated[int, Meta(ge=0, le=limits.MAX_RUN_OUTPUT_BYTES)]
 

@@ -11,6 +11,9 @@ METRICS_CLIENTS = 16
 METRICS_MS = 10_000
 """From a connection to the last byte of its answer: Prometheus's own default deadline."""
 
+TRACESTATE_BYTES = 512
+"""As much of a `tracestate` as W3C Trace Context has everybody pass on at the least."""
+
 TRACES_QUEUE = 2_048
 """Spans that wait to be sent where `OTEL_BSP_MAX_QUEUE_SIZE` does not say: the SDK's own default, some 5 MB."""
 

@@ -110,7 +110,10 @@ async def test_another_user_is_turned_away_even_where_he_can_reach_it() -> None:
     async with a_socket() as control:
         Path(control.path).parent.chmod(0o755)
         command = [sys.executable, "-c", AS_NOBODY, control.path]
-        run = lambda: subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout  # noqa: E731
+
+        def run() -> str:
+            return subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout
+
         assert await asyncio.to_thread(run) == "PermissionError\n"
         os.chmod(control.path, 0o666)
         assert await asyncio.to_thread(run) in ("read b''\n", "ConnectionResetError\n", "BrokenPipeError\n")
