@@ -24,11 +24,12 @@ its tree was left; its answer was written."""
 
 RECEIVED, ADMITTED, SENT, TAKEN, STARTED, FIRST_BYTE, EXITED, GONE, ANSWERED = range(len(STAGES))
 
-ENVIRONMENT_STAGES = ("received", "admitted", "made", "ready", "answered")
-"""Of the start of an environment: its line was read; its options were read, and its name was free; its sandbox was
-made, or taken from the pool; processes could be started in it; its answer was written."""
+ENVIRONMENT_STAGES = ("received", "admitted", "prepared", "made", "up", "ready", "answered")
+"""Of the start of an environment: its line was read; its options were read, and its name was free; what its container
+is made of was there; that was made, or a sandbox was taken from the pool; its init ran; processes could be started in
+it; its answer was written. Of several containers it is the first."""
 
-MADE, READY = 2, 3
+PREPARED, MADE, UP, READY = range(2, 6)
 
 
 class TraceContext(NamedTuple):
@@ -202,6 +203,6 @@ def present(names: tuple[str, ...] = STAGES) -> Flight:
     return flight
 
 
-def unseen() -> Flight:
+def unseen(names: tuple[str, ...] = STAGES) -> Flight:
     """A flight that counts nowhere, of a start of our own."""
-    return Flight(monotonic_ns())
+    return Flight(monotonic_ns(), names)

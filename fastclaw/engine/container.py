@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastclaw import environment_limits, limits
+from fastclaw import environment_limits, limits, stages
 from fastclaw.engine.container_spec import mask, spawner_pids
 from fastclaw.engine.monitors import end_monitors
 from fastclaw.errors import ExecFailed, FastclawError, StartFailed
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fastclaw.spawner.frames import Identity
     from fastclaw.spawner.link import Spawner
     from fastclaw.spawner.templates import Plans
+    from fastclaw.stages import Flight
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Container:
         init_processes: how many processes its init consists of.
         on_death: called once, when it is noticed that the container has ended.
         network: what it is connected to; None: to nothing that fastclaw has a part in.
+        flight: of the start of its environment; one that comes after the first, or later, changes nothing of it.
 
     Attributes:
         id: its full id; empty before `start`.
@@ -122,9 +124,11 @@ class Container:
         init_processes: int,
         on_death: Callable[[], None],
         network: Network | None = None,
+        flight: Flight | None = None,
     ) -> None:
         self._engine = engine
         self._network = network
+        self._flight = flight or stages.unseen(stages.ENVIRONMENT_STAGES)
         self._spec = spec
         self._init_processes = init_processes
         self._on_death = on_death
@@ -160,10 +164,12 @@ class Container:
         self._creation = asyncio.get_running_loop().create_task(self._engine.create_container(self._spec))
         self.id = await asyncio.shield(self._creation)
         await self._engine.start_container(self.id)
+        self._flight.reach(stages.MADE)
         _take_back_null(self._spec)
         state = await self._engine.inspect_container(self.id)
         if state is None or not state.running or await self._has_ended(state.pid):
             raise StartFailed(f"the container ended at once; {self._why_ended()}")
+        self._flight.reach(stages.UP)
         self._pids = PidsLimit(group_of(state.pid, "pids"), self.id, self._commands)
         await self._came_up(state.pid)
         self.alive = True
@@ -377,13 +383,14 @@ class SpawnerContainer(Container):
         user: str,
         plans: Plans | None = None,
         network: Network | None = None,
+        flight: Flight | None = None,
         collect_bytes: int = limits.RUN_OUTPUT_BYTES,
         pids_limit: int = limits.PIDS_LIMIT,
         capabilities: Sequence[str] = (),
         root: int | None = 0,
         secret: str | None = None,
     ) -> None:
-        super().__init__(engine, spec, 1, on_death, network)
+        super().__init__(engine, spec, 1, on_death, network, flight)
         self._path = path
         self._user = user
         self._plans = plans

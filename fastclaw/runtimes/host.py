@@ -284,7 +284,7 @@ class EnvironmentHost(EnvironmentRuntime, FileRuntime, ImageRuntime):
         sandbox = self._factory(environment.runtime).make(environment.options)
         self._ready.starting += 1
         try:
-            await sandbox.start(tell)
+            await sandbox.start(tell, flight)
         finally:
             self._ready.starting -= 1
         return sandbox

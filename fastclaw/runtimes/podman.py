@@ -15,7 +15,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastclaw import engine_limits, limits
+from fastclaw import engine_limits, limits, stages
 from fastclaw.engine.container import Container, ContainerEngine, SpawnerContainer
 from fastclaw.engine.container_spec import (
     HOSTS,
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from fastclaw.processes.lane import Lane
     from fastclaw.processes.listeners import SocketDirectory
     from fastclaw.progress import Tell
+    from fastclaw.stages import Flight
 
 logger = logging.getLogger(__name__)
 
@@ -217,13 +218,14 @@ class PodmanSandbox(Sandbox):
         options, sockets = self.options, self._factory.sockets
         engine, _ = await asyncio.gather(self._factory.engines.get(options), self._factory.remove_abandoned_networks())
         self._engine = engine
-        plan = ContainerPlan(self._factory.namespace, options, engine)
+        plan = ContainerPlan(self._factory.namespace, options, engine, self._flight)
         _check_gvisor(plan, engine)
         self._image = image = await plan.engine.ensure_image(plan.image, options.pull, self._tell)
         await self._settle_rights(plan, image, engine.version, setup)
         if plan.is_here:
             plan.hosts = _write_hosts(sockets, plan, setup)
         await _make_volume(plan, setup)
+        self._flight.reach(stages.PREPARED)
         self._up = up = await self._lane(plan, sockets, setup)
         warnings = [*self._warnings(up.lane), *overruled(options.network)]
         for warning in warnings:
@@ -431,6 +433,7 @@ async def _spawn_lane(
             user=plan.user,
             plans=warm,
             network=network,
+            flight=plan.flight,
             collect_bytes=options.run_output_bytes,
             pids_limit=options.pids_limit,
             capabilities=plan.rights.capabilities,
@@ -451,7 +454,7 @@ async def _rest_lane(plan: ContainerPlan, network: EnvironmentNetwork, setup: co
 
     def make(number: int, on_death: Callable[[], None]) -> Container:
         spec = plan.spec(plan.next_name(), number, init, network.spec)
-        return Container(plan.maker, spec, init.processes, on_death, network)
+        return Container(plan.maker, spec, init.processes, on_death, network, plan.flight)
 
     containers = Containers(options.containers, make, wears=options.containers > 1)
     await _start(containers, setup)
@@ -502,6 +505,7 @@ class ContainerPlan:
     """What all containers of an environment have in common; each gets a name of its own.
 
     Attributes:
+        flight: of the environment's start.
         token: tells its containers from those of all others.
         user: the default user, by name or number.
         controllers: of cgroups, that its containers can have: to ask for a limit of another one would fail the start.
@@ -509,8 +513,8 @@ class ContainerPlan:
         is_gvisor: their OCI runtime is gVisor's.
     """
 
-    def __init__(self, namespace: str, options: Options, engine: Engine) -> None:
-        self.namespace, self.options, self.engine = namespace, options, engine.lifecycle
+    def __init__(self, namespace: str, options: Options, engine: Engine, flight: Flight) -> None:
+        self.namespace, self.options, self.engine, self.flight = namespace, options, engine.lifecycle, flight
         self.controllers = engine.version.controllers
         by_engine = options.clone == "never" or options.oci_runtime_flags
         self.maker: ContainerEngine = engine.lifecycle if by_engine else engine.clones

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from fastclaw import limits
+from fastclaw import limits, stages
 from fastclaw.errors import MethodNotFound, StartFailed
 from fastclaw.linux.meter import Takes
 from fastclaw.spawner.templates import Plans
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastclaw.processes.listeners import SocketDirectory
     from fastclaw.progress import Tell
     from fastclaw.runtime import MadeBy
+    from fastclaw.stages import Flight
 
 
 class SandboxFacts(NamedTuple):
@@ -76,20 +77,24 @@ class Sandbox(ABC):
         self.options = options
         self._setup = contextlib.AsyncExitStack()
         self._tell: Tell | None = None
+        self._flight = stages.unseen(stages.ENVIRONMENT_STAGES)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'up' if self.is_alive else 'not up'}>"
 
-    async def start(self, tell: Tell | None = None) -> None:
+    async def start(self, tell: Tell | None = None, flight: Flight | None = None) -> None:
         """Bring it up. One that fails, or is cancelled, has undone what it did.
 
         Parameters:
             tell: hears how the pull of its image comes on.
+            flight: of the call that it is for.
 
         Raises:
             StartFailed, InvalidParams.
         """
         self._tell = tell
+        if flight is not None:
+            self._flight = flight
         try:
             self.facts = await self._bring_up(self._setup)
         except BaseException as error:

@@ -17,10 +17,11 @@ from fastclaw.engine.container_spec import LABEL_NAMESPACE
 from fastclaw.engine.service.service import ManagedService
 from fastclaw.errors import ExecFailed, InvalidParams, StartFailed
 from fastclaw.options import Options
-from fastclaw.runtime import ExecRequest, InitializeParams
+from fastclaw.runtime import EnvironmentRequest, ExecRequest, InitializeParams
 from fastclaw.runtimes.host import EnvironmentHost
 from fastclaw.runtimes.podman import limits_not_in_force, why_not_spawn
 from tests.runtimes.commands import check_limits, ended
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -97,6 +98,20 @@ async def test_up_and_down_with_a_spawner(engine: EngineLifecycle) -> None:
         assert health.details["containers"] == {"places": 1, "usable": 1, "containers": 1}
         assert {"signal", "kill_tree", "user", "usage", "separate_eof", "limits"} <= set(runtime.capabilities)
         assert await output(runtime, "echo", "hi") == b"hi\n"
+
+
+async def test_a_start_says_when_it_came_how_far(engine: EngineLifecycle) -> None:
+    async with running(url=engine.url, environment=False) as runtime:
+        for options in ({"clone": "never"}, {"clone": "always"}, {"lane": "rest"}):
+            await runtime.environment_start(EnvironmentRequest(options=options))
+        await runtime.pool_set([{"size": 1}])
+        await until(lambda: runtime._ready is not None and runtime._ready.health()["kinds"][0]["ready"])
+        await runtime.environment_start(EnvironmentRequest())
+        told = runtime.telemetry.latency.summary()["environment_start"]
+    stages = {lane: list(outcomes["ready"]) for lane, outcomes in told.items()}
+    all_of_them = ["admitted", "prepared", "made", "up", "ready"]
+    assert stages == {"engine": all_of_them, "clone": all_of_them, "pool": ["admitted", "made", "ready"]}
+    assert {outcomes["ready"]["up"]["count"] for lane, outcomes in told.items() if lane != "pool"} == {2, 1}
 
 
 @pytest.mark.parametrize(
