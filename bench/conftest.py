@@ -80,7 +80,7 @@ def runner() -> Iterator[asyncio.Runner]:
 @pytest.fixture(scope="module")
 def engine(runner: asyncio.Runner, ratios: Ratios) -> Iterator[Engine]:
     """One for the benches of a file."""
-    yield from engine_or_skip(runner, ratios.versions)
+    yield from engine_or_skip(runner, ratios.header.versions)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ Owns how two ways are compared: in turn, pair by pair. What is made of the value
 from __future__ import annotations
 
 import gc
-import os
 import statistics
 import time
 import tomllib
@@ -79,16 +78,12 @@ class Comparison(NamedTuple):
 class Ratios:
     """What this run has found: each value of each round.
 
-    Nothing is kept twice: a name stands for one series of rounds.
+    Nothing is kept twice: a name stands for one series of rounds. `header` is of the moment when this was made.
     """
 
     def __init__(self) -> None:
-        self.load = os.getloadavg()[1]
+        self.header = make_header()
         self.rows: list[Row] = []
-        self.versions: dict[str, str] = {}
-        self.ways: dict[str, str] = {}
-        self.missing: dict[str, str] = {}
-        """Rivals that could not be measured, and what to do about it."""
 
     def compared(self, what: str, rival: str, pairs: Pairs) -> None:
         """Keep what was measured in turn with a rival."""
@@ -119,7 +114,7 @@ class Ratios:
 
     def results(self) -> Results:
         """All of it."""
-        return Results(make_header(self.load, self.versions, self.ways, self.missing), self.rows)
+        return Results(self.header, self.rows)
 
 
 def read_budgets() -> Budgets:

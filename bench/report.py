@@ -28,7 +28,8 @@ Written by `make bench`; do not edit. A ratio is the rate of ours over the rival
 the median of the pairs, with their quartiles, so above 1 is better than the rival. `n` is the number of pairs; `p` says
 how likely the two are to differ as much by noise alone (Mann-Whitney, two-sided). Ratios carry over to other machines;
 rates do not. `make bench-check` fails below a goal; an aim is what the design asks for. Every value of every round is
-in a file of results, `.bench/*.jsonl`, two of which `make bench-compare A=FILE B=FILE` compares.
+in a file of results, `.bench/*.jsonl`, two of which `make bench-compare A=FILE B=FILE` compares. A part of them is made
+by `.venv/bin/python -m pytest bench/test_wire.py --results=FILE`.
 """
 
 

@@ -127,10 +127,15 @@ def read(path: Path) -> Results:
     """A file of results.
 
     Raises:
-        ValueError: it is none, or was cut; the text names the line.
+        ValueError: it is none, or was cut; the text says where.
     """
     head, *lines = path.read_bytes().splitlines() or [b""]
-    return Results(_decoded(head, Header, path, 1), [_decoded(line, Row, path, n) for n, line in enumerate(lines, 2)])
+    rows = [_decoded(line, Row, path, number) for number, line in enumerate(lines, 2)]
+    found = Results(_decoded(head, Header, path, 1), rows)
+    for one in found.series():
+        if one.rival and len(one.ours) != len(one.theirs):
+            raise ValueError(f"{path}: {one.name}: {len(one.ours)} rounds of ours and {len(one.theirs)} of the rival")
+    return found
 
 
 def _decoded(line: bytes, kind: type[Kind], path: Path, number: int) -> Kind:
@@ -146,19 +151,17 @@ def write(path: Path, header: Header, rows: Iterable[Row]) -> None:
     path.write_bytes(b"\n".join(map(msgspec.json.encode, [header, *rows])) + b"\n")
 
 
-def make_header(load: float, versions: dict[str, str], ways: dict[str, str], missing: dict[str, str]) -> Header:
-    """Of this moment on this machine; `versions` are those of the engines."""
+def make_header() -> Header:
+    """Of this moment on this machine; who takes part adds his version."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return Header(
         date=str(datetime.now(UTC).date()),
         commit=_commit(),
         machine=f"{os.cpu_count()} CPUs, {memory:.0f} GiB, {platform.machine()}",
         kernel="Linux " + ".".join(platform.release().split(".")[:2]),  # the rest names a distribution's build
-        load=load,
+        load=os.getloadavg()[1],
         python=platform.python_version(),
-        versions={**{name: version(name) for name in OUR_LIBRARIES}, **versions},
-        ways=ways,
-        missing=missing,
+        versions={name: version(name) for name in OUR_LIBRARIES},
     )
 
 

@@ -37,7 +37,7 @@ PODMAN_PY_THREADS = 8
 @pytest.fixture
 def engine(runner: asyncio.Runner, ratios: Ratios) -> Iterator[Engine]:
     """A fresh one for each bench: the engine remembers every exec, and gets slower with them."""
-    yield from engine_or_skip(runner, ratios.versions)
+    yield from engine_or_skip(runner, ratios.header.versions)
 
 
 @pytest.fixture

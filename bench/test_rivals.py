@@ -75,7 +75,7 @@ def docker(request: pytest.FixtureRequest, ratios: Ratios) -> DockerService | No
     try:
         found: DockerService = request.getfixturevalue("docker_service")
     except pytest.skip.Exception as reason:
-        ratios.missing["Docker's API"] = str(reason)
+        ratios.header.missing["Docker's API"] = str(reason)
         return None
     return found
 
@@ -146,12 +146,12 @@ def optional_ways(programs: Programs, true: str, ratios: Ratios) -> Iterator[Way
     if SWE_REX.exists():
         yield Way("SWE-ReX, local runtime", MIDDLING, python_rival(str(SWE_REX), "swe_rex", true))
     else:
-        ratios.missing["SWE-ReX"] = GET
+        ratios.header.missing["SWE-ReX"] = GET
     if bwrap := shutil.which("bwrap", path=PATH):
         version = told_version([bwrap, "--version"])
         yield Way("bubblewrap", MIDDLING, started(programs, [], [bwrap, *BWRAP, true]), version)
     else:
-        ratios.missing["bubblewrap"] = GET
+        ratios.header.missing["bubblewrap"] = GET
 
 
 def engine_ways(programs: Programs, engine: Engine) -> list[Way]:
@@ -242,7 +242,7 @@ class Table:
 
         def run() -> float:
             told = way.measure(way.counts[self._at_once], self._at_once)
-            self._ratios.ways[way.name] = str(told.pop("version", way.version))
+            self._ratios.header.ways[way.name] = str(told.pop("version", way.version))
             took.append(Times(**told))
             return took[-1].seconds
 

@@ -57,6 +57,14 @@ def test_a_file_that_was_cut(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_file_that_was_cut_between_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, *results([1, 2, 3], [2, 2, 2]))
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"3 rounds of ours and 2 of the rival"):
+        read(path)
+
+
 @pytest.mark.parametrize("text", ["", "\n", "[]", '{"what": "run"}'])
 def test_a_file_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.jsonl").write_text(text)
