@@ -1,7 +1,7 @@
 """What two files of results say of each other: python -m bench.compare A B.
 
-By the ratios of a run, and not its times: what makes the machine slow for a while makes the rival slow too. A row that
-has no rival is compared by its own values.
+By the ratios of a run, and not its times: what makes the machine slow for a while makes the rival slow too, though not
+by as much. So the load before each run is said. A row that has no rival is compared by its own values.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def _line(before: Series, after: Series) -> Line:
 
 def differing(before: Header, after: Header) -> Iterable[str]:
     """What was not the same about the two runs, but for what is compared."""
-    sides = [
+    left, right = (
         {"machine": one.machine, "kernel": one.kernel, "Python": one.python, **one.versions, **one.ways}
         for one in (before, after)
-    ]
-    for name in sides[0] | sides[1]:
-        left, right = (side.get(name, "none") for side in sides)
-        if left != right:
-            yield f"not the same {name}: {left}; {right}"
+    )
+    for name in left:
+        if left[name] != right.get(name, left[name]):
+            yield f"not the same {name}: {left[name]}; {right[name]}"
+    yield f"load before the runs: {before.load:.1f}; {after.load:.1f}"
 
 
 def main(paths: list[str]) -> int:

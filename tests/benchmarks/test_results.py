@@ -122,17 +122,18 @@ def test_what_noise_does_not_explain(tmp_path: Path, capsys: pytest.CaptureFixtu
     write(tmp_path / "a", *results([90, 92, 88, 91, 89, 93], [100] * 6))
     write(tmp_path / "b", *results([75, 77, 74, 76, 73, 78], [100] * 6))
     assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    assert capsys.readouterr().out == "run / posix_spawn: 0.905 -> 0.755, n 6 + 6: 0.834 times (p 0.0022)\n"
+    line = "run / posix_spawn: 0.905 -> 0.755, n 6 + 6: 0.834 times (p 0.0022)"
+    assert capsys.readouterr().out == f"load before the runs: 0.5; 0.5\n{line}\n"
 
 
 def test_another_machine_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = results([1, 2], [1, 2])
     write(tmp_path / "a", *first)
-    write(tmp_path / "b", structs.replace(HEADER, kernel="Linux 6.1", versions={}), first.rows)
+    write(tmp_path / "b", structs.replace(HEADER, kernel="Linux 6.1", versions={"uvloop": "0.22.1"}), first.rows)
     assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     told = capsys.readouterr().out
     assert "not the same kernel: Linux 6.18; Linux 6.1\n" in told
-    assert "not the same uvloop: 0.23.0; none\n" in told
+    assert "not the same uvloop: 0.23.0; 0.22.1\n" in told
 
 
 @pytest.mark.parametrize("paths", [[], ["a"], ["a", "b", "c"]])
