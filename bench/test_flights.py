@@ -58,8 +58,8 @@ def test_what_a_record_costs(benchmark: BenchmarkFixture, ratios: Ratios) -> Non
     ratios.figure("flight record of a run", each, "s")
 
 
-SPANS = 1_000
-"""A round's: with those of the round before, as many as wait without a loss."""
+SPANS = 500
+"""A round's: with those of the round before, and a batch whose arrival is not known yet, fewer than may wait."""
 
 
 async def test_what_a_span_costs(ratios: Ratios) -> None:
