@@ -10,9 +10,10 @@ import asyncio
 import errno
 import os
 import stat
+from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from fastclaw import limits, telemetry_limits
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from aiofiles.threadpool.binary import AsyncFileIO
 
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
@@ -143,12 +144,14 @@ class RotatingLog:
             while done < len(data):
                 done += await file.write(data[done:])
         except OSError:
-            whole = data.rfind(b"\n", 0, done) + 1
+            ends = list(accumulate(map(len, lines)))  # one that is handed over may have several ends of lines in it
+            count = bisect_right(ends, done)
+            whole = ends[count - 1] if count else 0
             if whole < done:
                 await file.truncate(size + whole)
-            if not whole:
+            if not count:
                 raise
-            return data.count(b"\n", 0, whole)
+            return count
         return len(lines)
 
     async def _file_with_room(self, need: int) -> tuple[AsyncFileIO, int]:
@@ -157,7 +160,7 @@ class RotatingLog:
 
         while True:
             if self._file is None:
-                self._file = await aiofiles.open(self._path, "ab", 0, opener=_open, executor=self._thread)
+                self._file = await aiofiles.open(self._path, "ab", 0, opener=_open_after_a_line, executor=self._thread)
             known = os.fstat(self._file.fileno())
             if known.st_nlink and (known.st_size == 0 or known.st_size + need <= self._max_bytes):
                 return self._file, known.st_size
@@ -218,4 +221,21 @@ def _open(path: str, _: int) -> int:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "it is no plain file")
+    return fd
+
+
+def _open_after_a_line(path: str, flags: int) -> int:
+    """The same; where whoever wrote last was cut off in a line, that gets an end, or ours would be part of it.
+
+    Raises:
+        OSError: as `_open`, or the end cannot be written.
+    """
+    fd = _open(path, flags)
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            os.write(fd, b"\n")
+    except OSError:
+        os.close(fd)
+        raise
     return fd
