@@ -59,7 +59,8 @@ def trace(perfetto: IO[bytes] | None, last: int, slowest: int, as_json: bool, jo
         told = {"stages": rows, "slowest": summary.slowest(), "lost": summary.lost, "bad": reading.bad}
         click.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
         return
-    click.echo("\n".join(_text(rows, summary.slowest())))
+    for text in _text(rows, summary.slowest()):
+        click.echo(_printable(text))
     for warning in _missing(summary.lost, reading.bad):
         click.echo(warning, err=True)
 
@@ -80,6 +81,11 @@ def _missing(lost: int, bad: int) -> Iterator[str]:
         yield f"{bad} lines were no lines of a journal, or cut"
 
 
+def _printable(text: str) -> str:
+    """A journal may be anybody's, and what is in it is not to move our terminal's cursor."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
 def _text(rows: list[StageRow], slowest: list[Line]) -> Iterator[str]:
     for (kind, lane, outcome), of in itertools.groupby(rows, lambda row: (row.kind, row.lane, row.outcome)):
         yield f"{kind}, {lane or 'no lane'}, {outcome}"
@@ -91,7 +97,7 @@ def _text(rows: list[StageRow], slowest: list[Line]) -> Iterator[str]:
         yield ""
     if slowest:
         yield "the slowest:"
-        width = shutil.get_terminal_size().columns
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         yield from (_slow(line)[:width] for line in slowest)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 if TYPE_CHECKING:
     from fastclaw.stages import Flight
 
 Kind = Literal["exec", "run", "environment_start", "gone", "lost"]
+
+Microseconds = Annotated[int, Meta(ge=0, le=2**53)]
+"""Up to 285 years: what every reader of JSON has exactly."""
 
 
 class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,8 +38,8 @@ class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
     environment: str = ""
     lane: str = ""
     outcome: str = ""
-    timings: dict[str, int] = field(default_factory=dict)
-    lines: int = 0
+    timings: dict[str, Microseconds] = field(default_factory=dict)
+    lines: Annotated[int, Meta(ge=0)] = 0
 
 
 _decoder = msgspec.json.Decoder(Line)

@@ -66,6 +66,16 @@ def test_what_is_missing_is_said(call: Call, journal: Path) -> None:
     ]
 
 
+def test_who_reads_no_terminal_gets_whole_lines_and_nobody_gets_control_characters(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    timings = {"admitted": 1, "sent": 3, "exited": 6}
+    path.write_bytes(encoded(Line(kind="run", id="i" * 80, outcome="\x1b]0;x\x07\n", timings=timings)))
+    text = call("trace", str(path)).stdout.decode()
+    took = "exited 3 us, sent 2 us, admitted 1 us"
+    assert text.splitlines()[-1] == f"      6 us  run {'i' * 80} \ufffd]0;x\ufffd\ufffd: {took}"
+    assert all(letter == "\n" or letter.isprintable() for letter in text)
+
+
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"\0" * 100])
 def test_a_file_without_a_call_is_an_error_in_one_line(call: Call, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"

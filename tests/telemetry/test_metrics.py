@@ -84,6 +84,9 @@ def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
             assert error["data"]["reason"] == "io_error"
             told = f"options.metrics: cannot listen at {place}: Address already in use; take another place"
             assert error["message"] == f"start failed: {told}"
+            too_long = "/" + "s" * 200
+            error = runtime.call("initialize", namespace="n", options={"metrics": too_long})["error"]
+            assert error["message"].endswith(f"{too_long}: AF_UNIX path too long; take another place")
             runtime.initialize(metrics="127.0.0.1:0")
             host, _, port = runtime.call("health")["result"]["details"]["metrics"]["address"].rpartition(":")
             assert samples(asked((host, int(port))))["fastclaw_processes", ()] == 0
