@@ -97,7 +97,8 @@ class MetricsEndpoint:
             await endpoint._listen(where)
         except OSError as error:
             await endpoint.aclose()
-            text = f"{OPTION}: cannot listen at {address}: {os.strerror(error.errno) if error.errno else error}; take another place"
+            why = os.strerror(error.errno) if error.errno else error
+            text = f"{OPTION}: cannot listen at {address}: {why}; take another place"
             raise StartFailed(text, "io_error") from error
         return endpoint
 
