@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from fastclaw import telemetry_limits
 from fastclaw.telemetry.lines import Line, decoded
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """The lines of a journal and of what it was rotated into, the oldest first.
+    """The lines of a journal and of what it was rotated into, the oldest first. To be read once.
+
+    Its files are opened together, the newest first, so that none is missed which a runtime rotates meanwhile.
 
     Parameters:
         path: of the newest file.
@@ -28,14 +31,25 @@ class Reading:
     """
 
     def __init__(self, path: Path) -> None:
-        older = [Path(f"{path}.{number}") for number in reversed(range(1, telemetry_limits.LOG_FILES))]
-        self._paths = [*(each for each in older if each.is_file()), path]
-        self.bad = self.read_bytes = 0
-        self.total_bytes = sum(os.stat(each).st_size for each in self._paths)
+        self._opened = ExitStack()
+        self._files: dict[int, BinaryIO] = {}
+        self.bad = self.read_bytes = self.total_bytes = 0
+        self._open(path)
+        for number in range(1, telemetry_limits.LOG_FILES):
+            older = Path(f"{path}.{number}")
+            if older.is_file():
+                self._open(older)
+
+    def _open(self, path: Path) -> None:
+        file = self._opened.enter_context(path.open("rb"))
+        about = os.fstat(file.fileno())
+        if about.st_ino not in self._files:  # else it was rotated just now
+            self._files[about.st_ino] = file
+            self.total_bytes += about.st_size
 
     def __iter__(self) -> Iterator[Line]:
-        for path in self._paths:
-            with path.open("rb") as file:
+        with self._opened:
+            for file in reversed(self._files.values()):
                 while data := file.readline(telemetry_limits.JOURNAL_LINE_BYTES):
                     self.read_bytes += len(data)
                     line = decoded(data)

@@ -28,6 +28,18 @@ def test_files_that_were_rotated_come_first_the_oldest_before_all(tmp_path: Path
     assert (reading.bad, reading.read_bytes) == (0, reading.total_bytes)
 
 
+def test_what_is_rotated_while_it_is_read_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    (tmp_path / "journal.1").write_bytes(a_line(0))
+    path.write_bytes(a_line(1))
+    lines = iter(Reading(path))
+    first = next(lines)
+    (tmp_path / "journal.1").rename(tmp_path / "journal.2")
+    path.rename(tmp_path / "journal.1")
+    path.write_bytes(a_line(2))
+    assert [first.id, *(line.id for line in lines)] == ["p-0", "p-1"]
+
+
 @pytest.mark.parametrize("cut", range(1, len(a_line(7))))
 def test_a_line_that_was_cut_anywhere_is_counted_and_the_others_are_read(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "journal"
