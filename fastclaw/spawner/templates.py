@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
-from fastclaw import limits
+from fastclaw import limits, stages
 from fastclaw.errors import ExecFailed, FastclawError, ProtocolError, StartFailed
 from fastclaw.linux.helper import Backoff
 from fastclaw.params import rlimits
@@ -404,6 +404,7 @@ class SupervisedTemplate:
         flags = flags_of(spec, has_stdin=spec.stdin if collection is None else True)
         is_adopted = False
         try:
+            spec.flight.reach(stages.SENT)
             pid = await instance.fork(process, request, theirs.detach(), spec, flags)
             instance.spawner.adopt(process, pid, instance.process)
             is_adopted = True

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import pytest
 
-from fastclaw import limits
+from fastclaw import limits, stages
 from fastclaw.client import RuntimeClient
 from fastclaw.errors import ExecFailed, StartFailed
 from fastclaw.options import Template
@@ -129,6 +129,17 @@ print(json.dumps({
 sys.stderr.write("bad")
 sys.exit(7)
 """
+
+
+async def test_each_stage_of_a_worker_is_known_up_to_the_end_of_its_tree() -> None:
+    async with a_rig() as rig:
+        process = await rig.start("print(1)")
+        await process.finish()
+        await until(lambda: process.is_gone)
+        at = process.process.flight.at
+        order = [at[stage] for stage in (stages.SENT, stages.TAKEN, stages.EXITED, stages.GONE)]
+        assert 0 not in order
+        assert order == sorted(order)
 
 
 async def test_a_worker_is_what_was_asked_for(tmp_path: Path) -> None:

@@ -111,7 +111,10 @@ static void note_worker_end(struct slot *slot, u32 pid, int status, struct rusag
 static int handle_worker(struct slot *slot, u32 child, struct worker *worker, u32 strays) {
     u32 state = __atomic_load_n(&worker->state, __ATOMIC_ACQUIRE), id = worker->id;
     if (state == ASKED) adopt(slot, child, worker);
-    if (state == GONE && !strays && remove_worker(worker, GONE)) tell(EMPTY, id, 0, 0);
+    if (state == GONE && !strays && remove_worker(worker, GONE)) {
+        struct slot empty = {.reached[AT_GONE] = now_ns()};
+        tell_reached(&empty, EMPTY, id, 0, 0);
+    }
     if (worker->state != KEPT) return worker->state == GONE;
     u32 asked = apply_orders(worker->orders, id, worker->pid);
     struct target target = {.root = worker->pid, .reaper = slot->pid};
