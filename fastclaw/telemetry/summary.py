@@ -77,12 +77,14 @@ class Summary:
         self._histograms: defaultdict[tuple[str, str, str], defaultdict[str, Histogram]] = defaultdict(
             lambda: defaultdict(Histogram)
         )
-        self._number = self.lost = 0
+        self._number = self.lost = self._lost_last = 0
 
     def add(self, line: Line) -> None:
         """One more line."""
         if line.kind == "lost":
-            self.lost = line.lines
+            is_same_runtime = line.lines >= self._lost_last  # each counts from 0
+            self.lost += line.lines - self._lost_last if is_same_runtime else line.lines
+            self._lost_last = line.lines
         if line.kind in {"lost", "gone"}:
             return
         of = self._histograms[line.kind, line.lane, line.outcome]

@@ -56,3 +56,10 @@ def test_the_slowest_are_kept_and_no_more() -> None:
         summary.add(a_run(number, exited=(number * 7) % 1000))
     assert [took_us(line) for line in summary.slowest()] == [999, 998, 997]
     assert len(summary._slowest) == 3
+
+
+def test_what_runtimes_lost_one_after_the_other_is_added_up() -> None:
+    summary = Summary(0)
+    for lines in (100, 130, 3, 5):
+        summary.add(Line(kind="lost", lines=lines))
+    assert summary.lost == 135
