@@ -92,8 +92,7 @@ def mount_mapped(source: str, target: str, user_namespace: int) -> None:
     Raises:
         OSError: its file system cannot be mapped, or `target` is no directory.
     """
-    tree = _LIBC.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | os.O_CLOEXEC)
-    _checked(tree, source)
+    tree = open_bare(source)
     try:
         attributes = _MountAttributes(_MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
         size = ctypes.c_size_t(ctypes.sizeof(attributes))
@@ -102,6 +101,17 @@ def mount_mapped(source: str, target: str, user_namespace: int) -> None:
         _checked(moved, target)
     finally:
         os.close(tree)
+
+
+def open_bare(path: str) -> int:
+    """A descriptor of a directory by a mount of its own, without what is mounted in it.
+
+    Raises:
+        OSError: it is none, or cannot be had.
+    """
+    tree: int = _LIBC.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    _checked(tree, path)
+    return tree
 
 
 def make_user_namespace(first: int, count: int) -> int:

@@ -12,6 +12,7 @@ spawners; then everything is removed, and it ends. Standard library, besides wha
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import json
@@ -222,7 +223,7 @@ class ClonerProcess:
         draft = f"{LAYERS}/.{order['name']}"
         try:
             file_trees.remove_tree(draft)
-            file_trees.link_tree(order["source"], draft)
+            self._link(order["source"], draft)
             os.stat(order["witness"])  # removed before anything of the layer is
             os.rename(draft, f"{LAYERS}/{order['name']}")
             self._say({"id": order["id"]})
@@ -230,6 +231,26 @@ class ClonerProcess:
             with suppress(OSError):
                 file_trees.remove_tree(draft)
             self._fail(order, error)
+
+    def _link(self, source: str, draft: str) -> None:
+        """Podman covers its layers with a mount of themselves, and where somebody has run it by hand that is the host's
+        (containers/storage, drivers/overlay: MakePrivate). No link leads from one mount to another: below both it does.
+        """
+        try:
+            file_trees.link_tree(source, draft)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+        else:
+            return
+        file_trees.remove_tree(draft)
+        both = os.path.commonpath([source, self._directory])
+        bare = mounts.open_bare(both)
+        try:
+            places = (source, f"{self._directory}/{draft}")
+            file_trees.link_tree(*(f"/proc/self/fd/{bare}/{os.path.relpath(place, both)}" for place in places))
+        finally:
+            os.close(bare)
 
     def _drop(self, order: Order) -> None:
         """No clone has this layer any more."""

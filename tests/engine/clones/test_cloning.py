@@ -7,7 +7,7 @@ import io
 import os
 import subprocess
 import tarfile
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ from tests.engine.versions import VERSION
 from tests.waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from podman.api.client import APIClient
 
     from fastclaw.engine.container import SpawnerContainer
@@ -70,6 +72,24 @@ async def test_many_at_once_are_one_of_the_engines_and_clones(clones: CloneFleet
     assert [await run(container, "true") for container in many] == [(0, "")] * 12
     await asyncio.gather(*(container.remove() for container in many))
     assert groups() == []
+
+
+@contextmanager
+def covered(path: str) -> Iterator[None]:
+    """A directory with itself mounted on it."""
+    subprocess.run(["mount", "--bind", path, path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+async def test_layers_that_a_podman_by_hand_has_covered_can_be_kept(clones: CloneFleet) -> None:
+    """It mounts them onto themselves, where it has no mount namespace of its own: a link is `Invalid cross-device`."""
+    with covered(str(clones.storage / "overlay")):
+        async with clones.up() as first, clones.up() as second:
+            assert [made_by(clones, one) for one in (first, second)] == ["engine", "clone"]
+            assert await run(second, "true") == (0, "")
 
 
 async def test_where_the_first_fails_the_next_one_is_the_first(clones: CloneFleet) -> None:
