@@ -13,6 +13,7 @@ from msgspec import Struct, field
 from fastclaw.bench.histogram import Latency
 from fastclaw.bench.leftovers import Leftovers
 from fastclaw.bench.plan import LoadName, Plan
+from fastclaw.printable import printable
 
 LATE_US = 10_000
 """An open loop that begins one operation in a hundred later than this is not at its rate."""
@@ -160,11 +161,6 @@ def named(server: dict[str, Any] | None) -> str:
     given = server or {}
     told = [str(given[name])[:_NAME_CHARS] for name in ("name", "version") if name in given]
     return printable(" ".join(told)) or "a runtime"
-
-
-def printable(text: str) -> str:
-    """What a runtime says must not move the cursor of who reads it."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _columns(report: Report) -> list[tuple[str, list[str]]]:

@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from fastclaw import telemetry_limits
+from fastclaw.printable import printable
 from fastclaw.telemetry.perfetto import document
 from fastclaw.telemetry.reading import Reading
 from fastclaw.telemetry.summary import StageRow, Summary, own_times, took_us
@@ -60,7 +61,7 @@ def trace(perfetto: IO[bytes] | None, last: int, slowest: int, as_json: bool, jo
         click.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
         return
     for text in _text(rows, summary.slowest()):
-        click.echo(_printable(text))
+        click.echo(printable(text))  # a journal may be anybody's
     for warning in _missing(summary.lost, reading.bad):
         click.echo(warning, err=True)
 
@@ -79,11 +80,6 @@ def _missing(lost: int, bad: int) -> Iterator[str]:
         yield f"{lost} lines are missing: the disk did not keep up"
     if bad:
         yield f"{bad} lines were no lines of a journal, or cut"
-
-
-def _printable(text: str) -> str:
-    """A journal may be anybody's, and what is in it is not to move our terminal's cursor."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _text(rows: list[StageRow], slowest: list[Line]) -> Iterator[str]:

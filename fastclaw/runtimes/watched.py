@@ -18,6 +18,7 @@ from fastclaw import limits, telemetry_limits
 from fastclaw.control.protocol import BY_USAGE, EnvironmentRow, ProcessRow, ProcessRows, Snapshot, StartLatency
 from fastclaw.control.rates import Rank
 from fastclaw.control.socket import Watched
+from fastclaw.printable import printable
 from fastclaw.processes.blocked import BlockedOutputs
 
 if TYPE_CHECKING:
@@ -249,6 +250,5 @@ def _row(one: _One, usage: Usage | None, blocked: list[StreamName] | None, looks
 
 
 def shown(cmd: Sequence[str]) -> str:
-    """A command line in one line of a screen, where what is no text must not be taken for orders to the terminal."""
-    text = " ".join(cmd)[: telemetry_limits.CONTROL_TEXT_CHARS]
-    return text if text.isprintable() else "".join(letter if letter.isprintable() else "�" for letter in text)
+    """A command line in one line of a screen."""
+    return printable(" ".join(cmd)[: telemetry_limits.CONTROL_TEXT_CHARS])
