@@ -64,6 +64,14 @@ def compared(before: Results, after: Results) -> list[Line]:
     return [_line(*pair) for pair in pairs]
 
 
+def alone(before: Results, after: Results) -> Iterable[str]:
+    """The rows that only one of them has, by their number."""
+    names = [{(one.name, one.unit) for one in side.series()} for side in (before, after)]
+    for side, only in (("A", names[0] - names[1]), ("B", names[1] - names[0])):
+        if only:
+            yield f"only in {side}: {len(only)} rows, as {min(only)[0]}"
+
+
 def _line(before: Series, after: Series) -> Line:
     left, right = before.values, after.values
     medians = (statistics.median(left), statistics.median(right))
@@ -92,9 +100,12 @@ def main(paths: list[str]) -> int:
     except (OSError, ValueError) as error:
         sys.stderr.write(f"bench-compare: {error}\n")
         return 1
-    lines = [*differing(before.header, after.header), *map(str, compared(before, after))]
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+    both = compared(before, after)
+    lines = [*differing(before.header, after.header), *alone(before, after), *map(str, both)]
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    if not both:
+        sys.stderr.write("bench-compare: no row is in both\n")
+    return int(not both)
 
 
 if __name__ == "__main__":

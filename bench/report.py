@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+USAGE = "usage: python -m bench.report FILE, a file of results (.bench/*.jsonl)\n"
 
 TOP = """\
 # Benchmarks
@@ -99,15 +100,18 @@ def _figures(measured: Sequence[Series]) -> list[str]:
     return lines
 
 
-def main(path: str) -> None:
-    """Write the page.
-
-    Raises:
-        ValueError: the file is no file of results.
-        OSError: it cannot be read, or the page not written.
-    """
-    PAGE.write_text(page(read(Path(path)), read_budgets()))
+def main(paths: list[str]) -> int:
+    """Write the page; where the file is no file of results, it stays as it is."""
+    if len(paths) != 1:
+        sys.stderr.write(USAGE)
+        return 2
+    try:
+        PAGE.write_text(page(read(Path(paths[0])), read_budgets()))
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"bench.report: {error}\n")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

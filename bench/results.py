@@ -135,6 +135,10 @@ def read(path: Path) -> Results:
     for one in found.series():
         if one.rival and len(one.ours) != len(one.theirs):
             raise ValueError(f"{path}: {one.name}: {len(one.ours)} rounds of ours and {len(one.theirs)} of the rival")
+        if one.rival and min(*one.ours, *one.theirs) <= 0:
+            raise ValueError(f"{path}: {one.name}: a value that is not above 0, of which there is no ratio")
+    if not rows:
+        raise ValueError(f"{path}: nothing was measured")
     return found
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec import structs
 
-from bench import compare
+from bench import compare, report
 from bench.figures import quantity
 from bench.ratios import Budgets, Pairs, Ratios
 from bench.report import page
-from bench.results import Header, Results, Row, read, write
+from bench.results import Header, Results, Row, Side, read, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +63,33 @@ def test_a_file_that_was_cut_between_lines(tmp_path: Path) -> None:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     with pytest.raises(ValueError, match=r"3 rounds of ours and 2 of the rival"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ([1, 0], [2, 2], "run / posix_spawn: a value that is not above 0"),
+        ([], [], "nothing was measured"),
+    ],
+)
+def test_a_file_of_which_no_ratios_can_be_made(
+    tmp_path: Path, ours: list[float], theirs: list[float], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page of the last run stays: it is not written over with half of one."""
+    sides: tuple[tuple[Side, list[float]], ...] = (("ours", ours), ("rival", theirs))
+    rows = [
+        Row(what="run", rival="posix_spawn", side=side, unit="/s", value=value, round=0, at=1)
+        for side, values in sides
+        for value in values
+    ]
+    write(tmp_path / "a", HEADER, rows)
+    with pytest.raises(ValueError, match=said):
+        read(tmp_path / "a")
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "a")]) == 1
+    before = report.PAGE.read_bytes()
+    assert report.main([str(tmp_path / "a")]) == 1
+    assert report.PAGE.read_bytes() == before
+    assert capsys.readouterr().err.count(said) == 2
 
 
 @pytest.mark.parametrize("text", ["", "\n", "[]", '{"what": "run"}'])
@@ -134,6 +161,28 @@ def test_another_machine_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     assert "not the same kernel: Linux 6.18; Linux 6.1\n" in told
     assert "not the same uvloop: 0.23.0; 0.22.1\n" in told
+
+
+def test_rows_that_only_one_has_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = Row(what="memory", unit="KB", value=12.5, round=0, at=1)
+    write(tmp_path / "a", *results([1, 2], [1, 2]))
+    write(tmp_path / "b", HEADER, [figure])
+    write(tmp_path / "c", HEADER, [*results([1, 2], [1, 2]).rows, figure])
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "c")]) == 0
+    assert capsys.readouterr().out.startswith("load before the runs: 0.5; 0.5\nonly in B: 1 rows, as memory\n")
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    told = capsys.readouterr()
+    assert (
+        told.out
+        == "load before the runs: 0.5; 0.5\nonly in A: 1 rows, as run / posix_spawn\nonly in B: 1 rows, as memory\n"
+    )
+    assert told.err == "bench-compare: no row is in both\n"
+
+
+@pytest.mark.parametrize("paths", [[], ["a", "b"]])
+def test_how_the_page_is_made(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(paths) == 2
+    assert capsys.readouterr().err.startswith("usage: python -m bench.report FILE")
 
 
 @pytest.mark.parametrize("paths", [[], ["a"], ["a", "b", "c"]])
