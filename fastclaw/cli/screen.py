@@ -24,7 +24,7 @@ Line = list[tuple[str, Style]]
 Mode = Literal["list", "filter", "sort", "kill", "help"]
 
 SORTS: tuple[Sort, ...] = get_args(Sort)
-BY_KEY: dict[str, Sort] = {"P": "cpu", "M": "memory", "T": "time"}
+BY_KEY: dict[str, Sort] = {"P": "cpu", "M": "memory", "T": "time", "N": "age"}
 BARS = "▁▂▃▄▅▆▇█"
 _OLD_S = 1.0
 """An order by usage that is older says so."""
@@ -32,21 +32,24 @@ HISTORY = 20
 """Latencies that the sparkline remembers, each of a look at which there were any."""
 _HEAD_LINES = 5
 """Of the screen, at most, for what is above the processes: all of it at 40 columns."""
+_LEAST_ROWS = 3
+"""Of processes, for which what is above them makes room on a low screen."""
 _LEAST_COMMAND = 12
 """Columns for a command, below which another column is left out."""
 _MORE, _LESS = "next", "previous"
 KEYS = (
     ("up down PgUp PgDn Home End", "move"),
-    ("F6 >", "choose what to sort by"),
-    ("P M T", "sort by CPU, memory, CPU time"),
+    ("F6 < >", "choose what to sort by"),
+    ("P M T N", "sort by CPU, memory, time, age"),
     ("I", "the other way round"),
-    ("/ F4", "only what has a text; Esc: all"),
+    ("/ \\ F4", "only what has a text; Esc: all"),
     ("t F5", "by environment, with its figures"),
     ("e", "show ended ones too"),
     ("k F9", "end a process with its tree"),
     ("q F10", "leave"),
 )
 HELP = "q leave  ? keys"
+_FILTER = "Filter: "
 
 
 class Column(NamedTuple):
@@ -259,7 +262,7 @@ class Screen:
 
     def lines(self) -> list[Line]:
         """The whole screen, from above."""
-        head, room = self._head(), self.height - 1
+        head, room = [] if self.mode == "help" else self._head(), self.height - 1
         body = {"sort": self._choices, "help": self._keys}.get(self.mode, self._list)()
         shown = [*head, *body][:room]
         shown += [[]] * (room - len(shown))
@@ -268,13 +271,15 @@ class Screen:
     def _head(self) -> list[Line]:
         if self._snapshot is None:
             return []
-        return flow(summary(self._snapshot, self._latencies), self.width)[:_HEAD_LINES]
+        most = max(0, min(_HEAD_LINES, self.height - 2 - _LEAST_ROWS))
+        return flow(summary(self._snapshot, self._latencies), self.width)[:most]
 
     def _choices(self) -> list[Line]:
         lines: list[Line] = [[("Sort by", "bold")]]
         for at, sort in enumerate(SORTS):
             lines.append([(f" {sort} ", "reverse" if at == self._choice else "plain")])
-        return lines
+        room = self.height - 1 - len(self._head())
+        return lines[max(0, self._choice + 2 - room) :]
 
     def _keys(self) -> list[Line]:
         width = max(len(keys) for keys, _ in KEYS) if self.width >= 60 else 0
@@ -332,7 +337,7 @@ class Screen:
 
     def _foot(self) -> Line:
         if self.mode == "filter":
-            return [("Filter: ", "bold"), (f"{self._filter}_", "plain")]
+            return [(_FILTER, "bold"), (end_of(f"{self._filter}_", self.width - len(_FILTER)), "plain")]
         if self.mode == "kill" and self._doomed is not None:
             return [(f"End {self._doomed.process_id} with its tree? y/n ", "warning"), (self._doomed.command, "plain")]
         if self.message:
@@ -359,8 +364,8 @@ _MOVES: dict[str, Callable[[int], int]] = {
 
 _ACTIONS: dict[str, Callable[[Screen], None]] = {
     **dict.fromkeys(("q", "f10"), Screen._leave),
-    **dict.fromkeys(("/", "f4"), Screen._begin_filter),
-    **dict.fromkeys((">", "f6"), Screen._begin_sort),
+    **dict.fromkeys(("/", "\\", "f3", "f4"), Screen._begin_filter),
+    **dict.fromkeys(("<", ">", ",", ".", "f6"), Screen._begin_sort),
     **dict.fromkeys(("t", "f5"), Screen._regroup),
     **dict.fromkeys(("k", "f9"), Screen._begin_kill),
     **dict.fromkeys(("?", "h", "f1"), Screen._begin_help),
@@ -385,6 +390,13 @@ def cut(line: Line, width: int) -> Line:
         left -= cell_len(text)
         kept.append((text, style))
     return kept
+
+
+def end_of(text: str, width: int) -> str:
+    """As much of a text's end as has room: there it is typed."""
+    while text and cell_len(text) > width:
+        text = text[1:]
+    return text
 
 
 def flow(texts: Iterable[tuple[str, Style]], width: int) -> list[Line]:

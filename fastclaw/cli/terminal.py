@@ -32,6 +32,8 @@ _NAMES = {
     **{curses.KEY_F0 + number: f"f{number}" for number in range(1, 13)},
 }
 _CHARACTERS = {"\n": "enter", "\r": "enter", "\x1b": "escape", "\x7f": "backspace", "\b": "backspace", "\x03": "q"}
+_REDRAW = "\x0c"
+"""Ctrl-L: something else has written on this terminal."""
 _ESCAPE_MS = 25
 """For the rest of a key that begins with Esc: a terminal sends all of it at once."""
 _ASK_S = 0.1
@@ -105,7 +107,9 @@ class Terminal:
         window.timeout(max(1, round(wait_s * 1000)))
         is_any = False
         while (key := _key(window)) is not None:
-            if key:
+            if key == _REDRAW:
+                window.clearok(True)
+            elif key:
                 self._screen.press(key)
             is_any = True
             window.timeout(0)

@@ -58,6 +58,10 @@ class OnTerminal:
         """Type these."""
         os.write(self._fd, keys.encode())
 
+    def disturb(self, text: str) -> None:
+        """Show this, which another program has written on the same terminal."""
+        self._stream.feed(text.encode())
+
     @property
     def lines(self) -> list[str]:
         """What is shown now, without blanks at the ends."""

@@ -111,6 +111,12 @@ def test_what_there_is_room_for_on_a_narrow_screen() -> None:
     ]
 
 
+def test_on_a_low_screen_what_is_above_the_processes_makes_room_for_them() -> None:
+    lines = texts(a_screen(width=40, height=5).lines())
+    assert [line[:10] for line in lines[:4]] == ["S   CPU%  ", *["R      -  "] * 3]
+    assert lines[4].startswith("1-3/100")
+
+
 @given(
     st.integers(1, 200),
     st.integers(1, 60),
@@ -241,7 +247,7 @@ def test_a_group_is_headed_by_what_its_environment_takes_once_that_is_known() ->
 # --- orders ---
 
 
-@pytest.mark.parametrize(("key", "sort"), [("P", "cpu"), ("M", "memory"), ("T", "time")])
+@pytest.mark.parametrize(("key", "sort"), [("P", "cpu"), ("M", "memory"), ("T", "time"), ("N", "age")])
 def test_a_letter_chooses_the_order(key: str, sort: str) -> None:
     screen = a_screen()
     press(screen, "end", "I", key)
@@ -251,7 +257,7 @@ def test_a_letter_chooses_the_order(key: str, sort: str) -> None:
     assert screen.asked().reverse
 
 
-@pytest.mark.parametrize("key", ["f6", ">"])
+@pytest.mark.parametrize("key", ["f6", *"<>,."])
 def test_an_order_is_chosen_of_a_list(key: str) -> None:
     screen = a_screen()
     press(screen, key)
@@ -260,6 +266,15 @@ def test_an_order_is_chosen_of_a_list(key: str) -> None:
     assert (screen.asked().sort, screen.mode) == (SORTS[1], "list")
     press(screen, key, "up", "escape")
     assert screen.asked().sort == SORTS[1]
+
+
+@pytest.mark.parametrize("height", [4, 6, 12, 24])
+def test_what_is_chosen_is_seen_on_a_low_screen(height: int) -> None:
+    screen = a_screen(40, height)
+    screen.press("f6")
+    for sort in [*SORTS, SORTS[0]]:
+        assert (f" {sort} ", "reverse") in [part for line in screen.lines() for part in line]
+        screen.press("down")
 
 
 def test_no_more_rows_are_asked_for_than_may_be() -> None:
@@ -278,9 +293,10 @@ def test_every_column_that_can_be_an_order_is_one() -> None:
     assert {column.sort for column in COLUMNS} - {None} | {"command"} == set(SORTS)
 
 
-def test_what_is_typed_filters_until_escape() -> None:
+@pytest.mark.parametrize("key", [*"/\\", "f3", "f4"])
+def test_what_is_typed_filters_until_escape(key: str) -> None:
     screen = a_screen()
-    press(screen, "/", *"slqp", "backspace", "k")
+    press(screen, key, *"slqp", "backspace", "k")
     assert (screen.asked().filter, texts(screen.lines())[-1]) == ("slqk", "Filter: slqk_")
     press(screen, "enter")
     assert (screen.mode, screen.asked().filter) == ("list", "slqk")
@@ -295,6 +311,12 @@ def test_a_filter_has_no_more_than_can_be_asked_for() -> None:
     screen = a_screen()
     press(screen, "/", *"x" * 300)
     assert len(screen.asked().filter) == telemetry_limits.CONTROL_TEXT_CHARS
+
+
+def test_the_end_of_a_long_filter_is_seen_where_it_is_typed() -> None:
+    screen = a_screen(width=40)
+    press(screen, "/", *"x" * 60, *"あend")
+    assert texts(screen.lines())[-1] == f"Filter: {'x' * 26}あend_"
 
 
 def test_ended_ones_are_shown_on_demand() -> None:
@@ -351,8 +373,9 @@ def test_leaving(key: str) -> None:
     assert screen.is_over
 
 
-def test_the_keys_are_shown_until_the_next_one() -> None:
-    screen = a_screen()
+@pytest.mark.parametrize(("width", "height"), [(120, 24), (40, 12)])
+def test_the_keys_are_shown_until_the_next_one(width: int, height: int) -> None:
+    screen = a_screen(width, height)
     screen.press("?")
     assert all(meaning in "\n".join(texts(screen.lines())) for _, meaning in KEYS)
     screen.press("q")

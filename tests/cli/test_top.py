@@ -146,6 +146,16 @@ def test_another_size_is_drawn_anew(running: Served) -> None:
         terminal.until(lambda lines: lines[-1].startswith("1-30/30 by age") and has("ENVIRONMENT", lines))
 
 
+def test_what_something_else_has_written_goes_with_control_l(running: Served) -> None:
+    running.exec("sleep", "1000")
+    with on_terminal(60, 12) as terminal:
+        terminal.until(lambda lines: has("sleep 1000", lines))
+        terminal.disturb("\x1b[8;1Hsome error")
+        assert has("some error", terminal.lines)
+        terminal.press("\x0c")
+        terminal.until(lambda lines: not has("some error", lines) and has("sleep 1000", lines))
+
+
 def test_a_process_is_ended_once_that_is_confirmed(running: Served) -> None:
     process = running.exec("sh", "-c", "sleep 1000 & sleep 1000")["process_id"]
     with on_terminal(40, 12) as terminal:
