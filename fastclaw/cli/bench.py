@@ -17,6 +17,7 @@ import click
 from fastclaw import bench_limits
 from fastclaw.bench.plan import Job, LoadName, Plan
 from fastclaw.cli.commands import INTERRUPTED, setting, size
+from fastclaw.cli.numbers import NumberRange
 from fastclaw.linux import own_process
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _LINE_S = 10
 _BAR = 20
 Found = TypeVar("Found")
 _AT_ONCE = click.IntRange(1, bench_limits.BENCH_AT_ONCE)
-_SECONDS = click.FloatRange(0, bench_limits.BENCH_MAX_DURATION_S, min_open=True)
+_SECONDS = NumberRange(0, bench_limits.BENCH_MAX_DURATION_S, min_open=True)
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -51,7 +52,7 @@ _SECONDS = click.FloatRange(0, bench_limits.BENCH_MAX_DURATION_S, min_open=True)
 @click.option(
     "--rate",
     "-r",
-    type=click.FloatRange(0, bench_limits.BENCH_RATE, min_open=True),
+    type=NumberRange(0, bench_limits.BENCH_RATE, min_open=True),
     metavar="N",
     help="Open loop: N a second at random, each timed from when it was meant to begin.",
 )
@@ -66,14 +67,14 @@ _SECONDS = click.FloatRange(0, bench_limits.BENCH_MAX_DURATION_S, min_open=True)
 @click.option("--count", "-n", type=click.IntRange(1), metavar="N", help="Begin so many.")
 @click.option(
     "--warm-up",
-    type=click.FloatRange(0, bench_limits.BENCH_MAX_DURATION_S),
+    type=NumberRange(0, bench_limits.BENCH_MAX_DURATION_S),
     default=0.0,
     metavar="SECONDS",
     help="Before that, the same uncounted.",
 )
 @click.option(
     "--deadline",
-    type=click.FloatRange(0, bench_limits.BENCH_MAX_OPERATION_MS / 1000, min_open=True),
+    type=NumberRange(0, bench_limits.BENCH_MAX_OPERATION_MS / 1000, min_open=True),
     default=bench_limits.BENCH_OPERATION_MS / 1000,
     show_default=True,
     metavar="SECONDS",

@@ -13,6 +13,7 @@ import msgspec
 
 from fastclaw import telemetry_limits
 from fastclaw.cli import columns
+from fastclaw.cli.numbers import NumberRange
 from fastclaw.control.client import HOW_TO_GET_ONE, ControlClient, find_sockets
 from fastclaw.control.protocol import AskSnapshot
 from fastclaw.errors import IoError
@@ -34,7 +35,7 @@ FIRST_LOOK_S = 0.5
 @click.argument("sockets", metavar="[SOCKET]...", nargs=-1)
 @click.option("--no-stream", is_flag=True, help="Print once and leave.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option("--interval", type=click.FloatRange(0.5, 60), default=5.0, show_default=True, help="Seconds.")
+@click.option("--interval", type=NumberRange(0.5, 60), default=5.0, show_default=True, help="Seconds.")
 def stats(sockets: tuple[str, ...], no_stream: bool, form: Literal["table", "json"], interval: float) -> None:
     """Show what the environments of running runtimes take: those at these control sockets, or all of this user's."""
     with ExitStack() as clients:

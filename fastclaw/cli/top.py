@@ -10,6 +10,7 @@ import typing
 
 import click
 
+from fastclaw.cli.numbers import NumberRange
 from fastclaw.cli.stats import FIRST_LOOK_S, connect
 from fastclaw.control.client import ControlClient
 from fastclaw.control.protocol import AskProcesses, AskSnapshot, Sort
@@ -23,7 +24,7 @@ _PLAIN_COLUMNS = 120
 @click.command()
 @click.argument("socket", metavar="[SOCKET]", required=False)
 @click.option("--sort", type=click.Choice(SORTS), default="age", show_default=True)
-@click.option("--interval", type=click.FloatRange(0.5, 60), default=2.0, show_default=True, help="Seconds.")
+@click.option("--interval", type=NumberRange(0.5, 60), default=2.0, show_default=True, help="Seconds.")
 def top(socket: str | None, sort: Sort, interval: float) -> None:
     """Look at the processes of a running runtime: the one at this control socket, or the only one of this user's.
 

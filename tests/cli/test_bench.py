@@ -91,6 +91,7 @@ def test_what_cannot_be_measured_is_one_line(arguments: list[str], said: str) ->
         (["--rate", "5", "--burst", "3"], "name one"),
         (["--load", "sleep"], "'sleep' is not one of 'exec', 'run', 'hold', 'environments', 'files'"),
         (["--rate", "0"], "--rate"),
+        (["--rate", "nan"], "'nan' is not a number"),
         (["--concurrency", "0"], "--concurrency"),
         (["--cmd", "'"], "--cmd"),
         (["--cmd", ""], "--cmd: it has no word"),

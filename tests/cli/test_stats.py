@@ -155,8 +155,10 @@ def test_a_dead_socket_is_left_out_and_said(two: list[Served]) -> None:
     os.rmdir(directory)
 
 
-@pytest.mark.parametrize("arguments", [("--format", "xml"), ("--interval", "0"), ("--nonsense",)])
+@pytest.mark.parametrize(
+    "arguments", [("--format", "xml"), ("--interval", "0"), ("--interval", "nan"), ("--nonsense",)]
+)
 def test_wrong_arguments_say_what_is_wrong(arguments: tuple[str, ...]) -> None:
-    done = fastclaw("stats", *arguments)
+    done = fastclaw("stats", "--no-stream", *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
     assert arguments[0] in assert_one_line(done.stderr)
