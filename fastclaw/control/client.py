@@ -5,14 +5,17 @@ Blocking: who looks has nothing else to do.
 
 from __future__ import annotations
 
+import os
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from fastclaw import limits, telemetry_limits
 from fastclaw.control.protocol import Killed, ProcessRows, Refusal, Snapshot, line_of, read_answer
 from fastclaw.control.socket import CONTROL_NAME
 from fastclaw.errors import IoError, ProtocolError
+from fastclaw.linux.sockets import peer
 from fastclaw.processes.listeners import is_trusted_peer, socket_directories
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 Wanted = TypeVar("Wanted", Snapshot, ProcessRows, Killed)
 
 HOW_TO_GET_ONE = "start it with fastclaw serve --control, or with options.control of initialize"
+_AS_HE = "look as the user whose runtime it is"
+"""Root has to as well: he could show what he likes, and be told what to kill."""
 
 
 def find_sockets() -> list[str]:
@@ -62,12 +67,16 @@ class ControlClient:
         self._socket.settimeout(telemetry_limits.CONTROL_ANSWER_MS / 1000)
         try:
             self._socket.connect(self.path)
-        except ConnectionRefusedError:
+        except ConnectionRefusedError:  # what is no socket refuses as well
+            if os.path.exists(self.path) and not Path(self.path).is_socket():
+                raise IoError(f"what is at {self.path} is no socket; {HOW_TO_GET_ONE}") from None
             raise IoError(f"nobody listens at {self.path}: its runtime has ended") from None
+        except PermissionError:
+            raise IoError(f"{self.path} is another user's; {_AS_HE}") from None
         except OSError as error:
             raise IoError(f"no control socket at {self.path}: {error.strerror or error}; {HOW_TO_GET_ONE}") from error
         if not is_trusted_peer(self._socket):
-            raise IoError(f"who listens at {self.path} is another user")
+            raise IoError(f"who listens at {self.path} is another user, with uid {peer(self._socket)[1]}; {_AS_HE}")
 
     def snapshot(self, asked: AskSnapshot) -> Snapshot:
         """How the runtime is.

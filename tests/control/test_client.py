@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -64,6 +65,34 @@ def test_a_dead_one_is_called_so(tmp_path: Path) -> None:
         ControlClient(str(tmp_path / "c.sock"))
 
 
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_is_no_socket_is_called_so(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "c.sock"
+    path.touch() if kind == "file" else path.mkdir()
+    with pytest.raises(IoError, match="is no socket; start it with"):
+        ControlClient(str(path))
+
+
+ASKS_S = """
+import os, sys
+from fastclaw.control.client import ControlClient
+from fastclaw.errors import IoError
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+try:
+    ControlClient(sys.argv[1])
+except IoError as error:
+    print(error)
+"""
+
+
+@needs_root
+async def test_who_may_not_connect_is_told_whose_it_is() -> None:
+    async with a_socket() as control:
+        command = [sys.executable, "-c", ASKS_S, control.path]
+        done = await asyncio.to_thread(subprocess.run, command, stdout=subprocess.PIPE, text=True, check=True)
+        assert "another user's; look as the user whose runtime it is" in done.stdout
+
+
 NOBODY_S = """
 import os, socket, sys
 one = socket.socket(socket.AF_UNIX)
@@ -84,7 +113,7 @@ def test_one_of_another_user_is_not_believed(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/") as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"up\n"
-        with pytest.raises(IoError, match="another user"):
+        with pytest.raises(IoError, match="another user, with uid 65534; look as the user whose runtime it is"):
             ControlClient(path)
         child.communicate(timeout=10)
     os.unlink(path)
