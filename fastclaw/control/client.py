@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -99,7 +100,8 @@ class ControlClient:
         deadline = time.monotonic() + timeout_ms / 1000
         try:
             self._socket.settimeout(timeout_ms / 1000)
-            self._socket.sendall(line_of(asked))
+            with suppress(BrokenPipeError):  # who was cut off before he asked has an answer that says why
+                self._socket.sendall(line_of(asked))
             answer = read_answer(self._line(deadline))
         except TimeoutError:
             raise IoError(f"no answer at {self.path} within {timeout_ms} ms", "no_answer") from None

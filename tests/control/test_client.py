@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from fastclaw.errors import FastclawError, IoError, ProtocolError
 from fastclaw.processes.listeners import SocketDirectory
 from tests.control.rig import a_socket, asking
 from tests.spawner.rig import needs_root
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +65,23 @@ def test_a_dead_one_is_called_so(tmp_path: Path) -> None:
         dead.bind(str(tmp_path / "c.sock"))
     with pytest.raises(IoError, match="its runtime has ended"):
         ControlClient(str(tmp_path / "c.sock"))
+
+
+async def test_who_is_one_too_many_is_told_so_though_he_was_cut_off_before_he_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(telemetry_limits, "CONTROL_CLIENTS", 0)
+    async with a_socket() as control:
+        with await asyncio.to_thread(ControlClient, control.path) as client:
+            await until_readable(client)
+            await until(lambda: not control._clients)
+            with pytest.raises(ProtocolError, match="0 clients look already"):
+                await asyncio.to_thread(client.snapshot, AskSnapshot())
+
+
+async def until_readable(client: ControlClient) -> None:
+    readable, _, _ = await asyncio.to_thread(select.select, [client._socket], [], [], 10)
+    assert readable
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
