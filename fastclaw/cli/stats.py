@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import click
 import msgspec
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fastclaw.control.protocol import EnvironmentRow
+
+
+class Shown(NamedTuple):
+    """An environment, and the runtime that it is one of: each runtime may have a `main`."""
+
+    namespace: str
+    pid: int
+    row: EnvironmentRow
+
 
 HEADINGS = (
     *("ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET IO", "BLOCK IO", "PIDS", "CPU TIME", "AVG CPU %"),
@@ -75,13 +84,13 @@ def _leave_out(error: IoError) -> None:
     click.echo(f"Left out: {str(error).removeprefix(IoError.prefix)}", err=True)
 
 
-def _look(clients: list[ControlClient]) -> list[EnvironmentRow]:
+def _look(clients: list[ControlClient]) -> list[Shown]:
     """All environments of all runtimes. One that has ended is looked at no more.
 
     Raises:
         IoError: the last one has.
     """
-    rows: list[EnvironmentRow] = []
+    rows: list[Shown] = []
     for client in list(clients):
         try:
             rows.extend(_rows(client))
@@ -93,34 +102,36 @@ def _look(clients: list[ControlClient]) -> list[EnvironmentRow]:
     return rows
 
 
-def _rows(client: ControlClient) -> Iterator[EnvironmentRow]:
+def _rows(client: ControlClient) -> Iterator[Shown]:
     """Of all environments of a runtime, page by page."""
     offset, total = 0, 1
     while offset < total:
         page = client.snapshot(AskSnapshot(offset=offset))
-        yield from page.environments
+        yield from (Shown(page.namespace, page.pid, row) for row in page.environments)
         offset, total = offset + telemetry_limits.CONTROL_ROWS, page.total
 
 
-def _text(rows: Sequence[EnvironmentRow], form: Literal["table", "json"]) -> str:
+def _text(rows: Sequence[Shown], form: Literal["table", "json"]) -> str:
     if form == "json":
-        return msgspec.json.encode([msgspec.structs.asdict(row) for row in rows]).decode()
+        flat = [{"namespace": one.namespace, "pid": one.pid, **msgspec.structs.asdict(one.row)} for one in rows]
+        return msgspec.json.encode(flat).decode()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return columns.table([HEADINGS, *(cells(row, time.time(), memory) for row in rows)])
 
 
-def cells(row: EnvironmentRow, now: float, host_bytes: int) -> list[str]:
+def cells(one: Shown, now: float, host_bytes: int) -> list[str]:
     """A row of the table.
 
     Parameters:
         now: Unix time.
         host_bytes: the host's memory, which is the limit where there is no other.
     """
+    row = one.row
     limit = None if row.memory_bytes is None else row.memory_limit_bytes or host_bytes
     age_us = max(now - row.started_at, 1e-6) * 1e6
     return [
         row.environment,
-        row.container or columns.UNKNOWN,
+        row.container or one.namespace,
         columns.percent(row.cpu_percent),
         columns.pair(columns.size(row.memory_bytes), columns.size(limit)),
         columns.share(row.memory_bytes, limit),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from fastclaw.cli.stats import HEADINGS, cells
+from fastclaw.cli.stats import HEADINGS, Shown, cells
 from fastclaw.control.protocol import EnvironmentRow
 from tests.cli.programs import assert_one_line, fastclaw
 from tests.cli.test_top import FASTCLAW, only_one
@@ -57,7 +57,7 @@ def test_what_is_known_is_shown_as_podman_shows_it() -> None:
         block_out_bytes=8_192,
         pids=21,
     )
-    shown = dict(zip(HEADINGS, cells(row, 100.0, 10**10), strict=True))
+    shown = dict(zip(HEADINGS, cells(Shown("n", 7, row), 100.0, 10**10), strict=True))
     assert shown == {
         "ID": "e1",
         "NAME": "fastclaw-n-1",
@@ -73,9 +73,9 @@ def test_what_is_known_is_shown_as_podman_shows_it() -> None:
 
 
 def test_what_is_not_known_is_a_dash_and_a_limit_is_the_host_s() -> None:
-    assert cells(ROW, 100.0, 10**10) == ["e1", *["-"] * 9]
+    assert cells(Shown("n", 7, ROW), 100.0, 10**10) == ["e1", "n", *["-"] * 8]
     with_memory = EnvironmentRow(environment="e", state="running", started_at=1.0, runtime="local", memory_bytes=10**9)
-    assert cells(with_memory, 100.0, 10**10)[3:5] == ["1.00GB / 10.0GB", "10.00%"]
+    assert cells(Shown("n", 7, with_memory), 100.0, 10**10)[3:5] == ["1.00GB / 10.0GB", "10.00%"]
 
 
 def test_all_environments_of_all_runtimes_are_shown(two: list[Served]) -> None:
@@ -87,6 +87,13 @@ def test_all_environments_of_all_runtimes_are_shown(two: list[Served]) -> None:
     assert sorted(row.split()[0] for row in rows) == ["main", "main", "more"]
     busy = next(row.split() for row in rows if row.split()[2] not in ("-", "0.00%"))
     assert float(busy[2].rstrip("%")) > 5
+
+
+def test_it_is_said_of_which_runtime_an_environment_is(two: list[Served]) -> None:
+    done = fastclaw("stats", "--no-stream", "--format", "json", command=FASTCLAW)
+    mains = [row for row in orjson.loads(done.stdout) if row["environment"] == "main"]
+    assert {row["pid"] for row in mains} == {one.child.pid for one in two}
+    assert all(row["namespace"] for row in mains)
 
 
 def test_one_of_them_is_shown_as_json(two: list[Served]) -> None:
