@@ -54,7 +54,7 @@ def stats(sockets: tuple[str, ...], no_stream: bool, form: Literal["table", "jso
         while True:
             time.sleep(pause)
             rows = _look(asked)
-            is_redrawn = form == "table" and not no_stream and sys.stdout.isatty()
+            is_redrawn = form == "table" and not no_stream and sys.stdout.isatty() and has_screen()
             click.echo(_CLEAR * is_redrawn + _text(rows, form))
             if no_stream:
                 return
@@ -82,6 +82,19 @@ def connect(sockets: Sequence[str]) -> list[ControlClient]:
 
 def _leave_out(error: IoError) -> None:
     click.echo(f"Left out: {str(error).removeprefix(IoError.prefix)}", err=True)
+
+
+def has_screen() -> bool:
+    """Whether the terminal is one that a cursor moves on, as far as this Python can tell."""
+    try:
+        import curses
+    except ImportError:
+        return False
+    try:
+        curses.setupterm()
+    except curses.error:
+        return False
+    return curses.tigetstr("cup") is not None
 
 
 def _look(clients: list[ControlClient]) -> list[Shown]:

@@ -11,7 +11,7 @@ import typing
 import click
 
 from fastclaw.cli.numbers import NumberRange
-from fastclaw.cli.stats import FIRST_LOOK_S, connect
+from fastclaw.cli.stats import FIRST_LOOK_S, connect, has_screen
 from fastclaw.control.client import ControlClient
 from fastclaw.control.protocol import AskProcesses, AskSnapshot, Sort
 from fastclaw.errors import IoError
@@ -31,7 +31,7 @@ def top(socket: str | None, sort: Sort, interval: float) -> None:
     ? shows the keys. Without a terminal, it prints once and leaves.
     """
     path = os.path.abspath(socket) if socket else _only_one()
-    if not (sys.stdin.isatty() and sys.stdout.isatty() and _has_screen()):
+    if not (sys.stdin.isatty() and sys.stdout.isatty() and has_screen()):
         _print(path, sort)
         return
     from fastclaw.cli.screen import Screen  # not for help and completion: it loads rich
@@ -53,19 +53,6 @@ def _only_one() -> str:
         listed = " ".join(client.path for client in clients)
         raise IoError(f"{len(clients)} runtimes can be looked at; name one of their sockets: {listed}")
     return clients[0].path
-
-
-def _has_screen() -> bool:
-    """Whether the terminal is one that a cursor moves on, as far as this Python can tell."""
-    try:
-        import curses
-    except ImportError:
-        return False
-    try:
-        curses.setupterm()
-    except curses.error:
-        return False
-    return curses.tigetstr("cup") is not None
 
 
 def _print(path: str, sort: Sort) -> None:

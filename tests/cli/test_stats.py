@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from fastclaw.cli.stats import HEADINGS, Shown, cells
 from fastclaw.control.protocol import EnvironmentRow
 from tests.cli.programs import assert_one_line, fastclaw
+from tests.cli.pseudo_terminal import OnTerminal
 from tests.cli.test_top import FASTCLAW, only_one
 from tests.served import Served, served
 
@@ -125,6 +127,19 @@ def test_it_goes_on_until_nobody_reads(two: list[Served]) -> None:
         child.stdout.close()
         assert child.wait(DEADLINE_S) == 1
         assert b"Traceback" not in child.stderr.read()
+
+
+@pytest.mark.parametrize(("term", "tables"), [("linux", 1), ("dumb", 2)])
+def test_a_screen_is_cleared_where_it_is_one(two: list[Served], term: str, tables: int) -> None:
+    path = two[0].call("health")["result"]["details"]["control"]
+    with OnTerminal([*FASTCLAW, "stats", "--interval", "0.5", path], 120, 24, os.environ, term=term) as terminal:
+        terminal.until(lambda lines: any("AVG CPU" in line for line in lines))
+        for _ in range(3):
+            two[0].exec("sleep", "1000")
+        terminal.until(lambda lines: any(re.search(r"^main .* 3  ", line) for line in lines))
+        seen = sum("AVG CPU" in line for line in terminal.lines)
+        assert min(seen, 2) == tables
+        assert not any("[J" in line for line in terminal.lines)
 
 
 def test_one_that_ends_is_looked_at_no_more_and_with_the_last_one_it_is_over(two: list[Served]) -> None:
