@@ -78,16 +78,16 @@ demo: install ## start 100 workers, stream through them, show what it took (no s
 
 bench: install ## measure everything, write .bench/DATE-COMMIT.jsonl (or RESULTS=FILE) and docs/benchmarks.md
 	@scripts/get-rivals "$(BIN)/python" .rivals
-	$(BENCH) --ratios-write $(if $(RESULTS),--results=$(RESULTS))
+	$(BENCH) --ratios-write $(if $(RESULTS),--results='$(RESULTS)')
 
 bench-check: install ## measure and fail below the goals in bench/budgets.toml
-	$(BENCH) --ratios-check $(if $(RESULTS),--results=$(RESULTS))
+	$(BENCH) --ratios-check $(if $(RESULTS),--results='$(RESULTS)')
 
 bench-compare: install ## what two files of results say of each other, and what noise explains (A=FILE B=FILE)
-	@$(BIN)/python -m bench.compare $(A) $(B)
+	@$(BIN)/python -m bench.compare $(if $(A),'$(A)') $(if $(B),'$(B)')
 
 bench-short: install ## measure for a minute and fail where a budget is missed by more than noise explains; CI runs it
-	@$(BIN)/python -m bench.short $(RESULTS)
+	@$(BIN)/python -m bench.short $(if $(RESULTS),'$(RESULTS)')
 
 soak: install ## the demo again and again (ROUNDS=20), then 100 000 starts and 1 000 environments; stops at the first leftover or wrong byte
 	@$(BIN)/fastclaw demo --rounds $(ROUNDS)
