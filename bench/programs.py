@@ -66,3 +66,13 @@ def told(command: list[str], fds: tuple[int, ...] = ()) -> list[dict[str, Any]]:
     )
     assert done.returncode == 0, f"{command}: {done.stderr.decode() or done.returncode}"
     return [orjson.loads(line) for line in done.stdout.splitlines()]
+
+
+def why_not(command: list[str]) -> str:
+    """Why a program that is there does not work, as bubblewrap where user namespaces are not allowed; else empty."""
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -17,7 +17,7 @@ import pytest
 
 from bench.engine import CONTAINERS, Engine, idle_container
 from bench.lean_client import LeanClient
-from bench.programs import Programs, told
+from bench.programs import Programs, told, why_not
 from bench.ratios import Pairs, Ratios, compare_told
 from bench.results import P50, P99, ROOT
 from bench.wire import LOOP, Command, Times, Wire, floor
@@ -147,11 +147,14 @@ def optional_ways(programs: Programs, true: str, ratios: Ratios) -> Iterator[Way
         yield Way("SWE-ReX, local runtime", MIDDLING, python_rival(str(SWE_REX), "swe_rex", true))
     else:
         ratios.header.missing["SWE-ReX"] = GET
-    if bwrap := shutil.which("bwrap", path=PATH):
+    bwrap = shutil.which("bwrap", path=PATH)
+    if bwrap is None:
+        ratios.header.missing["bubblewrap"] = GET
+    elif why := why_not([bwrap, *BWRAP, true]):
+        ratios.header.missing["bubblewrap"] = why
+    else:
         version = told_version([bwrap, "--version"])
         yield Way("bubblewrap", MIDDLING, started(programs, [], [bwrap, *BWRAP, true]), version)
-    else:
-        ratios.header.missing["bubblewrap"] = GET
 
 
 def engine_ways(programs: Programs, engine: Engine) -> list[Way]:

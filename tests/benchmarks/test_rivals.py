@@ -7,7 +7,7 @@ import sys
 import pytest
 from msgspec import structs
 
-from bench.programs import told
+from bench.programs import told, why_not
 from bench.ratios import Budgets, Pairs, Ratios
 from bench.report import page
 from bench.results import P50, P99, Results
@@ -26,6 +26,14 @@ def test_a_rival_measures_itself(loop: str) -> None:
 def test_a_rival_whose_command_fails_measures_nothing() -> None:
     with pytest.raises(AssertionError, match="asyncio_subprocess"):
         told([sys.executable, "-m", "bench.rivals.asyncio_subprocess", "2", "1", "asyncio", "/bin/false"])
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [("true", ""), ("echo first >&2; echo not permitted >&2; exit 1", "not permitted"), ("exit 3", "exit code 3")],
+)
+def test_a_rival_that_is_there_and_does_not_work_is_said(script: str, why: str) -> None:
+    assert why_not(["sh", "-c", script]) == why
 
 
 def test_the_quickest_comes_first() -> None:
