@@ -9,7 +9,7 @@ from fastclaw.bench.report import Report
 from fastclaw.bench.session import up
 
 if TYPE_CHECKING:
-    from fastclaw.bench.plan import Job
+    from fastclaw.bench.job import Job
     from fastclaw.bench.recorder import Recorder
     from fastclaw.bench.session import OnBegin
 

@@ -18,7 +18,7 @@ from fastclaw.bench.session import up
 from fastclaw.bench.timer import Timer
 
 if TYPE_CHECKING:
-    from fastclaw.bench.plan import Job, Plan
+    from fastclaw.bench.job import Job, Plan
 
 NULL = [sys.executable, "-I", str(Path(null_main.__file__))]
 _SHOT_NS = 500_000

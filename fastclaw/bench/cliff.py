@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Struct, field
 
 from fastclaw import bench_limits
+from fastclaw.bench.job import LoadName, Plan
 from fastclaw.bench.leftovers import Leftovers
-from fastclaw.bench.plan import LoadName, Plan
 from fastclaw.bench.report import LATE_US, Measured, named, time_text, wrapped
 
 By = Literal["rate", "concurrency"]

@@ -13,7 +13,7 @@ from fastclaw.bench.watch import Watch
 
 if TYPE_CHECKING:
     from fastclaw.bench.cliff import By
-    from fastclaw.bench.plan import Job, Plan
+    from fastclaw.bench.job import Job, Plan
     from fastclaw.bench.session import OnBegin, Session
 
 

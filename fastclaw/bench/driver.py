@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from fastclaw.bench.calls import Calls
+    from fastclaw.bench.job import Plan
     from fastclaw.bench.loads import Load
-    from fastclaw.bench.plan import Plan
     from fastclaw.bench.recorder import Recorder
 
 _NS = 1_000_000_000

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fastclaw.bench.calls import Calls
-    from fastclaw.bench.plan import Job, LoadName
+    from fastclaw.bench.job import Job, LoadName
 
 _CAT = ["cat"]
 _HELLO = ["echo", "hello"]

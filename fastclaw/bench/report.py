@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct, field
 
 from fastclaw.bench.histogram import Latency
+from fastclaw.bench.job import LoadName, Plan
 from fastclaw.bench.leftovers import Leftovers
-from fastclaw.bench.plan import LoadName, Plan
 from fastclaw.printable import printable
 
 LATE_US = 10_000

@@ -21,7 +21,7 @@ from fastclaw.bench.recorder import Failed, Recorder
 from fastclaw.bench.report import Measured, is_held
 
 if TYPE_CHECKING:
-    from fastclaw.bench.plan import Job, Plan
+    from fastclaw.bench.job import Job, Plan
 
 _COUNT = itertools.count(1)
 

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from fastclaw import bench_limits
-from fastclaw.bench.plan import Job, LoadName, Plan
+from fastclaw.bench.job import Job, LoadName, Plan
 from fastclaw.cli.commands import INTERRUPTED, setting, size
 from fastclaw.cli.numbers import NumberRange
 from fastclaw.linux import own_process

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastclaw.bench.benchmark import benchmark
-from fastclaw.bench.plan import Job, LoadName, Plan
+from fastclaw.bench.job import Job, LoadName, Plan
 
 if TYPE_CHECKING:
     from fastclaw.bench.driver import Driver

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastclaw.bench.benchmark import benchmark
-from fastclaw.bench.plan import LoadName, Plan
+from fastclaw.bench.job import LoadName, Plan
 from fastclaw.bench.session import NotMeasured
 from fastclaw.conformance.rig import bearers
 from fastclaw.errors import IoError

@@ -6,7 +6,7 @@ import pytest
 
 from fastclaw import bench_limits
 from fastclaw.bench.calibration import floor_of, floor_plan, timer_lateness
-from fastclaw.bench.plan import Plan
+from fastclaw.bench.job import Plan
 from tests.bench.rig import MEMORY, job
 
 

@@ -13,8 +13,8 @@ from msgspec import structs
 
 from fastclaw import bench_limits
 from fastclaw.bench.cliff import Cliff, Seen, Step, bounds, broken, held, next_level, to_json, to_text, why_not
+from fastclaw.bench.job import Plan
 from fastclaw.bench.leftovers import Leftovers
-from fastclaw.bench.plan import Plan
 from tests.bench.test_report import latency, measured
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastclaw.bench import cliff
 from fastclaw.bench.climb import climb
-from fastclaw.bench.plan import Job, Plan
+from fastclaw.bench.job import Job, Plan
 from tests.bench.rig import MEMORY, evil, ignored, job
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pytest
 from fastclaw import bench_limits
 from fastclaw.bench.arrivals import poisson
 from fastclaw.bench.driver import Driver
-from fastclaw.bench.plan import Plan
+from fastclaw.bench.job import Plan
 from fastclaw.bench.recorder import Ended, Failed, Recorder
 
 

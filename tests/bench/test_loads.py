@@ -16,7 +16,7 @@ from tests.bench.rig import job
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fastclaw.bench.plan import LoadName
+    from fastclaw.bench.job import LoadName
 
 GOOD = {"state": "exited", "exit_code": 0, "signal": None, "reason": "exited"}
 

@@ -12,12 +12,12 @@ import pytest
 
 from fastclaw.bench import null_main
 from fastclaw.bench.calibration import NULL
-from fastclaw.bench.plan import Plan
+from fastclaw.bench.job import Plan
 from fastclaw.bench.session import up
 from tests.bench.rig import ignored, job
 
 if TYPE_CHECKING:
-    from fastclaw.bench.plan import LoadName
+    from fastclaw.bench.job import LoadName
 
 
 @pytest.mark.parametrize("load", ["exec", "run", "hold", "environments", "files"])

@@ -12,8 +12,8 @@ from msgspec import Struct, structs
 
 from fastclaw.bench.cliff import Cliff, Seen, Step
 from fastclaw.bench.histogram import Latencies, Latency, Percentile
+from fastclaw.bench.job import Plan
 from fastclaw.bench.leftovers import Leftovers
-from fastclaw.bench.plan import Plan
 from fastclaw.bench.report import (
     LATE_US,
     Floor,

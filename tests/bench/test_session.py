@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastclaw.bench.plan import Plan
+from fastclaw.bench.job import Plan
 from fastclaw.bench.session import NotMeasured, up
 from tests.bench.rig import MEMORY, evil, ignored, job
 

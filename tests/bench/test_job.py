@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastclaw import bench_limits
-from fastclaw.bench.plan import Job, Plan
+from fastclaw.bench.job import Job, Plan
 
 
 @pytest.mark.parametrize(
