@@ -74,7 +74,7 @@ def docker(request: pytest.FixtureRequest, ratios: Ratios) -> DockerService | No
     """None, and a line in the report, where there is none."""
     try:
         found: DockerService = request.getfixturevalue("docker_service")
-    except pytest.skip.Exception as reason:
+    except pytest.skip.Exception as reason:  # the other rivals are measured without it, and the page says so
         ratios.header.missing["Docker's API"] = str(reason)
         return None
     return found

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -35,7 +36,7 @@ _STARTED_AT_ONCE = 64
 """Processes of `hold` that are started together: as many as a runtime of ours starts at a time."""
 
 
-class Load:
+class Load(ABC):
     """One kind of operation, on one runtime.
 
     Parameters:
@@ -57,13 +58,14 @@ class Load:
         self.sockets: deque[str] = deque(maxlen=bench_limits.BENCH_SOCKETS)
         self.containers: deque[str] = deque(maxlen=bench_limits.BENCH_ENVIRONMENTS)
 
-    async def begin(self) -> None:
+    async def begin(self) -> None:  # noqa: B027 - most need nothing
         """What there has to be before the first operation.
 
         Raises:
             Failed: it cannot be had.
         """
 
+    @abstractmethod
     async def once(self, slot: int) -> Ended:
         """One operation.
 
@@ -73,9 +75,8 @@ class Load:
         Raises:
             Failed: with the reason.
         """
-        raise NotImplementedError
 
-    async def end(self) -> None:
+    async def end(self) -> None:  # noqa: B027 - most have made nothing
         """Take back what `begin` has made, as far as the runtime lets it."""
 
     async def exec(self, params: bytes) -> tuple[int, str, str, str]:
